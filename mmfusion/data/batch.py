@@ -1,0 +1,28 @@
+"""The Batch: what the data pipeline hands to the step, and the one thing models know of data.
+
+B batch · N positions · H W image · C channels or classes · T time · S audio samples · F table columns.
+"""
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Batch:
+    """One batch of examples, all arrays with the examples on axis 0; nothing mutates it.
+
+    Attributes:
+      inputs: raw arrays per modality: image `[B, H, W, C]` uint8, text ids `[B, T]` int32, audio `[B, S]` float32.
+      mask: per modality `[B, N]` bool, which positions are real; N is 1 for an image, T for text, S for audio.
+      present: per modality `[B]` bool, which examples have it at all.
+      targets: per task: class `[B]` int32, multi-label `[B, C]` float32, or regression `[B]` float32.
+      weight: `[B]` float32; 0 on rows that only pad the batch.
+      id: `[B]` int32, the row's number in its source; -1 on padding.
+    """
+
+    inputs: dict[str, jax.Array]
+    mask: dict[str, jax.Array]
+    present: dict[str, jax.Array]
+    targets: dict[str, jax.Array]
+    weight: jax.Array
+    id: jax.Array
