@@ -1,0 +1,103 @@
+"""Audio: decoded on the host to mono float32 at one rate, then padded with a mask.
+
+S samples.
+"""
+
+import io
+import math
+import os
+import pathlib
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+RATES = (1_000, 384_000)  # Hz, the lowest and highest a file may have
+
+
+def decode(
+    data: bytes | np.ndarray | str | os.PathLike, rate: int, source_rate: int | None = None, max_samples: int = 2**26
+) -> np.ndarray:
+    """Returns the recording as a mono waveform `[S]` float32 in about [-1, 1] at `rate`; empty if it has no samples.
+
+    Args:
+      data: an encoded file's bytes or path (WAV, FLAC, OGG, ...), or samples `[S]` or `[S, channels]`: floats in
+        [-1, 1], or integers as 16-bit PCM (also in a wider type, as TFDS stores them).
+      rate: samples a second of the result.
+      source_rate: samples a second of an array; None where it already has `rate`. A file states its own.
+      max_samples: longer recordings (over all channels) are refused by their header.
+
+    Raises:
+      ValueError: a short reason, if the data are corrupt, truncated, too long or not finite.
+    """
+    if isinstance(data, np.ndarray):
+        waveform, source = _from_array(data, max_samples), source_rate or rate
+    else:
+        waveform, source = _from_file(data, max_samples)
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=1)  # [S]
+    if not np.isfinite(waveform).all():
+        raise ValueError("samples are not finite")
+    if source != rate and len(waveform):
+        common = math.gcd(source, rate)
+        waveform = resample_poly(waveform, rate // common, source // common)
+    return waveform.astype(np.float32, copy=False)
+
+
+def _from_array(data: np.ndarray, max_samples: int) -> np.ndarray:
+    if data.ndim not in (1, 2) or data.dtype.kind not in "if":
+        raise ValueError(f"samples are {data.dtype}{list(data.shape)}, not integer or float [S] or [S, channels]")
+    if data.size > max_samples:
+        raise ValueError(f"{data.size} samples, more than the limit of {max_samples}")
+    if data.dtype.kind == "f":
+        return data.astype(np.float32)
+    if data.size and (data.min() < -(2**15) or data.max() >= 2**15):
+        raise ValueError("integer samples are outside 16-bit PCM")
+    return data.astype(np.float32) / 2**15
+
+
+def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.ndarray, int]:
+    try:
+        data = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()
+        _check_whole(data)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.frames * file.channels > max_samples:
+                raise ValueError(f"{file.frames * file.channels} samples, more than the limit of {max_samples}")
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                raise ValueError(f"{file.samplerate} samples a second, outside {RATES[0]} to {RATES[1]}")
+            waveform = file.read(dtype="float32")
+            if len(waveform) < file.frames:
+                raise ValueError(f"truncated: {len(waveform)} of {file.frames} samples")
+            return waveform, file.samplerate
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"not a recording: {getattr(error, 'error_string', error)}") from error
+
+
+def _check_whole(data: bytes) -> None:
+    # libsndfile reads what is left of a truncated WAV or OGG without a word.
+    if not data:
+        raise ValueError("empty file")
+    if data[:4] == b"RIFF" and len(data) >= 8:
+        size = int.from_bytes(data[4:8], "little")
+        if size not in (0, 2**32 - 1) and size + 8 > len(data):  # streams write 0 or all ones
+            raise ValueError(f"truncated: {len(data)} of {size + 8} bytes")
+    if data[:4] == b"OggS":
+        page = data[data.rfind(b"OggS") :]  # flags in byte 5, segment count in 26, segment lengths from 27
+        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if not whole or not page[5] & 4:
+            raise ValueError("truncated: the last page is missing")
+
+
+def pad(waveform: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the waveform `[S]` float32, cut or padded with zeros at its end, and which samples are real `[S]` bool.
+
+    Args:
+      waveform: `[any]` float32.
+      samples: S.
+    """
+    kept = waveform[:samples]
+    padded = np.zeros(samples, np.float32)  # [S]
+    padded[: len(kept)] = kept
+    return padded, np.arange(samples) < len(kept)

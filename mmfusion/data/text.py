@@ -1,0 +1,108 @@
+"""Text: vocabularies trained on the training split, and ids with their mask.
+
+T positions.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from mmfusion.errors import UserError
+
+PAD, OOV = 0, 1
+SPECIAL = ["[PAD]", "[OOV]"]
+
+
+def train_tokenizer(texts: Iterable[str], kind: str, vocabulary_size: int) -> Tokenizer:
+    """Returns a tokenizer trained on the texts, the same for the same texts in any order.
+
+    `word` lower-cases, splits at white space and punctuation, and keeps the most frequent words, ties in code-point
+    order; other words become [OOV]. `bpe` is byte-level byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909),
+    which has no unknown words. Id 0 is [PAD], id 1 [OOV]; text that spells them is ordinary text.
+
+    Args:
+      texts: the training split's texts.
+      kind: `word` or `bpe`.
+      vocabulary_size: the most ids there may be, the two special ones included.
+
+    Raises:
+      UserError: if the kind is unknown or the vocabulary too small to hold what it must.
+    """
+    if kind not in TOKENIZERS:
+        raise UserError(f"tokenizer {kind!r} is unknown; choose one of {', '.join(TOKENIZERS)}")
+    train, smallest = TOKENIZERS[kind]
+    if vocabulary_size < smallest:
+        raise UserError(f"a {kind} vocabulary of {vocabulary_size} is too small; it needs at least {smallest} ids")
+    return train(texts, vocabulary_size)
+
+
+def _train_word(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({}, unk_token=SPECIAL[OOV]))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    counts = Counter()
+    for text in texts:
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        counts.update(word for word, _ in words)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    words = SPECIAL + ranked[: vocabulary_size - len(SPECIAL)]
+    tokenizer.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=SPECIAL[OOV])
+    return tokenizer
+
+
+def _train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # Registered special tokens are matched in raw text, where "[PAD]" would become padding: keep only their ids.
+    return Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), "added_tokens": []}))
+
+
+# A kind's function, and the fewest ids it can do with: byte-level BPE starts from all 256 bytes.
+TOKENIZERS = {"word": (_train_word, len(SPECIAL) + 1), "bpe": (_train_bpe, len(SPECIAL) + 256)}
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids `[n, T]` int32 and their mask `[n, T]` bool, truncated, and padded with 0 at the end.
+
+    A text without a word has a mask of False, by which the pipeline knows it as absent.
+
+    Args:
+      tokenizer: what `train_tokenizer` or `from_json` returned.
+      texts: n strings.
+      length: T.
+    """
+    ids = np.full((len(texts), length), PAD, np.int32)  # [n, T]
+    mask = np.zeros((len(texts), length), bool)  # [n, T]
+    stripped = [text.strip() for text in texts]  # byte-level BPE makes tokens of white space
+    for row, encoding in enumerate(tokenizer.encode_batch_fast(stripped, add_special_tokens=False)):
+        tokens = encoding.ids[:length]
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = True
+    return ids, mask
+
+
+def to_json(tokenizer: Tokenizer) -> str:
+    """Returns the tokenizer as a JSON string, to be saved with the run."""
+    return tokenizer.to_str()
+
+
+def from_json(text: str) -> Tokenizer:
+    """Returns the tokenizer that `to_json` wrote; raises UserError if the string is none."""
+    try:
+        return Tokenizer.from_str(text)
+    # The Rust side raises a bare Exception.
+    except Exception as error:
+        raise UserError(
+            f"the saved tokenizer cannot be read ({error}); it must be JSON as to_json writes it"
+        ) from error
