@@ -7,6 +7,8 @@ whatever their weight.
 import numpy as np
 from scipy.special import expit, log_softmax
 
+from mmfusion.logger import plain
+
 # Which scores may choose the best checkpoint, and whether higher is better.
 METRICS = {
     "classification": {
@@ -57,7 +59,7 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
     """
     logits, targets = _select(logits, targets, weight, ("n", "C"), ("n",))
     classes = logits.shape[1]
-    if targets.size and not (0 <= targets.min() and targets.max() < classes):
+    if targets.size and not (targets.min() >= 0 and targets.max() < classes):
         raise ValueError(f"targets from {targets.min()} to {targets.max()}, outside the {classes} classes")
     if not len(targets) or not np.isfinite(logits).all():
         return {**_undefined("classification"), "per_class": None, "confusion": None}
@@ -68,7 +70,7 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
     per_class = _per_class(hits, actual, predicted)
     confidence = np.exp(log_probabilities.max(axis=1))  # [n]
     one_vs_rest = [_auroc(targets == c, log_probabilities[:, c]) for c in range(classes)]
-    return _plain(
+    return plain(
         {
             "accuracy": hits.sum() / len(targets),
             "balanced_accuracy": np.mean(hits[actual > 0] / actual[actual > 0]),
@@ -109,7 +111,7 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
     per_class = _per_class(hits, actual, predicted)
     probability = expit(logits)
     labels = range(logits.shape[1])
-    return _plain(
+    return plain(
         {
             "accuracy": np.mean(targets == predictions),
             "subset_accuracy": np.mean((targets == predictions).all(axis=1)),
@@ -143,7 +145,7 @@ def regression(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray)
         return _undefined("regression")
     error = predictions - targets
     spread, spread_predicted = np.ptp(targets) > 0, np.ptp(predictions) > 0
-    return _plain(
+    return plain(
         {
             "mae": np.mean(np.abs(error)),
             "rmse": np.sqrt(np.mean(error**2)),
@@ -199,13 +201,3 @@ def _ece(confidence, correct):
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     gap = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
     return np.abs(gap).sum() / len(confidence)
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
-    if isinstance(value, list | np.ndarray):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,253 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard events, a progress bar or plain lines, and tables."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+
+class Logger:
+    """Writes one line of `metrics.jsonl` and the same scalars to TensorBoard a call, and shows how the run goes.
+
+    On a terminal the `train` split drives a progress bar; elsewhere it prints one plain line in `plain_every` calls.
+    Other splits print a line each. A host that is not primary writes and prints nothing.
+
+    Args:
+      workdir: the run's directory, made if missing.
+      primary: whether this host writes.
+      resume_step: the step the run continues from; lines of later steps are dropped first, and a torn last line.
+      total_steps: of the whole run, for the bar and the time left.
+      plain_every: calls a plain line.
+      console: a rich console; the default writes to standard output.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        primary: bool = True,
+        resume_step: int = 0,
+        *,
+        total_steps: int,
+        plain_every: int = 1,
+        console: Console | None = None,
+    ):
+        self.primary = primary
+        if not primary:
+            return
+        self._workdir = pathlib.Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._total_steps, self._plain_every = total_steps, plain_every
+        self._console = console or Console()
+        self._calls, self._start = 0, None
+        path = self._workdir / "metrics.jsonl"
+        continued = path.exists()
+        _drop_after(path, resume_step)
+        self._lines = path.open("a", encoding="utf-8")
+        # TensorBoard hides events of an earlier attempt from purge_step on.
+        purge_step = resume_step + 1 if continued else None
+        self._events = SummaryWriter(str(self._workdir), purge_step=purge_step, flush_secs=10)
+        self._bar = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._bar = _progress(self._console)
+            self._task = self._bar.add_task(
+                "", total=total_steps, completed=resume_step, numbers="starting", left="-:--:--"
+            )
+            self._bar.start()
+
+    def log(self, step: int, values: Mapping, split: str = "train") -> None:
+        """Records the scores of a split after `step` updates.
+
+        Args:
+          step: updates done.
+          values: scores by name, JSON types or NumPy numbers; the bar and the plain lines show `examples_per_second`,
+            `loss`, `accuracy` and `learning_rate` of them.
+          split: `train`, `valid` or `test`.
+        """
+        if not self.primary:
+            return
+        values = plain(values)
+        self._lines.write(json.dumps({"step": int(step), "split": split, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(f"{split}/{name}", value, step)
+        if split == "train":
+            self._show_progress(int(step), values)
+        else:
+            self.print(f"{split:>5}  step {step}  {_scores(values)}")
+
+    def _show_progress(self, step: int, values: Mapping) -> None:
+        now = time.monotonic()
+        self._start = self._start or (step, now)  # the first call's time holds the compilation: start counting there
+        done, seconds = step - self._start[0], now - self._start[1]
+        left = _duration(seconds / done * (self._total_steps - step)) if done > 0 else "-:--:--"
+        if self._bar:
+            self._bar.update(self._task, completed=step, numbers=_numbers(values, " "), left=left)
+        elif self._calls % self._plain_every == 0 or step >= self._total_steps:
+            self.print(f"train  step {step}/{self._total_steps}  {_numbers(values, '  ')}  {left} left")
+        self._calls += 1
+
+    def print(self, renderable) -> None:
+        """Prints text or a table, above the progress bar while there is one."""
+        if self.primary:
+            self._console.print(renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Ends the bar and the files; what was logged stays."""
+        if self.primary:
+            if self._bar:
+                self._bar.stop()
+            self._lines.close()
+            self._events.close()
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def write_json(path: str | os.PathLike, obj) -> None:
+    """Writes an object as JSON, whole or not at all; NumPy becomes plain and non-finite numbers null.
+
+    Args:
+      path: the file, replaced if there is one.
+      obj: dicts, lists, numbers, strings, NumPy arrays.
+    """
+    _replace(pathlib.Path(path), json.dumps(plain(obj), indent=2) + "\n")
+
+
+def plain(value):
+    """Returns the value with NumPy and JAX numbers and arrays as Python's own, and None for non-finite numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the new name is durable only with its directory
+    finally:
+        os.close(directory)
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        _replace(path, "".join(kept))
+
+
+def _step_of(line: str) -> float:
+    # A torn line has no step to keep it for.
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if line.endswith("\n"):
+            return float(json.loads(line)["step"])
+    return math.inf
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}", markup=False),
+        TextColumn("{task.fields[left]}", style="dim"),
+        console=console,
+        expand=True,
+        refresh_per_second=4,
+    )
+
+
+def _numbers(values: Mapping, gap: str) -> str:
+    formats = {
+        "examples_per_second": lambda v: f"{_short(v)} ex/s",
+        "loss": lambda v: f"loss {v:.4f}" if abs(v) < 100 else f"loss {v:.2e}",
+        "accuracy": lambda v: f"acc {v:.3f}",
+        "learning_rate": lambda v: f"lr {v:.1e}",
+    }
+    known = {name: values[name] for name in formats if name in values}
+    return gap.join(formats[n](v) if v is not None else f"{n} not finite" for n, v in known.items())
+
+
+def _scores(values: Mapping) -> str:
+    return "  ".join(f"{n} {_score(v)}" for n, v in values.items() if v is None or isinstance(v, int | float))
+
+
+def _score(value) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _short(number: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def model_table(rows: Iterable[tuple[str, tuple[int, ...] | str, int, float | None]]) -> Table:
+    """Returns a table of a model's modules with the totals beneath.
+
+    Args:
+      rows: (module, output shape, parameters, share of FLOPs in [0, 1] or None where unknown) each.
+    """
+    rows = list(rows)
+    shares = [share for *_, share in rows if share is not None]
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table.add_column("module", "total", overflow="fold")
+    table.add_column("output", style="dim")
+    table.add_column("parameters", f"{sum(row[2] for row in rows):,}", justify="right", no_wrap=True)
+    table.add_column("FLOPs", f"{sum(shares):.1%}" if shares else "–", justify="right", no_wrap=True)
+    for module, shape, parameters, share in rows:
+        shape = shape if isinstance(shape, str) else "×".join(map(str, shape))
+        table.add_row(module, shape, f"{parameters:,}", "–" if share is None else f"{share:.1%}")
+    return table
+
+
+def results_table(metrics: Mapping[str, Mapping]) -> Table:
+    """Returns a table with one row a score and one column a split; nested scores (per class, confusion) are left out.
+
+    Args:
+      metrics: scores by name, by split.
+    """
+    names = dict.fromkeys(n for s in metrics.values() for n, v in s.items() if v is None or np.isscalar(v))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for split in metrics:
+        table.add_column(split, justify="right", no_wrap=True)
+    for name in names:
+        table.add_row(name, *(_score(plain(scores.get(name))) for scores in metrics.values()))
+    return table
