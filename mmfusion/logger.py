@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 from tensorboardX import SummaryWriter
 
 
@@ -233,7 +234,7 @@ def model_table(rows: Iterable[tuple[str, tuple[int, ...] | str, int, float | No
     table.add_column("FLOPs", f"{sum(shares):.1%}" if shares else "–", justify="right", no_wrap=True)
     for module, shape, parameters, share in rows:
         shape = shape if isinstance(shape, str) else "×".join(map(str, shape))
-        table.add_row(module, shape, f"{parameters:,}", "–" if share is None else f"{share:.1%}")
+        table.add_row(Text(module), Text(shape), f"{parameters:,}", "–" if share is None else f"{share:.1%}")
     return table
 
 
@@ -247,7 +248,7 @@ def results_table(metrics: Mapping[str, Mapping]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for split in metrics:
-        table.add_column(split, justify="right", no_wrap=True)
+        table.add_column(Text(split), justify="right", no_wrap=True)
     for name in names:
-        table.add_row(name, *(_score(plain(scores.get(name))) for scores in metrics.values()))
+        table.add_row(Text(name), *(_score(plain(scores.get(name))) for scores in metrics.values()))
     return table

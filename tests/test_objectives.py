@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, log_softmax, softmax
+from sklearn.metrics import log_loss
+
+from mmfusion.errors import UserError
+from mmfusion.objectives import Task, task_loss, task_weight
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(6, 4)).astype(np.float32) * 3
+TARGET = np.array([0, 3, 1, 1, 2, 0], np.int32)
+
+
+def test_classification_is_cross_entropy():
+    loss = task_loss(jnp.asarray(LOGITS), jnp.asarray(TARGET), Task("classification", 4))
+    probabilities = softmax(LOGITS.astype(np.float64), axis=1)
+    expected = [log_loss([t], [p], labels=range(4)) for t, p in zip(TARGET, probabilities, strict=True)]
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_label_smoothing_formula():
+    """(1 - s) of the true class's loss plus s of the mean over all classes."""
+    loss = task_loss(jnp.asarray(LOGITS), jnp.asarray(TARGET), Task("classification", 4, label_smoothing=0.2))
+    negative = -log_softmax(LOGITS, axis=1)
+    np.testing.assert_allclose(loss, 0.8 * negative[np.arange(6), TARGET] + 0.2 * negative.mean(axis=1), rtol=1e-5)
+
+
+def test_multilabel_is_mean_binary_cross_entropy_weighted_by_label():
+    target = RNG.integers(0, 2, (6, 4))
+    p = expit(LOGITS.astype(np.float64))
+    each = -(target * np.log(p) + (1 - target) * np.log(1 - p))
+    loss = task_loss(jnp.asarray(LOGITS), jnp.asarray(target), Task("multilabel", 4))
+    np.testing.assert_allclose(loss, each.mean(axis=1), rtol=1e-5)
+    spec = Task("multilabel", 4, class_weights=(1.0, 0.0, 3.0, 0.0))
+    weighted = task_loss(jnp.asarray(LOGITS), jnp.asarray(target), spec)
+    np.testing.assert_allclose(weighted, (each[:, 0] + 3 * each[:, 2]) / 4, rtol=1e-5)
+
+
+def test_multilabel_smoothing_moves_targets_towards_one_half():
+    spec = Task("multilabel", 1, label_smoothing=0.2)
+    loss = task_loss(jnp.array([[2.0]]), jnp.array([[1.0]]), spec)
+    np.testing.assert_allclose(loss, -(0.9 * np.log(expit(2.0)) + 0.1 * np.log(expit(-2.0))), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("", [4, 0.25]), ("mse", [4, 0.25]), ("mae", [2, 0.5])])
+def test_regression(name, expected):
+    loss = task_loss(jnp.array([[3.0], [0.5]]), jnp.array([1.0, 1.0]), Task("regression", 1, name))
+    np.testing.assert_allclose(loss, expected)
+
+
+def test_huber_is_square_then_linear():
+    loss = task_loss(jnp.array([[3.0], [0.5]]), jnp.array([0.0, 0.0]), Task("regression", 1, "huber"))
+    np.testing.assert_allclose(loss, [2.5, 0.125])
+
+
+def test_class_weights_reach_the_weight_alone_and_padding_stays_zero():
+    weight = jnp.array([1.0, 1, 1, 0, 1, 0])
+    spec = Task("classification", 4, class_weights=(0.5, 1.0, 2.0, 4.0))
+    np.testing.assert_allclose(task_weight(jnp.asarray(TARGET), weight, spec), [0.5, 4, 1, 0, 2, 0])
+    plain = Task("classification", 4)
+    np.testing.assert_allclose(task_weight(jnp.asarray(TARGET), weight, plain), weight)
+    logits, target = jnp.asarray(LOGITS), jnp.asarray(TARGET)
+    np.testing.assert_array_equal(task_loss(logits, target, spec), task_loss(logits, target, plain))
+
+
+def test_half_precision_logits_are_scored_in_float32():
+    loss = task_loss(jnp.asarray(LOGITS, jnp.bfloat16), jnp.asarray(TARGET), Task("classification", 4))
+    assert loss.dtype == jnp.float32
+    rounded = np.asarray(jnp.asarray(LOGITS, jnp.bfloat16), np.float32)
+    np.testing.assert_allclose(loss, -log_softmax(rounded, axis=1)[np.arange(6), TARGET], rtol=1e-5)
+
+
+def test_extreme_logits_stay_finite():
+    big = jnp.array([[1e4, -1e4], [-1e4, 1e4]])
+    for spec, target in ((Task("classification", 2), jnp.array([0, 0])), (Task("multilabel", 2), jnp.eye(2))):
+        loss, slope = jax.value_and_grad(lambda x, t=target, s=spec: task_loss(x, t, s).sum())(big)
+        assert np.isfinite(loss), spec
+        assert np.isfinite(slope).all(), spec
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_label_outside_the_classes_is_loud(label):
+    loss = task_loss(jnp.zeros((2, 4)), jnp.array([label, 1]), Task("classification", 4))
+    assert np.isnan(loss[0])
+    assert np.isfinite(loss[1])
+
+
+def test_shapes_must_fit():
+    with pytest.raises(ValueError, match="expected"):
+        task_loss(jnp.zeros((2, 4)), jnp.zeros((2, 1)), Task("regression", 1))
+    with pytest.raises(ValueError, match="expected"):
+        task_loss(jnp.zeros((2, 1)), jnp.zeros((2, 1)), Task("regression", 1))
+    with pytest.raises(ValueError, match="expected"):
+        task_loss(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32), Task("classification", 4))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kind": "ranking", "outputs": 2},
+        {"kind": "regression", "outputs": 1, "loss": "l3"},
+        {"kind": "classification", "outputs": 2, "loss": "mse"},
+        {"kind": "regression", "outputs": 2},
+        {"kind": "regression", "outputs": 1, "label_smoothing": 0.1},
+        {"kind": "classification", "outputs": 2, "label_smoothing": 1.0},
+        {"kind": "classification", "outputs": 3, "class_weights": (1.0, 2.0)},
+        {"kind": "classification", "outputs": 2, "class_weights": (0.0, 0.0)},
+    ],
+)
+def test_wrong_task_is_the_users_error(arguments):
+    with pytest.raises(UserError) as error:
+        Task(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_task_is_hashable():
+    assert hash(Task("classification", 2, class_weights=(1.0, 2.0))) == hash(
+        Task("classification", 2, class_weights=(1.0, 2.0))
+    )
