@@ -1,5 +1,8 @@
 """The two ways a run ends early on purpose; `experiments/cli.py` turns each into its exit status."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """The user's input is wrong: one line that says what, where, and what would be right (exit status 2)."""
@@ -7,3 +10,10 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The run was asked to stop and saved itself; the same command continues it (exit status 75)."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns the end of an error line: the nearest choices, or all of them where none is near."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(choices)}"

@@ -5,12 +5,16 @@ import zlib
 import jax
 
 
-def key(seed: int, *names: str | int | jax.Array) -> jax.Array:
+def key(seed: int | jax.Array, *names: str | int | jax.Array) -> jax.Array:
     """Returns the typed PRNG key of `seed` folded with each name or number in turn."""
-    result = jax.random.key(seed)
+    return fold(jax.random.key(seed), *names)
+
+
+def fold(base: jax.Array, *names: str | int | jax.Array) -> jax.Array:
+    """Returns the key `base` folded with each name or number in turn."""
     for name in names:
-        result = jax.random.fold_in(result, zlib.crc32(name.encode()) if isinstance(name, str) else name)
-    return result
+        base = jax.random.fold_in(base, zlib.crc32(name.encode()) if isinstance(name, str) else name)
+    return base
 
 
 def row_keys(base: jax.Array, ids: jax.Array) -> jax.Array:

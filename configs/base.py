@@ -1,0 +1,107 @@
+"""Every field of a config, with its unit. Other configs are small changes to this one."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmfusion.config import choice_keys
+from mmfusion.data.rows import KINDS, TARGET_OPTIONS
+from mmfusion.errors import UserError, nearest
+
+
+def get_config() -> ConfigDict:
+    """Returns a locked config without modalities, encoders or targets, which every dataset brings its own of."""
+    config = ConfigDict()
+    config.seed = 0  # of everything random: parameters, order, dropout, augmentation
+    config.steps = 1000  # optimizer updates in all
+    config.batch_size = 64  # examples an update, over all devices, hosts and micro-batches
+    config.eval_every = 250  # steps between validations; each is followed by a checkpoint
+    config.checkpoint_every = 250  # steps between checkpoints
+    config.log_every = 20  # steps between lines of metrics.jsonl
+    config.select = "accuracy"  # the validation metric that chooses the checkpoint that is tested
+
+    config.data = ConfigDict()
+    config.data.name = ""  # a TFDS name, or pair:FIRST+SECOND:by=label|index
+    config.data.dir = ""  # where datasets are prepared; empty: TFDS's own place
+    config.data.manual_dir = ""  # a folder of archives fetched by hand, used before any download
+    config.data.train = "train"  # TFDS split expressions
+    config.data.valid = ""  # empty: carved from train
+    config.data.test = "test"
+    config.data.valid_fraction = 0.1  # share of train's groups that is carved off
+    config.data.group = ""  # the feature whose rows must not be divided by the carve; empty: each row is its own
+    config.data.memory_gb = 4.0  # a split that takes more than this once decoded is streamed
+    config.data.workers = 0  # processes that read a streamed split; 0: threads
+    config.data.max_bad_fraction = 0.01  # share of unreadable rows that is tolerated; they get weight 0
+    config.data.modalities = ConfigDict()  # name -> kind, feature, and the kind's options (mmfusion/data/rows.py)
+    config.data.targets = ConfigDict()  # task -> kind, feature, and the kind's options (mmfusion/data/rows.py)
+
+    config.model = ConfigDict()
+    config.model.width = 64  # of tokens and fused features
+    config.model.dtype = "auto"  # of computation: float32, bfloat16, or auto (bfloat16 on accelerators)
+    config.model.encoders = ConfigDict()  # modality -> name and the encoder's options (mmfusion/models/encoders)
+    config.model.fusion = fusion("cross_attention")
+
+    config.optim = optimizer("adamw", learning_rate=1e-3)
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "pmap"  # or jit, over a mesh of the same devices
+    config.parallel.devices = 0  # the first so many; 0: all
+    config.parallel.steps_per_call = 0  # updates a compiled call; 0: 1 on CPU, up to 8 on accelerators
+    return config.lock()
+
+
+def modality(kind: str, feature: str, **options: Any) -> ConfigDict:
+    """Returns a modality read from `feature`, with the kind's defaults changed by `options`."""
+    return _filled({"kind": kind, "feature": feature, **KINDS[kind].options}, options)
+
+
+def target(kind: str, feature: str, **options: Any) -> ConfigDict:
+    """Returns a target read from `feature`, with the kind's defaults changed by `options`."""
+    return _filled({"kind": kind, "feature": feature, **TARGET_OPTIONS[kind]}, options)
+
+
+def encoder(modality_name: str, name: str, **options: Any) -> ConfigDict:
+    """Returns the encoder `name` for a modality, with its defaults changed by `options`."""
+    return _filled({"name": name, **choice_keys(f"model.encoders.{modality_name}", name)}, options)
+
+
+def fusion(name: str, **options: Any) -> ConfigDict:
+    """Returns the fusion strategy `name`, with its defaults changed by `options`."""
+    return _filled({"name": name, **choice_keys("model.fusion", name)}, options)
+
+
+def optimizer(
+    name: str, learning_rate: float, *, clip_norm: float = 1.0, accumulate: int = 1,
+    schedule: str = "warmup_cosine", schedule_options: dict[str, Any] | None = None, **options: Any,
+) -> ConfigDict:  # fmt: skip
+    """Returns an optimizer and its schedule, with their defaults changed by the options.
+
+    `learning_rate` is the peak; `clip_norm` bounds the global gradient norm (0: off); `accumulate` is how many
+    micro-batches a batch is split into.
+    """
+    fixed = {"name": name, "learning_rate": learning_rate, "clip_norm": clip_norm, "accumulate": accumulate}
+    result = _filled({**fixed, **choice_keys("optim", name)}, options)
+    result.schedule = _filled({"name": schedule, **choice_keys("optim.schedule", schedule)}, schedule_options or {})
+    return result
+
+
+def keep_modalities(config: ConfigDict, names: str) -> None:
+    """Keeps the modalities in `names` (`image+text`; empty: all), in place."""
+    if not names:
+        return
+    kept = names.split("+")
+    for name in kept:
+        if name not in config.data.modalities:
+            raise UserError(f"config argument modalities={names!r}: {nearest(name, config.data.modalities)}")
+    with config.unlocked():
+        for name in [m for m in config.data.modalities if m not in kept]:
+            del config.data.modalities[name]
+            del config.model.encoders[name]
+
+
+def _filled(defaults: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
+    unknown = set(changes) - set(defaults)
+    if unknown:
+        raise UserError(f"option {min(unknown)!r} of {defaults.get('name') or defaults['kind']!r}: "
+                        f"{nearest(min(unknown), defaults)}")  # fmt: skip
+    return ConfigDict({**defaults, **changes})

@@ -1,0 +1,140 @@
+"""What every command shares: flags to a checked config, errors to one line and an exit status."""
+
+import logging
+import os
+import re
+import runpy
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from mmfusion import config as configs
+from mmfusion.errors import Preempted, UserError, nearest
+
+OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command and exits: 0 done, 2 the input is wrong, 75 preempted and saved, 1 anything else."""
+    _settle()
+    try:
+        main(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Preempted as stop:
+        print(f"preempted: {stop}", file=sys.stderr)
+        sys.exit(75)
+
+
+def parse(argv: Sequence[str]) -> None:
+    """Parses the flags that a command has defined.
+
+    Raises:
+      UserError: an unknown flag, a missing or wrong value.
+    """
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags begin with --")
+
+
+def parse_config(argv: Sequence[str]) -> ConfigDict:
+    """Takes `--config=FILE[:key=value,...]` and every `--config.a.b=v` from the arguments, and parses the other flags.
+
+    A `--config.<section>.name=X` brings X's own options at their defaults; the other overrides come after.
+
+    Returns:
+      A config, not checked yet.
+
+    Raises:
+      UserError: no such file, an unknown key, a value of another type.
+    """
+    argv = list(argv)
+    source, rest = _take_flag(argv, "config")
+    if source is None:
+        raise UserError("--config=configs/X.py is missing: configs are in configs/")
+    config = _load(source)
+    rest = _choose(config, rest)
+    _check_paths(config, rest)
+    flags_config = config_flags.DEFINE_config_dict("config", config)
+    parse(rest)
+    return flags_config.value
+
+
+def settle_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX was told where to; the folder holds code: for its owner only."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion" / "jax"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError:
+            return  # a machine without a writable home works, and compiles each time
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _settle() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    value, rest, i = None, argv[:1], 1
+    while i < len(argv):
+        if argv[i] == f"--{name}" and i + 1 < len(argv):
+            value, i = argv[i + 1], i + 1
+        elif argv[i].startswith(f"--{name}="):
+            value = argv[i].partition("=")[2]
+        else:
+            rest.append(argv[i])
+        i += 1
+    return value, rest
+
+
+def _load(source: str) -> ConfigDict:
+    path, _, arg = source.partition(":")
+    if not Path(path).is_file():
+        have = [str(p) for p in sorted(Path("configs").glob("*.py")) if p.stem not in ("__init__", "base")]
+        raise UserError(
+            f"--config={path} is no file: {nearest(path, have) if have else 'run from the repository root'}"
+        )
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise UserError(f"--config={path} defines no get_config(arg)")
+    return get_config(arg)
+
+
+def _choose(config: ConfigDict, argv: list[str]) -> list[str]:
+    """Applies the overrides that choose a section's kind, and returns the arguments without them."""
+    rest = []
+    chosen = {f"{path}.name": path for path in configs.sections_that_choose(config)}
+    for item in argv:
+        match = OVERRIDE.match(item)
+        if match and match["path"] in chosen and match["value"] is not None:
+            configs.choose(config, chosen[match["path"]], match["value"])
+        else:
+            rest.append(item)
+    return rest
+
+
+def _check_paths(config: ConfigDict, argv: Sequence[str]) -> None:
+    for item in argv:
+        if match := OVERRIDE.match(item):
+            section, walked = config, "config"
+            for part in match["path"].split("."):
+                if not isinstance(section, ConfigDict) or part not in section:
+                    known = section.keys() if isinstance(section, ConfigDict) else ()
+                    hint = nearest(part, known) if known else f"{walked} is a value"
+                    raise UserError(f"{walked}.{part} is no key: {hint}")
+                section, walked = section[part], f"{walked}.{part}"

@@ -1,0 +1,32 @@
+"""Scores a run's best checkpoint on any split, with any subset of its modalities; prints a table, writes JSON."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
+SPLIT = flags.DEFINE_string("split", "test", "train, valid or test")
+MODALITIES = flags.DEFINE_list("modalities", [], "those that stay; the others count as absent (default: all)")
+
+
+def main(argv: Sequence[str]) -> None:
+    cli.parse(argv)
+    cli.settle_compilation_cache()
+
+    from rich.console import Console
+
+    from mmfusion.evaluate import evaluate
+    from mmfusion.logger import results_table, write_json
+
+    scores = evaluate(WORKDIR.value, SPLIT.value, MODALITIES.value or None)
+    title = f"{scores['split']}: {'+'.join(scores['modalities'])}"
+    numbers = {name: value for name, value in scores.items() if name not in ("split", "modalities", "step")}
+    Console().print(results_table({title: numbers}))
+    write_json(Path(WORKDIR.value) / "evaluation.json", scores)
+
+
+if __name__ == "__main__":
+    cli.run(main)

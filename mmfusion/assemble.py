@@ -1,0 +1,119 @@
+"""A checked config and its dataset -> the model, the tasks and the compiled steps of a run."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from mmfusion import optim, parallel, step
+from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Dataset
+from mmfusion.data.preprocess import make_preprocess
+from mmfusion.data.rows import empty_batch
+from mmfusion.models import model as models
+from mmfusion.objectives import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run is made of; nothing here holds state.
+
+    Attributes:
+      model, optimizer: as the config says.
+      tasks: one a target.
+      preprocess: `(batch, key or None) -> batch`, on the device.
+      parallel: devices and hosts.
+      example: a host batch of two padding rows, for shapes.
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    tasks: dict[str, Task]
+    preprocess: step.Preprocess
+    parallel: parallel.Parallel
+    example: Batch
+
+    def initial_state(self, seed: int) -> step.TrainState:
+        """Returns the state before the first step, on every device."""
+        init = functools.partial(step.init_state, self.model, self.optimizer, preprocess=self.preprocess)
+        return self.parallel.replicate(jax.device_get(jax.jit(init)(self.example, seed=np.uint32(seed))))
+
+    def state_shapes(self) -> Any:
+        """Returns the state's shapes and dtypes, without computing it."""
+        init = functools.partial(step.init_state, self.model, self.optimizer, preprocess=self.preprocess)
+        return jax.eval_shape(init, self.example, seed=np.uint32(0))
+
+    def train_step(self, accumulate: int) -> Callable[..., Any]:
+        """Returns the compiled `(state, batches, learning_rates) -> (state, metrics)`."""
+        return self.parallel.compile_train(
+            functools.partial(
+                step.train_step,
+                model=self.model,
+                optimizer=self.optimizer,
+                tasks=self.tasks,
+                preprocess=self.preprocess,
+                accumulate=accumulate,
+                unroll=self.parallel.platform == "cpu",
+                axis_name=self.parallel.axis_name,
+            )
+        )
+
+    def eval_step(self) -> Callable[..., Any]:
+        """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
+        return self.parallel.compile_eval(
+            functools.partial(
+                step.eval_step,
+                model=self.model,
+                tasks=self.tasks,
+                preprocess=self.preprocess,
+                axis_name=self.parallel.axis_name,
+            )
+        )
+
+
+def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
+    """Builds the parts of a run; no parameter is made yet."""
+    spread = parallel.make(config.parallel.mode, config.parallel.devices)
+    return Parts(
+        model=models.build(
+            config.model,
+            dataset.supplied(),
+            dataset.reader.outputs,
+            axis_name=spread.axis_name,
+            dtype=_dtype(config.model.dtype, spread.platform),
+        ),
+        optimizer=optim.make(config.optim),
+        tasks=make_tasks(config.data.targets, dataset.reader.outputs),
+        preprocess=make_preprocess(config.data.modalities.to_dict()),
+        parallel=spread,
+        example=empty_batch(dataset.reader, 2),
+    )
+
+
+def make_tasks(targets: ConfigDict, outputs: dict[str, int]) -> dict[str, Task]:
+    """Returns a Task for each target of a config."""
+    return {
+        name: Task(
+            kind=options.kind,
+            outputs=outputs[name],
+            loss=options.get("loss", ""),
+            label_smoothing=options.get("label_smoothing", 0.0),
+            class_weights=tuple(options.get("class_weights", ())),
+            weight=options.weight,
+        )
+        for name, options in targets.items()
+    }
+
+
+def _dtype(name: str, platform: str) -> Any:
+    """bf16 on accelerators only: on CPU its matrix products are slower than float32's."""
+    if name == "auto":
+        return jnp.float32 if platform == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)

@@ -1,0 +1,291 @@
+"""A config's `data` section -> its splits, ready to be gathered by whole batches, and what a run must keep of them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mmfusion.data import sources, text
+from mmfusion.data.batch import Batch
+from mmfusion.data.rows import BadRow, BadTarget, Reader, as_string, empty_batch, fill_row
+from mmfusion.errors import UserError
+
+TOKENIZER_ROWS = 100_000  # a vocabulary settles long before; streaming sets need not be read through
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The rows of one split, by number in their source.
+
+    Attributes:
+      numbers: rows of the source that belong to this split `[n]`; they are the examples' ids.
+      source: the raw rows.
+      reader: turns a raw row into arrays.
+      arrays: everything decoded, with `where` from id to place, when the split fits in memory; else None.
+      bad: rows that could not be read and why; they stay in the order with weight 0.
+    """
+
+    name: str
+    numbers: np.ndarray
+    source: Sequence[Any]
+    reader: Reader
+    arrays: Batch | None
+    bad: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def gather(self, places: np.ndarray) -> Batch:
+        """Returns the batch of the rows at `places` `[B]` of this split; -1 makes a padding row of weight 0."""
+        if self.arrays is not None:
+            return _take(self.arrays, places)
+        return self.decode(places)
+
+    def decode(self, places: np.ndarray) -> Batch:
+        """Reads and decodes the rows at `places` `[B]` from the source; a bad one is named in `bad`, with weight 0."""
+        batch = empty_batch(self.reader, len(places))
+        for i, place in enumerate(places):
+            if place >= 0:
+                number = int(self.numbers[place])
+                try:
+                    fill_row(batch, i, self.source[number], number, self.reader)
+                except BadRow as error:
+                    self.bad[number] = str(error)
+                    batch.id[i] = number
+                except BadTarget as error:
+                    raise UserError(f"split {self.name!r}, {error}; correct the data or config.data.targets") from error
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Splits by name, and what the model and the run directory need of the data.
+
+    Attributes:
+      splits: `train`, `valid`, `test`, or those that were asked for.
+      reader: turns raw rows into arrays.
+      class_names: per task; empty for regression.
+      tokenizers: per text modality, as JSON.
+      fingerprint: of the sources, their splits and how they are read.
+    """
+
+    splits: dict[str, Split]
+    reader: Reader
+    class_names: dict[str, tuple[str, ...]]
+    tokenizers: dict[str, str]
+    fingerprint: str
+
+    def supplied(self) -> dict[str, dict[str, int]]:
+        """Returns per modality the encoder fields that the data decides: `vocabulary` in ids, `rate` in Hz."""
+        return {
+            m: {"vocabulary": self.reader.tokenizers[m].get_vocab_size()}
+            if options["kind"] == "text"
+            else {"rate": options["rate"]}
+            if options["kind"] == "audio"
+            else {}
+            for m, options in self.reader.modalities.items()
+        }
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what a run keeps of its data, as JSON values; `load` takes it back."""
+        return {
+            "class_names": {task: list(names) for task, names in self.class_names.items()},
+            "tokenizers": self.tokenizers,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load(
+    config: Any,
+    *,
+    seed: int,
+    splits: Sequence[str] = ("train", "valid", "test"),
+    saved: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Opens, prepares where needed, carves, checks and (where it fits) decodes a dataset.
+
+    Args:
+      config: the `data` section of a config.
+      seed: of pairings; the carve of the validation split does not depend on it.
+      splits: which to make ready.
+      saved: `Dataset.saved()` of the run that this data is for; None where a run begins, and vocabularies are trained.
+
+    Raises:
+      UserError: the data is not there, is not what the config says, or too much of it is corrupt.
+    """
+    names = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
+    needed = dict.fromkeys([*splits, *(() if saved else ("train",))])
+    opened = {
+        expression: sources.open_source(
+            config.name, expression, data_dir=config.dir, manual_dir=config.manual_dir, seed=seed
+        )
+        for expression in dict.fromkeys(names[split] for split in needed)
+    }
+    for source in opened.values():
+        _check_features(config, source)
+    numbers = {
+        split: _numbers(split, opened[names[split]].rows, carved=not config.valid, config=config) for split in needed
+    }
+    if saved:
+        class_names = {task: tuple(classes) for task, classes in saved["class_names"].items()}
+        tokenizers = dict(saved["tokenizers"])
+    else:
+        source = opened[names["train"]]
+        class_names = _class_names(config.targets, source.class_names)
+        tokenizers = _train_tokenizers(config.modalities, source.rows, numbers["train"])
+    reader = Reader(
+        modalities=config.modalities.to_dict(),
+        targets=config.targets.to_dict(),
+        outputs={task: len(classes) or 1 for task, classes in class_names.items()},
+        tokenizers={m: text.from_json(tokenizer) for m, tokenizer in tokenizers.items()},
+    )
+    described = [
+        {split: opened[names[split]].version for split in sorted(needed)},
+        {split: len(numbers[split]) for split in sorted(needed)},
+        reader.modalities,
+        reader.targets,
+    ]
+    return Dataset(
+        splits={s: _ready(s, numbers[s], opened[names[s]].rows, reader, config) for s in splits},
+        reader=reader,
+        class_names=class_names,
+        tokenizers=tokenizers,
+        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16],
+    )
+
+
+def _check_features(config: Any, source: sources.Source) -> None:
+    if len(source.rows) == 0:
+        raise UserError(f"dataset {config.name!r} is empty: {source.version}")
+    have = sorted(source.rows[0])
+    for section in ("modalities", "targets"):
+        for name, options in config[section].items():
+            if options.feature not in have:
+                raise UserError(
+                    f"config.data.{section}.{name}.feature={options.feature!r} is not in {config.name!r}: "
+                    f"its features are {', '.join(have)}"
+                )
+
+
+def _numbers(split: str, rows: Sequence[Any], *, carved: bool, config: Any) -> np.ndarray:
+    """Returns the rows of a split; train and valid share one source by a hash of each row's group."""
+    numbers = np.arange(len(rows))
+    if carved and split != "test":
+        in_valid = carve(_groups(rows, config.group), config.valid_fraction)
+        numbers = numbers[in_valid if split == "valid" else ~in_valid]
+    if len(numbers) == 0:
+        raise UserError(f"split {split!r} of {config.name!r} is empty: check config.data.{split} and valid_fraction")
+    return numbers
+
+
+def carve(groups: Sequence[Any], fraction: float) -> np.ndarray:
+    """Returns which rows `[n]` go to validation, by a hash of each row's group: the same on every machine."""
+
+    def share(group: Any) -> float:
+        return int.from_bytes(hashlib.blake2b(str(group).encode(), digest_size=8).digest(), "big") / 2**64
+
+    return np.array([share(group) < fraction for group in groups], bool)
+
+
+def _groups(rows: Sequence[Any], feature: str) -> Sequence[Any]:
+    if not feature:
+        return range(len(rows))
+    if feature not in rows[0]:
+        raise UserError(f"config.data.group={feature!r} is not a feature: they are {', '.join(sorted(rows[0]))}")
+    return [as_string(row[feature]) for row in _each(rows)]
+
+
+def _each(rows: Sequence[Any]) -> Any:
+    return (rows[i] for i in range(len(rows)))
+
+
+def _class_names(targets: Any, named: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    class_names: dict[str, tuple[str, ...]] = {}
+    for task, options in targets.items():
+        names = named.get(options.feature, ())
+        if options.kind == "regression":
+            names = ()
+        elif options.classes and names and len(names) != options.classes:
+            raise UserError(
+                f"config.data.targets.{task}.classes={options.classes}, but the dataset names {len(names)} classes"
+            )
+        elif not (names or options.classes):
+            raise UserError(f"config.data.targets.{task}.classes must be given: the dataset does not say how many")
+        else:
+            names = names or tuple(str(i) for i in range(options.classes))
+        class_names[task] = names
+    return class_names
+
+
+def _train_tokenizers(modalities: Any, rows: Sequence[Any], train: np.ndarray) -> dict[str, str]:
+    """Trains one vocabulary a text modality, on rows of the train split only."""
+    texts = {m: o for m, o in modalities.items() if o.kind == "text"}
+    if not texts:
+        return {}
+    sample = [rows[int(i)] for i in train[:TOKENIZER_ROWS]]
+    return {
+        m: text.to_json(
+            text.train_tokenizer([as_string(row[o.feature]) for row in sample], o.tokenizer, o.vocabulary_size)
+        )
+        for m, o in texts.items()
+    }
+
+
+def _ready(name: str, numbers: np.ndarray, source: Sequence[Any], reader: Reader, config: Any) -> Split:
+    split = Split(name, numbers, source, reader, None, {})
+    if len(numbers) * reader.bytes_per_row() > config.memory_gb * 1e9:
+        return split
+    parts = np.array_split(np.arange(len(numbers)), max(1, len(numbers) // 1024))
+    with ThreadPoolExecutor(2) as pool:  # picture decoders release the interpreter lock
+        arrays = _concatenate(list(pool.map(split.decode, parts)))
+    check_bad(split, len(split.bad), config.max_bad_fraction)
+    for modality, present in arrays.present.items():
+        if not present.any():
+            raise UserError(
+                f"modality {modality!r} is absent in every row of split {name!r}: "
+                f"leave it out with :modalities=... or correct config.data.modalities.{modality}"
+            )
+    return dataclasses.replace(split, arrays=arrays)
+
+
+def check_bad(split: Split, count: int, max_fraction: float) -> None:
+    """Raises UserError where more than `max_fraction` of a split's rows could not be read."""
+    if count > max_fraction * len(split):
+        example = next(iter(split.bad.values()), "see its rows of weight 0")
+        raise UserError(
+            f"{count} of {len(split)} rows of split {split.name!r} cannot be read, more than "
+            f"config.data.max_bad_fraction={max_fraction:g} allows; the first: {example}"
+        )
+
+
+def _map(function: Any, first: Batch, *rest: Batch) -> Batch:
+    def field(*values: Any) -> Any:
+        if isinstance(values[0], dict):
+            return {key: function(*(value[key] for value in values)) for key in values[0]}
+        return function(*values)
+
+    names = [f.name for f in dataclasses.fields(first)]
+    return Batch(**{n: field(*(getattr(b, n) for b in (first, *rest))) for n in names})
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    return _map(lambda *arrays: np.concatenate(arrays), *batches)
+
+
+def _take(arrays: Batch, places: np.ndarray) -> Batch:
+    """Gathers whole batches; a place of -1 becomes padding."""
+    padding = places < 0
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        taken = array[places]  # [B, ...]
+        if padding.any():
+            taken[padding] = 0
+        return taken
+
+    batch = _map(gather, arrays)
+    batch.id[padding] = -1
+    return batch

@@ -1,0 +1,187 @@
+"""Named datasets as random-access rows: any TFDS builder, ours included, or two of them joined by `pair`.
+
+A row is a dict of raw features as stored (pictures stay encoded), the same row number on every machine.
+"""
+
+import dataclasses
+import errno
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from mmfusion.data import builders
+from mmfusion.errors import UserError, nearest
+
+PAIR = re.compile(r"pair:(?P<first>[^+:]+)\+(?P<second>[^+:]+):by=(?P<by>label|index)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a dataset: rows by number, and what its builder says of them.
+
+    Attributes:
+      rows: a random-access sequence of feature dicts.
+      class_names: per feature, the names of its classes, where the builder names or counts them.
+      version: name, version and split, part of the run's data fingerprint.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    class_names: dict[str, tuple[str, ...]]
+    version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedRows:
+    """Row i of `first` beside row `partner[i]` of `second`; a name in both keeps the first's value."""
+
+    first: Sequence[dict[str, Any]]
+    second: Sequence[dict[str, Any]]
+    partner: np.ndarray
+    prefix: str
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        first, second = self.first[row], self.second[int(self.partner[row])]
+        return {**{(f"{self.prefix}/{k}" if k in first else k): v for k, v in second.items()}, **first}
+
+
+def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: int) -> Source:
+    """Opens one split of a dataset, preparing it on first use.
+
+    Args:
+      name: a TFDS name (`mnist`, `shapes/match`), or `pair:FIRST+SECOND:by=label|index`.
+      split: a TFDS split expression (`train`, `test[:50%]`).
+      data_dir: where datasets are prepared; TFDS's own place when empty.
+      manual_dir: a folder of archives that were fetched by hand; may be empty.
+      seed: of the partners drawn by `pair:...:by=label`.
+
+    Raises:
+      UserError: no such dataset or split, or it cannot be prepared here; the line says what would help.
+    """
+    if match := PAIR.match(name):
+        parts = [
+            open_source(match[part], split, data_dir=data_dir, manual_dir=manual_dir, seed=seed)
+            for part in ("first", "second")
+        ]
+        return _pair(*parts, by=match["by"], prefix=match["second"].split("/")[0], seed=seed)
+    builder = _prepared(name, data_dir, manual_dir)
+    try:
+        rows = builder.as_data_source(split, decoders=_skip_pictures(builder.info.features))
+    except (ValueError, KeyError, AssertionError) as error:
+        splits = ", ".join(builder.info.splits) or "none"
+        raise UserError(f"dataset {name!r} has no split {split!r}: its splits are {splits}") from error
+    except NotImplementedError as error:
+        raise UserError(
+            f"dataset {name!r} under {builder.data_dir} was prepared in another format: "
+            "give an empty --config.data.dir, where it is prepared as ArrayRecord"
+        ) from error
+    names = {
+        key: tuple(feature.names)
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes is not None
+    }
+    return Source(rows, names, f"{builder.info.full_name}:{split}")
+
+
+def check_name(name: str, data_dir: str) -> None:
+    """Raises UserError where no dataset has this name: ours, TFDS's, or prepared under `data_dir`."""
+    if match := PAIR.match(name):
+        check_name(match["first"], data_dir)
+        check_name(match["second"], data_dir)
+        return
+    if name.startswith("pair:"):
+        raise UserError(f"config.data.name={name!r} must be like pair:cifar10+imdb_reviews:by=index (or by=label)")
+    base = name.split("/")[0].split(":")[0]
+    prepared = bool(data_dir) and epath.Path(data_dir, base).exists()
+    if base in builders.BUILDERS:
+        if name not in known_names() and builders.BUILDERS[base].BUILDER_CONFIGS:
+            raise UserError(f"config.data.name={name!r} is no variant of {base}: {nearest(name, known_names())}")
+    elif not prepared and base not in tfds.list_builders():
+        raise UserError(
+            f"config.data.name={name!r} is no dataset of ours or TFDS's: "
+            f"{nearest(base, [*known_names(), *tfds.list_builders(with_community_datasets=False)])}"
+        )
+
+
+def known_names() -> list[str]:
+    """Names of the datasets that need no network: this package's own builders, with their variants."""
+    return [
+        f"{name}/{config.name}" if config else name
+        for name, builder in builders.BUILDERS.items()
+        for config in (builder.BUILDER_CONFIGS or [None])
+    ]
+
+
+def _prepared(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
+    own = builders.BUILDERS.get(name.split("/")[0])
+    try:
+        if own is not None:
+            builder = own(data_dir=data_dir or None, config=name.partition("/")[2] or None)
+        else:
+            builder = tfds.builder(name, data_dir=data_dir or None)
+        builder.download_and_prepare(
+            file_format=tfds.core.FileFormat.ARRAY_RECORD,
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
+        )
+    except (ImportError, RuntimeError) as error:
+        if "tensorflow" not in str(error).lower():
+            raise
+        raise UserError(
+            f"dataset {name!r} needs TensorFlow once, to prepare: pip install 'mmfusion[prepare]' "
+            "(here: pip install tensorflow-cpu), then run the same command"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"no space left while preparing {name!r} under {data_dir or 'the TFDS folder'}") from error
+        if isinstance(error, PermissionError):
+            raise UserError(
+                f"cannot write under {error.filename}: set --config.data.dir to a folder of yours"
+            ) from error
+        raise
+    return builder
+
+
+def _skip_pictures(features: tfds.features.FeaturesDict) -> dict[str, Any]:
+    """Leaves pictures encoded: we check a header's size before we decode, and can name a corrupt one."""
+    return {
+        k: tfds.decode.SkipDecoding() for k, feature in features.items() if isinstance(feature, tfds.features.Image)
+    }
+
+
+def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> Source:
+    if len(second.rows) == 0:
+        raise UserError(f"cannot pair with {second.version}: it has no rows")
+    if by == "index":
+        partner = np.arange(len(first.rows)) % len(second.rows)
+    else:
+        partner = _partners_by_label(first, second, seed)
+    names = {**{(f"{prefix}/{k}" if k in first.class_names else k): v for k, v in second.class_names.items()}}
+    return Source(
+        PairedRows(first.rows, second.rows, partner, prefix),
+        {**names, **first.class_names},
+        f"pair:{first.version}+{second.version}:by={by}:seed={seed}",
+    )
+
+
+def _partners_by_label(first: Source, second: Source, seed: int) -> np.ndarray:
+    """For each row of `first`, a row of `second` of its label; each is used once before any is used again."""
+    labels = [np.array([int(row["label"]) for row in source.rows]) for source in (first, second)]
+    missing = np.setdiff1d(labels[0], labels[1])
+    if missing.size:
+        raise UserError(
+            f"cannot pair by label: {second.version} has no row of label {missing[0]}, which {first.version} has; "
+            "use by=index"
+        )
+    partner = np.zeros(len(labels[0]), np.int64)
+    for label in np.unique(labels[0]):
+        mine, theirs = np.flatnonzero(labels[0] == label), np.flatnonzero(labels[1] == label)
+        rounds = -(-len(mine) // len(theirs))
+        drawn = [np.random.default_rng([seed, int(label), r]).permutation(theirs) for r in range(rounds)]
+        partner[mine] = np.concatenate(drawn)[: len(mine)]
+    return partner

@@ -1,0 +1,126 @@
+"""Devices, meshes, hosts: the only file that knows them. `pmap` by default, `jit` over a mesh one config line away."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmfusion.data.batch import Batch
+
+AXIS = "data"
+MODES = ("pmap", "jit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How a run is spread: the batch over all devices of all hosts, the state copied to each.
+
+    Attributes:
+      mode: `pmap` or `jit`.
+      mesh: all devices on one axis.
+    """
+
+    mode: str
+    mesh: Mesh
+
+    @property
+    def axis_name(self) -> str | None:
+        """The name to sum over inside a step; None where the compiler sums."""
+        return AXIS if self.mode == "pmap" else None
+
+    @property
+    def host(self) -> int:
+        return jax.process_index()
+
+    @property
+    def hosts(self) -> int:
+        return jax.process_count()
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.size
+
+    @property
+    def platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
+
+    def put_batch(self, batch: Batch) -> Batch:
+        """Starts the transfer of this host's rows `[B / hosts, ...]` to its devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        local = self.devices // self.hosts
+
+        def put(x: np.ndarray) -> jax.Array:
+            rows = x.reshape(local, -1, *x.shape[1:]) if self.mode == "pmap" else x  # pmap: [devices, B / devices, ...]
+            return jax.make_array_from_process_local_data(sharding, rows)
+
+        return jax.tree.map(put, batch)
+
+    def replicate(self, tree: Any) -> Any:
+        """Copies a tree of host values to every device."""
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+    def compile_train(self, step: Callable[..., Any], steps_per_call: int = 1) -> Callable[..., Any]:
+        """Compiles `step(state, batch, learning_rate)` into `call(state, batches, learning_rates)`.
+
+        Args:
+          step: a train step; it donates its state.
+          steps_per_call: how many steps one call takes, of as many batches; written out on CPU, where convolutions
+            inside a scan are slow, and scanned on accelerators, where a call's overhead counts.
+
+        Returns:
+          A function of a state, a tuple of batches and learning rates `[K]`, to a state and metrics `[K]`.
+        """
+        call = functools.partial(_call, step, unroll=self.platform == "cpu")
+        if self.mode == "pmap":
+            return jax.pmap(
+                call, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=self._pmap_devices()
+            )
+        state, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
+        return jax.jit(call, in_shardings=(state, rows, state), out_shardings=state, donate_argnums=0)
+
+    def compile_eval(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles `step(params, batch_stats, batch)`, whose result is the same on every device."""
+        if self.mode == "pmap":
+            return jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, devices=self._pmap_devices())
+        state, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
+        return jax.jit(step, in_shardings=(state, state, rows), out_shardings=state)
+
+    def _pmap_devices(self) -> list[Any] | None:
+        # Named only when they are not all: with several hosts `pmap` must be left to take each host's own.
+        return None if self.devices == jax.device_count() else list(self.mesh.devices.flat)
+
+
+def make(mode: str, devices: int = 0) -> Parallel:
+    """Returns the parallelism over the first `devices` devices; 0 means all of them."""
+    every = jax.devices()
+    return Parallel(mode, Mesh(np.array(every[: devices or len(every)]), (AXIS,)))
+
+
+def steps_per_call(asked: int, platform: str, boundaries: Sequence[int]) -> int:
+    """Returns how many steps one call takes: as asked, or (0) one on CPU and up to eight on an accelerator.
+
+    A call never reaches over a boundary (an evaluation, a checkpoint, the end): the number divides them all.
+    """
+    common = math.gcd(*boundaries)
+    limit = asked or (1 if platform == "cpu" else 8)
+    return max(k for k in range(1, limit + 1) if common % k == 0)
+
+
+def _call(
+    step: Callable[..., Any], state: Any, batches: tuple[Batch, ...], rates: jax.Array, *, unroll: bool
+) -> tuple[Any, Any]:
+    if not unroll and len(batches) > 1:
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        return jax.lax.scan(lambda s, xs: step(s, *xs), state, (stacked, rates))
+    every = []
+    for k, batch in enumerate(batches):
+        state, metrics = step(state, batch, rates[k])
+        every.append(metrics)
+    return state, jax.tree.map(lambda *x: jnp.stack(x), *every)

@@ -1,0 +1,196 @@
+"""The train and evaluation steps: pure functions of (state, batch), the same under `pmap` and under `jit`.
+
+Every loss is a sum over examples and a sum of weights. The weights are summed first, over micro-batches, devices and
+hosts, so that each example's gradient is divided by the whole batch's weight once, wherever the example sits.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmfusion import optim, rng
+from mmfusion.data.batch import Batch
+from mmfusion.objectives import Task, task_loss, task_weight
+
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step reads and writes; with the config it determines the rest of the run.
+
+    Attributes:
+      step: steps taken, int32.
+      seed: of all the run's randomness, uint32; an array, so that another seed needs no new program.
+      params: the model's parameters.
+      batch_stats: running statistics of batch normalisation, empty without it.
+      opt_state: the optimizer's.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+Preprocess = Callable[[Batch, jax.Array | None], Batch]
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, preprocess: Preprocess, seed: jax.Array
+) -> TrainState:
+    """Returns the state before the first step; `batch` gives shapes only."""
+    variables = model.init(rng.key(seed, "init"), preprocess(batch, None), train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    learning_rate: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    tasks: Mapping[str, Task],
+    preprocess: Preprocess,
+    accumulate: int,
+    unroll: bool,
+    axis_name: str | None,
+) -> tuple[TrainState, Metrics]:
+    """Takes one step.
+
+    Args:
+      state: the state before it.
+      batch: this device's rows under `pmap`, all rows under `jit`.
+      learning_rate: scalar float32.
+      model, optimizer, tasks, preprocess: what the run is made of.
+      accumulate: micro-batches that the rows are split into.
+      unroll: write the micro-batches out (fast on CPU, where convolutions inside a scan are slow) or scan them.
+      axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
+
+    Returns:
+      The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `skipped` (1 where the loss or
+      the gradient was not finite, and the state was left as it was), and `accuracy` of classification tasks.
+    """
+    total = _total(axis_name)
+    weights = {task: total(jnp.sum(_weight(batch, task, spec))) for task, spec in tasks.items()}
+    dropout = rng.key(state.seed, "dropout", state.step)
+    augment = rng.key(state.seed, "augment", state.step)
+
+    def loss_of(params: Any, batch_stats: Any, rows: Batch) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        outputs, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats, "rows": {"id": rows.id}},
+            preprocess(rows, augment),
+            train=True,
+            rngs={"dropout": dropout},
+            mutable=["batch_stats"],
+        )
+        loss = sum(
+            spec.weight
+            * jnp.sum(_weight(rows, task, spec) * task_loss(outputs.logits[task], rows.targets[task], spec))
+            # a batch without weight has loss 0, not NaN
+            / jnp.maximum(weights[task], 1e-9)
+            for task, spec in tasks.items()
+        )
+        return loss, (updated.get("batch_stats", {}), {"loss": loss, **_correct(outputs.logits, rows, tasks)})
+
+    def accumulated(carry: tuple[Any, Any, Metrics], rows: Batch) -> tuple[tuple[Any, Any, Metrics], None]:
+        batch_stats, grads, sums = carry
+        (_, (batch_stats, more)), more_grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, batch_stats, rows
+        )
+        return (batch_stats, jax.tree.map(jnp.add, grads, more_grads), jax.tree.map(jnp.add, sums, more)), None
+
+    if accumulate == 1:
+        (_, (batch_stats, sums)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state.batch_stats, batch
+        )
+    else:
+        zeros = {name: jnp.zeros(()) for name in ("loss", *_classified(tasks))}
+        carry = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params), zeros)
+        # Every K-th row together, so that under `jit` each micro-batch stays spread over all devices.
+        micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)  # [K, B/K, ...]
+        if unroll:
+            for k in range(accumulate):
+                carry, _ = accumulated(carry, jax.tree.map(lambda x, k=k: x[k], micro))
+        else:
+            carry, _ = jax.lax.scan(accumulated, carry, micro)
+        batch_stats, grads, sums = carry
+
+    grads, sums = total(grads), total(sums)
+    count = total(jnp.sum(batch.weight))
+    grad_norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, optim.with_learning_rate(state.opt_state, learning_rate), state.params)
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+    after = state.replace(
+        params=optax.apply_updates(state.params, updates), batch_stats=batch_stats, opt_state=opt_state
+    )
+    # A step whose numbers went wrong leaves no trace: chosen with `where`, since NaN times zero is NaN.
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    metrics = {
+        "loss": sums["loss"],
+        "grad_norm": grad_norm,
+        "weight": count,
+        "skipped": 1.0 - finite,
+        **{name: sums[name] / jnp.maximum(count, 1) for name in _classified(tasks)},
+    }
+    return after.replace(step=state.step + 1), metrics
+
+
+def eval_step(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    tasks: Mapping[str, Task],
+    preprocess: Preprocess,
+    axis_name: str | None,
+) -> dict[str, Any]:
+    """Returns `logits`, `targets` and `loss` per task `[B, ...]`, `weight` and `id` `[B]`, of all devices' rows."""
+    outputs = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
+    result = {
+        "logits": outputs.logits,
+        "loss": {task: task_loss(outputs.logits[task], batch.targets[task], spec) for task, spec in tasks.items()},
+        "loss_weight": {task: _weight(batch, task, spec) for task, spec in tasks.items()},
+        "targets": batch.targets,
+        "weight": batch.weight,
+        "id": batch.id,
+    }
+    if axis_name is None:
+        return result
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)
+
+
+def _total(axis_name: str | None) -> Callable[[Any], Any]:
+    return lambda tree: jax.lax.psum(tree, axis_name) if axis_name else tree
+
+
+def _weight(batch: Batch, task: str, spec: Task) -> jax.Array:
+    return task_weight(batch.targets[task], batch.weight, spec)
+
+
+def _classified(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Names of the running accuracies: `accuracy` for one classification task, else one a task."""
+    classified = [task for task, spec in tasks.items() if spec.kind == "classification"]
+    return {"accuracy" if len(classified) == 1 else f"{task}/accuracy": task for task in classified}
+
+
+def _correct(logits: Mapping[str, jax.Array], batch: Batch, tasks: Mapping[str, Task]) -> Metrics:
+    return {
+        name: jnp.sum(batch.weight * (jnp.argmax(logits[task], -1) == batch.targets[task]))
+        for name, task in _classified(tasks).items()
+    }

@@ -1,0 +1,256 @@
+"""The loop: open the data, build, restore or begin, step, validate, save, test once. In the order things happen."""
+
+import contextlib
+import dataclasses
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import mmfusion
+from mmfusion import config as configs
+from mmfusion import optim, parallel
+from mmfusion.assemble import Parts, assemble
+from mmfusion.checkpoint import Checkpoints
+from mmfusion.data import dataset as datasets
+from mmfusion.data import pipeline
+from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Dataset, Split
+from mmfusion.errors import Preempted, UserError
+from mmfusion.evaluate import collect, score
+from mmfusion.logger import Logger, model_table, results_table, write_json
+from mmfusion.metrics import METRICS
+from mmfusion.models.summary import summarize
+from mmfusion.progress import Meter, Progress, Trace
+
+# What may differ when a run is continued: where things are and how fast, never what is computed.
+PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
+
+
+def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> dict[str, Any]:
+    """Trains a checked config in a directory, or continues there, and tests the best checkpoint once.
+
+    Args:
+      config: see `mmfusion.config.check`.
+      workdir: receives `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and `result.json`.
+      profile: write a JAX trace of a few early steps to `workdir/profile`.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      UserError: the data, the directory or a checkpoint is not what the config needs.
+      Preempted: SIGTERM came; the run saved itself and the same command continues it.
+    """
+    began = time.monotonic()
+    workdir = Path(workdir)
+    _check_workdir(workdir, config)
+
+    # Data and model
+    dataset = datasets.load(config.data, seed=config.seed)
+    parts = assemble(config, dataset)
+    spread = parts.parallel
+    primary = spread.host == 0
+    k = parallel.steps_per_call(
+        config.parallel.steps_per_call, spread.platform, (config.steps, config.eval_every, config.checkpoint_every)
+    )
+
+    # Restore, or begin
+    workdir.mkdir(parents=True, exist_ok=True)
+    if primary and not (workdir / "config.json").exists():
+        write_json(workdir / "config.json", configs.to_json(config))
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    progress = Progress()
+    if (newest := checkpoints.newest()) is None:
+        state = parts.initial_state(config.seed)
+    else:
+        host_state, meta = checkpoints.restore(newest, parts.state_shapes())
+        _check_data(meta["data"], dataset, workdir)
+        # Through an identity program: restored arrays may silently refuse to be donated.
+        state = jax.jit(lambda tree: tree)(spread.replicate(host_state))
+        progress = Progress(**meta["progress"])
+    first_step = progress.step
+    meta = {"data": dataset.saved(), "config": configs.to_json(config), "version": mmfusion.__version__}
+    if progress.step >= config.steps and (workdir / "result.json").exists():
+        checkpoints.close()
+        return configs.read_json(workdir / "result.json")
+
+    run_train, run_eval = parts.train_step(config.optim.accumulate), parts.eval_step()
+    began_at = time.monotonic() - progress.seconds
+    quiet = max(1, 100 // config.log_every)  # one plain line in about 100 steps
+
+    def scores_of(split: str) -> dict[str, Any]:
+        rows = collect(
+            run_eval, state, dataset.splits[split], parts,
+            batch_size=config.batch_size, workers=config.data.workers,
+        )  # fmt: skip
+        return score(rows, parts.tasks)
+
+    def save(scored: float | None) -> None:
+        progress.seconds = time.monotonic() - began_at
+        checkpoints.save(progress.step, state, {**meta, "progress": dataclasses.asdict(progress)}, scored)
+
+    with (
+        Logger(workdir, primary, progress.step, total_steps=config.steps, plain_every=quiet) as log,
+        contextlib.closing(Trace(workdir / "profile")) as trace,
+        _stop_on_sigterm() as stop,
+    ):
+        _introduce(log, config, dataset, parts, state, progress.step)
+
+        # Steps
+        meter = Meter(log, config, dataset.splits["train"])
+        for hosts, devices in _calls(dataset.splits["train"], config, parts, first=progress.step, k=k):
+            rates = progress.learning_rates(config, k)
+            on_device = spread.replicate(rates)
+            with jax.transfer_guard("disallow"):
+                state, numbers = run_train(state, devices, on_device)
+            compiled_now = progress.step == first_step
+            if not compiled_now:
+                meter.flush()
+            meter.hold(progress.step, numbers, rates, hosts)
+            progress.step += k
+            if profile and primary:
+                trace.after_call(numbers)
+            if compiled_now:
+                jax.block_until_ready(numbers)
+                progress.seconds_to_first_step = progress.seconds_to_first_step or time.monotonic() - began
+                meter.start(progress.step)
+
+            # Validate and save
+            validate = progress.step % config.eval_every == 0 or progress.step == config.steps
+            if not (validate or progress.step % config.checkpoint_every == 0 or stop.is_set()):
+                continue
+            meter.pause(progress)
+            scored = None
+            if validate and not stop.is_set():
+                scores = scores_of("valid")
+                log.log(progress.step, scores, "valid")
+                scored = _selection_score(scores, config)
+                if config.optim.schedule.name == "plateau":
+                    progress.plateau = optim.plateau_update(
+                        progress.plateau, scored, config.optim.schedule, higher_is_better=True
+                    )
+            save(scored)
+            if stop.is_set():
+                checkpoints.close()
+                raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
+            meter.start(progress.step)
+        checkpoints.wait()
+
+        # Test, once, the checkpoint that validation chose
+        best = checkpoints.best()
+        host_state, _ = checkpoints.restore(best, parts.state_shapes())
+        state = spread.replicate(host_state)
+        result = {split: scores_of(split) for split in ("valid", "test")}
+        log.log(best, result["test"], "test")
+        result |= {
+            "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+            "examples_per_second": progress.training_examples / max(progress.training_seconds, 1e-9),
+            "seconds": time.monotonic() - began_at,
+            "seconds_to_first_step": progress.seconds_to_first_step,
+            "steps": config.steps,
+            "best_step": best,
+            "select": config.select,
+            "data": {
+                "name": config.data.name,
+                "fingerprint": dataset.fingerprint,
+                "examples": {name: len(split) for name, split in dataset.splits.items()},
+                "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
+            },
+            "device": f"{spread.devices} x {jax.devices()[0].device_kind}",
+            "versions": {"mmfusion": mmfusion.__version__, "jax": jax.__version__},
+        }
+        if primary:
+            write_json(workdir / "result.json", result)
+        log.print(results_table({split: result[split] for split in ("valid", "test")}))
+    checkpoints.close()
+    return result
+
+
+def _check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """A directory belongs to the config that began it; only where things are may change."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a directory")
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    saved, mine = (_flat(values) for values in (configs.read_json(path), configs.to_json(config)))
+    for key in sorted({*saved, *mine} - set(PLACES)):
+        if saved.get(key) != mine.get(key):
+            raise UserError(
+                f"{workdir} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
+                f"{mine.get(key)!r}; give another --workdir, or its own config"
+            )
+
+
+def _flat(values: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    return {k: v for key, inner in values.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
+
+
+def _check_data(saved: dict[str, Any], dataset: Dataset, workdir: Path) -> None:
+    if saved != dataset.saved():
+        raise UserError(
+            f"the data has changed since {workdir} began (fingerprint {saved['fingerprint']}, now "
+            f"{dataset.fingerprint}): bring the old data back, or give another --workdir"
+        )
+
+
+def _calls(
+    split: Split, config: ConfigDict, parts: Parts, *, first: int, k: int
+) -> Iterator[tuple[tuple[Batch, ...], tuple[Batch, ...]]]:
+    """Yields the host and the device batches of each compiled call, `k` of each."""
+    spread = parts.parallel
+    batches = pipeline.train_batches(
+        split, seed=config.seed, batch_size=config.batch_size, first=first, last=config.steps,
+        host=spread.host, hosts=spread.hosts, workers=config.data.workers,
+    )  # fmt: skip
+    pairs = pipeline.to_device(batches, spread.put_batch)
+    while call := tuple(itertools.islice(pairs, k)):
+        hosts, devices = zip(*call, strict=True)
+        yield hosts, devices
+
+
+def _selection_score(scores: dict[str, Any], config: ConfigDict) -> float:
+    """Returns the validation score to choose by, higher is better; NaN where it is undefined."""
+    task, options = next(iter(config.data.targets.items()))
+    value = scores[config.select if len(config.data.targets) == 1 else f"{task}/{config.select}"]
+    if value is None:
+        return float("nan")
+    return value if METRICS[options.kind][config.select] else -value
+
+
+def _introduce(log: Logger, config: ConfigDict, dataset: Dataset, parts: Parts, state: Any, step: int) -> None:
+    """Prints what is about to run: data, model, and what could not be read."""
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    log.print(f"data   {config.data.name}: {sizes}")
+    for split in dataset.splits.values():
+        if split.bad:
+            named = "; ".join(itertools.islice(split.bad.values(), 3))
+            log.print(f"data   {len(split.bad)} rows of {split.name} cannot be read and have weight 0: {named}")
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    shapes = jax.eval_shape(lambda batch: parts.preprocess(batch, None), parts.example)
+    log.print(model_table(summarize(parts.model, variables, shapes)))
+    if step:
+        log.print(f"train  continued from step {step}")
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
