@@ -48,13 +48,14 @@ def test_every_call_is_on_disk_at_once_and_in_tensorboard_after_close(tmp_path):
     assert events(tmp_path / "run") == [(1, "train/loss", 0.5), (1, "train/accuracy", 0.25)]
 
 
-def test_resume_drops_later_lines_and_a_torn_one_and_appends(tmp_path):
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2}'])
+def test_resume_drops_later_lines_and_a_torn_one_and_appends(tmp_path, torn):
     with logger.Logger(tmp_path, total_steps=10, console=console()) as log:
         for step in range(1, 6):
             log.log(step, {"loss": step / 4})
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(whole) + '{"step": 2, "lo')
+    path.write_text("".join(whole) + torn)
     with logger.Logger(tmp_path, resume_step=3, total_steps=10, console=console()) as log:
         assert path.read_text() == "".join(whole[:3])
         log.log(4, {"loss": 9.0})

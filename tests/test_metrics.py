@@ -62,6 +62,12 @@ def test_ece_known_answers():
     assert metrics.classification(logits, np.ones(100, int), np.ones(100))["ece"] == pytest.approx(0.75)
 
 
+def test_ece_bins_are_closed_above():
+    correct = np.array([True, False])
+    assert metrics._ece(np.array([12 / 15, 0.79]), correct) == pytest.approx((0.79 - 0.2) / 2)
+    assert metrics._ece(np.array([12 / 15, 0.81]), correct) == pytest.approx((0.81 + 0.2) / 2)
+
+
 def test_ece_by_a_loop_over_bins():
     probabilities = softmax(LOGITS, axis=1)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == TARGETS

@@ -94,6 +94,13 @@ def test_bad_data_raise_a_short_reason(data, reason):
     assert len(str(error.value)) <= 200
 
 
+def test_an_ogg_file_that_ends_between_two_pages_is_truncated():
+    data = file(np.random.default_rng(0).normal(size=40_000) * 0.1, "OGG")
+    assert data.count(b"OggS") > 3
+    with pytest.raises(ValueError, match="truncated"):
+        audio.decode(data[: data.rfind(b"OggS")], RATE)
+
+
 def test_long_recordings_are_refused_by_their_header(monkeypatch):
     data = file(TONE)
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
