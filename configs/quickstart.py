@@ -1,4 +1,4 @@
-"""Pictures of shapes and sentences about them: a CNN and an LSTM fused by cross-attention say which sentence is true."""
+"""Shapes and sentences about them: a CNN and an LSTM fused by cross-attention tell whether the sentence is true."""
 
 from ml_collections import ConfigDict
 

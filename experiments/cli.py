@@ -32,21 +32,21 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(75)
 
 
-def parse(argv: Sequence[str]) -> None:
+def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses the flags that a command has defined.
 
     Raises:
       UserError: an unknown flag, a missing or wrong value.
     """
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flag_values(list(argv))
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags begin with --")
 
 
-def parse_config(argv: Sequence[str]) -> ConfigDict:
+def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> ConfigDict:
     """Takes `--config=FILE[:key=value,...]` and every `--config.a.b=v` from the arguments, and parses the other flags.
 
     A `--config.<section>.name=X` brings X's own options at their defaults; the other overrides come after.
@@ -64,9 +64,9 @@ def parse_config(argv: Sequence[str]) -> ConfigDict:
     config = _load(source)
     rest = _choose(config, rest)
     _check_paths(config, rest)
-    flags_config = config_flags.DEFINE_config_dict("config", config)
-    parse(rest)
-    return flags_config.value
+    overridden = config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest)
+    parse(rest, flag_values)
+    return overridden.value
 
 
 def settle_compilation_cache() -> None:

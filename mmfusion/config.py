@@ -1,4 +1,4 @@
-"""Configs are checked here before anything is built, and a wrong one is told in one line with the nearest right names."""
+"""Checks a config before anything is built, and tells a wrong one in one line with the nearest right names."""
 
 import json
 from collections.abc import Iterable, Mapping

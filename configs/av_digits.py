@@ -1,0 +1,31 @@
+"""Audio-visual digits: an MNIST picture and a spoken digit of one class, ten classes."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from mmfusion.config import parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; arguments: fusion, seed, modalities, variant (clean or hard)."""
+    args = parse_arg(arg, fusion="cross_attention", seed=0, modalities="", variant="hard")
+    config = base.get_config()
+    with config.unlocked():
+        config.seed = args.seed
+        config.steps = 2000
+        config.batch_size = 64
+        config.eval_every = config.checkpoint_every = 250
+
+        config.data.name = f"av_digits/{args.variant}"
+        config.data.group = "group"
+        config.data.modalities.image = base.modality("image", "image", size=(28, 28), channels=1)
+        config.data.modalities.audio = base.modality("audio", "audio", rate=8000, seconds=0.8)
+        config.data.targets.label = base.target("classification", "label")
+
+        config.model.width = 64
+        config.model.encoders.image = base.encoder("image", "cnn")
+        config.model.encoders.audio = base.encoder("audio", "logmel_cnn")
+        config.model.fusion = base.fusion(args.fusion)
+        config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
+    base.keep_modalities(config, args.modalities)
+    return config

@@ -1,0 +1,32 @@
+"""easy-VQA: a picture of one shape and a question about it, 13 answers; picture and question query each other."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from mmfusion.config import parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; arguments: fusion, seed, modalities."""
+    args = parse_arg(arg, fusion="cross_attention", seed=0, modalities="")
+    config = base.get_config()
+    with config.unlocked():
+        config.seed = args.seed
+        config.steps = 4000
+        config.batch_size = 64
+        config.eval_every = config.checkpoint_every = 500
+
+        config.data.name = "easy_vqa"
+        config.data.group = "image_id"
+        config.data.valid_fraction = 0.05
+        config.data.modalities.image = base.modality("image", "image", size=(64, 64))
+        config.data.modalities.text = base.modality("text", "question", vocabulary_size=100, length=16)
+        config.data.targets.label = base.target("classification", "label")
+
+        config.model.width = 64
+        config.model.encoders.image = base.encoder("image", "cnn")
+        config.model.encoders.text = base.encoder("text", "rnn")
+        config.model.fusion = base.fusion(args.fusion)
+        config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 200})
+    base.keep_modalities(config, args.modalities)
+    return config
