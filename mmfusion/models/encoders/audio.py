@@ -1,0 +1,120 @@
+"""Audio encoders: log-mel spectrogram, computed inside jit, and a CNN over it.
+
+B batch · S samples · T frames · F mel bands · C channels · N = T' tokens · D width
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmfusion.errors import UserError
+from mmfusion.models.encoders.image import conv
+from mmfusion.models.layers import Dropout, Norm, zero_masked
+
+
+def mel_filters(rate: int, fft: int, mels: int) -> np.ndarray:
+    """Returns triangular filters `[fft/2 + 1, mels]` of peak 1, from 0 Hz to rate / 2.
+
+    Their corners are evenly spaced on the HTK mel scale, mel(f) = 2595 log10(1 + f / 700).
+    """
+    top = 2595.0 * math.log10(1.0 + rate / 2 / 700.0)
+    corners = 700.0 * (10.0 ** (np.linspace(0.0, top, mels + 2) / 2595.0) - 1.0)  # Hz, [mels + 2]
+    bins = np.linspace(0.0, rate / 2, fft // 2 + 1)[:, None]
+    rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
+    return np.maximum(np.minimum(rising, falling), 0.0).astype(np.float32)
+
+
+def log_mel(
+    waveform: jax.Array, rate: int, *, mels: int = 40, frame_ms: float = 25.0, hop_ms: float = 10.0
+) -> jax.Array:
+    """Returns the log-mel spectrogram `[B, T, mels]`: log(power of a periodic-Hann STFT · HTK filters + 1e-6).
+
+    Frame t starts at sample t · hop, without centring; zeros follow the last sample, so that T = ceil(S / hop).
+    The transform is as long as the next power of two from the frame up.
+
+    Args:
+      waveform: `[B, S]` float32 in -1 to 1.
+      rate: samples a second, Hz.
+      mels: mel bands F.
+      frame_ms: length of a frame, milliseconds.
+      hop_ms: from one frame's start to the next one's, milliseconds.
+    """
+    frame, hop = round(rate * frame_ms / 1000), round(rate * hop_ms / 1000)
+    fft = 1 << (frame - 1).bit_length()
+    count = math.ceil(waveform.shape[1] / hop)
+    padded = jnp.pad(waveform, ((0, 0), (0, frame)))
+    starts = np.arange(count) * hop
+    window = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(frame) / frame)
+    frames = padded[:, starts[:, None] + np.arange(frame)] * window.astype(np.float32)  # [B, T, frame]
+    power = jnp.square(jnp.abs(jnp.fft.rfft(frames, n=fft)))  # [B, T, fft/2 + 1]
+    return jnp.log(power @ mel_filters(rate, fft, mels) + 1e-6)  # [B, T, F]
+
+
+def standardize(features: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns `features [B, T, F]` with each row's real frames at mean 0 and variance 1; zeros where masked."""
+    features = zero_masked(features, mask)
+    count = jnp.maximum(mask.sum(axis=1) * features.shape[-1], 1)[:, None, None]
+    mean = features.sum(axis=(1, 2), keepdims=True) / count
+    centred = zero_masked(features - mean, mask)
+    var = jnp.square(centred).sum(axis=(1, 2), keepdims=True) / count
+    return centred * jax.lax.rsqrt(var + 1e-5)
+
+
+class LogMelCNN(nn.Module):
+    """Strided convolutions over a standardised log-mel spectrogram; each time step left is a token.
+
+    Attributes:
+      width: token width D.
+      rate: samples a second, Hz.
+      mels: mel bands.
+      frame_ms: length of a frame, milliseconds.
+      hop_ms: from one frame's start to the next one's, milliseconds.
+      channels: channels of each 3×3 convolution.
+      strides: stride of each, in time and frequency.
+      norm: `layer`, `group`, `batch` or `none`.
+      dropout: rate on the last feature map.
+    """
+
+    width: int
+    rate: int
+    mels: int = 40
+    frame_ms: float = 25.0
+    hop_ms: float = 10.0
+    channels: tuple[int, ...] = (32, 64, 64)
+    strides: tuple[int, ...] = (2, 2, 2)
+    norm: str = "layer"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Encodes waveforms `[B, S]` float32 with `mask [B, S]` (a prefix) as tokens `[B, N, D]` and `[B, N]`.
+
+        A frame is real if its first sample is, and a token if its middle frame is.
+
+        Raises:
+          UserError: `channels` and `strides` differ in length.
+        """
+        if len(self.channels) != len(self.strides):
+            raise UserError(f"logmel_cnn: channels={self.channels} and strides={self.strides} differ in length")
+        hop = round(self.rate * self.hop_ms / 1000)
+        spectrum = log_mel(
+            zero_masked(x, mask), self.rate, mels=self.mels, frame_ms=self.frame_ms, hop_ms=self.hop_ms
+        )  # [B, T, F]
+        frames = mask[:, ::hop]  # [B, T]
+        cells = standardize(spectrum, frames)[..., None].astype(self.dtype)  # [B, T, F, 1]
+        for channels, stride in zip(self.channels, self.strides, strict=True):
+            cells = conv(channels, 3, stride, self.dtype)(cells)  # [B, T', F', C]
+            frames = frames[:, ::stride]
+            cells = nn.gelu(Norm(self.norm, self.axis_name, self.dtype)(cells, frames, train=train))
+            # A convolution must see zeros past the end, as a clip without padding would.
+            cells = zero_masked(cells, frames)
+        cells = Dropout(self.dropout)(cells, train=train)
+        tokens = cells.reshape(*cells.shape[:2], -1)  # [B, N, F' · C]
+        return zero_masked(nn.Dense(self.width, dtype=self.dtype, name="project")(tokens), frames), frames

@@ -1,0 +1,37 @@
+"""Concatenation and an MLP: the usual baseline of feature-level fusion."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.models.fusion.contract import Fused, pool
+from mmfusion.models.layers import Dropout
+
+
+class Concat(nn.Module):
+    """MLP([x_1; ...; x_M]) of the modalities' masked means, zeros in place of an absent one.
+
+    Attributes:
+      width: width D of every layer.
+      layers: dense layers, each with a GELU.
+      dropout: rate after each layer.
+    """
+
+    width: int
+    layers: int = 2
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    level: ClassVar[str] = "feature"
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        pooled, _ = pool(tokens, mask)
+        x = jnp.concatenate(pooled, axis=-1)  # [B, M · D]
+        for _ in range(self.layers):
+            x = nn.gelu(nn.Dense(self.width, dtype=self.dtype)(x))
+            x = Dropout(self.dropout)(x, train=train)
+        return Fused(features=x, attention={})

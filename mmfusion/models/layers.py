@@ -1,0 +1,264 @@
+"""Layers every encoder and fusion shares: masked reductions, norms, row-keyed dropout, attention.
+
+B batch · N positions · D width · C channels · h heads
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion import rng
+from mmfusion.errors import UserError
+
+
+def zero_masked(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns `x [B, ..., D]` with zeros where `mask [B, ...]` (any prefix of x's axes) is False, NaN or not."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros((), x.dtype))
+
+
+def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the mean `[B, D]` of the real positions of `tokens [B, N, D]`, zeros where `mask [B, N]` has none."""
+    count = jnp.maximum(mask.sum(axis=1), 1).astype(tokens.dtype)  # [B]
+    return zero_masked(tokens, mask).sum(axis=1) / count[:, None]  # [B, D]
+
+
+def masked_max(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the maximum `[B, D]` of the real positions of `tokens [B, N, D]`, zeros where `mask [B, N]` has none."""
+    lowest = jnp.finfo(tokens.dtype).min
+    highest = jnp.where(mask[:, :, None], tokens, lowest).max(axis=1)  # [B, D]
+    return zero_masked(highest, mask.any(axis=1))
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the softmax of `scores` over the last axis, float32, counting only where `mask` (broadcast) is True.
+
+    Masked places are exactly 0, and so is a row without any real place (a plain softmax would make it uniform).
+    """
+    scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    return jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a function of (seed, step, module path, example id), whatever the batch or device.
+
+    The example ids `[B]` are read from the variable collection `rows`: apply the model with
+    `{"params": ..., "rows": {"id": batch.id}}` and `rngs={"dropout": key of the step}`.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns `x [B, ...]` with entries dropped with probability `rate`, the rest scaled by 1 / (1 - rate).
+
+        Raises:
+          ValueError: training without the example ids in the collection `rows`.
+        """
+        if not train or self.rate == 0.0 or self.is_initializing():
+            return x
+        ids = self.scope.root.get_variable("rows", "id")
+        if ids is None:
+            raise ValueError(
+                "Dropout needs the example ids: apply the model with variables "
+                '{"params": ..., "rows": {"id": batch.id}} when train=True'
+            )
+        keys = rng.row_keys(self.make_rng("dropout"), ids)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)  # [B, ...]
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the real positions of all devices (Ioffe & Szegedy 2015, arXiv:1502.03167).
+
+    Sums and counts are added over `axis_name` before the division, so that one device and eight agree however the
+    real rows are spread. Without one real position the running statistics serve and stay as they are.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `x [B, ..., C]` over the places where `mask` (`[B]` up to `[B, ...]`) is True; zeros elsewhere."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        values = zero_masked(x.astype(jnp.float32), mask)
+
+        mean, var = running_mean.value, running_var.value
+        if train and not self.is_initializing():
+            positions = math.prod(x.shape[mask.ndim : -1])  # places under one entry of the mask
+            axes = tuple(range(x.ndim - 1))
+            sums = (values.sum(axes), jnp.square(values).sum(axes), mask.sum(dtype=jnp.float32) * positions)
+            total, squares, count = sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
+            some, divisor = count > 0, jnp.maximum(count, 1.0)
+            batch_mean = total / divisor  # [C]
+            batch_var = jnp.maximum(squares / divisor - jnp.square(batch_mean), 0.0)  # [C]
+            mean, var = jnp.where(some, batch_mean, mean), jnp.where(some, batch_var, var)
+            if self.is_mutable_collection("batch_stats"):
+                momentum = jnp.where(some, self.momentum, 1.0)
+                running_mean.value = momentum * running_mean.value + (1.0 - momentum) * mean
+                running_var.value = momentum * running_var.value + (1.0 - momentum) * var
+
+        normal = (values - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+        return zero_masked(normal, mask).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of each row over its real positions (Wu & He 2018, arXiv:1803.08494).
+
+    Up to 32 groups of at least two channels.
+    """
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Normalises `x [B, ..., C]` over the places where `mask` (`[B]` up to `[B, ...]`) is True; zeros elsewhere."""
+        channels = x.shape[-1]
+        groups = max(math.gcd(64, channels) // 2, 1)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        values = zero_masked(x.astype(jnp.float32), mask)
+
+        # Per channel first, per group second: the large array keeps its shape.
+        axes = tuple(range(1, x.ndim - 1))
+        rows = mask.reshape(mask.shape[0], -1)
+        count = rows.sum(1) * (math.prod(x.shape[1:-1]) // rows.shape[1]) * (channels // groups)  # [B]
+        divisor = jnp.maximum(count, 1).astype(jnp.float32)[:, None]  # [B, 1]
+        moments = [
+            m.sum(axes).reshape(-1, groups, channels // groups).sum(-1) / divisor for m in (values, jnp.square(values))
+        ]
+        var = jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)  # [B, groups]
+        to_channels = (x.shape[0],) + (1,) * (x.ndim - 2) + (channels,)
+        mean, inverse = (
+            jnp.repeat(m, channels // groups, axis=1).reshape(to_channels)  # [B, 1, ..., C]
+            for m in (moments[0], jax.lax.rsqrt(var + self.epsilon))
+        )
+        return zero_masked((values - mean) * inverse * scale + bias, mask).astype(self.dtype)
+
+
+class Norm(nn.Module):
+    """The normalisation named by `kind`: `layer` (over channels), `group`, `batch` or `none`."""
+
+    kind: str
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `x [B, ..., C]` over the positions where `mask` (`[B]` up to `[B, ...]`) is True.
+
+        Raises:
+          UserError: `kind` is none of the four.
+        """
+        if self.kind == "layer":
+            return nn.LayerNorm(dtype=self.dtype, name="layer")(x)
+        if self.kind == "group":
+            return GroupNorm(dtype=self.dtype, name="group")(x, mask)
+        if self.kind == "batch":
+            return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="batch")(x, mask, train=train)
+        if self.kind == "none":
+            return x
+        raise UserError(f"norm={self.kind!r} is unknown; choose layer, group, batch or none")
+
+
+class Attention(nn.Module):
+    """Multi-head attention with masked keys (Vaswani et al. 2017, arXiv:1706.03762).
+
+    A row without a real key gives exactly zero output, zero weights and zero gradients.
+    """
+
+    heads: int
+    width: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, q_tokens: jax.Array, kv_tokens: jax.Array, kv_mask: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attends from `q_tokens [B, Nq, D]` to `kv_tokens [B, Nk, D]` where `kv_mask [B, Nk]` is True.
+
+        Returns:
+          The output `[B, Nq, width]` and the weights before dropout `[B, heads, Nq, Nk]` float32.
+
+        Raises:
+          UserError: `heads` does not divide `width`.
+        """
+        if self.width % self.heads:
+            raise UserError(f"heads={self.heads} does not divide width={self.width}; choose a divisor of the width")
+
+        def split(tokens: jax.Array, name: str) -> jax.Array:
+            projected = nn.Dense(self.width, dtype=self.dtype, name=name)(tokens)
+            return projected.reshape(*tokens.shape[:2], self.heads, -1)  # [B, N, h, D/h]
+
+        # Zeroed before the projections: 0 · NaN in the backward pass would be NaN.
+        kv_tokens = zero_masked(kv_tokens, kv_mask)
+        query, key, value = split(q_tokens, "query"), split(kv_tokens, "key"), split(kv_tokens, "value")
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        weights = masked_softmax(scores / math.sqrt(query.shape[-1]), kv_mask[:, None, None, :])  # [B, h, Nq, Nk]
+        kept = Dropout(self.dropout)(weights, train=train).astype(self.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", kept, value).reshape(*q_tokens.shape[:2], -1)  # [B, Nq, D]
+        out = nn.Dense(self.width, dtype=self.dtype, name="out")(mixed)
+        return zero_masked(out, kv_mask.any(axis=1)), weights
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and MLP, each with a residual (Xiong et al. 2020, arXiv:2002.04745)."""
+
+    heads: int
+    width: int
+    mlp_ratio: float = 2.0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Updates `tokens [B, N, D]` from `context [B, Nk, D]`, or from themselves where there is no context.
+
+        Args:
+          tokens: the queries `[B, N, width]`.
+          mask: which of them are real `[B, N]`.
+          context: the tokens attended to `[B, Nk, width]`.
+          context_mask: which of them are real `[B, Nk]`.
+          train: whether dropout acts.
+
+        Returns:
+          The tokens `[B, N, width]`, and the attention weights `[B, heads, N, Nk]`; zeros for masked queries in both.
+        """
+
+        def dropped(x: jax.Array) -> jax.Array:
+            return Dropout(self.dropout)(x, train=train)
+
+        tokens = zero_masked(tokens, mask)
+        normal = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
+        if context is None:
+            keys, keys_mask = normal, mask
+        else:
+            keys_mask = context_mask
+            keys = nn.LayerNorm(dtype=self.dtype, name="norm_context")(zero_masked(context, context_mask))
+        attend = Attention(self.heads, self.width, self.dropout, self.dtype, name="attention")
+        mixed, weights = attend(normal, keys, keys_mask, train=train)
+        tokens = tokens + dropped(mixed)
+
+        hidden = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens)
+        hidden = nn.gelu(nn.Dense(int(self.mlp_ratio * self.width), dtype=self.dtype, name="mlp_in")(hidden))
+        tokens = tokens + dropped(nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(hidden))
+        return zero_masked(tokens, mask), jnp.where(mask[:, None, :, None], weights, 0.0)

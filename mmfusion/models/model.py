@@ -1,0 +1,145 @@
+"""The model: one encoder a modality → fusion → one linear head a task.
+
+B batch · N tokens · D width · C outputs of a task
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.core
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mmfusion.data.batch import Batch
+from mmfusion.errors import UserError
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.layers import masked_mean, zero_masked
+
+# Fields of encoders and strategies that the model gives them; every other field is an option of the config.
+SUPPLIED = frozenset({"width", "dtype", "axis_name", "vocabulary", "rate"})
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What a model returns, whatever `train` is.
+
+    Attributes:
+      logits: per task `[B, C]` float32.
+      features: what the heads read `[B, D]`; at decision level the mean of the present modalities' pooled tokens.
+      attention: weights `[B, heads, N_query, N_key]` by (query modality, key modality); empty without attention.
+    """
+
+    logits: dict[str, jax.Array]
+    features: jax.Array
+    attention: dict[tuple[str, str], jax.Array]
+
+
+class FusionModel(nn.Module):
+    """Encoders, a fusion strategy and linear heads.
+
+    Attributes:
+      encoders: an encoder per modality (a FrozenDict where the model must be hashable).
+      fusion: a feature-level or decision-level strategy.
+      tasks: (task, number of outputs) pairs.
+    """
+
+    encoders: Mapping[str, nn.Module]
+    fusion: nn.Module
+    tasks: tuple[tuple[str, int], ...]
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        """Returns the Outputs of a batch whose pictures are normalised float32 by now.
+
+        Rows of weight 0 count as absent. Modalities of the batch that have no encoder are ignored.
+        """
+        tokens, mask = {}, {}
+        for m in sorted(self.encoders):
+            rows = batch.present[m] & (batch.weight > 0)  # [B]
+            x = zero_masked(batch.inputs[m], rows)
+            encoded, real = self.encoders[m](x, batch.mask[m] & rows[:, None], train=train)
+            tokens[m], mask[m] = zero_masked(encoded, real), real  # [B, N, D], [B, N]
+
+        if self.fusion.level == "feature":
+            fused = self.fusion(tokens, mask, train=train)
+            features = fused.features.astype(jnp.float32)
+            logits = {task: self._head(size, task)(features) for task, size in self.tasks}
+            return Outputs(logits=logits, features=features, attention=fused.attention)
+
+        present = {m: mask[m].any(axis=1) for m in tokens}  # [B]
+        pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
+        logits = {}
+        for task, size in self.tasks:
+            each = {m: self._head(size, f"{task}_{m}")(pooled[m]) for m in pooled}  # [B, C]
+            logits[task] = self.fusion(each, present, train=train)
+        features = masked_mean(jnp.stack(list(pooled.values()), axis=1), jnp.stack(list(present.values()), axis=1))
+        return Outputs(logits=logits, features=features, attention={})
+
+    def _head(self, size: int, name: str) -> nn.Dense:
+        return nn.Dense(size, name=f"heads_{name}")
+
+
+def options(module_class: type[nn.Module]) -> dict[str, Any]:
+    """Returns the options of an encoder or strategy with their defaults: what its config may set."""
+    hidden = SUPPLIED | {"parent", "name"}
+    return {field.name: field.default for field in dataclasses.fields(module_class) if field.name not in hidden}
+
+
+def build(
+    config: Mapping[str, Any],
+    spec: Mapping[str, Mapping[str, int]],
+    tasks: Mapping[str, int],
+    *,
+    axis_name: str | None = None,
+    dtype: Any = jnp.float32,
+) -> FusionModel:
+    """Returns the model that `config.model` describes.
+
+    Args:
+      config: `width`, `encoders.<modality>` = {name, **options}, `fusion` = {name, **options}.
+      spec: what the data says of each modality: {"vocabulary": ids}, {"rate": Hz} or {}.
+      tasks: number of outputs per task.
+      axis_name: the device axis that batch normalisation adds over, None outside pmap.
+      dtype: of the computation; parameters, statistics and logits are float32.
+
+    Raises:
+      UserError: no encoder, a modality the data does not have, an unknown name or option, or an encoder that needs
+        what the data does not say of the modality.
+    """
+    if not config["encoders"]:
+        raise UserError("model.encoders is empty; give an encoder to at least one modality")
+    supplied = {"width": config["width"], "axis_name": axis_name, "dtype": dtype}
+    encoders = {}
+    for m, encoder in config["encoders"].items():
+        if m not in spec:
+            raise UserError(f"model.encoders.{m}: the data has no such modality; it has {', '.join(sorted(spec))}")
+        encoders[m] = _module(ENCODERS, encoder, f"model.encoders.{m}", {**supplied, **spec[m]})
+    fusion = _module(FUSIONS, config["fusion"], "model.fusion", supplied)
+    return FusionModel(encoders=flax.core.FrozenDict(encoders), fusion=fusion, tasks=tuple(sorted(tasks.items())))
+
+
+def _module(
+    classes: Mapping[str, type[nn.Module]], config: Mapping[str, Any], path: str, supplied: Mapping[str, Any]
+) -> nn.Module:
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    name = given.pop("name")
+    if name not in classes:
+        raise UserError(f"{path}.name={name!r} is unknown{_nearest(name, classes)}")
+    known = options(classes[name])
+    for key in given:
+        if key not in known:
+            raise UserError(f"{path}.{key} is no option of {name}{_nearest(key, known)}")
+    taken = {field.name for field in dataclasses.fields(classes[name])} & SUPPLIED
+    if missing := taken - set(supplied):
+        raise UserError(f"{path}: {name} needs {', '.join(sorted(missing))}, which this modality does not have")
+    return classes[name](**given, **{k: supplied[k] for k in taken})
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+    return f"; choose {', '.join(near)}" if near else "; it has none"

@@ -1,0 +1,86 @@
+"""What a model is made of: shape, parameters and share of the floating-point operations of each part."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mmfusion.data.batch import Batch
+from mmfusion.models.model import FusionModel
+
+
+class Row(NamedTuple):
+    """One part of a model.
+
+    Attributes:
+      path: `encoders.<modality>`, `fusion` or `heads.<task>`.
+      shape: of what it returns: tokens `(B, N, D)`, features `(B, D)` or logits `(B, C)`.
+      parameters: how many numbers it learns.
+      flops: its share, 0 to 1, of the forward pass's floating-point operations in matrix products and convolutions.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    parameters: int
+    flops: float
+
+
+def summarize(model: FusionModel, variables: dict, batch: Batch) -> list[Row]:
+    """Returns one Row an encoder, one for the fusion and one a task; traces the model, compiles and runs nothing.
+
+    Args:
+      model: the model.
+      variables: its variables, arrays or shapes.
+      batch: a batch, arrays or shapes, pictures as float32.
+    """
+
+    def forward(variables: dict, batch: Batch):
+        return model.apply(variables, batch, train=False, capture_intermediates=_is_part, mutable=["intermediates"])
+
+    closed, (outputs, captured) = jax.make_jaxpr(forward, return_shape=True)(variables, batch)
+    parts = captured["intermediates"]
+    shapes = {f"encoders.{m}": parts[f"encoders_{m}"]["__call__"][0][0].shape for m in sorted(model.encoders)}
+    if model.fusion.level == "feature":
+        shapes["fusion"] = outputs.features.shape
+    else:
+        shapes["fusion"] = parts["fusion"]["__call__"][0].shape
+    shapes |= {f"heads.{task}": outputs.logits[task].shape for task, _ in model.tasks}
+
+    flops, parameters = dict.fromkeys(shapes, 0), dict.fromkeys(shapes, 0)
+    owner = {child: path for child in variables["params"] for path in shapes if _owns(path, child, model)}
+    for equation in closed.jaxpr.eqns:
+        scopes = str(equation.source_info.name_stack).split("/")
+        part = next((owner[scope] for scope in scopes if scope in owner), None)
+        if part is not None:
+            flops[part] += _equation_flops(equation)
+    for child, leaves in variables["params"].items():
+        parameters[owner[child]] += sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(leaves))
+    total = max(sum(flops.values()), 1)
+    return [Row(path, tuple(shape), parameters[path], flops[path] / total) for path, shape in shapes.items()]
+
+
+def _is_part(module, method: str) -> bool:
+    return method == "__call__" and len(module.path) == 1
+
+
+def _owns(path: str, child: str, model: FusionModel) -> bool:
+    if path.startswith("heads.") and model.fusion.level == "decision":
+        return child in {f"{path.replace('.', '_', 1)}_{m}" for m in model.encoders}
+    return child == path.replace(".", "_", 1)
+
+
+def _equation_flops(equation) -> int:
+    """Returns the operations of one equation of a jaxpr, what it calls included: a scan's body counts every step."""
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        return 2 * terms * math.prod(equation.outvars[0].aval.shape)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * math.prod(equation.outvars[0].aval.shape) * (math.prod(kernel) // outputs)
+    times = params["length"] if name == "scan" else 1
+    inner = [getattr(value, "jaxpr", value) for value in params.values()]
+    return times * int(np.sum([_equation_flops(e) for jaxpr in inner if hasattr(jaxpr, "eqns") for e in jaxpr.eqns]))

@@ -1,0 +1,239 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from mmfusion.errors import UserError
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.encoders.audio import log_mel
+from tests.models.random_variables import random_variables
+
+WIDTH, RATE = 8, 1000
+RANDOM = np.random.default_rng(0)
+PICTURES = RANDOM.normal(size=(3, 8, 8, 3)).astype(np.float32)
+WORDS = np.array([[3, 4, 2, 1, 0, 0], [5, 6, 3, 2, 4, 1], [2, 0, 0, 0, 0, 0]], np.int32)
+SOUNDS = RANDOM.normal(size=(3, 200)).astype(np.float32)
+IMAGE, TEXT, AUDIO = (
+    (PICTURES, np.ones((3, 1), bool)),
+    (WORDS, WORDS > 0),
+    (SOUNDS, np.arange(200) < np.array([[90], [200], [31]])),
+)
+TINY_CNN = {"channels": (8, 4), "strides": (2, 1)}
+TINY_MEL = {"rate": RATE, "mels": 8, "channels": (4, 4), "strides": (2, 1)}
+
+# (encoder, options, input and mask, the tokens' number); a line per entry of ENCODERS at least.
+CASES = {
+    "cnn-layer": ("cnn", TINY_CNN, IMAGE, 16),
+    "cnn-group": ("cnn", {**TINY_CNN, "norm": "group"}, IMAGE, 16),
+    "cnn-batch": ("cnn", {**TINY_CNN, "norm": "batch"}, IMAGE, 16),
+    "resnet18": ("resnet18", {"channels": 4}, IMAGE, 16),
+    "resnet50": ("resnet50", {"channels": 4, "norm": "batch"}, IMAGE, 16),
+    "bow-mean": ("bow", {"vocabulary": 7}, TEXT, 1),
+    "bow-all": ("bow", {"vocabulary": 7, "tokens": "all"}, TEXT, 6),
+    "rnn-vanilla": ("rnn", {"vocabulary": 7, "cell": "vanilla", "embedding": 4, "hidden": 4}, TEXT, 6),
+    "rnn-gru": ("rnn", {"vocabulary": 7, "cell": "gru", "layers": 2, "embedding": 4, "hidden": 4}, TEXT, 6),
+    "rnn-lstm": ("rnn", {"vocabulary": 7, "bidirectional": True, "embedding": 4, "hidden": 4, "layers": 2}, TEXT, 6),
+    "rnn-last": (
+        "rnn",
+        {"vocabulary": 7, "bidirectional": True, "tokens": "last", "embedding": 4, "hidden": 4},
+        TEXT,
+        1,
+    ),
+    "logmel_cnn-layer": ("logmel_cnn", TINY_MEL, AUDIO, 10),
+    "logmel_cnn-group": ("logmel_cnn", {**TINY_MEL, "norm": "group"}, AUDIO, 10),
+    "logmel_cnn-batch": ("logmel_cnn", {**TINY_MEL, "norm": "batch"}, AUDIO, 10),
+}
+
+
+def make(name, options):
+    """Returns the encoder; a ResNet with two of its blocks only, as the others are the same again."""
+    kind = ENCODERS[name]
+    if name.startswith("resnet"):
+
+        class Shallow(kind):
+            blocks = (1, 1)
+
+        kind = Shallow
+    return kind(width=WIDTH, **options)
+
+
+def spoilt(x, mask):
+    """Puts garbage where the mask is False: NaN, or a token id past the table."""
+    mask = mask.reshape(*mask.shape[: 1 if x.ndim == 4 else 2], *[1] * (x.ndim - (1 if x.ndim == 4 else 2)))
+    return np.where(mask, x, np.array(10**6 if x.dtype == np.int32 else np.nan, x.dtype))
+
+
+def test_every_encoder_has_a_case():
+    assert {name for name, *_ in CASES.values()} == set(ENCODERS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_contract(case):
+    name, options, (x, mask), count = CASES[case]
+    encoder = make(name, options)
+    variables = random_variables(encoder, x, mask, train=False)
+    weights = RANDOM.normal(size=(3, count, WIDTH)).astype(np.float32)
+
+    def loss(params, x, mask):
+        (tokens, real), _ = encoder.apply({**variables, "params": params}, x, mask, train=True, mutable=["batch_stats"])
+        return (tokens * weights).sum(), (tokens, real)
+
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    gradient, (tokens, real) = step(variables["params"], x, mask)
+    assert tokens.shape == (3, count, WIDTH)
+    assert tokens.dtype == jnp.float32
+    assert real.shape == (3, count)
+    assert real.dtype == bool
+    np.testing.assert_array_equal(tokens[~real], 0.0)
+    assert np.abs(tokens[real]).sum(axis=-1).min() > 0
+    unused = {
+        (jax.tree_util.keystr(k)) for k, g in jax.tree_util.tree_leaves_with_path(gradient) if not np.abs(g).max() > 0
+    }
+    assert not unused, "parameters without gradient"
+
+    # Padding has no influence, whatever it holds.
+    again = step(variables["params"], spoilt(x, mask), mask)
+    jax.tree.map(np.testing.assert_array_equal, again, (gradient, (tokens, real)))
+
+    # Nor has an absent row: the others' tokens and every gradient are those of the batch without it.
+    without = mask & np.array([[True], [False], [True]])
+    gradient, (tokens, real) = step(variables["params"], spoilt(x, without), without)
+    kept = np.array([0, 0, 2])
+    filled = step(variables["params"], x[kept], without)
+    jax.tree.map(np.testing.assert_array_equal, (gradient, tokens, real), (filled[0], *filled[1]))
+    np.testing.assert_array_equal(tokens[1], 0.0)
+    assert not real[1].any()
+
+    gradient, (tokens, real) = step(variables["params"], np.full_like(x, spoilt(x, mask & False).flat[0]), mask & False)
+    np.testing.assert_array_equal(tokens, 0.0)
+    assert not real.any()
+    assert all((g == 0).all() for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("case", ["cnn-batch", "bow-mean", "rnn-lstm", "logmel_cnn-layer"])
+def test_jit_is_eager_and_evaluation_returns_the_same_types(case):
+    name, options, (x, mask), _ = CASES[case]
+    encoder = ENCODERS[name](width=WIDTH, **options)
+    variables = random_variables(encoder, x, mask, train=False)
+    compiled = jax.jit(lambda v: encoder.apply(v, x, mask, train=False))(variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        encoder.apply(variables, x, mask, train=False),
+        compiled,
+    )
+    train = jax.eval_shape(lambda v: encoder.apply(v, x, mask, train=True, mutable=["batch_stats"])[0], variables)
+    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), train, compiled)
+
+
+@pytest.mark.parametrize("case", ["rnn-lstm", "rnn-last", "logmel_cnn-group"])
+def test_a_longer_padding_changes_no_token(case):
+    name, options, (x, mask), _ = CASES[case]
+    encoder = ENCODERS[name](width=WIDTH, **options)
+    variables = random_variables(encoder, x, mask, train=False)
+    apply = jax.jit(lambda x, mask: encoder.apply(variables, x, mask, train=False))
+    short, short_mask = apply(x, mask)
+    more = ((0, 0), (0, 37))
+    long, long_mask = apply(np.pad(x, more), np.pad(mask, more))
+    np.testing.assert_allclose(long[:, : short.shape[1]], short, atol=1e-5)
+    np.testing.assert_array_equal(long_mask.sum(axis=1), short_mask.sum(axis=1))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rnn_reads_forward_and_backward_where_asked(bidirectional):
+    encoder = ENCODERS["rnn"](width=WIDTH, vocabulary=7, embedding=4, hidden=4, bidirectional=bidirectional)
+    variables = random_variables(encoder, *TEXT, train=False)
+    apply = jax.jit(lambda x: encoder.apply(variables, x, TEXT[1], train=False)[0])
+    other = WORDS.copy()
+    other[0, 2], other[1, 2] = 6, 6
+    changed = np.abs(apply(WORDS) - apply(other)).max(axis=-1) > 0
+    before = bidirectional
+    np.testing.assert_array_equal(changed[0], [before, before, True, True, False, False])
+    np.testing.assert_array_equal(changed[1], [before, before, True, True, True, True])
+    assert not changed[2].any()
+
+
+def test_rnn_last_is_the_last_real_position():
+    options = {"vocabulary": 7, "embedding": 4, "hidden": 4}
+    encoders = [ENCODERS["rnn"](width=WIDTH, tokens=tokens, **options) for tokens in ("all", "last")]
+    variables = random_variables(encoders[0], *TEXT, train=False)
+    (every, _), (last, _) = (encoder.apply(variables, *TEXT, train=False) for encoder in encoders)
+    np.testing.assert_allclose(last[:, 0], every[np.arange(3), [3, 5, 0]], atol=1e-6)
+
+
+def test_bow_is_the_mean_embedding():
+    encoder = ENCODERS["bow"](width=WIDTH, vocabulary=7)
+    variables = random_variables(encoder, *TEXT, train=False)
+    table = variables["params"]["embed"]["embedding"]
+    tokens, _ = encoder.apply(variables, *TEXT, train=False)
+    np.testing.assert_allclose(tokens[0, 0], table[[3, 4, 2, 1]].mean(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "count"),
+    [
+        (32, {}, 16),
+        (32, {"strides": (2, 2, 1)}, 64),
+        (64, {}, 64),
+        (28, {}, 16),
+    ],
+)
+def test_cnn_token_counts(size, options, count):
+    encoder = ENCODERS["cnn"](width=WIDTH, **options)
+    x = jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
+    mask = jax.ShapeDtypeStruct((2, 1), bool)
+    (tokens, _), _ = jax.eval_shape(
+        lambda x, m: encoder.init_with_output(jax.random.key(0), x, m, train=False), x, mask
+    )
+    assert tokens.shape == (2, count, WIDTH)
+
+
+@pytest.mark.parametrize(("name", "published"), [("resnet18", 11_176_512), ("resnet50", 23_508_032)])
+def test_resnets_have_the_published_number_of_parameters(name, published):
+    encoder = ENCODERS[name](width=WIDTH, stem="imagenet", norm="batch")
+    x = jnp.zeros((1, 224, 224, 3))
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), x, jnp.ones((1, 1), bool), train=False))["params"]
+    tokens = shapes.pop("tokens")
+    assert tokens["positions"].shape == (49, WIDTH)  # 224 / 32 = 7
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == published
+
+
+def test_log_mel_is_the_written_formula():
+    rate, frame, hop, fft, mels = 8000, 200, 80, 256, 20
+    waveform = RANDOM.normal(size=(1, 1003)).astype(np.float32)
+    out = log_mel(waveform, rate, mels=mels)
+    assert out.shape == (1, 13, mels)  # ceil(1003 / 80)
+    hertz = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 4000 / 700), mels + 2) / 2595) - 1)
+    window = scipy.signal.get_window("hann", frame)
+    padded = np.pad(waveform[0], (0, frame))
+    for t in range(13):
+        power = np.abs(np.fft.rfft(padded[t * hop : t * hop + frame] * window, fft)) ** 2
+        for band in range(mels):
+            triangle = np.interp(np.arange(fft // 2 + 1) * rate / fft, hertz[band : band + 3], [0.0, 1.0, 0.0])
+            np.testing.assert_allclose(out[0, t, band], np.log(power @ triangle + 1e-6), rtol=1e-4, atol=1e-4)
+
+
+def test_log_mel_puts_a_tone_in_its_band():
+    tone = np.sin(2 * np.pi * 1000.0 * np.arange(4000) / 8000)[None].astype(np.float32)
+    band = np.asarray(log_mel(tone, 8000, mels=40)[0, 5:-5]).argmax(axis=-1)
+    mel = 2595 * np.log10(1 + 1000 / 700)
+    spacing = 2595 * np.log10(1 + 4000 / 700) / 41
+    assert set(band) == {round(mel / spacing) - 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "data", "said"),
+    [
+        ("cnn", {"channels": (4,)}, IMAGE, "same length"),
+        ("cnn", {"norm": "x"}, IMAGE, "norm"),
+        ("resnet18", {"stem": "x"}, IMAGE, "stem"),
+        ("bow", {"vocabulary": 7, "tokens": "x"}, TEXT, "tokens"),
+        ("rnn", {"vocabulary": 7, "cell": "x"}, TEXT, "vanilla, gru, lstm"),
+        ("rnn", {"vocabulary": 7, "tokens": "x"}, TEXT, "tokens"),
+        ("rnn", {"vocabulary": 7, "layers": 0}, TEXT, "layers"),
+        ("logmel_cnn", {"rate": RATE, "strides": (2,)}, AUDIO, "length"),
+    ],
+)
+def test_wrong_options_are_the_users_errors(name, options, data, said):
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(lambda: ENCODERS[name](width=WIDTH, **options).init(jax.random.key(0), *data, train=False))

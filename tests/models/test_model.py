@@ -1,0 +1,177 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from mmfusion.data.batch import Batch
+from mmfusion.errors import UserError
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.model import SUPPLIED, build, options
+from tests.models.random_variables import random_variables
+
+RANDOM = np.random.default_rng(0)
+SPEC = {"text": {"vocabulary": 7}, "image": {}, "audio": {"rate": 1000}}
+TASKS = {"label": 3, "angle": 1}
+ENCODER_CONFIGS = {
+    "text": {"name": "bow", "tokens": "all"},
+    "image": {"name": "cnn", "channels": [4, 4], "strides": (2, 2), "norm": "batch"},
+}
+
+
+def config(fusion, encoders=None, **fusion_options):
+    return ml_collections.ConfigDict(
+        {"width": 8, "encoders": encoders or ENCODER_CONFIGS, "fusion": {"name": fusion, **fusion_options}}
+    )
+
+
+def make_batch(rows=4):
+    words = np.array([[3, 4, 2], [5, 0, 0], [1, 2, 0], [6, 6, 2]], np.int32)[:rows]
+    return Batch(
+        inputs={"text": words, "image": RANDOM.normal(size=(rows, 8, 8, 1)).astype(np.float32)},
+        mask={"text": words > 0, "image": np.ones((rows, 1), bool)},
+        present={"text": np.ones(rows, bool), "image": np.ones(rows, bool)},
+        targets={},
+        weight=np.ones(rows, np.float32),
+        id=np.arange(rows, dtype=np.int32),
+    )
+
+
+BATCH = make_batch()
+
+
+def prepare(fusion, **fusion_options):
+    model = build(config(fusion, **fusion_options), SPEC, TASKS)
+    return model, random_variables(model, BATCH, train=False)
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "late_mean"])
+def test_contract(fusion):
+    model, variables = prepare(fusion)
+
+    def loss(params, batch):
+        outputs, _ = model.apply({**variables, "params": params}, batch, train=True, mutable=["batch_stats"])
+        return sum((logits**2).sum() for logits in outputs.logits.values()), outputs
+
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    gradient, outputs = step(variables["params"], BATCH)
+    assert {task: logits.shape for task, logits in outputs.logits.items()} == {"label": (4, 3), "angle": (4, 1)}
+    assert outputs.features.shape == (4, 8)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
+
+    # A missing picture: whatever stands in its place changes neither result nor gradient.
+    present = {**BATCH.present, "image": np.array([True, True, False, True])}
+    results = []
+    for content in (np.nan, 0.0, 9.0):
+        picture = BATCH.inputs["image"].copy()
+        picture[2] = content
+        results.append(
+            step(variables["params"], BATCH.replace(inputs={**BATCH.inputs, "image": picture}, present=present))
+        )
+    jax.tree.map(np.testing.assert_array_equal, results[0], results[1])
+    jax.tree.map(np.testing.assert_array_equal, results[0], results[2])
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(results[0]))
+
+    # A row that only pads the batch is an example without modalities.
+    padded = BATCH.replace(weight=np.array([1, 1, 1, 0], np.float32))
+    missing = BATCH.replace(present={m: np.array([True, True, True, False]) for m in BATCH.present})
+    one, other = step(variables["params"], padded)[1], step(variables["params"], missing)[1]
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    if fusion == "late_mean":
+        np.testing.assert_array_equal(one.logits["label"][3], 0.0)
+
+    nothing = BATCH.replace(present={m: np.zeros(4, bool) for m in BATCH.present})
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step(variables["params"], nothing)))
+
+    evaluated = jax.eval_shape(lambda v, b: model.apply(v, b, train=False), variables, BATCH)
+    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), evaluated, outputs)
+
+
+def test_jit_is_eager():
+    model, variables = prepare("concat")
+    eager = model.apply(variables, BATCH, train=False)
+    compiled = jax.jit(lambda v, b: model.apply(v, b, train=False))(variables, BATCH)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), eager, compiled)
+
+
+def test_a_batch_over_two_devices_is_the_whole_batch():
+    """Unequal padding, batch normalisation and dropout on."""
+    batch = BATCH.replace(weight=np.array([1, 1, 1, 0], np.float32))
+    variables = prepare("concat", dropout=0.5)[1]
+
+    def logits(batch, axis_name):
+        model = build(config("concat", dropout=0.5), SPEC, TASKS, axis_name=axis_name)
+        rows = {"rows": {"id": batch.id}}
+        rngs = {"dropout": jax.random.key(3)}
+        return model.apply({**variables, **rows}, batch, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    whole, stats = jax.jit(lambda b: logits(b, None))(batch)
+    shards = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), batch)
+    sharded, shard_stats = jax.jit(jax.vmap(lambda b: logits(b, "data"), axis_name="data"))(shards)
+    for task in TASKS:
+        joined = sharded.logits[task].reshape(whole.logits[task].shape)
+        np.testing.assert_allclose(joined[:3], whole.logits[task][:3], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-6), shard_stats, stats)
+    assert np.abs(whole.logits["label"] - model_without_dropout(variables, batch)).max() > 1e-3
+
+
+def model_without_dropout(variables, batch):
+    model = build(config("concat"), SPEC, TASKS)
+    return model.apply(variables, batch, train=True, mutable=["batch_stats"])[0].logits["label"]
+
+
+def test_bfloat16_computes_low_and_returns_float32_logits():
+    model = build(config("cross_attention", heads=2), SPEC, TASKS, dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), BATCH, train=False))
+    outputs, variables = shapes
+    assert {logits.dtype for logits in outputs.logits.values()} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    text, _ = jax.eval_shape(
+        lambda: model.encoders["text"].init_with_output(
+            jax.random.key(0), BATCH.inputs["text"], BATCH.mask["text"], train=False
+        )
+    )[0]
+    assert text.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS.values(), *FUSIONS.values()])
+def test_options_are_the_fields_a_config_may_set(kind):
+    found = options(kind)
+    assert not set(found) & (SUPPLIED | {"parent", "name"})
+    assert dataclasses.MISSING not in found.values(), "an option needs a default"
+
+
+def test_options_of_the_cnn():
+    assert options(ENCODERS["cnn"])["strides"] == (2, 2, 2)
+    assert options(FUSIONS["mean"]) == {}
+
+
+def test_build_gives_every_module_what_it_needs():
+    encoders = {**ENCODER_CONFIGS, "audio": {"name": "logmel_cnn"}}
+    model = build(config("gmu", encoders), SPEC, TASKS, axis_name="data")
+    assert model.encoders["text"].vocabulary == 7
+    assert model.encoders["audio"].rate == 1000
+    assert model.encoders["image"].axis_name == "data"
+    assert model.encoders["image"].channels == (4, 4)
+    hash(model)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"encoders": {}}, "model.encoders is empty"),
+        ({"encoders": {"video": {"name": "cnn"}}}, "model.encoders.video.*text"),
+        ({"encoders": {"image": {"name": "cnnn"}}}, "model.encoders.image.name='cnnn' is unknown; choose cnn"),
+        ({"encoders": {"image": {"name": "rnn"}}}, "rnn needs vocabulary"),
+        ({"encoders": {"image": {"name": "cnn", "norms": "batch"}}}, "model.encoders.image.norms.*choose norm"),
+        ({"fusion": {"name": "gnu"}}, "model.fusion.name='gnu' is unknown; choose gmu"),
+        ({"fusion": {"name": "mean", "layers": 2}}, "model.fusion.layers is no option of mean; it has none"),
+        ({"fusion": {"name": "concat", "width": 2}}, "model.fusion.width is no option of concat"),
+    ],
+)
+def test_a_wrong_config_is_the_users_error(broken, said):
+    with pytest.raises(UserError, match=said):
+        build({**config("mean").to_dict(), **broken}, SPEC, TASKS)
