@@ -1,0 +1,99 @@
+"""What every test shares: the CPU, one folder of compiled programs and prepared datasets a run, and a tiny config.
+
+`shared_dir` is made once by the pytest process that starts the workers, and removed when it ends; the workers and the
+commands that tests start find it in the environment.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports JAX. Programs compiled for another platform would test something else than CI does.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = "MMFUSION_TESTS_SHARED"  # environment variable: the folder that all processes of one pytest run share
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return  # a worker: the process that started it has made the folder
+    shared = tempfile.mkdtemp(prefix="mmfusion-tests-")  # mode 0700: it holds code
+    config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
+    os.environ[SHARED] = shared
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{shared}/programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """A folder that all workers of this pytest run share, removed at its end."""
+    return Path(os.environ[SHARED])
+
+
+@pytest.fixture(scope="session")
+def prepare(shared_dir: Path) -> Callable[..., str]:
+    """`prepare("shapes/match", manual_dir="")` -> the TFDS folder with that dataset prepared, once for all workers."""
+
+    def prepare(name: str, manual_dir: str = "") -> str:
+        from mmfusion.data import sources
+
+        data_dir = shared_dir / "tfds"
+        data_dir.mkdir(exist_ok=True)
+        with (shared_dir / "tfds.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sources.open_source(name, "train", data_dir=str(data_dir), manual_dir=manual_dir, seed=0)
+        return str(data_dir)
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def data_dir(prepare: Callable[..., str]) -> str:
+    """The TFDS folder with `shapes/match` prepared: give it as `data.dir`."""
+    return prepare("shapes/match")
+
+
+@pytest.fixture(scope="session")
+def tiny_config(data_dir: str) -> Callable[..., Any]:
+    """`tiny_config("fusion=gmu", {"steps": 4, "optim.accumulate": 2})` -> quickstart at width 8, 8 steps of 16 rows.
+
+    The changes are by dotted path; see `tests/tiny.py` for what is small. Of the `match` variant.
+    """
+    from tests import tiny
+
+    return lambda arg="", changes=None: tiny.config(arg, {"data.dir": data_dir, **(changes or {})})
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(data_dir: str) -> Callable[..., list[str]]:
+    """`tiny_flags({"steps": 4})` -> the flags of `python -m experiments.train` for the same, without `--workdir`."""
+    from tests import tiny
+
+    return lambda changes=None: [
+        "--config=configs/quickstart.py",
+        *tiny.flags({"data.dir": data_dir, **(changes or {})}),
+    ]
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess]:
+    """`command("experiments.train", *flags)` -> the finished process, with its text output; about 6 s of imports."""
+
+    def command(module: str, *flags: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", module, *flags],
+            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+
+    return command

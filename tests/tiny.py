@@ -1,0 +1,68 @@
+"""The quickstart made small: the run that most tests train, as a config and as command-line flags."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+# 256 rows, a model of a few thousand parameters, dropout on: a step takes milliseconds, a program seconds to compile.
+TINY: dict[str, Any] = {
+    "steps": 8,
+    "batch_size": 16,
+    "eval_every": 4,
+    "checkpoint_every": 4,
+    "log_every": 1,
+    "data.train": "train[:256]",
+    "data.test": "test[:64]",
+    "data.modalities.text.length": 8,
+    "model.width": 8,
+    "model.encoders.image.channels": (4, 8),
+    "model.encoders.image.strides": (4, 2),
+    "model.encoders.text.embedding": 8,
+    "model.encoders.text.hidden": 8,
+    "model.encoders.text.dropout": 0.1,
+    "model.fusion.layers": 1,
+    "model.fusion.heads": 2,
+    "model.fusion.dropout": 0.1,
+}
+
+
+def config(arg: str = "", changes: dict[str, Any] | None = None) -> ConfigDict:
+    """Returns `configs/quickstart.py:arg` with `TINY` and then `changes`, by dotted path; options it lacks are left.
+
+    A change of a path that the config does not have is an error, but a path of `TINY` that another fusion or fewer
+    modalities do without is passed over.
+    """
+    result = quickstart.get_config(arg)
+    for path, value in TINY.items():
+        if has(result, path):
+            put(result, path, value)
+    for path, value in (changes or {}).items():
+        put(result, path, value)
+    return result.lock()
+
+
+def flags(changes: dict[str, Any]) -> list[str]:
+    """Returns `TINY` with `changes` as `--config.path=value` flags; a change to None leaves that path as it was."""
+    return [f"--config.{path}={value}" for path, value in {**TINY, **changes}.items() if value is not None]
+
+
+def has(config: ConfigDict, path: str) -> bool:
+    """Returns whether the config has a value at a dotted path."""
+    for part in path.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def put(config: ConfigDict, path: str, value: Any) -> None:
+    """Sets the value at a dotted path that the config has; a KeyError where it has none."""
+    if not has(config, path):
+        raise KeyError(f"config.{path}")
+    *sections, name = path.split(".")
+    for section in sections:
+        config = config[section]
+    with config.unlocked(), config.ignore_type():
+        config[name] = value
