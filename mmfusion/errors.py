@@ -13,7 +13,10 @@ class Preempted(Exception):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Returns the end of an error line: the nearest choices, or all of them where none is near."""
+    """Returns the end of an error line: the nearest choices, or the first thirty where none is near."""
     choices = sorted(choices)
     near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(choices)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    more = f" and {len(choices) - 30} more" if len(choices) > 30 else ""
+    return f"choose one of {', '.join(choices[:30])}{more}"

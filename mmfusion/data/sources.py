@@ -6,15 +6,22 @@ A row is a dict of raw features as stored (pictures stay encoded), the same row 
 import dataclasses
 import errno
 import re
+import sys
+import urllib.error
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import requests
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core.download import download_manager, downloader
 
 from mmfusion.data import builders
 from mmfusion.errors import UserError, nearest
+
+# TFDS would try ten times: more than three minutes until it says that there is no network.
+downloader.MAX_RETRIES = 5
 
 PAIR = re.compile(r"pair:(?P<first>[^+:]+)\+(?P<second>[^+:]+):by=(?P<by>label|index)$")
 
@@ -102,11 +109,12 @@ def check_name(name: str, data_dir: str) -> None:
     if base in builders.BUILDERS:
         if name not in known_names() and builders.BUILDERS[base].BUILDER_CONFIGS:
             raise UserError(f"config.data.name={name!r} is no variant of {base}: {nearest(name, known_names())}")
-    elif not prepared and base not in tfds.list_builders():
-        raise UserError(
-            f"config.data.name={name!r} is no dataset of ours or TFDS's: "
-            f"{nearest(base, [*known_names(), *tfds.list_builders(with_community_datasets=False)])}"
-        )
+    elif not prepared:
+        known = tfds.list_builders(with_community_datasets=False)  # their list is on the network, read by TensorFlow
+        if base not in known:
+            raise UserError(
+                f"config.data.name={name!r} is no dataset of ours or TFDS's: {nearest(base, [*known_names(), *known])}"
+            )
 
 
 def known_names() -> list[str]:
@@ -125,26 +133,55 @@ def _prepared(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBui
             builder = own(data_dir=data_dir or None, config=name.partition("/")[2] or None)
         else:
             builder = tfds.builder(name, data_dir=data_dir or None)
+    except (ValueError, AssertionError) as error:  # no such dataset, variant or version
+        raise UserError(f"dataset {name!r} cannot be opened: {_one_line(error)}") from error
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
         builder.download_and_prepare(
             file_format=tfds.core.FileFormat.ARRAY_RECORD,
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
         )
-    except (ImportError, RuntimeError) as error:
-        if "tensorflow" not in str(error).lower():
-            raise
-        raise UserError(
-            f"dataset {name!r} needs TensorFlow once, to prepare: pip install 'mmfusion[prepare]' "
-            "(here: pip install tensorflow-cpu), then run the same command"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"no space left while preparing {name!r} under {data_dir or 'the TFDS folder'}") from error
-        if isinstance(error, PermissionError):
-            raise UserError(
-                f"cannot write under {error.filename}: set --config.data.dir to a folder of yours"
-            ) from error
+    except Exception as error:
+        if line := _explain(name, data_dir, error):
+            raise UserError(line) from error
         raise
     return builder
+
+
+def _explain(name: str, data_dir: str, error: Exception) -> str:
+    """Returns what a failed preparation means to the user, in one line; nothing where it is not theirs to mend."""
+    cause: BaseException | None = error
+    while cause is not None:  # TFDS raises an error anew, without its fields, to say where it happened
+        said = _one_line(cause)
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError)):
+            url = getattr(getattr(cause, "request", None), "url", None) or "its files"
+            return (
+                f"dataset {name!r} is not prepared yet and {url} cannot be downloaded ({said}): connect to the "
+                "network, or fetch the files by hand into a folder and name it with --config.data.manual_dir=FOLDER"
+            )
+        if isinstance(cause, download_manager.NonMatchingChecksumError):
+            return f"dataset {name!r}: a file is damaged or not the known one, remove it and start again ({said})"
+        if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in said:
+            return f"no space left while preparing {name!r} under {data_dir or 'the TFDS folder'} ({said})"
+        if isinstance(cause, PermissionError):
+            return f"cannot write {cause.filename or data_dir}: set --config.data.dir to a folder of yours"
+        if isinstance(cause, (ImportError, RuntimeError)) and "tensorflow" in said.lower():
+            return (
+                f"dataset {name!r} needs TensorFlow once, to prepare: pip install 'mmfusion[prepare]' "
+                "(here: pip install tensorflow-cpu), then run the same command"
+            )
+        if isinstance(cause, AssertionError) and "manual" in said.lower():
+            return f"dataset {name!r} must be fetched by hand: --config.data.manual_dir=FOLDER ({said})"
+        cause = cause.__cause__
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    said = " ".join(str(error).split())
+    return said if len(said) <= 240 else f"{said[:240]}..."
 
 
 def _skip_pictures(features: tfds.features.FeaturesDict) -> dict[str, Any]:
