@@ -32,18 +32,21 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(75)
 
 
-def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Parses the flags that a command has defined.
+def parse(
+    argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, positional: bool = False
+) -> list[str]:
+    """Parses the flags that a command has defined, and returns the arguments that are none.
 
     Raises:
-      UserError: an unknown flag, a missing or wrong value.
+      UserError: an unknown flag, a missing or wrong value, an argument where the command takes none.
     """
     try:
-        rest = flag_values(list(argv))
+        rest = flag_values(list(argv))[1:]
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: flags begin with --")
+    if rest and not positional:
+        raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
+    return rest
 
 
 def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> ConfigDict:

@@ -10,7 +10,6 @@ import pathlib
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 RATES = (1_000, 384_000)  # Hz, the lowest and highest a file may have
 
@@ -39,6 +38,8 @@ def decode(
     if not np.isfinite(waveform).all():
         raise ValueError("samples are not finite")
     if source != rate and len(waveform):
+        from scipy.signal import resample_poly  # takes a second to import, and most sets need no resampling
+
         common = math.gcd(source, rate)
         waveform = resample_poly(waveform, rate // common, source // common)
     return waveform.astype(np.float32, copy=False)
