@@ -1,0 +1,18 @@
+"""The datasets of this package, one TFDS builder folder each; importing it registers them with TFDS.
+
+They prepare and read without TensorFlow in ArrayRecord:
+`builder.download_and_prepare(file_format="array_record")`, then `builder.as_data_source("train")`. A preparation that
+fails leaves nothing that loads: TFDS writes to a temporary folder and renames it. Each gives the splits `train` and
+`test`, and of every example an `id` (unique), a `group` (examples that must stay together when `train` is carved) and
+a `label`.
+"""
+
+from mmfusion.data.builders.av_digits import av_digits_dataset_builder
+from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder
+from mmfusion.data.builders.shapes import shapes_dataset_builder
+
+BUILDERS = {
+    "shapes": shapes_dataset_builder.Builder,
+    "easy_vqa": easy_vqa_dataset_builder.Builder,
+    "av_digits": av_digits_dataset_builder.Builder,
+}

@@ -1,0 +1,1 @@
+"""MNIST pictures paired with Free Spoken Digit recordings."""

@@ -1,0 +1,1 @@
+"""The public easy-VQA dataset."""

@@ -1,0 +1,35 @@
+"""Preparing and reading a dataset, and archives to prepare it from."""
+
+import os
+import re
+import zipfile
+
+import tensorflow_datasets as tfds
+
+from mmfusion.data import archives
+
+
+def prepare(name: str, data_dir, manual_dir=None):
+    builder = tfds.builder(name, data_dir=data_dir)
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    builder.download_and_prepare(file_format="array_record", download_config=config)
+    return builder
+
+
+def rows(builder, split: str, n: int | None = None) -> list[dict]:
+    source = builder.as_data_source(split)
+    return [source[i] for i in range(n or len(source))]
+
+
+def write_zip(path, members: dict[str, bytes], top: str = "top-main/") -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for name, data in members.items():
+            file.writestr(top + name, data)
+
+
+def known(path, url: str = "https://example.org/a.zip", members: str = r"data/.*") -> archives.Archive:
+    """The archive at `path` as it is now, as one whose content is known."""
+    with zipfile.ZipFile(path) as file:
+        infos = {i.filename.partition("/")[2]: i for i in file.infolist()}
+    infos = {name: i for name, i in infos.items() if re.fullmatch(members, name)}
+    return archives.Archive(os.path.basename(path), url, members, len(infos), archives.fingerprint(infos))

@@ -1,0 +1,243 @@
+import io
+import json
+import os
+import pathlib
+import wave
+from collections import Counter
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from mmfusion.data import archives, builders
+from mmfusion.data.builders.av_digits import av_digits_dataset_builder as av_digits
+from mmfusion.data.builders.av_digits import degrade
+from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder as easy_vqa
+from mmfusion.data.builders.generate import png
+from mmfusion.errors import UserError
+from tests.data.prepare import known, prepare, rows, write_zip
+
+REAL = pathlib.Path(os.environ.get("MMFUSION_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
+SPLITS = ("train", "test")
+
+
+def real(*archive: archives.Archive) -> pathlib.Path:
+    for one in archive:
+        if not (REAL / one.filename).exists():
+            pytest.skip(f"{one.filename} is not in {REAL} (set MMFUSION_DATA)")
+    return REAL
+
+
+def left_behind(data_dir) -> list[str]:
+    """Record files and half-written folders under a data folder."""
+    return [str(p) for p in pathlib.Path(data_dir).rglob("*") if "incomplete" in p.name or "array_record" in p.name]
+
+
+@pytest.fixture
+def small_easy_vqa(tmp_path, monkeypatch):
+    members = {"easy_vqa/data/answers.txt": "\n".join(easy_vqa.ANSWERS).encode()}
+    for split, n in (("train", 6), ("test", 3)):
+        asked = [[f"is this {i}?", ("yes", "no", "red")[i % 3], i // 2] for i in range(n)]
+        members[f"easy_vqa/data/{split}/questions.json"] = json.dumps(asked).encode()
+        for i in range(3):
+            members[f"easy_vqa/data/{split}/images/{i}.png"] = png(np.full((64, 64, 3), 50 * i, np.uint8))
+    path = tmp_path / "manual" / easy_vqa.ARCHIVE.filename
+    path.parent.mkdir()
+    write_zip(path, members)
+    monkeypatch.setattr(easy_vqa, "QUESTIONS", {"train": 6, "test": 3})
+    monkeypatch.setattr(easy_vqa, "ARCHIVE", known(path, members=easy_vqa.ARCHIVE.members))
+    return path
+
+
+def test_easy_vqa_small(small_easy_vqa, tmp_path):
+    builder = prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
+    read = sorted(rows(builder, "train"), key=lambda row: row["id"])
+    assert [row["question"] for row in read] == [f"is this {i}?".encode() for i in range(6)]
+    assert [easy_vqa.ANSWERS[row["label"]] for row in read] == ["yes", "no", "red"] * 2
+    assert [row["group"] for row in read] == [b"train-0", b"train-0", b"train-1", b"train-1", b"train-2", b"train-2"]
+    assert [row["image"][0, 0, 0] for row in read] == [0, 0, 50, 50, 100, 100]
+
+
+def test_easy_vqa_wrong_counts_or_answers(small_easy_vqa, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(easy_vqa, "QUESTIONS", {"train": 7, "test": 3})
+        with pytest.raises(UserError, match="6 train questions where 7 are known"):
+            prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
+    monkeypatch.setattr(easy_vqa, "ANSWERS", easy_vqa.ANSWERS[:-1])
+    with pytest.raises(UserError, match=r"answers\.txt"):
+        prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
+
+
+def test_a_failed_preparation_leaves_nothing_that_loads(small_easy_vqa, tmp_path, monkeypatch):
+    generate, data = easy_vqa.Builder._generate_examples, tmp_path / "data"
+
+    def disk_full(self, split, *rest):
+        yield from generate(self, split, *rest)
+        if split == "test":
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(easy_vqa.Builder, "_generate_examples", disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare("easy_vqa", data, small_easy_vqa.parent)
+    assert left_behind(data) == []
+    assert not tfds.builder("easy_vqa", data_dir=data).is_prepared()
+    # killed where nothing can clean up: the temporary folder stays, and is no dataset
+    (data / "easy_vqa" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)
+    assert not tfds.builder("easy_vqa", data_dir=data).is_prepared()
+    assert len(rows(prepare("easy_vqa", data, small_easy_vqa.parent), "test")) == 3
+
+
+def test_a_damaged_member_stops_the_preparation(small_easy_vqa, tmp_path):
+    data = bytearray(small_easy_vqa.read_bytes())
+    data[data.index(b"is this 3?")] ^= 1
+    small_easy_vqa.write_bytes(data)
+    with pytest.raises(UserError, match=r"easy-VQA-master\.zip: member easy_vqa/data/train/questions\.json is damaged"):
+        prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
+    assert left_behind(tmp_path / "data") == []
+
+
+def wav(samples: np.ndarray, rate: int = 8_000) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def small_av_digits(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "manual"
+    folder.mkdir()
+    sounds = {
+        f"recordings/{digit}_ann_{i}.wav": wav(draw.integers(-9000, 9000, 200 + 10 * digit + i))
+        for digit in range(10)
+        for i in range(7)
+    }
+    pictures = {
+        f"{split}/{digit}/{1000 * (split == 'test') + 100 * digit + i}.png": png(
+            draw.integers(0, 256, (28, 28)).astype(np.uint8)
+        )
+        for split, n in (("train", 4), ("test", 5))
+        for digit in range(10)
+        for i in range(n)
+    }
+    for name, members in (("RECORDINGS", sounds), ("PICTURES", pictures)):
+        path = folder / getattr(av_digits, name).filename
+        write_zip(path, members)
+        monkeypatch.setattr(av_digits, name, known(path, members=getattr(av_digits, name).members))
+    monkeypatch.setattr(av_digits, "PICTURES_PER_RECORDING", {"train": 2, "test": 1})
+    return folder, sounds, pictures
+
+
+@pytest.mark.parametrize("variant", ["clean", "hard"])
+def test_av_digits_small(variant, small_av_digits, tmp_path):
+    folder, sounds, pictures = small_av_digits
+    builder = prepare(f"av_digits/{variant}", tmp_path / "data", folder)
+    read = {split: rows(builder, split) for split in SPLITS}
+    assert {split: len(r) for split, r in read.items()} == {"train": 40, "test": 50}
+    for split in SPLITS:
+        for row in read[split]:
+            recording, _, number = row["id"].decode().rpartition("-")
+            digit = row["label"]
+            assert row["group"].decode() == recording and recording.startswith(f"{digit}_")
+            original = av_digits.decode_wav(sounds[f"recordings/{recording}.wav"], "")
+            picture = np.asarray(Image.open(io.BytesIO(pictures[f"{split}/{digit}/{number}.png"])))
+            same = np.array_equal(row["audio"], original), np.array_equal(row["image"][..., 0], picture)
+            assert same == ((True, True) if variant == "clean" else (False, False))
+            assert row["audio"].dtype == np.int16 and row["audio"].shape == original.shape
+            assert row["image"].shape == (28, 28, 1)
+
+
+def test_av_digits_too_few_pictures(small_av_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(av_digits, "PICTURES_PER_RECORDING", {"train": 3, "test": 1})
+    with pytest.raises(UserError, match="4 train pictures of the digit 0 where 6 are needed"):
+        prepare("av_digits/clean", tmp_path / "data", small_av_digits[0])
+
+
+def test_decode_wav_refuses_other_formats():
+    for data in (b"no sound", wav(np.ones(9), rate=16_000), wav(np.ones(0))):
+        with pytest.raises(UserError, match=r"^here "):
+            av_digits.decode_wav(data, "here")
+
+
+def test_pca_removes_the_stated_energy():
+    draw = np.random.default_rng(0)
+    basis = draw.normal(size=(12, 64)) * np.linspace(12, 1, 12)[:, None]
+    pictures = np.clip(128 + draw.normal(size=(400, 12)) @ basis, 0, 255).astype(np.uint8).reshape(400, 8, 8)
+    mean, removed = degrade.fit(pictures)
+    centred = pictures.reshape(400, -1) - mean
+    energy = np.sum((centred @ removed) ** 2) / np.sum(centred**2)
+    without_last = np.sum((centred @ removed[:, :-1]) ** 2) / np.sum(centred**2)
+    assert without_last < 0.75 <= energy
+    np.testing.assert_allclose(removed.T @ removed, np.eye(removed.shape[1]), atol=1e-9)
+    rest = degrade.remove(pictures[0], mean, removed).reshape(-1) - mean
+    assert np.abs(removed.T @ rest).max() < 5 < np.abs(removed.T @ centred[0]).max()
+
+
+def test_noise_has_the_stated_snr_and_is_the_name_s():
+    samples = (300 * np.sin(np.arange(8000) / 7)).astype(np.int16)
+    noise = degrade.add_noise(samples, "a").astype(float) - samples
+    snr = 10 * np.log10(np.mean(samples.astype(float) ** 2) / np.mean(noise**2))
+    assert abs(snr - degrade.SNR) < 0.05
+    np.testing.assert_array_equal(degrade.add_noise(samples, "a"), degrade.add_noise(samples, "a"))
+    assert np.abs(np.corrcoef(noise, degrade.add_noise(samples, "b").astype(float) - samples)[0, 1]) < 0.05
+    loud = degrade.add_noise(samples * 90, "a").astype(float)  # past 16 bits: scaled down, not clipped
+    assert np.abs(loud).max() == 32767 and np.sum(np.abs(loud) == 32767) == 1
+
+
+def test_real_easy_vqa(tmp_path):
+    builder = prepare("easy_vqa", tmp_path, real(easy_vqa.ARCHIVE))
+    assert {s: builder.info.splits[s].num_examples for s in SPLITS} == {"train": 38_575, "test": 9_673}
+    for row in rows(builder, "test", 200):
+        assert row["image"].shape == (64, 64, 3) and row["question"]
+
+
+def test_real_av_digits_pairs_cross_no_split():
+    folder = real(av_digits.PICTURES, av_digits.RECORDINGS)
+    recordings = archives.check(av_digits.RECORDINGS, str(folder / av_digits.RECORDINGS.filename))
+    names = archives.check(av_digits.PICTURES, str(folder / av_digits.PICTURES.filename))
+    pairs = av_digits.pair([av_digits.recording_id(name) for name in recordings], names)
+    assert {split: len(p) for split, p in pairs.items()} == {"train": 10_800, "test": 3_000}
+    said, shown = ({split: [p[i] for p in pairs[split]] for split in SPLITS} for i in (0, 1))
+    assert not set(said["train"]) & set(said["test"])
+    assert len(set(shown["train"]) | set(shown["test"])) == 13_800  # no picture twice, in either
+    assert {int(r.rpartition("_")[2]) for r in said["test"]} == set(range(5))
+    assert len(set(said["train"])) == 2_700 and len(set(said["test"])) == 300
+    for split in SPLITS:
+        assert all(name.startswith(f"{split}/{r[0]}/") for r, name in pairs[split])
+        assert set(Counter(r[0] for r in said[split]).values()) == {len(pairs[split]) // 10}
+
+
+def test_real_pictures_keep_a_quarter_of_their_energy():
+    folder = real(av_digits.PICTURES)
+    path = str(folder / av_digits.PICTURES.filename)
+    names = [n for n in archives.check(av_digits.PICTURES, path) if n.startswith("train/")][::20]
+    data = archives.read(av_digits.PICTURES, path, names)
+    pictures = np.stack([np.asarray(Image.open(io.BytesIO(d))) for d in data.values()])
+    mean, removed = degrade.fit(pictures)
+    centred = pictures.reshape(len(pictures), -1) - mean
+    kept = centred - centred @ removed @ removed.T
+    assert 0.24 < np.sum(kept**2) / np.sum(centred**2) <= 0.25
+    drawn = np.stack([degrade.remove(p, mean, removed) for p in pictures]).reshape(len(pictures), -1).astype(float)
+    assert 0.2 < np.var(drawn, axis=0).sum() / np.sum(centred**2) * len(pictures) < 0.25  # clipping takes some more
+
+
+def test_real_recordings_have_the_stated_snr():
+    path = str(real(av_digits.RECORDINGS) / av_digits.RECORDINGS.filename)
+    names = archives.check(av_digits.RECORDINGS, path)[::150]
+    for name, data in archives.read(av_digits.RECORDINGS, path, names).items():
+        samples = av_digits.decode_wav(data, name)
+        clean, noisy = samples.astype(float), degrade.add_noise(samples, name).astype(float)
+        signal = clean * (noisy @ clean) / (clean @ clean)  # a mixture past 16 bits was scaled
+        assert abs(10 * np.log10(np.sum(signal**2) / np.sum((noisy - signal) ** 2)) - degrade.SNR) < 1.5
+
+
+def test_builders_are_registered():
+    assert set(builders.BUILDERS) == {"shapes", "easy_vqa", "av_digits"}
+    for name, builder in builders.BUILDERS.items():
+        assert builder.name == name and tfds.core.registered.imported_builder_cls(name) is builder
