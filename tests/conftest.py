@@ -19,6 +19,8 @@ import pytest
 # Before anything imports JAX. Programs compiled for another platform would test something else than CI does.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Most of a test's time is compiling programs that run a few steps: half the work of XLA halves it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = "MMFUSION_TESTS_SHARED"  # environment variable: the folder that all processes of one pytest run share
