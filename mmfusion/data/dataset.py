@@ -192,8 +192,8 @@ def carve(groups: Sequence[Any], fraction: float) -> np.ndarray:
 
 
 def _groups(rows: Sequence[Any], feature: str) -> Sequence[Any]:
-    if not feature:
-        return range(len(rows))
+    if not feature:  # of a pair, the second's row: one that has several partners must not be in both
+        return rows.partner if isinstance(rows, sources.PairedRows) else range(len(rows))
     if feature not in rows[0]:
         raise UserError(f"config.data.group={feature!r} is not a feature: they are {', '.join(sorted(rows[0]))}")
     return [as_string(row[feature]) for row in _each(rows)]

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from mmfusion.data import audio, image, text
 from mmfusion.data.batch import Batch
+from mmfusion.errors import UserError
 
 Options = Mapping[str, Any]
 
@@ -142,9 +143,12 @@ KINDS: dict[str, Kind] = {
 
 
 def as_string(value: Any) -> str:
-    """Returns a text value as `str`; None is the empty text."""
+    """Returns a text value as `str`; None is the empty text; raises UserError where it is not one string."""
     if value is None:
         return ""
+    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(value, np.ndarray):
+        raise UserError(f"a text or group must be one string, got an array {value.dtype}{list(value.shape)}")
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 

@@ -42,6 +42,26 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreparedRows:
+    """A prepared split; a record that does not match its checksum stops the run, since it can be prepared again."""
+
+    rows: Sequence[dict[str, Any]]
+    folder: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        try:
+            return self.rows[row]
+        except RuntimeError as error:  # ArrayRecord's, for a file that is missing, cut or changed
+            raise UserError(
+                f"row {row} of the data prepared under {self.folder} is damaged: remove that folder, and the same "
+                f"command prepares it again ({_one_line(error)})"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
 class PairedRows:
     """Row i of `first` beside row `partner[i]` of `second`; a name in both keeps the first's value."""
 
@@ -82,7 +102,9 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         rows = builder.as_data_source(split, decoders=_skip_pictures(builder.info.features))
     except (ValueError, KeyError, AssertionError) as error:
         splits = ", ".join(builder.info.splits) or "none"
-        raise UserError(f"dataset {name!r} has no split {split!r}: its splits are {splits}") from error
+        raise UserError(
+            f"dataset {name!r} has no rows of split {split!r}: its splits are {splits}, and parts are like test[:50%]"
+        ) from error
     except NotImplementedError as error:
         raise UserError(
             f"dataset {name!r} under {builder.data_dir} was prepared in another format: "
@@ -93,7 +115,7 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         for key, feature in builder.info.features.items()
         if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes is not None
     }
-    return Source(rows, names, f"{builder.info.full_name}:{split}")
+    return Source(PreparedRows(rows, str(builder.data_dir)), names, f"{builder.info.full_name}:{split}")
 
 
 def check_name(name: str, data_dir: str) -> None:
@@ -133,7 +155,7 @@ def _prepared(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBui
             builder = own(data_dir=data_dir or None, config=name.partition("/")[2] or None)
         else:
             builder = tfds.builder(name, data_dir=data_dir or None)
-    except (ValueError, AssertionError) as error:  # no such dataset, variant or version
+    except Exception as error:  # no such dataset, variant or version, or a package that it needs is missing
         raise UserError(f"dataset {name!r} cannot be opened: {_one_line(error)}") from error
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -166,8 +188,10 @@ def _explain(name: str, data_dir: str, error: Exception) -> str:
             return f"dataset {name!r}: a file is damaged or not the known one, remove it and start again ({said})"
         if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in said:
             return f"no space left while preparing {name!r} under {data_dir or 'the TFDS folder'} ({said})"
-        if isinstance(cause, PermissionError):
+        if isinstance(cause, (PermissionError, NotADirectoryError)):
             return f"cannot write {cause.filename or data_dir}: set --config.data.dir to a folder of yours"
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return f"dataset {name!r} cannot be prepared under {data_dir or 'the TFDS folder'}: {said}"
         if isinstance(cause, (ImportError, RuntimeError)) and "tensorflow" in said.lower():
             return (
                 f"dataset {name!r} needs TensorFlow once, to prepare: pip install 'mmfusion[prepare]' "
@@ -208,7 +232,7 @@ def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> 
 
 def _partners_by_label(first: Source, second: Source, seed: int) -> np.ndarray:
     """For each row of `first`, a row of `second` of its label; each is used once before any is used again."""
-    labels = [np.array([int(row["label"]) for row in source.rows]) for source in (first, second)]
+    labels = [np.array([int(rows[i]["label"]) for i in range(len(rows))]) for rows in (first.rows, second.rows)]
     missing = np.setdiff1d(labels[0], labels[1])
     if missing.size:
         raise UserError(
