@@ -5,7 +5,7 @@ import pytest
 
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
-from tests.models.random_variables import random_variables
+from tests.models.random_variables import quick_jit, random_variables
 
 WIDTH = 8
 RANDOM = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def test_feature_contract(name, count):
         fused = fusion.apply(variables, tokens, mask, train=True)
         return (fused.features * weights).sum(), fused
 
-    step = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    step = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     (gradient, to_tokens), fused = step(variables, tokens, mask)
     assert fused.features.shape == (3, WIDTH)
     assert fused.features.dtype == jnp.float32
@@ -173,7 +173,7 @@ def test_only_additive_strategies_have_no_interaction(name, additive):
     tokens, mask = take(2)
     fusion = make(name)
     variables = random_variables(fusion, tokens, mask, train=False)
-    apply = jax.jit(
+    apply = quick_jit(
         lambda text, audio: fusion.apply(variables, {"text": text, "audio": audio}, mask, train=False).features
     )
     text, audio = tokens["text"], tokens["audio"]
@@ -209,7 +209,7 @@ def test_cross_attention_weights_sum_to_one_over_the_other_modalities():
     tokens, mask = take(3)
     fusion = make("cross_attention")
     variables = random_variables(fusion, tokens, mask, train=False)
-    attention = jax.jit(lambda v, t, m: fusion.apply(v, t, m, train=False))(variables, tokens, mask).attention
+    attention = quick_jit(lambda v, t, m: fusion.apply(v, t, m, train=False))(variables, tokens, mask).attention
     assert set(attention) == {(q, k) for q in tokens for k in tokens if q != k}
     for q in tokens:
         total = sum(attention[q, k].sum(axis=-1) for k in tokens if k != q)  # [B, heads, Nq]

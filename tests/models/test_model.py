@@ -11,7 +11,7 @@ from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import SUPPLIED, build, options
-from tests.models.random_variables import random_variables
+from tests.models.random_variables import quick_jit, random_variables
 
 RANDOM = np.random.default_rng(0)
 SPEC = {"text": {"vocabulary": 7}, "image": {}, "audio": {"rate": 1000}}
@@ -56,7 +56,7 @@ def test_contract(fusion):
         outputs, _ = model.apply({**variables, "params": params}, batch, train=True, mutable=["batch_stats"])
         return sum((logits**2).sum() for logits in outputs.logits.values()), outputs
 
-    step = jax.jit(jax.grad(loss, has_aux=True))
+    step = quick_jit(jax.grad(loss, has_aux=True))
     gradient, outputs = step(variables["params"], BATCH)
     assert {task: logits.shape for task, logits in outputs.logits.items()} == {"label": (4, 3), "angle": (4, 1)}
     assert outputs.features.shape == (4, 8)
