@@ -30,6 +30,7 @@ def collect(
     batch_size: int,
     workers: int = 0,
     modalities: Collection[str] | None = None,
+    max_bad_fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Runs a whole split through the model.
 
@@ -41,10 +42,14 @@ def collect(
       batch_size: over all devices and hosts.
       workers: processes that read a streamed split.
       modalities: those that stay; the others count as absent in every row. None keeps all.
+      max_bad_fraction: share of rows that may be unreadable.
 
     Returns:
       `logits`, `targets`, `loss` and `loss_weight` per task, `weight` and `id`, all `[n, ...]` of every host's rows,
-      padding left out.
+      padding and unreadable rows left out.
+
+    Raises:
+      UserError: too many rows cannot be read.
     """
     spread = parts.parallel
     batches = pipeline.eval_batches(split, batch_size=batch_size, host=spread.host, hosts=spread.hosts, workers=workers)
@@ -53,6 +58,8 @@ def collect(
     for _, batch in pipeline.to_device(batches, spread.put_batch):
         results.append(jax.device_get(run_eval(state.params, state.batch_stats, batch)))
     every = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+    unreadable = every["id"][(every["weight"] == 0) & (every["id"] >= 0)]
+    datasets.check_bad(split, unreadable.tolist(), max_bad_fraction)
     return jax.tree.map(lambda x: x[every["weight"] > 0], every)
 
 
@@ -164,6 +171,7 @@ def evaluate(
         batch_size=run.config.batch_size,
         workers=run.config.data.workers,
         modalities=modalities,
+        max_bad_fraction=run.config.data.max_bad_fraction,
     )
     return {
         "split": split,

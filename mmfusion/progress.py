@@ -106,7 +106,7 @@ class Meter:
             )
         if not batch.weight.all():  # training batches have no padding: these rows could not be read
             self._unreadable |= set(batch.id[batch.weight == 0].tolist())
-            check_bad(self._split, len(self._unreadable), self._config.data.max_bad_fraction)
+            check_bad(self._split, self._unreadable, self._config.data.max_bad_fraction)
 
 
 class Trace:

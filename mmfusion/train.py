@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> 
     def scores_of(split: str) -> dict[str, Any]:
         rows = collect(
             run_eval, state, dataset.splits[split], parts,
-            batch_size=config.batch_size, workers=config.data.workers,
+            batch_size=config.batch_size, workers=config.data.workers, max_bad_fraction=config.data.max_bad_fraction,
         )  # fmt: skip
         return score(rows, parts.tasks)
 

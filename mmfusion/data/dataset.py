@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -242,7 +242,7 @@ def _ready(name: str, numbers: np.ndarray, source: Sequence[Any], reader: Reader
     parts = np.array_split(np.arange(len(numbers)), max(1, len(numbers) // 1024))
     with ThreadPoolExecutor(2) as pool:  # picture decoders release the interpreter lock
         arrays = _concatenate(list(pool.map(split.decode, parts)))
-    check_bad(split, len(split.bad), config.max_bad_fraction)
+    check_bad(split, split.bad, config.max_bad_fraction)
     for modality, present in arrays.present.items():
         if not present.any():
             raise UserError(
@@ -252,13 +252,14 @@ def _ready(name: str, numbers: np.ndarray, source: Sequence[Any], reader: Reader
     return dataclasses.replace(split, arrays=arrays)
 
 
-def check_bad(split: Split, count: int, max_fraction: float) -> None:
-    """Raises UserError where more than `max_fraction` of a split's rows could not be read."""
-    if count > max_fraction * len(split):
-        example = next(iter(split.bad.values()), "see its rows of weight 0")
+def check_bad(split: Split, unreadable: Collection[int], max_fraction: float) -> None:
+    """Raises UserError where more than `max_fraction` of a split's rows, those with these ids, could not be read."""
+    if unnamed := sorted({*unreadable} - {*split.bad}):  # found by another process: read here again, for the reason
+        split.decode(np.searchsorted(split.numbers, unnamed))
+    if len(unreadable) > max_fraction * len(split):
         raise UserError(
-            f"{count} of {len(split)} rows of split {split.name!r} cannot be read, more than "
-            f"config.data.max_bad_fraction={max_fraction:g} allows; the first: {example}"
+            f"{len(unreadable)} of {len(split)} rows of split {split.name!r} cannot be read, more than "
+            f"config.data.max_bad_fraction={max_fraction:g} allows; the first: {split.bad[min(unreadable)]}"
         )
 
 

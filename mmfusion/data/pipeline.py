@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
@@ -67,6 +68,8 @@ def _read_ahead(batch: Callable[[int], Batch], first: int, last: int, workers: i
     batches = grain.MapDataset.range(first, last).map(batch)
     ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if workers:
+        if not flags.FLAGS.is_parsed():  # where no command did: Grain's processes ask it for theirs
+            flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(ahead)
 

@@ -162,7 +162,12 @@ def _read_class(value: Any, classes: int) -> np.ndarray:
 
 
 def _read_classes(value: Any, classes: int) -> np.ndarray:
-    labels = np.asarray(value, np.int64).reshape(-1)
+    labels = np.asarray(value)
+    if labels.dtype == bool and labels.shape == (classes,):  # one truth value a class
+        return labels.astype(np.float32)
+    if labels.size and not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"classes must be whole numbers, or {classes} truth values, got {value!r}")
+    labels = labels.reshape(-1).astype(np.int64)
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"classes {labels.tolist()} are outside 0 to {classes - 1}")
     hot = np.zeros(classes, np.float32)

@@ -262,5 +262,5 @@ def test_damaged_records_are_never_read_as_data(damage, prepared, tmp_path):
 def test_another_file_format_says_where_to_prepare(prepared, tmp_path):
     info = json.loads((prepared / "dataset_info.json").read_text())
     (prepared / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    with pytest.raises(UserError, match="prepared in another format: give an empty --config.data.dir"):
+    with pytest.raises(UserError, match=r"prepared in another format: give an empty --config\.data\.dir"):
         opened("toys/notes", tmp_path / "data")

@@ -1,0 +1,210 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from mmfusion.data import dataset, text
+from mmfusion.errors import UserError
+from tests import planted
+
+
+def load(config=None, **options):
+    return dataset.load((config or planted.config()).data, seed=0, **options)
+
+
+def words(data):
+    return set(text.from_json(data.tokenizers["text"]).get_vocab())
+
+
+def digest(numbers):
+    return hashlib.sha256(np.asarray(numbers, "<i8").tobytes()).hexdigest()[:16]
+
+
+# --- splits ---
+
+
+def test_the_carve_is_the_same_on_every_machine():
+    chosen = dataset.carve(range(10_000), 0.1)
+    assert digest(np.flatnonzero(chosen)) == "7ecd573eedd77270"
+    assert abs(chosen.mean() - 0.1) < 0.01
+    named = dataset.carve([f"train-{i:05d}" for i in range(10_000)], 0.1)
+    assert digest(np.flatnonzero(named)) == "9d0a1abfa69f716a"
+
+
+def test_the_carve_looks_at_each_group_alone():
+    groups = [f"g{i}" for i in range(500)]
+    chosen = dataset.carve(groups, 0.2)
+    backwards = dataset.carve(groups[::-1], 0.2)[::-1]
+    np.testing.assert_array_equal(chosen, backwards)
+    np.testing.assert_array_equal(chosen[100:], dataset.carve(groups[100:], 0.2))  # whatever else there is
+    assert chosen[dataset.carve(groups, 0.1)].all()  # a larger share keeps the smaller one's
+
+
+def test_valid_comes_from_train_by_group_and_never_from_test(monkeypatch):
+    rows = [planted.row(i) for i in range(60)]
+    planted.plant(monkeypatch, train=rows, test=rows[:20])
+    data = load(planted.config(data__group="group"))
+    train, valid = data.splits["train"], data.splits["valid"]
+    assert sorted([*train.numbers, *valid.numbers]) == list(range(60))
+    assert 4 < len(valid) < 30
+    assert not {rows[i]["group"] for i in train.numbers} & {rows[i]["group"] for i in valid.numbers}
+    assert {len({i // 2 for i in split.numbers}) * 2 for split in (train, valid)} == {len(train), len(valid)}
+    assert data.splits["test"].numbers.tolist() == list(range(20))
+    assert valid.source is rows
+
+
+def test_shapes_quads_are_not_divided(data_dir):
+    config = planted.config("image", data__name="shapes/match", data__dir=data_dir, data__group="group").data
+    with config.unlocked():
+        config.valid_fraction, config.train, config.test = 0.1, "train[:2000]", "test[:100]"
+    splits = dataset.load(config, seed=0).splits
+    groups = {name: {split.source[int(i)]["group"] for i in split.numbers} for name, split in splits.items()}
+    assert len(splits["train"]) + len(splits["valid"]) == 2000
+    assert 100 < len(splits["valid"]) < 300
+    assert not groups["train"] & groups["valid"]
+    assert not groups["test"] & (groups["train"] | groups["valid"])
+
+
+def test_an_official_validation_split_is_used_and_train_stays_whole(monkeypatch):
+    rows = [planted.row(i) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, validation=rows[:7], test=rows[:9])
+    splits = load(planted.config(data__valid="validation", data__valid_fraction=0.0)).splits
+    assert {name: split.numbers.tolist() for name, split in splits.items()} == {
+        "train": list(range(40)), "valid": list(range(7)), "test": list(range(9))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "changes", "says"),
+    [
+        (20, 0, {}, "'planted' is empty: planted:test"),
+        (20, 5, {"data__valid_fraction": 1e-9}, "split 'valid' of 'planted' is empty: check config.data.valid"),
+        (1, 5, {"data__valid_fraction": 0.999}, "split 'train' of 'planted' is empty: check config.data.train"),
+    ],
+)
+def test_an_empty_split_is_named(train, test, changes, says, monkeypatch):
+    rows = [planted.row(i) for i in range(20)]
+    planted.plant(monkeypatch, train=rows[:train], test=rows[:test])
+    with pytest.raises(UserError, match=says):
+        load(planted.config(**changes))
+
+
+# --- vocabulary ---
+
+
+def test_the_vocabulary_is_of_train_rows_only(monkeypatch):
+    rows = [planted.row(i, text=f"row own{i}") for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=[planted.row(i, text="row tested") for i in range(9)])
+    data = load()
+    known = words(data)
+    assert known == {"[PAD]", "[OOV]", "row"} | {f"own{i}" for i in data.splits["train"].numbers}
+    for split in ("valid", "test"):
+        ids = data.splits[split].gather(np.arange(4)).inputs["text"]
+        assert (ids[:, 1] == text.OOV).all()
+    assert (data.splits["train"].gather(np.arange(4)).inputs["text"][:, 1] != text.OOV).all()
+    assert data.supplied() == {"text": {"vocabulary": len(known)}, "audio": {"rate": 1000}, "image": {}}
+
+
+def test_a_saved_run_keeps_its_vocabulary_and_classes_and_needs_no_train_split(monkeypatch):
+    rows = [planted.row(i) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=rows[:9])
+    began = load()
+    planted.plant(monkeypatch, test=[planted.row(i, text="row other words") for i in range(9)], names={})
+    again = load(splits=("test",), saved=began.saved())
+    assert words(again) == words(began)
+    assert again.class_names == began.class_names
+    assert list(again.splits) == ["test"]
+    none = load(splits=(), saved=began.saved())
+    assert (none.splits, none.reader.outputs) == ({}, {"label": 2})
+
+
+# --- classes and features ---
+
+
+def test_classes_are_the_datasets_or_the_configs(monkeypatch):
+    rows = [planted.row(i) for i in range(20)]
+    planted.plant(monkeypatch, train=rows, test=rows)
+    data = load(planted.config(tasks="label+tags+amount"))
+    assert data.class_names == {"label": ("no", "yes"), "tags": ("0", "1", "2"), "amount": ()}
+    assert data.reader.outputs == {"label": 2, "tags": 3, "amount": 1}
+    with pytest.raises(UserError, match=r"targets\.label\.classes=3, but the dataset names 2 classes"):
+        load(planted.config(data__targets__label__classes=3))
+    planted.plant(monkeypatch, train=rows, test=rows, names={})
+    with pytest.raises(UserError, match=r"targets\.label\.classes must be given"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__modalities__image__feature": "picture"},
+        {"data__targets__label__feature": "picture"},
+        {"data__group": "picture"},
+    ],
+)
+def test_a_feature_that_is_not_there_names_those_that_are(changes, monkeypatch):
+    rows = [planted.row(i) for i in range(20)]
+    planted.plant(monkeypatch, train=rows, test=rows)
+    with pytest.raises(UserError, match=r"picture.* amount, audio, group, image, label, tags, text$"):
+        load(planted.config(**changes))
+
+
+# --- fingerprint ---
+
+
+def test_the_fingerprint_is_of_what_is_read_and_not_of_where_or_how_fast(monkeypatch):
+    rows = [planted.row(i) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=rows)
+    began = load().fingerprint
+    assert load(planted.config(data__memory_gb=0.0, data__workers=1, data__manual_dir="/x")).fingerprint == began
+    others = [
+        load(planted.config(data__valid_fraction=0.4)),
+        load(planted.config(data__modalities__image__size=(4, 4))),
+        load(planted.config(data__targets__label__label_smoothing=0.1)),
+    ]
+    planted.plant(monkeypatch, train=rows, test=rows[1:])
+    others.append(load())
+    assert len({began, *(data.fingerprint for data in others)}) == 5
+
+
+# --- rows that cannot be read ---
+
+
+def test_bad_rows_keep_their_place_with_weight_0(monkeypatch):
+    rows = [planted.row(i) for i in range(40)]
+    rows[7] = planted.row(7, image=b"no picture")
+    rows[9] = planted.row(9, audio=planted.sound(0.1)[:90])
+    planted.plant(monkeypatch, train=[planted.row(i) for i in range(40)], test=rows)
+    test = load(planted.config(data__max_bad_fraction=0.05)).splits["test"]
+    assert test.bad == {
+        7: "row 7, image: not a picture",
+        9: f"row 9, audio: truncated: 90 of {len(rows[8]['audio'])} bytes",
+    }
+    batch = test.gather(np.array([6, 7, 8, 9, -1]))
+    assert batch.id.tolist() == [6, 7, 8, 9, -1]
+    assert batch.weight.tolist() == [1, 0, 1, 0, 0]
+    assert not any(batch.inputs[m][[1, 3, 4]].any() or batch.present[m][[1, 3, 4]].any() for m in batch.inputs)
+    with pytest.raises(
+        UserError, match=r"2 of 40 rows of split 'test' .*max_bad_fraction=0\.049.*row 7, image: not a p"
+    ):
+        load(planted.config(data__max_bad_fraction=0.049))
+
+
+def test_rows_that_another_process_found_are_named_here(monkeypatch):
+    rows = [planted.row(i) for i in range(40)]
+    rows[7] = planted.row(7, image=b"no picture")
+    planted.plant(monkeypatch, train=[planted.row(i) for i in range(40)], test=rows)
+    test = load(planted.config(data__memory_gb=0.0)).splits["test"]
+    assert test.bad == {}
+    dataset.check_bad(test, {7}, 0.1)
+    assert test.bad == {7: "row 7, image: not a picture"}
+    with pytest.raises(UserError, match="row 7, image: not a picture"):
+        dataset.check_bad(test, {7}, 0.0)
+
+
+@pytest.mark.parametrize("modality", ["image", "text", "audio"])
+def test_a_modality_that_no_row_has_is_named(modality, monkeypatch):
+    rows = [planted.row(i) for i in range(20)]
+    planted.plant(monkeypatch, train=rows, test=[{**row, modality: ""} for row in rows])
+    with pytest.raises(UserError, match=f"modality '{modality}' is absent in every row of split 'test'.*:modalities="):
+        load()

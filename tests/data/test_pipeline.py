@@ -1,0 +1,129 @@
+import zlib
+
+import numpy as np
+import pytest
+
+from mmfusion.data import dataset, pipeline
+from tests import planted
+
+SIZE, B = 29, 8
+
+
+def places(step, seed=0, size=SIZE, batch_size=B):
+    return pipeline.train_places(seed, step, size=size, batch_size=batch_size)
+
+
+def same(one, other):
+    """Whether two batches are equal in every array and type."""
+    for field in ("inputs", "mask", "present", "targets", "weight", "id"):
+        mine, theirs = getattr(one, field), getattr(other, field)
+        pairs = [(mine[k], theirs[k]) for k in mine] if isinstance(mine, dict) else [(mine, theirs)]
+        for a, b in pairs:
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    return True
+
+
+@pytest.fixture
+def splits(monkeypatch):
+    """The train split in memory and streamed, of rows some of which lack a modality, and one that cannot be read."""
+    changes = {3: {"text": ""}, 5: {"audio": b""}, 11: {"image": b"no picture"}, 12: {"image": None}}
+    rows = [planted.row(i, **changes.get(i, {})) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=rows[:21])
+    both = [
+        dataset.load(planted.config(data__memory_gb=gb, data__max_bad_fraction=0.1).data, seed=0).splits
+        for gb in (1.0, 0.0)
+    ]
+    assert both[0]["train"].arrays is not None
+    assert both[1]["train"].arrays is None
+    return both
+
+
+# --- the order of examples ---
+
+
+def test_epochs_are_permutations_laid_end_to_end():
+    laid = np.concatenate([places(step) for step in range(SIZE)])  # B epochs exactly
+    epochs = laid.reshape(B, SIZE)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(SIZE), (B, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == B
+
+
+def test_a_batch_larger_than_the_split_counts_every_row_evenly():
+    counts = np.bincount(places(0, batch_size=3 * SIZE), minlength=SIZE)
+    np.testing.assert_array_equal(counts, 3)
+
+
+def test_the_order_is_of_seed_and_step_and_the_same_everywhere():
+    assert not np.array_equal(places(0, seed=0), places(0, seed=1))
+    assert zlib.crc32(places(7, size=1000, batch_size=64).astype("<i8").tobytes()) == 3621691968
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_read_disjoint_shares_of_one_global_batch(hosts, splits):
+    whole = list(pipeline.train_batches(splits[0]["train"], seed=3, batch_size=B, first=0, last=4))
+    shares = [
+        list(pipeline.train_batches(splits[0]["train"], seed=3, batch_size=B, first=0, last=4, host=h, hosts=hosts))
+        for h in range(hosts)
+    ]
+    for step in range(4):
+        here = [share[step] for share in shares]
+        assert {len(batch.id) for batch in here} == {B // hosts}
+        assert same(dataset._concatenate(here), whole[step])
+
+
+def test_resuming_at_any_step_gives_the_same_batches(splits):
+    split = splits[0]["train"]
+    whole = list(pipeline.train_batches(split, seed=0, batch_size=B, first=0, last=9))
+    for first in (1, 4, 8):
+        resumed = list(pipeline.train_batches(split, seed=0, batch_size=B, first=first, last=9))
+        assert len(resumed) == 9 - first
+        assert all(same(a, b) for a, b in zip(resumed, whole[first:], strict=True))
+
+
+# --- memory, streams and processes ---
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_stream_and_worker_processes_give_the_same_batches(workers, splits):
+    memory, streamed = (s["train"] for s in splits)
+    expected = list(pipeline.train_batches(memory, seed=0, batch_size=B, first=2, last=7))
+    read = list(pipeline.train_batches(streamed, seed=0, batch_size=B, first=2, last=7, workers=workers))
+    assert all(same(a, b) for a, b in zip(read, expected, strict=True))
+    ids = np.concatenate([batch.id for batch in read])
+    assert {11} & set(ids) or {11} & set(splits[0]["valid"].numbers)
+    weights = {int(i): float(w) for batch in read for i, w in zip(batch.id, batch.weight, strict=True)}
+    assert all(weight == (i != 11) for i, weight in weights.items())
+
+
+# --- evaluation ---
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_meets_every_row_once_in_order_and_pads_the_last_batch(hosts, mode, splits):
+    split = splits[mode]["test"]
+    shares = [list(pipeline.eval_batches(split, batch_size=B, host=h, hosts=hosts)) for h in range(hosts)]
+    batches = [dataset._concatenate(list(here)) for here in zip(*shares, strict=True)]
+    ids = np.concatenate([batch.id for batch in batches])
+    weight = np.concatenate([batch.weight for batch in batches])
+    assert ids.tolist() == [*range(21), -1, -1, -1]
+    assert weight.tolist() == [float(i != 11) for i in range(21)] + [0] * 3
+    last = batches[-1]
+    assert not last.inputs["image"][5:].any()
+    assert not any(last.present[m][5:].any() or last.mask[m][5:].any() for m in last.present)
+
+
+def test_transfers_run_ahead_and_keep_their_order():
+    log = []
+
+    def batches():
+        for i in range(5):
+            log.append(f"read {i}")
+            yield i
+
+    for host, device in pipeline.to_device(batches(), lambda i: log.append(f"put {i}") or i * 10):
+        assert device == host * 10
+        log.append(f"use {host}")
+    assert [entry for entry in log if entry.startswith("use")] == [f"use {i}" for i in range(5)]
+    assert log.index("put 2") < log.index("use 0") < log.index("put 3") < log.index("use 1")

@@ -1,0 +1,89 @@
+"""Rows planted in place of a TFDS dataset, good and bad ones, and a tiny config that reads them."""
+
+import io
+from typing import Any
+
+import numpy as np
+import soundfile
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import base
+from mmfusion.data import sources
+from tests import tiny
+
+CLASSES = {"label": ("no", "yes")}
+TASKS = {"label": "classification", "tags": "multilabel", "amount": "regression"}
+SMALL = {
+    "steps": 2,
+    "batch_size": 8,
+    "eval_every": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "data.name": "planted",
+    "data.valid_fraction": 0.3,
+    "model.width": 8,
+    "model.fusion.layers": 1,
+    "model.fusion.heads": 2,
+}
+
+
+def config(modalities: str = "image+text+audio", tasks: str = "label", **changes: Any) -> ConfigDict:
+    """Returns a config of a few thousand parameters for `row`s; changes are by path, `__` for a dot."""
+    result = base.get_config()
+    with result.unlocked():
+        result.data.modalities.image = base.modality("image", "image", size=(8, 8))
+        result.data.modalities.text = base.modality("text", "text", length=6)
+        result.data.modalities.audio = base.modality("audio", "audio", rate=1000, seconds=0.1)
+        result.model.encoders.image = base.encoder("image", "cnn", channels=(4,), strides=(4,))
+        result.model.encoders.text = base.encoder("text", "bow", tokens="all")
+        result.model.encoders.audio = base.encoder("audio", "logmel_cnn", channels=(4,), strides=(2,), mels=8)
+        for task in tasks.split("+"):
+            options = {"classes": 3} if task == "tags" else {}
+            result.data.targets[task] = base.target(TASKS[task], task, **options)
+        result.select = "accuracy" if tasks.startswith(("label", "tags")) else "mae"
+    base.keep_modalities(result, modalities)
+    for path, value in {**SMALL, **{path.replace("__", "."): value for path, value in changes.items()}}.items():
+        tiny.put(result, path, value)
+    return result.lock()
+
+
+def picture(value: int) -> bytes:
+    """Returns a PNG of one colour."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sound(value: float, samples: int = 100) -> bytes:
+    """Returns a WAV of 1000 samples a second, none where `samples` is 0."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(samples) * value), 1000, format="WAV")
+    return buffer.getvalue()
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    """Returns a good row that says its number in every modality, with `changes`."""
+    return {
+        "image": picture(number % 200 + 20),
+        "text": f"row {number} number{number % 7}",
+        "audio": sound(0.1 + number / 50),
+        "label": number % 2,
+        "tags": [number % 3],
+        "amount": np.float32(number / 10),
+        "group": f"g{number // 2}",
+        **changes,
+    }
+
+
+def plant(monkeypatch, names: dict[str, tuple[str, ...]] | None = None, **splits: list[dict[str, Any]]) -> None:
+    """Makes these rows the splits of the dataset `planted`; of another split or name there are none."""
+
+    def open_source(name: str, split: str, **_: Any) -> sources.Source:
+        assert name == "planted"
+        return sources.Source(
+            splits[split], CLASSES if names is None else names, f"{name}:{split}:{len(splits[split])}"
+        )
+
+    monkeypatch.setattr(sources, "open_source", open_source)
+    monkeypatch.setattr(sources, "check_name", lambda *_: None)
