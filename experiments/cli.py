@@ -120,15 +120,12 @@ def _load(source: str) -> ConfigDict:
 
 def _choose(config: ConfigDict, argv: list[str]) -> list[str]:
     """Applies the overrides that choose a section's kind, and returns the arguments without them."""
-    rest = []
     chosen = {f"{path}.name": path for path in configs.sections_that_choose(config)}
-    for item in argv:
-        match = OVERRIDE.match(item)
-        if match and match["path"] in chosen and match["value"] is not None:
-            configs.choose(config, chosen[match["path"]], match["value"])
-        else:
-            rest.append(item)
-    return rest
+    for flag, path in chosen.items():
+        value, argv = _take_flag(argv, f"config.{flag}")
+        if value is not None:
+            configs.choose(config, path, value)
+    return argv
 
 
 def _check_paths(config: ConfigDict, argv: Sequence[str]) -> None:
@@ -141,3 +138,5 @@ def _check_paths(config: ConfigDict, argv: Sequence[str]) -> None:
                     hint = nearest(part, known) if known else f"{walked} is a value"
                     raise UserError(f"{walked}.{part} is no key: {hint}")
                 section, walked = section[part], f"{walked}.{part}"
+            if isinstance(section, ConfigDict) and not (match["value"] or "").startswith("{"):
+                raise UserError(f"{walked} is a section: set one of its keys, {', '.join(section.keys())}")

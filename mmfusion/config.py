@@ -1,7 +1,7 @@
 """Checks a config before anything is built, and tells a wrong one in one line with the nearest right names."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,7 @@ from mmfusion.objectives import REGRESSION_LOSSES
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
-NOT_NEGATIVE = (
-    "seed", "data.memory_gb", "data.workers", "optim.clip_norm", "parallel.devices", "parallel.steps_per_call",
-)  # fmt: skip
-SHARES = ("data.valid_fraction", "data.max_bad_fraction")
+BELOW_ONE = ("valid_fraction", "max_bad_fraction", "dropout", "label_smoothing")  # keys, wherever they are
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -77,7 +74,8 @@ def _choices(path: str) -> tuple[Mapping[str, Any], Any]:
     return optim.OPTIMIZERS, optim.options
 
 
-OPTIM_FIXED = ("name", "learning_rate", "clip_norm", "accumulate", "schedule")
+OPTIM_TYPED = ("learning_rate", "clip_norm", "accumulate")
+OPTIM_FIXED = ("name", *OPTIM_TYPED, "schedule")
 
 
 def choose(config: ConfigDict, path: str, name: str) -> None:
@@ -115,7 +113,8 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
         section = _get(config, path)
         fixed = dict.fromkeys(OPTIM_FIXED) if path == "optim" else {"name": None}
         expected = choice_keys(path, section.get("name", ""))
-        _check_exact(section, {**expected, **fixed}, path, expected)
+        typed = {key: reference.optim[key] for key in OPTIM_TYPED} if path == "optim" else {}
+        _check_exact(section, {**expected, **fixed}, path, {**expected, **typed})
     _check_data(config)
     _check_numbers(config)
     _check_member(config.parallel.mode, parallel.MODES, "parallel.mode")
@@ -166,6 +165,9 @@ def _check_type(value: Any, default: Any, path: str) -> None:
     if default is None or (isinstance(default, float) and type(value) is int):
         return
     alike = isinstance(value, (tuple, list)) if isinstance(default, (tuple, list)) else type(value) is type(default)
+    if alike and isinstance(default, (tuple, list)):
+        kinds = (int, float) if not default or type(default[0]) is float else type(default[0])
+        alike = all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
     if not alike:
         raise UserError(f"config.{path}={value!r} must be of type {type(default).__name__}, like {default!r}")
 
@@ -190,6 +192,13 @@ def _check_data(config: ConfigDict) -> None:
             _check_exact(options, {"kind": "", "feature": "", **expected}, path, expected)
     for name, options in data.modalities.items():
         path = f"data.modalities.{name}"
+        # encoders are in one file a kind of modality
+        fitting = [e for e, module in ENCODERS.items() if module.__module__.endswith(f".{options.kind}")]
+        if config.model.encoders[name].name not in fitting:
+            raise UserError(
+                f"config.model.encoders.{name}.name={config.model.encoders[name].name!r} does not read "
+                f"{options.kind}: choose one of {', '.join(fitting)}"
+            )
         if options.kind == "text":
             _check_member(options.tokenizer, TOKENIZERS, f"{path}.tokenizer")
             smallest = TOKENIZERS[options.tokenizer][1]
@@ -214,16 +223,31 @@ def _check_data(config: ConfigDict) -> None:
 def _check_numbers(config: ConfigDict) -> None:
     for path in POSITIVE:
         _check_positive(_get(config, path), path)
-    for path in NOT_NEGATIVE:
-        if not _get(config, path) >= 0:
-            raise UserError(f"config.{path}={_get(config, path)!r} must not be negative")
-    for path in SHARES:
-        if not 0 <= _get(config, path) < 1:
-            raise UserError(f"config.{path}={_get(config, path)!r} must be at least 0 and below 1")
+    for path, value in _numbers(config, ""):
+        if not 0 <= value < float("inf"):
+            raise UserError(f"config.{path}={value!r} must be a finite number and not negative")
+        if path.rpartition(".")[2] in BELOW_ONE and value >= 1:
+            raise UserError(f"config.{path}={value!r} must be at least 0 and below 1")
+        if path.startswith("model.") and type(value) is int and not path.endswith(".layers"):  # sizes and strides
+            _check_positive(value, path)
+    if config.seed >= 2**32:
+        raise UserError(f"config.seed={config.seed} must be below 2**32")
     _check_positive(config.optim.learning_rate, "optim.learning_rate")
     _check_positive(config.optim.accumulate, "optim.accumulate")
     if not config.data.valid and not config.data.valid_fraction:
         raise UserError("config.data.valid_fraction must be above 0, or config.data.valid must name a split")
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Yields the path and value of every number in a config."""
+    if isinstance(value, ConfigDict):
+        for key in value:
+            yield from _numbers(value[key], f"{path}.{key}" if path else key)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers(item, path)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield path, value
 
 
 def _check_positive(value: Any, path: str) -> None:

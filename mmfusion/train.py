@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 import signal
 import threading
 import time
@@ -61,7 +62,8 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> 
         config.parallel.steps_per_call, spread.platform, (config.steps, config.eval_every, config.checkpoint_every)
     )
 
-    # Restore, or begin
+    # Restore, or begin; a model that cannot be built is told of before anything is written
+    shapes = parts.state_shapes()
     workdir.mkdir(parents=True, exist_ok=True)
     if primary and not (workdir / "config.json").exists():
         write_json(workdir / "config.json", configs.to_json(config))
@@ -70,7 +72,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> 
     if (newest := checkpoints.newest()) is None:
         state = parts.initial_state(config.seed)
     else:
-        host_state, meta = checkpoints.restore(newest, parts.state_shapes())
+        host_state, meta = checkpoints.restore(newest, shapes)
         _check_data(meta["data"], dataset, workdir)
         # Through an identity program: restored arrays may silently refuse to be donated.
         state = jax.jit(lambda tree: tree)(spread.replicate(host_state))
@@ -145,7 +147,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> 
 
         # Test, once, the checkpoint that validation chose
         best = checkpoints.best()
-        host_state, _ = checkpoints.restore(best, parts.state_shapes())
+        host_state, _ = checkpoints.restore(best, shapes)
         state = spread.replicate(host_state)
         result = {split: scores_of(split) for split in ("valid", "test")}
         log.log(best, result["test"], "test")
@@ -177,6 +179,9 @@ def _check_workdir(workdir: Path, config: ConfigDict) -> None:
     """A directory belongs to the config that began it; only where things are may change."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a directory")
+    parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise UserError(f"--workdir={workdir} cannot be made: {parent} is no folder that you may write to")
     path = workdir / "config.json"
     if not path.exists():
         return
