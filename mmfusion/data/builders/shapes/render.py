@@ -7,10 +7,10 @@ import numpy as np
 from mmfusion.data.builders.shapes.scenes import COLOURS, Scene
 
 SIZE = 32
-CENTRES = np.array([6, 16, 25])  # pixels, of the three columns and rows
+CENTRES = np.array([7, 16, 24])  # pixels, of the three columns and rows
 PALETTE = np.array([[215, 45, 45], [40, 165, 60], [60, 80, 230], [225, 215, 50], [165, 60, 195], [60, 205, 215]])
 assert len(PALETTE) == len(COLOURS)
-NOISE = 24  # most that a pixel's channel is moved, of 255
+NOISE = 16  # most that a pixel's channel is moved, of 255
 
 
 def render(scenes: Sequence[Scene], source: np.random.Philox) -> np.ndarray:
@@ -31,7 +31,7 @@ def render(scenes: Sequence[Scene], source: np.random.Philox) -> np.ndarray:
     for colour, shape, place in objects.transpose(1, 2, 0):
         x = CENTRES[place % 3] + _integers(source, -1, 2, n)
         y = CENTRES[place // 3] + _integers(source, -1, 2, n)
-        radius = 4 - several + _integers(source, 0, 2, n)
+        radius = 5 - 2 * several + _integers(source, 0, 2, n)  # several must not cover each other
         inside = _inside(shape, x, y, radius) & (colour >= 0)[:, None, None]  # [n, H, W]
         tint = PALETTE[colour] + _integers(source, -NOISE, NOISE + 1, (n, 3))
         picture = np.where(inside[..., None], tint[:, None, None, :], picture)
