@@ -28,8 +28,10 @@ def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
 def masked_max(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the maximum `[B, D]` of the real positions of `tokens [B, N, D]`, zeros where `mask [B, N]` has none."""
     lowest = jnp.finfo(tokens.dtype).min
-    highest = jnp.where(mask[:, :, None], tokens, lowest).max(axis=1)  # [B, D]
-    return zero_masked(highest, mask.any(axis=1))
+    best = jnp.argmax(jnp.where(mask[:, :, None], tokens, lowest), axis=1, keepdims=True)  # [B, 1, D]
+    # The gradient of `max` compares values that a compiler may compute twice and round differently; places it cannot.
+    chosen = jnp.arange(tokens.shape[1])[:, None] == best  # [B, N, D]
+    return zero_masked(jnp.where(chosen, tokens, 0).sum(axis=1), mask.any(axis=1))
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
