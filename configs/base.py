@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
     config.eval_every = 250  # steps between validations; each is followed by a checkpoint
     config.checkpoint_every = 250  # steps between checkpoints
     config.log_every = 20  # steps between lines of metrics.jsonl
-    config.select = "accuracy"  # the validation metric that chooses the checkpoint that is tested
+    config.select = (
+        "accuracy"  # the validation metric that chooses the checkpoint to test; TASK/metric of several targets
+    )
 
     config.data = ConfigDict()
     config.data.name = ""  # a TFDS name, or pair:FIRST+SECOND:by=label|index

@@ -96,6 +96,17 @@ def sections_that_choose(config: ConfigDict) -> list[str]:
     return ["model.fusion", "optim", "optim.schedule", *(f"model.encoders.{m}" for m in config.model.encoders)]
 
 
+def selectable(config: ConfigDict) -> dict[str, bool]:
+    """Returns what `config.select` may be, and whether higher is better: `TASK/metric` where there are several."""
+    targets = config.data.targets
+    metrics = {
+        metric if len(targets) == 1 else f"{task}/{metric}": higher
+        for task, options in targets.items()
+        for metric, higher in METRICS[options.kind].items()
+    }
+    return {**metrics, "loss": False}
+
+
 def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
     """Checks a whole config before anything is built.
 
@@ -119,8 +130,7 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
     _check_numbers(config)
     _check_member(config.parallel.mode, parallel.MODES, "parallel.mode")
     _check_member(config.model.dtype, DTYPES, "model.dtype")
-    kind = next(iter(config.data.targets.values())).kind
-    _check_member(config.select, METRICS[kind], "select")
+    _check_member(config.select, selectable(config), "select")
     _check_devices(config, devices)
 
 

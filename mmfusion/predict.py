@@ -37,9 +37,9 @@ def predict(workdir: str | Path, source: str | Path, target: str | Path) -> tupl
     source, target = Path(source), Path(target)
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"--output={target}: its folder must exist, and it must be a file")
-    rows = _read_table(source)
+    header, rows = _read_table(source)
     run = open_run(workdir, [])
-    columns = _columns(run, rows[0] if rows else {}, source)
+    columns = _columns(run, header, source)
     run_eval = run.parts.eval_step()
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     errors: list[str] = []
@@ -61,24 +61,28 @@ def predict(workdir: str | Path, source: str | Path, target: str | Path) -> tupl
     return len(rows) - len(errors), errors
 
 
-def _read_table(path: Path) -> list[dict[str, str]]:
+def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file, strict=True))
+            reader = csv.DictReader(file, strict=True)
+            header, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--input={path} cannot be read as a CSV table: {error}") from error
+    if not header:
+        raise UserError(f"--input={path} is empty: its first line must name the columns")
+    return header, rows
 
 
-def _columns(run: Run, row: Mapping[str, str], source: Path) -> dict[str, str]:
+def _columns(run: Run, header: list[str], source: Path) -> dict[str, str]:
     columns = {}
     for modality, options in run.dataset.reader.modalities.items():
         for name in (modality, options["feature"]):
-            if name in row:
+            if name in header:
                 columns[modality] = name
                 break
-    if row and not columns:
+    if not columns:
         wanted = ", ".join(run.dataset.reader.modalities)
-        raise UserError(f"--input={source} has none of the run's columns {wanted}: it has {', '.join(row)}")
+        raise UserError(f"--input={source} has none of the run's columns {wanted}: it has {', '.join(header)}")
     return columns
 
 

@@ -26,7 +26,6 @@ from mmfusion.data.dataset import Dataset, Split
 from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import collect, score
 from mmfusion.logger import Logger, model_table, results_table, write_json
-from mmfusion.metrics import METRICS
 from mmfusion.models.summary import summarize
 from mmfusion.progress import Meter, Progress, Trace
 
@@ -225,11 +224,10 @@ def _calls(
 
 def _selection_score(scores: dict[str, Any], config: ConfigDict) -> float:
     """Returns the validation score to choose by, higher is better; NaN where it is undefined."""
-    task, options = next(iter(config.data.targets.items()))
-    value = scores[config.select if len(config.data.targets) == 1 else f"{task}/{config.select}"]
+    value = scores[config.select]
     if value is None:
         return float("nan")
-    return value if METRICS[options.kind][config.select] else -value
+    return value if configs.selectable(config)[config.select] else -value
 
 
 def _introduce(log: Logger, config: ConfigDict, dataset: Dataset, parts: Parts, state: Any, step: int) -> None:
