@@ -303,6 +303,9 @@ def _tuples(value: Any) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns a JSON file's object; raises UserError where it is torn or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {values!r}, not an object")
+        return values
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error

@@ -23,8 +23,6 @@ SMALL = {
     "data.name": "planted",
     "data.valid_fraction": 0.3,
     "model.width": 8,
-    "model.fusion.layers": 1,
-    "model.fusion.heads": 2,
 }
 
 
@@ -38,10 +36,11 @@ def config(modalities: str = "image+text+audio", tasks: str = "label", **changes
         result.model.encoders.image = base.encoder("image", "cnn", channels=(4,), strides=(4,))
         result.model.encoders.text = base.encoder("text", "bow", tokens="all")
         result.model.encoders.audio = base.encoder("audio", "logmel_cnn", channels=(4,), strides=(2,), mels=8)
+        result.model.fusion = base.fusion("mean")  # compiles soonest
         for task in tasks.split("+"):
             options = {"classes": 3} if task == "tags" else {}
             result.data.targets[task] = base.target(TASKS[task], task, **options)
-        result.select = "accuracy" if tasks.startswith(("label", "tags")) else "mae"
+        result.select = "loss"
     base.keep_modalities(result, modalities)
     for path, value in {**SMALL, **{path.replace("__", "."): value for path, value in changes.items()}}.items():
         tiny.put(result, path, value)

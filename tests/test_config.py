@@ -149,6 +149,18 @@ def test_a_batch_divides_over_devices_and_micro_batches(batch, devices, accumula
     check(config, devices)
 
 
+def test_the_choosing_metric_is_one_of_the_targets():
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.data.targets.size = base.target("regression", "size")
+    with pytest.raises(UserError, match=r"config\.select='accuracy' is unknown: did you mean label/accuracy"):
+        check(config)
+    for name, higher in (("label/accuracy", True), ("size/rmse", False), ("size/r2", True), ("loss", False)):
+        tiny.put(config, "select", name)
+        check(config)
+        assert configs.selectable(config)[name] is higher
+
+
 def test_no_more_devices_than_there_are():
     config = changed("parallel.devices", 2)
     check(config, devices=4)
@@ -213,7 +225,7 @@ def test_json_keeps_every_value_and_type():
     check(again)
 
 
-@pytest.mark.parametrize("content", ["", '{"seed": 0, "ste', "\0\0", "[1"])
+@pytest.mark.parametrize("content", ["", '{"seed": 0, "ste', "\0\0", "[1", "[1]", "null"])
 def test_torn_json_is_the_users(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
