@@ -1,0 +1,125 @@
+"""Trains and evaluates the synthetic run in several ways of spreading it, which must all agree.
+
+As a command, in a process with other devices or beside other hosts: `python -m tests.ways OUTPUT.npz WAY...`, with
+`--host=I --hosts=N --port=P` where it is one of several.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmfusion import parallel
+from mmfusion import train as loop
+from mmfusion.assemble import Parts, assemble
+from mmfusion.data.dataset import Dataset
+from mmfusion.evaluate import collect, score
+from tests import synthetic
+
+STEPS = 5
+ROWS = {"train": 200, "valid": 45, "test": 45}  # training crosses an epoch; no evaluation batch is full
+SCORES = ("loss", "accuracy", "auroc", "ece", "examples")
+CONCAT = {"fusion": "concat", "model.encoders.text.tokens": "mean"}
+BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
+# What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans.
+WAYS: dict[str, dict[str, Any]] = {
+    "pmap": {},
+    "jit": {"parallel.mode": "jit"},
+    "accumulated scanned": {"optim.accumulate": 4, "scanned": True},
+    "concat": {**CONCAT, "steps": 4},
+    "concat accumulated": {**CONCAT, "steps": 4, "optim.accumulate": 4},
+    "concat four a call": {**CONCAT, "steps": 4, "parallel.steps_per_call": 4},
+    "concat four a call scanned": {**CONCAT, "steps": 4, "parallel.steps_per_call": 4, "scanned": True},
+    "batch norm": BATCH_NORM,
+    "batch norm jit": {**BATCH_NORM, "parallel.mode": "jit"},
+    "loop": {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5},
+}
+
+
+def run(way: str, folder: Path) -> dict[str, np.ndarray]:
+    """Returns what a way of running ends with: parameters and statistics by path, losses, ids, scores.
+
+    Args:
+      way: a key of `WAYS`; `loop` is the whole of `mmfusion.train.train`.
+      folder: where `loop` works.
+    """
+    changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
+    fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
+    config = synthetic.config(changes, fusion)
+    dataset = synthetic.dataset(config, ROWS, in_memory=way != "loop")
+    with mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu"):
+        if way == "loop":
+            return _loop(config, dataset, folder / "workdir")
+        return _steps(config, dataset, assemble(config, dataset))
+
+
+def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.ndarray]:
+    k = max(1, config.parallel.steps_per_call)
+    state, run_train = parts.initial_state(config.seed), parts.train_step(config.optim.accumulate)
+    rates = parts.parallel.replicate(np.full(k, config.optim.learning_rate, np.float32))
+    losses, ids = [], []
+    for hosts, devices in loop._calls(dataset.splits["train"], config, parts, first=0, k=k):
+        state, numbers = run_train(state, devices, rates)
+        losses += jax.device_get(numbers["loss"]).tolist()
+        ids += [batch.id for batch in hosts]
+    leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
+    result = {jax.tree_util.keystr(path): np.asarray(jax.device_get(x)) for path, x in leaves}
+    rows = collect(parts.eval_step(), state, dataset.splits["test"], parts, batch_size=config.batch_size)
+    scores = score(rows, parts.tasks)
+    return result | {
+        "losses": np.array(losses),
+        "ids": np.array(ids),
+        "evaluated": rows["id"],
+        "scores": np.array([scores[name] for name in SCORES]),
+    }
+
+
+def _loop(config: ConfigDict, dataset: Dataset, workdir: Path) -> dict[str, np.ndarray]:
+    """Trains in the loop on data that is read as it goes, and notes which rows this host has read."""
+    seen = []
+    for split in dataset.splits.values():
+        object.__setattr__(split, "source", Noting(split.source, seen if split.name == "train" else []))
+    with mock.patch("mmfusion.train.datasets.load", lambda *_, **__: dataset):
+        result = loop.train(config, workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "losses": np.array([line["loss"] for line in lines if line["split"] != "test"]),  # host 0 may yet write it
+        "scores": np.array([result["test"][name] for name in SCORES]),
+        "best": np.array(result["best_step"]),
+        "read": np.array(sorted(seen)),
+    }
+
+
+class Noting(list):
+    """Rows that note which of them are read."""
+
+    def __init__(self, rows: list[Any], seen: list[int]):
+        super().__init__(rows)
+        self.seen = seen
+
+    def __getitem__(self, number: int) -> Any:
+        self.seen.append(number)
+        return super().__getitem__(number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("ways", nargs="+", choices=WAYS)
+    for name in ("host", "hosts", "port"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    args = parser.parse_args()
+    if args.hosts:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{args.port}", args.hosts, args.host)
+    results = {way: run(way, args.output.parent) for way in args.ways}
+    np.savez(args.output, **{f"{way}/{name}": x for way, result in results.items() for name, x in result.items()})
+
+
+if __name__ == "__main__":
+    main()
