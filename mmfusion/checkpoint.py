@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,10 +28,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
+                best_fn=_score,  # without it, scores are not written down
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(n=2),
-                        checkpoint_managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+                        checkpoint_managers.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
                     ]
                 ),
                 cleanup_tmp_directories=True,
@@ -47,8 +49,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Returns the step of the best finite validation score, the newest where none has one."""
-        scores = {step: score for step in self.steps() if (score := self._saved_score(step)) > -math.inf}
-        return max(scores, key=lambda step: (scores[step], -step), default=self.newest())
+        saved = {step: metrics for step in self.steps() if (metrics := self._manager.metrics(step))}
+        scored = [step for step, metrics in saved.items() if _score(metrics) > -math.inf]
+        return max(scored, key=lambda step: _rank(saved[step]), default=self.newest())
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None) -> None:
         """Saves a step unless it is there already; writing goes on in the background.
@@ -71,9 +74,9 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(host), META: ocp.args.JsonSave(described)}),
-                metrics=None if score is None else {"score": score if math.isfinite(score) else None},
+                metrics={"score": None if score is None or not math.isfinite(score) else score, "step": step},
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unsaved(self._directory, error) from error
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -98,16 +101,13 @@ class Checkpoints:
         """Returns when everything saved is on disk; raises UserError where it could not be written."""
         try:
             self._manager.wait_until_finished()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unsaved(self._directory, error) from error
 
     def close(self) -> None:
         """Waits and lets go of the directory."""
         self.wait()
         self._manager.close()
-
-    def _saved_score(self, step: int) -> float:
-        return _score(self._manager.metrics(step))
 
 
 def describe(tree: Any) -> dict[str, list[Any]]:
@@ -141,7 +141,17 @@ def _score(metrics: Any) -> float:
     return score if score is not None and math.isfinite(score) else -math.inf
 
 
-def _unsaved(directory: epath.Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write a checkpoint under {directory}: {error.strerror or error}; older ones are untouched"
-    )
+def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:
+    """The first of equal scores is the best one, whichever others are still there."""
+    return _score(metrics), -metrics["step"]
+
+
+def _unsaved(directory: epath.Path, error: OSError | ValueError) -> Exception:
+    """Returns the error of a write that failed; arrays are written by a library that has only ValueError for it."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if not isinstance(error, OSError):
+        found = re.search(r"([^:\[\]]+) \[os_error_code=", reason)
+        if found is None:
+            return error
+        reason = found[1].strip()
+    return UserError(f"cannot write a checkpoint under {directory}: {reason}; older ones are untouched")

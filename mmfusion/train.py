@@ -129,7 +129,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> 
                 continue
             meter.pause(progress)
             scored = None
-            if validate and not stop.is_set():
+            if validate:  # also when stopping: a step that is due must be scored, for the next run begins after it
                 scores = scores_of("valid")
                 log.log(progress.step, scores, "valid")
                 scored = _selection_score(scores, config)
