@@ -1,0 +1,182 @@
+"""Checkpoints: which are kept, which is best, what a wrong or failed one says, and what is left on the disk."""
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmfusion import parallel
+from mmfusion.checkpoint import Checkpoints
+from mmfusion.errors import UserError
+
+
+def state(value: float, rows: int = 3) -> dict[str, Any]:
+    return {
+        "params": {"dense": {"kernel": np.full((rows, 2), value, np.float32), "bias": np.zeros(2, np.float32)}},
+        "step": np.int32(value),
+    }
+
+
+def saved(directory: Path, scores: dict[int, float | None]) -> Checkpoints:
+    checkpoints = Checkpoints(directory)
+    for step, score in scores.items():
+        checkpoints.save(step, state(step), {"data": {"names": ["a", "b"]}}, score)
+        checkpoints.wait()
+    return checkpoints
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({1: 0.5, 2: 0.9, 3: 0.6, 4: None, 5: 0.7}, 2),
+        ({1: 0.5, 2: float("nan"), 3: 0.4, 4: float("inf"), 5: float("nan")}, 1),
+        ({1: -3.0, 2: -2.0, 3: -4.0, 4: None}, 2),  # of a loss
+        ({1: 0.5, 2: 0.9, 3: 0.8, 4: 0.9}, 2),  # the first of equals, also where others are gone
+        ({1: None, 2: float("nan"), 3: None}, 3),
+    ],
+)
+def test_the_best_and_the_newest_two_are_kept_also_by_the_next_attempt(
+    tmp_path: Path, scores: dict[int, float | None], best: int
+):
+    last = max(scores)
+    first = saved(tmp_path, scores)
+    assert first.best() == best
+    assert {best, last - 1, last} <= set(first.steps())
+    first.close()
+
+    again = saved(tmp_path, {last + 1: float("nan"), last + 2: None, last + 3: 0.0 if best == last else None})
+    expected = last + 3 if best == last else best
+    assert (again.newest(), again.best()) == (last + 3, expected)
+    assert len(again.steps()) <= 4
+    restored, meta = again.restore(expected, state(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(expected))
+    assert meta["data"] == {"names": ["a", "b"]}
+    again.close()
+
+
+def test_old_ones_are_deleted(tmp_path: Path):
+    checkpoints = saved(tmp_path, {step: step / 10 for step in range(1, 6)})
+    assert checkpoints.steps() == [4, 5]
+    checkpoints.close()
+
+
+def test_a_step_that_is_there_is_not_written_again(tmp_path: Path):
+    checkpoints = saved(tmp_path, {1: 0.5})
+    checkpoints.save(1, state(7), {}, 0.9)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, state(0))
+    assert restored["step"] == 1
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p: p["dense"].update(kernel=np.zeros((5, 2), np.float32)), r"dense/kernel is \[5, 2\] .*\[3, 2\]"),
+        (lambda p: p["dense"].update(bias=np.zeros(2, np.float16)), r"dense/bias is \[2\] float16 .* \[2\] float32"),
+        (lambda p: p["dense"].pop("bias"), r"dense/bias \[2\] is in the checkpoint, not in the model"),
+        (lambda p: p.update(head=np.zeros(4)), r"params/head \[4\] is in the model, not in the checkpoint"),
+    ],
+    ids=["shape", "dtype", "missing", "new"],
+)
+def test_another_architecture_is_told_by_its_difference(tmp_path: Path, change: Any, expected: str):
+    checkpoints = saved(tmp_path, {1: 0.5})
+    other = state(0)
+    change(other["params"])
+    with pytest.raises(UserError, match=expected) as error:
+        checkpoints.restore(1, other)
+    assert "\n" not in str(error.value)
+    checkpoints.close()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Makes writes past so many bytes a file fail, as on a full disk, whichever library writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def noise(step: int) -> dict[str, Any]:
+    """A state that does not compress."""
+    return {"kernel": np.random.default_rng(step).normal(size=(200, 200)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("size", [20_000, 0])
+def test_a_write_that_fails_is_told_and_the_older_checkpoint_stays(tmp_path: Path, size: int):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, noise(1), {}, 0.5)
+    checkpoints.wait()
+    with pytest.raises(UserError, match="cannot write a checkpoint") as error, files_of_at_most(size):
+        checkpoints.save(2, noise(2), {}, 0.9)
+        checkpoints.wait()
+    assert "\n" not in str(error.value)
+
+    again = Checkpoints(tmp_path)
+    assert (again.steps(), again.best()) == ([1], 1)
+    again.save(2, noise(2), {}, 0.9)  # what failed can be written once there is room
+    again.wait()
+    assert again.steps() == [1, 2]
+    restored, _ = again.restore(1, noise(0))
+    np.testing.assert_array_equal(restored["kernel"], noise(1)["kernel"])
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # nothing half-written is left
+
+
+def test_a_full_disk_is_told_by_the_next_save_at_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = saved(tmp_path, {1: 0.5})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+        patch.setattr("orbax.checkpoint.JsonCheckpointHandler.async_save", full)
+        checkpoints.save(2, state(2), {}, 0.9)
+        checkpoints.save(3, state(3), {}, 0.9)
+    restored, _ = Checkpoints(tmp_path).restore(1, state(0))
+    assert restored["step"] == 1
+
+
+def test_what_a_killed_attempt_left_is_cleaned(tmp_path: Path):
+    saved(tmp_path, {1: 0.5}).close()
+    (tmp_path / "2.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    again = saved(tmp_path, {3: 0.5})
+    assert again.steps() == [1, 3]
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+
+
+def test_a_restored_state_can_be_donated(tmp_path: Path):
+    spread = parallel.make("pmap")
+    checkpoints = saved(tmp_path, {1: 0.5})
+    restored, _ = checkpoints.restore(1, state(0))
+    on_device = jax.jit(lambda tree: tree)(spread.replicate(restored))
+    run = spread.compile_train(
+        lambda tree, batch, rate: (jax.tree.map(lambda x: x + x.dtype.type(1), tree), {"rate": rate})
+    )
+    moved, _ = run(on_device, (spread.put_batch({"id": np.arange(4)}),), spread.replicate(np.ones(1, np.float32)))
+    assert all(x.is_deleted() for x in jax.tree.leaves(on_device))
+    jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, old + 1), jax.device_get(moved), restored)
+    jax.tree.map(np.testing.assert_array_equal, restored, state(1))
+    checkpoints.close()
+
+
+def test_donation_after_a_save_does_not_reach_the_file(tmp_path: Path):
+    on_device = jax.device_put(noise(1))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, on_device, {}, None)
+    jax.block_until_ready(jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)(on_device))
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, noise(0))
+    np.testing.assert_array_equal(restored["kernel"], noise(1)["kernel"])
+    checkpoints.close()
