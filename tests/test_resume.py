@@ -1,0 +1,169 @@
+"""A run that is stopped, however often and wherever, ends as the run that was not: bit for bit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from mmfusion import progress
+from mmfusion.checkpoint import Checkpoints
+from mmfusion.errors import Preempted, UserError
+from mmfusion.evaluate import open_run
+from mmfusion.train import train
+from tests.conftest import ROOT
+
+STEPS = 240
+# Dropout is on in the tiny config. 230 rows in batches of 16: every stop is in the middle of an epoch.
+CHANGES: dict[str, Any] = {
+    "model.fusion.name": "concat",
+    "model.fusion.heads": None,
+    "model.encoders.text.name": "bow",
+    "model.encoders.text.embedding": None,
+    "model.encoders.text.hidden": None,
+    "optim.schedule.name": "plateau",
+    "optim.schedule.warmup_steps": 20,
+    "optim.schedule.patience": 1,
+    "steps": STEPS,
+    "eval_every": 40,
+    "checkpoint_every": 25,
+    "optim.accumulate": 2,
+    "data.modalities.image.augment.flip": 0.5,
+    "data.modalities.image.augment.crop": 2,
+}
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """Returns what a run logged, without what depends on the clock."""
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    whole = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in whole]
+
+
+def last_step(workdir: Path) -> int:
+    return max((line["step"] for line in lines(workdir)), default=0)
+
+
+def final_state(workdir: Path) -> Any:
+    """Returns the newest checkpoint's state, on the host."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state, _ = checkpoints.restore(checkpoints.newest(), open_run(workdir, []).parts.state_shapes())
+    checkpoints.close()
+    return state
+
+
+def assert_same_run(broken: Path, unbroken: Path, steps: int) -> None:
+    assert lines(broken) == lines(unbroken)
+    assert [line["step"] for line in lines(broken) if line["split"] == "train"] == [*range(1, steps + 1)]
+    jax.tree.map(np.testing.assert_array_equal, final_state(broken), final_state(unbroken))
+    results = [json.loads((workdir / "result.json").read_text()) for workdir in (broken, unbroken)]
+    for name in ("valid", "test", "best_step", "steps", "parameters", "data"):
+        assert results[0][name] == results[1][name], name
+
+
+def stop_at(process: subprocess.Popen, workdir: Path, step: int, how: signal.Signals) -> tuple[int, str]:
+    """Sends a signal once the run has logged `step`; returns its exit status and what it printed."""
+    patience = time.monotonic() + 300
+    while last_step(workdir) < step and process.poll() is None and time.monotonic() < patience:
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()[0][-3000:]
+    process.send_signal(how)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns the size and the time of change of every file of a run."""
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_killed_and_stopped_by_signals(tiny_flags: Callable[..., list[str]], tmp_path: Path):
+    def start(workdir: Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *tiny_flags(CHANGES), f"--workdir={workdir}"],
+            cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    whole = start(unbroken)
+    said, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said[-3000:]
+    rates = {line["step"]: line["learning_rate"] for line in lines(unbroken) if line["split"] == "train"}
+    assert rates[1] < rates[10] < rates[30]  # it warms up
+    assert rates[STEPS] < rates[30]  # it has met a plateau
+
+    draw = np.random.default_rng(0)
+    for low, high in ((30, 70), (90, 130)):
+        status, _ = stop_at(start(broken), broken, int(draw.integers(low, high)), signal.SIGKILL)
+        assert status == -signal.SIGKILL
+        assert low <= last_step(broken) < STEPS
+
+    status, said = stop_at(start(broken), broken, int(draw.integers(150, 180)), signal.SIGTERM)
+    assert status == 75, said[-3000:]
+    at = int(re.search(r"saved at step (\d+) of", said)[1])
+    checkpoints = Checkpoints(broken / "checkpoints")
+    assert checkpoints.newest() == at == last_step(broken) < STEPS
+    checkpoints.close()
+
+    rest = start(broken)
+    said, _ = rest.communicate(timeout=300)
+    assert rest.returncode == 0, said[-3000:]
+    assert f"continued from step {at}" in said
+    assert_same_run(broken, unbroken, STEPS)
+
+    before = files(broken)
+    again = start(broken)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said[-3000:]
+    assert files(broken) == before
+
+
+@pytest.fixture(scope="module")
+def short(tiny_config: Callable[..., Any]) -> Any:
+    return tiny_config("fusion=concat", {"steps": 8, "eval_every": 4, "checkpoint_every": 3})
+
+
+@pytest.fixture(scope="module")
+def unbroken(short: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("short") / "unbroken"
+    train(short, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("step", [4, 5, 8], ids=["when validation is due", "between", "last"])
+def test_stopped_by_sigterm_at_a_step(
+    short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+):
+    hold = progress.Meter.hold
+
+    def hold_and_stop(self: progress.Meter, first: int, *rest: Any) -> None:
+        hold(self, first, *rest)
+        if first + 1 == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match=f"saved at step {step} of 8"):
+        patch.setattr(progress.Meter, "hold", hold_and_stop)
+        train(short, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.newest() == step
+    checkpoints.close()
+    train(short, tmp_path)
+    assert_same_run(tmp_path, unbroken, 8)
+
+
+def test_a_directory_of_another_config_is_refused(tiny_config: Callable[..., Any], unbroken: Path):
+    before = files(unbroken)
+    other = tiny_config("fusion=concat,seed=1", {"steps": 8, "eval_every": 4, "checkpoint_every": 3})
+    with pytest.raises(UserError, match=r"belongs to another run: its config\.seed is 0, here it is 1"):
+        train(other, unbroken)
+    assert files(unbroken) == before
