@@ -1,0 +1,202 @@
+"""Every config that ships is built, checked and stepped, and every key of it is read by somebody."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from mmfusion import assemble, optim
+from mmfusion import config as configs
+from mmfusion.data import dataset as datasets
+from mmfusion.data import image, preprocess, rows
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.model import options as module_options
+from mmfusion.train import train
+from tests import key_reads, tiny
+from tests.conftest import ROOT
+from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+# Where a dataset comes from archives, the fixture that makes a small one of the same layout.
+MINIATURES = {"easy_vqa": "small_easy_vqa", "av_digits": "small_av_digits"}
+
+
+def get_config(name: str, arg: str = "") -> ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def shrunk(config: ConfigDict) -> ConfigDict:
+    """Returns the config with two steps of four rows of a small model; what it does stays the same."""
+    small = {
+        "steps": 2, "batch_size": 4, "eval_every": 2, "checkpoint_every": 2, "log_every": 1, "model.width": 8,
+        "data.valid_fraction": 0.5, "model.fusion.layers": 1, "model.fusion.heads": 2,
+    }  # fmt: skip
+    for m, encoder in config.model.encoders.items():
+        channels = encoder.get("channels", 0)
+        small[f"model.encoders.{m}.channels"] = 4 if isinstance(channels, int) else (4,) * len(channels)
+        small |= {f"model.encoders.{m}.{width}": 8 for width in ("embedding", "hidden")}
+    for path, value in small.items():
+        if tiny.has(config, path):
+            tiny.put(config, path, value)
+    return config.lock()
+
+
+@pytest.fixture
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[ConfigDict], ConfigDict]:
+    """`prepared(config)` -> the config with its dataset made ready: generated, or from a miniature archive."""
+
+    def prepared(config: ConfigDict) -> ConfigDict:
+        name = config.data.name.split("/")[0]
+        if name == "shapes":
+            prepare = request.getfixturevalue("prepare")
+            places = {"data.dir": prepare(config.data.name), "data.train": "train[:64]", "data.test": "test[:16]"}
+        else:
+            assert name in MINIATURES, f"{name} needs a fixture in MINIATURES that makes its archives small"
+            request.getfixturevalue(MINIATURES[name])
+            places = {"data.dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "manual")}
+            (tmp_path / "data").mkdir()
+        for path, value in places.items():
+            tiny.put(config, path, value)
+        return config
+
+    return prepared
+
+
+def unread(config: ConfigDict, workdir: Path) -> set[str]:
+    """Returns the keys that a run of the config never reads by name.
+
+    What names a module or is an option of one, and what the data's kinds take, arrives as keyword or whole: the tests
+    below look whether those are used.
+    """
+    with key_reads.noted_reads(config) as read:
+        result = train(config, workdir)
+    assert np.isfinite(result["test"]["loss"])
+    whole = ("model.encoders.", "model.fusion.", "data.modalities.", "data.targets.")
+    return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(whole)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_steps_and_every_key_of_it_is_read(name: str, prepared: Any, tmp_path: Path):
+    config = get_config(name)
+    configs.check(config, base.get_config(), devices=1)
+    config = prepared(shrunk(config))
+    configs.check(config, base.get_config(), devices=1)
+    assert unread(config, tmp_path / "run") == set()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert sum('"train"' in line for line in lines) == 2
+
+
+def test_a_planted_key_is_found(tiny_config: Callable[..., ConfigDict], tmp_path: Path):
+    config = tiny_config("fusion=concat", {"steps": 1, "eval_every": 1, "checkpoint_every": 1}).unlock()
+    config.planted = 1
+    config.optim.schedule.planted = 2.0
+    assert unread(config, tmp_path) == {"planted", "optim.schedule.planted"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_arguments_of_every_config(name: str):
+    whole = get_config(name)
+    for fusion in FUSIONS:
+        for modality in whole.data.modalities:
+            config = get_config(name, f"fusion={fusion},seed=3,modalities={modality}")
+            configs.check(config, base.get_config(), devices=1)
+            assert (config.model.fusion.name, config.seed) == (fusion, 3)
+            assert set(config.data.modalities) == set(config.model.encoders) == {modality}
+    every = "+".join(whole.data.modalities)
+    assert configs.to_json(get_config(name, f"modalities={every}")) == configs.to_json(whole)
+
+
+@pytest.fixture(scope="module")
+def shapes(tiny_config: Callable[..., ConfigDict]) -> datasets.Dataset:
+    return datasets.load(tiny_config().data, seed=0, splits=("train",))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_takes_a_step(fusion: str, tiny_config: Callable[..., ConfigDict], shapes: datasets.Dataset):
+    config = tiny_config(f"fusion={fusion}").unlock()
+    config.model.encoders.text = base.encoder("text", "bow")
+    parts = assemble.assemble(config, shapes)
+    put = parts.parallel.replicate
+    before = parts.initial_state(0)
+    params = jax.device_get(before.params)
+    batch = parts.parallel.put_batch(shapes.splits["train"].gather(np.arange(16)))
+    state, numbers = parts.train_step(1)(before, (batch,), put(np.float32([0.1])))
+    assert numbers["skipped"] == 0
+    assert numbers["grad_norm"] > 0
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), params, jax.device_get(state.params))
+    assert any(jax.tree.leaves(moved))
+
+
+class Planted(nn.Module):
+    used: int = 1
+    unused: int = 2
+
+    def __call__(self) -> int:
+        return self.used
+
+
+@pytest.mark.parametrize("module", [*ENCODERS.values(), *FUSIONS.values()])
+def test_every_option_of_a_module_is_used(module: type[nn.Module]):
+    assert key_reads.unused_fields(module, module_options(module)) == set()
+
+
+def test_an_unused_option_is_found():
+    assert key_reads.unused_fields(Planted, module_options(Planted)) == {"unused"}
+
+
+def test_every_option_of_the_datas_kinds_is_read():
+    read = key_reads.names_read(rows, preprocess, image, datasets, assemble)
+    kinds = {f"modality {name}": kind.options for name, kind in rows.KINDS.items()}
+    kinds |= {f"target {name}": options for name, options in rows.TARGET_OPTIONS.items()}
+    kinds["augmentation"] = image.AUGMENT
+    assert {kind: set(options) - read for kind, options in kinds.items()} == {kind: set() for kind in kinds}
+    assert "planted" not in read
+
+
+def updates(name: str, options: dict[str, float]) -> np.ndarray:
+    """Returns a parameter after ten updates with random gradients, which turn often enough for every memory to show."""
+    optimizer = optim.make({"name": name, "learning_rate": 0.1, "clip_norm": 0.0, **options})
+    params = jnp.ones((2, 4))
+    state = optimizer.init(params)
+    for gradient in np.random.default_rng(0).normal(size=(10, 2, 4)).astype(np.float32):
+        update, state = optimizer.update(gradient, state, params)
+        params = params + update
+    return np.asarray(params)
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, key) for name in optim.OPTIMIZERS for key in optim.options(name)])
+def test_every_option_of_an_optimizer_changes_the_update(name: str, option: str):
+    defaults = optim.options(name)
+    other = {**defaults, option: defaults[option] * 0.5 + 0.05}
+    assert not np.allclose(updates(name, other), updates(name, defaults), rtol=1e-5, atol=0)
+
+
+def learning_rates(name: str, options: dict[str, Any]) -> list[float]:
+    """Returns the rates of a run of 40 steps whose score, higher is better, stands still but for small steps up."""
+    config, plateau, rates = {"name": name, **options}, optim.plateau_start(), []
+    for step in range(40):
+        rates.append(optim.learning_rate(config, 1.0, step, 40, plateau["scale"]))
+        if name == "plateau" and step % 2:
+            plateau = optim.plateau_update(plateau, 0.5 + 0.001 * (step == 21), config, higher_is_better=True)
+    return rates
+
+
+OTHER = {"warmup_steps": 8, "end_factor": 0.5, "boundaries": (0.2,), "factor": 0.3, "patience": 2, "min_delta": 0.1}
+OTHER["min_scale"] = 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, key) for name in optim.SCHEDULES for key in optim.schedule_options(name)]
+)
+def test_every_option_of_a_schedule_changes_the_rate(name: str, option: str):
+    defaults = optim.schedule_options(name)
+    assert learning_rates(name, {**defaults, option: OTHER[option]}) != learning_rates(name, defaults)
