@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
+from mmfusion import parallel
 from mmfusion.errors import Preempted, UserError, nearest
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
@@ -87,6 +88,7 @@ def settle_compilation_cache() -> None:
 
 
 def _settle() -> None:
+    parallel.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
