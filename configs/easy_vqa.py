@@ -12,21 +12,21 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base.get_config()
     with config.unlocked():
         config.seed = args.seed
-        config.steps = 4000
+        config.steps = 3000
         config.batch_size = 64
         config.eval_every = config.checkpoint_every = 500
 
         config.data.name = "easy_vqa"
-        config.data.group = "image_id"
+        config.data.group = "group"
         config.data.valid_fraction = 0.05
         config.data.modalities.image = base.modality("image", "image", size=(64, 64))
         config.data.modalities.text = base.modality("text", "question", vocabulary_size=100, length=16)
         config.data.targets.label = base.target("classification", "label")
 
         config.model.width = 64
-        config.model.encoders.image = base.encoder("image", "cnn")
+        config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
         config.model.encoders.text = base.encoder("text", "rnn")
         config.model.fusion = base.fusion(args.fusion)
-        config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 200})
+        config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 200})
     base.keep_modalities(config, args.modalities)
     return config

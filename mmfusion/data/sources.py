@@ -165,6 +165,8 @@ def _prepared(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBui
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
         )
     except Exception as error:
+        if isinstance(error, FileExistsError) and builder.data_path.exists():
+            return _prepared(name, data_dir, manual_dir)  # another process was first, and what it made is whole
         if line := _explain(name, data_dir, error):
             raise UserError(line) from error
         raise
