@@ -63,6 +63,14 @@ def test_resume_drops_later_lines_and_a_torn_one_and_appends(tmp_path, torn):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_a_run_that_goes_on_drops_its_test_line(tmp_path):
+    with logger.Logger(tmp_path, total_steps=2, console=console()) as log:
+        log.log(1, {"loss": 1.0}, "valid")
+        log.log(1, {"loss": 2.0}, "test")
+    logger.Logger(tmp_path, resume_step=2, total_steps=2, console=console()).close()
+    assert [line["split"] for line in lines(tmp_path)] == ["valid"]
+
+
 def test_restart_from_the_beginning_drops_everything(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1}\n')
     logger.Logger(tmp_path, total_steps=10, console=console()).close()

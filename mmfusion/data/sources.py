@@ -196,8 +196,8 @@ def _explain(name: str, data_dir: str, error: Exception) -> str:
             return f"dataset {name!r} cannot be prepared under {data_dir or 'the TFDS folder'}: {said}"
         if isinstance(cause, (ImportError, RuntimeError)) and "tensorflow" in said.lower():
             return (
-                f"dataset {name!r} needs TensorFlow once, to prepare: pip install 'mmfusion[prepare]' "
-                "(here: pip install tensorflow-cpu), then run the same command"
+                f"dataset {name!r} needs TensorFlow once, to prepare: pip install '.[prepare]' in the repository "
+                "(tensorflow-cpu), then run the same command"
             )
         if isinstance(cause, AssertionError) and "manual" in said.lower():
             return f"dataset {name!r} must be fetched by hand: --config.data.manual_dir=FOLDER ({said})"

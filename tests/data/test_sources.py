@@ -209,7 +209,7 @@ def test_a_dataset_to_be_fetched_by_hand_says_so(tmp_path):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "no space left while preparing 'toys/notes'"),
         (OSError("Not enough disk space. Needed: 3 GiB"), "no space left .*3 GiB"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "cannot write /root/x: .*data.dir"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "cannot write /data/x: .*data.dir"),
         (OSError(errno.EIO, "Input/output error"), "cannot be prepared under .*Input/output error"),
     ],
 )
