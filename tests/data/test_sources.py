@@ -175,7 +175,7 @@ def test_a_partner_used_twice_stays_on_one_side_of_the_carve(toys_dir):
 
 
 def test_a_builder_that_needs_tensorflow_names_the_extra(tmp_path):
-    with pytest.raises(UserError, match=r"needs TensorFlow once, to prepare: pip install 'mmfusion\[prepare\]'"):
+    with pytest.raises(UserError, match=r"needs TensorFlow once, to prepare: pip install '\.\[prepare\]'"):
         opened("toys/arrays", tmp_path)
     assert not tfds.builder("toys/arrays", data_dir=tmp_path).is_prepared()
 
