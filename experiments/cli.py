@@ -33,9 +33,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(75)
 
 
-def parse(
-    argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, positional: bool = False
-) -> list[str]:
+def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, positional: bool = False) -> list[str]:
     """Parses the flags that a command has defined, and returns the arguments that are none.
 
     Raises:

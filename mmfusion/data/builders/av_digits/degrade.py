@@ -5,7 +5,7 @@ import numpy as np
 from mmfusion.data.builders.generate import bits
 
 REMOVED_ENERGY = 0.75  # share of the variance of the train pictures
-SNR = -10.0  # dB
+SNR = -10.0  # dB; set, like which components go, by what simple models read of held-back train examples
 
 
 def fit(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
