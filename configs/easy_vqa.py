@@ -15,6 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.steps = 3000
         config.batch_size = 64
         config.eval_every = config.checkpoint_every = 500
+        config.select = "loss"  # accuracy on 1,864 rows ties near its ceiling
 
         config.data.name = "easy_vqa"
         config.data.group = "group"
