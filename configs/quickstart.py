@@ -12,7 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base.get_config()
     with config.unlocked():
         config.seed = args.seed
-        config.steps = 4500
+        config.steps = 3500
         config.batch_size = 64
         config.eval_every = config.checkpoint_every = 500
 

@@ -199,8 +199,12 @@ def _numbers(values: Mapping, gap: str) -> str:
     return gap.join(formats[n](v) if v is not None else f"{n} not finite" for n, v in known.items())
 
 
+SHOWN = ("loss", "accuracy", "macro_f1", "auroc", "ece", "rmse", "r2")  # in a line; metrics.jsonl has all of them
+
+
 def _scores(values: Mapping) -> str:
-    return "  ".join(f"{n} {_score(v)}" for n, v in values.items() if v is None or isinstance(v, int | float))
+    shown = [(n, v) for n, v in values.items() if n.rpartition("/")[2] in SHOWN]
+    return "  ".join(f"{n} {_score(v)}" for n, v in shown)
 
 
 def _score(value) -> str:

@@ -3,8 +3,10 @@
 A row is a dict of raw features as stored (pictures stay encoded), the same row number on every machine.
 """
 
+import contextlib
 import dataclasses
 import errno
+import io
 import re
 import sys
 import urllib.error
@@ -157,13 +159,17 @@ def _prepared(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBui
             builder = tfds.builder(name, data_dir=data_dir or None)
     except Exception as error:  # no such dataset, variant or version, or a package that it needs is missing
         raise UserError(f"dataset {name!r} cannot be opened: {_one_line(error)}") from error
+    if builder.is_prepared():
+        return builder
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    print(f"data   preparing {name} under {builder.data_dir}", flush=True)
     try:
-        builder.download_and_prepare(
-            file_format=tfds.core.FileFormat.ARRAY_RECORD,
-            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS's lines speak of unknown sizes
+            builder.download_and_prepare(
+                file_format=tfds.core.FileFormat.ARRAY_RECORD,
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
+            )
     except Exception as error:
         if isinstance(error, FileExistsError) and builder.data_path.exists():
             return _prepared(name, data_dir, manual_dir)  # another process was first, and what it made is whole
