@@ -23,9 +23,11 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.targets.label = base.target("classification", "label")
 
         config.model.width = 64
-        config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
+        config.model.encoders.image = base.encoder("image", "cnn", channels=(24, 48, 64), norm="batch")
         config.model.encoders.text = base.encoder("text", "rnn")
         config.model.fusion = base.fusion(args.fusion)
-        config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
+        if args.fusion == "cross_attention":
+            config.model.fusion.layers = 1
+        config.optim = base.optimizer("adamw", 1e-3, b2=0.98, schedule_options={"warmup_steps": 100})
     base.keep_modalities(config, args.modalities)
     return config
