@@ -1,4 +1,10 @@
-"""Audio-visual digits: an MNIST picture and a spoken digit of one class, ten classes."""
+"""Audio-visual digits: an MNIST picture and a spoken digit of one class, ten classes.
+
+python -m experiments.train --config=configs/av_digits.py:seed=0 --workdir=DIR --config.data.manual_dir=ARCHIVES
+
+Variant `hard`, seeds 0, 1, 2, test accuracy: fused 0.963 +- 0.003, `:modalities=image` 0.938 +- 0.002,
+`:modalities=audio` 0.656 +- 0.019 (standard deviation). About 3 minutes each on one x86-64 core, jax 0.10.2.
+"""
 
 from ml_collections import ConfigDict
 

@@ -4,7 +4,6 @@ B batch · N tokens · D width · C outputs of a task
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.data.batch import Batch
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, nearest
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.layers import masked_mean, zero_masked
@@ -129,17 +128,12 @@ def _module(
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     name = given.pop("name")
     if name not in classes:
-        raise UserError(f"{path}.name={name!r} is unknown{_nearest(name, classes)}")
+        raise UserError(f"{path}.name={name!r} is unknown: {nearest(name, classes)}")
     known = options(classes[name])
     for key in given:
         if key not in known:
-            raise UserError(f"{path}.{key} is no option of {name}{_nearest(key, known)}")
+            raise UserError(f"{path}.{key} is no option of {name}: {nearest(key, known)}")
     taken = {field.name for field in dataclasses.fields(classes[name])} & SUPPLIED
     if missing := taken - set(supplied):
         raise UserError(f"{path}: {name} needs {', '.join(sorted(missing))}, which this modality does not have")
     return classes[name](**given, **{k: supplied[k] for k in taken})
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-    return f"; choose {', '.join(near)}" if near else "; it has none"

@@ -164,11 +164,11 @@ def test_build_gives_every_module_what_it_needs():
     [
         ({"encoders": {}}, "model.encoders is empty"),
         ({"encoders": {"video": {"name": "cnn"}}}, "model.encoders.video.*text"),
-        ({"encoders": {"image": {"name": "cnnn"}}}, "model.encoders.image.name='cnnn' is unknown; choose cnn"),
+        ({"encoders": {"image": {"name": "cnnn"}}}, "model.encoders.image.name='cnnn' is unknown: did you mean cnn"),
         ({"encoders": {"image": {"name": "rnn"}}}, "rnn needs vocabulary"),
-        ({"encoders": {"image": {"name": "cnn", "norms": "batch"}}}, "model.encoders.image.norms.*choose norm"),
-        ({"fusion": {"name": "gnu"}}, "model.fusion.name='gnu' is unknown; choose gmu"),
-        ({"fusion": {"name": "mean", "layers": 2}}, "model.fusion.layers is no option of mean; it has none"),
+        ({"encoders": {"image": {"name": "cnn", "norms": "batch"}}}, "model.encoders.image.norms.*did you mean norm"),
+        ({"fusion": {"name": "gnu"}}, "model.fusion.name='gnu' is unknown: did you mean gmu"),
+        ({"fusion": {"name": "mean", "layers": 2}}, "model.fusion.layers is no option of mean: there is none"),
         ({"fusion": {"name": "concat", "width": 2}}, "model.fusion.width is no option of concat"),
     ],
 )
