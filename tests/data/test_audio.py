@@ -1,4 +1,5 @@
 import io
+import itertools
 import struct
 
 import numpy as np
@@ -87,6 +88,7 @@ def wav_with_rate(rate):
         (np.zeros((2, 2, 2), np.float32), "float32"),
         (np.zeros(4, bool), "bool"),
     ],
+    ids=itertools.count(),  # an encoded file holds the time it was made: no name for a test
 )
 def test_bad_data_raise_a_short_reason(data, reason):
     with pytest.raises(ValueError, match=reason) as error:
