@@ -25,7 +25,7 @@ class Split:
       numbers: rows of the source that belong to this split `[n]`; they are the examples' ids.
       source: the raw rows.
       reader: turns a raw row into arrays.
-      arrays: everything decoded, with `where` from id to place, when the split fits in memory; else None.
+      arrays: everything decoded, in the order of `numbers`, when the split fits in memory; else None.
       bad: rows that could not be read and why; they stay in the order with weight 0.
     """
 
