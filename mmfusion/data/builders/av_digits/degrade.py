@@ -5,7 +5,8 @@ import numpy as np
 from mmfusion.data.builders.generate import bits
 
 REMOVED_ENERGY = 0.75  # share of the variance of the train pictures
-# Both were first set by simple models' test scores; held-back train examples later gave no reason to change them.
+# This level, and that the leading components go, were first set by simple models' test scores; held-back train
+# examples later gave no reason to change them.
 SNR = -10.0  # dB
 
 
