@@ -31,11 +31,15 @@ class Outputs:
       logits: per task `[B, C]` float32.
       features: what the heads read `[B, D]`; at decision level the mean of the present modalities' pooled tokens.
       attention: weights `[B, heads, N_query, N_key]` by (query modality, key modality); empty without attention.
+      unimodal: per task and modality its own logits `[B, C]`, for strategies whose loss scores them; else empty.
+      present: per modality which rows have it `[B]` bool.
     """
 
     logits: dict[str, jax.Array]
     features: jax.Array
     attention: dict[tuple[str, str], jax.Array]
+    unimodal: dict[str, dict[str, jax.Array]]
+    present: dict[str, jax.Array]
 
 
 class FusionModel(nn.Module):
@@ -64,20 +68,25 @@ class FusionModel(nn.Module):
             encoded, real = self.encoders[m](x, batch.mask[m] & rows[:, None], train=train)
             tokens[m], mask[m] = zero_masked(encoded, real), real  # [B, N, D], [B, N]
 
-        if self.fusion.level == "feature":
+        present = {m: mask[m].any(axis=1) for m in tokens}  # [B]
+        if self.fusion.declares.level == "feature":
             fused = self.fusion(tokens, mask, train=train)
             features = fused.features.astype(jnp.float32)
             logits = {task: self._head(size, task)(features) for task, size in self.tasks}
-            return Outputs(logits=logits, features=features, attention=fused.attention)
+            return Outputs(logits=logits, features=features, attention=fused.attention, unimodal={}, present=present)
 
-        present = {m: mask[m].any(axis=1) for m in tokens}  # [B]
         pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
-        logits = {}
+        more = {"features": pooled} if self.fusion.declares.level == "mixed" else {}
+        scored = getattr(self.fusion, "unimodal", lambda logits: logits)
+        logits, unimodal = {}, {}
         for task, size in self.tasks:
             each = {m: self._head(size, f"{task}_{m}")(pooled[m]) for m in pooled}  # [B, C]
-            logits[task] = self.fusion(each, present, train=train)
+            fusion = self.fusion if len(self.tasks) == 1 else self.fusion.clone(parent=self, name=f"fusion_{task}")
+            logits[task] = fusion(each, present, **more, train=train)
+            if self.fusion.declares.unimodal_loss:
+                unimodal[task] = {m: scored(one) for m, one in each.items()}
         features = masked_mean(jnp.stack(list(pooled.values()), axis=1), jnp.stack(list(present.values()), axis=1))
-        return Outputs(logits=logits, features=features, attention={})
+        return Outputs(logits=logits, features=features, attention={}, unimodal=unimodal, present=present)
 
     def _head(self, size: int, name: str) -> nn.Dense:
         return nn.Dense(size, name=f"heads_{name}")

@@ -41,10 +41,10 @@ def summarize(model: FusionModel, variables: dict, batch: Batch) -> list[Row]:
     closed, (outputs, captured) = jax.make_jaxpr(forward, return_shape=True)(variables, batch)
     parts = captured["intermediates"]
     shapes = {f"encoders.{m}": parts[f"encoders_{m}"]["__call__"][0][0].shape for m in sorted(model.encoders)}
-    if model.fusion.level == "feature":
+    if model.fusion.declares.level == "feature":
         shapes["fusion"] = outputs.features.shape
     else:
-        shapes["fusion"] = parts["fusion"]["__call__"][0].shape
+        shapes["fusion"] = outputs.logits[model.tasks[0][0]].shape
     shapes |= {f"heads.{task}": outputs.logits[task].shape for task, _ in model.tasks}
 
     flops, parameters = dict.fromkeys(shapes, 0), dict.fromkeys(shapes, 0)
@@ -65,9 +65,9 @@ def _is_part(module, method: str) -> bool:
 
 
 def _owns(path: str, child: str, model: FusionModel) -> bool:
-    if path.startswith("heads.") and model.fusion.level == "decision":
+    if path.startswith("heads.") and model.fusion.declares.level != "feature":
         return child in {f"{path.replace('.', '_', 1)}_{m}" for m in model.encoders}
-    return child == path.replace(".", "_", 1)
+    return child == path.replace(".", "_", 1) or (path == "fusion" and child.startswith("fusion_"))
 
 
 def _equation_flops(equation) -> int:

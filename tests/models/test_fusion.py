@@ -16,7 +16,7 @@ MASK = {
     "audio": np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool),
     "image": np.ones((3, 4), bool),
 }
-FEATURE = [name for name, kind in FUSIONS.items() if kind.level == "feature"]
+FEATURE = [name for name, kind in FUSIONS.items() if kind.declares.level == "feature"]
 OPTIONS = {"cross_attention": {"heads": 2, "layers": 1}}
 
 

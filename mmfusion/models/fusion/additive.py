@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.fusion.contract import Fused, pool
+from mmfusion.models.fusion.contract import Declaration, Fused, pool
 from mmfusion.models.layers import masked_softmax, zero_masked
 
 
@@ -28,7 +28,7 @@ class Mean(nn.Module):
     width: int
     dtype: Any = jnp.float32
 
-    level: ClassVar[str] = "feature"
+    declares: ClassVar[Declaration] = Declaration(family="weighted", additive=True, synergy=False, symmetric=True)
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
@@ -50,7 +50,7 @@ class Weighted(nn.Module):
     width: int
     dtype: Any = jnp.float32
 
-    level: ClassVar[str] = "feature"
+    declares: ClassVar[Declaration] = Declaration(family="weighted", additive=True, synergy=False, symmetric=True)
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:

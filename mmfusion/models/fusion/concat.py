@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.fusion.contract import Fused, pool
+from mmfusion.models.fusion.contract import Declaration, Fused, pool
 from mmfusion.models.layers import Dropout
 
 
@@ -24,7 +24,7 @@ class Concat(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
-    level: ClassVar[str] = "feature"
+    declares: ClassVar[Declaration] = Declaration(family="baseline")
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:

@@ -1,18 +1,49 @@
-"""What every fusion strategy returns and how it pools its tokens.
+"""What every fusion strategy declares and returns, and how it pools its tokens.
 
-A feature-level strategy has `level = "feature"` and is called with `(tokens: dict[m, [B, N_m, D]],
-mask: dict[m, [B, N_m]], *, train) -> Fused`. A decision-level one has `level = "decision"` and is called with
-`(logits: dict[m, [B, C]], present: dict[m, [B]], *, train) -> [B, C]`. Modalities are taken in sorted order, as jit
-sorts dictionaries; one that is absent (all its positions masked) contributes exactly nothing.
+A feature-level strategy is called with `(tokens: dict[m, [B, N_m, D]], mask: dict[m, [B, N_m]], *, train) -> Fused`.
+A decision-level one (`level="decision"`) is called with `(logits: dict[m, [B, C]], present: dict[m, [B]], *, train)
+-> [B, C]`; one that reads features beside the logits (`level="mixed"`) is given them as the keyword
+`features: dict[m, [B, D]]`, each modality's masked mean. Modalities are taken in sorted order, as jit sorts
+dictionaries; one that is absent (all its positions masked) contributes exactly nothing.
 
-B batch · M modalities · N tokens · D width
+B batch · M modalities · N tokens · D width · C outputs of a task
 """
+
+import dataclasses
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from mmfusion.models.layers import masked_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What a strategy says of itself; the known-answer gate checks every line of it, both ways.
+
+    Attributes:
+      family: its family, such as `bilinear`.
+      paper: where it comes from, with the arXiv id; empty for what has no paper.
+      level: `feature`, `decision` or `mixed` (see above).
+      additive: the logits are a sum of functions of one modality each.
+      synergy: it learns what no modality tells alone, such as XOR.
+      symmetric: renaming modalities, with the parameters that bear their names, changes nothing.
+      any_modalities: it takes any number of modalities from one up.
+      needs_tokens: it reads the tokens themselves and not only each modality's masked mean.
+      unimodal_loss: the loss also scores each modality's own logits, where that modality is present (what the
+        strategy's static method `unimodal(logits)` makes of them, where it has one).
+    """
+
+    family: str
+    paper: str = ""
+    level: str = "feature"
+    additive: bool = False
+    synergy: bool = True
+    symmetric: bool = False
+    any_modalities: bool = True
+    needs_tokens: bool = False
+    unimodal_loss: bool = False
 
 
 @flax.struct.dataclass

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.fusion.contract import Fused
+from mmfusion.models.fusion.contract import Declaration, Fused
 from mmfusion.models.layers import Dropout, TransformerBlock, masked_max, masked_mean
 
 POOLS = {"mean": (masked_mean,), "max": (masked_max,), "mean_max": (masked_mean, masked_max)}
@@ -36,7 +36,7 @@ class CrossAttention(nn.Module):
     pool: str = "mean_max"
     dtype: Any = jnp.float32
 
-    level: ClassVar[str] = "feature"
+    declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:1908.02265", needs_tokens=True)
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.fusion.contract import Fused, pool
+from mmfusion.models.fusion.contract import Declaration, Fused, pool
 
 
 class GMU(nn.Module):
@@ -22,7 +22,7 @@ class GMU(nn.Module):
     width: int
     dtype: Any = jnp.float32
 
-    level: ClassVar[str] = "feature"
+    declares: ClassVar[Declaration] = Declaration(family="weighted", paper="arXiv:1702.01992")
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:

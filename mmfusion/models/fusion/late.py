@@ -6,13 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion.models.fusion.contract import Declaration
 from mmfusion.models.layers import zero_masked
 
 
 class LateMean(nn.Module):
     """The mean of the present modalities' logits (a geometric mean of their probabilities); zeros where none is."""
 
-    level: ClassVar[str] = "decision"
+    declares: ClassVar[Declaration] = Declaration(
+        family="decision", level="decision", additive=True, synergy=False, symmetric=True
+    )
 
     @nn.compact
     def __call__(self, logits: dict[str, jax.Array], present: dict[str, jax.Array], *, train: bool) -> jax.Array:
