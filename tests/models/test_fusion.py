@@ -17,7 +17,7 @@ MASK = {
     "image": np.ones((3, 4), bool),
 }
 FEATURE = [name for name, kind in FUSIONS.items() if kind.declares.level == "feature"]
-OPTIONS = {"cross_attention": {"heads": 2, "layers": 1}}
+OPTIONS = {"cross_attention": {"heads": 2, "layers": 1}, "nl_gate": {"heads": 2}}
 
 
 def make(name):
@@ -58,8 +58,7 @@ def test_feature_contract(name, count):
     unused = {
         jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_leaves_with_path(gradient) if not np.abs(g).max() > 0
     }
-    # The softmax over one modality is 1 whatever its score.
-    assert unused == ({"['params']['scores']"} if (name, count) == ("weighted", 1) else set())
+    assert not unused
     for m in tokens:
         np.testing.assert_array_equal(to_tokens[m][~mask[m]], 0.0)
         assert np.abs(to_tokens[m][mask[m]]).sum(axis=-1).min() > 0
@@ -132,7 +131,7 @@ def test_weighted_is_its_formula():
     mask = without(take(3)[1], "image", 0)
     out, params, x = fuse("weighted", 3, mask)
     projected = [x[m] @ params[f"project_{m}"]["kernel"] + params[f"project_{m}"]["bias"] for m in sorted(x)]
-    weights = np.exp(params["scores"])  # audio, image, text
+    weights = np.exp([params[f"score_{m}"] for m in sorted(x)])  # audio, image, text
     full = sum(w * p for w, p in zip(weights, projected, strict=True)) / weights.sum()
     np.testing.assert_allclose(out[1:], full[1:], atol=1e-5)
     fewer = (weights[0] * projected[0] + weights[2] * projected[2]) / (weights[0] + weights[2])
@@ -183,18 +182,32 @@ def test_only_additive_strategies_have_no_interaction(name, additive):
 
 @pytest.mark.parametrize("name", [name for name in FUSIONS if name not in FEATURE])
 def test_decision_contract(name):
-    fusion = FUSIONS[name]()
+    kind = FUSIONS[name]
+    fusion = kind(width=WIDTH) if kind.declares.level == "mixed" else kind()
     present = {"text": jnp.array([True, True, False]), "audio": jnp.array([True, False, False])}
-    logits = {"text": RANDOM.normal(size=(3, 4)), "audio": RANDOM.normal(size=(3, 4))}
-    logits = {m: jnp.where(present[m][:, None], logits[m], jnp.nan) for m in logits}
-    apply = jax.jit(lambda logits: fusion.apply({}, logits, present, train=True))
-    out = apply(logits)
-    np.testing.assert_array_equal(out[2], 0.0)
-    gradient = jax.grad(lambda logits: (apply(logits) ** 2).sum())(logits)
+    nan = {m: ~there[:, None] * jnp.where(there[:, None], 0.0, jnp.nan) for m, there in present.items()}
+    logits = {m: RANDOM.normal(size=(3, 4)) + nan[m] for m in present}
+    features = {m: RANDOM.normal(size=(3, WIDTH)) + nan[m] for m in present}
+    more = {"features": features} if kind.declares.level == "mixed" else {}
+    variables = random_variables(fusion, logits, present, **more, train=False)
+
+    def loss(variables, logits):
+        out = fusion.apply(variables, logits, present, **more, train=True)
+        return (out**2).sum(), out
+
+    (gradient, to_logits), out = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, logits)
+    assert np.isfinite(out).all()
+    if not variables:  # what has parameters may have a bias
+        np.testing.assert_array_equal(out[2], 0.0)
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
     for m in logits:
-        np.testing.assert_array_equal(gradient[m][~present[m]], 0.0)
-        assert np.abs(gradient[m][present[m]]).min() > 0
-    np.testing.assert_array_equal(fusion.apply({}, logits, present, train=False), out)
+        np.testing.assert_array_equal(to_logits[m][~present[m]], 0.0)
+        if name == "stacking":  # its logits are constants to it
+            np.testing.assert_array_equal(to_logits[m], 0.0)
+        else:
+            assert np.abs(to_logits[m][present[m]]).min() > 0
+    again = fusion.apply(variables, logits, present, **more, train=False)
+    np.testing.assert_allclose(again, out, atol=1e-5)
 
 
 def test_late_mean_is_the_mean_of_the_present():

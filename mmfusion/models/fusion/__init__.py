@@ -2,17 +2,43 @@
 
 import flax.linen as nn
 
-from mmfusion.models.fusion.additive import Mean, Weighted
+from mmfusion.models.fusion.additive import EmbraceNet, Mean, Sum, Weighted
 from mmfusion.models.fusion.concat import Concat
+from mmfusion.models.fusion.conditioning import MAG, FiLM, NLGate
+from mmfusion.models.fusion.convolutional import ChannelMultiply, Conv
 from mmfusion.models.fusion.cross_attention import CrossAttention
+from mmfusion.models.fusion.depthwise import Central, DeepSets
+from mmfusion.models.fusion.elementwise import Max, Product
+from mmfusion.models.fusion.gating import AttentionPool, SqueezeExcite
 from mmfusion.models.fusion.gmu import GMU
-from mmfusion.models.fusion.late import LateMean
+from mmfusion.models.fusion.late import QMF, TMC, LateMean, LateWeighted, ProductOfExperts, Stacking
+from mmfusion.models.fusion.mixed import I2M2, MoE
 
 FUSIONS: dict[str, type[nn.Module]] = {
     "concat": Concat,
     "mean": Mean,
+    "sum": Sum,
+    "max": Max,
+    "product": Product,
     "weighted": Weighted,
+    "attention_pool": AttentionPool,
     "gmu": GMU,
-    "late_mean": LateMean,
+    "embracenet": EmbraceNet,
+    "squeeze_excite": SqueezeExcite,
+    "conv": Conv,
+    "channel_multiply": ChannelMultiply,
+    "film": FiLM,
+    "nl_gate": NLGate,
+    "mag": MAG,
     "cross_attention": CrossAttention,
+    "central": Central,
+    "deepsets": DeepSets,
+    "late_mean": LateMean,
+    "late_weighted": LateWeighted,
+    "product_of_experts": ProductOfExperts,
+    "moe": MoE,
+    "stacking": Stacking,
+    "tmc": TMC,
+    "qmf": QMF,
+    "i2m2": I2M2,
 }

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion import rng
 from mmfusion.models.fusion.contract import Declaration, Fused, pool
 from mmfusion.models.layers import masked_softmax, zero_masked
 
@@ -28,7 +29,7 @@ class Mean(nn.Module):
     width: int
     dtype: Any = jnp.float32
 
-    declares: ClassVar[Declaration] = Declaration(family="weighted", additive=True, synergy=False, symmetric=True)
+    declares: ClassVar[Declaration] = Declaration(family="baseline", additive=True, synergy=False, symmetric=True)
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
@@ -38,6 +39,27 @@ class Mean(nn.Module):
         projected = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
         count = jnp.maximum(present.sum(axis=1, keepdims=True), 1)
         return Fused(features=projected.sum(axis=1) / count.astype(self.dtype), attention={})
+
+
+class Sum(nn.Module):
+    """Σ_{m in P} (W_m x_m + b_m) over the present modalities P; zeros where there is none.
+
+    Attributes:
+      width: width D of the features.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="baseline", additive=True, synergy=False, symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        projected = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
+        return Fused(features=projected.sum(axis=1), attention={})
 
 
 class Weighted(nn.Module):
@@ -58,6 +80,46 @@ class Weighted(nn.Module):
         del train
         pooled, present = pool(tokens, mask)
         projected = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
-        scores = self.param("scores", nn.initializers.zeros, (len(pooled),))
+        if len(tokens) == 1:  # its weight is 1, whatever the scalar
+            return Fused(features=projected[:, 0], attention={})
+        scores = jnp.stack([self.param(f"score_{m}", nn.initializers.zeros, ()) for m in sorted(tokens)])
         weights = masked_softmax(jnp.broadcast_to(scores, present.shape), present).astype(self.dtype)  # [B, M]
         return Fused(features=jnp.einsum("bm,bmd->bd", weights, projected), attention={})
+
+
+class EmbraceNet(nn.Module):
+    """Each feature is taken from one present modality, drawn anew for each row (Choi & Lee 2019, arXiv:1904.09078).
+
+    Docking is d_m = ReLU(W_m x_m + b_m); in training feature i is d_m[i] with m drawn uniformly from the present
+    modalities, in evaluation the mean over them, which is what the draw has on average.
+
+    Attributes:
+      width: width D of the features.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="weighted", paper="arXiv:1904.09078", additive=True, synergy=False, symmetric=True
+    )
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        pooled, present = pool(tokens, mask)
+        docked = zero_masked(nn.relu(project(tokens, pooled, self.width, self.dtype)), present)  # [B, M, D]
+        chances = present / jnp.maximum(present.sum(axis=1, keepdims=True), 1)  # [B, M]
+        ids = self.scope.root.get_variable("rows", "id")
+        if train and not self.is_initializing() and ids is not None:
+            keys = rng.row_keys(self.make_rng("dropout"), ids)
+            logits = jnp.where(present, 0.0, -jnp.inf)
+
+            def draw(key: jax.Array, row: jax.Array) -> jax.Array:
+                chosen = jax.random.categorical(key, row, shape=(self.width,))
+                return jax.nn.one_hot(chosen, row.shape[0], axis=0)  # [M, D]
+
+            share = jax.vmap(draw)(keys, jnp.where(present.any(1, keepdims=True), logits, 0.0))  # [B, M, D]
+        else:
+            share = chances[:, :, None]
+        return Fused(features=(share.astype(self.dtype) * docked).sum(axis=1), attention={})

@@ -6,8 +6,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration
-from mmfusion.models.layers import zero_masked
+from mmfusion.models.layers import masked_softmax, zero_masked
+
+Logits = dict[str, jax.Array]  # modality -> [B, C]
+Present = dict[str, jax.Array]  # modality -> [B]
+
+
+def stack(logits: Logits, present: Present) -> tuple[jax.Array, jax.Array]:
+    """Returns the logits `[B, M, C]` in sorted order, zeros where absent, and which are present `[B, M]`."""
+    there = jnp.stack([present[m] for m in sorted(logits)], axis=1)  # [B, M]
+    return zero_masked(jnp.stack([logits[m] for m in sorted(logits)], axis=1), there), there
 
 
 class LateMean(nn.Module):
@@ -18,10 +28,127 @@ class LateMean(nn.Module):
     )
 
     @nn.compact
-    def __call__(self, logits: dict[str, jax.Array], present: dict[str, jax.Array], *, train: bool) -> jax.Array:
+    def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
-        names = sorted(logits)
-        count = sum(present[m].astype(jnp.float32) for m in names)  # [B]
-        total = sum(zero_masked(logits[m], present[m]) for m in names)  # [B, C]
-        return total / jnp.maximum(count, 1.0)[:, None]
+        each, there = stack(logits, present)
+        return each.sum(axis=1) / jnp.maximum(there.sum(axis=1, keepdims=True), 1)
+
+
+class LateWeighted(nn.Module):
+    """Σ_{m in P} w_m l_m, w the softmax over the present modalities P of one learned scalar each."""
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="decision", level="decision", additive=True, synergy=False, symmetric=True
+    )
+
+    @nn.compact
+    def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
+        """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
+        del train
+        each, there = stack(logits, present)
+        if len(logits) == 1:  # its weight is 1, whatever the scalar
+            return each[:, 0]
+        scores = jnp.stack([self.param(f"score_{m}", nn.initializers.zeros, ()) for m in sorted(logits)])
+        return jnp.einsum("bm,bmc->bc", masked_softmax(jnp.broadcast_to(scores, there.shape), there), each)
+
+
+class ProductOfExperts(nn.Module):
+    """p ∝ Π_{m in P} p_m over the present modalities, which is the sum of their logits (Hinton 2002).
+
+    doi:10.1162/089976602760128018.
+    """
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="decision", paper="doi:10.1162/089976602760128018", level="decision", additive=True, synergy=False,
+        symmetric=True,
+    )  # fmt: skip
+
+    @nn.compact
+    def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
+        """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
+        del train
+        return stack(logits, present)[0].sum(axis=1)
+
+
+class Stacking(nn.Module):
+    """A linear learner on the modalities' logits, which are trained by their own loss alone (Wolpert 1992).
+
+    doi:10.1016/S0893-6080(05)80023-1. The logits are constants to the second learner (no gradient passes), but of the
+    same rows: the paper's held-out predictions would need models trained before.
+    """
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="decision", paper="doi:10.1016/S0893-6080(05)80023-1", level="decision", additive=True, synergy=False,
+        symmetric=True, unimodal_loss=True,
+    )  # fmt: skip
+
+    @nn.compact
+    def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
+        """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
+        del train
+        each, there = stack(jax.lax.stop_gradient(logits), present)
+        size = each.shape[-1]
+        learned = [nn.Dense(size, name=f"meta_{m}")(each[:, i]) for i, m in enumerate(sorted(logits))]
+        return zero_masked(jnp.stack(learned, axis=1), there).sum(axis=1)
+
+
+class TMC(nn.Module):
+    """Trusted multi-view classification: evidence combined by Dempster's rule (Han et al. 2021, arXiv:2102.02051).
+
+    Evidence e_m = softplus(l_m) makes Dirichlet parameters α_m = 1 + e_m. The reduced rule, applied modality by
+    modality, has the closed form α = 1 + C (Π_m (1 + e_m / C) - 1), so an absent modality, e = 0, is left out. The
+    logits returned are log α, whose softmax is the Dirichlet's mean; with cross-entropy the loss is -log E[p_y]
+    (type II maximum likelihood, Sensoy et al. 2018, arXiv:1806.01768), for the modalities as for their fusion. The
+    digamma loss and the annealed KL term of the paper are not used.
+    """
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="decision", paper="arXiv:2102.02051", level="decision", synergy=False, symmetric=True, unimodal_loss=True
+    )
+
+    @staticmethod
+    def unimodal(logits: jax.Array) -> jax.Array:
+        """Returns log α `[B, C]` of one modality's logits."""
+        return jnp.log1p(nn.softplus(logits))
+
+    @nn.compact
+    def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
+        """Fuses logits `[B, C]` of the modalities where `present [B]` is True into log α `[B, C]`.
+
+        Raises:
+          UserError: there is one output, which is no classification.
+        """
+        del train
+        each, there = stack(logits, present)
+        classes = each.shape[-1]
+        if classes < 2:
+            raise UserError("tmc: its task has one output; evidence needs classes, choose late_mean for regression")
+        evidence = zero_masked(nn.softplus(each), there)  # [B, M, C]
+        return jnp.log1p(classes * jnp.expm1(jnp.log1p(evidence / classes).sum(axis=1)))
+
+
+class QMF(nn.Module):
+    """Σ_{m in P} c_m l_m with confidence c_m = T log Σ_k e^{l_mk / T}, the negative energy (Zhang et al. 2023).
+
+    arXiv:2306.02050. No gradient passes through c_m, and each modality has its own loss. The paper's regulariser,
+    which ranks confidences by each example's past losses, is not used: it needs memory of every example.
+
+    Attributes:
+      temperature: T.
+    """
+
+    temperature: float = 1.0
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="decision", paper="arXiv:2306.02050", level="decision", additive=True, synergy=False, symmetric=True,
+        unimodal_loss=True,
+    )  # fmt: skip
+
+    @nn.compact
+    def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
+        """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
+        del train
+        each, there = stack(logits, present)
+        energy = self.temperature * jax.nn.logsumexp(each / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
+        return (zero_masked(jax.lax.stop_gradient(energy), there) * each).sum(axis=1)

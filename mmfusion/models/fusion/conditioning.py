@@ -1,0 +1,170 @@
+"""One modality's tokens changed by the others: FiLM, the non-local gate, and the multimodal adaptation gate.
+
+A learned token stands beside the main modality's, so that the others are heard where the main one is absent.
+"""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.errors import UserError
+from mmfusion.models.fusion.contract import Declaration, Fused
+from mmfusion.models.layers import Attention, masked_max, masked_mean, zero_masked
+
+
+def choose_main(strategy: str, main: str, names: Iterable[str]) -> tuple[str, list[str]]:
+    """Returns the main modality (`main`, or the first in sorted order where that is empty) and the others.
+
+    Raises:
+      UserError: `main` is none of the modalities.
+    """
+    names = sorted(names)
+    if main and main not in names:
+        raise UserError(f"{strategy}: main={main!r} is no modality of this model; choose {', '.join(names)}")
+    main = main or names[0]
+    return main, [m for m in names if m != main]
+
+
+def with_learned_token(module: nn.Module, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns tokens `[B, 1 + N, D]` and their mask, a learned token of `module` before the given ones."""
+    rows, _, width = tokens.shape
+    learned = module.param("token", nn.initializers.normal(1.0), (1, 1, width)).astype(tokens.dtype)
+    tokens = jnp.concatenate([jnp.broadcast_to(learned, (rows, 1, width)), zero_masked(tokens, mask)], axis=1)
+    return tokens, jnp.concatenate([jnp.ones((rows, 1), bool), mask], axis=1)
+
+
+def pooled_features(tokens: jax.Array, mask: jax.Array, width: int, dtype: Any) -> jax.Array:
+    """Returns GELU(W [mean; max]) `[B, width]` of the real tokens; call it in a compact method."""
+    both = jnp.concatenate([masked_mean(tokens, mask), masked_max(tokens, mask)], axis=-1)  # [B, 2D]
+    return nn.gelu(nn.Dense(width, dtype=dtype, name="out")(both))
+
+
+class FiLM(nn.Module):
+    """Residual blocks on the main modality's tokens, scaled and shifted by the others (Perez et al. 2018).
+
+    arXiv:1709.07871. In each block u = ReLU(W h), h' = u + ReLU(γ ⊙ LN(V u) + β) with (γ - 1, β) an affine map of
+    c = GELU(Σ_o C_o x_o + d); the convolutions of the paper are 1×1 here, as tokens have no known grid.
+
+    Attributes:
+      width: width D of tokens and features.
+      blocks: residual blocks.
+      main: the modality that is conditioned; empty: the first in sorted order.
+    """
+
+    width: int
+    blocks: int = 2
+    main: str = ""
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="conditioning", paper="arXiv:1709.07871", needs_tokens=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        Raises:
+          UserError: `main` is none of the modalities.
+        """
+        del train
+        main, others = choose_main("film", self.main, tokens)
+
+        def dense(width: int, x: jax.Array, name: str) -> jax.Array:
+            return nn.Dense(width, dtype=self.dtype, name=name)(x)
+
+        h, real = with_learned_token(self, tokens[main], mask[main])
+        condition = [dense(self.width, masked_mean(tokens[m], mask[m]), f"condition_{m}") for m in others]
+        for block in range(self.blocks):
+            u = nn.relu(dense(self.width, h, f"block{block}_in"))
+            v = dense(self.width, u, f"block{block}_out")
+            v = nn.LayerNorm(use_scale=not others, use_bias=not others, dtype=self.dtype, name=f"block{block}_norm")(v)
+            if others:
+                change = dense(2 * self.width, nn.gelu(sum(condition)), f"block{block}_film")[:, None]  # [B, 1, 2D]
+                v = (1 + change[..., : self.width]) * v + change[..., self.width :]
+            h = u + nn.relu(v)
+        return Fused(features=pooled_features(h, real, self.width, self.dtype), attention={})
+
+
+class NLGate(nn.Module):
+    """Non-local gate: the main modality's tokens plus what they find in the others (Wang et al. 2018).
+
+    arXiv:1711.07971. y_i = x_i + W softmax_j(θ(x_i) · φ(z_j)) g(z_j), z the others' tokens (its own where it is alone).
+
+    Attributes:
+      width: width D of tokens and features.
+      heads: attention heads; they divide the width.
+      main: the modality that asks; empty: the first in sorted order.
+    """
+
+    width: int
+    heads: int = 1
+    main: str = ""
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="conditioning", paper="arXiv:1711.07971", needs_tokens=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is from (the learned token and) the main modality's tokens to each other modality's.
+
+        Raises:
+          UserError: `main` is none of the modalities, or `heads` does not divide `width`.
+        """
+        main, others = choose_main("nl_gate", self.main, tokens)
+        keys = others or [main]
+        x, real = with_learned_token(self, tokens[main], mask[main])
+        context = jnp.concatenate([zero_masked(tokens[m], mask[m]) for m in keys], axis=1)
+        context_mask = jnp.concatenate([mask[m] for m in keys], axis=1)
+        attend = Attention(heads=self.heads, width=self.width, dtype=self.dtype, name="attention")
+        found, weights = attend(x, context, context_mask, train=train)
+        weights = jnp.where(real[:, None, :, None], weights, 0.0)[:, :, 1:]  # [B, h, N, Nk], the main's own tokens
+        ends = list(itertools.accumulate(tokens[m].shape[1] for m in keys))[:-1]
+        parts = dict(zip([(main, m) for m in keys], jnp.split(weights, ends, axis=-1), strict=True))
+        return Fused(features=pooled_features(x + found, real, self.width, self.dtype), attention=parts)
+
+
+class MAG(nn.Module):
+    """Multimodal adaptation gate: the main tokens moved by the others, never by more than their own length.
+
+    Rahman et al. 2020 (arXiv:1908.05787). g_o = ReLU(G_o [z; x_o] + b_o), H = Σ_o g_o ⊙ (W_o x_o),
+    z' = LN(z + min(β |z| / |H|, 1) H), with x_o the mean of the other modality's tokens, as nothing aligns the tokens.
+
+    Attributes:
+      width: width D of tokens and features.
+      beta: how far tokens move, in their own lengths.
+      main: the modality that is moved; empty: the first in sorted order.
+    """
+
+    width: int
+    beta: float = 1.0
+    main: str = ""
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="conditioning", paper="arXiv:1908.05787", needs_tokens=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        Raises:
+          UserError: `main` is none of the modalities.
+        """
+        del train
+        main, others = choose_main("mag", self.main, tokens)
+        z, real = with_learned_token(self, tokens[main], mask[main])
+        shift = 0.0
+        for m in others:
+            x = jnp.broadcast_to(masked_mean(tokens[m], mask[m])[:, None], z.shape)  # [B, 1 + N, D]
+            gate = nn.relu(nn.Dense(self.width, dtype=self.dtype, name=f"gate_{m}")(jnp.concatenate([z, x], axis=-1)))
+            moved = gate * nn.Dense(self.width, use_bias=False, dtype=self.dtype, name=f"project_{m}")(x)
+            shift = shift + zero_masked(moved, mask[m].any(axis=1))
+        if others:
+            lengths = [jnp.sqrt(jnp.square(v).sum(-1, keepdims=True) + 1e-6) for v in (z, shift)]
+            z = z + jnp.minimum(self.beta * lengths[0] / lengths[1], 1.0) * shift
+        z = nn.LayerNorm(dtype=self.dtype, name="norm")(z)
+        return Fused(features=pooled_features(z, real, self.width, self.dtype), attention={})

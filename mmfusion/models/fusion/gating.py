@@ -1,0 +1,80 @@
+"""Weights that depend on what the modalities hold: attention over modalities, and squeeze-and-excitation."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.models.fusion.additive import project
+from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.layers import masked_softmax, zero_masked
+
+
+class AttentionPool(nn.Module):
+    """Σ_m a_m h_m with h_m = W_m x_m + b_m and a the softmax over present modalities of u · tanh(V h_m).
+
+    A modality's score sees that modality alone, so no XOR can be learned: with positive weights e^s, the sign of
+    e^s(a) h(a) + e^s(b) h(b) is that of a sum of functions of one modality each. Attention over annotations after
+    Bahdanau et al. 2015 (arXiv:1409.0473), one modality being one annotation.
+
+    Attributes:
+      width: width D of the features.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="weighted", paper="arXiv:1409.0473", synergy=False, symmetric=True
+    )
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        projected = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
+        if len(tokens) == 1:  # its weight is 1, whatever the score
+            return Fused(features=projected[:, 0], attention={})
+        hidden = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(projected))
+        scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[..., 0]  # [B, M]
+        weights = masked_softmax(scores, present).astype(self.dtype)
+        return Fused(features=jnp.einsum("bm,bmd->bd", weights, projected), attention={})
+
+
+class SqueezeExcite(nn.Module):
+    """Multimodal transfer module: each modality's features gated by all of them (Joze et al. 2020, arXiv:1911.08670).
+
+    z = ReLU(Σ_m S_m x_m + c), gates 2 σ(E_m z), features Σ_m W_m (gate_m ⊙ x_m). The absent have x_m = 0.
+
+    Attributes:
+      width: width D of the features.
+      ratio: width of all modalities together over that of z.
+    """
+
+    width: int
+    ratio: int = 4
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="weighted", paper="arXiv:1911.08670", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        names = sorted(tokens)
+        pooled, present = pool(tokens, mask)
+        size = max(len(names) * self.width // self.ratio, 4)
+
+        def dense(width: int, x: jax.Array, name: str, bias: bool = False) -> jax.Array:
+            return nn.Dense(width, use_bias=bias, dtype=self.dtype, name=name)(x)
+
+        squeezed = sum(dense(size, x, f"squeeze_{m}") for m, x in zip(names, pooled, strict=True))
+        squeezed = nn.relu(squeezed + self.param("squeeze_bias", nn.initializers.zeros, (size,)).astype(self.dtype))
+        gated = [
+            2 * nn.sigmoid(dense(self.width, squeezed, f"excite_{m}", bias=True)) * x
+            for m, x in zip(names, pooled, strict=True)
+        ]
+        projected = project(tokens, gated, self.width, self.dtype)  # [B, M, D]
+        return Fused(features=zero_masked(projected, present).sum(axis=1), attention={})
