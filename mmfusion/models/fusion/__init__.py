@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from mmfusion.models.fusion.additive import EmbraceNet, Mean, Sum, Weighted
+from mmfusion.models.fusion.bilinear import MFB, MFH, MLB, LowRankTensor, Multiplicative
 from mmfusion.models.fusion.concat import Concat
 from mmfusion.models.fusion.conditioning import MAG, FiLM, NLGate
 from mmfusion.models.fusion.convolutional import ChannelMultiply, Conv
@@ -13,6 +14,7 @@ from mmfusion.models.fusion.gating import AttentionPool, SqueezeExcite
 from mmfusion.models.fusion.gmu import GMU
 from mmfusion.models.fusion.late import QMF, TMC, LateMean, LateWeighted, ProductOfExperts, Stacking
 from mmfusion.models.fusion.mixed import I2M2, MoE
+from mmfusion.models.fusion.tensor import MCB, Block, Mutan, Tensor
 
 FUSIONS: dict[str, type[nn.Module]] = {
     "concat": Concat,
@@ -27,6 +29,15 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "squeeze_excite": SqueezeExcite,
     "conv": Conv,
     "channel_multiply": ChannelMultiply,
+    "tensor": Tensor,
+    "low_rank_tensor": LowRankTensor,
+    "multiplicative": Multiplicative,
+    "mcb": MCB,
+    "mlb": MLB,
+    "mfb": MFB,
+    "mfh": MFH,
+    "mutan": Mutan,
+    "block": Block,
     "film": FiLM,
     "nl_gate": NLGate,
     "mag": MAG,

@@ -1,0 +1,184 @@
+"""Products of projections: low-rank tensors, multiplicative interactions, MLB, MFB and MFH.
+
+An absent modality's factor is 1. B batch · M modalities · D width · r rank
+"""
+
+import itertools
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.errors import UserError
+from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.layers import zero_masked
+
+
+def product(factors: list[jax.Array], present: jax.Array) -> jax.Array:
+    """Returns Π_m of factors `[B, ...]` over the modalities in `present [B, M]`; an absent one's is 1."""
+    result = jnp.ones((), factors[0].dtype)
+    for m, factor in enumerate(factors):
+        there = present[:, m].reshape(-1, *[1] * (factor.ndim - 1))
+        result = result * jnp.where(there, factor, 1)
+    return jnp.broadcast_to(result, factors[0].shape)
+
+
+def project_each(
+    names: list[str], pooled: list[jax.Array], shape: tuple[int, ...], dtype: Any, prefix: str = "project"
+) -> list[jax.Array]:
+    """Returns [x_m; 1] · U_m `[B, *shape]` of each modality; the row of the 1 starts at ones, so a factor near 1."""
+    ones = nn.initializers.ones
+    return [
+        nn.DenseGeneral(shape, bias_init=ones, dtype=dtype, name=f"{prefix}_{m}")(x)
+        for m, x in zip(names, pooled, strict=True)
+    ]
+
+
+def power_normalised(x: jax.Array) -> jax.Array:
+    """Returns the signed square root of `x [..., D]`, scaled to length 1; smooth at 0."""
+    rooted = x * jax.lax.rsqrt(jnp.abs(x) + 1e-4)
+    return rooted * jax.lax.rsqrt(jnp.square(rooted).sum(axis=-1, keepdims=True) + 1e-4)
+
+
+class LowRankTensor(nn.Module):
+    """h = Σ_r w_r Π_m ([x_m; 1] · U_m^r) + b, every U_m^r a parameter (Liu et al. 2018, arXiv:1806.00064).
+
+    Attributes:
+      width: width D of the features.
+      rank: terms r of the sum.
+    """
+
+    width: int
+    rank: int = 4
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1806.00064", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        factors = project_each(sorted(tokens), pooled, (self.rank, self.width), self.dtype)  # M times [B, r, D]
+        weights = self.param("weights", nn.initializers.normal(self.rank**-0.5), (self.rank,)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        return Fused(features=jnp.einsum("r,brd->bd", weights, product(factors, present)) + bias, attention={})
+
+
+class Multiplicative(nn.Module):
+    """h = Σ_{a<b} x_a^T W_ab x_b + Σ_m U_m x_m + b (Jayakumar et al. 2020, ICLR); zeros for an absent modality.
+
+    Attributes:
+      width: width D of the features.
+      budget: most numbers that the tensor W of a pair may have, width^3.
+    """
+
+    width: int
+    budget: int = 2**22
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="openreview:rylnK6VtDH")
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        Raises:
+          UserError: W would have more numbers than `budget`.
+        """
+        del train
+        pooled, present = pool(tokens, mask)
+        size = pooled[0].shape[-1] ** 2 * self.width
+        if size > self.budget:
+            raise UserError(
+                f"multiplicative: a pair's tensor of {size:,} numbers is over budget={self.budget:,}; "
+                "lower model.width, or choose low_rank_tensor"
+            )
+        names = sorted(tokens)
+        features = jnp.zeros((), self.dtype)
+        for i, m in enumerate(names):
+            linear = nn.Dense(self.width, dtype=self.dtype, name=f"project_{m}")(pooled[i])
+            features = features + zero_masked(linear, present[:, i])
+        for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
+            scale = nn.initializers.normal(1 / pooled[i].shape[-1])
+            tensor = self.param(f"pair_{a}_{b}", scale, (pooled[i].shape[-1], pooled[j].shape[-1], self.width))
+            features = features + jnp.einsum("bi,bj,ijd->bd", pooled[i], pooled[j], tensor.astype(self.dtype))
+        return Fused(features=features, attention={})
+
+
+class MLB(nn.Module):
+    """h = P (⊙_m tanh(U_m x_m + c_m)) (Kim et al. 2017, arXiv:1610.04325).
+
+    Attributes:
+      width: width D of the features.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1610.04325", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        factors = [nn.tanh(f) for f in project_each(sorted(tokens), pooled, (self.width,), self.dtype)]
+        out = nn.Dense(self.width, dtype=self.dtype, name="out")
+        return Fused(features=out(product(factors, present)), attention={})
+
+
+class MFB(nn.Module):
+    """Factorised bilinear pooling: Σ over k of Π_m U_m x_m, signed root, length 1 (Yu et al. 2017, arXiv:1708.01471).
+
+    Attributes:
+      width: width D of the features.
+      factors: k, products summed for a feature.
+    """
+
+    width: int
+    factors: int = 5
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1708.01471", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        expanded = project_each(sorted(tokens), pooled, (self.width, self.factors), self.dtype)  # M times [B, D, k]
+        return Fused(features=power_normalised(product(expanded, present).sum(axis=-1)), attention={})
+
+
+class MFH(nn.Module):
+    """MFB blocks in a cascade, each multiplied by the last one's products (Yu et al. 2018, arXiv:1708.03619).
+
+    The blocks' outputs are concatenated and projected.
+
+    Attributes:
+      width: width D of the features.
+      factors: k, products summed for a feature.
+      order: blocks.
+    """
+
+    width: int
+    factors: int = 5
+    order: int = 2
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1708.03619", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        expanded, blocks = jnp.ones((), self.dtype), []
+        for i in range(self.order):
+            factors = project_each(sorted(tokens), pooled, (self.width, self.factors), self.dtype, f"block{i}")
+            expanded = expanded * product(factors, present)  # [B, D, k]
+            blocks.append(power_normalised(expanded.sum(axis=-1)))
+        out = nn.Dense(self.width, dtype=self.dtype, name="out")
+        return Fused(features=out(jnp.concatenate(blocks, axis=-1)), attention={})

@@ -1,0 +1,171 @@
+"""Outer products of the modalities, whole or factorised: tensor fusion, MUTAN, BLOCK and compact bilinear pooling.
+
+B batch · M modalities · D width · r rank
+"""
+
+import zlib
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmfusion.errors import UserError
+from mmfusion.models.fusion.bilinear import power_normalised, product, project_each
+from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.layers import zero_masked
+
+
+class Tensor(nn.Module):
+    """h = GELU(W · ⊗_m [P_m x_m; 1] + b) (Zadeh et al. 2017, arXiv:1707.07250); P_m x_m is 0 where it is absent.
+
+    Attributes:
+      width: width D of the features.
+      project: width that each modality is projected to first.
+      budget: most numbers that the outer product of an example may have, (project + 1)^M.
+    """
+
+    width: int
+    project: int = 16
+    budget: int = 2**14
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1707.07250")
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        Raises:
+          UserError: the outer product would have more numbers than `budget`.
+        """
+        del train
+        pooled, present = pool(tokens, mask)
+        size = (self.project + 1) ** len(pooled)
+        if size > self.budget:
+            raise UserError(
+                f"tensor: the outer product of {len(pooled)} modalities has {size:,} numbers, over "
+                f"budget={self.budget:,}; lower project={self.project}, or choose low_rank_tensor"
+            )
+        outer = jnp.ones((present.shape[0], 1), self.dtype)
+        for i, m in enumerate(sorted(tokens)):
+            x = zero_masked(nn.Dense(self.project, dtype=self.dtype, name=f"project_{m}")(pooled[i]), present[:, i])
+            x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=-1)  # [B, project + 1]
+            outer = (outer[:, :, None] * x[:, None, :]).reshape(x.shape[0], -1)  # [B, (project + 1)^(i + 1)]
+        return Fused(features=nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(outer)), attention={})
+
+
+class Mutan(nn.Module):
+    """h = Σ_r Π_m [tanh(P_m x_m); 1] · U_m^r, a Tucker decomposition of low-rank core (Ben-younes et al. 2017).
+
+    arXiv:1705.06676. The paper has two modalities; the core of M has rank r in the same way.
+
+    Attributes:
+      width: width D of the features.
+      rank: rank r of the core.
+    """
+
+    width: int
+    rank: int = 5
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1705.06676", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        names = sorted(tokens)
+        hidden = [
+            nn.tanh(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{m}")(x))
+            for m, x in zip(names, pooled, strict=True)
+        ]
+        factors = project_each(names, hidden, (self.rank, self.width), self.dtype)  # M times [B, r, D]
+        return Fused(features=product(factors, present).sum(axis=1) / self.rank, attention={})
+
+
+class Block(nn.Module):
+    """Block-term decomposition: chunks, each with a low-rank product of its own (Ben-younes et al. 2019).
+
+    arXiv:1902.00038. P_m x_m is cut into chunks; chunk c gives Σ_r Π_m [chunk_m; 1] · U_{m,c}^r, signed root, length 1;
+    the chunks are concatenated and projected.
+
+    Attributes:
+      width: width D of the features.
+      chunks: chunks; they divide the width.
+      rank: rank r of each chunk's core.
+    """
+
+    width: int
+    chunks: int = 4
+    rank: int = 4
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1902.00038", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        Raises:
+          UserError: `chunks` does not divide `width`.
+        """
+        del train
+        pooled, present = pool(tokens, mask)
+        if self.width % self.chunks:
+            raise UserError(f"block: chunks={self.chunks} does not divide width={self.width}; choose a divisor")
+        size = self.width // self.chunks
+        factors = []
+        for m, x in zip(sorted(tokens), pooled, strict=True):
+            parts = nn.Dense(self.width, dtype=self.dtype, name=f"project_{m}")(x).reshape(-1, self.chunks, size)
+            shape = (self.chunks, size, self.rank * size)
+            kernel = self.param(f"core_{m}", nn.initializers.lecun_normal(batch_axis=0), shape).astype(self.dtype)
+            bias = self.param(f"core_bias_{m}", nn.initializers.ones, (self.chunks, self.rank * size))
+            factors.append(jnp.einsum("bcs,csk->bck", parts, kernel) + bias.astype(self.dtype))
+        merged = product(factors, present).reshape(-1, self.chunks, self.rank, size).sum(axis=2)  # [B, C, D/C]
+        merged = power_normalised(merged).reshape(-1, self.width)
+        return Fused(features=nn.Dense(self.width, dtype=self.dtype, name="out")(merged), attention={})
+
+
+class MCB(nn.Module):
+    """Compact bilinear pooling: the count sketch of ⊗_m [x_m; 1], by FFT (Fukui et al. 2016, arXiv:1606.01847).
+
+    The sketch of an outer product is the circular convolution of the sketches, whose hashes and signs are fixed by the
+    modality's name. Signed root, length 1 and a projection follow. An absent modality is [0; 1], and the 1 keeps what
+    one modality tells alone; its hash is 0 and its sign +, so that [0; 1] is the identity of the convolution.
+
+    Attributes:
+      width: width D of the features.
+      sketch: numbers in the sketch.
+    """
+
+    width: int
+    sketch: int = 512
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1606.01847")
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        del train
+        pooled, present = pool(tokens, mask)
+        spectrum = jnp.ones((), jnp.complex64)
+        for i, m in enumerate(sorted(tokens)):
+            counted = pooled[i].astype(jnp.float32) @ _count_sketch(m, pooled[i].shape[-1], self.sketch)
+            counted = zero_masked(counted, present[:, i]).at[:, 0].add(1.0)  # [B, sketch]
+            spectrum = spectrum * jnp.fft.rfft(counted)
+        sketched = jnp.fft.irfft(spectrum, self.sketch).astype(self.dtype)
+        return Fused(
+            features=nn.Dense(self.width, dtype=self.dtype, name="out")(power_normalised(sketched)), attention={}
+        )
+
+
+def _count_sketch(name: str, width: int, size: int) -> np.ndarray:
+    """Returns the matrix `[width, size]` with one sign a row, at a random place other than 0."""
+    draw = np.random.default_rng(zlib.crc32(name.encode()))
+    matrix = np.zeros((width, size), np.float32)
+    matrix[np.arange(width), draw.integers(1, size, width)] = draw.choice([-1.0, 1.0], width)
+    return matrix
