@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.model.width = 64  # of tokens and fused features
     config.model.dtype = "auto"  # of computation: float32, bfloat16, or auto (bfloat16 on accelerators)
     config.model.encoders = ConfigDict()  # modality -> name and the encoder's options (mmfusion/models/encoders)
-    config.model.fusion = fusion("cross_attention")
+    config.model.fusion = fusion("co_attention")
 
     config.optim = optimizer("adamw", learning_rate=1e-3)
 

@@ -14,7 +14,7 @@ from mmfusion.config import parse_arg
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: fusion, seed, modalities."""
-    args = parse_arg(arg, fusion="cross_attention", seed=0, modalities="")
+    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="")
     config = base.get_config()
     with config.unlocked():
         config.seed = args.seed

@@ -1,4 +1,4 @@
-"""Shapes and sentences about them: a CNN and an LSTM fused by cross-attention tell whether the sentence is true.
+"""Shapes and sentences about them: a CNN and an LSTM fused by co-attention tell whether the sentence is true.
 
 python -m experiments.train --config=configs/quickstart.py --workdir=DIR
 
@@ -14,7 +14,7 @@ from mmfusion.config import parse_arg
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: fusion, seed, modalities, variant (of `shapes`)."""
-    args = parse_arg(arg, fusion="cross_attention", seed=0, modalities="", variant="match")
+    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="", variant="match")
     config = base.get_config()
     with config.unlocked():
         config.seed = args.seed
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.encoders.image = base.encoder("image", "cnn", channels=(24, 48, 64), norm="batch")
         config.model.encoders.text = base.encoder("text", "rnn")
         config.model.fusion = base.fusion(args.fusion)
-        if args.fusion == "cross_attention":
+        if args.fusion == "co_attention":
             config.model.fusion.layers = 1
         config.optim = base.optimizer("adamw", 1e-3, b2=0.98, schedule_options={"warmup_steps": 100})
     base.keep_modalities(config, args.modalities)

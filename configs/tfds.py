@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     `target`, a class (a modality left out is not used); `size`, the pictures' height and width in pixels; `channels`.
     """
     args = parse_arg(
-        arg, fusion="cross_attention", seed=0, modalities="", name="shapes/match",
+        arg, fusion="co_attention", seed=0, modalities="", name="shapes/match",
         image="image", text="", target="label", size=32, channels=3,
     )  # fmt: skip
     config = base.get_config()

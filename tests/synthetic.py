@@ -20,7 +20,7 @@ WORDS = ("red", "green", "blue", "round", "square", "big", "small", "left")
 CLASSES = ("one", "two", "three")
 
 
-def config(changes: dict[str, Any] | None = None, fusion: str = "cross_attention") -> ConfigDict:
+def config(changes: dict[str, Any] | None = None, fusion: str = "co_attention") -> ConfigDict:
     """Returns a tiny config for `dataset`: plain SGD, dropout, augmentation, labels smoothed and weighted."""
     result = tiny.config(f"fusion={fusion}")
     with result.unlocked():

@@ -47,14 +47,14 @@ def test_every_shipped_config_passes():
         # unknown keys
         ("step", 5, r"config\.step is no key of a config: did you mean steps"),
         ("data.dirr", "x", r"config\.data\.dirr is no key of a config: did you mean dir"),
-        ("model.fusion.head", 2, r"config\.model\.fusion\.head is not read by 'cross_attention': did you mean heads"),
+        ("model.fusion.head", 2, r"config\.model\.fusion\.head is not read by 'co_attention': did you mean heads"),
         ("model.encoders.text.cells", "gru", r"encoders\.text\.cells is not read by 'rnn': did you mean cell"),
         ("optim.momentum", 0.9, r"config\.optim\.momentum is not read by 'adamw'"),
         ("optim.schedule.gamma", 0.9, r"config\.optim\.schedule\.gamma is not read by 'warmup_cosine'"),
         ("data.modalities.image.rate", 8000, r"data\.modalities\.image\.rate is not read by 'image'"),
         ("data.modalities.image.augment.flop", 1.0, r"augment\.flop is not read by .*did you mean flip"),
         # unknown choices
-        ("model.fusion.name", "cross_atention", r"model\.fusion\.name='cross_atention' .*mean cross_attention\?"),
+        ("model.fusion.name", "cross_atention", r"model\.fusion\.name='cross_atention' .*mean cross_attention or"),
         ("model.encoders.image.name", "resnet19", r"image\.name='resnet19' is unknown: did you mean resnet18"),
         ("optim.name", "adamW", r"config\.optim\.name='adamW' is unknown: did you mean adam"),
         ("optim.schedule.name", "cosine", r"schedule\.name='cosine' is unknown: did you mean warmup_cosine"),
@@ -200,7 +200,7 @@ def test_arguments_have_their_defaults_types():
         ("seeds=1", "'seeds=1' is not key=value of a known key: did you mean seed"),
         ("seed", "'seed' is not key=value"),
         ("seed=1,left over", "'left over' is not key=value"),
-        ("fusion=gum", "config.model.fusion.name='gum' is unknown: did you mean gmu"),
+        ("fusion=gum", "config.model.fusion.name='gum' is unknown: did you mean sum or gmu"),
         ("modalities=image+txt", r"modalities='image\+txt': did you mean text"),
     ],
 )
@@ -210,8 +210,8 @@ def test_a_wrong_argument_is_named(arg, says):
 
 
 def test_a_wrong_option_in_a_config_file_is_named():
-    with pytest.raises(UserError, match="option 'head' of 'cross_attention': did you mean heads"):
-        base.fusion("cross_attention", head=2)
+    with pytest.raises(UserError, match="option 'head' of 'co_attention': did you mean heads"):
+        base.fusion("co_attention", head=2)
     with pytest.raises(UserError, match="option 'sizes' of 'image': did you mean size"):
         base.modality("image", "picture", sizes=(8, 8))
 

@@ -49,7 +49,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
       folder: where `loop` works.
     """
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
-    fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
+    fusion, scanned = changes.pop("fusion", "co_attention"), changes.pop("scanned", False)
     config = synthetic.config(changes, fusion)
     dataset = synthetic.dataset(config, ROWS, in_memory=way != "loop")
     with mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu"):

@@ -48,7 +48,7 @@ def prepare(fusion, **fusion_options):
     return model, random_variables(model, BATCH, train=False)
 
 
-@pytest.mark.parametrize("fusion", ["cross_attention", "late_mean"])
+@pytest.mark.parametrize("fusion", ["co_attention", "late_mean"])
 def test_contract(fusion):
     model, variables = prepare(fusion)
 
@@ -124,7 +124,7 @@ def model_without_dropout(variables, batch):
 
 
 def test_bfloat16_computes_low_and_returns_float32_logits():
-    model = build(config("cross_attention", heads=2), SPEC, TASKS, dtype=jnp.bfloat16)
+    model = build(config("co_attention", heads=2), SPEC, TASKS, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), BATCH, train=False))
     outputs, variables = shapes
     assert {logits.dtype for logits in outputs.logits.values()} == {jnp.dtype("float32")}

@@ -4,15 +4,20 @@ import flax.linen as nn
 
 from mmfusion.models.fusion.additive import EmbraceNet, Mean, Sum, Weighted
 from mmfusion.models.fusion.bilinear import MFB, MFH, MLB, LowRankTensor, Multiplicative
+from mmfusion.models.fusion.bilinear_attention import BilinearAttention
+from mmfusion.models.fusion.co_attention import CoAttention
 from mmfusion.models.fusion.concat import Concat
 from mmfusion.models.fusion.conditioning import MAG, FiLM, NLGate
 from mmfusion.models.fusion.convolutional import ChannelMultiply, Conv
-from mmfusion.models.fusion.cross_attention import CrossAttention
+from mmfusion.models.fusion.cross_attention import CrossAttention, MulT
 from mmfusion.models.fusion.depthwise import Central, DeepSets
 from mmfusion.models.fusion.elementwise import Max, Product
 from mmfusion.models.fusion.gating import AttentionPool, SqueezeExcite
 from mmfusion.models.fusion.gmu import GMU
+from mmfusion.models.fusion.graph import GAT
 from mmfusion.models.fusion.late import QMF, TMC, LateMean, LateWeighted, ProductOfExperts, Stacking
+from mmfusion.models.fusion.latent import Perceiver, QFormer
+from mmfusion.models.fusion.merged import Bottleneck, LateTransformer, MergedAttention
 from mmfusion.models.fusion.mixed import I2M2, MoE
 from mmfusion.models.fusion.tensor import MCB, Block, Mutan, Tensor
 
@@ -42,6 +47,15 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "nl_gate": NLGate,
     "mag": MAG,
     "cross_attention": CrossAttention,
+    "co_attention": CoAttention,
+    "merged_attention": MergedAttention,
+    "mult": MulT,
+    "bottleneck": Bottleneck,
+    "perceiver": Perceiver,
+    "qformer": QFormer,
+    "bilinear_attention": BilinearAttention,
+    "late_transformer": LateTransformer,
+    "gat": GAT,
     "central": Central,
     "deepsets": DeepSets,
     "late_mean": LateMean,

@@ -1,4 +1,4 @@
-"""Cross-attention between modalities: every modality's tokens query the tokens of all the others."""
+"""Cross-attention, where one modality's tokens query the others', and MulT, where each queries each."""
 
 from typing import Any, ClassVar
 
@@ -6,71 +6,100 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.errors import UserError
+from mmfusion.models.fusion.conditioning import choose_main, with_learned_token
 from mmfusion.models.fusion.contract import Declaration, Fused
-from mmfusion.models.layers import Dropout, TransformerBlock, masked_max, masked_mean
-
-POOLS = {"mean": (masked_mean,), "max": (masked_max,), "mean_max": (masked_mean, masked_max)}
+from mmfusion.models.fusion.sequence import cut, joined, mean_max, transformer
+from mmfusion.models.layers import Dropout, zero_masked
 
 
 class CrossAttention(nn.Module):
-    """Co-attention in the manner of Lu et al. 2019 (arXiv:1908.02265), for any number of modalities.
+    """One modality queries all the others, as a decoder its encoder (Vaswani et al. 2017, arXiv:1706.03762).
 
-    In each layer every modality's tokens attend to the tokens of all other modalities (one alone attends to itself),
-    pre-norm with residuals and an MLP; then each modality is pooled, and a dense layer takes the concatenation.
+    A learned token stands beside the querying modality's, so that the others are heard where it is absent; a modality
+    alone queries itself.
 
     Attributes:
       width: width D of tokens and features.
+      main: the modality that queries; empty: the first in sorted order.
       layers: attention layers.
       heads: attention heads; they divide the width.
-      mlp_ratio: hidden width of the MLPs, in widths.
-      dropout: rate on attention weights, residual branches and features.
-      pool: `mean`, `max` or `mean_max` (both, concatenated) over each modality's real tokens.
+      dropout: rate on residual branches and features.
     """
 
     width: int
+    main: str = ""
     layers: int = 2
     heads: int = 4
-    mlp_ratio: float = 2.0
     dropout: float = 0.0
-    pool: str = "mean_max"
     dtype: Any = jnp.float32
 
-    declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:1908.02265", needs_tokens=True)
+    declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:1706.03762", needs_tokens=True)
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
         """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
 
-        The attention returned is the last layer's, of each (query, key) pair of modalities.
+        The attention returned is the last layer's, of the modality's own tokens.
 
         Raises:
-          UserError: `pool` is unknown, `layers` is below 1 or `heads` does not divide `width`.
+          UserError: `main` is none of the modalities, or `heads` does not divide `width`.
         """
-        if self.pool not in POOLS:
-            raise UserError(f"cross_attention: pool={self.pool!r} is unknown; choose {', '.join(POOLS)}")
-        if self.layers < 1:
-            raise UserError(f"cross_attention: layers={self.layers} must be at least 1")
-        names = sorted(tokens)
-        others = {m: [k for k in names if k != m] or names for m in names}
+        main, others = choose_main("cross_attention", self.main, tokens)
+        context, context_mask, sizes = joined(tokens, mask, others or [main])
+        x, real = with_learned_token(self, tokens[main], mask[main])
         attention = {}
         for layer in range(self.layers):
-            updated = {}
-            for m in names:
-                keys = jnp.concatenate([tokens[k] for k in others[m]], axis=1)  # [B, Nk, D]
-                keys_mask = jnp.concatenate([mask[k] for k in others[m]], axis=1)  # [B, Nk]
-                block = TransformerBlock(
-                    self.heads, self.width, self.mlp_ratio, self.dropout, self.dtype, name=f"{m}_{layer}"
-                )
-                updated[m], weights = block(tokens[m], mask[m], keys, keys_mask, train=train)
-                start = 0
-                for k in others[m]:
-                    attention[m, k] = weights[..., start : start + tokens[k].shape[1]]  # [B, h, N_m, N_k]
-                    start += tokens[k].shape[1]
-            tokens = updated
-        pooled = []
+            block = transformer(self, f"layer{layer}")
+            x, weights = block(x, real, context, context_mask, train=train)
+            attention = cut(weights[:, :, 1:], [main], [x.shape[1] - 1], others or [main], sizes)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(mean_max(x, real)))
+        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+
+
+class MulT(nn.Module):
+    """Multimodal transformer: a crossmodal one for every ordered pair, then one a modality (Tsai et al. 2019).
+
+    arXiv:1906.00295. What modality m found in each other one is concatenated and projected, attends to itself, and is
+    pooled (the paper takes the last position). A modality alone queries itself.
+
+    Attributes:
+      width: width D of tokens and features.
+      layers: layers of each crossmodal transformer.
+      heads: attention heads; they divide the width.
+      dropout: rate on residual branches and features.
+    """
+
+    width: int
+    layers: int = 1
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:1906.00295", needs_tokens=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is the last crossmodal layer's, of each ordered pair.
+
+        Raises:
+          UserError: `heads` does not divide `width`.
+        """
+        names = sorted(tokens)
+        attention, pooled = {}, []
         for m in names:
-            normal = nn.LayerNorm(dtype=self.dtype, name=f"norm_{m}")(tokens[m])
-            pooled += [reduce(normal, mask[m]) for reduce in POOLS[self.pool]]
+            found = []
+            for k in [k for k in names if k != m] or names:
+                x = tokens[m]
+                for layer in range(self.layers):
+                    block = transformer(self, f"cross{layer}_{k}_to_{m}")
+                    x, attention[m, k] = block(x, mask[m], tokens[k], mask[k], train=train)
+                found.append(x)
+            x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(found, axis=-1))
+            own = transformer(self, f"self_{m}")
+            x, _ = own(zero_masked(x, mask[m]), mask[m], train=train)
+            pooled.append(mean_max(nn.LayerNorm(dtype=self.dtype, name=f"norm_{m}")(x), mask[m]))
         features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(jnp.concatenate(pooled, axis=-1)))
         return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)

@@ -1,0 +1,65 @@
+"""Graph strategies: the tokens of all modalities as nodes."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.errors import UserError
+from mmfusion.models.fusion.contract import Declaration, Fused
+from mmfusion.models.fusion.sequence import cut, joined, mean_max, typed
+from mmfusion.models.layers import masked_softmax, zero_masked
+
+
+class GAT(nn.Module):
+    """Graph attention over the complete graph of all tokens (Veličković et al. 2018, arXiv:1710.10903).
+
+    h'_i = ELU(Σ_j a_ij W h_j), a_ij the softmax over nodes j of LeakyReLU(u · W h_i + v · W h_j, slope 0.2), several
+    heads concatenated; a learned vector says which modality a node is from. A skip connection is added to each layer.
+
+    Attributes:
+      width: width D of tokens and features.
+      layers: attention layers.
+      heads: attention heads; they divide the width.
+    """
+
+    width: int
+    layers: int = 2
+    heads: int = 4
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="graph", paper="arXiv:1710.10903", symmetric=True, needs_tokens=True
+    )
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is the last layer's.
+
+        Raises:
+          UserError: `heads` does not divide `width`.
+        """
+        del train
+        if self.width % self.heads:
+            raise UserError(
+                f"gat: heads={self.heads} does not divide width={self.width}; choose a divisor of the width"
+            )
+        names = sorted(tokens)
+        x, real, sizes = joined(typed(self, tokens, mask), mask, names)  # [B, N, D]
+        shape, attention = (self.heads, self.width // self.heads), {}
+        for layer in range(self.layers):
+            h = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(x)  # [B, N, h, D/h]
+            sides = [
+                jnp.einsum("bnhd,hd->bhn", h, self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape))
+                for side in ("to", "from")
+            ]
+            scores = nn.leaky_relu(sides[0][..., :, None] + sides[1][..., None, :], 0.2)  # [B, h, N, N]
+            weights = masked_softmax(scores, real[:, None, None, :] & real[:, None, :, None])
+            attention = cut(weights, names, sizes, names, sizes)
+            mixed = jnp.einsum("bhij,bjhd->bihd", weights.astype(self.dtype), h).reshape(x.shape)
+            x = zero_masked(x + nn.elu(mixed), real)
+        features = nn.Dense(self.width, dtype=self.dtype, name="out")(mean_max(x, real))
+        return Fused(features=nn.gelu(features), attention=attention)

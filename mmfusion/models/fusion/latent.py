@@ -1,0 +1,105 @@
+"""Learned queries that read the modalities: Perceiver and Q-Former."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.models.fusion.contract import Declaration, Fused
+from mmfusion.models.fusion.sequence import LEARNED, cut, joined, learned_tokens, transformer, typed
+from mmfusion.models.layers import Dropout
+
+
+class Perceiver(nn.Module):
+    """Learned latents attend to all tokens, then to themselves, in turns (Jaegle et al. 2021, arXiv:2103.03206).
+
+    Attributes:
+      width: width D of tokens and features.
+      latents: how many there are.
+      layers: turns.
+      heads: attention heads; they divide the width.
+      dropout: rate on residual branches and features.
+    """
+
+    width: int
+    latents: int = 8
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="attention", paper="arXiv:2103.03206", symmetric=True, needs_tokens=True
+    )
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is the last turn's, of the latents to each modality.
+
+        Raises:
+          UserError: `heads` does not divide `width`.
+        """
+        names = sorted(tokens)
+        context, context_mask, sizes = joined(typed(self, tokens, mask), mask, names)
+        x = learned_tokens(self, "latents", self.latents, context.shape[0], self.width, self.dtype)
+        real = jnp.ones(x.shape[:2], bool)
+        attention = {}
+        for layer in range(self.layers):
+            read = transformer(self, f"read{layer}")
+            x, weights = read(x, real, context, context_mask, train=train)
+            attention = cut(weights, [LEARNED], [self.latents], names, sizes)
+            think = transformer(self, f"think{layer}")
+            x, _ = think(x, real, train=train)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
+        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
+        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+
+
+class QFormer(nn.Module):
+    """Learned queries attend to themselves, then to each modality by layers of its own (Li et al. 2023).
+
+    BLIP-2, arXiv:2301.12597, whose one frozen picture encoder is here any number of modalities, in sorted order.
+
+    Attributes:
+      width: width D of tokens and features.
+      queries: how many there are.
+      layers: layers, each a self-attention and a cross-attention a modality.
+      heads: attention heads; they divide the width.
+      dropout: rate on residual branches and features.
+    """
+
+    width: int
+    queries: int = 8
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:2301.12597", needs_tokens=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is the last layer's, of the queries to each modality.
+
+        Raises:
+          UserError: `heads` does not divide `width`.
+        """
+        names = sorted(tokens)
+        rows = tokens[names[0]].shape[0]
+        x = learned_tokens(self, "queries", self.queries, rows, self.width, self.dtype)
+        real = jnp.ones(x.shape[:2], bool)
+        attention = {}
+        for layer in range(self.layers):
+            own = transformer(self, f"layer{layer}_self")
+            x, _ = own(x, real, train=train)
+            for m in names:
+                block = transformer(self, f"layer{layer}_{m}")
+                x, attention[LEARNED, m] = block(x, real, tokens[m], mask[m], train=train)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
+        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
+        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)

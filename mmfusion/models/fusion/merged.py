@@ -1,0 +1,177 @@
+"""One transformer over all modalities: merged tokens, bottleneck tokens between them, or one token a modality."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.errors import UserError
+from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.fusion.sequence import LEARNED, cut, joined, learned_tokens, mean_max, transformer, typed
+from mmfusion.models.layers import Dropout
+
+
+class MergedAttention(nn.Module):
+    """Early fusion: all tokens, each with a vector that says its modality, in one transformer (Li et al. 2019).
+
+    VisualBERT, arXiv:1908.03557.
+
+    Attributes:
+      width: width D of tokens and features.
+      layers: transformer layers.
+      heads: attention heads; they divide the width.
+      dropout: rate on residual branches and features.
+    """
+
+    width: int
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="attention", paper="arXiv:1908.03557", symmetric=True, needs_tokens=True
+    )
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is the last layer's.
+
+        Raises:
+          UserError: `heads` does not divide `width`.
+        """
+        names = sorted(tokens)
+        x, real, sizes = joined(typed(self, tokens, mask), mask, names)
+        attention = {}
+        for layer in range(self.layers):
+            block = transformer(self, f"layer{layer}")
+            x, weights = block(x, real, train=train)
+            attention = cut(weights, names, sizes, names, sizes)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(mean_max(x, real)))
+        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+
+
+class LateTransformer(nn.Module):
+    """A transformer over a learned token and one token a modality, its masked mean with a vector of its own.
+
+    The features are read at the learned token (Dosovitskiy et al. 2021, arXiv:2010.11929).
+
+    Attributes:
+      width: width D of tokens and features.
+      layers: transformer layers.
+      heads: attention heads; they divide the width.
+      dropout: rate on residual branches and features.
+    """
+
+    width: int
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:2010.11929", symmetric=True)
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is the last layer's, of the learned token to each modality's one token.
+
+        Raises:
+          UserError: `heads` does not divide `width`.
+        """
+        names = sorted(tokens)
+        pooled, present = pool(tokens, mask)
+        single = {m: x[:, None] for m, x in zip(names, pooled, strict=True)}
+        there = {m: present[:, i, None] for i, m in enumerate(names)}
+        x, real, sizes = joined(typed(self, single, there), there, names)
+        first = learned_tokens(self, "token", 1, x.shape[0], self.width, self.dtype)
+        x = jnp.concatenate([first, x], axis=1)  # [B, 1 + M, D]
+        real = jnp.concatenate([jnp.ones_like(real[:, :1]), real], axis=1)
+        attention = {}
+        for layer in range(self.layers):
+            block = transformer(self, f"layer{layer}")
+            x, weights = block(x, real, train=train)
+            attention = cut(weights[:, :, :1, 1:], [LEARNED], [1], names, sizes)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, 0])
+        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
+        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+
+
+class Bottleneck(nn.Module):
+    """Multimodal bottleneck transformer: modalities exchange through a few tokens (Nagrani et al. 2021).
+
+    arXiv:2107.00135. Up to layer `fuse_from` each modality attends to itself; from it on to itself and the bottleneck,
+    and the next bottleneck is the mean of the present modalities' versions of it.
+
+    Attributes:
+      width: width D of tokens and features.
+      layers: transformer layers of each modality.
+      fuse_from: the first layer with the bottleneck, from 0.
+      bottleneck: tokens in it.
+      heads: attention heads; they divide the width.
+      dropout: rate on residual branches and features.
+    """
+
+    width: int
+    layers: int = 3
+    fuse_from: int = 1
+    bottleneck: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="attention", paper="arXiv:2107.00135", symmetric=True, needs_tokens=True
+    )
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
+        """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is the last layer's, of each modality to itself and with the bottleneck.
+
+        Raises:
+          UserError: `fuse_from` leaves less than two layers with the bottleneck, or `heads` does not divide `width`.
+        """
+        if not 0 <= self.fuse_from <= self.layers - 2:
+            raise UserError(
+                f"bottleneck: fuse_from={self.fuse_from} with layers={self.layers}: what one modality writes another "
+                f"reads a layer later, so choose 0 to {self.layers - 2}"
+            )
+        names = sorted(tokens)
+        rows = tokens[names[0]].shape[0]
+        present = {m: mask[m].any(axis=1) for m in names}
+        count = jnp.maximum(sum(there.astype(jnp.float32) for there in present.values()), 1)[:, None, None]
+        shared = learned_tokens(self, "bottleneck", self.bottleneck, rows, self.width, self.dtype)
+        attention = {}
+        for layer in range(self.layers):
+            versions, updated = [], {}
+            for m in names:
+                size = tokens[m].shape[1]
+                block = transformer(self, f"layer{layer}_{m}")
+                if layer < self.fuse_from:
+                    updated[m], _ = block(tokens[m], mask[m], train=train)
+                    continue
+                real = jnp.concatenate([mask[m], jnp.broadcast_to(present[m][:, None], shared.shape[:2])], axis=1)
+                x, weights = block(jnp.concatenate([tokens[m], shared], axis=1), real, train=train)
+                updated[m], version = x[:, :size], x[:, size:]
+                versions.append(version)  # zeros where the modality is absent
+                sizes = [size, self.bottleneck]
+                parts = cut(weights, [m, LEARNED], sizes, [m, LEARNED], sizes)
+                attention |= {pair: part for pair, part in parts.items() if pair != (LEARNED, LEARNED)}
+            tokens = updated
+            if versions:
+                shared = sum(versions) / count.astype(self.dtype)
+        pooled = sum(
+            nn.Dense(self.width, use_bias=False, dtype=self.dtype, name=f"out_{m}")(
+                mean_max(nn.LayerNorm(dtype=self.dtype, name=f"norm_{m}")(tokens[m]), mask[m])
+            )
+            for m in names
+        )
+        pooled = pooled + nn.Dense(self.width, dtype=self.dtype, name="out")(shared.mean(axis=1))
+        return Fused(features=Dropout(self.dropout)(nn.gelu(pooled), train=train), attention=attention)

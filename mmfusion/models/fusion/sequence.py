@@ -1,0 +1,57 @@
+"""What the attention family shares: tokens of several modalities as one sequence, and its weights cut apart again."""
+
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.models.layers import TransformerBlock, masked_max, masked_mean, zero_masked
+
+LEARNED = "learned"  # names learned tokens among the keys of `Fused.attention`
+
+
+def transformer(module: Any, name: str) -> TransformerBlock:
+    """Returns a block with the width, heads, dropout and dtype of the strategy; call it in a compact method."""
+    return TransformerBlock(module.heads, module.width, dropout=module.dropout, dtype=module.dtype, name=name)
+
+
+def joined(
+    tokens: dict[str, jax.Array], mask: dict[str, jax.Array], names: list[str]
+) -> tuple[jax.Array, jax.Array, list[int]]:
+    """Returns the tokens `[B, ΣN_m, D]` of the named modalities, their mask, and how many each has."""
+    together = jnp.concatenate([zero_masked(tokens[m], mask[m]) for m in names], axis=1)
+    return together, jnp.concatenate([mask[m] for m in names], axis=1), [tokens[m].shape[1] for m in names]
+
+
+def typed(module: nn.Module, tokens: dict[str, jax.Array], mask: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns the tokens with a learned vector of `module` added that says which modality each is from."""
+    result = {}
+    for m in sorted(tokens):
+        kind = module.param(f"type_{m}", nn.initializers.normal(0.5), tokens[m].shape[-1:]).astype(tokens[m].dtype)
+        result[m] = zero_masked(zero_masked(tokens[m], mask[m]) + kind, mask[m])
+    return result
+
+
+def learned_tokens(module: nn.Module, name: str, count: int, rows: int, width: int, dtype: Any) -> jax.Array:
+    """Returns `count` learned tokens of `module`, the same for every row: `[B, count, D]`."""
+    learned = module.param(name, nn.initializers.normal(1.0), (count, width)).astype(dtype)
+    return jnp.broadcast_to(learned, (rows, count, width))
+
+
+def cut(
+    weights: jax.Array, queries: list[str], query_sizes: list[int], keys: list[str], key_sizes: list[int]
+) -> dict[tuple[str, str], jax.Array]:
+    """Returns weights `[B, heads, ΣN_query, ΣN_key]` as `[B, heads, N_query, N_key]` by (query, key) modality."""
+    rows = jnp.split(weights, list(itertools.accumulate(query_sizes))[:-1], axis=2)
+    return {
+        (q, k): part
+        for q, row in zip(queries, rows, strict=True)
+        for k, part in zip(keys, jnp.split(row, list(itertools.accumulate(key_sizes))[:-1], axis=3), strict=True)
+    }
+
+
+def mean_max(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the mean and the maximum of the real tokens, concatenated: `[B, 2D]`."""
+    return jnp.concatenate([masked_mean(tokens, mask), masked_max(tokens, mask)], axis=-1)
