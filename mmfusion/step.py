@@ -100,7 +100,7 @@ def train_step(
         )
         loss = sum(
             spec.weight
-            * jnp.sum(_weight(rows, task, spec) * _task_losses(outputs, rows, task, spec))
+            * jnp.sum(_weight(rows, task, spec) * task_losses(outputs, rows, task, spec))
             # a batch without weight has loss 0, not NaN
             / jnp.maximum(weights[task], 1e-9)
             for task, spec in tasks.items()
@@ -179,7 +179,7 @@ def _total(axis_name: str | None) -> Callable[[Any], Any]:
     return lambda tree: jax.lax.psum(tree, axis_name) if axis_name else tree
 
 
-def _task_losses(outputs: Any, batch: Batch, task: str, spec: Task) -> jax.Array:
+def task_losses(outputs: Any, batch: Batch, task: str, spec: Task) -> jax.Array:
     """Returns the loss of each row `[B]`, with each present modality's own where the strategy's loss scores them."""
     targets = batch.targets[task]
     losses = task_loss(outputs.logits[task], targets, spec)
