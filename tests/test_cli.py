@@ -87,7 +87,7 @@ def test_an_empty_argument_is_none():
         ([QUICKSTART, "--config.stps=3"], r"config\.stps is no key: did you mean steps"),
         ([QUICKSTART, "--config.model.fusion.head=3"], r"config\.model\.fusion\.head is no key: did you mean heads"),
         ([QUICKSTART, "--config.steps.more=3"], r"config\.steps\.more is no key: config\.steps is a value"),
-        ([QUICKSTART, "--config.model.fusion.name=gum"], r"fusion\.name='gum' is unknown: did you mean gmu"),
+        ([QUICKSTART, "--config.model.fusion.name=gum"], r"fusion\.name='gum' is unknown: did you mean sum or gmu"),
         ([QUICKSTART, "--config.model.fusion=gmu"], r"config\.model\.fusion is a section: set one of its keys, .*name"),
         ([QUICKSTART, "--config.model.fusion.name=gmu", "--config.model.fusion.heads=2"], r"fusion\.heads is no key"),
         ([QUICKSTART, "--config.steps=many"], r"config\.steps=many: invalid literal for int"),

@@ -19,7 +19,7 @@ MASK = {
 }
 FEATURE = [name for name, kind in FUSIONS.items() if kind.declares.level == "feature"]
 OPTIONS = {
-    name: {"heads": 2} | ({"layers": 1} if "layers" in options(kind) and name != "bottleneck" else {})
+    name: {"heads": 2} | ({"layers": 1} if "layers" in options(kind) else {})
     for name, kind in FUSIONS.items()
     if "heads" in options(kind)
 }

@@ -1,6 +1,6 @@
 """Cross-attention, where one modality's tokens query the others', and MulT, where each queries each."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from mmfusion.models.fusion.conditioning import choose_main, with_learned_token
 from mmfusion.models.fusion.contract import Declaration, Fused
-from mmfusion.models.fusion.sequence import cut, joined, mean_max, transformer
+from mmfusion.models.fusion.sequence import AttentionFusion, cut, joined, mean_max
 from mmfusion.models.layers import Dropout, zero_masked
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(AttentionFusion):
     """One modality queries all the others, as a decoder its encoder (Vaswani et al. 2017, arXiv:1706.03762).
 
     A learned token stands beside the querying modality's, so that the others are heard where it is absent; a modality
@@ -26,12 +26,8 @@ class CrossAttention(nn.Module):
       dropout: rate on residual branches and features.
     """
 
-    width: int
     main: str = ""
     layers: int = 2
-    heads: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:1706.03762", needs_tokens=True)
 
@@ -49,7 +45,7 @@ class CrossAttention(nn.Module):
         x, real = with_learned_token(self, tokens[main], mask[main])
         attention = {}
         for layer in range(self.layers):
-            block = transformer(self, f"layer{layer}")
+            block = self.block(f"layer{layer}")
             x, weights = block(x, real, context, context_mask, train=train)
             attention = cut(weights[:, :, 1:], [main], [x.shape[1] - 1], others or [main], sizes)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -57,7 +53,7 @@ class CrossAttention(nn.Module):
         return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
 
 
-class MulT(nn.Module):
+class MulT(AttentionFusion):
     """Multimodal transformer: a crossmodal one for every ordered pair, then one a modality (Tsai et al. 2019).
 
     arXiv:1906.00295. What modality m found in each other one is concatenated and projected, attends to itself, and is
@@ -70,11 +66,7 @@ class MulT(nn.Module):
       dropout: rate on residual branches and features.
     """
 
-    width: int
     layers: int = 1
-    heads: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:1906.00295", needs_tokens=True)
 
@@ -94,11 +86,11 @@ class MulT(nn.Module):
             for k in [k for k in names if k != m] or names:
                 x = tokens[m]
                 for layer in range(self.layers):
-                    block = transformer(self, f"cross{layer}_{k}_to_{m}")
+                    block = self.block(f"cross{layer}_{k}_to_{m}")
                     x, attention[m, k] = block(x, mask[m], tokens[k], mask[k], train=train)
                 found.append(x)
             x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(found, axis=-1))
-            own = transformer(self, f"self_{m}")
+            own = self.block(f"self_{m}")
             x, _ = own(zero_masked(x, mask[m]), mask[m], train=train)
             pooled.append(mean_max(nn.LayerNorm(dtype=self.dtype, name=f"norm_{m}")(x), mask[m]))
         features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(jnp.concatenate(pooled, axis=-1)))

@@ -1,17 +1,17 @@
 """Learned queries that read the modalities: Perceiver and Q-Former."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmfusion.models.fusion.contract import Declaration, Fused
-from mmfusion.models.fusion.sequence import LEARNED, cut, joined, learned_tokens, transformer, typed
+from mmfusion.models.fusion.sequence import LEARNED, AttentionFusion, cut, joined, learned_tokens, typed
 from mmfusion.models.layers import Dropout
 
 
-class Perceiver(nn.Module):
+class Perceiver(AttentionFusion):
     """Learned latents attend to all tokens, then to themselves, in turns (Jaegle et al. 2021, arXiv:2103.03206).
 
     Attributes:
@@ -22,12 +22,8 @@ class Perceiver(nn.Module):
       dropout: rate on residual branches and features.
     """
 
-    width: int
     latents: int = 8
     layers: int = 2
-    heads: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(
         family="attention", paper="arXiv:2103.03206", symmetric=True, needs_tokens=True
@@ -48,17 +44,17 @@ class Perceiver(nn.Module):
         real = jnp.ones(x.shape[:2], bool)
         attention = {}
         for layer in range(self.layers):
-            read = transformer(self, f"read{layer}")
+            read = self.block(f"read{layer}")
             x, weights = read(x, real, context, context_mask, train=train)
             attention = cut(weights, [LEARNED], [self.latents], names, sizes)
-            think = transformer(self, f"think{layer}")
+            think = self.block(f"think{layer}")
             x, _ = think(x, real, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
         features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
         return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
 
 
-class QFormer(nn.Module):
+class QFormer(AttentionFusion):
     """Learned queries attend to themselves, then to each modality by layers of its own (Li et al. 2023).
 
     BLIP-2, arXiv:2301.12597, whose one frozen picture encoder is here any number of modalities, in sorted order.
@@ -71,12 +67,8 @@ class QFormer(nn.Module):
       dropout: rate on residual branches and features.
     """
 
-    width: int
     queries: int = 8
     layers: int = 2
-    heads: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:2301.12597", needs_tokens=True)
 
@@ -95,10 +87,10 @@ class QFormer(nn.Module):
         real = jnp.ones(x.shape[:2], bool)
         attention = {}
         for layer in range(self.layers):
-            own = transformer(self, f"layer{layer}_self")
+            own = self.block(f"layer{layer}_self")
             x, _ = own(x, real, train=train)
             for m in names:
-                block = transformer(self, f"layer{layer}_{m}")
+                block = self.block(f"layer{layer}_{m}")
                 x, attention[LEARNED, m] = block(x, real, tokens[m], mask[m], train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
         features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))

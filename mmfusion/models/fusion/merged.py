@@ -1,6 +1,6 @@
 """One transformer over all modalities: merged tokens, bottleneck tokens between them, or one token a modality."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration, Fused, pool
-from mmfusion.models.fusion.sequence import LEARNED, cut, joined, learned_tokens, mean_max, transformer, typed
+from mmfusion.models.fusion.sequence import LEARNED, AttentionFusion, cut, joined, learned_tokens, mean_max, typed
 from mmfusion.models.layers import Dropout
 
 
-class MergedAttention(nn.Module):
+class MergedAttention(AttentionFusion):
     """Early fusion: all tokens, each with a vector that says its modality, in one transformer (Li et al. 2019).
 
     VisualBERT, arXiv:1908.03557.
@@ -24,11 +24,7 @@ class MergedAttention(nn.Module):
       dropout: rate on residual branches and features.
     """
 
-    width: int
     layers: int = 2
-    heads: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(
         family="attention", paper="arXiv:1908.03557", symmetric=True, needs_tokens=True
@@ -47,7 +43,7 @@ class MergedAttention(nn.Module):
         x, real, sizes = joined(typed(self, tokens, mask), mask, names)
         attention = {}
         for layer in range(self.layers):
-            block = transformer(self, f"layer{layer}")
+            block = self.block(f"layer{layer}")
             x, weights = block(x, real, train=train)
             attention = cut(weights, names, sizes, names, sizes)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -55,7 +51,7 @@ class MergedAttention(nn.Module):
         return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
 
 
-class LateTransformer(nn.Module):
+class LateTransformer(AttentionFusion):
     """A transformer over a learned token and one token a modality, its masked mean with a vector of its own.
 
     The features are read at the learned token (Dosovitskiy et al. 2021, arXiv:2010.11929).
@@ -67,11 +63,7 @@ class LateTransformer(nn.Module):
       dropout: rate on residual branches and features.
     """
 
-    width: int
     layers: int = 2
-    heads: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:2010.11929", symmetric=True)
 
@@ -94,7 +86,7 @@ class LateTransformer(nn.Module):
         real = jnp.concatenate([jnp.ones_like(real[:, :1]), real], axis=1)
         attention = {}
         for layer in range(self.layers):
-            block = transformer(self, f"layer{layer}")
+            block = self.block(f"layer{layer}")
             x, weights = block(x, real, train=train)
             attention = cut(weights[:, :, :1, 1:], [LEARNED], [1], names, sizes)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, 0])
@@ -102,7 +94,7 @@ class LateTransformer(nn.Module):
         return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(AttentionFusion):
     """Multimodal bottleneck transformer: modalities exchange through a few tokens (Nagrani et al. 2021).
 
     arXiv:2107.00135. Up to layer `fuse_from` each modality attends to itself; from it on to itself and the bottleneck,
@@ -117,13 +109,9 @@ class Bottleneck(nn.Module):
       dropout: rate on residual branches and features.
     """
 
-    width: int
-    layers: int = 3
-    fuse_from: int = 1
+    layers: int = 2
+    fuse_from: int = 0
     bottleneck: int = 4
-    heads: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(
         family="attention", paper="arXiv:2107.00135", symmetric=True, needs_tokens=True
@@ -136,13 +124,10 @@ class Bottleneck(nn.Module):
         The attention returned is the last layer's, of each modality to itself and with the bottleneck.
 
         Raises:
-          UserError: `fuse_from` leaves less than two layers with the bottleneck, or `heads` does not divide `width`.
+          UserError: `fuse_from` is none of the layers, or `heads` does not divide `width`.
         """
-        if not 0 <= self.fuse_from <= self.layers - 2:
-            raise UserError(
-                f"bottleneck: fuse_from={self.fuse_from} with layers={self.layers}: what one modality writes another "
-                f"reads a layer later, so choose 0 to {self.layers - 2}"
-            )
+        if not 0 <= self.fuse_from < self.layers:
+            raise UserError(f"bottleneck: fuse_from={self.fuse_from} must be from 0 to layers - 1 = {self.layers - 1}")
         names = sorted(tokens)
         rows = tokens[names[0]].shape[0]
         present = {m: mask[m].any(axis=1) for m in names}
@@ -153,7 +138,7 @@ class Bottleneck(nn.Module):
             versions, updated = [], {}
             for m in names:
                 size = tokens[m].shape[1]
-                block = transformer(self, f"layer{layer}_{m}")
+                block = self.block(f"layer{layer}_{m}")
                 if layer < self.fuse_from:
                     updated[m], _ = block(tokens[m], mask[m], train=train)
                     continue

@@ -12,9 +12,23 @@ from mmfusion.models.layers import TransformerBlock, masked_max, masked_mean, ze
 LEARNED = "learned"  # names learned tokens among the keys of `Fused.attention`
 
 
-def transformer(module: Any, name: str) -> TransformerBlock:
-    """Returns a block with the width, heads, dropout and dtype of the strategy; call it in a compact method."""
-    return TransformerBlock(module.heads, module.width, dropout=module.dropout, dtype=module.dtype, name=name)
+class AttentionFusion(nn.Module):
+    """What strategies that are made of transformer blocks have in common.
+
+    Attributes:
+      width: width D of tokens and features.
+      heads: attention heads; they divide the width.
+      dropout: rate on residual branches and features.
+    """
+
+    width: int
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def block(self, name: str) -> TransformerBlock:
+        """Returns a block of the strategy's; call it in a compact method."""
+        return TransformerBlock(self.heads, self.width, dropout=self.dropout, dtype=self.dtype, name=name)
 
 
 def joined(
