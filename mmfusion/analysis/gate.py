@@ -1,189 +1,201 @@
-"""The known-answer gate: does a strategy learn what it declares, and only that?"""
+"""The known-answer gate: whether a strategy learns what it declares, and nothing that it should not.
+
+Everything goes through the model and the step that training uses, with encoders that pass the tokens through.
+
+R replicas (one a task and variant) · B batch · M modalities · N tokens · D width
+"""
 
 import dataclasses
-from typing import Any, NamedTuple
+import time
+from collections.abc import Mapping
+from typing import Any
 
-import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmfusion.analysis import known_answer
-from mmfusion.data.batch import Batch
-from mmfusion.models.model import FusionModel
+from mmfusion import rng
+from mmfusion.analysis import known_answer, properties
+from mmfusion.analysis.properties import TASK, as_batch, model_of, path_name
 from mmfusion.objectives import Task
-from mmfusion.step import task_losses
+from mmfusion.step import eval_step, init_state, train_step
 
-WIDTH, TOKENS, BATCH, STEPS, TEST, DIAL, ABSENT = 16, 3, 64, 400, 2048, 0.9, 0.25
-TASK = Task(kind="classification", outputs=2, loss="", label_smoothing=0.0, class_weights=(), weight=1.0)
-BELOW_BAYES, ABOVE_CHANCE, UNDECIDED = 0.03, 0.06, 0.1
+VARIANTS = ("plain", "padded", "absent")
+SHORT_OF_BAYES, ABOVE_CHANCE, SYNERGY_CEILING = 0.03, 0.06, 0.6
+UNDECIDED = 0.1  # a probability this near to one half is no decision, and counts as half right
+EARLY = 10  # steps within which every parameter must have changed
+WARMUP = 20
 
 
-class Cell(NamedTuple):
-    """One task as it is trained and scored.
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large and long the gate trains.
 
     Attributes:
-      task: a name of `known_answer.TASKS`, or `unique_c`.
-      padded: whether modalities have random lengths.
-      absent: chance that a modality is absent.
+      width, tokens, heads: D, N, and the attention heads of strategies that have any.
+      steps, batch, learning_rate: of Adam, with a short warmup and a cosine to 0.
+      rows: fresh examples that are scored.
+      dial, absent: how sure the label is, and how often a modality is missing in the variant `absent`.
     """
+
+    width: int = 16
+    tokens: int = 4
+    heads: int = 4
+    steps: int = 400
+    batch: int = 64
+    learning_rate: float = 5e-3
+    rows: int = 2048
+    dial: float = 0.9
+    absent: float = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One task in one variant: what was reached, the best there is, and what is wrong (empty: nothing)."""
 
     task: str
-    padded: bool = False
-    absent: float = 0.0
-
-
-class Result(NamedTuple):
-    """What a cell came to.
-
-    Attributes:
-      score: test accuracy, where a prediction with |p - 1/2| < 0.1 counts as half right.
-      bayes: the best rate there is.
-      failure: empty, or why it is not what the strategy declares.
-    """
-
+    modalities: int
+    variant: str
     score: float
     bayes: float
     failure: str
 
 
-CELLS = (*(Cell(task) for task in known_answer.TASKS), Cell("redundant", True), Cell("synergy", True),
-         Cell("redundant", absent=ABSENT), Cell("synergy", absent=ABSENT))  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the gate found of one strategy: its cells, every failure in words, and the seconds it took."""
+
+    cells: tuple[Cell, ...]
+    failures: tuple[str, ...]
+    seconds: float
 
 
-class Given(nn.Module):
-    """The encoder of data that are tokens already."""
-
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns tokens `[B, N, D]` and their mask as they came."""
-        del train
-        return x, mask
-
-
-def model_of(kind: type[nn.Module], modalities: int, width: int = WIDTH) -> FusionModel:
-    """Returns a strategy with its default options between given tokens and a linear head of two classes."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    fusion = kind(**({"width": width} if "width" in fields else {}))
-    encoders = flax.core.FrozenDict({m: Given() for m in known_answer.NAMES[:modalities]})
-    return FusionModel(encoders=encoders, fusion=fusion, tasks=(("label", 2),))
-
-
-def batch_of(tokens: dict[str, jax.Array], mask: dict[str, jax.Array], label: jax.Array) -> Batch:
-    """Returns the Batch of tokens, masks and labels."""
-    rows = label.shape[0]
-    return Batch(
-        inputs=tokens, mask=mask, present={m: mask[m].any(axis=1) for m in mask}, targets={"label": label},
-        weight=jnp.ones(rows), id=jnp.arange(rows),
-    )  # fmt: skip
-
-
-def learn(
-    kind: type[nn.Module], modalities: int, cells: tuple[Cell, ...] = CELLS, *, steps: int = STEPS, seed: int = 0
-) -> tuple[dict[Cell, Result], list[str]]:
-    """Trains a strategy on every cell, all at once as one program, each step on fresh examples.
+def check(kind: type[nn.Module], options: Mapping[str, Any] | None = None, size: Size = Size()) -> Report:
+    """Returns what the gate finds of a strategy: parameters, learning, masks, declaration, absence and jit.
 
     Args:
-      kind: the strategy, used with its default options.
-      modalities: M.
-      cells: what is trained and scored.
-      steps: Adam steps of 64 examples.
-      seed: of parameters and data.
+      kind: the strategy's class.
+      options: of the strategy; the others are at their defaults, but for the heads.
+      size: how large and long it trains.
+    """
+    start = time.perf_counter()
+    strategy = build(kind, options, size)
+    failures = properties.failures(strategy)
+    cells = []
+    for modalities in (2, 3):
+        more, unmoved = learn(strategy, modalities, size)
+        cells += more
+        failures += unmoved
+    failures += [cell.failure for cell in cells if cell.failure]
+    return Report(tuple(cells), tuple(failures), time.perf_counter() - start)
+
+
+def build(kind: type[nn.Module], options: Mapping[str, Any] | None, size: Size) -> nn.Module:
+    """Returns the strategy at the gate's width and heads, with the options given."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    sizes = {name: getattr(size, name) for name in ("width", "heads") if name in fields}
+    return kind(**{**sizes, **(options or {})})
+
+
+def learn(strategy: nn.Module, modalities: int, size: Size) -> tuple[list[Cell], list[str]]:
+    """Trains and scores every task and variant of M modalities at once, in one program.
 
     Returns:
-      The result of each cell, and the parameters that got no gradient or did not change in ten steps, in any cell.
+      The cells, and a failure for each parameter that had no gradient or did not change in the first steps.
     """
-    model = model_of(kind, modalities)
-    tables = np.stack([known_answer.joint(cell.task, modalities, DIAL) for cell in cells])
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, steps))
-
-    def draw(key: jax.Array, table: jax.Array, padded: jax.Array, absent: jax.Array, rows: int) -> Batch:
-        return batch_of(
-            *known_answer.sample(key, table, rows, tokens=TOKENS, width=WIDTH, padded=padded, absent=absent)
-        )
-
-    def one(table: jax.Array, padded: jax.Array, absent: jax.Array) -> tuple[jax.Array, Any, Any]:
-        key = jax.random.key(seed)
-        params = model.init(key, draw(key, table, padded, absent, 2), train=False)["params"]
-
-        def update(carry: tuple[Any, Any], step: jax.Array) -> tuple[tuple[Any, Any], Any]:
-            params, state = carry
-            batch = draw(jax.random.fold_in(key, step), table, padded, absent, BATCH)
-
-            def loss(params: Any) -> jax.Array:
-                variables = {"params": params, "rows": {"id": batch.id}}
-                rngs = {"dropout": jax.random.fold_in(key, step)}
-                outputs = model.apply(variables, batch, train=True, rngs=rngs)
-                return task_losses(outputs, batch, "label", TASK).mean()
-
-            grads = jax.grad(loss)(params)
-            updates, state = optimizer.update(grads, state, params)
-            largest = jax.tree.map(lambda g: jnp.abs(g).max(), grads)
-            return (optax.apply_updates(params, updates), state), largest
-
-        begun, first = jax.lax.scan(update, (params, optimizer.init(params)), jnp.arange(10))
-        moved = jax.tree.map(lambda new, old: jnp.abs(new - old).max(), begun[0], params)
-        (trained, _), _ = jax.lax.scan(update, begun, jnp.arange(10, steps))
-        test = draw(jax.random.fold_in(key, steps), table, padded, absent, TEST)
-        logits = model.apply({"params": trained}, test, train=False).logits["label"]
-        right = jax.nn.softmax(logits)[jnp.arange(TEST), test.targets["label"]]
-        scores = jnp.where(jnp.abs(right - 0.5) < UNDECIDED, 0.5, (right > 0.5).astype(jnp.float32))
-        return scores.mean(), jax.tree.map(lambda g: g.max(), first), moved
-
-    settings = (
-        tables,
-        np.array([cell.padded for cell in cells]),
-        np.array([cell.absent for cell in cells], np.float32),
-    )
-    scores, gradients, moved = jax.device_get(jax.jit(jax.vmap(one))(*settings))
-    still = [
-        jax.tree_util.keystr(path)
-        for (path, g), d in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(moved), strict=True)
-        if not (np.max(g) > 1e-8 and np.max(d) > 1e-8)
+    names = [(task, variant) for variant in VARIANTS for task in known_answer.tasks(modalities)]
+    tables = np.stack([known_answer.joint(task, modalities, size.dial) for task, _ in names])
+    padded = np.array([variant == "padded" for _, variant in names])
+    absent = np.array([size.absent if variant == "absent" else 0.0 for _, variant in names], np.float32)
+    run = jax.jit(lambda *cells: _train(strategy, modalities, size, *cells))
+    scores, recorded = jax.device_get(run(tables.astype(np.float32), padded, absent))
+    cells = [
+        _cell(strategy, task, modalities, variant, float(score), size)
+        for (task, variant), score in zip(names, scores, strict=True)
     ]
-    results = {}
-    for cell, table, score in zip(cells, tables, scores, strict=True):
-        bayes = known_answer.bayes_rate(table, cell.absent)
-        results[cell] = Result(float(score), bayes, judged(kind, cell, float(score), bayes))
-    return results, still
+    return cells, _unmoved(recorded, modalities)
 
 
-def judged(kind: type[nn.Module], cell: Cell, score: float, bayes: float) -> str:
-    """Returns why a score is not what the strategy declares; empty where it is."""
-    if cell.task == "none" and abs(score - 0.5) > ABOVE_CHANCE:
-        return f"scores {score:.3f} where nothing can be learned"
-    if cell.task == "synergy" and not kind.declares.synergy:
-        return f"scores {score:.3f} on what it declares it cannot learn" if score > 0.5 + ABOVE_CHANCE else ""
-    return f"scores {score:.3f}, the best is {bayes:.3f}" if score < bayes - BELOW_BAYES else ""
+def _train(
+    strategy: nn.Module, modalities: int, size: Size, tables: jax.Array, padded: jax.Array, absent: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Returns the score of each replica `[R]`, and the optimizer's record of each `[R, ...]`; call it under jit."""
+    model, tasks = model_of(strategy, modalities), {TASK: Task("classification", 2)}
+    optimizer = optax.inject_hyperparams(lambda learning_rate: _recorded(optax.adam(learning_rate)))(learning_rate=0.0)
+    rate = optax.warmup_cosine_decay_schedule(0.0, size.learning_rate, min(WARMUP, size.steps // 2), size.steps)
+
+    def fresh(key: jax.Array, rows: int) -> Any:
+        # One key for all replicas: the random numbers, most of the work, are drawn once.
+        draw = lambda *cell: as_batch(*known_answer.draw(key, cell[0], rows, size.tokens, size.width, *cell[1:]))  # noqa: E731
+        return jax.vmap(draw)(tables, padded, absent)
+
+    def same(batch: Any, key: Any) -> Any:
+        return batch
+
+    def step(states: Any, number: jax.Array) -> tuple[Any, None]:
+        one = lambda state, batch: train_step(  # noqa: E731
+            state, batch, rate(number + 1), model=model, optimizer=optimizer, tasks=tasks, preprocess=same,
+            accumulate=1, unroll=False, axis_name=None,
+        )[0]  # fmt: skip
+        return jax.vmap(one)(states, fresh(rng.key(0, "train", number), size.batch)), None
+
+    seeds = jnp.arange(tables.shape[0], dtype=jnp.uint32)
+    first = fresh(rng.key(0, "shape"), 1)
+    states = jax.vmap(lambda seed, batch: init_state(model, optimizer, batch, same, seed))(seeds, first)
+    states, _ = jax.lax.scan(step, states, jnp.arange(size.steps))
+
+    def score(state: Any, batch: Any) -> jax.Array:
+        result = eval_step(
+            state.params, state.batch_stats, batch, model=model, tasks=tasks, preprocess=same, axis_name=None
+        )
+        chance = jax.nn.softmax(result["logits"][TASK])[:, 1]
+        right = (chance > 0.5) == (batch.targets[TASK] == 1)
+        return jnp.where(jnp.abs(chance - 0.5) < UNDECIDED, 0.5, right).mean()
+
+    scores = jax.vmap(score)(states, fresh(rng.key(0, "test"), size.rows))
+    return scores, states.opt_state.inner_state[:2]
 
 
-def interaction(kind: type[nn.Module], modalities: int = 2, seed: int = 0) -> float:
-    """Returns the largest mixed second difference of the logits, over their size, at random parameters.
+def _recorded(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the optimizer with two records first in its state: each parameter's largest gradient and early change."""
 
-    It is f(a, b) - f(a', b) - f(a, b') + f(a', b') with f the logits less the first class's, 0 for an additive one.
-    """
-    model, draw = model_of(kind, modalities), np.random.default_rng(seed)
-    names = known_answer.NAMES[:modalities]
-    two = {m: draw.normal(size=(2, TOKENS, WIDTH)).astype(np.float32) for m in names}
-    which = {m: np.array([0, 1, 0, 1]) if m == names[0] else np.array([0, 0, 1, 1]) for m in names}
-    mask = {m: np.ones((4, TOKENS), bool) for m in names}
-    batch = batch_of({m: two[m][which[m]] for m in names}, mask, np.zeros(4, np.int32))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
-    variables = jax.tree.map(lambda leaf: 0.5 * draw.normal(size=leaf.shape).astype(np.float32), shapes)
-    logits = model.apply(variables, batch, train=False).logits["label"]
-    f = np.asarray(logits[:, 1] - logits[:, 0])
-    return float(abs(f[0] - f[1] - f[2] + f[3]) / max(np.abs(f).max(), 1e-6))
+    def init(params: Any) -> tuple:
+        zeros = jax.tree.map(lambda p: jnp.zeros(()), params)
+        return zeros, zeros, jnp.zeros((), jnp.int32), inner.init(params)
+
+    def update(gradients: Any, state: tuple, params: Any) -> tuple[Any, tuple]:
+        gradient, change, count, rest = state
+        updates, rest = inner.update(gradients, rest, params)
+        gradient = jax.tree.map(lambda most, g: jnp.maximum(most, jnp.abs(g).max()), gradient, gradients)
+        moved = jax.tree.map(lambda p, u: jnp.abs(p + u - p).max(), params, updates)
+        change = jax.tree.map(lambda most, u: jnp.where(count < EARLY, jnp.maximum(most, u), most), change, moved)
+        return updates, (gradient, change, count + 1, rest)
+
+    return optax.GradientTransformation(init, update)
 
 
-def failures(kind: type[nn.Module], modalities: int, results: dict[Cell, Result], still: list[str]) -> list[str]:
-    """Returns every way in which a strategy is not what it declares; empty where the gate is passed."""
-    found = [f"{cell.task}{' padded' * cell.padded}{' absent' * bool(cell.absent)}: {result.failure}"
-             for cell, result in results.items() if result.failure]  # fmt: skip
-    found += [f"no gradient, or no change in ten steps: {path}" for path in still]
-    if modalities > 1:
-        mixed = interaction(kind, modalities)
-        if (mixed < 1e-4) != kind.declares.additive:
-            declared = "additive" if kind.declares.additive else "not additive"
-            found.append(f"declared {declared}, but the mixed second difference is {mixed:.1e}")
-    return [f"M={modalities}: {one}" for one in found]
+def _unmoved(recorded: tuple[Any, Any], modalities: int) -> list[str]:
+    failures = []
+    for record, what in zip(recorded, ("gets no gradient", f"does not change in {EARLY} steps"), strict=True):
+        for path, most in jax.tree_util.tree_leaves_with_path(record):
+            if not np.max(most) > 0:
+                failures.append(f"M={modalities}: parameter {path_name(path)} {what}")
+    return failures
+
+
+def _cell(strategy: nn.Module, task: str, modalities: int, variant: str, score: float, size: Size) -> Cell:
+    declares = type(strategy).declares
+    bayes = known_answer.bayes_rate(task, modalities, size.dial, size.absent if variant == "absent" else 0.0)
+    failure = ""
+    where = f"M={modalities} {task}, {variant}"
+    if task == "none":
+        if score > 0.5 + ABOVE_CHANCE:
+            failure = f"{where}: {score:.3f}, above chance where nothing tells the label"
+    elif task == "synergy" and not declares.synergy:
+        if score > SYNERGY_CEILING:
+            failure = f"{where}: {score:.3f}, though it declares no synergy"
+    elif not score >= bayes - SHORT_OF_BAYES:
+        failure = f"{where}: {score:.3f}, short of the Bayes rate {bayes:.3f}"
+    return Cell(task, modalities, variant, score, bayes, failure)

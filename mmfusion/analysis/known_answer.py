@@ -1,99 +1,133 @@
-"""Small tasks whose answer is known: which modality tells the label, or only both together, and the best rate there is.
+"""Generated tasks whose best accuracy is known: a label that one, each or only both of the modalities tell.
 
-Each modality shows a symbol, 0 or 1, in one of its tokens; the label follows the symbols as the task says.
-
-B batch · M modalities · N tokens · D width
+B batch · M modalities · N tokens a modality · D width
 """
 
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-NAMES = ("a", "b", "c", "d")
-TASKS = ("redundant", "unique_a", "unique_b", "synergy", "none")
+MODALITIES = ("a", "b", "c", "d")
+DISTRACTORS = 4  # kinds of token that say nothing
+NOISE = 0.1  # standard deviation on every number of every token, whose root mean square is 1
+GARBAGE = 5.0  # standard deviation of what stands at padded positions
+
+
+def tasks(modalities: int) -> tuple[str, ...]:
+    """Returns the tasks of M modalities: redundant, unique_a ... (up to c), synergy of a and b (from two up), none."""
+    unique = tuple(f"unique_{m}" for m in MODALITIES[: min(modalities, 3)])
+    return ("redundant", *unique, *(("synergy",) if modalities > 1 else ()), "none")
 
 
 def joint(task: str, modalities: int, dial: float) -> np.ndarray:
-    """Returns the probability `[2] * M + [2]` of the symbols and the label.
-
-    With y' the label as it would be without noise, y = y' with probability (1 + dial) / 2. In `redundant` every
-    modality shows y'; in `unique_a` modality a does; in `synergy` a is random and b = a xor y'; what is not said of a
-    symbol is that it is random and tells nothing.
-
-    Raises:
-      ValueError: an unknown task, or one that needs more modalities.
-    """
-    needed = {"unique_b": 2, "synergy": 2, "unique_c": 3}.get(task, 1)
-    if task not in (*TASKS, "unique_c") or modalities < needed:
-        raise ValueError(f"no task {task!r} of {modalities} modalities")
-    table = np.zeros((2,) * (modalities + 1))
-    for *symbols, clean in itertools.product((0, 1), repeat=modalities + 1):
-        if _shown(task, symbols, clean):
-            table[(*symbols, clean)] += (1 + dial) / 2
-            table[(*symbols, 1 - clean)] += (1 - dial) / 2
-    return table / table.sum()
-
-
-def _shown(task: str, symbols: list[int], clean: int) -> bool:
-    """Returns whether these symbols may stand beside the noiseless label."""
-    if task == "redundant":
-        return all(symbol == clean for symbol in symbols)
-    if task == "synergy":
-        return symbols[0] ^ symbols[1] == clean
-    return task == "none" or symbols[NAMES.index(task[-1])] == clean
-
-
-def bayes_rate(table: np.ndarray, absent: float = 0.0, visible: tuple[int, ...] | None = None) -> float:
-    """Returns the accuracy of the best possible guess.
+    """Returns the exact table P(s_1, ..., s_M, y) `[2, ..., 2, 2]` of the symbols shown and the label.
 
     Args:
-      table: of `joint`.
-      absent: chance that a modality is absent, each by itself.
-      visible: the modalities that are looked at, by place; None: all.
+      task: one of `tasks(modalities)`.
+      modalities: M, one to four.
+      dial: 0 to 1; the label is what the symbols say with probability (1 + dial) / 2, else the other.
+
+    Raises:
+      ValueError: there is no such task of M modalities, or the dial is not within 0 and 1.
     """
-    modalities = table.ndim - 1
-    visible = tuple(range(modalities)) if visible is None else visible
+    if task not in tasks(modalities) or not 0 <= dial <= 1:
+        raise ValueError(f"task {task!r} with dial {dial}: choose of {tasks(modalities)} and a dial in [0, 1]")
+    table = np.zeros((2,) * (modalities + 1))
+    for symbols in itertools.product((0, 1), repeat=modalities):
+        if task == "redundant":
+            if len(set(symbols)) > 1:
+                continue
+            chance, said = 1 / 2, symbols[0]
+        elif task == "none":
+            table[symbols] = 1 / 2 ** (modalities + 1)
+            continue
+        else:
+            chance = 1 / 2**modalities
+            said = symbols[0] ^ symbols[1] if task == "synergy" else symbols[MODALITIES.index(task[-1])]
+        table[(*symbols, said)] += chance * (1 + dial) / 2
+        table[(*symbols, 1 - said)] += chance * (1 - dial) / 2
+    return table
+
+
+def bayes_rate(
+    task: str, modalities: int, dial: float, absent: float = 0.0, visible: Sequence[str] | None = None
+) -> float:
+    """Returns the best accuracy there is, by enumeration of symbols and of which modalities are there.
+
+    Args:
+      task, modalities, dial: as of `joint`.
+      absent: chance that a modality is absent, each for itself.
+      visible: the modalities that may be looked at; all by default, none for the majority rate.
+    """
+    table = joint(task, modalities, dial)
+    seen = [MODALITIES[i] in (MODALITIES if visible is None else visible) for i in range(modalities)]
     rate = 0.0
-    for shown in itertools.product((False, True), repeat=len(visible)):
-        kept = [m for m, there in zip(visible, shown, strict=True) if there]
-        chance = np.prod([1 - absent if there else absent for there in shown])
-        seen = table.sum(axis=tuple(m for m in range(modalities) if m not in kept))
-        rate += chance * seen.max(axis=-1).sum()
+    for present in itertools.product((False, True), repeat=modalities):
+        chance = np.prod([1 - absent if p else absent for p in present])
+        hidden = tuple(i for i in range(modalities) if not (present[i] and seen[i]))
+        rate += chance * table.sum(axis=hidden).max(axis=-1).sum()
     return float(rate)
 
 
-def sample(
-    key: jax.Array, table: jax.Array, rows: int, *, tokens: int, width: int, padded: jax.Array, absent: jax.Array
+def draw(
+    key: jax.Array, table: jax.Array, rows: int, tokens: int, width: int, padded: jax.Array, absent: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
-    """Draws examples of a task.
+    """Draws examples of a table of `joint`; everything but the sizes may be traced, so that tasks share a program.
 
     Args:
-      key: of the draw.
-      table: of `joint`.
-      rows: B.
-      tokens: N of every modality.
-      width: D.
-      padded: whether each modality has a random number of real tokens (a bool, traced or not).
-      absent: chance that a modality is absent.
+      key: a typed PRNG key.
+      table: P(s_1, ..., s_M, y) `[2, ..., 2, 2]`.
+      rows, tokens, width: B, N and D, which is at least 6.
+      padded: whether a modality has 1 to N real tokens, drawn for each row, or N.
+      absent: chance that a modality is absent, each for itself.
 
     Returns:
-      tokens `[B, N, D]` and their mask `[B, N]` by modality, and labels `[B]` int32. Padding holds noise.
+      Tokens `[B, N, D]` and mask `[B, N]` by modality, and the label `[B]` int32. One real token of a modality shows
+      its symbol; padded positions and absent modalities hold garbage.
     """
     modalities = table.ndim - 1
-    key_row, key_rest = jax.random.split(key)
-    drawn = jax.random.categorical(key_row, jnp.log(jnp.maximum(table, 1e-12)).ravel(), shape=(rows,))
-    *symbols, label = jnp.unravel_index(drawn, table.shape)
-    inputs, mask = {}, {}
-    for m in range(modalities):
-        keys = jax.random.split(jax.random.fold_in(key_rest, m), 4)
-        prototypes = 2.0 * np.random.default_rng(m).normal(size=(2, width)).astype(np.float32)
-        length = jnp.where(padded, jax.random.randint(keys[0], (rows,), 1, tokens + 1), tokens)  # [B]
-        place = jnp.floor(jax.random.uniform(keys[1], (rows,)) * length).astype(jnp.int32)
-        noise = 0.3 * jax.random.normal(keys[2], (rows, tokens, width))
-        shown = jnp.arange(tokens) == place[:, None]  # [B, N]
-        inputs[NAMES[m]] = noise + shown[:, :, None] * jnp.asarray(prototypes)[symbols[m]][:, None, :]
-        there = jax.random.uniform(keys[3], (rows, 1)) >= absent
-        mask[NAMES[m]] = (jnp.arange(tokens) < length[:, None]) & there
-    return inputs, mask, label.astype(jnp.int32)
+    keys = jax.random.split(key, 1 + modalities)
+    chance = jax.random.uniform(keys[0], (rows, 1))
+    outcome = (chance > jnp.cumsum(table.ravel())[:-1]).sum(axis=1)  # [B]
+    *symbols, label = jnp.unravel_index(outcome, table.shape)
+    shown, mask = {}, {}
+    for i, m in enumerate(MODALITIES[:modalities]):
+        k = jax.random.split(keys[1 + i], 5)
+        kinds = jnp.asarray(_prototypes(i, width), jnp.float32)  # [2 + DISTRACTORS, D]
+        uniform = jax.random.uniform(k[0], (3, rows))
+        count = jnp.where(padded, 1 + jnp.floor(uniform[0] * tokens).astype(jnp.int32), tokens)  # [B]
+        place = jnp.floor(uniform[1] * count).astype(jnp.int32)  # [B]
+        positions = jnp.arange(tokens)
+        kind = jax.random.randint(k[1], (rows, tokens), 2, 2 + DISTRACTORS)  # [B, N]
+        kind = jnp.where(positions == place[:, None], symbols[i][:, None], kind)
+        mask[m] = (positions < count[:, None]) & (uniform[2] >= absent)[:, None]  # [B, N]
+        clean = kinds[kind] + NOISE * jax.random.normal(k[2], (rows, tokens, width))  # [B, N, D]
+        shown[m] = jnp.where(mask[m][:, :, None], clean, GARBAGE * jax.random.normal(k[3], clean.shape))
+    return shown, mask, label.astype(jnp.int32)
+
+
+def sample(
+    key: jax.Array,
+    task: str,
+    rows: int,
+    modalities: int,
+    tokens: int,
+    width: int,
+    dial: float,
+    *,
+    padded: bool = False,
+    absent: float = 0.0,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
+    """Draws examples of a task; arguments and result are those of `joint` and `draw`."""
+    return draw(key, jnp.asarray(joint(task, modalities, dial)), rows, tokens, width, padded, absent)
+
+
+def _prototypes(modality: int, width: int) -> np.ndarray:
+    """Returns orthogonal vectors of root mean square 1: two that show a symbol, and the distractors."""
+    if width < 2 + DISTRACTORS:
+        raise ValueError(f"width {width} has no room for {2 + DISTRACTORS} orthogonal tokens")
+    basis, _ = np.linalg.qr(np.random.default_rng([2024, modality]).normal(size=(width, width)))
+    return basis[: 2 + DISTRACTORS] * np.sqrt(width)

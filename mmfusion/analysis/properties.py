@@ -1,0 +1,286 @@
+"""What a strategy declares, checked both ways without training, and what every strategy must hold.
+
+Each check returns its failures in words, none where the strategy is as it should be.
+
+B batch · M modalities · N tokens · D width · C classes
+"""
+
+import itertools
+from typing import Any
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmfusion.analysis.known_answer import MODALITIES
+from mmfusion.data.batch import Batch
+from mmfusion.errors import UserError
+from mmfusion.models.model import FusionModel
+
+TASK = "label"
+ROWS, TOKENS, CLASSES = 8, 3, 2
+SAME, DIFFERENT = 1e-5, 1e-4  # of the largest number compared: rounding stays below, an effect lies above
+
+Tokens = dict[str, jax.Array]  # modality -> [B, N, D]
+Masks = dict[str, jax.Array]  # modality -> [B, N]
+
+
+class Given(nn.Module):
+    """The encoder that passes tokens and mask through."""
+
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Returns its input `[B, N, D]` and `[B, N]`."""
+        del train
+        return x, mask
+
+
+def model_of(strategy: nn.Module, modalities: int) -> FusionModel:
+    """Returns the model of a strategy over the first M modalities, which are given as tokens."""
+    encoders = flax.core.FrozenDict({m: Given() for m in MODALITIES[:modalities]})
+    return FusionModel(encoders=encoders, fusion=strategy, tasks=((TASK, CLASSES),))
+
+
+def as_batch(tokens: Tokens, mask: Masks, label: jax.Array) -> Batch:
+    """Returns a batch whose inputs are tokens `[B, N, D]` with masks `[B, N]` and labels `[B]`."""
+    rows = label.shape[0]
+    return Batch(
+        inputs=tokens,
+        mask=mask,
+        present={m: real.any(axis=1) for m, real in mask.items()},
+        targets={TASK: label},
+        weight=jnp.ones(rows),
+        id=jnp.arange(rows),
+    )
+
+
+def path_name(path: tuple) -> str:
+    """Returns a parameter's path, joined by slashes."""
+    return "/".join(str(getattr(part, "key", part)) for part in path)
+
+
+def failures(strategy: nn.Module) -> list[str]:
+    """Returns every failure of a strategy that shows without training."""
+    found = any_modalities(strategy)
+    runs = [m for m in (1, 2, 3) if _shapes(strategy, m) is not None]
+    for modalities in runs:
+        found += masks(strategy, modalities)
+    several = [_Random(strategy, m) for m in runs if m > 1]
+    return found + declared(strategy, several) + [f for random in several[-1:] for f in jit_is_eager(random)]
+
+
+def any_modalities(strategy: nn.Module) -> list[str]:
+    """Returns a failure unless M = 1 to 4 are taken where declared, and one is refused by a UserError elsewhere."""
+    refused = [str(m) for m in (1, 2, 3, 4) if _shapes(strategy, m) is None]
+    if type(strategy).declares.any_modalities == (not refused):
+        return []
+    if refused:
+        return [f"declares any_modalities, and refuses M={', '.join(refused)}"]
+    return ["declares that it does not take any number of modalities, and refuses none of M=1 to 4"]
+
+
+def masks(strategy: nn.Module, modalities: int) -> list[str]:
+    """Returns failures of padding and absence: influence, gradients, and numbers that are not finite.
+
+    The strategy is called by itself, since the model would zero what is masked before it.
+    """
+    level, width = type(strategy).declares.level, _width(strategy)
+    names = MODALITIES[:modalities]
+    random = np.random.default_rng(0)
+    shape = (ROWS, TOKENS, width) if level == "feature" else (ROWS, CLASSES)
+    values = {m: random.normal(size=shape).astype(np.float32) for m in names}
+    features = {m: random.normal(size=(ROWS, width)).astype(np.float32) for m in names}
+    real = {m: _mask(i) if level == "feature" else _mask(i).any(axis=1) for i, m in enumerate(names)}
+    none = {m: np.zeros_like(mask) for m, mask in real.items()}
+    weights = {}
+
+    def apply(variables: dict, inputs: tuple, mask: Masks) -> jax.Array:
+        more = {"features": inputs[1]} if level == "mixed" else {}
+        out = strategy.apply(
+            {**variables, "rows": {"id": jnp.arange(ROWS)}}, inputs[0], mask, **more, train=True,
+            rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"],
+        )[0]  # fmt: skip
+        return out.features if level == "feature" else out
+
+    more = {"features": features} if level == "mixed" else {}
+    variables = _perturbed(jax.eval_shape(lambda: strategy.init(jax.random.key(0), values, real, **more, train=False)))
+    statistics = {k: v for k, v in variables.items() if k != "params"}
+
+    def loss(params: Any, inputs: tuple, mask: Masks) -> tuple[jax.Array, jax.Array]:
+        out = apply({**statistics, "params": params}, inputs, mask)
+        return (out * weights["out"]).sum(), out
+
+    columns = width if level == "feature" else CLASSES
+    weights["out"] = random.normal(size=(ROWS, columns)).astype(np.float32)
+    run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    found = []
+
+    def fill(garbage: float, mask: Masks) -> tuple[Tokens, Tokens]:
+        spoil = lambda x, kept: np.where(kept.reshape(kept.shape + (1,) * (x.ndim - kept.ndim)), x, garbage)  # noqa: E731
+        whole = {m: mask[m].any(axis=1) if mask[m].ndim > 1 else mask[m] for m in names}
+        return (
+            {m: spoil(values[m], mask[m]).astype(np.float32) for m in names},
+            {m: spoil(features[m], whole[m]).astype(np.float32) for m in names},
+        )
+
+    for mask, where in ((real, "padding or absence"), (none, "all absent")):
+        (to_params, to_inputs), out = jax.device_get(run(variables.get("params", {}), fill(np.nan, mask), mask))
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves((to_params, to_inputs, out))):
+            found.append(f"M={modalities}: NaN under the mask reaches the output or a gradient ({where})")
+            continue
+        if modalities == 1 and where != "all absent":  # those of two and three are seen while training
+            flat = jax.tree_util.tree_leaves_with_path(to_params)
+            found += [f"M=1: parameter {path_name(path)} gets no gradient" for path, g in flat if not g.any()]
+        for m in names:
+            hidden = ~mask[m]
+            gradients = [to_inputs[0][m]] + ([to_inputs[1][m]] if level == "mixed" else [])
+            if any((g[hidden] != 0).any() for g in gradients):
+                found.append(f"M={modalities}: masked positions of {m} get a gradient ({where})")
+        again = jax.device_get(run(variables.get("params", {}), fill(7.0, mask), mask))
+        pairs = zip(jax.tree.leaves(((to_params, to_inputs), out)), jax.tree.leaves(again), strict=True)
+        if any((x != y).any() for x, y in pairs):
+            found.append(f"M={modalities}: what stands under the mask changes the output or a gradient ({where})")
+    return found
+
+
+class _Random:
+    """A model with random parameters and tokens, compiled once for the checks that compare its logits."""
+
+    def __init__(self, strategy: nn.Module, modalities: int):
+        self.names = MODALITIES[:modalities]
+        random = np.random.default_rng(1)
+        self.tokens, self.other = (
+            {m: random.normal(size=(ROWS, TOKENS, _width(strategy))).astype(np.float32) for m in self.names}
+            for _ in range(2)
+        )
+        self.mask = {m: _mask(i) | (np.arange(ROWS) < 2)[:, None] for i, m in enumerate(self.names)}
+        self.variables = _perturbed(_shapes(strategy, modalities))
+        model = model_of(strategy, modalities)
+
+        def logits(variables: dict, tokens: Tokens, mask: Masks) -> jax.Array:
+            return model.apply(variables, as_batch(tokens, mask, jnp.zeros(ROWS, jnp.int32)), train=False).logits[TASK]
+
+        self.eager = logits
+        self._jitted = jax.jit(logits)
+
+    def __call__(self, tokens: Tokens, mask: Masks, variables: dict | None = None) -> np.ndarray:
+        """Returns the logits of class 1 over class 0 `[B]`, which is all that a prediction depends on."""
+        logits = np.asarray(self._jitted(variables or self.variables, tokens, mask), np.float64)
+        return logits[:, 1] - logits[:, 0]
+
+
+def declared(strategy: nn.Module, several: list[_Random]) -> list[str]:
+    """Returns a failure for each of additive, symmetric and needs_tokens that is not as declared."""
+    declares = type(strategy).declares
+    seen = {
+        "additive": all(_interaction(random) < DIFFERENT for random in several),
+        "symmetric": all(_renamed(random) < DIFFERENT for random in several),
+        "needs_tokens": any(_pooled(random) > DIFFERENT for random in several),
+    }
+    found = [
+        f"declares {what}={getattr(declares, what)}, and is {'' if is_so else 'not '}so"
+        for what, is_so in seen.items()
+        if is_so != getattr(declares, what)
+    ]
+    if declares.additive and declares.synergy:
+        found.append("declares additive and synergy, which exclude each other")
+    return found
+
+
+def jit_is_eager(random: _Random) -> list[str]:
+    """Returns a failure where the compiled logits differ from those computed operation by operation."""
+    eager = np.asarray(random.eager(random.variables, random.tokens, random.mask), np.float64)
+    change = _relative(eager[:, 1] - eager[:, 0] - random(random.tokens, random.mask), eager)
+    return [f"jit differs from eager by {change:.1e} of the largest logit"] if not change <= SAME else []
+
+
+def _interaction(random: _Random) -> float:
+    """Returns the largest mixed second difference of any two modalities, relative to the logits."""
+    everything = {m: np.ones_like(mask) for m, mask in random.mask.items()}
+    largest = 0.0
+    for pair in itertools.combinations(random.names, 2):
+        out = [
+            random(random.tokens | {m: random.other[m] for m, change in zip(pair, changed, strict=True) if change},
+                   everything)
+            for changed in itertools.product((False, True), repeat=2)
+        ]  # fmt: skip
+        largest = max(largest, _relative(out[0] - out[1] - out[2] + out[3], np.stack(out)))
+    return largest
+
+
+def _renamed(random: _Random) -> float:
+    """Returns how much the logits change when every modality, with its parameters, takes the next one's name."""
+    new = dict(zip(random.names, random.names[1:] + random.names[:1], strict=True))
+    paths = dict(jax.tree_util.tree_leaves_with_path(random.variables))
+    named = {tuple(part.key for part in path): leaf for path, leaf in paths.items()}
+    moved = {tuple(_rename(part, new) for part in path): leaf for path, leaf in named.items()}
+    if {k: v.shape for k, v in moved.items()} != {k: v.shape for k, v in named.items()}:
+        return np.inf
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, _: moved[tuple(part.key for part in path)], random.variables
+    )
+    rename = lambda tree: {new[m]: x for m, x in tree.items()}  # noqa: E731
+    before = random(random.tokens, random.mask)
+    return _relative(random(rename(random.tokens), rename(random.mask), variables) - before, before)
+
+
+def _rename(part: str, new: dict[str, str]) -> str:
+    for m, other in new.items():
+        if part == m or part.endswith(f"_{m}"):
+            return part[: -len(m)] + other
+    return part
+
+
+def _pooled(random: _Random) -> float:
+    """Returns how much the logits change when each modality's tokens become one, their mean."""
+    tokens, mask = {}, {}
+    for m, real in random.mask.items():
+        mean = np.where(real[:, :, None], random.tokens[m], 0).sum(axis=1) / np.maximum(real.sum(axis=1), 1)[:, None]
+        tokens[m] = np.zeros_like(random.tokens[m])
+        tokens[m][:, 0] = mean
+        mask[m] = np.zeros_like(real)
+        mask[m][:, 0] = real.any(axis=1)
+    before = random(random.tokens, random.mask)
+    return _relative(random(tokens, mask) - before, before)
+
+
+def _relative(difference: np.ndarray, values: np.ndarray) -> float:
+    return float(np.abs(difference).max() / max(np.abs(values).max(), 1e-12))
+
+
+def _shapes(strategy: nn.Module, modalities: int) -> dict | None:
+    """Returns the shapes of the model's variables, None where the strategy refuses so many modalities."""
+    names = MODALITIES[:modalities]
+    tokens = {m: jnp.zeros((ROWS, TOKENS, _width(strategy))) for m in names}
+    batch = as_batch(tokens, {m: jnp.ones((ROWS, TOKENS), bool) for m in names}, jnp.zeros(ROWS, jnp.int32))
+    try:
+        return jax.eval_shape(lambda: model_of(strategy, modalities).init(jax.random.key(0), batch, train=False))
+    except UserError:
+        return None
+
+
+def _perturbed(shapes: dict) -> dict:
+    """Returns variables of these shapes with random parameters, around 1 for scales: none is at a special point."""
+    random = np.random.default_rng(2)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[0].key == "batch_stats":
+            return np.full(leaf.shape, float(path[-1].key == "var"), np.float32)
+        near = 1.0 if path[-1].key == "scale" else 0.0
+        return (near + 0.3 * random.normal(size=leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def _mask(modality: int) -> np.ndarray:
+    """Returns a mask `[B, N]`: row 0 whole, one row a modality without it, one without any, the rest padded."""
+    mask = np.arange(TOKENS) < 1 + (np.arange(ROWS)[:, None] + modality) % TOKENS
+    mask[0] = True
+    mask[1 + modality] = False
+    mask[ROWS - 1] = False
+    return mask
+
+
+def _width(strategy: nn.Module) -> int:
+    return getattr(strategy, "width", 16)
