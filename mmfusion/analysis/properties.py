@@ -81,67 +81,81 @@ def any_modalities(strategy: nn.Module) -> list[str]:
 
 
 def masks(strategy: nn.Module, modalities: int) -> list[str]:
-    """Returns failures of padding and absence: influence, gradients, and numbers that are not finite.
+    """Returns failures of padding, absence and division: influence, gradients, and numbers that are not finite.
 
     The strategy is called by itself, since the model would zero what is masked before it.
     """
-    level, width = type(strategy).declares.level, _width(strategy)
-    names = MODALITIES[:modalities]
-    random = np.random.default_rng(0)
-    shape = (ROWS, TOKENS, width) if level == "feature" else (ROWS, CLASSES)
-    values = {m: random.normal(size=shape).astype(np.float32) for m in names}
-    features = {m: random.normal(size=(ROWS, width)).astype(np.float32) for m in names}
-    real = {m: _mask(i) if level == "feature" else _mask(i).any(axis=1) for i, m in enumerate(names)}
-    none = {m: np.zeros_like(mask) for m, mask in real.items()}
-    weights = {}
-
-    def apply(variables: dict, inputs: tuple, mask: Masks) -> jax.Array:
-        more = {"features": inputs[1]} if level == "mixed" else {}
-        out = strategy.apply(
-            {**variables, "rows": {"id": jnp.arange(ROWS)}}, inputs[0], mask, **more, train=True,
-            rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"],
-        )[0]  # fmt: skip
-        return out.features if level == "feature" else out
-
-    more = {"features": features} if level == "mixed" else {}
-    variables = _perturbed(jax.eval_shape(lambda: strategy.init(jax.random.key(0), values, real, **more, train=False)))
-    statistics = {k: v for k, v in variables.items() if k != "params"}
-
-    def loss(params: Any, inputs: tuple, mask: Masks) -> tuple[jax.Array, jax.Array]:
-        out = apply({**statistics, "params": params}, inputs, mask)
-        return (out * weights["out"]).sum(), out
-
-    columns = width if level == "feature" else CLASSES
-    weights["out"] = random.normal(size=(ROWS, columns)).astype(np.float32)
-    run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    found = []
-
-    def fill(garbage: float, mask: Masks) -> tuple[Tokens, Tokens]:
-        spoil = lambda x, kept: np.where(kept.reshape(kept.shape + (1,) * (x.ndim - kept.ndim)), x, garbage)  # noqa: E731
-        whole = {m: mask[m].any(axis=1) if mask[m].ndim > 1 else mask[m] for m in names}
-        return (
-            {m: spoil(values[m], mask[m]).astype(np.float32) for m in names},
-            {m: spoil(features[m], whole[m]).astype(np.float32) for m in names},
-        )
-
-    for mask, where in ((real, "padding or absence"), (none, "all absent")):
-        (to_params, to_inputs), out = jax.device_get(run(variables.get("params", {}), fill(np.nan, mask), mask))
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves((to_params, to_inputs, out))):
-            found.append(f"M={modalities}: NaN under the mask reaches the output or a gradient ({where})")
+    call = _Called(strategy, modalities)
+    found, where = [], f"M={modalities}"
+    none = {m: np.zeros_like(mask) for m, mask in call.real.items()}
+    for mask, case in ((call.real, "padding or absence"), (none, "all absent")):
+        to_params, to_inputs, _ = spoilt = call(mask, garbage=np.nan)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(spoilt)):
+            found.append(f"{where}: NaN under the mask reaches the output or a gradient ({case})")
             continue
-        if modalities == 1 and where != "all absent":  # those of two and three are seen while training
+        if modalities == 1 and mask is call.real:  # those of two and three are seen while training
             flat = jax.tree_util.tree_leaves_with_path(to_params)
-            found += [f"M=1: parameter {path_name(path)} gets no gradient" for path, g in flat if not g.any()]
-        for m in names:
-            hidden = ~mask[m]
-            gradients = [to_inputs[0][m]] + ([to_inputs[1][m]] if level == "mixed" else [])
-            if any((g[hidden] != 0).any() for g in gradients):
-                found.append(f"M={modalities}: masked positions of {m} get a gradient ({where})")
-        again = jax.device_get(run(variables.get("params", {}), fill(7.0, mask), mask))
-        pairs = zip(jax.tree.leaves(((to_params, to_inputs), out)), jax.tree.leaves(again), strict=True)
-        if any((x != y).any() for x, y in pairs):
-            found.append(f"M={modalities}: what stands under the mask changes the output or a gradient ({where})")
+            found += [f"{where}: parameter {path_name(path)} gets no gradient" for path, g in flat if not g.any()]
+        for m in call.names:
+            if any((given[m][~mask[m]] != 0).any() for given in to_inputs):
+                found.append(f"{where}: masked positions of {m} get a gradient ({case})")
+        again = call(mask, garbage=7.0)
+        if any((x != y).any() for x, y in zip(jax.tree.leaves(spoilt), jax.tree.leaves(again), strict=True)):
+            found.append(f"{where}: what stands under the mask changes the output or a gradient ({case})")
+    if modalities == 2 and not found:
+        whole = call(call.real, garbage=0.0)
+        parts = [call(call.real, garbage=0.0, rows=slice(i, i + ROWS // 2)) for i in (0, ROWS // 2)]
+        summed = jax.tree.map(lambda *x: sum(x), parts[0][0], parts[1][0])
+        outputs = np.concatenate([part[2] for part in parts])
+        pairs = zip(jax.tree.leaves((whole[0], whole[2])), jax.tree.leaves((summed, outputs)), strict=True)
+        if any(_relative(x - y, x) > SAME for x, y in pairs):
+            found.append(f"{where}: two devices with half the rows each differ from one")
     return found
+
+
+class _Called:
+    """A strategy by itself with random parameters and inputs, its gradients compiled."""
+
+    def __init__(self, strategy: nn.Module, modalities: int):
+        level, width = type(strategy).declares.level, _width(strategy)
+        self.names = MODALITIES[:modalities]
+        random = np.random.default_rng(0)
+        shape = (ROWS, TOKENS, width) if level == "feature" else (ROWS, CLASSES)
+        draw = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+        self.inputs = ({m: draw(*shape) for m in self.names},)
+        if level == "mixed":
+            self.inputs += ({m: draw(ROWS, width) for m in self.names},)
+        self.real = {m: _mask(i) if level == "feature" else _mask(i).any(axis=1) for i, m in enumerate(self.names)}
+        self.weights = draw(ROWS, width if level == "feature" else CLASSES)
+
+        def apply(function: Any, first: Any, inputs: tuple, mask: Masks, **more: Any) -> Any:
+            features = {"features": inputs[1]} if level == "mixed" else {}
+            return function(first, inputs[0], mask, **features, train=True, **more)
+
+        key = jax.random.key(0)
+        variables = _perturbed(jax.eval_shape(lambda: apply(strategy.init, key, self.inputs, self.real)))
+        self.params = variables.pop("params", {})
+
+        def loss(params: Any, inputs: tuple, mask: Masks, ids: jax.Array, weights: jax.Array) -> tuple:
+            out, _ = apply(
+                strategy.apply, {**variables, "params": params, "rows": {"id": ids}}, inputs, mask,
+                rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"],
+            )  # fmt: skip
+            out = out.features if level == "feature" else out
+            return (out * weights).sum(), out
+
+        self._run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+
+    def __call__(self, mask: Masks, garbage: float, rows: slice = slice(None)) -> tuple[Any, tuple, np.ndarray]:
+        """Returns the gradients by parameters and inputs, and the output, with garbage wherever the mask is False."""
+
+        def spoil(x: np.ndarray, kept: np.ndarray) -> np.ndarray:
+            return np.where(kept[(..., *[None] * (x.ndim - kept.ndim))], x, np.float32(garbage))
+
+        inputs = tuple({m: spoil(x, mask[m]) for m, x in given.items()} for given in self.inputs)
+        cut = jax.tree.map(lambda x: x[rows], (inputs, mask, np.arange(ROWS), self.weights))
+        (to_params, to_inputs), out = jax.device_get(self._run(self.params, *cut))
+        return to_params, to_inputs, out
 
 
 class _Random:

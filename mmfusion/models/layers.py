@@ -173,6 +173,21 @@ class Norm(nn.Module):
         raise UserError(f"norm={self.kind!r} is unknown; choose layer, group, batch or none")
 
 
+def attention_implementation(query: jax.Array, key: jax.Array) -> str:
+    """Returns `cudnn` where its flash attention takes `query [B, Nq, h, d]` and `key [B, Nk, h, d]`, else `xla`.
+
+    It takes them with a CUDA GPU from compute capability 8.0, in half precision, with heads of a multiple of 8 up to
+    128 wide, and even lengths (under a mask).
+    """
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", "")  # "9.0" with CUDA, "gfx90a" with ROCm
+    if device.platform != "gpu" or not capability[:1].isdigit() or float(capability) < 8:
+        return "xla"
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+    return "cudnn" if half and fits and query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0 else "xla"
+
+
 class Attention(nn.Module):
     """Multi-head attention with masked keys (Vaswani et al. 2017, arXiv:1706.03762).
 
@@ -181,17 +196,14 @@ class Attention(nn.Module):
 
     heads: int
     width: int
-    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, q_tokens: jax.Array, kv_tokens: jax.Array, kv_mask: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, q_tokens: jax.Array, kv_tokens: jax.Array, kv_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Attends from `q_tokens [B, Nq, D]` to `kv_tokens [B, Nk, D]` where `kv_mask [B, Nk]` is True.
 
         Returns:
-          The output `[B, Nq, width]` and the weights before dropout `[B, heads, Nq, Nk]` float32.
+          The output `[B, Nq, width]` and the weights `[B, heads, Nq, Nk]` float32, which cost nothing unless used.
 
         Raises:
           UserError: `heads` does not divide `width`.
@@ -200,17 +212,22 @@ class Attention(nn.Module):
             raise UserError(f"heads={self.heads} does not divide width={self.width}; choose a divisor of the width")
 
         def split(tokens: jax.Array, name: str) -> jax.Array:
-            projected = nn.Dense(self.width, dtype=self.dtype, name=name)(tokens)
+            # One vector added to every key moves all scores of a query alike, so a bias there would never train.
+            projected = nn.Dense(self.width, use_bias=name != "key", dtype=self.dtype, name=name)(tokens)
             return projected.reshape(*tokens.shape[:2], self.heads, -1)  # [B, N, h, D/h]
 
         # Zeroed before the projections: 0 · NaN in the backward pass would be NaN.
         kv_tokens = zero_masked(kv_tokens, kv_mask)
         query, key, value = split(q_tokens, "query"), split(kv_tokens, "key"), split(kv_tokens, "value")
+        mixed = jax.nn.dot_product_attention(
+            query, key, value,
+            mask=jnp.broadcast_to(kv_mask[:, None, None, :], (query.shape[0], 1, query.shape[1], key.shape[1])),
+            implementation=attention_implementation(query, key),
+        )  # fmt: skip
+        out = nn.Dense(self.width, dtype=self.dtype, name="out")(mixed.reshape(*q_tokens.shape[:2], -1))
+        # A fused kernel keeps no weights, so they are computed beside it; a compiler drops them where no one looks.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         weights = masked_softmax(scores / math.sqrt(query.shape[-1]), kv_mask[:, None, None, :])  # [B, h, Nq, Nk]
-        kept = Dropout(self.dropout)(weights, train=train).astype(self.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", kept, value).reshape(*q_tokens.shape[:2], -1)  # [B, Nq, D]
-        out = nn.Dense(self.width, dtype=self.dtype, name="out")(mixed)
         return zero_masked(out, kv_mask.any(axis=1)), weights
 
 
@@ -256,8 +273,8 @@ class TransformerBlock(nn.Module):
         else:
             keys_mask = context_mask
             keys = nn.LayerNorm(dtype=self.dtype, name="norm_context")(zero_masked(context, context_mask))
-        attend = Attention(self.heads, self.width, self.dropout, self.dtype, name="attention")
-        mixed, weights = attend(normal, keys, keys_mask, train=train)
+        attend = Attention(self.heads, self.width, self.dtype, name="attention")
+        mixed, weights = attend(normal, keys, keys_mask)
         tokens = tokens + dropped(mixed)
 
         hidden = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens)

@@ -6,6 +6,7 @@ import pytest
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import options
+from tests.models import renderings
 from tests.models.random_variables import quick_jit, random_variables
 
 WIDTH = 8
@@ -99,92 +100,61 @@ def test_feature_contract(name, count):
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), evaluated, fused)
 
 
-@pytest.mark.parametrize("name", FEATURE)
-def test_jit_is_eager_whatever_the_order_of_the_dictionary(name):
-    tokens, mask = take(2)
+def test_the_order_of_the_dictionary_changes_nothing():
+    tokens, mask = take(3)
+    fusion = make("concat")
+    variables = random_variables(fusion, tokens, mask, train=False)
+    run = lambda order: fusion.apply(variables, *({m: x[m] for m in order} for x in (tokens, mask)), train=False)  # noqa: E731
+    np.testing.assert_array_equal(run(list(tokens)).features, run(sorted(tokens)).features)
+
+
+CLOSED_FORM_MASK = {m: np.vstack([MASK[m], MASK[m][:1], MASK[m][:1]]) for m in MASK}
+for row, gone in enumerate([("text",), ("audio", "image"), ("text", "audio", "image")], start=2):
+    for m in gone:
+        CLOSED_FORM_MASK[m][row] = False
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("name", renderings.FEATURE)
+def test_is_its_formula(name, count):
+    """Rows whole, padded, without one modality, without two, and without any, each against NumPy in float64."""
+    names = sorted(list(COUNTS)[:count])
+    tokens = {m: np.concatenate([TOKENS[m], TOKENS[m][:2] + 1]) for m in names}
+    mask = {m: CLOSED_FORM_MASK[m] for m in names}
     fusion = make(name)
     variables = random_variables(fusion, tokens, mask, train=False)
-    eager = fusion.apply(variables, tokens, mask, train=False)
-    compiled = jax.jit(lambda v, t, m: fusion.apply(v, t, m, train=False))(variables, tokens, mask)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), eager, compiled)
+    out = jax.jit(lambda v: fusion.apply(v, tokens, mask, train=False).features)(variables)
+    params = jax.tree.map(np.float64, variables["params"])
+    for row in range(5):
+        present = {m: np.float64(tokens[m][row, mask[m][row]]) for m in names if mask[m][row].any()}
+        expected = np.broadcast_to(renderings.FEATURE[name](params, present, names), WIDTH)
+        np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
 
 
-def means(tokens, mask):
-    return {
-        m: np.stack(
-            [tokens[m][row, mask[m][row]].mean(axis=0) if mask[m][row].any() else np.zeros(WIDTH) for row in range(3)]
-        )
-        for m in sorted(tokens)
-    }
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("name", renderings.DECISION)
+def test_decision_is_its_formula(name, count):
+    fusion = FUSIONS[name](width=WIDTH) if FUSIONS[name].declares.level == "mixed" else FUSIONS[name]()
+    names = sorted("abc"[:count])
+    present = {m: np.array([True, m != "a", m == "c", False]) for m in names}
+    logits = {m: RANDOM.normal(size=(4, 4)).astype(np.float32) for m in names}
+    features = {m: RANDOM.normal(size=(4, WIDTH)).astype(np.float32) for m in names}
+    more = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
+    variables = random_variables(fusion, logits, present, **more, train=False)
+    out = np.float64(jax.jit(lambda v: fusion.apply(v, logits, present, **more, train=False))(variables))
+    params = jax.tree.map(np.float64, variables.get("params", {}))
+    for row in range(4):
+        there = [m for m in names if present[m][row]]
+        given = [{m: np.float64(x[m][row]) for m in there} for x in (logits, features)]
+        expected = np.broadcast_to(renderings.DECISION[name](params, *given, names), 4)
+        if name == "product_of_experts":  # a product of probabilities tells logits up to a constant
+            out[row], expected = out[row] - out[row].mean(), expected - expected.mean()
+        np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
 
 
-def fuse(name, count, mask=None):
-    tokens, real = take(count)
-    real = mask or real
-    fusion = make(name)
-    variables = random_variables(fusion, tokens, real, train=False)
-    return fusion.apply(variables, tokens, real, train=False).features, variables["params"], means(tokens, real)
-
-
-def test_mean_is_its_formula():
-    mask = without(without(take(3)[1], "text", 0), "audio", 0)
-    out, params, x = fuse("mean", 3, mask)
-    projected = {m: x[m] @ params[f"project_{m}"]["kernel"] + params[f"project_{m}"]["bias"] for m in x}
-    np.testing.assert_allclose(out[0], projected["image"][0], atol=1e-5)
-    np.testing.assert_allclose(out[1:], sum(projected.values())[1:] / 3, atol=1e-5)
-
-
-def test_weighted_is_its_formula():
-    mask = without(take(3)[1], "image", 0)
-    out, params, x = fuse("weighted", 3, mask)
-    projected = [x[m] @ params[f"project_{m}"]["kernel"] + params[f"project_{m}"]["bias"] for m in sorted(x)]
-    weights = np.exp([params[f"score_{m}"] for m in sorted(x)])  # audio, image, text
-    full = sum(w * p for w, p in zip(weights, projected, strict=True)) / weights.sum()
-    np.testing.assert_allclose(out[1:], full[1:], atol=1e-5)
-    fewer = (weights[0] * projected[0] + weights[2] * projected[2]) / (weights[0] + weights[2])
-    np.testing.assert_allclose(out[0], fewer[0], atol=1e-5)
-
-
-def test_gmu_ties_the_gates_of_two_modalities():
-    out, params, x = fuse("gmu", 2)
-    hidden = {m: np.tanh(x[m] @ params[f"hidden_{m}"]["kernel"]) for m in x}
-    gate = 1 / (1 + np.exp(-np.concatenate([x["audio"], x["text"]], axis=1) @ params["gate"]["kernel"]))
-    np.testing.assert_allclose(out, gate * hidden["audio"] + (1 - gate) * hidden["text"], atol=1e-5)
-
-
-def test_gmu_gates_each_of_three_modalities():
-    out, params, x = fuse("gmu", 3)
-    joined = np.concatenate([x["audio"], x["image"], x["text"]], axis=1)
-    expected = sum(
-        np.tanh(x[m] @ params[f"hidden_{m}"]["kernel"]) / (1 + np.exp(-joined @ params[f"gate_{m}"]["kernel"]))
-        for m in x
-    )
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
-def test_concat_is_an_mlp_of_the_means():
-    out, params, x = fuse("concat", 2)
-    hidden = np.concatenate([x["audio"], x["text"]], axis=1)
-    for layer in ("Dense_0", "Dense_1"):
-        hidden = jax.nn.gelu(hidden @ params[layer]["kernel"] + params[layer]["bias"])
-    np.testing.assert_allclose(out, hidden, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "additive"),
-    [("mean", True), ("weighted", True), ("concat", False), ("gmu", False), ("cross_attention", False)],
-)
-def test_only_additive_strategies_have_no_interaction(name, additive):
-    """f(a, b) - f(a', b) - f(a, b') + f(a', b') is 0 exactly where f is a sum of functions of one modality."""
-    tokens, mask = take(2)
-    fusion = make(name)
-    variables = random_variables(fusion, tokens, mask, train=False)
-    apply = quick_jit(
-        lambda text, audio: fusion.apply(variables, {"text": text, "audio": audio}, mask, train=False).features
-    )
-    text, audio = tokens["text"], tokens["audio"]
-    interaction = apply(text, audio) - apply(-text, audio) - apply(text, -audio) + apply(-text, -audio)
-    assert (np.abs(interaction).max() < 1e-5) == additive
+def test_whatever_has_a_closed_form_is_rendered():
+    layered = {"cross_attention", "co_attention", "merged_attention", "mult", "bottleneck", "perceiver", "qformer"}
+    assert set(FUSIONS) == set(renderings.FEATURE) | set(renderings.DECISION) | layered | {"late_transformer"}
 
 
 @pytest.mark.parametrize("name", [name for name in FUSIONS if name not in FEATURE])
@@ -215,14 +185,6 @@ def test_decision_contract(name):
             assert np.abs(to_logits[m][present[m]]).min() > 0
     again = fusion.apply(variables, logits, present, **more, train=False)
     np.testing.assert_allclose(again, out, atol=1e-5)
-
-
-def test_late_mean_is_the_mean_of_the_present():
-    logits = {m: RANDOM.normal(size=(2, 4)).astype(np.float32) for m in "abc"}
-    present = {"a": np.array([True, True]), "b": np.array([True, False]), "c": np.array([True, True])}
-    out = FUSIONS["late_mean"]().apply({}, logits, present, train=False)
-    np.testing.assert_allclose(out[0], (logits["a"] + logits["b"] + logits["c"])[0] / 3, rtol=1e-5)
-    np.testing.assert_allclose(out[1], (logits["a"] + logits["c"])[1] / 2, rtol=1e-5)
 
 
 def test_co_attention_weights_sum_to_one_over_the_other_modalities():

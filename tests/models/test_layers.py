@@ -151,11 +151,12 @@ def test_norm_refuses_an_unknown_kind():
 def test_attention_is_the_papers_formula():
     queries, keys, mask = normal(2, 3, 8), normal(2, 5, 8), np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]], bool)
     module = layers.Attention(heads=2, width=8)
-    variables = random_variables(module, queries, keys, mask, train=False)
-    out, weights = module.apply(variables, queries, keys, mask, train=False)
+    variables = random_variables(module, queries, keys, mask)
+    out, weights = module.apply(variables, queries, keys, mask)
     params = variables["params"]
     q, k, v = (
-        x @ params[n]["kernel"] + params[n]["bias"] for x, n in ((queries, "query"), (keys, "key"), (keys, "value"))
+        x @ params[n]["kernel"] + params[n].get("bias", 0.0)
+        for x, n in ((queries, "query"), (keys, "key"), (keys, "value"))
     )
     for row in range(2):
         heads = []
@@ -174,10 +175,10 @@ def test_attention_over_masked_keys_is_exactly_zero_and_passes_no_gradient():
     queries, mask = normal(2, 3, 8), np.array([[0, 0, 0], [1, 1, 0]], bool)
     keys = np.where(mask[..., None], normal(2, 3, 8), np.nan)
     module = layers.Attention(heads=2, width=8)
-    variables = random_variables(module, queries, keys, mask, train=False)
+    variables = random_variables(module, queries, keys, mask)
 
     def loss(variables, queries, keys):
-        out, weights = module.apply(variables, queries, keys, mask, train=False)
+        out, weights = module.apply(variables, queries, keys, mask)
         return (out**2).sum() + (weights**2).sum(), (out, weights)
 
     gradients, (out, weights) = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(variables, queries, keys)
@@ -191,7 +192,45 @@ def test_attention_over_masked_keys_is_exactly_zero_and_passes_no_gradient():
 
 def test_attention_refuses_heads_that_do_not_divide_the_width():
     with pytest.raises(UserError, match="heads=3"):
-        layers.Attention(heads=3, width=8).init(jax.random.key(0), TOKENS, TOKENS, MASK, train=False)
+        layers.Attention(heads=3, width=8).init(jax.random.key(0), TOKENS, TOKENS, MASK)
+
+
+class Device:
+    def __init__(self, platform, capability):
+        self.platform = platform
+        self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head", "queries", "keys", "chosen"),
+    [
+        (Device("gpu", "9.0"), jnp.bfloat16, 16, 4, 6, "cudnn"),
+        (Device("gpu", "8.0"), jnp.float16, 128, 4, 6, "cudnn"),
+        (Device("gpu", "7.5"), jnp.bfloat16, 16, 4, 6, "xla"),
+        (Device("gpu", "gfx90a"), jnp.bfloat16, 16, 4, 6, "xla"),
+        (Device("gpu", "9.0"), jnp.float32, 16, 4, 6, "xla"),
+        (Device("gpu", "9.0"), jnp.bfloat16, 12, 4, 6, "xla"),
+        (Device("gpu", "9.0"), jnp.bfloat16, 136, 4, 6, "xla"),
+        (Device("gpu", "9.0"), jnp.bfloat16, 16, 3, 6, "xla"),
+        (Device("gpu", "9.0"), jnp.bfloat16, 16, 4, 5, "xla"),
+        (Device("cpu", ""), jnp.bfloat16, 16, 4, 6, "xla"),
+    ],
+)
+def test_the_attention_kernel_is_chosen_by_device_and_shape(monkeypatch, device, dtype, head, queries, keys, chosen):
+    asked = []
+    attention = jax.nn.dot_product_attention
+
+    def record(*args, implementation, **kwargs):
+        asked.append(implementation)
+        return attention(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    module = layers.Attention(heads=2, width=2 * head, dtype=dtype)
+    shapes = [jax.ShapeDtypeStruct((3, n, 8), jnp.float32) for n in (queries, keys)]
+    mask = jax.ShapeDtypeStruct((3, keys), bool)
+    jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *shapes, mask)
+    assert set(asked) == {chosen}
 
 
 @pytest.mark.parametrize("own", [True, False])

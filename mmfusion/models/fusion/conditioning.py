@@ -121,7 +121,7 @@ class NLGate(nn.Module):
         context = jnp.concatenate([zero_masked(tokens[m], mask[m]) for m in keys], axis=1)
         context_mask = jnp.concatenate([mask[m] for m in keys], axis=1)
         attend = Attention(heads=self.heads, width=self.width, dtype=self.dtype, name="attention")
-        found, weights = attend(x, context, context_mask, train=train)
+        found, weights = attend(x, context, context_mask)
         weights = jnp.where(real[:, None, :, None], weights, 0.0)[:, :, 1:]  # [B, h, N, Nk], the main's own tokens
         ends = list(itertools.accumulate(tokens[m].shape[1] for m in keys))[:-1]
         parts = dict(zip([(main, m) for m in keys], jnp.split(weights, ends, axis=-1), strict=True))

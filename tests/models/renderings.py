@@ -1,0 +1,407 @@
+"""The closed-form strategies in plain float64 NumPy, one example at a time, from their formulas.
+
+Each takes the parameters, the real tokens `[N, D]` of the present modalities, and the names of all modalities, in
+sorted order; what is absent is not there. Those at decision level take the present modalities' logits `[C]` and
+features `[D]`.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def softmax(x):
+    e = np.exp(x - np.max(x))
+    return e / e.sum()
+
+
+def layer_norm(p, x):
+    normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return normal * p.get("scale", 1.0) + p.get("bias", 0.0)
+
+
+def rooted(x):
+    """Returns the signed root, scaled to length 1, smooth at zero as the strategies have it."""
+    x = x / np.sqrt(np.abs(x) + 1e-4)
+    return x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-4)
+
+
+def dense(p, x):
+    return np.tensordot(x, p["kernel"], axes=1) + p.get("bias", 0.0)
+
+
+def mean_of(x):
+    return {m: tokens.mean(axis=0) for m, tokens in x.items()}
+
+
+def or_zeros(x, names, width):
+    return {m: x.get(m, np.zeros(width)) for m in names}
+
+
+def projected(p, x, prefix="project"):
+    return {m: dense(p[f"{prefix}_{m}"], v) for m, v in mean_of(x).items()}
+
+
+def width_of(p, name="out"):
+    return p[name]["kernel"].shape[-1]
+
+
+def mean(p, x, names):
+    return sum(projected(p, x).values()) / len(x) if x else 0.0
+
+
+def sum_(p, x, names):
+    return sum(projected(p, x).values())
+
+
+def max_(p, x, names):
+    return np.max(list(projected(p, x).values()), axis=0) if x else 0.0
+
+
+def product(p, x, names):
+    return math.prod(1 + v for v in projected(p, x).values())
+
+
+def weighted(p, x, names):
+    if len(names) == 1 or not x:
+        return sum_(p, x, names)
+    w = softmax([p[f"score_{m}"] for m in x])
+    return sum(a * v for a, v in zip(w, projected(p, x).values(), strict=True))
+
+
+def embracenet(p, x, names):
+    return sum(relu(v) for v in projected(p, x).values()) / len(x) if x else 0.0
+
+
+def concat(p, x, names):
+    hidden = np.concatenate(list(or_zeros(mean_of(x), names, p["Dense_0"]["kernel"].shape[0] // len(names)).values()))
+    for layer in ("Dense_0", "Dense_1"):
+        hidden = gelu(dense(p[layer], hidden))
+    return hidden
+
+
+def attention_pool(p, x, names):
+    values = projected(p, x)
+    if len(names) == 1 or not x:
+        return sum(values.values())
+    w = softmax([dense(p["score"], np.tanh(dense(p["hidden"], v)))[0] for v in values.values()])
+    return sum(a * v for a, v in zip(w, values.values(), strict=True))
+
+
+def gmu(p, x, names):
+    means = or_zeros(mean_of(x), names, p[f"hidden_{names[0]}"]["kernel"].shape[0])
+    joined = np.concatenate([means[m] for m in names])
+    hidden = {m: np.tanh(dense(p[f"hidden_{m}"], means[m])) for m in names}
+    if len(names) == 2:
+        z = sigmoid(dense(p["gate"], joined))
+        return z * hidden[names[0]] + (1 - z) * hidden[names[1]]
+    return sum(sigmoid(dense(p[f"gate_{m}"], joined)) * hidden[m] for m in names)
+
+
+def squeeze_excite(p, x, names):
+    means = mean_of(x)
+    z = relu(sum(dense(p[f"squeeze_{m}"], v) for m, v in means.items()) + p["squeeze_bias"])
+    return sum(dense(p[f"project_{m}"], 2 * sigmoid(dense(p[f"excite_{m}"], z)) * v) for m, v in means.items())
+
+
+def conv(p, x, names):
+    rows = or_zeros(projected(p, x), names, width_of(p))
+    signal = np.stack([rows[m] for m in names], axis=-1)  # [D, M]
+    for layer in ("conv_0", "conv_1"):
+        kernel, bias = p[layer]["kernel"], p[layer]["bias"]  # [3, in, out]
+        around = np.pad(signal, ((1, 1), (0, 0)))
+        signal = gelu(sum(around[k : k + len(signal)] @ kernel[k] for k in range(3)) + bias)
+    return gelu(dense(p["out"], signal.reshape(-1)))
+
+
+def channel_multiply(p, x, names):
+    means, main = mean_of(x), names[0]
+    scales = [1 + dense(p[f"scale_{m}"], gelu(dense(p[f"hidden_{m}"], v))) for m, v in means.items() if m != main]
+    return gelu(dense(p["out"], math.prod(scales) * means.get(main, 1.0) * np.ones(width_of(p))))
+
+
+def low_rank_tensor(p, x, names):
+    factors = math.prod(projected(p, x).values()) * np.ones((len(p["weights"]), len(p["bias"])))
+    return p["weights"] @ factors + p["bias"]
+
+
+def tensor(p, x, names):
+    outer = np.ones(1)
+    size = p[f"project_{names[0]}"]["kernel"].shape[-1]
+    for v in or_zeros(projected(p, x), names, size).values():
+        outer = np.kron(outer, np.append(v, 1.0))
+    return gelu(dense(p["out"], outer))
+
+
+def multiplicative(p, x, names):
+    means = mean_of(x)
+    pairs = (np.einsum("i,j,ijd", means[a], means[b], p[f"pair_{a}_{b}"]) for a, b in itertools.combinations(means, 2))
+    return sum(projected(p, x).values()) + sum(pairs)
+
+
+def mlb(p, x, names):
+    return dense(p["out"], math.prod(np.tanh(v) for v in projected(p, x).values()) * np.ones(width_of(p)))
+
+
+def mfb(p, x, names):
+    return rooted((math.prod(projected(p, x).values()) * np.ones(p[f"project_{names[0]}"]["bias"].shape)).sum(-1))
+
+
+def mfh(p, x, names):
+    expanded, blocks = np.ones(p[f"block0_{names[0]}"]["bias"].shape), []
+    for block in ("block0", "block1"):
+        expanded = expanded * math.prod(projected(p, x, block).values())
+        blocks.append(rooted(expanded.sum(axis=-1)))
+    return dense(p["out"], np.concatenate(blocks))
+
+
+def mutan(p, x, names):
+    hidden = {m: np.tanh(v) for m, v in projected(p, x, "hidden").items()}
+    factors = math.prod(dense(p[f"project_{m}"], v) for m, v in hidden.items())
+    return (factors * np.ones(p[f"project_{names[0]}"]["bias"].shape)).mean(axis=0)
+
+
+def block(p, x, names):
+    chunks, size, _ = p[f"core_{names[0]}"].shape
+    parts = []
+    for c in range(chunks):
+        factors = math.prod(
+            v[c * size : (c + 1) * size] @ p[f"core_{m}"][c] + p[f"core_bias_{m}"][c]
+            for m, v in projected(p, x).items()
+        )
+        parts.append(rooted((factors * np.ones(p[f"core_bias_{names[0]}"].shape[-1])).reshape(-1, size).sum(axis=0)))
+    return dense(p["out"], np.concatenate(parts))
+
+
+def mcb(p, x, names):
+    """Sketches the whole outer product, entry by entry; the strategy never makes it."""
+    from mmfusion.models.fusion.tensor import _count_sketch
+
+    size = p["out"]["kernel"].shape[0]
+    outer, place, sign = np.ones(1), np.zeros(1, int), np.ones(1)
+    for m, v in mean_of(x).items():
+        matrix = _count_sketch(m, len(v), size)
+        places, signs = np.append(np.abs(matrix).argmax(axis=1), 0), np.append(matrix.sum(axis=1), 1)
+        outer = np.kron(outer, np.append(v, 1.0))
+        place = (place[:, None] + places).ravel() % size
+        sign = np.kron(sign, signs)
+    sketch = np.zeros(size)
+    np.add.at(sketch, place, sign * outer)
+    return dense(p["out"], rooted(sketch))
+
+
+def with_token(p, x, main):
+    return np.concatenate([p["token"][0], x[main]]) if main in x else p["token"][0]
+
+
+def pooled_features(p, tokens):
+    return gelu(dense(p["out"], np.concatenate([tokens.mean(axis=0), tokens.max(axis=0)])))
+
+
+def film(p, x, names):
+    main, *others = names
+    h, means = with_token(p, x, main), or_zeros(mean_of(x), names, p["token"].shape[-1])
+    for number in ("block0", "block1"):
+        u = relu(dense(p[f"{number}_in"], h))
+        v = layer_norm(p.get(f"{number}_norm", {}), dense(p[f"{number}_out"], u))
+        if others:
+            condition = gelu(sum(dense(p[f"condition_{m}"], means[m]) for m in others))
+            gamma, beta = np.split(dense(p[f"{number}_film"], condition), 2)
+            v = (1 + gamma) * v + beta
+        h = u + relu(v)
+    return pooled_features(p, h)
+
+
+def attend(p, queries, keys, heads):
+    """Multi-head attention (Vaswani et al. 2017); nothing to attend to gives zeros."""
+    q, k, v = dense(p["query"], queries), dense(p["key"], keys), dense(p["value"], keys)
+    size, mixed = q.shape[-1] // heads, []
+    if not len(keys):
+        return np.zeros(queries.shape)
+    for part in (slice(i * size, (i + 1) * size) for i in range(heads)):
+        weights = np.stack([softmax(row) for row in q[:, part] @ k[:, part].T / math.sqrt(size)])
+        mixed.append(weights @ v[:, part])
+    return dense(p["out"], np.concatenate(mixed, axis=-1))
+
+
+def nl_gate(p, x, names):
+    main, *others = names
+    tokens = with_token(p, x, main)
+    keys = np.concatenate([np.zeros((0, tokens.shape[1])), *(x[m] for m in others or [main] if m in x)])
+    return pooled_features(p, tokens + attend(p["attention"], tokens, keys, heads=2))
+
+
+def mag(p, x, names):
+    main, *others = names
+    z, means, shift = with_token(p, x, main), mean_of(x), 0.0
+    for m in (m for m in others if m in x):
+        gate = relu(dense(p[f"gate_{m}"], np.concatenate([z, np.tile(means[m], (len(z), 1))], axis=-1)))
+        shift = shift + gate * dense(p[f"project_{m}"], means[m])
+    if others:
+        ratio = np.sqrt((z**2).sum(-1, keepdims=True) + 1e-6) / np.sqrt(
+            ((0 * z + shift) ** 2).sum(-1, keepdims=True) + 1e-6
+        )
+        z = z + np.minimum(ratio, 1.0) * shift
+    return pooled_features(p, layer_norm(p["norm"], z))
+
+
+def bilinear_attention(p, x, names):
+    features = sum(projected(p, x).values())
+    for a, b in itertools.combinations(names, 2) if len(names) > 1 else [(names[0], names[0])]:
+        if a not in x or b not in x:
+            continue
+        pair = f"{a}_{b}"
+        left, right = relu(dense(p[f"query_left_{pair}"], x[a])), relu(dense(p[f"query_right_{pair}"], x[b]))
+        glimpses = []
+        for score in p[f"score_{pair}"]:
+            w = softmax((left * score) @ right.T)
+            values = dense(p[f"value_left_{pair}"], x[a]), dense(p[f"value_right_{pair}"], x[b])
+            glimpses.append(np.einsum("ij,id,jd->d", w, *values))
+        out = p[f"out_{pair}"]
+        features = features + np.tensordot(np.stack(glimpses), out["kernel"], axes=2) + out["bias"]
+    return gelu(features) if x else 0.0
+
+
+def gat(p, x, names):
+    nodes = np.concatenate([np.zeros((0, p[f"type_{names[0]}"].shape[0])), *(x[m] + p[f"type_{m}"] for m in x)])
+    for layer in sorted(name for name in p if name.startswith("layer") and "_" not in name):
+        heads = []
+        for k in range(p[layer]["kernel"].shape[1]):
+            h = nodes @ p[layer]["kernel"][:, k]
+            score = (h @ p[f"{layer}_to"][k])[:, None] + (h @ p[f"{layer}_from"][k])[None, :]
+            score = np.where(score > 0, score, 0.2 * score)
+            heads.append(np.array([softmax(row) for row in score]).reshape(len(h), len(h)) @ h)
+        mixed = np.concatenate(heads, axis=-1)
+        nodes = nodes + np.where(mixed > 0, mixed, np.expm1(np.minimum(mixed, 0)))
+    if not len(nodes):
+        return gelu(p["out"]["bias"])
+    return pooled_features(p, nodes)
+
+
+def central(p, x, names):
+    branches, joined = mean_of(x), 0.0
+    for layer in range(3):
+        joined = joined + sum(p[f"layer{layer}_alpha_{m}"] * v for m, v in branches.items())
+        joined = joined * np.ones(width_of(p, f"layer{layer}"))
+        joined = relu(dense(p[f"layer{layer}"], joined))
+        if layer < 2:
+            joined = p[f"layer{layer + 1}_alpha"] * joined
+            branches = {m: relu(dense(p[f"branch{layer}_{m}"], v)) for m, v in branches.items()}
+    return joined
+
+
+def deepsets(p, x, names):
+    phi = {m: dense(p["phi_1"], gelu(dense(p["phi_0"], v + p[f"type_{m}"]))).mean(axis=0) for m, v in x.items()}
+    total = sum(phi.values()) + np.zeros(width_of(p, "phi_1"))
+    return gelu(dense(p["rho_1"], gelu(dense(p["rho_0"], total))))
+
+
+FEATURE = {
+    "mean": mean,
+    "sum": sum_,
+    "max": max_,
+    "product": product,
+    "weighted": weighted,
+    "embracenet": embracenet,
+    "concat": concat,
+    "attention_pool": attention_pool,
+    "gmu": gmu,
+    "squeeze_excite": squeeze_excite,
+    "conv": conv,
+    "channel_multiply": channel_multiply,
+    "tensor": tensor,
+    "low_rank_tensor": low_rank_tensor,
+    "multiplicative": multiplicative,
+    "mcb": mcb,
+    "mlb": mlb,
+    "mfb": mfb,
+    "mfh": mfh,
+    "mutan": mutan,
+    "block": block,
+    "film": film,
+    "nl_gate": nl_gate,
+    "mag": mag,
+    "bilinear_attention": bilinear_attention,
+    "gat": gat,
+    "central": central,
+    "deepsets": deepsets,
+}
+
+
+def late_mean(p, logits, features, names):
+    return sum(logits.values()) / len(logits) if logits else 0.0
+
+
+def late_weighted(p, logits, features, names):
+    if len(names) == 1 or not logits:
+        return sum(logits.values())
+    w = softmax([p[f"score_{m}"] for m in logits])
+    return sum(a * v for a, v in zip(w, logits.values(), strict=True))
+
+
+def product_of_experts(p, logits, features, names):
+    """The logarithm of the product of the modalities' probabilities, up to a constant."""
+    return sum(np.log(softmax(v)) for v in logits.values())
+
+
+def stacking(p, logits, features, names):
+    return sum(dense(p[f"meta_{m}"], v) for m, v in logits.items())
+
+
+def tmc(p, logits, features, names):
+    """Dempster's reduced rule on beliefs b and uncertainty u, one modality after the other (their equation 5)."""
+    classes, belief, unsure = 4, np.zeros(4), 1.0
+    for v in logits.values():
+        strength = softplus(v).sum() + classes
+        b, u = softplus(v) / strength, classes / strength
+        conflict = np.outer(belief, b).sum() - belief @ b
+        belief, unsure = (belief * b + belief * u + b * unsure) / (1 - conflict), unsure * u / (1 - conflict)
+    return np.log(belief * classes / unsure + 1)
+
+
+def qmf(p, logits, features, names):
+    return sum(np.log(np.exp(v).sum()) * v for v in logits.values())
+
+
+def joint_hidden(p, features):
+    return gelu(sum(dense(p[f"joint_{m}"], v) for m, v in features.items()) + np.zeros(8))
+
+
+def moe(p, logits, features, names):
+    if len(names) == 1 or not logits:
+        return sum(logits.values())
+    gates = softmax([dense(p[f"gate_{m}"], joint_hidden(p, features))[0] for m in logits])
+    return sum(g * v for g, v in zip(gates, logits.values(), strict=True))
+
+
+def i2m2(p, logits, features, names):
+    return sum(logits.values()) + dense(p["joint"], joint_hidden(p, features))
+
+
+DECISION = {
+    "late_mean": late_mean,
+    "late_weighted": late_weighted,
+    "product_of_experts": product_of_experts,
+    "stacking": stacking,
+    "tmc": tmc,
+    "qmf": qmf,
+    "moe": moe,
+    "i2m2": i2m2,
+}

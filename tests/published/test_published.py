@@ -1,0 +1,67 @@
+"""Strategies and layers give what published implementations give; `make.py` says which, and makes the fixtures."""
+
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from mmfusion.models import layers
+from mmfusion.models.fusion import FUSIONS
+
+FIXTURES = dict(np.load(Path(__file__).with_name("fixtures.npz")))
+WIDTH, HEADS = 8, 2
+ROOTED = 2e-3  # ours is smooth at zero, |x| + 1e-4 under the root
+STRATEGIES = {
+    "multiplicative": ("multiplicative", {}, 1e-5),
+    "gat": ("gat", {"layers": 1, "heads": HEADS}, 1e-5),
+    "attention_pool": ("attention_pool", {}, 1e-5),
+    "mlb": ("mlb", {}, 1e-5),
+    "mfb": ("mfb", {}, ROOTED),
+    "mfh": ("mfh", {}, ROOTED),
+    "block_term": ("block", {"chunks": 2, "rank": 3}, ROOTED),
+    "low_rank_tensor": ("low_rank_tensor", {"rank": 4}, 1e-5),
+}
+
+
+def fixture(case):
+    arrays = {key.removeprefix(f"{case}/"): value for key, value in FIXTURES.items() if key.startswith(f"{case}/")}
+    params = {key.removeprefix("params/"): value for key, value in arrays.items() if key.startswith("params/")}
+    return flax.traverse_util.unflatten_dict(params, sep="/"), arrays
+
+
+def same_tree(module, params, *args, **kwargs):
+    """Asserts that the fixture gives every parameter, of its shape, and no other."""
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))["params"]
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, params)
+
+
+@pytest.mark.parametrize("case", STRATEGIES)
+def test_a_strategy_equals_the_published_one(case):
+    name, options, tolerance = STRATEGIES[case]
+    params, arrays = fixture(case)
+    tokens = {m: x if (x := arrays[m]).ndim == 3 else x[:, None] for m in "abc" if m in arrays}
+    mask = {m: np.ones(x.shape[:2], bool) for m, x in tokens.items()}
+    fusion = FUSIONS[name](width=WIDTH, **options)
+    same_tree(fusion, params, tokens, mask, train=False)
+    out = fusion.apply({"params": params}, tokens, mask, train=False).features
+    np.testing.assert_allclose(out, arrays["output"], rtol=tolerance, atol=tolerance)
+
+
+def test_attention_equals_torch():
+    params, arrays = fixture("attention")
+    module = layers.Attention(HEADS, WIDTH)
+    given = (arrays["queries"], arrays["keys"], arrays["mask"])
+    same_tree(module, params, *given)
+    out, weights = module.apply({"params": params}, *given)
+    np.testing.assert_allclose(out, arrays["output"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(weights, arrays["weights"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_transformer_block_equals_torch():
+    params, arrays = fixture("block")
+    module = layers.TransformerBlock(HEADS, WIDTH)
+    same_tree(module, params, arrays["tokens"], arrays["mask"], train=False)
+    out, _ = module.apply({"params": params}, arrays["tokens"], arrays["mask"], train=False)
+    np.testing.assert_allclose(out, arrays["output"], rtol=1e-5, atol=1e-5)
