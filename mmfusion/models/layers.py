@@ -43,6 +43,23 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
 
 
+def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
+    """Returns a random key for each example `[B]` of a module's input, None in evaluation and when initialising.
+
+    Raises:
+      ValueError: training without the example ids in the collection `rows`.
+    """
+    if not train or module.is_initializing():
+        return None
+    ids = module.scope.root.get_variable("rows", "id")
+    if ids is None:
+        raise ValueError(
+            f"{type(module).__name__} needs the example ids: apply the model with variables "
+            '{"params": ..., "rows": {"id": batch.id}} when train=True'
+        )
+    return rng.row_keys(module.make_rng("dropout"), ids)
+
+
 class Dropout(nn.Module):
     """Dropout whose mask is a function of (seed, step, module path, example id), whatever the batch or device.
 
@@ -59,15 +76,9 @@ class Dropout(nn.Module):
         Raises:
           ValueError: training without the example ids in the collection `rows`.
         """
-        if not train or self.rate == 0.0 or self.is_initializing():
+        keys = row_keys(self, train=train) if self.rate > 0 else None
+        if keys is None:
             return x
-        ids = self.scope.root.get_variable("rows", "id")
-        if ids is None:
-            raise ValueError(
-                "Dropout needs the example ids: apply the model with variables "
-                '{"params": ..., "rows": {"id": batch.id}} when train=True'
-            )
-        keys = rng.row_keys(self.make_rng("dropout"), ids)
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)  # [B, ...]
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
 

@@ -377,7 +377,7 @@ def tmc(p, logits, features, names):
 
 
 def qmf(p, logits, features, names):
-    return sum(np.log(np.exp(v).sum()) * v for v in logits.values())
+    return sum(np.log(np.exp(v - v.mean()).sum()) * v for v in logits.values())
 
 
 def joint_hidden(p, features):
@@ -387,8 +387,10 @@ def joint_hidden(p, features):
 def moe(p, logits, features, names):
     if len(names) == 1 or not logits:
         return sum(logits.values())
-    gates = softmax([dense(p[f"gate_{m}"], joint_hidden(p, features))[0] for m in logits])
-    return sum(g * v for g, v in zip(gates, logits.values(), strict=True))
+    hidden = joint_hidden(p, features)
+    experts = {**logits, "joint": dense(p["joint"], hidden)}
+    gates = softmax([dense(p[f"gate_{e}"], hidden)[0] for e in experts])
+    return sum(g * v for g, v in zip(gates, experts.values(), strict=True))
 
 
 def i2m2(p, logits, features, names):

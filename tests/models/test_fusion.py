@@ -18,6 +18,7 @@ MASK = {
     "audio": np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool),
     "image": np.ones((3, 4), bool),
 }
+ROWS, RNGS = {"rows": {"id": np.arange(3)}}, {"dropout": jax.random.key(3)}
 FEATURE = [name for name, kind in FUSIONS.items() if kind.declares.level == "feature"]
 OPTIONS = {
     name: {"heads": 2} | ({"layers": 1} if "layers" in options(kind) else {})
@@ -54,7 +55,7 @@ def test_feature_contract(name, count):
     weights = RANDOM.normal(size=(3, WIDTH)).astype(np.float32)
 
     def loss(variables, tokens, mask):
-        fused = fusion.apply(variables, tokens, mask, train=True)
+        fused = fusion.apply({**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS)
         return (fused.features * weights).sum(), fused
 
     step = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
@@ -169,7 +170,7 @@ def test_decision_contract(name):
     variables = random_variables(fusion, logits, present, **more, train=False)
 
     def loss(variables, logits):
-        out = fusion.apply(variables, logits, present, **more, train=True)
+        out = fusion.apply({**variables, **ROWS}, logits, present, **more, train=True, rngs=RNGS)
         return (out**2).sum(), out
 
     (gradient, to_logits), out = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, logits)

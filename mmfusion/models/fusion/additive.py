@@ -6,9 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion import rng
 from mmfusion.models.fusion.contract import Declaration, Fused, pool
-from mmfusion.models.layers import masked_softmax, zero_masked
+from mmfusion.models.layers import masked_softmax, row_keys, zero_masked
 
 
 def project(tokens: dict[str, jax.Array], pooled: list[jax.Array], width: int, dtype: Any) -> jax.Array:
@@ -110,16 +109,15 @@ class EmbraceNet(nn.Module):
         pooled, present = pool(tokens, mask)
         docked = zero_masked(nn.relu(project(tokens, pooled, self.width, self.dtype)), present)  # [B, M, D]
         chances = present / jnp.maximum(present.sum(axis=1, keepdims=True), 1)  # [B, M]
-        ids = self.scope.root.get_variable("rows", "id")
-        if train and not self.is_initializing() and ids is not None:
-            keys = rng.row_keys(self.make_rng("dropout"), ids)
-            logits = jnp.where(present, 0.0, -jnp.inf)
+        keys = row_keys(self, train=train)
+        if keys is None:
+            return Fused(features=jnp.einsum("bm,bmd->bd", chances.astype(self.dtype), docked), attention={})
 
-            def draw(key: jax.Array, row: jax.Array) -> jax.Array:
-                chosen = jax.random.categorical(key, row, shape=(self.width,))
-                return jax.nn.one_hot(chosen, row.shape[0], axis=0)  # [M, D]
+        def draw(key: jax.Array, row: jax.Array) -> jax.Array:
+            chosen = jax.random.categorical(key, row, shape=(self.width,))
+            return jax.nn.one_hot(chosen, row.shape[0], axis=0)  # [M, D]
 
-            share = jax.vmap(draw)(keys, jnp.where(present.any(1, keepdims=True), logits, 0.0))  # [B, M, D]
-        else:
-            share = chances[:, :, None]
+        # A row without any modality draws among zeros.
+        logits = jnp.where(present | ~present.any(axis=1, keepdims=True), 0.0, -jnp.inf)
+        share = jax.vmap(draw)(keys, logits)  # [B, M, D]
         return Fused(features=(share.astype(self.dtype) * docked).sum(axis=1), attention={})

@@ -131,8 +131,9 @@ class TMC(nn.Module):
 class QMF(nn.Module):
     """Σ_{m in P} c_m l_m with confidence c_m = T log Σ_k e^{l_mk / T}, the negative energy (Zhang et al. 2023).
 
-    arXiv:2306.02050. No gradient passes through c_m, and each modality has its own loss. The paper's regulariser,
-    which ranks confidences by each example's past losses, is not used: it needs memory of every example.
+    arXiv:2306.02050. No gradient passes through c_m, and each modality has its own loss. The energy is that of logits
+    with mean 0: no loss sees a shift of all logits, which would make confidences arbitrary, even negative. The paper's
+    regulariser, which ranks confidences by each example's past losses, is not used: it needs memory of every example.
 
     Attributes:
       temperature: T.
@@ -150,5 +151,6 @@ class QMF(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
         each, there = stack(logits, present)
-        energy = self.temperature * jax.nn.logsumexp(each / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
+        centred = each - each.mean(axis=-1, keepdims=True)
+        energy = self.temperature * jax.nn.logsumexp(centred / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
         return (zero_masked(jax.lax.stop_gradient(energy), there) * each).sum(axis=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration
 from mmfusion.models.fusion.late import Logits, Present, stack
-from mmfusion.models.layers import masked_softmax, zero_masked
+from mmfusion.models.layers import masked_softmax, row_keys, zero_masked
 
 GATES = ("soft", "top1")
 
@@ -24,13 +24,14 @@ def joint_hidden(features: dict[str, jax.Array], present: Present, width: int, d
 
 
 class MoE(nn.Module):
-    """Σ_m g_m l_m, a modality being an expert and g a gate that reads all of them (Xue & Marculescu 2023, DynMM).
+    """Σ_e g_e l_e over experts: each modality, and one that reads all of them (Xue & Marculescu 2023, DynMM).
 
-    arXiv:2204.00102. g is the softmax over present modalities of an MLP's scores; with `gate="top1"` only the expert
-    of the largest g is kept, still scaled by it, so that the gate is trained.
+    arXiv:2204.00102. The gate g is a softmax over the experts whose modality is present; both it and the joint expert
+    are linear in GELU(Σ_m W_m x_m + b_m). With `gate="top1"` only one expert is kept: the best in evaluation, in
+    training one drawn by Gumbel noise, the gradient going through the soft gate. The paper's cost term is not used.
 
     Attributes:
-      width: hidden width of the gate.
+      width: hidden width of the gate and of the joint expert.
       gate: `soft` or `top1`.
     """
 
@@ -49,18 +50,25 @@ class MoE(nn.Module):
         Raises:
           UserError: `gate` is unknown.
         """
-        del train
         if self.gate not in GATES:
             raise UserError(f"moe: gate={self.gate!r} is unknown; choose {', '.join(GATES)}")
         each, there = stack(logits, present)  # [B, M, C], [B, M]
         if len(logits) == 1:  # one expert needs no gate
             return each[:, 0]
         hidden = joint_hidden(features, present, self.width, self.dtype)
-        scores = [nn.Dense(1, dtype=self.dtype, name=f"gate_{m}")(hidden) for m in sorted(logits)]
-        gates = masked_softmax(jnp.concatenate(scores, axis=-1), there)  # [B, M]
-        if self.gate == "top1":
-            gates = jnp.where(jnp.arange(gates.shape[1]) == gates.argmax(axis=1, keepdims=True), gates, 0.0)
-        return jnp.einsum("bm,bmc->bc", gates, each)
+        joint = nn.Dense(each.shape[-1], name="joint")(hidden)
+        experts = jnp.concatenate([each, joint[:, None]], axis=1)  # [B, M + 1, C]
+        there = jnp.concatenate([there, there.any(axis=1, keepdims=True)], axis=1)
+        scores = [nn.Dense(1, name=f"gate_{name}")(hidden) for name in (*sorted(logits), "joint")]
+        scores = jnp.concatenate(scores, axis=-1)  # [B, M + 1]
+        if self.gate == "soft":
+            return jnp.einsum("be,bec->bc", masked_softmax(scores, there), experts)
+        keys = row_keys(self, train=train)
+        if keys is not None:
+            scores = scores + jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
+        soft = masked_softmax(scores, there)
+        one = jax.nn.one_hot(soft.argmax(axis=1), soft.shape[1]) * there
+        return jnp.einsum("be,bec->bc", soft + jax.lax.stop_gradient(one - soft), experts)
 
 
 class I2M2(nn.Module):
