@@ -22,6 +22,7 @@ OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table t
 JOBS = flags.DEFINE_integer("jobs", 1, "processes, each with a strategy of its own", lower_bound=1)
 
 MODALITIES = (2, 3)
+VARIANTS = {"moe, top 1": ("moe", {"gate": "top1"})}  # rows beside the defaults, where their strategy is chosen
 NAME, CELL = 20, 14  # widths of columns
 HOW = (
     "Accuracy in percent on fresh examples: plain, with padded sequences, with each modality absent in a quarter of "
@@ -32,6 +33,7 @@ HOW = (
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
     names = chosen(flags.FLAGS.fusions)
+    names += [row for row, (strategy, _) in VARIANTS.items() if strategy in names]
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output and not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}")
@@ -83,11 +85,12 @@ def checked(names: Sequence[str], jobs: int) -> Iterator[tuple]:
 
 
 def check(name: str):
-    """Returns the gate's report of the strategy of this name, with its default options."""
+    """Returns the gate's report of a row: a strategy with its default options, or one of VARIANTS."""
     from mmfusion.analysis import gate
     from mmfusion.models.fusion import FUSIONS
 
-    return gate.check(FUSIONS[name])
+    strategy, options = VARIANTS.get(name, (name, {}))
+    return gate.check(FUSIONS[strategy], options)
 
 
 def columns() -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ R replicas (one a task and variant) · B batch · M modalities · N tokens · D 
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -72,20 +72,26 @@ class Report:
     seconds: float
 
 
-def check(kind: type[nn.Module], options: Mapping[str, Any] | None = None, size: Size = Size()) -> Report:
+def check(
+    kind: type[nn.Module],
+    options: Mapping[str, Any] | None = None,
+    size: Size = Size(),
+    modalities: Sequence[int] = (2, 3),
+) -> Report:
     """Returns what the gate finds of a strategy: parameters, learning, masks, declaration, absence and jit.
 
     Args:
       kind: the strategy's class.
       options: of the strategy; the others are at their defaults, but for the heads.
       size: how large and long it trains.
+      modalities: how many modalities the tasks have; what needs no training is checked with one to four.
     """
     start = time.perf_counter()
     strategy = build(kind, options, size)
     failures = properties.failures(strategy)
     cells = []
-    for modalities in (2, 3):
-        more, unmoved = learn(strategy, modalities, size)
+    for count in modalities:
+        more, unmoved = learn(strategy, count, size)
         cells += more
         failures += unmoved
     failures += [cell.failure for cell in cells if cell.failure]

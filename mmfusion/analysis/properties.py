@@ -76,8 +76,8 @@ def any_modalities(strategy: nn.Module) -> list[str]:
     if type(strategy).declares.any_modalities == (not refused):
         return []
     if refused:
-        return [f"declares any_modalities, and refuses M={', '.join(refused)}"]
-    return ["declares that it does not take any number of modalities, and refuses none of M=1 to 4"]
+        return [f"declares any_modalities=True, and refuses M={', '.join(refused)}"]
+    return ["declares any_modalities=False, and refuses none of M=1 to 4"]
 
 
 def masks(strategy: nn.Module, modalities: int) -> list[str]:

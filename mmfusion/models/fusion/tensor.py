@@ -22,13 +22,13 @@ class Tensor(nn.Module):
 
     Attributes:
       width: width D of the features.
-      project: width that each modality is projected to first.
+      project: width that each modality is projected to first; 0: the widest that `budget` allows, up to `width`.
       budget: most numbers that the outer product of an example may have, (project + 1)^M.
     """
 
     width: int
-    project: int = 16
-    budget: int = 2**14
+    project: int = 0
+    budget: int = 2**12
     dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1707.07250")
@@ -42,15 +42,16 @@ class Tensor(nn.Module):
         """
         del train
         pooled, present = pool(tokens, mask)
-        size = (self.project + 1) ** len(pooled)
-        if size > self.budget:
+        widest = int(self.budget ** (1 / len(pooled)) + 1e-9) - 1
+        project = self.project or max(min(self.width, widest), 1)
+        if (size := (project + 1) ** len(pooled)) > self.budget:
             raise UserError(
-                f"tensor: the outer product of {len(pooled)} modalities has {size:,} numbers, over "
-                f"budget={self.budget:,}; lower project={self.project}, or choose low_rank_tensor"
+                f"tensor: the outer product of {len(pooled)} modalities of project={project} has {size:,} numbers, "
+                f"over budget={self.budget:,}; lower project, raise budget, or choose low_rank_tensor"
             )
         outer = jnp.ones((present.shape[0], 1), self.dtype)
         for i, m in enumerate(sorted(tokens)):
-            x = zero_masked(nn.Dense(self.project, dtype=self.dtype, name=f"project_{m}")(pooled[i]), present[:, i])
+            x = zero_masked(nn.Dense(project, dtype=self.dtype, name=f"project_{m}")(pooled[i]), present[:, i])
             x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=-1)  # [B, project + 1]
             outer = (outer[:, :, None] * x[:, None, :]).reshape(x.shape[0], -1)  # [B, (project + 1)^(i + 1)]
         return Fused(features=nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(outer)), attention={})
