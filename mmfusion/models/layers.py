@@ -199,6 +199,15 @@ def attention_implementation(query: jax.Array, key: jax.Array) -> str:
     return "cudnn" if half and fits and query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0 else "xla"
 
 
+def normalised_tokens(tokens: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+    """Returns layer-normalised tokens `[B, N, D]`, zeros where masked: what every encoder ends in.
+
+    Tokens of all modalities so have unit scale, without which strategies that pool or multiply them hardly learn.
+    Call it in a compact method.
+    """
+    return zero_masked(nn.LayerNorm(dtype=dtype, name="norm")(zero_masked(tokens, mask)), mask)
+
+
 class Attention(nn.Module):
     """Multi-head attention with masked keys (Vaswani et al. 2017, arXiv:1706.03762).
 

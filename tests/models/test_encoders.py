@@ -111,6 +111,23 @@ def test_contract(case):
     assert all((g == 0).all() for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_are_normalised(case):
+    """Where the last norm has its initial scale and bias."""
+    name, options, (x, mask), _ = CASES[case]
+    encoder = make(name, options)
+    variables = random_variables(encoder, x, mask, train=False)
+
+    def undone(path, leaf):
+        last = [part.key for part in path][-2:]
+        return np.full(leaf.shape, float(last[1] == "scale"), np.float32) if last[0] == "norm" else leaf
+
+    variables = jax.tree_util.tree_map_with_path(undone, variables)
+    tokens, real = quick_jit(lambda v: encoder.apply(v, x, mask, train=False))(variables)
+    np.testing.assert_allclose(tokens[real].mean(axis=-1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(tokens[real].std(axis=-1), 1.0, atol=1e-2)
+
+
 @pytest.mark.parametrize("case", ["cnn-batch", "bow-mean", "rnn-lstm", "logmel_cnn-layer"])
 def test_jit_is_eager_and_evaluation_returns_the_same_types(case):
     name, options, (x, mask), _ = CASES[case]
@@ -161,12 +178,14 @@ def test_rnn_last_is_the_last_real_position():
     np.testing.assert_allclose(last[:, 0], every[np.arange(3), [3, 5, 0]], atol=1e-6)
 
 
-def test_bow_is_the_mean_embedding():
+def test_bow_is_the_mean_embedding_normalised():
     encoder = ENCODERS["bow"](width=WIDTH, vocabulary=7)
     variables = random_variables(encoder, *TEXT, train=False)
-    table = variables["params"]["embed"]["embedding"]
+    table, norm = variables["params"]["embed"]["embedding"], variables["params"]["norm"]
     tokens, _ = encoder.apply(variables, *TEXT, train=False)
-    np.testing.assert_allclose(tokens[0, 0], table[[3, 4, 2, 1]].mean(axis=0), rtol=1e-5)
+    mean = table[[3, 4, 2, 1]].mean(axis=0)
+    expected = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-6) * norm["scale"] + norm["bias"]
+    np.testing.assert_allclose(tokens[0, 0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

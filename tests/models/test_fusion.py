@@ -68,7 +68,8 @@ def test_feature_contract(name, count):
     assert not unused
     for m in tokens:
         np.testing.assert_array_equal(to_tokens[m][~mask[m]], 0.0)
-        assert np.abs(to_tokens[m][mask[m]]).sum(axis=-1).min() > 0
+        reached = np.abs(to_tokens[m][mask[m]]).sum(axis=-1)
+        assert (reached.max() if name == "embracenet" else reached.min()) > 0  # it may draw no feature from one here
 
     # Padding has no influence.
     jax.tree.map(np.testing.assert_array_equal, step(variables, spoilt(tokens, mask), mask)[1], fused)

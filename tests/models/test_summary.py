@@ -34,7 +34,8 @@ def test_summary_counts_every_step_of_an_lstm():
         "heads.label": (ROWS, CLASSES),
     }
     lstm = 4 * HIDDEN * (EMBEDDING + HIDDEN)
-    assert rows["encoders.text"].parameters == VOCABULARY * EMBEDDING + lstm + 4 * HIDDEN + (HIDDEN + 1) * WIDTH
+    tokens = (HIDDEN + 1) * WIDTH + 2 * WIDTH  # projected and normalised
+    assert rows["encoders.text"].parameters == VOCABULARY * EMBEDDING + lstm + 4 * HIDDEN + tokens
     assert rows["fusion"].parameters == 2 * WIDTH * (WIDTH + 1)
     assert rows["heads.label"].parameters == CLASSES * (WIDTH + 1)
     assert sum(row.parameters for row in rows.values()) == total

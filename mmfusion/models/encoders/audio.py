@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfusion.errors import UserError
 from mmfusion.models.encoders.image import conv
-from mmfusion.models.layers import Dropout, Norm, zero_masked
+from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
 
 
 def mel_filters(rate: int, fft: int, mels: int) -> np.ndarray:
@@ -117,4 +117,5 @@ class LogMelCNN(nn.Module):
             cells = zero_masked(cells, frames)
         cells = Dropout(self.dropout)(cells, train=train)
         tokens = cells.reshape(*cells.shape[:2], -1)  # [B, N, F' · C]
-        return zero_masked(nn.Dense(self.width, dtype=self.dtype, name="project")(tokens), frames), frames
+        tokens = nn.Dense(self.width, dtype=self.dtype, name="project")(tokens)
+        return normalised_tokens(tokens, frames, self.dtype), frames

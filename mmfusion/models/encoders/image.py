@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.layers import Dropout, Norm, zero_masked
+from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
 
 
 def conv(channels: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, name: str | None = None) -> nn.Conv:
@@ -19,20 +19,8 @@ def conv(channels: int, kernel: int, stride: int, dtype: Any, *, bias: bool = Tr
     return nn.Conv(channels, (kernel, kernel), stride, padding, use_bias=bias, dtype=dtype, name=name)
 
 
-def with_coordinates(x: jax.Array) -> jax.Array:
-    """Appends two channels to a feature map `[B, H, W, C]`: each cell's row and column, from -1 to 1.
-
-    After Liu et al. 2018 (arXiv:1807.03247). A learned embedding of a cell's place, added to tokens, is the same for
-    every picture in their mean; channels that pass a nonlinearity with the content are not.
-    """
-    height, width = x.shape[1:3]
-    axes = jnp.meshgrid(jnp.linspace(-1, 1, height), jnp.linspace(-1, 1, width), indexing="ij")
-    places = jnp.broadcast_to(jnp.stack(axes, axis=-1), (*x.shape[:3], 2))  # [B, H, W, 2]
-    return jnp.concatenate([x, places.astype(x.dtype)], axis=-1)
-
-
 class Positions(nn.Module):
-    """Projects a feature map to tokens and adds a learned embedding of each cell's place."""
+    """Projects a feature map to tokens, adds a learned embedding of each cell's place, and normalises."""
 
     width: int
     dtype: Any = jnp.float32
@@ -44,7 +32,7 @@ class Positions(nn.Module):
         tokens = tokens.reshape(tokens.shape[0], -1, self.width)  # [B, N, D]
         places = self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
         mask = jnp.broadcast_to(rows[:, None], tokens.shape[:2])  # [B, N]
-        return zero_masked(tokens + places.astype(self.dtype), mask), mask
+        return normalised_tokens(tokens + places.astype(self.dtype), mask, self.dtype), mask
 
 
 class CNN(nn.Module):
@@ -56,8 +44,6 @@ class CNN(nn.Module):
       strides: stride of each layer; (2, 2, 2) makes 16 tokens of 32×32 and 64 of 64×64, (2, 2, 1) 64 of 32×32.
       kernel: side of every convolution, pixels.
       norm: `layer`, `group`, `batch` or `none`.
-      coordinates: give every convolution each cell's place as two more channels (CoordConv), so that strategies that
-        pool the tokens still know where things are.
       dropout: rate on the last feature map.
     """
 
@@ -66,7 +52,6 @@ class CNN(nn.Module):
     strides: tuple[int, ...] = (2, 2, 2)
     kernel: int = 3
     norm: str = "layer"
-    coordinates: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -83,7 +68,6 @@ class CNN(nn.Module):
         rows = mask[:, 0]  # [B]
         x = zero_masked(x, rows).astype(self.dtype)
         for channels, stride in zip(self.channels, self.strides, strict=True):
-            x = with_coordinates(x) if self.coordinates else x
             x = conv(channels, self.kernel, stride, self.dtype)(x)  # [B, H', W', C']
             x = nn.gelu(Norm(self.norm, self.axis_name, self.dtype)(x, rows, train=train))
         x = Dropout(self.dropout)(x, train=train)

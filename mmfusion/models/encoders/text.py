@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.layers import Dropout, masked_mean, zero_masked
+from mmfusion.models.layers import Dropout, masked_mean, normalised_tokens
 
 CELLS = {"vanilla": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
@@ -43,8 +43,8 @@ class BagOfWords(nn.Module):
         words = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
         words = Dropout(self.dropout)(words, train=train)  # [B, T, D]
         if self.tokens == "mean":
-            return masked_mean(words, mask)[:, None], mask.any(axis=1, keepdims=True)  # [B, 1, D]
-        return zero_masked(words, mask), mask
+            words, mask = masked_mean(words, mask)[:, None], mask.any(axis=1, keepdims=True)  # [B, 1, D]
+        return normalised_tokens(words, mask, self.dtype), mask
 
 
 class RNN(nn.Module):
@@ -96,12 +96,12 @@ class RNN(nn.Module):
             words = jnp.concatenate(ways, axis=-1)  # [B, T, hidden · directions]
         project = nn.Dense(self.width, dtype=self.dtype, name="project")
         if self.tokens == "all":
-            return zero_masked(project(words), mask), mask
+            return normalised_tokens(project(words), mask, self.dtype), mask
         # The backward scan ends on the first word.
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         ends = [jnp.take_along_axis(ways[0], last, axis=1), *(way[:, :1] for way in ways[1:])]
         some = mask.any(axis=1, keepdims=True)  # [B, 1]
-        return zero_masked(project(jnp.concatenate(ends, axis=-1)), some), some  # [B, 1, D]
+        return normalised_tokens(project(jnp.concatenate(ends, axis=-1)), some, self.dtype), some  # [B, 1, D]
 
     def _scan(self, words: jax.Array, lengths: jax.Array, name: str, *, reverse: bool) -> jax.Array:
         cell = CELLS[self.cell](self.hidden, dtype=self.dtype, name=name)
