@@ -38,6 +38,7 @@ class Size:
       steps, batch, learning_rate: of Adam, with a short warmup and a cosine to 0.
       rows: fresh examples that are scored.
       dial, absent: how sure the label is, and how often a modality is missing in the variant `absent`.
+      variants: of VARIANTS: whole, with padded tokens, with those and absent modalities.
     """
 
     width: int = 16
@@ -49,6 +50,7 @@ class Size:
     rows: int = 2048
     dial: float = 0.9
     absent: float = 0.25
+    variants: tuple[str, ...] = VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +113,9 @@ def learn(strategy: nn.Module, modalities: int, size: Size) -> tuple[list[Cell],
     Returns:
       The cells, and a failure for each parameter that had no gradient or did not change in the first steps.
     """
-    names = [(task, variant) for variant in VARIANTS for task in known_answer.tasks(modalities)]
+    names = [(task, variant) for variant in size.variants for task in known_answer.tasks(modalities)]
     tables = np.stack([known_answer.joint(task, modalities, size.dial) for task, _ in names])
-    padded = np.array([variant == "padded" for _, variant in names])
+    padded = np.array([variant != "plain" for _, variant in names])
     absent = np.array([size.absent if variant == "absent" else 0.0 for _, variant in names], np.float32)
     run = jax.jit(lambda *cells: _train(strategy, modalities, size, *cells))
     scores, recorded = jax.device_get(run(tables.astype(np.float32), padded, absent))
