@@ -22,7 +22,10 @@ OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table t
 JOBS = flags.DEFINE_integer("jobs", 1, "processes, each with a strategy of its own", lower_bound=1)
 
 MODALITIES = (2, 3)
-VARIANTS = {"moe, top 1": ("moe", {"gate": "top1"})}  # rows beside the defaults, where their strategy is chosen
+VARIANTS = {
+    "moe, top 1": ("moe", {"gate": "top1"}),
+    "film, 3×3": ("film", {"kernel": 3}),
+}  # rows beside the defaults, where their strategy is chosen
 NAME, CELL = 20, 14  # widths of columns
 HOW = (
     "Accuracy in percent on fresh examples: plain, with padded sequences, with each modality absent in a quarter of "

@@ -24,7 +24,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | epath.Path):
-        self._directory = epath.Path(directory)
+        path = epath.Path(directory)
+        self._directory = path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(

@@ -21,6 +21,7 @@ from mmfusion.objectives import REGRESSION_LOSSES
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
 BELOW_ONE = ("valid_fraction", "max_bad_fraction", "dropout", "label_smoothing")  # keys, wherever they are
+MAY_BE_ZERO = ("layers", "fuse_from", "project")  # of the model: none, the first, as wide as the budget allows
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -238,8 +239,8 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UserError(f"config.{path}={value!r} must be a finite number and not negative")
         if path.rpartition(".")[2] in BELOW_ONE and value >= 1:
             raise UserError(f"config.{path}={value!r} must be at least 0 and below 1")
-        if path.startswith("model.") and type(value) is int and not path.endswith(".layers"):  # sizes and strides
-            _check_positive(value, path)
+        if path.startswith("model.") and type(value) is int and path.rpartition(".")[2] not in MAY_BE_ZERO:
+            _check_positive(value, path)  # sizes and strides
     if config.seed >= 2**32:
         raise UserError(f"config.seed={config.seed} must be below 2**32")
     _check_positive(config.optim.learning_rate, "optim.learning_rate")

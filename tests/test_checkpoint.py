@@ -32,6 +32,12 @@ def saved(directory: Path, scores: dict[int, float | None]) -> Checkpoints:
     return checkpoints
 
 
+def test_a_relative_directory_is_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert saved(Path("runs/a"), {1: 0.5}).newest() == 1
+    assert Checkpoints(tmp_path / "runs" / "a").newest() == 1
+
+
 @pytest.mark.parametrize(
     ("scores", "best"),
     [

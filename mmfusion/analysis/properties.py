@@ -20,7 +20,7 @@ from mmfusion.errors import UserError
 from mmfusion.models.model import FusionModel
 
 TASK = "label"
-ROWS, TOKENS, CLASSES = 8, 3, 2
+ROWS, TOKENS, CLASSES = 8, 4, 2  # four tokens are a square grid, too
 SAME, DIFFERENT = 1e-5, 1e-4  # of the largest number compared: rounding stays below, an effect lies above
 
 Tokens = dict[str, jax.Array]  # modality -> [B, N, D]

@@ -17,12 +17,13 @@ from mmfusion.models.fusion.contract import Declaration, Fused, pool
 from mmfusion.models.fusion.elementwise import Product
 
 SMALL = gate.Size(
-    width=8, tokens=3, heads=2, batch=32, learning_rate=1e-2, rows=1024, variants=("absent",)
+    width=8, tokens=4, heads=2, batch=32, learning_rate=1e-2, rows=1024, variants=("absent",)
 )  # that variant has the others' padding too
 BRIEF = dataclasses.replace(SMALL, steps=10)
-OPTIONS = {"moe, top 1": ("moe", {"gate": "top1"})}
+OPTIONS = known_answer.VARIANTS
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", [*FUSIONS, *OPTIONS])
 def test_a_strategy_is_what_it_declares(name):
     strategy, options = OPTIONS.get(name, (name, {}))

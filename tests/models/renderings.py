@@ -219,13 +219,13 @@ def film(p, x, names):
     main, *others = names
     h, means = with_token(p, x, main), or_zeros(mean_of(x), names, p["token"].shape[-1])
     for number in ("block0", "block1"):
-        u = relu(dense(p[f"{number}_in"], h))
+        u = gelu(dense(p[f"{number}_in"], h))
         v = layer_norm(p.get(f"{number}_norm", {}), dense(p[f"{number}_out"], u))
         if others:
             condition = gelu(sum(dense(p[f"condition_{m}"], means[m]) for m in others))
             gamma, beta = np.split(dense(p[f"{number}_film"], condition), 2)
             v = (1 + gamma) * v + beta
-        h = u + relu(v)
+        h = u + gelu(v)
     return pooled_features(p, h)
 
 

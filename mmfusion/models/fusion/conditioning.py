@@ -4,6 +4,7 @@ A learned token stands beside the main modality's, so that the others are heard 
 """
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -46,17 +47,19 @@ def pooled_features(tokens: jax.Array, mask: jax.Array, width: int, dtype: Any) 
 class FiLM(nn.Module):
     """Residual blocks on the main modality's tokens, scaled and shifted by the others (Perez et al. 2018).
 
-    arXiv:1709.07871. In each block u = ReLU(W h), h' = u + ReLU(γ ⊙ LN(V u) + β) with (γ - 1, β) an affine map of
-    c = GELU(Σ_o C_o x_o + d); the convolutions of the paper are 1×1 here, as tokens have no known grid.
+    arXiv:1709.07871. In each block u = GELU(W h), h' = u + GELU(γ ⊙ LN(V u) + β) with (γ - 1, β) an affine map of
+    c = GELU(Σ_o C_o x_o + d). The paper's ReLU and batch norm are GELU and layer norm here.
 
     Attributes:
       width: width D of tokens and features.
       blocks: residual blocks.
+      kernel: side of V: 1 looks at each token by itself, 3 (the paper's) at its neighbours in a square grid of tokens.
       main: the modality that is conditioned; empty: the first in sorted order.
     """
 
     width: int
     blocks: int = 2
+    kernel: int = 1
     main: str = ""
     dtype: Any = jnp.float32
 
@@ -67,10 +70,15 @@ class FiLM(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
 
         Raises:
-          UserError: `main` is none of the modalities.
+          UserError: `main` is none of the modalities, or its tokens are no square grid where the kernel looks around.
         """
         del train
         main, others = choose_main("film", self.main, tokens)
+        count = tokens[main].shape[1]
+        if self.kernel > 1 and math.isqrt(count) ** 2 != count:
+            raise UserError(
+                f"film: kernel={self.kernel} needs a square grid of tokens, and {main} has {count}; choose kernel=1"
+            )
 
         def dense(width: int, x: jax.Array, name: str) -> jax.Array:
             return nn.Dense(width, dtype=self.dtype, name=name)(x)
@@ -78,14 +86,23 @@ class FiLM(nn.Module):
         h, real = with_learned_token(self, tokens[main], mask[main])
         condition = [dense(self.width, masked_mean(tokens[m], mask[m]), f"condition_{m}") for m in others]
         for block in range(self.blocks):
-            u = nn.relu(dense(self.width, h, f"block{block}_in"))
-            v = dense(self.width, u, f"block{block}_out")
+            u = nn.gelu(dense(self.width, h, f"block{block}_in"))
+            v = self._convolved(zero_masked(u, real), f"block{block}_out")
             v = nn.LayerNorm(use_scale=not others, use_bias=not others, dtype=self.dtype, name=f"block{block}_norm")(v)
             if others:
                 change = dense(2 * self.width, nn.gelu(sum(condition)), f"block{block}_film")[:, None]  # [B, 1, 2D]
                 v = (1 + change[..., : self.width]) * v + change[..., self.width :]
-            h = u + nn.relu(v)
+            h = u + nn.gelu(v)
         return Fused(features=pooled_features(h, real, self.width, self.dtype), attention={})
+
+    def _convolved(self, tokens: jax.Array, name: str) -> jax.Array:
+        """Convolves the grid of tokens `[B, 1 + N, D]` after the first, which is a grid of its own."""
+        if self.kernel == 1:
+            return nn.Dense(self.width, dtype=self.dtype, name=name)(tokens)
+        conv = nn.Conv(self.width, (self.kernel, self.kernel), dtype=self.dtype, name=name)
+        rows, side = tokens.shape[0], math.isqrt(tokens.shape[1] - 1)
+        parts = conv(tokens[:, :1, None]), conv(tokens[:, 1:].reshape(rows, side, side, -1))
+        return jnp.concatenate([part.reshape(rows, -1, self.width) for part in parts], axis=1)
 
 
 class NLGate(nn.Module):

@@ -31,7 +31,7 @@ def render(scenes: Sequence[Scene], source: np.random.Philox) -> np.ndarray:
     for colour, shape, place in objects.transpose(1, 2, 0):
         x = CENTRES[place % 3] + _integers(source, -1, 2, n)
         y = CENTRES[place // 3] + _integers(source, -1, 2, n)
-        radius = 5 - 2 * several + _integers(source, 0, 2, n)  # several must not cover each other
+        radius = 6 - 3 * several + _integers(source, 0, 2, n)  # several must not cover each other
         inside = _inside(shape, x, y, radius) & (colour >= 0)[:, None, None]  # [n, H, W]
         tint = PALETTE[colour] + _integers(source, -NOISE, NOISE + 1, (n, 3))
         picture = np.where(inside[..., None], tint[:, None, None, :], picture)

@@ -48,7 +48,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Features: `image` PNG, `sentence`, `label`, `group` (the quad or block), `id`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own convention)
         tfds.core.BuilderConfig(name=name, description=description) for name, (*_, description) in VARIANTS.items()
     ]

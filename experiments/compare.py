@@ -1,0 +1,78 @@
+"""Puts finished runs side by side: mean and deviation of the test score over seeds, best first.
+
+`python -m experiments.compare RUN RUN ... [--metric=accuracy] [--output=FILE.md]`
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from mmfusion import config as configs
+from mmfusion.analysis.runs import Method, mean_and_deviation, methods, read
+from mmfusion.errors import UserError
+
+METRIC = flags.DEFINE_string("metric", "", "of result.json (default: the one that chose the checkpoints)")
+OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
+COLUMNS = ("method", "test", "worst seed", "seeds", "parameters", "seconds")
+
+
+def main(argv: Sequence[str]) -> None:
+    directories = cli.parse(argv, positional=True)
+    output = Path(OUTPUT.value) if OUTPUT.value else None
+    if not directories:
+        raise UserError("no run is given: python -m experiments.compare RUN RUN ...")
+    if output and not output.parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {output.parent}")
+    found = methods([read(directory) for directory in directories])
+    results = [run.result for method in found for run in method.runs]
+    data = {(result["data"]["name"], result["data"]["fingerprint"]) for result in results}
+    if len(data) > 1:
+        raise UserError(f"the runs are of different data: {', '.join(sorted(' '.join(one) for one in data))}")
+    config = found[0].runs[0].config
+    metric = METRIC.value or config.select
+    found.sort(key=lambda method: worst_last(method.scores("test", metric), higher=configs.selectable(config)[metric]))
+    rows = [row(method, metric, higher=configs.selectable(config)[metric]) for method in found]
+
+    from rich.console import Console
+    from rich.table import Table
+
+    made = ", ".join(f"{what} {'/'.join(sorted({str(v) for v in values}))}" for what, values in {
+        "data": [" ".join(one) for one in data],
+        "metric": [f"{metric} of the test split"],
+        "steps": [result["steps"] for result in results],
+        "device": [result["device"] for result in results],
+        **{name: [result["versions"][name] for result in results] for name in results[0]["versions"]},
+    }.items())  # fmt: skip
+    table = Table(*COLUMNS, caption=made)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+    if output:
+        lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
+        output.write_text("\n".join([*lines, "", made, ""]))
+
+
+def worst_last(scores: Sequence[float], *, higher: bool) -> float:
+    """Returns a number by which scores sort from the best mean to the worst, what is undefined last."""
+    mean = statistics.fmean(scores)
+    return math.inf if math.isnan(mean) else -mean if higher else mean
+
+
+def row(method: Method, metric: str, *, higher: bool) -> list[str]:
+    """Returns a method's cells; `higher`: whether more is better."""
+    scores = method.scores("test", metric)
+    mean, deviation = mean_and_deviation(scores)
+    shown = f"{mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+    worst = f"{(min if higher else max)(scores):.4f}"
+    if math.isnan(mean):
+        shown = worst = "undefined"
+    seconds = statistics.fmean(run.result["seconds"] for run in method.runs)
+    return [method.name, shown, worst, str(len(scores)), f"{method.runs[0].result['parameters']:,}", f"{seconds:.0f}"]
+
+
+if __name__ == "__main__":
+    cli.run(main)
