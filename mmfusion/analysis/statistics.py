@@ -1,0 +1,132 @@
+"""What paired runs say: a difference with its interval, an exact test, corrections for many, and a verdict in words.
+
+Runs are paired by seed. n pairs
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 9_999
+LEVEL, MEANINGFUL = 0.95, 0.75  # of intervals; P(A>B) that matters (Bouthillier et al. 2021)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A against B over paired seeds.
+
+    Attributes:
+      difference: mean of A - B.
+      interval: of the difference, 95 %.
+      p: of the exact sign-flip test, two-sided, not corrected.
+      better: P(A>B), ties half.
+      better_interval: of P(A>B), 95 %.
+      n: pairs.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    better: float
+    better_interval: tuple[float, float]
+    n: int
+
+
+def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
+    """Compares the scores of A and B, higher is better, of the same seeds in the same order.
+
+    Args:
+      a, b: scores `[n]`, finite.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: the lengths differ, there are fewer than two pairs, or a score is not finite.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2 or not np.isfinite([a, b]).all():
+        raise ValueError(f"a comparison needs two or more finite pairs, got {a.tolist()} and {b.tolist()}")
+    differences = a - b
+    wins = (differences > 0) + 0.5 * (differences == 0)
+    return Comparison(
+        difference=float(differences.mean()),
+        interval=mean_interval(differences, seed),
+        p=sign_flip(differences),
+        better=float(wins.mean()),
+        better_interval=percentile_interval(wins, seed),
+        n=len(a),
+    )
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Returns the BCa bootstrap interval of a mean (Efron 1987), 95 %; a point where all values are equal."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap(
+        (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def percentile_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of a mean, 95 %."""
+    rng = np.random.default_rng(seed)
+    means = rng.choice(values, size=(RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def sign_flip(differences: np.ndarray) -> float:
+    """Returns the two-sided p of the mean under all 2^n flips of sign (Fisher 1935): exact, at least 2 / 2^n.
+
+    Above 16 pairs 9,999 random flips stand for all.
+    """
+    if not differences.any():
+        return 1.0
+    resamples = np.inf if len(differences) <= 16 else RESAMPLES
+    found = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(0)
+    )
+    return float(found.pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Returns the p values corrected for their number, in the same order (Holm 1979)."""
+    order = np.argsort(p, kind="stable")
+    corrected, largest = np.empty(len(p)), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected.tolist()
+
+
+def verdict(comparison: Comparison, p: float) -> str:
+    """Returns `better`, `worse` or `cannot tell`.
+
+    Better asks for all of: p, corrected, below 0.05; the interval of the difference above 0; and, of P(A>B), an
+    interval above 0.5 whose upper end is above 0.75 (Bouthillier et al. 2021, arXiv:2103.03098). Worse is its mirror.
+    """
+    (low, high), (least, most) = comparison.interval, comparison.better_interval
+    if p < 1 - LEVEL and low > 0 and least > 0.5 and most > MEANINGFUL:
+        return "better"
+    if p < 1 - LEVEL and high < 0 and most < 0.5 and least < 1 - MEANINGFUL:
+        return "worse"
+    return "cannot tell"
+
+
+def seeds_to_tell(differences: Sequence[float], comparisons: int = 1, most: int = 1_000) -> int | None:
+    """Returns how many pairs in all would tell such a difference, four times in five; None above `most`.
+
+    By the normal approximation with the mean and deviation seen, at 0.05 divided by the number of comparisons, and at
+    least as many as let the sign-flip test reach that.
+    """
+    differences = np.asarray(differences, np.float64)
+    mean, deviation = abs(differences.mean()), differences.std(ddof=1)
+    if mean == 0:
+        return None
+    level = (1 - LEVEL) / comparisons
+    wanted = ((stats.norm.ppf(1 - level / 2) + stats.norm.ppf(0.8)) * deviation / mean) ** 2
+    needed = max(math.ceil(wanted), math.floor(math.log2(2 / level)) + 1)
+    return needed if needed <= most else None

@@ -1,0 +1,89 @@
+"""Statistics of paired runs: exact values, oracles, coverage, and how often nothing is taken for something."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmfusion.analysis import statistics
+
+
+def test_sign_flip_counts_every_flip():
+    differences = np.array([0.3, 0.1, -0.05, 0.2, 0.4])
+    flips = np.array(list(itertools.product((1, -1), repeat=5))) * differences
+    expected = (abs(flips.mean(axis=1)) >= abs(differences.mean()) - 1e-12).mean()
+    assert statistics.sign_flip(differences) == pytest.approx(expected)
+    assert statistics.sign_flip(np.full(6, 0.1)) == 2 / 2**6  # six pairs are the fewest that can be below 0.05
+    assert statistics.sign_flip(np.zeros(4)) == 1.0
+
+
+def test_holm_steps_down():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_a_clear_difference_is_told_and_its_mirror():
+    random = np.random.default_rng(0)
+    b = 0.9 + 0.01 * random.normal(size=8)
+    a = b + 0.05 + 0.005 * random.normal(size=8)
+    for first, second, sign, said in ((a, b, 1, "better"), (b, a, -1, "worse")):
+        found = statistics.compare(first, second)
+        assert sign * found.difference == pytest.approx(0.05, abs=0.01)
+        assert found.interval[0] < found.difference < found.interval[1]
+        assert found.better == (sign > 0)
+        assert found.p == 2 / 2**8
+        assert statistics.verdict(found, found.p) == said
+        assert statistics.verdict(found, 0.06) == "cannot tell"  # not after correction
+
+
+def test_equal_and_few_runs_tell_nothing():
+    same = statistics.compare([0.5] * 6, [0.5] * 6)
+    assert (same.difference, same.interval, same.p, same.better) == (0.0, (0.0, 0.0), 1.0, 0.5)
+    few = statistics.compare([0.9] * 5, [0.5] * 5)
+    assert statistics.verdict(few, few.p) == "cannot tell"  # 2 / 2^5 is above 0.05
+    for a, b in (([0.5], [0.4]), ([0.5, 0.6], [0.4]), ([0.5, np.nan], [0.4, 0.5])):
+        with pytest.raises(ValueError, match="finite pairs"):
+            statistics.compare(a, b)
+
+
+def test_the_bootstrap_is_that_of_scipy_and_repeatable():
+    values = np.random.default_rng(3).exponential(size=20)
+    reference = stats.bootstrap(
+        (values,), np.mean, n_resamples=50_000, method="BCa", rng=np.random.default_rng(1)
+    ).confidence_interval
+    found = statistics.mean_interval(values)
+    assert found == pytest.approx(tuple(reference), abs=0.02)
+    assert found == statistics.mean_interval(values)
+
+
+def test_null_experiments_give_at_most_the_nominal_rate_of_claims():
+    random = np.random.default_rng(7)
+    claims = 0
+    for _ in range(200):  # four strategies against one, all alike, seven seeds
+        scores = 0.9 + 0.01 * random.normal(size=7) + 0.02 * random.normal(size=(5, 7))
+        found = [statistics.compare(row, scores[0]) for row in scores[1:]]
+        corrected = statistics.holm([one.p for one in found])
+        claims += any(statistics.verdict(one, p) != "cannot tell" for one, p in zip(found, corrected, strict=True))
+    assert claims <= 0.05 * 200 + 2 * (200 * 0.05 * 0.95) ** 0.5
+
+
+@pytest.mark.parametrize(("n", "least"), [(6, 0.80), (20, 0.90)])
+def test_intervals_cover(n, least):
+    random = np.random.default_rng(11)
+    hits = 0
+    for trial in range(300):
+        low, high = statistics.mean_interval(1.0 + random.normal(size=n), trial)
+        hits += low <= 1.0 <= high
+    assert hits / 300 >= least
+
+
+def test_seeds_to_tell():
+    random = np.random.default_rng(5)
+    wanted = statistics.seeds_to_tell(0.5 + random.normal(size=4_000))
+    assert 28 <= wanted <= 40  # 2.8 deviations of a mean: (2.8 / 0.5)^2 = 31
+    assert statistics.seeds_to_tell(0.5 + random.normal(size=4_000), comparisons=11) > wanted
+    assert statistics.seeds_to_tell([0.1, 0.101, 0.099]) == 6  # never fewer than the exact test asks for
+    assert statistics.seeds_to_tell([0.1, -0.1]) is None
+    assert statistics.seeds_to_tell([1e-6, -1.0, 1.0]) is None
