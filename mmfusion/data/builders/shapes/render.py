@@ -29,9 +29,9 @@ def render(scenes: Sequence[Scene], source: np.random.Philox) -> np.ndarray:
     several = np.array([len(scene) > 1 for scene in scenes])
     picture = np.broadcast_to(_integers(source, 30, 110, (n, 1, 1, 1)), (n, SIZE, SIZE, 3))
     for colour, shape, place in objects.transpose(1, 2, 0):
-        x = CENTRES[place % 3] + _integers(source, -1, 2, n)
-        y = CENTRES[place // 3] + _integers(source, -1, 2, n)
         radius = 6 - 3 * several + _integers(source, 0, 2, n)  # several must not cover each other
+        column, row = (CENTRES[line] + _integers(source, -1, 2, n) for line in (place % 3, place // 3))
+        x, y = (np.clip(centre, radius, SIZE - 1 - radius) for centre in (column, row))  # whole, inside the picture
         inside = _inside(shape, x, y, radius) & (colour >= 0)[:, None, None]  # [n, H, W]
         tint = PALETTE[colour] + _integers(source, -NOISE, NOISE + 1, (n, 3))
         picture = np.where(inside[..., None], tint[:, None, None, :], picture)

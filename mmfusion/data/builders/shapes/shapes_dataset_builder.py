@@ -15,7 +15,7 @@ CHUNK = 500  # pictures drawn at once
 
 # config name: its examples, its class names, how many (train, test), and what it is
 VARIANTS = {
-    "match": (scenes.match, ("false", "true"), (16_000, 2_000), "Is the sentence true of the one object shown?"),
+    "match": (scenes.match, ("false", "true"), (48_000, 2_000), "Is the sentence true of the one object shown?"),
     "relations": (relations, ("false", "true"), (16_000, 2_000), "The same of 2 to 4 objects: places, counts, not."),
     "redundant": (scenes.redundant, scenes.COLOURS, (9_000, 1_800), "The colour, which both modalities tell."),
     "image_only": (scenes.image_only, scenes.COLOURS, (9_000, 1_800), "The picture's colour; the sentence is noise."),
