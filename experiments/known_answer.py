@@ -28,8 +28,8 @@ VARIANTS = {
 }  # rows beside the defaults, where their strategy is chosen
 NAME, CELL = 20, 14  # widths of columns
 HOW = (
-    "Accuracy in percent on fresh examples: plain, with padded sequences, with each modality absent in a quarter of "
-    "the examples. A prediction within 0.1 of one half counts as half right."
+    "Accuracy in percent on fresh examples: plain, with padded sequences, with those and each modality absent in a "
+    "quarter of the examples. A prediction within 0.1 of one half counts as half right."
 )
 
 

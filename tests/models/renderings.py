@@ -215,12 +215,26 @@ def pooled_features(p, tokens):
     return gelu(dense(p["out"], np.concatenate([tokens.mean(axis=0), tokens.max(axis=0)])))
 
 
+def convolved(p, tokens):
+    """A dense layer; with a 3×3 kernel, over the square grid of the tokens after the first, which is alone."""
+    if p["kernel"].ndim == 2:
+        return dense(p, tokens)
+    side = math.isqrt(len(tokens) - 1)
+    grid = np.pad(tokens[1:].reshape(side, side, tokens.shape[-1]), ((1, 1), (1, 1), (0, 0)))
+    around = [
+        [sum(grid[i + a, j + b] @ p["kernel"][a, b] for a in range(3) for b in range(3)) for j in range(side)]
+        for i in range(side)
+    ]
+    out = np.array(around).reshape(side * side, p["kernel"].shape[-1])
+    return np.concatenate([tokens[:1] @ p["kernel"][1, 1], out]) + p["bias"]
+
+
 def film(p, x, names):
     main, *others = names
     h, means = with_token(p, x, main), or_zeros(mean_of(x), names, p["token"].shape[-1])
     for number in ("block0", "block1"):
         u = gelu(dense(p[f"{number}_in"], h))
-        v = layer_norm(p.get(f"{number}_norm", {}), dense(p[f"{number}_out"], u))
+        v = layer_norm(p.get(f"{number}_norm", {}), convolved(p[f"{number}_out"], u))
         if others:
             condition = gelu(sum(dense(p[f"condition_{m}"], means[m]) for m in others))
             gamma, beta = np.split(dense(p[f"{number}_film"], condition), 2)

@@ -133,6 +133,22 @@ def test_is_its_formula(name, count):
         np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
 
 
+def test_film_looks_around_in_a_square_grid():
+    tokens, mask = take(3)
+    mask = without(mask, "image", 1)
+    film = FUSIONS["film"](width=WIDTH, kernel=3, main="image")
+    variables = random_variables(film, tokens, mask, train=False)
+    out = jax.jit(lambda v: film.apply(v, tokens, mask, train=False).features)(variables)
+    params = jax.tree.map(np.float64, variables["params"])
+    for row in range(3):
+        present = {m: np.float64(tokens[m][row, mask[m][row]]) for m in tokens if mask[m][row].any()}
+        expected = renderings.film(params, present, ["image", "audio", "text"])
+        np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
+    film = FUSIONS["film"](width=WIDTH, kernel=3, main="text")
+    with pytest.raises(UserError, match="kernel=3 needs a square grid of tokens, and text has 5"):
+        jax.eval_shape(lambda: film.init(jax.random.key(0), tokens, mask, train=False))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("name", renderings.DECISION)
 def test_decision_is_its_formula(name, count):
