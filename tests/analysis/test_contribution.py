@@ -1,0 +1,145 @@
+"""Contribution, interaction, information and calibration, on inputs whose answers are known."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mmfusion.analysis import calibration, contribution, information, interaction
+
+RANDOM = np.random.default_rng(0)
+
+
+def accuracy(labels):
+    return lambda logits: float((logits.argmax(axis=1) == labels).mean())
+
+
+def test_shapley_values_share_what_is_gained():
+    value = {s: float(RANDOM.normal()) for s in contribution.subsets("abc")}
+    phi = contribution.shapley(value)
+    assert sum(phi.values()) == pytest.approx(value["a", "b", "c"] - value[()])
+    orders = list(itertools.permutations("abc"))
+    for m in "abc":
+        gains = [value[tuple(sorted((*o[: o.index(m)], m)))] - value[tuple(sorted(o[: o.index(m)]))] for o in orders]
+        assert phi[m] == pytest.approx(np.mean(gains))
+
+
+def test_shapley_values_of_xor_copy_and_one():
+    xor = {(): 0.5, ("a",): 0.5, ("b",): 0.5, ("a", "b"): 1.0}
+    copy = {(): 0.5, ("a",): 1.0, ("b",): 1.0, ("a", "b"): 1.0}
+    one = {(): 0.5, ("a",): 1.0, ("b",): 0.5, ("a", "b"): 1.0}
+    assert contribution.shapley(xor) == contribution.shapley(copy) == {"a": 0.25, "b": 0.25}
+    assert contribution.shapley(one) == {"a": 0.5, "b": 0.0}
+    with pytest.raises(ValueError, match=r"missing \[\('b',\)\]"):
+        contribution.shapley({(): 0.5, ("a",): 1.0, ("a", "b"): 1.0})
+
+
+def test_permuting_what_is_not_used_costs_nothing():
+    label = RANDOM.integers(0, 4, 2000)
+
+    def score(rows):  # reads a only
+        return float((label[rows["a"]] == label).mean())
+
+    lost = contribution.perceptual(score, "ab", 2000, repeats=5, seed=0)
+    assert lost["b"] == 0.0
+    assert lost["a"] == pytest.approx(0.75, abs=0.02)
+    with pytest.raises(ValueError, match="not defined"):
+        contribution.perceptual(lambda rows: 0.0, "ab", 10, repeats=1, seed=0)
+
+
+def test_an_additive_model_is_its_own_projection():
+    left, right = RANDOM.normal(size=(2, 40, 3))
+    table = left[:, None] + right[None]
+    np.testing.assert_allclose(interaction.emap(table), left + right, atol=1e-12)
+    assert interaction.interaction_gain(table, accuracy(RANDOM.integers(0, 3, 40))) == 0.0
+
+
+def test_xor_is_all_interaction():
+    a, b = np.array(list(itertools.product((0, 1), repeat=2)) * 10).T
+    table = np.eye(2)[a[:, None] ^ b[None]]  # [n, n, 2]
+    projected = interaction.emap(table)
+    np.testing.assert_allclose(projected, 0.5)
+    gain = interaction.interaction_gain(table, lambda f: float((f[:, 1] - f[:, 0]) @ (2 * (a ^ b) - 1)) / len(a))
+    assert gain == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="all pairs"):
+        interaction.emap(table[:3])
+
+
+def test_the_projection_is_the_nearest_additive_function():
+    table = RANDOM.normal(size=(6, 6, 1))
+    design = np.array([[*np.eye(6)[i], *np.eye(6)[j]] for i in range(6) for j in range(6)])
+    fitted = design @ np.linalg.lstsq(design, table.reshape(36), rcond=None)[0]
+    np.testing.assert_allclose(interaction.emap(table)[:, 0], fitted.reshape(6, 6).diagonal(), atol=1e-12)
+
+
+BITS = list(itertools.product((0, 1), repeat=2))
+TABLES = {  # redundant, unique 1, unique 2, synergy in bits
+    "xor": ({(a, b, a ^ b): 0.25 for a, b in BITS}, (0, 0, 0, 1)),
+    "copy": ({(a, a, a): 0.5 for a in (0, 1)}, (1, 0, 0, 0)),
+    "first": ({(a, b, a): 0.25 for a, b in BITS}, (0, 1, 0, 0)),
+    "second": ({(a, b, b): 0.25 for a, b in BITS}, (0, 0, 1, 0)),
+    "both": ({(a, b, 2 * a + b): 0.25 for a, b in BITS}, (0, 1, 1, 0)),
+    "and": ({(a, b, a & b): 0.25 for a, b in BITS}, (0.311278, 0, 0, 0.5)),
+    "nothing": ({(a, b, c): 0.125 for a, b in BITS for c in (0, 1)}, (0, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_information_of_known_gates(name):
+    entries, expected = TABLES[name]
+    table = np.zeros((2, 2, 4))
+    for cell, chance in entries.items():
+        table[cell] = chance
+    found = information.decompose(table)
+    np.testing.assert_allclose((found.redundant, found.unique_1, found.unique_2, found.synergy), expected, atol=2e-4)
+
+
+def test_information_is_bounded_and_sums():
+    for _ in range(5):
+        p = RANDOM.dirichlet(np.full(3 * 4 * 2, 0.5)).reshape(3, 4, 2)
+        found = information.decompose(p)
+        first, second = information._information(p.sum(axis=1)), information._information(p.sum(axis=0))
+        both = information._information(p.reshape(12, 2))
+        assert found.redundant + found.unique_1 == pytest.approx(first, abs=1e-6)
+        assert found.redundant + found.unique_2 == pytest.approx(second, abs=1e-6)
+        assert found.redundant + found.unique_1 + found.unique_2 + found.synergy == pytest.approx(both, abs=1e-6)
+        assert -1e-9 <= found.redundant <= min(first, second) + 1e-6
+    for wrong in (np.zeros((2, 2, 2)), np.full((2, 2), 0.25), np.full((2, 2, 2), np.nan), -np.ones((2, 2, 2))):
+        with pytest.raises(ValueError, match="finite probabilities"):
+            information.decompose(wrong)
+
+
+def drawn(rows=200_000, scale=2.0):
+    logits = scale * RANDOM.normal(size=(rows, 3))
+    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return logits, (RANDOM.random((rows, 1)) > chance.cumsum(axis=1)).sum(axis=1)
+
+
+@pytest.mark.parametrize("equal_mass", [False, True])
+def test_a_calibrated_model_has_no_error_and_temperature_one(equal_mass):
+    logits, targets = drawn()
+    found = calibration.reliability(logits, targets, equal_mass=equal_mass)
+    assert found.error < 0.005
+    assert found.count.sum() == len(targets)
+    assert calibration.temperature(logits, targets) == pytest.approx(1.0, abs=0.02)
+    if equal_mass:
+        assert np.ptp(found.count) <= 1
+
+
+def test_a_temperature_takes_overconfidence_back():
+    logits, targets = drawn()
+    sure = 3.0 * logits
+    assert calibration.reliability(sure, targets).error > 0.05
+    found = calibration.temperature(sure, targets)
+    assert found == pytest.approx(3.0, abs=0.05)
+    assert calibration.nll(sure, targets, found) < calibration.nll(sure, targets)
+    assert calibration.reliability(sure / found, targets).error < 0.005
+
+
+def test_the_error_is_that_of_the_metrics():
+    from mmfusion import metrics
+
+    logits, targets = drawn(500)
+    scores = metrics.classification(logits, targets, np.ones(500))
+    assert calibration.reliability(logits, targets).error == pytest.approx(scores["ece"])
+    assert calibration.nll(logits, targets) == pytest.approx(scores["nll"])
