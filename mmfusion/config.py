@@ -21,6 +21,8 @@ from mmfusion.objectives import REGRESSION_LOSSES
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
 BELOW_ONE = ("valid_fraction", "max_bad_fraction", "dropout", "label_smoothing")  # keys, wherever they are
+# What may differ when a run is continued: where things are and how fast, never what is computed.
+PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
 MAY_BE_ZERO = ("layers", "fuse_from", "project")  # of the model: none, the first, as wide as the budget allows
 
 
@@ -299,6 +301,13 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(inner) for key, inner in value.items()}
     return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Returns nested JSON values by dotted path; an empty section is a value."""
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    return {k: v for key, inner in values.items() for k, v in flat(inner, f"{path}.{key}" if path else key).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -29,9 +29,6 @@ from mmfusion.logger import Logger, model_table, results_table, write_json
 from mmfusion.models.summary import summarize
 from mmfusion.progress import Meter, Progress, Trace
 
-# What may differ when a run is continued: where things are and how fast, never what is computed.
-PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
-
 
 def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> dict[str, Any]:
     """Trains a checked config in a directory, or continues there, and tests the best checkpoint once.
@@ -184,19 +181,13 @@ def _check_workdir(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    saved, mine = (_flat(values) for values in (configs.read_json(path), configs.to_json(config)))
-    for key in sorted({*saved, *mine} - set(PLACES)):
+    saved, mine = (configs.flat(values) for values in (configs.read_json(path), configs.to_json(config)))
+    for key in sorted({*saved, *mine} - set(configs.PLACES)):
         if saved.get(key) != mine.get(key):
             raise UserError(
                 f"{workdir} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
                 f"{mine.get(key)!r}; give another --workdir, or its own config"
             )
-
-
-def _flat(values: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {path: values}
-    return {k: v for key, inner in values.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
 
 
 def _check_data(saved: dict[str, Any], dataset: Dataset, workdir: Path) -> None:

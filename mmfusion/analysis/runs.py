@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.errors import UserError, nearest
-
-NOT_THE_METHOD = ("seed", "data.dir", "data.manual_dir")  # of a config; runs that differ in nothing else are one method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +81,8 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _apart_from_seed(run: Run) -> dict[str, Any]:
-    flat = dict(_flat(configs.to_json(run.config)))
-    return {key: value for key, value in flat.items() if key not in NOT_THE_METHOD}
+    flat = configs.flat(configs.to_json(run.config))
+    return {key: value for key, value in flat.items() if key not in ("seed", *configs.PLACES)}
 
 
 def _name(one: dict[str, Any], each: Sequence[dict[str, Any]]) -> str:
@@ -93,11 +91,3 @@ def _name(one: dict[str, Any], each: Sequence[dict[str, Any]]) -> str:
     alike = [other for other in each if all(other.get(key) == one[key] for key in apart)]
     more = [key for key in one if any(other.get(key) != one[key] for other in alike)]
     return " ".join([*(str(one[key]) for key in apart), *(f"{key}={one[key]}" for key in more)]) or "one config"
-
-
-def _flat(tree: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
