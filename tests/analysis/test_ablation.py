@@ -1,0 +1,149 @@
+"""Plans and their runs: what is in the grid, what may not change, and what a run of it leaves."""
+
+import functools
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mmfusion import config as configs
+from mmfusion.analysis import plan as plans
+from mmfusion.analysis import runner
+from mmfusion.errors import UserError
+from tests import tiny
+
+
+def make(fusion, seed, modalities, **changes):
+    arg = [f"seed={seed}"] + [f"fusion={fusion}"] * bool(fusion) + [f"modalities={modalities}"] * bool(modalities)
+    return tiny.config(",".join(arg), changes)
+
+
+def test_every_method_has_every_seed_and_every_value():
+    plan = plans.build(make, ["gmu", "concat"], 2, {"optim.learning_rate": [1e-3, 3e-4], "model.width": [8, 16]})
+    methods = [f"{what} model.width={width}" for what in ("gmu", "concat", "image alone", "text alone")
+               for width in (8, 16)]  # fmt: skip
+    assert {cell.method for cell in plan.cells} == set(methods)
+    assert len(plan.cells) == 2 * 8 * 2
+    assert [cell.config["seed"] for cell in plan.cells] == [0] * 16 + [1] * 16  # a strategy is compiled once first
+    for cell in plan.cells:
+        assert cell.floor == ("alone" in cell.method)
+        assert cell.tried == {"optim.learning_rate": cell.config["optim"]["learning_rate"]}
+        assert f"model.width={cell.config['model']['width']}" in cell.method
+        assert set(cell.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=-")
+    floor = {cell.method.split()[0]: cell for cell in plan.cells if cell.floor}
+    assert set(floor["image"].config["model"]["encoders"]) == {"image"}
+
+
+def test_one_modality_has_no_floor_of_its_own():
+    plan = plans.build(functools.partial(_only, "image"), ["gmu"], 1, {})
+    assert [cell.method for cell in plan.cells] == ["gmu"]
+
+
+def _only(modality, fusion, seed, _):
+    return make(fusion, seed, modality)
+
+
+@pytest.mark.parametrize(
+    ("fusions", "seeds", "vary", "said"),
+    [
+        ([], 1, {}, "the grid is empty"),
+        (["gmu"], 0, {}, "the grid is empty"),
+        (["gmu"], 1, {"optim.learning_rate": []}, "the grid is empty"),
+        (["gmu", "gmu"], 1, {}, "given twice"),
+        (["gmu"], 1, {"optim.learning_rat": [1e-3]}, r"config\.optim\.learning_rat is no key"),
+        (["concat"], 1, {"model.fusion.heads": [2]}, r"config\.model\.fusion\.heads is no key of concat"),
+    ],
+)
+def test_wrong_grids_are_refused(fusions, seeds, vary, said):
+    with pytest.raises(UserError, match=said):
+        plans.build(make, fusions, seeds, vary)
+
+
+def test_a_directory_belongs_to_one_plan_and_one_code(tmp_path, monkeypatch):
+    plan = plans.build(make, ["gmu"], 1, {})
+    assert plans.settle(plan, tmp_path / "a") == plans.settle(plan, tmp_path / "a") == plan
+    with pytest.raises(UserError, match="belongs to another ablation: its cell concat_seed=0 is not there"):
+        plans.settle(plans.build(make, ["gmu", "concat"], 1, {}), tmp_path / "a")
+    with pytest.raises(UserError, match="its cell gmu_seed=0 differs"):
+        plans.settle(plans.build(functools.partial(make, steps=4), ["gmu"], 1, {}), tmp_path / "a")
+    monkeypatch.setattr(plans, "code_digest", lambda: "other")
+    with pytest.raises(UserError, match=r"begun with other code \(\w{16}, now other\)"):
+        plans.settle(plans.build(make, ["gmu"], 1, {}), tmp_path / "a")
+
+
+def test_shards_are_all_cells_once():
+    cells = list(range(7))
+    parts = [runner.shard(cells, f"{i}/3") for i in range(3)]
+    assert sorted(cell for part in parts for cell in part) == cells
+    assert runner.shard(cells, "0/1") == cells
+    for wrong in ("3/3", "1", "a/b", "-1/2", "0/0"):
+        with pytest.raises(ValueError, match="must be i/n"):
+            runner.shard(cells, wrong)
+
+
+def nothing():
+    pass
+
+
+def die_once():
+    """Kills the first process that is begun."""
+    marker = Path(os.environ["MMFUSION_TESTS_MARKER"])
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_cell_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_path, data_dir, monkeypatch):
+    changed = functools.partial(make, **{"data.dir": data_dir, "steps": 4})
+    plan = plans.build(changed, ["concat"], 2, {"data.name": ["shapes/match", "shapes/none"]})
+    cells = [cell for cell in plan.cells if not cell.floor]
+    assert len(cells) == 4
+    monkeypatch.setenv("MMFUSION_TESTS_MARKER", str(tmp_path / "marker"))
+    ended = {cell.name: error for cell, error in runner.run(cells, tmp_path, 2, die_once)}
+    assert set(ended) == {cell.name for cell in cells}
+    killed = [name for name, error in ended.items() if error == "its process ended with status -9"]
+    assert len(killed) == 1
+    for cell in cells:
+        folder = runner.cell_directory(tmp_path, cell)
+        if cell.name in killed:
+            continue
+        if "none" in cell.name:
+            assert "UserError" in json.loads((folder / "failed.json").read_text())["error"]
+        else:
+            assert runner.is_done(tmp_path, cell) and not (folder / "failed.json").exists()
+
+    # Once more: what was killed is done, what cannot be done fails again, the rest is left as it is.
+    done = {cell.name: (runner.cell_directory(tmp_path, cell) / "result.json").stat().st_mtime_ns
+            for cell in cells if runner.is_done(tmp_path, cell)}  # fmt: skip
+    again = {cell.name: error for cell, error in runner.run(cells, tmp_path, 1, nothing)}
+    assert not set(again) & set(done)
+    for cell in cells:
+        assert runner.is_done(tmp_path, cell) == ("none" not in cell.name)
+        if cell.name in done:
+            assert (runner.cell_directory(tmp_path, cell) / "result.json").stat().st_mtime_ns == done[cell.name]
+    assert list(runner.run([cell for cell in cells if runner.is_done(tmp_path, cell)], tmp_path, 2, nothing)) == []
+
+
+def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
+    import jax
+    import numpy as np
+
+    from mmfusion.assemble import assemble
+    from mmfusion.data import dataset as datasets
+    from mmfusion.data import pipeline
+
+    plan = plans.build(functools.partial(make, **{"data.dir": data_dir}), ["gmu", "concat"], 2, {})
+    seen = {}
+    for cell in plan.cells:
+        if not cell.floor:
+            config = configs.from_json(cell.config)
+            dataset = datasets.load(config.data, seed=config.seed)
+            params = jax.device_get(assemble(config, dataset).initial_state(config.seed).params)
+            batch = next(
+                pipeline.train_batches(dataset.splits["train"], seed=config.seed, batch_size=16, first=0, last=1)
+            )
+            seen[cell.method, config.seed] = {m: params[f"encoders_{m}"] for m in ("image", "text")}, batch.id
+    jax.tree.map(np.testing.assert_array_equal, seen["gmu", 0], seen["concat", 0])
+    assert not np.array_equal(seen["gmu", 0][1], seen["gmu", 1][1])
