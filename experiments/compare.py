@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     table = Table(*COLUMNS, caption=made)
     for cells in rows:
         table.add_row(*cells)
-    Console().print(table)
+    Console(width=None if Console().is_terminal else 120).print(table)
     if output:
         lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
         output.write_text("\n".join([*lines, "", made, ""]))

@@ -24,6 +24,8 @@ DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
     names = chosen(FUSIONS_FLAG.value)
+    if PLOT.value and not Path(PLOT.value).parent.is_dir():
+        raise UserError(f"--plot={PLOT.value}: there is no folder {Path(PLOT.value).parent}")
     cli.settle_compilation_cache()
 
     import jax
@@ -61,11 +63,14 @@ def main(argv: Sequence[str]) -> None:
         f"M grows; jax {jax.__version__}, {jax.devices()[0].device_kind}",
     )  # fmt: skip
     for name in names:
-        one = cost(FUSIONS[name], base, compiled=True)
+        try:
+            one = cost(FUSIONS[name], base, compiled=True)
+            first = f"{one.parameters:,}", shown(one.flops), f"{shown(one.memory)}B"
+        except UserError:
+            first = "refused", "", ""
         costs.add_row(
-            name, f"{one.parameters:,}", shown(one.flops), f"{shown(one.memory)}B",
-            *(flops(name, tokens=n) for n in TOKENS), *(flops(name, modalities=m) for m in MODALITIES),
-        )  # fmt: skip
+            name, *first, *(flops(name, tokens=n) for n in TOKENS), *(flops(name, modalities=m) for m in MODALITIES)
+        )
     console.print(costs)
     if PLOT.value:
         plot(names, base, Path(PLOT.value))
@@ -113,7 +118,10 @@ def plot(names: Sequence[str], base, path: Path) -> None:
     ends = []
     for name in names:
         kind = FUSIONS[name]
-        flops = [cost(kind, dataclasses.replace(base, tokens=n)).flops for n in tokens]
+        try:
+            flops = [cost(kind, dataclasses.replace(base, tokens=n)).flops for n in tokens]
+        except UserError:
+            continue  # the table says so
         colour = f"C{families.index(kind.declares.family)}"
         axes.plot(tokens, flops, color=colour, linewidth=1, alpha=0.8)
         ends.append((flops[-1], name, colour))

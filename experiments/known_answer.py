@@ -153,7 +153,8 @@ def markdown(names, reports, reasons: list[str], verdict: str, seconds: float, a
 
     rows += floors(Size())
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
-    command = " ".join(["python -m experiments.known_answer", *argv[1:]])
+    flags_given = [flag for flag in argv[1:] if not flag.startswith("--output")]
+    command = " ".join(["python -m experiments.known_answer", *flags_given])
     made = (
         f"`{command}`: {seconds:.0f} s; jax {jax.__version__}, flax {flax.__version__}, "
         f"Python {platform.python_version()}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"

@@ -23,7 +23,7 @@ POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every"
 BELOW_ONE = ("valid_fraction", "max_bad_fraction", "dropout", "label_smoothing")  # keys, wherever they are
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
-MAY_BE_ZERO = ("layers", "fuse_from", "project")  # of the model: none, the first, as wide as the budget allows
+MAY_BE_ZERO = ("fuse_from", "project")  # of the model: the first, as wide as the budget allows
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -229,6 +229,11 @@ def _check_data(config: ConfigDict) -> None:
             if min(options.std) <= 0:
                 raise UserError(f"config.{path}.std must be above 0, got {tuple(options.std)}")
     for name, options in data.targets.items():
+        if options.kind != "classification" and FUSIONS[config.model.fusion.name].declares.classes_only:
+            raise UserError(
+                f"config.model.fusion.name={config.model.fusion.name!r} is for classes that exclude each other, and "
+                f"data.targets.{name} is {options.kind}; choose late_mean"
+            )
         if options.kind == "regression":
             _check_member(options.loss, REGRESSION_LOSSES, f"data.targets.{name}.loss")
 

@@ -95,7 +95,7 @@ def draw(
     *symbols, label = jnp.unravel_index(outcome, table.shape)
     shown, mask = {}, {}
     for i, m in enumerate(MODALITIES[:modalities]):
-        k = jax.random.split(keys[1 + i], 5)
+        k = jax.random.split(keys[1 + i], 4)
         kinds = jnp.asarray(_prototypes(i, width), jnp.float32)  # [2 + DISTRACTORS, D]
         uniform = jax.random.uniform(k[0], (3, rows))
         count = jnp.where(padded, 1 + jnp.floor(uniform[0] * tokens).astype(jnp.int32), tokens)  # [B]

@@ -6,6 +6,7 @@ B batch · M modalities · N tokens · D width · C classes
 """
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import flax.core
@@ -63,16 +64,21 @@ def path_name(path: tuple) -> str:
 def failures(strategy: nn.Module) -> list[str]:
     """Returns every failure of a strategy that shows without training."""
     found = any_modalities(strategy)
-    runs = [m for m in (1, 2, 3) if _shapes(strategy, m) is not None]
+    runs = taken(strategy, (1, 2, 3))
     for modalities in runs:
         found += masks(strategy, modalities)
     several = [_Random(strategy, m) for m in runs if m > 1]
     return found + declared(strategy, several) + [f for random in several[-1:] for f in jit_is_eager(random)]
 
 
+def taken(strategy: nn.Module, modalities: Iterable[int]) -> list[int]:
+    """Returns which numbers of modalities the strategy does not refuse by a UserError."""
+    return [count for count in modalities if _shapes(strategy, count) is not None]
+
+
 def any_modalities(strategy: nn.Module) -> list[str]:
     """Returns a failure unless M = 1 to 4 are taken where declared, and one is refused by a UserError elsewhere."""
-    refused = [str(m) for m in (1, 2, 3, 4) if _shapes(strategy, m) is None]
+    refused = [str(m) for m in (1, 2, 3, 4) if not taken(strategy, [m])]
     if type(strategy).declares.any_modalities == (not refused):
         return []
     if refused:

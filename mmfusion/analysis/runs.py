@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,9 @@ def methods(runs: Sequence[Run]) -> list[Method]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Returns the mean, and the standard deviation of a sample (n - 1), None of a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    """Returns the mean, and the standard deviation of a sample (n - 1), None of a single or an undefined value."""
+    mean = statistics.fmean(values)
+    return mean, None if len(values) < 2 or math.isnan(mean) else statistics.stdev(values)
 
 
 def _apart_from_seed(run: Run) -> dict[str, Any]:

@@ -63,13 +63,14 @@ def test_the_command_sorts_best_first_and_writes_the_table(tmp_path, command):
         finished(tmp_path / "b", "fusion=gmu,seed=1", 0.5),
         finished(tmp_path / "c", "fusion=concat", 0.75),
         finished(tmp_path / "d", "fusion=mean", None),
+        finished(tmp_path / "e", "fusion=mean,seed=1", 0.5),
     ]
     done = command("experiments.compare", *map(str, made), f"--output={tmp_path}/table.md")
     assert done.returncode == 0, done.stderr
     _, _, *rows = (tmp_path / "table.md").read_text().splitlines()
     assert rows[0] == "| concat | 0.7500 | 0.7500 | 1 | 1,234 | 60 |"
     assert rows[1] == "| gmu | 0.6250 ± 0.1768 | 0.5000 | 2 | 1,234 | 60 |"
-    assert rows[2] == "| mean | undefined | undefined | 1 | 1,234 | 60 |"
+    assert rows[2] == "| mean | undefined | undefined | 2 | 1,234 | 60 |"
     done = command("experiments.compare", *map(str, made[:3]), "--metric=loss", f"--output={tmp_path}/loss.md")
     assert "| gmu | 0.3750 ± 0.1768 | 0.5000 | 2 |" in (tmp_path / "loss.md").read_text().splitlines()[3]
 

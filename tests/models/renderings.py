@@ -231,12 +231,14 @@ def convolved(p, tokens):
 
 def film(p, x, names):
     main, *others = names
-    h, means = with_token(p, x, main), or_zeros(mean_of(x), names, p["token"].shape[-1])
+    h, means = with_token(p, x, main), mean_of(x)
     for number in ("block0", "block1"):
         u = gelu(dense(p[f"{number}_in"], h))
         v = layer_norm(p.get(f"{number}_norm", {}), convolved(p[f"{number}_out"], u))
         if others:
-            condition = gelu(sum(dense(p[f"condition_{m}"], means[m]) for m in others))
+            condition = gelu(
+                sum((dense(p[f"condition_{m}"], means[m]) for m in others if m in x), np.zeros(h.shape[-1]))
+            )
             gamma, beta = np.split(dense(p[f"{number}_film"], condition), 2)
             v = (1 + gamma) * v + beta
         h = u + gelu(v)

@@ -6,16 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.fusion.contract import Declaration, Fused, pool, project_each
 from mmfusion.models.layers import masked_softmax, row_keys, zero_masked
 
 
 def project(tokens: dict[str, jax.Array], pooled: list[jax.Array], width: int, dtype: Any) -> jax.Array:
     """Returns W_m x_m + b_m of each modality, stacked in sorted order `[B, M, width]`."""
-    names = sorted(tokens)
-    return jnp.stack(
-        [nn.Dense(width, dtype=dtype, name=f"project_{m}")(x) for m, x in zip(names, pooled, strict=True)], axis=1
-    )
+    return jnp.stack(project_each(sorted(tokens), pooled, width, dtype), axis=1)
 
 
 class Mean(nn.Module):
@@ -90,7 +87,7 @@ class EmbraceNet(nn.Module):
     """Each feature is taken from one present modality, drawn anew for each row (Choi & Lee 2019, arXiv:1904.09078).
 
     Docking is d_m = ReLU(W_m x_m + b_m); in training feature i is d_m[i] with m drawn uniformly from the present
-    modalities, in evaluation the mean over them, which is what the draw has on average.
+    modalities, in evaluation the mean over them, which is what the draw has on average, so that it is repeatable.
 
     Attributes:
       width: width D of the features.

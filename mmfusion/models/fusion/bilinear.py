@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.fusion.contract import Declaration, Fused, pool, project_each
 from mmfusion.models.layers import zero_masked
 
 
@@ -24,15 +24,11 @@ def product(factors: list[jax.Array], present: jax.Array) -> jax.Array:
     return jnp.broadcast_to(result, factors[0].shape)
 
 
-def project_each(
+def factors_of(
     names: list[str], pooled: list[jax.Array], shape: tuple[int, ...], dtype: Any, prefix: str = "project"
 ) -> list[jax.Array]:
     """Returns [x_m; 1] · U_m `[B, *shape]` of each modality; the row of the 1 starts at ones, so a factor near 1."""
-    ones = nn.initializers.ones
-    return [
-        nn.DenseGeneral(shape, bias_init=ones, dtype=dtype, name=f"{prefix}_{m}")(x)
-        for m, x in zip(names, pooled, strict=True)
-    ]
+    return project_each(names, pooled, shape, dtype, prefix, nn.initializers.ones)
 
 
 def power_normalised(x: jax.Array) -> jax.Array:
@@ -60,7 +56,7 @@ class LowRankTensor(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
         del train
         pooled, present = pool(tokens, mask)
-        factors = project_each(sorted(tokens), pooled, (self.rank, self.width), self.dtype)  # M times [B, r, D]
+        factors = factors_of(sorted(tokens), pooled, (self.rank, self.width), self.dtype)  # M times [B, r, D]
         weights = self.param("weights", nn.initializers.normal(self.rank**-0.5), (self.rank,)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
         return Fused(features=jnp.einsum("r,brd->bd", weights, product(factors, present)) + bias, attention={})
@@ -97,8 +93,7 @@ class Multiplicative(nn.Module):
             )
         names = sorted(tokens)
         features = jnp.zeros((), self.dtype)
-        for i, m in enumerate(names):
-            linear = nn.Dense(self.width, dtype=self.dtype, name=f"project_{m}")(pooled[i])
+        for i, linear in enumerate(project_each(names, pooled, self.width, self.dtype)):
             features = features + zero_masked(linear, present[:, i])
         for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
             scale = nn.initializers.normal(1 / pooled[i].shape[-1])
@@ -124,13 +119,13 @@ class MLB(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
         del train
         pooled, present = pool(tokens, mask)
-        factors = [nn.tanh(f) for f in project_each(sorted(tokens), pooled, (self.width,), self.dtype)]
+        factors = [nn.tanh(f) for f in factors_of(sorted(tokens), pooled, (self.width,), self.dtype)]
         out = nn.Dense(self.width, dtype=self.dtype, name="out")
         return Fused(features=out(product(factors, present)), attention={})
 
 
 class MFB(nn.Module):
-    """Factorised bilinear pooling: Σ over k of Π_m U_m x_m, signed root, length 1 (Yu et al. 2017, arXiv:1708.01471).
+    """Factorised bilinear pooling: Σ_k Π_m [x_m; 1] · U_m, signed root, length 1 (Yu et al. 2017, arXiv:1708.01471).
 
     Attributes:
       width: width D of the features.
@@ -148,7 +143,7 @@ class MFB(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
         del train
         pooled, present = pool(tokens, mask)
-        expanded = project_each(sorted(tokens), pooled, (self.width, self.factors), self.dtype)  # M times [B, D, k]
+        expanded = factors_of(sorted(tokens), pooled, (self.width, self.factors), self.dtype)  # M times [B, D, k]
         return Fused(features=power_normalised(product(expanded, present).sum(axis=-1)), attention={})
 
 
@@ -177,7 +172,7 @@ class MFH(nn.Module):
         pooled, present = pool(tokens, mask)
         expanded, blocks = jnp.ones((), self.dtype), []
         for i in range(self.order):
-            factors = project_each(sorted(tokens), pooled, (self.width, self.factors), self.dtype, f"block{i}")
+            factors = factors_of(sorted(tokens), pooled, (self.width, self.factors), self.dtype, f"block{i}")
             expanded = expanded * product(factors, present)  # [B, D, k]
             blocks.append(power_normalised(expanded.sum(axis=-1)))
         out = nn.Dense(self.width, dtype=self.dtype, name="out")

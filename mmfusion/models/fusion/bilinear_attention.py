@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.fusion.contract import Declaration, Fused, pool, project_each
 from mmfusion.models.layers import masked_softmax, zero_masked
 
 
@@ -16,9 +16,9 @@ class BilinearAttention(nn.Module):
     """BAN (Kim et al. 2018, arXiv:1805.07932), summed over the pairs of modalities.
 
     In each glimpse a map A over all pairs of tokens, softmax of p · (ReLU(U a_i) ⊙ ReLU(V b_j)), weighs
-    Σ_ij A_ij (U' a_i ⊙ V' b_j). The glimpses are projected and added to Σ_m W_m x_m of the masked means, as the
-    paper's residuals start from a pooled question; a pair of which one is absent adds nothing. A modality alone is
-    paired with itself.
+    Σ_ij A_ij (U' a_i ⊙ V' b_j), with values that the glimpses share. The glimpses are concatenated, projected and
+    added to Σ_m W_m x_m of the masked means, where the paper chains them over the question's tokens; a pair of which
+    one is absent adds nothing. A modality alone is paired with itself.
 
     Attributes:
       width: width D of tokens and features.
@@ -46,8 +46,7 @@ class BilinearAttention(nn.Module):
         names = sorted(tokens)
         pooled, present = pool(tokens, mask)
         features, attention = jnp.zeros((), self.dtype), {}
-        for i, m in enumerate(names):
-            linear = nn.Dense(self.width, dtype=self.dtype, name=f"project_{m}")(pooled[i])
+        for i, linear in enumerate(project_each(names, pooled, self.width, self.dtype)):
             features = features + zero_masked(linear, present[:, i])
 
         def dense(x: jax.Array, name: str) -> jax.Array:

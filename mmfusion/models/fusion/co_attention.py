@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration, Fused
+from mmfusion.models.fusion.sequence import cut, joined
 from mmfusion.models.layers import Dropout, TransformerBlock, masked_max, masked_mean
 
 POOLS = {"mean": (masked_mean,), "max": (masked_max,), "mean_max": (masked_mean, masked_max)}
@@ -57,16 +58,12 @@ class CoAttention(nn.Module):
         for layer in range(self.layers):
             updated = {}
             for m in names:
-                keys = jnp.concatenate([tokens[k] for k in others[m]], axis=1)  # [B, Nk, D]
-                keys_mask = jnp.concatenate([mask[k] for k in others[m]], axis=1)  # [B, Nk]
+                keys, keys_mask, sizes = joined(tokens, mask, others[m])  # [B, Nk, D], [B, Nk]
                 block = TransformerBlock(
                     self.heads, self.width, self.mlp_ratio, self.dropout, self.dtype, name=f"{m}_{layer}"
                 )
                 updated[m], weights = block(tokens[m], mask[m], keys, keys_mask, train=train)
-                start = 0
-                for k in others[m]:
-                    attention[m, k] = weights[..., start : start + tokens[k].shape[1]]  # [B, h, N_m, N_k]
-                    start += tokens[k].shape[1]
+                attention |= cut(weights, [m], [tokens[m].shape[1]], others[m], sizes)
             tokens = updated
         pooled = []
         for m in names:

@@ -3,7 +3,6 @@
 A learned token stands beside the main modality's, so that the others are heard where the main one is absent.
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.fusion.contract import Declaration, Fused
-from mmfusion.models.layers import Attention, masked_max, masked_mean, zero_masked
+from mmfusion.models.fusion.contract import Declaration, Fused, project_each
+from mmfusion.models.fusion.sequence import cut, joined, mean_max
+from mmfusion.models.layers import Attention, masked_mean, zero_masked
 
 
 def choose_main(strategy: str, main: str, names: Iterable[str]) -> tuple[str, list[str]]:
@@ -40,20 +40,19 @@ def with_learned_token(module: nn.Module, tokens: jax.Array, mask: jax.Array) ->
 
 def pooled_features(tokens: jax.Array, mask: jax.Array, width: int, dtype: Any) -> jax.Array:
     """Returns GELU(W [mean; max]) `[B, width]` of the real tokens; call it in a compact method."""
-    both = jnp.concatenate([masked_mean(tokens, mask), masked_max(tokens, mask)], axis=-1)  # [B, 2D]
-    return nn.gelu(nn.Dense(width, dtype=dtype, name="out")(both))
+    return nn.gelu(nn.Dense(width, dtype=dtype, name="out")(mean_max(tokens, mask)))
 
 
 class FiLM(nn.Module):
     """Residual blocks on the main modality's tokens, scaled and shifted by the others (Perez et al. 2018).
 
     arXiv:1709.07871. In each block u = GELU(W h), h' = u + GELU(γ ⊙ LN(V u) + β) with (γ - 1, β) an affine map of
-    c = GELU(Σ_o C_o x_o + d). The paper's ReLU and batch norm are GELU and layer norm here.
+    c = GELU(Σ_{o in P} C_o x_o + d_o). The paper's ReLU and batch norm are GELU and layer norm here.
 
     Attributes:
       width: width D of tokens and features.
       blocks: residual blocks.
-      kernel: side of V: 1 looks at each token by itself, 3 (the paper's) at its neighbours in a square grid of tokens.
+      kernel: side of V: 1 takes each token by itself, 3 (the paper's) with its neighbours in a square grid of tokens.
       main: the modality that is conditioned; empty: the first in sorted order.
     """
 
@@ -84,13 +83,16 @@ class FiLM(nn.Module):
             return nn.Dense(width, dtype=self.dtype, name=name)(x)
 
         h, real = with_learned_token(self, tokens[main], mask[main])
-        condition = [dense(self.width, masked_mean(tokens[m], mask[m]), f"condition_{m}") for m in others]
+        said = project_each(
+            others, [masked_mean(tokens[m], mask[m]) for m in others], self.width, self.dtype, "condition"
+        )
+        condition = sum(zero_masked(x, mask[m].any(axis=1)) for m, x in zip(others, said, strict=True))
         for block in range(self.blocks):
             u = nn.gelu(dense(self.width, h, f"block{block}_in"))
             v = self._convolved(zero_masked(u, real), f"block{block}_out")
             v = nn.LayerNorm(use_scale=not others, use_bias=not others, dtype=self.dtype, name=f"block{block}_norm")(v)
             if others:
-                change = dense(2 * self.width, nn.gelu(sum(condition)), f"block{block}_film")[:, None]  # [B, 1, 2D]
+                change = dense(2 * self.width, nn.gelu(condition), f"block{block}_film")[:, None]  # [B, 1, 2D]
                 v = (1 + change[..., : self.width]) * v + change[..., self.width :]
             h = u + nn.gelu(v)
         return Fused(features=pooled_features(h, real, self.width, self.dtype), attention={})
@@ -108,7 +110,8 @@ class FiLM(nn.Module):
 class NLGate(nn.Module):
     """Non-local gate: the main modality's tokens plus what they find in the others (Wang et al. 2018).
 
-    arXiv:1711.07971. y_i = x_i + W softmax_j(θ(x_i) · φ(z_j)) g(z_j), z the others' tokens (its own where it is alone).
+    arXiv:1711.07971. y_i = x_i + W softmax_j(θ(x_i) · φ(z_j) / √(D / heads)) g(z_j), z the others' tokens (its own
+    where it is alone).
 
     Attributes:
       width: width D of tokens and features.
@@ -135,21 +138,22 @@ class NLGate(nn.Module):
         main, others = choose_main("nl_gate", self.main, tokens)
         keys = others or [main]
         x, real = with_learned_token(self, tokens[main], mask[main])
-        context = jnp.concatenate([zero_masked(tokens[m], mask[m]) for m in keys], axis=1)
-        context_mask = jnp.concatenate([mask[m] for m in keys], axis=1)
+        context, context_mask, sizes = joined(tokens, mask, keys)
         attend = Attention(heads=self.heads, width=self.width, dtype=self.dtype, name="attention")
         found, weights = attend(x, context, context_mask)
         weights = jnp.where(real[:, None, :, None], weights, 0.0)[:, :, 1:]  # [B, h, N, Nk], the main's own tokens
-        ends = list(itertools.accumulate(tokens[m].shape[1] for m in keys))[:-1]
-        parts = dict(zip([(main, m) for m in keys], jnp.split(weights, ends, axis=-1), strict=True))
-        return Fused(features=pooled_features(x + found, real, self.width, self.dtype), attention=parts)
+        return Fused(
+            features=pooled_features(x + found, real, self.width, self.dtype),
+            attention=cut(weights, [main], [tokens[main].shape[1]], keys, sizes),
+        )
 
 
 class MAG(nn.Module):
-    """Multimodal adaptation gate: the main tokens moved by the others, never by more than their own length.
+    """Multimodal adaptation gate: the main tokens moved by the others, by `beta` of their own length at the most.
 
     Rahman et al. 2020 (arXiv:1908.05787). g_o = ReLU(G_o [z; x_o] + b_o), H = Σ_o g_o ⊙ (W_o x_o),
-    z' = LN(z + min(β |z| / |H|, 1) H), with x_o the mean of the other modality's tokens, as nothing aligns the tokens.
+    z' = LN(z + min(β |z| / |H|, 1) H), with x_o the mean of the other modality's tokens, as nothing aligns the tokens,
+    and without the paper's bias in H, so that an absent modality moves nothing.
 
     Attributes:
       width: width D of tokens and features.

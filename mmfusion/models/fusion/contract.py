@@ -10,7 +10,10 @@ B batch · M modalities · N tokens · D width · C outputs of a task
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from mmfusion.models.layers import masked_mean
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a strategy says of itself; the known-answer gate checks every line of it, both ways.
+    """What a strategy says of itself; the known-answer gate checks `additive` to `needs_tokens` both ways.
 
     Attributes:
       family: its family, such as `bilinear`.
@@ -28,11 +31,13 @@ class Declaration:
       level: `feature`, `decision` or `mixed` (see above).
       additive: the logits are a sum of functions of one modality each.
       synergy: it learns what no modality tells alone, such as XOR.
-      symmetric: renaming modalities, with the parameters that bear their names, changes nothing.
+      symmetric: renaming modalities, with the parameters whose names end in theirs, changes nothing; parameters of
+        pairs of modalities are not renamed, so strategies that have any do not claim it.
       any_modalities: it takes any number of modalities from one up.
       needs_tokens: it reads the tokens themselves and not only each modality's masked mean.
       unimodal_loss: the loss also scores each modality's own logits, where that modality is present (what the
         strategy's static method `unimodal(logits)` makes of them, where it has one).
+      classes_only: it fuses what is known of classes that exclude each other, so no other kind of task.
     """
 
     family: str
@@ -44,6 +49,7 @@ class Declaration:
     any_modalities: bool = True
     needs_tokens: bool = False
     unimodal_loss: bool = False
+    classes_only: bool = False
 
 
 @flax.struct.dataclass
@@ -64,3 +70,18 @@ def pool(tokens: dict[str, jax.Array], mask: dict[str, jax.Array]) -> tuple[list
     names = sorted(tokens)
     present = jnp.stack([mask[m].any(axis=1) for m in names], axis=1)  # [B, M]
     return [masked_mean(tokens[m], mask[m]) for m in names], present
+
+
+def project_each(
+    names: list[str],
+    inputs: list[jax.Array],
+    shape: int | tuple[int, ...],
+    dtype: Any,
+    prefix: str = "project",
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
+) -> list[jax.Array]:
+    """Returns W_m x_m + b_m `[B, *shape]` of each modality, by layers named after it; call it in a compact method."""
+    return [
+        nn.DenseGeneral(shape, bias_init=bias_init, dtype=dtype, name=f"{prefix}_{m}")(x)
+        for m, x in zip(names, inputs, strict=True)
+    ]

@@ -84,10 +84,11 @@ class MulT(AttentionFusion):
         for m in names:
             found = []
             for k in [k for k in names if k != m] or names:
-                x = tokens[m]
+                x = zero_masked(tokens[m], mask[m])
                 for layer in range(self.layers):
                     block = self.block(f"cross{layer}_{k}_to_{m}")
-                    x, attention[m, k] = block(x, mask[m], tokens[k], mask[k], train=train)
+                    read, attention[m, k] = block(x, mask[m], tokens[k], mask[k], train=train)
+                    x = jnp.where(mask[k].any(axis=1)[:, None, None], read, x)  # what is absent is not read
                 found.append(x)
             x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(found, axis=-1))
             own = self.block(f"self_{m}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mmfusion.models.fusion.additive import project
 from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.fusion.sequence import LEARNED
 from mmfusion.models.layers import masked_softmax, zero_masked
 
 
@@ -31,16 +32,24 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
-        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        The attention returned is a, of the learned u to each modality.
+        """
         del train
         pooled, present = pool(tokens, mask)
         projected = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
         if len(tokens) == 1:  # its weight is 1, whatever the score
-            return Fused(features=projected[:, 0], attention={})
+            return _pooled(present.astype(jnp.float32), projected, tokens)
         hidden = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(projected))
         scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[..., 0]  # [B, M]
-        weights = masked_softmax(scores, present).astype(self.dtype)
-        return Fused(features=jnp.einsum("bm,bmd->bd", weights, projected), attention={})
+        return _pooled(masked_softmax(scores, present), projected, tokens)
+
+
+def _pooled(weights: jax.Array, projected: jax.Array, tokens: dict[str, jax.Array]) -> Fused:
+    features = jnp.einsum("bm,bmd->bd", weights.astype(projected.dtype), projected)
+    each = {(LEARNED, m): weights[:, i, None, None, None] for i, m in enumerate(sorted(tokens))}  # [B, 1, 1, 1]
+    return Fused(features=features, attention=each)
 
 
 class SqueezeExcite(nn.Module):
@@ -50,7 +59,7 @@ class SqueezeExcite(nn.Module):
 
     Attributes:
       width: width D of the features.
-      ratio: width of all modalities together over that of z.
+      ratio: width of all modalities together over that of z, which is at least 4.
     """
 
     width: int

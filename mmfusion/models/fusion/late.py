@@ -20,6 +20,11 @@ def stack(logits: Logits, present: Present) -> tuple[jax.Array, jax.Array]:
     return zero_masked(jnp.stack([logits[m] for m in sorted(logits)], axis=1), there), there
 
 
+def _needs_classes(strategy: str, outputs: int) -> None:
+    if outputs < 2:
+        raise UserError(f"{strategy}: its task has one output, and it needs classes; choose late_mean for regression")
+
+
 class LateMean(nn.Module):
     """The mean of the present modalities' logits (a geometric mean of their probabilities); zeros where none is."""
 
@@ -104,8 +109,9 @@ class TMC(nn.Module):
     """
 
     declares: ClassVar[Declaration] = Declaration(
-        family="decision", paper="arXiv:2102.02051", level="decision", synergy=False, symmetric=True, unimodal_loss=True
-    )
+        family="decision", paper="arXiv:2102.02051", level="decision", synergy=False, symmetric=True,
+        unimodal_loss=True, classes_only=True,
+    )  # fmt: skip
 
     @staticmethod
     def unimodal(logits: jax.Array) -> jax.Array:
@@ -122,8 +128,7 @@ class TMC(nn.Module):
         del train
         each, there = stack(logits, present)
         classes = each.shape[-1]
-        if classes < 2:
-            raise UserError("tmc: its task has one output; evidence needs classes, choose late_mean for regression")
+        _needs_classes("tmc", classes)
         evidence = zero_masked(nn.softplus(each), there)  # [B, M, C]
         return jnp.log1p(classes * jnp.expm1(jnp.log1p(evidence / classes).sum(axis=1)))
 
@@ -143,14 +148,21 @@ class QMF(nn.Module):
 
     declares: ClassVar[Declaration] = Declaration(
         family="decision", paper="arXiv:2306.02050", level="decision", additive=True, synergy=False, symmetric=True,
-        unimodal_loss=True,
+        unimodal_loss=True, classes_only=True,
     )  # fmt: skip
 
     @nn.compact
     def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
-        """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
+        """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`.
+
+        Raises:
+          UserError: there is one output, which is no classification, or the temperature is not above 0.
+        """
         del train
         each, there = stack(logits, present)
+        _needs_classes("qmf", each.shape[-1])
+        if not self.temperature > 0:
+            raise UserError(f"qmf: temperature={self.temperature} must be above 0")
         centred = each - each.mean(axis=-1, keepdims=True)
         energy = self.temperature * jax.nn.logsumexp(centred / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
         return (zero_masked(jax.lax.stop_gradient(energy), there) * each).sum(axis=1)

@@ -91,7 +91,8 @@ class QFormer(AttentionFusion):
             x, _ = own(x, real, train=train)
             for m in names:
                 block = self.block(f"layer{layer}_{m}")
-                x, attention[LEARNED, m] = block(x, real, tokens[m], mask[m], train=train)
+                read, attention[LEARNED, m] = block(x, real, tokens[m], mask[m], train=train)
+                x = jnp.where(mask[m].any(axis=1)[:, None, None], read, x)  # what is absent is not read
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
         features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
         return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)

@@ -1,6 +1,6 @@
 """Outer products of the modalities, whole or factorised: tensor fusion, MUTAN, BLOCK and compact bilinear pooling.
 
-B batch · M modalities · D width · r rank
+Of MUTAN and BLOCK an absent modality's factor is 1. B batch · M modalities · D width · r rank
 """
 
 import zlib
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmfusion.errors import UserError
-from mmfusion.models.fusion.bilinear import power_normalised, product, project_each
-from mmfusion.models.fusion.contract import Declaration, Fused, pool
+from mmfusion.models.fusion.bilinear import factors_of, power_normalised, product
+from mmfusion.models.fusion.contract import Declaration, Fused, pool, project_each
 from mmfusion.models.layers import zero_masked
 
 
@@ -50,15 +50,15 @@ class Tensor(nn.Module):
                 f"over budget={self.budget:,}; lower project, raise budget, or choose low_rank_tensor"
             )
         outer = jnp.ones((present.shape[0], 1), self.dtype)
-        for i, m in enumerate(sorted(tokens)):
-            x = zero_masked(nn.Dense(project, dtype=self.dtype, name=f"project_{m}")(pooled[i]), present[:, i])
+        for i, x in enumerate(project_each(sorted(tokens), pooled, project, self.dtype)):
+            x = zero_masked(x, present[:, i])
             x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=-1)  # [B, project + 1]
             outer = (outer[:, :, None] * x[:, None, :]).reshape(x.shape[0], -1)  # [B, (project + 1)^(i + 1)]
         return Fused(features=nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(outer)), attention={})
 
 
 class Mutan(nn.Module):
-    """h = Σ_r Π_m [tanh(P_m x_m); 1] · U_m^r, a Tucker decomposition of low-rank core (Ben-younes et al. 2017).
+    """h = 1/r Σ_r Π_m [tanh(P_m x_m); 1] · U_m^r, a Tucker decomposition of low-rank core (Ben-younes et al. 2017).
 
     arXiv:1705.06676. The paper has two modalities; the core of M has rank r in the same way.
 
@@ -79,11 +79,8 @@ class Mutan(nn.Module):
         del train
         pooled, present = pool(tokens, mask)
         names = sorted(tokens)
-        hidden = [
-            nn.tanh(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{m}")(x))
-            for m, x in zip(names, pooled, strict=True)
-        ]
-        factors = project_each(names, hidden, (self.rank, self.width), self.dtype)  # M times [B, r, D]
+        hidden = [nn.tanh(x) for x in project_each(names, pooled, self.width, self.dtype, "hidden")]
+        factors = factors_of(names, hidden, (self.rank, self.width), self.dtype)  # M times [B, r, D]
         return Fused(features=product(factors, present).sum(axis=1) / self.rank, attention={})
 
 
@@ -119,8 +116,9 @@ class Block(nn.Module):
             raise UserError(f"block: chunks={self.chunks} does not divide width={self.width}; choose a divisor")
         size = self.width // self.chunks
         factors = []
-        for m, x in zip(sorted(tokens), pooled, strict=True):
-            parts = nn.Dense(self.width, dtype=self.dtype, name=f"project_{m}")(x).reshape(-1, self.chunks, size)
+        names = sorted(tokens)
+        for m, x in zip(names, project_each(names, pooled, self.width, self.dtype), strict=True):
+            parts = x.reshape(-1, self.chunks, size)
             shape = (self.chunks, size, self.rank * size)
             kernel = self.param(f"core_{m}", nn.initializers.lecun_normal(batch_axis=0), shape).astype(self.dtype)
             bias = self.param(f"core_bias_{m}", nn.initializers.ones, (self.chunks, self.rank * size))
@@ -139,7 +137,7 @@ class MCB(nn.Module):
 
     Attributes:
       width: width D of the features.
-      sketch: numbers in the sketch.
+      sketch: numbers in the sketch, at least 2.
     """
 
     width: int
@@ -150,8 +148,14 @@ class MCB(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
-        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        Raises:
+          UserError: `sketch` is below 2.
+        """
         del train
+        if self.sketch < 2:
+            raise UserError(f"mcb: sketch={self.sketch} must be at least 2")
         pooled, present = pool(tokens, mask)
         spectrum = jnp.ones((), jnp.complex64)
         for i, m in enumerate(sorted(tokens)):
@@ -166,7 +170,7 @@ class MCB(nn.Module):
 
 def _count_sketch(name: str, width: int, size: int) -> np.ndarray:
     """Returns the matrix `[width, size]` with one sign a row, at a random place other than 0."""
-    draw = np.random.default_rng(zlib.crc32(name.encode()))
+    bits = np.random.Philox(key=zlib.crc32(name.encode())).random_raw((2, width))  # the same with every NumPy
     matrix = np.zeros((width, size), np.float32)
-    matrix[np.arange(width), draw.integers(1, size, width)] = draw.choice([-1.0, 1.0], width)
+    matrix[np.arange(width), 1 + bits[0] % np.uint64(size - 1)] = np.where(bits[1] % np.uint64(2), 1.0, -1.0)
     return matrix
