@@ -161,6 +161,16 @@ def test_the_choosing_metric_is_one_of_the_targets():
         assert configs.selectable(config)[name] is higher
 
 
+@pytest.mark.parametrize("fusion", ["tmc", "qmf"])
+def test_what_needs_classes_refuses_other_tasks(fusion):
+    config = tiny.config(f"fusion={fusion}")
+    with config.unlocked():
+        config.data.targets.label = base.target("regression", "label")
+        config.select = "mae"
+    with pytest.raises(UserError, match=f"name='{fusion}' is for classes .* data.targets.label is regression"):
+        check(config)
+
+
 def test_no_more_devices_than_there_are():
     config = changed("parallel.devices", 2)
     check(config, devices=4)

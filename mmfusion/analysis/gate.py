@@ -168,17 +168,25 @@ def _train(
 
 
 def _recorded(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns the optimizer with two records first in its state: each parameter's largest gradient and early change."""
+    """Returns the optimizer with two records first in its state: the largest gradient and early change of parameters.
+
+    Both are `[ΣN]`, at each index of each of a parameter's axes, so that a rank or a chunk that stands still is seen.
+    """
+
+    def largest(x: jax.Array) -> jax.Array:
+        axes = range(x.ndim)
+        each = [jnp.abs(x).max(axis=[other for other in axes if other != axis]) for axis in axes]
+        return jnp.concatenate(each) if each else jnp.abs(x)[None]
 
     def init(params: Any) -> tuple:
-        zeros = jax.tree.map(lambda p: jnp.zeros(()), params)
+        zeros = jax.tree.map(lambda p: jnp.zeros(max(sum(p.shape), 1)), params)
         return zeros, zeros, jnp.zeros((), jnp.int32), inner.init(params)
 
     def update(gradients: Any, state: tuple, params: Any) -> tuple[Any, tuple]:
         gradient, change, count, rest = state
         updates, rest = inner.update(gradients, rest, params)
-        gradient = jax.tree.map(lambda most, g: jnp.maximum(most, jnp.abs(g).max()), gradient, gradients)
-        moved = jax.tree.map(lambda p, u: jnp.abs(p + u - p).max(), params, updates)
+        gradient = jax.tree.map(lambda most, g: jnp.maximum(most, largest(g)), gradient, gradients)
+        moved = jax.tree.map(lambda p, u: largest(p + u - p), params, updates)
         change = jax.tree.map(lambda most, u: jnp.where(count < EARLY, jnp.maximum(most, u), most), change, moved)
         return updates, (gradient, change, count + 1, rest)
 
@@ -189,8 +197,10 @@ def _unmoved(recorded: tuple[Any, Any], modalities: int) -> list[str]:
     failures = []
     for record, what in zip(recorded, ("gets no gradient", f"does not change in {EARLY} steps"), strict=True):
         for path, most in jax.tree_util.tree_leaves_with_path(record):
-            if not np.max(most) > 0:
-                failures.append(f"M={modalities}: parameter {path_name(path)} {what}")
+            still = ~(np.max(most, axis=0) > 0)
+            if still.any():
+                part = "" if still.all() else f"part of {still.sum()} of the {still.size} indices of "
+                failures.append(f"M={modalities}: {part}parameter {path_name(path)} {what}")
     return failures
 
 

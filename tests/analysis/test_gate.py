@@ -11,6 +11,7 @@ import pytest
 
 from experiments import known_answer
 from mmfusion.analysis import gate, properties
+from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.concat import Concat
 from mmfusion.models.fusion.contract import Declaration, Fused, pool
@@ -40,6 +41,28 @@ class Frozen(Product):
         factor = self.param("factor", nn.initializers.ones, (self.width,))
         fused = Product(self.width, self.dtype)(tokens, mask, train=train)
         return fused.replace(features=fused.features * jax.lax.stop_gradient(factor))
+
+
+class FrozenRank(Product):
+    """Two products of factors that are parameters, of which the second never trains."""
+
+    @nn.compact
+    def __call__(self, tokens, mask, *, train):
+        factors = self.param("factors", nn.initializers.ones, (2, self.width))
+        fused = Product(self.width, self.dtype)(tokens, mask, train=train)
+        return fused.replace(features=fused.features * (factors[0] + jax.lax.stop_gradient(factors[1])))
+
+
+class Pair(Concat):
+    """Takes two modalities, and says so."""
+
+    declares = dataclasses.replace(Concat.declares, any_modalities=False)
+
+    @nn.compact
+    def __call__(self, tokens, mask, *, train):
+        if len(tokens) != 2:
+            raise UserError(f"pair: {len(tokens)} modalities, and it takes two")
+        return Concat(self.width)(tokens, mask, train=train)
 
 
 class Blocked(Concat):
@@ -117,6 +140,18 @@ def test_a_frozen_factor_is_caught():
     failures = after_training(Frozen, BRIEF)
     assert said(failures, "factor", "no gradient")
     assert said(failures, "factor", "does not change")
+
+
+def test_a_frozen_rank_is_caught():
+    assert said(
+        after_training(FrozenRank, BRIEF), "part of 1 of the 10 indices of parameter fusion/factors", "no gradient"
+    )
+
+
+def test_a_strategy_for_two_modalities_is_learned_with_two():
+    report = gate.check(Pair, size=BRIEF, modalities=(2, 3))
+    assert {cell.modalities for cell in report.cells} == {2}
+    assert not said(report.failures, "any_modalities")
 
 
 def test_a_gradient_that_is_zero_is_caught():

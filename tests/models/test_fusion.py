@@ -226,3 +226,101 @@ def test_co_attention_refuses_wrong_options(options, said):
         jax.eval_shape(
             lambda: FUSIONS["co_attention"](width=WIDTH, **options).init(jax.random.key(0), tokens, mask, train=False)
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("tensor", {"project": 100}, "10,201 numbers, over budget=4,096"),
+        ("multiplicative", {"budget": 100}, "512 numbers is over budget=100"),
+        ("block", {"chunks": 3}, "chunks=3 does not divide width=8"),
+        ("mcb", {"sketch": 1}, "sketch=1 must be at least 2"),
+        ("central", {"layers": 0}, "layers=0"),
+        ("bottleneck", {"fuse_from": 2}, "fuse_from=2 must be from 0 to layers - 1 = 1"),
+        ("bilinear_attention", {"glimpses": 0}, "glimpses=0 must be at least 1"),
+        ("merged_attention", {"heads": 3}, "heads=3"),
+        ("gat", {"heads": 3}, "heads=3 does not divide width=8"),
+        *((name, {"main": "sound"}, "main='sound' is no modality of this model; choose audio, text")
+          for name in ("film", "nl_gate", "mag", "cross_attention", "channel_multiply")),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused(name, options, said):
+    tokens, mask = take(2)
+    fusion = FUSIONS[name](width=WIDTH, **options)
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(lambda: fusion.init(jax.random.key(0), tokens, mask, train=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "outputs", "said"),
+    [
+        ("tmc", {}, 1, "tmc: its task has one output"),
+        ("qmf", {}, 1, "qmf: its task has one output"),
+        ("qmf", {"temperature": 0.0}, 2, r"temperature=0\.0 must be above 0"),
+        ("moe", {"width": WIDTH, "gate": "hard"}, 2, "gate='hard' is unknown; choose soft, top1"),
+    ],
+)
+def test_wrong_options_of_decisions_are_refused(name, options, outputs, said):
+    logits, present = (dict.fromkeys("ab", x) for x in (np.zeros((2, outputs), np.float32), np.ones(2, bool)))
+    features = {m: np.zeros((2, WIDTH), np.float32) for m in "ab"}
+    more = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
+    fusion = FUSIONS[name](**options)
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(lambda: fusion.init(jax.random.key(0), logits, present, **more, train=False))
+
+
+@pytest.mark.parametrize("main", ["image", "text"])
+@pytest.mark.parametrize("name", ["nl_gate", "mag", "cross_attention", "channel_multiply"])
+def test_the_main_modality_can_be_chosen(name, main):
+    tokens, mask = take(3)
+    first, chosen = (FUSIONS[name](width=WIDTH, main=m) for m in ("", main))
+    variables = random_variables(chosen, tokens, mask, train=False)
+    fused = chosen.apply(variables, tokens, mask, train=False)
+    # The same as where that modality's name comes first.
+    new = {m: "a_first" if m == main else m for m in tokens}
+    renamed = _renamed(variables, f"_{main}", "_a_first")
+    tokens, mask = ({new[m]: x for m, x in given.items()} for given in (tokens, mask))
+    np.testing.assert_allclose(fused.features, first.apply(renamed, tokens, mask, train=False).features, atol=1e-5)
+
+
+def _renamed(tree, old, new):
+    if not isinstance(tree, dict):
+        return tree
+    return {key.removesuffix(old) + new if key.endswith(old) else key: _renamed(x, old, new) for key, x in tree.items()}
+
+
+def test_embracenet_draws_each_feature_from_one_modality_in_training():
+    tokens, mask = take(3)
+    fusion = make("embracenet")
+    variables = random_variables(fusion, tokens, mask, train=False)
+    drawn = fusion.apply({**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS).features
+    alone = [
+        fusion.apply(variables, tokens, {m: mask[m] & (m == only) for m in mask}, train=False).features
+        for only in tokens
+    ]  # one modality's docked features
+    near = [np.isclose(drawn, x, atol=1e-6) for x in alone]
+    assert np.logical_or.reduce(near).all()
+    assert all(one.any() for one in near) and not any(one.all() for one in near)
+
+
+def test_top_1_takes_one_expert():
+    logits = {m: np.float32(x * np.eye(4)[:, :2]) for m, x in (("a", 1.0), ("b", 2.0))}
+    present = {m: np.ones(4, bool) for m in logits}
+    features = {m: np.random.default_rng(i).normal(size=(4, WIDTH)).astype(np.float32) for i, m in enumerate(logits)}
+    soft, top = (FUSIONS["moe"](width=WIDTH, gate=gate) for gate in ("soft", "top1"))
+    variables = random_variables(soft, logits, present, features=features, train=False)
+    out = top.apply(variables, logits, present, features=features, train=False)
+    _, state = soft.apply(
+        variables,
+        logits,
+        present,
+        features=features,
+        train=False,
+        capture_intermediates=True,
+        mutable=["intermediates"],
+    )
+    joint = state["intermediates"]["joint"]["__call__"][0]
+    for row in range(4):
+        assert any(np.allclose(out[row], expert[row], atol=1e-6) for expert in (logits["a"], logits["b"], joint))
+    mixed = soft.apply(variables, logits, present, features=features, train=False)
+    assert not np.allclose(out, mixed, atol=1e-3)
