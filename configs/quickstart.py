@@ -2,7 +2,7 @@
 
 python -m experiments.train --config=configs/quickstart.py --workdir=DIR
 
-Test accuracy 0.981 in 2 minutes 46 seconds on two shared x86-64 cores, jax 0.10.2, everything included;
+Test accuracy 0.997 in 3 minutes 41 seconds on two shared x86-64 cores, jax 0.10.2, everything included;
 `:modalities=image` and `:modalities=text` stay at 0.500, chance.
 """
 
