@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
         config.model.encoders.text = base.encoder("text", "rnn")
         config.model.fusion = base.fusion(args.fusion)
-        if args.fusion == "film":
+        if args.fusion == "film" and "image" in (args.modalities or "image"):
             config.model.fusion.kernel = 3  # the picture's tokens are a grid of 8 by 8
         config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 200})
     base.keep_modalities(config, args.modalities)
