@@ -1,8 +1,7 @@
 """The closed-form strategies in plain float64 NumPy, one example at a time, from their formulas.
 
 Each takes the parameters, the real tokens `[N, D]` of the present modalities, and the names of all modalities, in
-sorted order; what is absent is not there. Those at decision level take the present modalities' logits `[C]` and
-features `[D]`.
+sorted order; what is absent is not there.
 """
 
 import itertools
@@ -358,68 +357,4 @@ FEATURE = {
     "gat": gat,
     "central": central,
     "deepsets": deepsets,
-}
-
-
-def late_mean(p, logits, features, names):
-    return sum(logits.values()) / len(logits) if logits else 0.0
-
-
-def late_weighted(p, logits, features, names):
-    if len(names) == 1 or not logits:
-        return sum(logits.values())
-    w = softmax([p[f"score_{m}"] for m in logits])
-    return sum(a * v for a, v in zip(w, logits.values(), strict=True))
-
-
-def product_of_experts(p, logits, features, names):
-    """The logarithm of the product of the modalities' probabilities, up to a constant."""
-    return sum(np.log(softmax(v)) for v in logits.values())
-
-
-def stacking(p, logits, features, names):
-    return sum(dense(p[f"meta_{m}"], v) for m, v in logits.items())
-
-
-def tmc(p, logits, features, names):
-    """Dempster's reduced rule on beliefs b and uncertainty u, one modality after the other (their equation 5)."""
-    classes, belief, unsure = 4, np.zeros(4), 1.0
-    for v in logits.values():
-        strength = softplus(v).sum() + classes
-        b, u = softplus(v) / strength, classes / strength
-        conflict = np.outer(belief, b).sum() - belief @ b
-        belief, unsure = (belief * b + belief * u + b * unsure) / (1 - conflict), unsure * u / (1 - conflict)
-    return np.log(belief * classes / unsure + 1)
-
-
-def qmf(p, logits, features, names):
-    return sum(np.log(np.exp(v - v.mean()).sum()) * v for v in logits.values())
-
-
-def joint_hidden(p, features):
-    return gelu(sum(dense(p[f"joint_{m}"], v) for m, v in features.items()) + np.zeros(8))
-
-
-def moe(p, logits, features, names):
-    if len(names) == 1 or not logits:
-        return sum(logits.values())
-    hidden = joint_hidden(p, features)
-    experts = {**logits, "joint": dense(p["joint"], hidden)}
-    gates = softmax([dense(p[f"gate_{e}"], hidden)[0] for e in experts])
-    return sum(g * v for g, v in zip(gates, experts.values(), strict=True))
-
-
-def i2m2(p, logits, features, names):
-    return sum(logits.values()) + dense(p["joint"], joint_hidden(p, features))
-
-
-DECISION = {
-    "late_mean": late_mean,
-    "late_weighted": late_weighted,
-    "product_of_experts": product_of_experts,
-    "stacking": stacking,
-    "tmc": tmc,
-    "qmf": qmf,
-    "moe": moe,
-    "i2m2": i2m2,
 }

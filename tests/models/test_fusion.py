@@ -5,8 +5,9 @@ import pytest
 
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.fusion.tensor import _count_sketch
 from mmfusion.models.model import options
-from tests.models import renderings
+from tests.models import decision_renderings, renderings
 from tests.models.random_variables import quick_jit, random_variables
 
 WIDTH = 8
@@ -150,7 +151,7 @@ def test_film_looks_around_in_a_square_grid():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", renderings.DECISION)
+@pytest.mark.parametrize("name", decision_renderings.DECISION)
 def test_decision_is_its_formula(name, count):
     fusion = FUSIONS[name](width=WIDTH) if FUSIONS[name].declares.level == "mixed" else FUSIONS[name]()
     names = sorted("abc"[:count])
@@ -165,7 +166,7 @@ def test_decision_is_its_formula(name, count):
     for row in range(4):
         there = [m for m in names if present[m][row]]
         given = [{m: np.float64(x[m][row]) for m in there} for x in (logits, features)]
-        expected = np.broadcast_to(renderings.DECISION[name](params, *given, names), 4)
+        expected = np.broadcast_to(decision_renderings.DECISION[name](params, *given, names), 4)
         if name == "product_of_experts":  # a product of probabilities tells logits up to a constant
             out[row], expected = out[row] - out[row].mean(), expected - expected.mean()
         np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
@@ -173,7 +174,7 @@ def test_decision_is_its_formula(name, count):
 
 def test_whatever_has_a_closed_form_is_rendered():
     layered = {"cross_attention", "co_attention", "merged_attention", "mult", "bottleneck", "perceiver", "qformer"}
-    assert set(FUSIONS) == set(renderings.FEATURE) | set(renderings.DECISION) | layered | {"late_transformer"}
+    assert set(FUSIONS) == set(renderings.FEATURE) | set(decision_renderings.DECISION) | layered | {"late_transformer"}
 
 
 @pytest.mark.parametrize("name", [name for name in FUSIONS if name not in FEATURE])
@@ -287,6 +288,16 @@ def _renamed(tree, old, new):
     if not isinstance(tree, dict):
         return tree
     return {key.removesuffix(old) + new if key.endswith(old) else key: _renamed(x, old, new) for key, x in tree.items()}
+
+
+def test_a_count_sketch_is_of_the_name_and_keeps_the_first_place_free():
+    first, other = (_count_sketch(name, 64, 32) for name in ("image", "text"))
+    for matrix in (first, other):
+        np.testing.assert_array_equal(np.abs(matrix).sum(axis=1), 1.0)  # one sign a row
+        assert not matrix[:, 0].any() and set(np.unique(matrix)) == {-1.0, 0.0, 1.0}
+    assert not np.array_equal(first, other)
+    # Stored nowhere, so a run's hashes must never change: the places and signs of its first rows.
+    assert [int(row @ np.arange(32)) for row in first[:4]] == [22, -31, -17, -25]
 
 
 def test_embracenet_draws_each_feature_from_one_modality_in_training():
