@@ -59,16 +59,33 @@ def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAG
     Raises:
       UserError: no such file, an unknown key, a value of another type.
     """
-    argv = list(argv)
-    source, rest = _take_flag(argv, "config")
+    source, rest = take_config(argv)
+    config, rest = _overridden(source, rest, flag_values)
+    parse(rest, flag_values)
+    return config.value
+
+
+def take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns what `--config` says and the other arguments; raises UserError where it is missing."""
+    source, rest = _take_flag(list(argv), "config")
     if source is None:
         raise UserError("--config=configs/X.py is missing: configs are in configs/")
-    config = _load(source)
-    rest = _choose(config, rest)
-    _check_paths(config, rest)
-    overridden = config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest)
+    return source, rest
+
+
+def make_config(source: str, overrides: Sequence[str]) -> ConfigDict:
+    """Returns the config of `FILE[:key=value,...]` with overrides `--config.a.b=v`; errors as of `parse_config`."""
+    flag_values = flags.FlagValues()
+    config, rest = _overridden(source, ["", *overrides], flag_values)
     parse(rest, flag_values)
-    return overridden.value
+    return config.value
+
+
+def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues) -> tuple[flags.FlagHolder, list[str]]:
+    config = _load(source)
+    rest = _choose(config, argv)
+    _check_paths(config, rest)
+    return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
 
 
 def settle_compilation_cache() -> None:
@@ -83,6 +100,12 @@ def settle_compilation_cache() -> None:
         except OSError:
             return  # a machine without a writable home works, and compiles each time
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def settle_worker() -> None:
+    """Does in a process that a command starts what `run` and `settle_compilation_cache` do in the command's own."""
+    _settle()
+    settle_compilation_cache()
 
 
 def _settle() -> None:

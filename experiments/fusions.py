@@ -11,9 +11,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from mmfusion.errors import UserError, nearest
+from experiments.strategies import chosen
+from mmfusion.errors import UserError
 
-FUSIONS_FLAG = flags.DEFINE_string("fusions", "all", "names, separated by commas, or all")
 PLOT = flags.DEFINE_string("plot", "", "a picture to draw: cost against tokens")
 WIDTH = flags.DEFINE_integer("width", 64, "width of tokens and features", lower_bound=1)
 TOKENS, MODALITIES = (16, 64, 256), (2, 3, 4)
@@ -23,7 +23,7 @@ DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any
 
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
-    names = chosen(FUSIONS_FLAG.value)
+    names = chosen()
     if PLOT.value and not Path(PLOT.value).parent.is_dir():
         raise UserError(f"--plot={PLOT.value}: there is no folder {Path(PLOT.value).parent}")
     cli.settle_compilation_cache()
@@ -74,22 +74,6 @@ def main(argv: Sequence[str]) -> None:
     console.print(costs)
     if PLOT.value:
         plot(names, base, Path(PLOT.value))
-
-
-def chosen(names: str) -> list[str]:
-    """Returns the strategies that a flag names, in the table's order for `all`.
-
-    Raises:
-      UserError: there is none of a name.
-    """
-    from mmfusion.models.fusion import FUSIONS
-
-    if names == "all":
-        return list(FUSIONS)
-    for name in names.split(","):
-        if name not in FUSIONS:
-            raise UserError(f"--fusions: {name!r} is no strategy: {nearest(name, FUSIONS)}")
-    return names.split(",")
 
 
 def shown(number: float) -> str:

@@ -91,7 +91,7 @@ class Logger:
         now = time.monotonic()
         self._start = self._start or (step, now)  # the first call's time holds the compilation: start counting there
         done, seconds = step - self._start[0], now - self._start[1]
-        left = _duration(seconds / done * (self._total_steps - step)) if done > 0 else "-:--:--"
+        left = duration(seconds / done * (self._total_steps - step)) if done > 0 else "-:--:--"
         if self._bar:
             self._bar.update(self._task, completed=step, numbers=_numbers(values, " "), left=left)
         elif self._calls % self._plain_every == 0 or step >= self._total_steps:
@@ -218,7 +218,7 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

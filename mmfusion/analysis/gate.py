@@ -86,12 +86,12 @@ def check(
       kind: the strategy's class.
       options: of the strategy; the others are at their defaults, but for the heads.
       size: how large and long it trains.
-      modalities: how many modalities the tasks have, those that it refuses left out; what needs no training is
-        checked with one to four.
+      modalities: how many modalities the tasks have, those that it refuses left out; masks are checked with one
+        and these, declarations with one to four.
     """
     start = time.perf_counter()
     strategy = build(kind, options, size)
-    failures = properties.failures(strategy)
+    failures = properties.failures(strategy, sorted({1, *modalities}))
     cells = []
     for count in properties.taken(strategy, modalities):
         more, unmoved = learn(strategy, count, size)
@@ -108,13 +108,18 @@ def build(kind: type[nn.Module], options: Mapping[str, Any] | None, size: Size) 
     return kind(**{**sizes, **(options or {})})
 
 
+def variants(size: Size, modalities: int) -> list[str]:
+    """Returns the variants that tasks of M modalities are trained in: of two all, of others what holds the rest."""
+    return [v for v in size.variants if modalities == 2 or v != "padded"]
+
+
 def learn(strategy: nn.Module, modalities: int, size: Size) -> tuple[list[Cell], list[str]]:
     """Trains and scores every task and variant of M modalities at once, in one program.
 
     Returns:
       The cells, and a failure for each parameter that had no gradient or did not change in the first steps.
     """
-    names = [(task, variant) for variant in size.variants for task in known_answer.tasks(modalities)]
+    names = [(task, v) for v in variants(size, modalities) for task in known_answer.tasks(modalities)]
     tables = np.stack([known_answer.joint(task, modalities, size.dial) for task, _ in names])
     padded = np.array([variant != "plain" for _, variant in names])
     absent = np.array([size.absent if variant == "absent" else 0.0 for _, variant in names], np.float32)

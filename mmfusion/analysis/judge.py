@@ -24,7 +24,8 @@ class Row:
     Attributes:
       method, floor: as in the plan.
       chosen: the values, by config key.
-      seeds: those that ended in a number, in order.
+      runs: the cells of those seeds that ended in a number.
+      seeds: these, in order.
       lost: the seeds that failed or whose scores are undefined.
       valid, test: the metric of those seeds.
       parameters: of the model.
@@ -33,6 +34,7 @@ class Row:
     method: str
     floor: bool
     chosen: dict[str, Any]
+    runs: tuple[str, ...]
     seeds: tuple[int, ...]
     lost: tuple[int, ...]
     valid: tuple[float, ...]
@@ -110,6 +112,7 @@ def rows(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], metric
                 method=method,
                 floor=best[0].floor,
                 chosen=best[0].tried,
+                runs=tuple(c.name for c in ended),
                 seeds=tuple(c.config["seed"] for c in ended),
                 lost=tuple(c.config["seed"] for c in best if c not in ended),
                 valid=tuple(number(c, "valid") for c in ended),

@@ -17,9 +17,9 @@ GARBAGE = 5.0  # standard deviation of what stands at padded positions
 
 
 def tasks(modalities: int) -> tuple[str, ...]:
-    """Returns the tasks of M modalities: redundant, unique_a ... (up to c), synergy of a and b (from two up), none."""
+    """Returns the tasks of M modalities: unique_a ... (up to c), none, from two up redundant and synergy of a and b."""
     unique = tuple(f"unique_{m}" for m in MODALITIES[: min(modalities, 3)])
-    return ("redundant", *unique, *(("synergy",) if modalities > 1 else ()), "none")
+    return ("redundant", *unique, "synergy", "none") if modalities > 1 else (*unique, "none")
 
 
 def joint(task: str, modalities: int, dial: float) -> np.ndarray:

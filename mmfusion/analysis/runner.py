@@ -1,10 +1,12 @@
 """Runs the cells of a plan in several processes, each held to its own processor; any of them may be killed.
 
-A cell is a run directory. Run again, it goes on where it stopped; what it leaves does not depend on who ran it.
+A cell is a run directory, and a piece of work on it leaves one file there. Run again, it goes on where it stopped; what
+it leaves does not depend on who ran it.
 """
 
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import multiprocessing
 import os
@@ -18,8 +20,21 @@ from mmfusion.analysis.plan import Cell
 from mmfusion.errors import Preempted
 from mmfusion.logger import write_json
 
-FAILED, LOG, LOCK = "failed.json", "log.txt", "lock"
+FAILED, LOG, LOCK, RESULT = "failed.json", "log.txt", "lock", "result.json"
 PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is done on a cell.
+
+    Attributes:
+      function: of the cell and its folder; importable by name.
+      leaves: the file in the folder that is there once it is done.
+    """
+
+    function: Callable[[Cell, Path], None]
+    leaves: str
 
 
 def shard(cells: Sequence[Cell], part: str) -> list[Cell]:
@@ -39,27 +54,31 @@ def cell_directory(directory: Path, cell: Cell) -> Path:
     return directory / "cells" / cell.name
 
 
-def is_done(directory: Path, cell: Cell) -> bool:
-    """Returns whether a cell has its result."""
-    return (cell_directory(directory, cell) / "result.json").exists()
+def is_done(directory: Path, cell: Cell, leaves: str = RESULT) -> bool:
+    """Returns whether a cell has its result, or another file that work on it leaves."""
+    return (cell_directory(directory, cell) / leaves).exists()
 
 
-def run(cells: Sequence[Cell], directory: Path, jobs: int, prepare: Callable[[], None]) -> Iterator[tuple[Cell, str]]:
-    """Runs the cells that have no result yet, and yields each with "" or the error that ended it, as they finish.
+def run(
+    cells: Sequence[Cell], directory: Path, jobs: int, prepare: Callable[[], None], work: Work | None = None
+) -> Iterator[tuple[Cell, str]]:
+    """Works on the cells where that is not done yet, and yields each with "" or the error, as they finish.
 
     Args:
       cells: of the plan.
       directory: of the ablation; cells are below `cells/`.
       jobs: processes; each is held to a processor of its own where there are as many.
       prepare: called first in each process; importable by name.
+      work: on each cell; training it by default.
 
     Raises:
       Preempted: SIGTERM came; the cells under way saved themselves.
     """
-    waiting = [cell for cell in cells if not is_done(directory, cell)][::-1]
+    work = work or TRAINING
+    waiting = [cell for cell in cells if not is_done(directory, cell, work.leaves)][::-1]
     processors = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     workers = [
-        _Worker(directory, processors[i] if i < len(processors) else None, prepare)
+        _Worker(directory, work, processors[i] if i < len(processors) else None, prepare)
         for i in range(min(jobs, len(waiting)))
     ]
     try:
@@ -81,9 +100,9 @@ def run(cells: Sequence[Cell], directory: Path, jobs: int, prepare: Callable[[],
 class _Worker:
     """A process that is given a cell at a time, and another one in its place where it dies."""
 
-    def __init__(self, directory: Path, processor: int | None, prepare: Callable[[], None]):
+    def __init__(self, directory: Path, work: Work, processor: int | None, prepare: Callable[[], None]):
         self.cell: Cell | None = None
-        self._directory, self._processor, self._prepare = directory, processor, prepare
+        self._directory, self._work, self._processor, self._prepare = directory, work, processor, prepare
         self._start()
 
     def _start(self) -> None:
@@ -91,7 +110,9 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self.answers, theirs = spawn.Pipe()
         self._process = spawn.Process(
-            target=_serve, args=(theirs, self._directory, os.getpid(), self._processor, self._prepare), daemon=True
+            target=_serve,
+            args=(theirs, self._directory, self._work, os.getpid(), self._processor, self._prepare),
+            daemon=True,
         )
         self._process.start()
         theirs.close()  # or its end would not be seen here
@@ -122,7 +143,12 @@ class _Worker:
 
 
 def _serve(
-    answers: Connection, directory: Path, parent: int, processor: int | None, prepare: Callable[[], None]
+    answers: Connection,
+    directory: Path,
+    work: Work,
+    parent: int,
+    processor: int | None,
+    prepare: Callable[[], None],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent says what happens
     if sys.platform == "linux":  # end with the parent, even where that is killed
@@ -134,23 +160,16 @@ def _serve(
     prepare()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has nothing more to give
         while True:
-            answers.send(run_cell(answers.recv(), directory))
+            answers.send(_work_on(answers.recv(), directory, work))
 
 
-def run_cell(cell: Cell, directory: Path) -> str | Preempted:
-    """Trains a cell, or continues it.
-
-    Returns:
-      "", or the error, which `failed.json` keeps, or that SIGTERM came and the cell saved itself.
-    """
-    from mmfusion import config as configs
-    from mmfusion.train import train
-
+def _work_on(cell: Cell, directory: Path, work: Work) -> str | Preempted:
+    """Returns "", or the error, which `failed.json` keeps, or that SIGTERM came and the cell saved itself."""
     folder = cell_directory(directory, cell)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / LOCK), (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
-            train(configs.from_json(cell.config), folder)
+            work.function(cell, folder)
         except Preempted as stop:
             return stop
         except Exception as error:  # whatever it was: the other cells go on
@@ -159,6 +178,14 @@ def run_cell(cell: Cell, directory: Path) -> str | Preempted:
             return message
     (folder / FAILED).unlink(missing_ok=True)
     return ""
+
+
+def train_cell(cell: Cell, folder: Path) -> None:
+    """Trains a cell in its folder, or continues it."""
+    from mmfusion import config as configs
+    from mmfusion.train import train
+
+    train(configs.from_json(cell.config), folder)
 
 
 def _fail(folder: Path, message: str) -> None:
@@ -172,3 +199,6 @@ def _alone(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+TRAINING = Work(train_cell, RESULT)

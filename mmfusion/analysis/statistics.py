@@ -62,7 +62,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Returns the BCa bootstrap interval of a mean (Efron 1987), 95 %; a point where all values are equal."""
-    if np.ptp(values) == 0:
+    if np.allclose(values, values[0], rtol=1e-9, atol=1e-12):  # rounding is no spread, and BCa divides by the spread
         return float(values[0]), float(values[0])
     found = stats.bootstrap(
         (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)

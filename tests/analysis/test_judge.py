@@ -55,7 +55,7 @@ def test_what_diverged_on_every_seed_is_a_row_without_numbers():
 
 def rows(**scores):
     return {
-        name: judge.Row(name, name == "alone", {}, tuple(range(len(x))), (), tuple(x), tuple(x), 1)
+        name: judge.Row(name, name == "alone", {}, (), tuple(range(len(x))), (), tuple(x), tuple(x), 1)
         for name, x in scores.items()
     }
 

@@ -41,6 +41,8 @@ def test_a_clear_difference_is_told_and_its_mirror():
 def test_equal_and_few_runs_tell_nothing():
     same = statistics.compare([0.5] * 6, [0.5] * 6)
     assert (same.difference, same.interval, same.p, same.better) == (0.0, (0.0, 0.0), 1.0, 0.5)
+    rounded = statistics.mean_interval(np.array([0.499, 0.5, 0.501]) - np.array([0.699, 0.7, 0.701]))
+    assert rounded == pytest.approx((-0.2, -0.2))  # where BCa divides by a spread that is only rounding
     few = statistics.compare([0.9] * 5, [0.5] * 5)
     assert statistics.verdict(few, few.p) == "cannot tell"  # 2 / 2^5 is above 0.05
     for a, b in (([0.5], [0.4]), ([0.5, 0.6], [0.4]), ([0.5, np.nan], [0.4, 0.5])):

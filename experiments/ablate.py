@@ -1,0 +1,107 @@
+"""Compares fusion strategies over seeds, and ends in a claim with its evidence.
+
+`python -m experiments.ablate --config=configs/X.py --fusions=all|a,b --seeds=N --workdir=DIR [--match=parameters|flops]
+[--vary=optim.learning_rate=1e-3,3e-4] [--jobs=N] [--shard=i/n] [--config.key=value ...]`
+"""
+
+import ast
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli
+from experiments.strategies import chosen
+from mmfusion.errors import UserError, nearest
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory", required=True)
+SEEDS = flags.DEFINE_integer("seeds", 6, "seeds of every method; six are the fewest that can show a difference")
+MATCH = flags.DEFINE_enum(
+    "match", "none", ["none", "parameters", "flops"], "choose each strategy's width so that all cost the same"
+)
+VARY = flags.DEFINE_multi_string("vary", [], "KEY=VALUE,VALUE: a config key and what to try; optim.* by validation")
+METRIC = flags.DEFINE_string("metric", "", "that chooses and is compared (default: the config's, if it is no loss)")
+JOBS = flags.DEFINE_integer("jobs", 0, "processes, each on its own core (default: one a core)", lower_bound=0)
+SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run only this share of the plan; the others run theirs")
+LATEX = flags.DEFINE_bool("latex", False, "write the table as table.tex, too")
+SHORT = {"lr": "optim.learning_rate"}
+
+
+def main(argv: Sequence[str]) -> None:
+    source, rest = cli.take_config(argv)
+    overrides = [arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig."))]
+    cli.parse([arg for arg in rest if arg not in overrides])
+    directory = Path(WORKDIR.value)
+    make = functools.partial(_config, source, tuple(overrides))
+    vary = dict(_values(item) for item in VARY.value)
+    if SEEDS.value < 1:
+        raise UserError(f"--seeds={SEEDS.value} must be at least 1")
+    cli.settle_compilation_cache()
+
+    import jax
+
+    from configs import base
+    from experiments import live
+    from mmfusion import config as configs
+    from mmfusion.analysis import ablation, budget, plan, report, runner
+    from mmfusion.analysis.examine import compared_metric
+
+    names = chosen()
+    for name in names:
+        configs.check(make(name, 0, ""), base.get_config(), jax.device_count())
+    example = make(names[0], 0, "")
+    metric = METRIC.value or compared_metric(example)
+    if metric not in (have := configs.selectable(example)):
+        raise UserError(f"--metric={metric}: {nearest(metric, have)}")
+    if MATCH.value != "none":
+        make, matches = budget.matched(make, names, MATCH.value)
+        live.matches(matches, MATCH.value)
+    settled = plan.settle(plan.build(make, names, SEEDS.value, vary), directory)
+    jobs = JOBS.value or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
+    try:
+        mine = runner.shard(settled.cells, SHARD.value)
+    except ValueError as error:
+        raise UserError(f"--shard={error}") from error
+
+    prepare = cli.settle_worker
+    live.show("train", mine, directory, runner.run(mine, directory, jobs, prepare), runner.TRAINING)
+    if waiting := ablation.unfinished(settled, directory):
+        print(f"{len(waiting)} of {len(settled.cells)} cells are left to other shards; the last one writes the report")
+        return
+    best = ablation.chosen_cells(settled, directory, metric)
+    events = runner.run(best, directory, jobs, prepare, ablation.EXAMINING)
+    live.show("examine", best, directory, events, ablation.EXAMINING)
+    classical = ablation.classical(example, metric, SEEDS.value, directory)
+    outcome = ablation.conclude(settled, directory, metric, classical)
+    report.write(outcome, settled, directory, command=" ".join(["python -m experiments.ablate", *argv[1:]]))
+    live.conclusion(outcome, directory)
+
+
+def _config(source: str, overrides: Sequence[str], fusion: str, seed: int, modalities: str) -> ConfigDict:
+    path, _, arg = source.partition(":")
+    given = [item.partition("=")[0] for item in arg.split(",")]
+    for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
+        if key in given:
+            raise UserError(f"--config={source}: the ablation sets {key}; give {flag}")
+    named = {"seed": str(seed), "fusion": fusion, "modalities": modalities}
+    more = [f"{key}={value}" for key, value in named.items() if value]
+    return cli.make_config(f"{path}:{','.join(filter(None, [arg, *more]))}", overrides)
+
+
+def _values(item: str) -> tuple[str, list[Any]]:
+    key, equals, values = item.partition("=")
+    if not equals or not values:
+        raise UserError(f"--vary={item} is not KEY=VALUE,VALUE")
+    return SHORT.get(key, key), [_literal(value) for value in values.split(",")]
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value

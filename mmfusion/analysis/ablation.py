@@ -1,0 +1,164 @@
+"""An ablation from its plan to its claims: run every cell, look closer at the chosen ones, judge, write it down."""
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion.analysis import baselines, judge, runner
+from mmfusion.analysis.claims import Claims, claims
+from mmfusion.analysis.judge import Row
+from mmfusion.analysis.plan import Cell, Plan
+from mmfusion.data.dataset import load
+from mmfusion.logger import plain, write_json
+
+EXAMINED = "examined.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an ablation found.
+
+    Attributes:
+      metric, higher: what was compared, and whether more of it is better.
+      rows: a method each.
+      claims: of these.
+      results, examined: cell name -> what `result.json` and `examined.json` hold, of cells that have them.
+      errors: cell name -> why it failed.
+    """
+
+    metric: str
+    higher: bool
+    rows: tuple[Row, ...]
+    claims: Claims
+    results: dict[str, dict[str, Any]]
+    examined: dict[str, dict[str, Any]]
+    errors: dict[str, str]
+
+
+def chosen_cells(plan: Plan, directory: Path, metric: str) -> list[Cell]:
+    """Returns the cells of each strategy at the values that validation chose, those that ended in a number."""
+    results, _ = read(plan, directory)
+    names = {name for row in judge.rows(plan.cells, results, metric) if not row.floor for name in row.runs}
+    return [cell for cell in plan.cells if cell.name in names]
+
+
+def unfinished(plan: Plan, directory: Path) -> list[Cell]:
+    """Returns the cells that have neither a result nor an error yet."""
+    results, errors = read(plan, directory)
+    return [cell for cell in plan.cells if cell.name not in results and cell.name not in errors]
+
+
+def read(plan: Plan, directory: Path, name: str = runner.RESULT) -> tuple[dict[str, dict], dict[str, str]]:
+    """Returns by cell name what a file of the cells holds, and the errors of those without it."""
+    found, errors = {}, {}
+    for cell in plan.cells:
+        folder = runner.cell_directory(directory, cell)
+        if (folder / name).exists():
+            found[cell.name] = configs.read_json(folder / name)
+        elif (folder / runner.FAILED).exists():
+            errors[cell.name] = configs.read_json(folder / runner.FAILED)["error"]
+    return found, errors
+
+
+def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> list[Row]:
+    """Returns the classical baselines as rows, computed once and kept in `baselines.json`.
+
+    They do not depend on a seed: each stands for all of them. One whose metric is another is left out.
+
+    Args:
+      config: of a cell, with all modalities.
+      metric: that is compared.
+      seeds: of the plan.
+      directory: of the ablation.
+    """
+    path = directory / "baselines.json"
+    task, _, plain_metric = metric.rpartition("/")
+    if not path.exists():
+        dataset = load(config.data, seed=0)
+        found = baselines.baselines(dataset, task or next(iter(config.data.targets)), plain_metric)
+        write_json(path, plain([dataclasses.asdict(one) for one in found]))
+    return [
+        Row(
+            method=f"{one['name']}, {'+'.join(one['modalities'])}" if one["modalities"] else one["name"],
+            floor=len(one["modalities"]) < len(config.data.modalities),
+            chosen=one["chosen"],
+            runs=(),
+            seeds=tuple(range(seeds)),
+            lost=(),
+            valid=(one["valid"],) * seeds,
+            test=(one["test"],) * seeds,
+            parameters=None,
+        )
+        for one in configs.read_json(path)
+        if one["metric"] == plain_metric and None not in (one["valid"], one["test"])
+    ]
+
+
+def conclude(plan: Plan, directory: Path, metric: str, baseline_rows: Sequence[Row]) -> Outcome:
+    """Judges the cells that are there, and writes `runs.csv` and `claims.json`.
+
+    Args:
+      plan: of the ablation in `directory`.
+      directory: receives the files.
+      metric: that methods are chosen and compared by.
+      baseline_rows: of methods that are no cells.
+    """
+    results, errors = read(plan, directory)
+    examined, _ = read(plan, directory, EXAMINED)
+    higher = judge.direction(plan.cells, metric)
+    rows = tuple(judge.rows(plan.cells, results, metric))
+    said = claims(rows, baseline_rows, examined, metric, higher)
+    _write_runs(plan, results, errors, directory / "runs.csv")
+    outcome = Outcome(metric, higher, (*rows, *baseline_rows), said, results, examined, errors)
+    written = {
+        "metric": metric,
+        "higher_is_better": higher,
+        "methods": [dataclasses.asdict(row) for row in outcome.rows],
+        **dataclasses.asdict(said),
+    }
+    write_json(directory / "claims.json", plain(written))
+    return outcome
+
+
+def examine_cell(cell: Cell, folder: Path) -> None:
+    """Writes what `examine` finds of a finished cell."""
+    from mmfusion.analysis.examine import examine
+
+    del cell
+    write_json(folder / EXAMINED, plain(examine(folder)))
+
+
+def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Mapping[str, str], path: Path) -> None:
+    """Writes a line a cell: nothing in it depends on when or where it ran."""
+    scores = sorted(
+        {
+            f"{split}/{name}"
+            for result in results.values()
+            for split in ("valid", "test")
+            for name, value in result[split].items()
+            if value is None or isinstance(value, int | float)
+        }
+    )
+    tried = sorted({key for cell in plan.cells for key in cell.tried})
+    with path.with_suffix(".new").open("w", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["cell", "method", "seed", *tried, *scores, "parameters", "steps", "best_step", "error"])
+        for cell in plan.cells:
+            result = results.get(cell.name)
+            numbers = (
+                [result[s.split("/", 1)[0]].get(s.split("/", 1)[1]) for s in scores] if result else [""] * len(scores)
+            )
+            more = [result[key] for key in ("parameters", "steps", "best_step")] if result else [""] * 3
+            values = [cell.tried.get(key, "") for key in tried]
+            lines.writerow(
+                [cell.name, cell.method, cell.config["seed"], *values, *numbers, *more, errors.get(cell.name, "")]
+            )
+    path.with_suffix(".new").replace(path)
+
+
+EXAMINING = runner.Work(examine_cell, EXAMINED)

@@ -1,0 +1,219 @@
+"""Classical baselines of scikit-learn on simple features: the floor that a fusion of modalities has to rise above.
+
+n examples · H W image · C channels, classes or labels · T positions · S samples · P pixels · F features
+"""
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+from sklearn import base, decomposition, dummy, ensemble, linear_model, multiclass, naive_bayes, preprocessing, svm
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import ParameterGrid
+
+from mmfusion.data.dataset import Dataset, Split
+from mmfusion.errors import UserError, nearest
+from mmfusion.evaluate import SCORES
+from mmfusion.metrics import METRICS
+from mmfusion.models.encoders.audio import log_mel
+
+COMPONENTS = 64  # directions that a picture is reduced to, and a text for models that want dense features
+SIDE = 32  # pixels; a larger picture is thinned out to at most so many a side
+TERMS = {"token_pattern": r"\S+", "ngram_range": (1, 2), "max_features": 5000}  # words and pairs, the most frequent
+HOP_MS = 10.0  # from one frame of sound to the next, milliseconds
+CHUNK = 256  # rows that are decoded at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """A classical model and its scores.
+
+    Attributes:
+      name: of the model.
+      modalities: whose features it saw; none for the majority and the mean.
+      metric: of the scores; accuracy or RMSE where the one that was asked for needs probabilities.
+      chosen: what validation chose from the grid, by scikit-learn's name.
+      valid, test: scores, NaN where undefined.
+      seconds: to fit, choose and score; the features are shared and not counted.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    metric: str
+    chosen: dict[str, float]
+    valid: float
+    test: float
+    seconds: float = dataclasses.field(compare=False)
+
+
+class _Model(NamedTuple):
+    name: str
+    estimator: Any
+    grid: dict[str, tuple[float, ...]]
+    dense: bool = False  # takes no sparse features
+    texts: bool | None = None  # for texts alone, for everything else, or (None) for both
+
+
+COSTS = (0.1, 1.0, 10.0)
+LEAVES = {"max_leaf_nodes": (7, 31)}
+MODELS = {  # per kind of target; the first sees no modality
+    "classification": (
+        _Model("majority", dummy.DummyClassifier(strategy="prior"), {}),
+        _Model("linear_svm", svm.LinearSVC(dual="auto"), {"C": COSTS}),
+        _Model("naive_bayes", naive_bayes.MultinomialNB(), {"alpha": (0.01, 0.1, 1.0)}, texts=True),
+        _Model("naive_bayes", naive_bayes.GaussianNB(), {"var_smoothing": (1e-9, 1e-3, 1e-1)}, dense=True, texts=False),
+        _Model("gradient_boosting", ensemble.HistGradientBoostingClassifier(early_stopping=False), LEAVES, dense=True),
+    ),
+    "multilabel": (
+        _Model("majority", dummy.DummyClassifier(strategy="most_frequent"), {}),
+        _Model("linear_svm", multiclass.OneVsRestClassifier(svm.LinearSVC(dual="auto")), {"estimator__C": COSTS}),
+    ),
+    "regression": (
+        _Model("mean", dummy.DummyRegressor(), {}),
+        _Model("ridge", linear_model.Ridge(), {"alpha": (0.1, 1.0, 10.0, 100.0)}),
+        _Model("gradient_boosting", ensemble.HistGradientBoostingRegressor(early_stopping=False), LEAVES, dense=True),
+    ),
+}
+
+
+def baselines(dataset: Dataset, task: str, metric: str, seed: int = 0, most_rows: int = 20_000) -> list[Baseline]:
+    """Fits and scores the classical models on each modality alone and on all together.
+
+    Args:
+      dataset: with the splits train, valid and test.
+      task: the target.
+      metric: that chooses from each model's grid on validation, and is scored; one of `METRICS` of the task's kind.
+      seed: of the subsample and the models.
+      most_rows: of the train split that are used.
+
+    Returns:
+      The majority (the mean), then every model for each modality and for all; the same for the same data and seed.
+
+    Raises:
+      UserError: no such task or metric, or a modality that is in fewer than two of the training rows.
+    """
+    reader = dataset.reader
+    if task not in reader.targets:
+        raise UserError(f"task {task!r} is not in this dataset: {nearest(task, reader.targets)}")
+    kind = reader.targets[task]["kind"]
+    if metric not in METRICS[kind]:
+        raise UserError(f"metric {metric!r} is not one of {kind}: {nearest(metric, METRICS[kind])}")
+    metric = metric if metric not in ("nll", "ece", "loss") else "rmse" if kind == "regression" else "accuracy"
+    tables, targets = _features(dataset, task, seed, most_rows)
+    reduced = {m: _reduced(own, seed) if reader.modalities[m]["kind"] == "text" else own for m, own in tables.items()}
+
+    def run(model: _Model, names: tuple[str, ...]) -> Baseline:
+        start = time.perf_counter()
+        own = reduced if model.dense else tables
+        # Who sees nothing is given everything, and looks at the number of rows alone.
+        x = {s: sparse.hstack([own[m][s] for m in names or tables], format="csr") for s in targets}
+        x = {s: table.toarray() if model.dense else table for s, table in x.items()}
+        seeds = {name: seed for name in model.estimator.get_params() if name.endswith("random_state")}
+
+        def score(fitted: Any, split: str) -> float:
+            outputs, y = _outputs(fitted, x[split], kind, reader.outputs[task]), targets[split]
+            value = SCORES[kind](outputs, y, np.ones(len(y)))[metric]
+            return math.nan if value is None else value
+
+        tried = []
+        for options in ParameterGrid(model.grid):
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # not converged; a constant label
+                fitted = base.clone(model.estimator).set_params(**seeds, **options).fit(x["train"], targets["train"])
+            tried.append((score(fitted, "valid"), options, fitted))
+        sign = 1 if METRICS[kind][metric] else -1
+        valid, options, fitted = max(tried, key=lambda one: -math.inf if math.isnan(one[0]) else sign * one[0])
+        return Baseline(model.name, names, metric, options, valid, score(fitted, "test"), time.perf_counter() - start)
+
+    found = [run(MODELS[kind][0], ())]
+    for names in dict.fromkeys([*((m,) for m in tables), tuple(tables)]):  # one modality is also all of them
+        texts = all(reader.modalities[m]["kind"] == "text" for m in names)
+        found += [run(model, names) for model in MODELS[kind][1:] if model.texts in (None, texts)]
+    return found
+
+
+def _features(dataset: Dataset, task: str, seed: int, most_rows: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns per modality and split a sparse table `[n, F]`, fitted on train, and per split the targets."""
+    places = {name: np.arange(len(dataset.splits[name])) for name in ("train", "valid", "test")}
+    # Drawn before anything is read, so that a streamed split gives the same rows.
+    places["train"] = np.sort(np.random.default_rng(seed).permutation(places["train"])[:most_rows])
+    read = {name: _read(dataset.splits[name], rows, task) for name, rows in places.items()}
+    tables = {}
+    for m, options in dataset.reader.modalities.items():
+        rows, present = read["train"][0][m]
+        if present.sum() < 2:
+            raise UserError(f"modality {m!r} is in {present.sum()} of the training rows; a baseline needs 2")
+        transform = FEATURES[options["kind"]][1](rows[present], seed)
+        tables[m] = {
+            split: sparse.csr_array(sparse.diags_array(described[m][1].astype(np.float32)) @ transform(described[m][0]))
+            for split, (described, _) in read.items()
+        }
+    return tables, {split: targets for split, (_, targets) in read.items()}
+
+
+def _read(split: Split, places: np.ndarray, task: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns each modality's (described rows, present) and the targets, without the rows that cannot be read."""
+    parts, targets = {m: ([], []) for m in split.reader.modalities}, []
+    for start in range(0, len(places), CHUNK):
+        batch = split.gather(places[start : start + CHUNK])
+        real = batch.weight > 0
+        for m, options in split.reader.modalities.items():
+            parts[m][0].append(FEATURES[options["kind"]][0](batch.inputs[m], batch.mask[m], options)[real])
+            parts[m][1].append(batch.present[m][real])
+        targets.append(batch.targets[task][real])
+    return {m: tuple(map(np.concatenate, part)) for m, part in parts.items()}, np.concatenate(targets)
+
+
+def _describe_image(images: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    down, across = (math.ceil(size / SIDE) for size in images.shape[1:3])
+    return images[:, ::down, ::across].reshape(len(images), -1)  # [n, P]; bytes, as all rows are held at once
+
+
+def _fit_image(train: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    size = min(COMPONENTS, *train.shape)
+    pca = decomposition.PCA(size, svd_solver="randomized", random_state=seed).fit(train / np.float32(255))
+    # The term added keeps components of mere rounding error from growing to unit variance.
+    return lambda rows: pca.transform(rows / np.float32(255)) / np.sqrt(pca.explained_variance_ + 1e-6)  # [n, F]
+
+
+def _describe_text(ids: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    return np.array([" ".join(map(str, row[real])) for row, real in zip(ids, mask, strict=True)], object)  # [n]
+
+
+def _describe_audio(waveforms: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    bands = np.asarray(log_mel(np.where(mask, waveforms, 0), options["rate"], hop_ms=HOP_MS))  # [n, T, F / 2]
+    padding = ~mask[:, :: round(options["rate"] * HOP_MS / 1000), None]  # [n, T, 1]; by a frame's first sample
+    frames = np.ma.array(bands, mask=np.broadcast_to(padding, bands.shape))
+    return np.hstack([frames.mean(axis=1).filled(0), frames.std(axis=1).filled(0)])  # [n, F]
+
+
+FEATURES = {  # per kind of modality: (inputs, mask, options) -> rows, and (training rows, seed) -> rows to features
+    "image": (_describe_image, _fit_image),
+    "text": (_describe_text, lambda train, seed: TfidfVectorizer(**TERMS).fit(train).transform),
+    "audio": (_describe_audio, lambda train, seed: preprocessing.StandardScaler().fit(train).transform),
+}
+
+
+def _reduced(tables: dict[str, Any], seed: int) -> dict[str, Any]:
+    if tables["train"].shape[1] <= COMPONENTS:
+        return tables
+    decomposed = decomposition.TruncatedSVD(COMPONENTS, random_state=seed).fit(tables["train"])
+    return {split: sparse.csr_array(decomposed.transform(table)) for split, table in tables.items()}
+
+
+def _outputs(model: Any, x: Any, kind: str, classes: int) -> np.ndarray:
+    """Returns what the metrics take: predictions `[n]` of a regression, else scores `[n, C]`."""
+    if kind == "regression":
+        return model.predict(x)
+    decides = hasattr(model, "decision_function")
+    if kind == "multilabel":  # the majority has only hard predictions
+        return (model.decision_function(x) if decides else model.predict(x) - 0.5).reshape(-1, classes)
+    known = model.decision_function(x) if decides else model.predict_log_proba(x)
+    known = np.stack([-known, known], axis=1) if known.ndim == 1 else known
+    scores = np.full((len(known), classes), known.min() - 1)  # a class that training never showed is never chosen
+    scores[:, model.classes_] = known
+    return scores

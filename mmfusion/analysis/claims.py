@@ -1,0 +1,207 @@
+"""The claims of an ablation in words, each with its evidence; nothing is claimed that the seeds do not carry."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmfusion.analysis import judge
+from mmfusion.analysis.judge import REFERENCE, Difference, Row
+from mmfusion.analysis.statistics import Comparison, compare, holm, verdict
+
+RULE = (
+    "For each method the values of the optimizer with the best mean validation {metric} are chosen, from the same ones "
+    "for all; the best method and the best modality alone are chosen by validation as well, and test scores are read "
+    "once after that. Differences are paired by seed. `Better` asks for p < 0.05 of the exact sign-flip test after "
+    "Holm's correction, a 95 % BCa interval of the difference beyond 0, and P(A>B) with an interval above 0.5 that "
+    "reaches 0.75; `worse` is its mirror, and everything else cannot be told."
+)
+FEWEST = 6  # pairs; with fewer no sign-flip test comes below 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """A sentence, what it is about, its verdict, and the comparison that carries it, if one does."""
+
+    about: str
+    verdict: str
+    text: str
+    evidence: Comparison | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """What an ablation says.
+
+    Attributes:
+      rule: how methods were chosen and compared.
+      none: why there are no claims, or "".
+      statements: the most important first.
+      best: the method that validation chose; "" where none ended.
+      against_floor, against_reference: differences of each fused method from the best modality alone, and `concat`.
+    """
+
+    rule: str
+    none: str
+    statements: tuple[Statement, ...] = ()
+    best: str = ""
+    against_floor: tuple[Difference, ...] = ()
+    against_reference: tuple[Difference, ...] = ()
+
+
+def claims(
+    found: Sequence[Row],
+    classical: Sequence[Row],
+    examined: Mapping[str, Mapping[str, Any]],
+    metric: str,
+    higher: bool,
+) -> Claims:
+    """Returns what the rows of an ablation say.
+
+    Args:
+      found: a row a method.
+      classical: rows of baselines that are no networks; the floor takes those of one modality or none.
+      examined: cell name -> what `examine` found; those of the best method at least.
+      metric: what was compared.
+      higher: whether more of it is better.
+    """
+    rule = RULE.format(metric=metric)
+    fused = [row for row in found if not row.floor]
+    alone = judge.best([row for row in (*found, *classical) if row.floor], higher)
+    joint = judge.best([row for row in classical if not row.floor], higher)
+    top = judge.best(fused, higher)
+    if not top:
+        return Claims(rule, "No claims: no run of a fusion strategy ended in a number.")
+    if len(top.seeds) < 2:
+        return Claims(
+            rule, f"No claims: one seed; a difference needs at least {FEWEST} (--seeds={FEWEST}).", best=top.method
+        )
+    said = []
+    ended = [row for row in fused if row.test]
+    against_floor = judge.differences(ended, alone, higher) if alone else []
+    if alone:
+        mine = next(one for one in against_floor if one.method == top.method)
+        words = {"better": "Fusion helps", "worse": "Fusion hurts"}.get(mine.verdict, "Whether fusion helps is open")
+        text = f"{words}: {_beside(top, alone)}; {_difference(mine.comparison, mine.p, higher)}{_more(mine)}."
+        said.append(Statement("fusion", mine.verdict, text, mine.comparison))
+    if joint:
+        (mine,) = judge.differences([top], joint, higher)
+        words = {"better": "is better than", "worse": "is worse than"}.get(mine.verdict, "cannot be told from")
+        text = (
+            f"{top.method} {words} the best classical baseline on all modalities, {joint.method} ({joint.mean:.4f}); "
+            f"{_difference(mine.comparison, mine.p, higher)}."
+        )
+        said.append(Statement("classical", mine.verdict, text, mine.comparison))
+    reference = next((row for row in ended if row.method == REFERENCE), None)
+    against_reference = []
+    if reference and len(ended) > 1:
+        against_reference = judge.differences([row for row in ended if row is not reference], reference, higher)
+        said += _groups(against_reference)
+    runs = [examined[name] for name in top.runs if name in examined]
+    if len(runs) > 1 and None not in _leaves(runs):
+        said += [*_interaction(top, runs), *_modalities(top, runs), *_missing(top, runs, metric)]
+    lost = [row.method for row in found if not row.test]
+    if lost:
+        said.append(Statement("lost", "no result", f"No seed of {_names(lost)} ended in a number."))
+    return Claims(rule, "", tuple(said), top.method, tuple(against_floor), tuple(against_reference))
+
+
+def _groups(differences: Sequence[Difference]) -> list[Statement]:
+    """Returns a statement for the strategies better than the reference, for those worse, and for the others."""
+    said = []
+    for kind, words in (("better", "Better than"), ("worse", "Worse than"), ("cannot tell", "Not to be told from")):
+        group = [one for one in differences if one.verdict == kind]
+        if group:
+            text = f"{words} {REFERENCE}: {_names([one.method + _more(one) for one in group])}."
+            said.append(Statement("strategies", kind, text))
+    return said
+
+
+def _interaction(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:
+    """Says whether the best method's score falls when it is made additive, modality against modality."""
+    said = []
+    for m in runs[0]["interaction"]:
+        whole, additive = (
+            [statistics.fmean(run["interaction"][m][what]) for run in runs] for what in ("whole", "additive")
+        )
+        one = compare(whole, additive)
+        kind = verdict(one, one.p)
+        words = "uses the interaction of its modalities" if kind == "better" else "does not show to use an interaction"
+        text = (
+            f"{top.method} {words}: {_mean(whole)}, and {_mean(additive)} as the nearest sum of a part of {m} and a "
+            f"part of the rest; {_difference(one, one.p)}."
+        )
+        said.append(Statement("interaction", kind, text, one))
+    return said
+
+
+def _modalities(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:
+    """Says of each modality whether the best method's score falls when that one's examples are mixed up."""
+    names = sorted(runs[0]["perceptual"])
+    each = [compare([run["perceptual"][m] for run in runs], [0.0] * len(runs)) for m in names]
+    said = []
+    for m, one, p in zip(names, each, holm([one.p for one in each]), strict=True):
+        kind = verdict(one, p)
+        low, high = (100 * x for x in one.interval)
+        words = "counts" if kind == "better" else "contributes nothing that could be measured"
+        text = (
+            f"{m} {words}: giving each example another one's {m} costs {top.method} {100 * one.difference:.1f} % of "
+            f"its score, 95 % interval {low:.1f} to {high:.1f} %, p = {p:.3g}."
+        )
+        said.append(Statement("modality", kind, text, one))
+    return said
+
+
+def _missing(top: Row, runs: Sequence[Mapping[str, Any]], metric: str) -> list[Statement]:
+    """Says what is left of the best method's score when one modality is not there."""
+    subsets = {kept: statistics.fmean(run["subsets"][kept] for run in runs) for kept in runs[0]["subsets"]}
+    names = max(subsets, key=len).split("+")
+    sign = runs[0]["sign"]
+    parts = [
+        f"{sign * subsets['+'.join(kept)]:.4f} without {m}"
+        for m in names
+        if (kept := [other for other in names if other != m])
+    ]
+    if not parts:
+        return []
+    whole, none = (sign * subsets[kept] for kept in ("+".join(names), ""))
+    text = (
+        f"Where a modality is missing, {top.method}, trained with all, is left with {_names(parts)} "
+        f"({metric} with all {whole:.4f}, with none {none:.4f})."
+    )
+    return [Statement("missing", "", text)]
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Yields the values in nested lists and mappings; an undefined number is None there."""
+    if isinstance(tree, Mapping):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        yield tree
+        return
+    for one in tree:
+        yield from _leaves(one)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+
+
+def _more(one: Difference) -> str:
+    return f" (about {one.seeds_needed} seeds would tell)" if one.seeds_needed else ""
+
+
+def _mean(scores: Sequence[float]) -> str:
+    return f"{abs(statistics.fmean(scores)):.4f}"
+
+
+def _beside(mine: Row, other: Row) -> str:
+    return f"{mine.method} {mine.mean:.4f}, and {other.mean:.4f} of {other.method}, the best that one modality gives"
+
+
+def _difference(one: Comparison | None, p: float | None, higher: bool = True) -> str:
+    if one is None:
+        return "fewer than two seeds are paired"
+    low, high = one.interval
+    turned = "" if higher else " (less is better; turned)"
+    return f"{one.difference:+.4f}{turned} over {one.n} seeds, 95 % interval {low:+.4f} to {high:+.4f}, p = {p:.3g}"

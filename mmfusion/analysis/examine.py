@@ -1,0 +1,232 @@
+"""What a trained run does beyond its test score: with modalities missing, mixed up or corrupted, and how sure it is.
+
+n examples · M modalities · N tokens · D width · C outputs
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion import step
+from mmfusion.analysis import calibration, contribution, corruption, interaction
+from mmfusion.analysis.properties import Given
+from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Split
+from mmfusion.evaluate import Run, collect, open_run, score
+
+ROWS = 512  # test examples that are mixed up and corrupted, the same of every run
+PAIRED, DRAWS = 128, 3  # examples whose modalities are paired in every way, and how often others are drawn
+PERMUTATIONS = 5
+SEVERITIES = tuple(round(0.1 * i, 1) for i in range(11))
+CHUNK = 64  # rows at a time
+
+
+def examine(workdir: Path) -> dict[str, Any]:
+    """Returns what a finished run's best checkpoint does on the test split, as JSON values; more is always better.
+
+    Returns:
+      `metric`: that was measured, and `sign`: -1 where less of it is better, and it was turned.
+      `subsets`: it with only these modalities present, over the whole split; `shapley` values of these.
+      `rows`: how many examples the following are of. `perceptual`: see `contribution`; empty where the metric
+      is not above 0. `interaction`: modality -> the metric, and that of the additive projection, per draw.
+      `corruption`: modality -> name -> the metric at each of `severities`.
+      `calibration`: of single-label tasks, before and after the temperature fitted on validation.
+    """
+    run = open_run(workdir, ["valid", "test"])
+    probe = Probe(run)
+    raw = some(run.dataset.splits["test"], ROWS)
+    encoded = probe.encode(raw)
+    run_eval = run.parts.eval_step()
+    whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
+    names = sorted(encoded.inputs)
+    subsets = {
+        kept: probe.value(whole["test"] if kept == tuple(names) else _whole(run, run_eval, "test", kept))
+        for kept in contribution.subsets(names)
+    }
+    return {
+        "metric": probe.metric,
+        "sign": probe.sign,
+        "subsets": {"+".join(kept): value for kept, value in subsets.items()},
+        "shapley": contribution.shapley(subsets),
+        "rows": len(raw.id),
+        "perceptual": _perceptual(probe, encoded, names),
+        "interaction": _interactions(probe, encoded, names),
+        "severities": SEVERITIES,
+        "corruption": _corruptions(probe, raw),
+        "calibration": {
+            task: _calibration(*((whole[s]["logits"][task], whole[s]["targets"][task]) for s in ("valid", "test")))
+            for task, spec in run.parts.tasks.items()
+            if spec.kind == "classification"
+        },
+    }
+
+
+def compared_metric(config: ConfigDict) -> str:
+    """Returns the metric that runs of a config are compared by: the one that chooses, or for a loss the first there is.
+
+    A loss is not comparable where strategies add losses of their own.
+    """
+    metrics = configs.selectable(config)
+    return next(iter(metrics)) if config.select.rpartition("/")[2] == "loss" else config.select
+
+
+def some(split: Split, rows: int) -> Batch:
+    """Returns at most so many rows of a split as one host batch, drawn by a fixed seed, those of weight 0 left out."""
+    batch = split.gather(np.sort(np.random.default_rng(0).permutation(len(split))[:rows]))
+    return jax.tree.map(lambda x: x[batch.weight > 0], batch)
+
+
+class Probe:
+    """A run in two halves: encoders to tokens, and tokens to logits, each compiled once."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.metric = compared_metric(run.config)
+        self.sign = 1 if configs.selectable(run.config)[self.metric] else -1
+        self._variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+        model, tasks = run.parts.model, run.parts.tasks
+        given = model.clone(encoders=flax.core.FrozenDict({m: Given() for m in model.encoders}))
+        paths = {m: f"encoders_{m}" for m in model.encoders}
+
+        def encode(variables: dict, batch: Batch) -> Batch:
+            _, kept = model.apply(
+                variables, run.parts.preprocess(batch, None), train=False, mutable=["intermediates"],
+                capture_intermediates=lambda module, method: method == "__call__" and module.name in paths.values(),
+            )  # fmt: skip
+            outputs = {m: kept["intermediates"][path]["__call__"][0] for m, path in paths.items()}
+            tokens, mask = ({m: output[i] for m, output in outputs.items()} for i in (0, 1))
+            return batch.replace(inputs=tokens, mask=mask, present={m: batch.present[m] for m in paths})
+
+        def fuse(variables: dict, batch: Batch) -> dict[str, Any]:
+            return step.eval_step(
+                variables["params"], variables["batch_stats"], batch,
+                model=given, tasks=tasks, preprocess=lambda rows, _: rows, axis_name=None,
+            )  # fmt: skip
+
+        def pairs(variables: dict, ones: Batch, others: Batch) -> dict[str, jax.Array]:
+            def first(i: jax.Array) -> dict[str, jax.Array]:
+                spread = jax.tree.map(lambda x: jnp.broadcast_to(x[i], (others.id.shape[0], *x.shape[1:])), ones)
+                return given.apply(variables, _joined(spread, others), train=False).logits
+
+            return jax.lax.map(first, jnp.arange(ones.id.shape[0]))
+
+        self._encode, self._fuse, self._pairs = jax.jit(encode), jax.jit(fuse), jax.jit(pairs)
+
+    def encode(self, raw: Batch) -> Batch:
+        """Returns a host batch whose inputs are the encoders' tokens `[n, N, D]`, with their masks `[n, N]`."""
+        return _in_chunks(lambda batch: self._encode(self._variables, batch), raw)
+
+    def fuse(self, encoded: Batch) -> dict[str, Any]:
+        """Returns what `evaluate.collect` does, of a batch that is encoded."""
+        return _in_chunks(lambda batch: self._fuse(self._variables, batch), encoded)
+
+    def pairs(self, encoded: Batch, modality: str) -> dict[str, np.ndarray]:
+        """Returns logits `[n, n, C]` by task: one modality of row i with all others of row j."""
+        ones, others = _part(encoded, [modality]), _part(encoded, [m for m in encoded.inputs if m != modality])
+        return jax.device_get(self._pairs(self._variables, ones, others))
+
+    def value(self, collected: Mapping[str, Any]) -> float:
+        """Returns the metric of what `fuse` returned, turned so that more is better; NaN where it is undefined."""
+        number = score(collected, self.run.parts.tasks)[self.metric]
+        return math.nan if number is None else self.sign * number
+
+
+def mixed(encoded: Batch, rows: Mapping[str, np.ndarray]) -> Batch:
+    """Returns the batch with each modality's part taken from the rows `[n]` given for it."""
+    batch = encoded
+    for m, places in rows.items():
+        batch = _joined(jax.tree.map(lambda x, p=places: x[p], _part(encoded, [m])), batch)
+    return batch
+
+
+def _part(batch: Batch, modalities: Sequence[str]) -> Batch:
+    keep = lambda parts: {m: parts[m] for m in modalities}  # noqa: E731
+    return batch.replace(inputs=keep(batch.inputs), mask=keep(batch.mask), present=keep(batch.present))
+
+
+def _joined(ones: Batch, others: Batch) -> Batch:
+    """Returns the second batch with the modalities of the first added, or in place of its own."""
+    return others.replace(
+        inputs=others.inputs | ones.inputs, mask=others.mask | ones.mask, present=others.present | ones.present
+    )
+
+
+def _whole(
+    run: Run, run_eval: Callable[..., Any], split: str, modalities: Sequence[str] | None = None
+) -> dict[str, Any]:
+    return collect(
+        run_eval, run.state, run.dataset.splits[split], run.parts, batch_size=run.config.batch_size,
+        workers=run.config.data.workers, modalities=modalities, max_bad_fraction=run.config.data.max_bad_fraction,
+    )  # fmt: skip
+
+
+def _perceptual(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[str, float]:
+    def permuted(rows: Mapping[str, np.ndarray]) -> float:
+        return probe.value(probe.fuse(mixed(encoded, rows)))
+
+    if not probe.value(probe.fuse(encoded)) > 0:
+        return {}
+    return contribution.perceptual(permuted, names, len(encoded.id), PERMUTATIONS, seed=0)
+
+
+def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    result = {}
+    for m in names[: {1: 0, 2: 1}.get(len(names))]:  # of two, the one against the other says all
+        result[m] = {"whole": [], "additive": []}
+        for draw in range(DRAWS):
+            rows = np.random.default_rng([1, draw]).permutation(len(encoded.id))[:PAIRED]
+            batch = jax.tree.map(lambda x, p=rows: x[p], encoded)
+            as_it_is = probe.fuse(batch)
+            added = {task: interaction.emap(table) for task, table in probe.pairs(batch, m).items()}
+            result[m]["whole"].append(probe.value(as_it_is))
+            result[m]["additive"].append(probe.value({**as_it_is, "logits": added}))
+    return result
+
+
+def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
+    reader = probe.run.dataset.reader
+
+    def at(m: str, name: str, severity: float) -> float:
+        worse = corruption.corrupt(
+            raw, m, reader.modalities[m]["kind"], name, severity, seed=0, tokenizer=reader.tokenizers.get(m)
+        )
+        return probe.value(probe.fuse(probe.encode(worse)))
+
+    return {
+        m: {name: [at(m, name, s) for s in SEVERITIES] for name in corruption.CORRUPTIONS[options["kind"]]}
+        for m, options in sorted(reader.modalities.items())
+    }
+
+
+def _calibration(valid: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """Returns the temperature fitted on validation logits `[n, C]` and targets `[n]`, and the test's calibration."""
+    heat = calibration.temperature(*valid)
+    result: dict[str, Any] = {"temperature": heat}
+    for what, logits in (("before", test[0]), ("after", test[0] / heat)):
+        bins = calibration.reliability(logits, test[1])
+        result[what] = {
+            "nll": calibration.nll(logits, test[1]),
+            "ece": bins.error,
+            "ece_equal_mass": calibration.reliability(logits, test[1], equal_mass=True).error,
+            "bins": {name: value.tolist() for name, value in dataclasses.asdict(bins).items()},
+        }
+    return result
+
+
+def _in_chunks(function: Callable[[Batch], Any], batch: Batch) -> Any:
+    """Returns what a compiled function of a batch gives, computed in chunks of one size, the last one padded."""
+    rows = len(batch.id)
+    results = []
+    for start in range(0, rows, CHUNK):
+        places = np.minimum(np.arange(start, start + CHUNK), rows - 1)
+        results.append(jax.device_get(function(jax.tree.map(lambda x, p=places: x[p], batch))))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *results)

@@ -1,0 +1,245 @@
+"""Classical baselines, on small datasets whose answers are known."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from mmfusion.analysis import baselines as module
+from mmfusion.analysis.baselines import baselines
+from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Dataset, Split
+from mmfusion.data.rows import Reader
+from mmfusion.errors import UserError
+from tests import synthetic
+
+PICTURE = {"kind": "image", "feature": "image", "size": (2, 2), "channels": 1}
+WORDS = {"kind": "text", "feature": "sentence", "length": 4}
+SOUND = {"kind": "audio", "feature": "sound", "rate": 8000, "seconds": 0.1}
+
+
+def bits(seed, rows=240):
+    return np.random.default_rng(seed).integers(0, 2, (2, rows))
+
+
+def arrays(seed, target, bright, word):
+    """Returns a split's arrays: the picture's mean tells bit `bright`, the last of four words tells bit `word`."""
+    draw, n = np.random.default_rng(seed), len(bright)
+    pictures = 60 + 120 * bright[:, None, None, None] + draw.integers(0, 40, (n, 2, 2, 1))
+    ids = np.concatenate([draw.integers(2, 6, (n, 3)), 6 + word[:, None]], axis=1)
+    return Batch(
+        inputs={"picture": pictures.astype(np.uint8), "words": ids.astype(np.int32)},
+        mask={"picture": np.ones((n, 1), bool), "words": np.ones((n, 4), bool)},
+        present={"picture": np.ones(n, bool), "words": np.ones(n, bool)},
+        targets={"label": target},
+        weight=np.ones(n, np.float32),
+        id=np.arange(n, dtype=np.int32),
+    )
+
+
+def dataset(label, kind="classification", classes=2):
+    """Returns three splits with the target that `label(bright, word)` gives."""
+    reader = Reader({"picture": PICTURE, "words": WORDS}, {"label": {"kind": kind}}, {"label": classes}, {})
+    splits = {}
+    for seed, name in enumerate(("train", "valid", "test")):
+        bright, word = bits(seed)
+        batch = arrays(seed, label(bright, word), bright, word)
+        splits[name] = Split(name, np.arange(len(bright)), (), reader, batch, {})
+    return Dataset(splits, reader, {"label": ()}, {}, "bits")
+
+
+def changed(data, split, **fields):
+    """Returns the dataset with other arrays in one split."""
+    batch = data.splits[split].arrays.replace(**fields)
+    one = dataclasses.replace(data.splits[split], numbers=np.arange(len(batch.id)), arrays=batch)
+    return dataclasses.replace(data, splits={**data.splits, split: one})
+
+
+def noisy(bright, word):
+    """Labels that the picture tells four times in five, so that what is chosen from a grid makes a difference."""
+    return np.where(np.random.default_rng(7).random(len(bright)) < 0.2, word, bright)
+
+
+def test_what_the_picture_tells_is_found_in_the_picture_only():
+    found = baselines(dataset(lambda bright, word: bright), "label", "accuracy")
+    names = ("linear_svm", "naive_bayes", "gradient_boosting")
+    subsets = (("picture",), ("words",), ("picture", "words"))
+    assert [(b.name, b.modalities) for b in found] == [("majority", ()), *((n, s) for s in subsets for n in names)]
+    for one in found[1:]:
+        if "picture" in one.modalities:
+            assert one.test > 0.97, one
+            assert one.valid > 0.97, one
+        else:
+            assert one.test == pytest.approx(0.5, abs=0.12), one
+        assert one.seconds > 0
+
+
+def test_xor_is_beyond_one_modality_and_beyond_a_linear_model():
+    found = baselines(dataset(lambda bright, word: bright ^ word), "label", "accuracy")
+    for one in found:
+        if one.name == "gradient_boosting" and len(one.modalities) == 2:
+            assert one.test > 0.95, one
+        elif one.name == "linear_svm" or len(one.modalities) == 1:
+            assert one.test == pytest.approx(0.5, abs=0.12), one
+
+
+@pytest.fixture
+def svm_only(monkeypatch):
+    monkeypatch.setitem(module.MODELS, "classification", module.MODELS["classification"][:2])
+
+
+def test_the_majority_is_a_class_share(svm_only):
+    data = dataset(lambda bright, word: bright * word, classes=3)
+    labels = data.splits["test"].arrays.targets["label"]
+    majority, *others = baselines(data, "label", "nll")
+    assert (majority.name, majority.modalities, majority.chosen) == ("majority", (), {})
+    assert majority.test == pytest.approx((labels == 0).mean())
+    assert {one.metric for one in (majority, *others)} == {"accuracy"}  # a linear SVM has no likelihood
+    assert others[-1].test > 0.97  # the third class, which never occurs, is never chosen
+    assert baselines(dataset(lambda bright, word: bright * word), "label", "auroc")[0].test == 0.5
+
+
+def test_validation_chooses_and_the_labels_of_the_test_do_not(svm_only):
+    data = dataset(noisy)
+    labels = data.splits["test"].arrays.targets["label"]
+    found = baselines(data, "label", "accuracy")
+    scrambled = baselines(changed(data, "test", targets={"label": 1 - labels}), "label", "accuracy")
+    assert [dataclasses.replace(one, test=0.0) for one in found] == [
+        dataclasses.replace(one, test=0.0) for one in scrambled
+    ]
+    assert [one.test for one in scrambled[1:]] == pytest.approx([1 - one.test for one in found[1:]])
+
+
+@pytest.mark.parametrize(("metric", "best"), [("r2", max), ("loss", min)])
+def test_the_best_of_the_grid_is_chosen_whichever_way_is_better(monkeypatch, metric, best):
+    data = dataset(
+        lambda bright, word: (bright + word + 0.1 * np.arange(len(word)) % 1).astype(np.float32), "regression"
+    )
+    mean, ridge = module.MODELS["regression"][:2]
+    values = (1.0, 100.0, 10_000.0)
+    each = []
+    for value in values:
+        monkeypatch.setitem(module.MODELS, "regression", (mean, ridge._replace(grid={"alpha": (value,)})))
+        each.append(baselines(data, "label", metric)[-1])
+    monkeypatch.setitem(module.MODELS, "regression", (mean, ridge._replace(grid={"alpha": values[::-1]})))
+    assert len({one.valid for one in each}) == 3
+    assert baselines(data, "label", metric)[-1] == best(each, key=lambda one: one.valid)
+    assert each[0].metric == ("r2" if metric == "r2" else "rmse")
+
+
+def test_regression_and_several_labels():
+    found = baselines(dataset(lambda bright, word: (3 * bright).astype(np.float32), "regression", 1), "label", "r2")
+    scores = {(one.name, one.modalities): one.test for one in found}
+    assert scores["ridge", ("picture",)] > 0.95
+    assert scores["gradient_boosting", ("picture", "words")] > 0.95
+    assert max(scores["mean", ()], scores["ridge", ("words",)]) < 0.05
+    labels = dataset(lambda *both: np.stack([*both, 0 * both[0]], axis=1).astype(np.float32), "multilabel", 3)
+    scores = {(one.name, one.modalities): one.test for one in baselines(labels, "label", "accuracy")}
+    assert scores["linear_svm", ("picture", "words")] > 0.97
+    assert scores["linear_svm", ("picture",)] == pytest.approx(2.5 / 3, abs=0.05)
+    assert scores["majority", ()] == pytest.approx(2 / 3, abs=0.05)
+    constant = baselines(dataset(lambda bright, word: bright.astype(np.float32), "regression", 1), "label", "pearson")
+    assert math.isnan(constant[0].test)
+
+
+def test_features_are_fitted_on_train_only():
+    data = dataset(lambda bright, word: bright)
+    test = data.splits["test"].arrays
+    inputs = {"picture": 255 - test.inputs["picture"] // 2, "words": test.inputs["words"] + 100}
+    before, _ = module._features(data, "label", seed=0, most_rows=500)
+    for split in ("valid", "test"):
+        after, _ = module._features(changed(data, split, inputs=inputs), "label", seed=0, most_rows=500)
+        for m in before:
+            np.testing.assert_array_equal(before[m]["train"].toarray(), after[m]["train"].toarray())
+        assert after["words"][split].nnz == 0  # words that train does not have
+        assert np.abs((before["picture"][split] - after["picture"][split]).toarray()).max() > 0.1
+    copied, _ = module._features(changed(data, "test", inputs=data.splits["train"].arrays.inputs), "label", 0, 500)
+    for m in before:
+        np.testing.assert_array_equal(copied[m]["test"].toarray(), before[m]["train"].toarray())
+
+
+def test_an_absent_modality_is_zeros_and_padding_is_not_read():
+    random = np.random.default_rng(0)
+    batch = dataset(lambda bright, word: bright).splits["train"].arrays
+    sound = np.repeat(random.normal(0, 0.1, (120, 800)), 2, axis=0).astype(np.float32)
+    heard = np.ones((240, 800), bool)
+    heard[1::2, 400:] = False
+    batch = batch.replace(
+        inputs={**batch.inputs, "sound": np.where(heard, sound, np.nan)},
+        mask={**batch.mask, "words": batch.mask["words"] & (np.arange(4) < 3), "sound": heard},
+        present={m: random.random(240) < 0.6 for m in ("picture", "words", "sound")},
+    )
+    reader = Reader(
+        {"picture": PICTURE, "words": WORDS, "sound": SOUND}, {"label": {"kind": "classification"}}, {"label": 2}, {}
+    )
+    splits = {s: Split(s, np.arange(240), (), reader, batch, {}) for s in ("train", "valid", "test")}
+    tables, _ = module._features(Dataset(splits, reader, {}, {}, "absent"), "label", 0, 500)
+    for m, of_split in tables.items():
+        for table in of_split.values():
+            np.testing.assert_array_equal(np.abs(table.toarray()).max(axis=1) > 0, batch.present[m])
+    assert tables["words"]["train"].shape[1] == 4 + 4 * 4  # words and pairs of the first three places
+    assert np.isfinite(tables["sound"]["train"].toarray()).all()
+
+
+def test_the_pitch_of_a_sound_is_found(svm_only):
+    reader = Reader({"sound": SOUND}, {"label": {"kind": "classification"}}, {"label": 2}, {})
+    splits = {}
+    for seed, name in enumerate(("train", "valid", "test")):
+        high = bits(seed, 60)[0]
+        phase = np.random.default_rng(seed).uniform(0, 6, (60, 1))
+        sound = 0.1 * np.sin(phase + 2 * np.pi * (400 + 400 * high[:, None]) * np.arange(800) / 8000)
+        batch = Batch(
+            inputs={"sound": sound.astype(np.float32)}, mask={"sound": np.ones((60, 800), bool)},
+            present={"sound": np.ones(60, bool)}, targets={"label": high}, weight=np.ones(60), id=np.arange(60),
+        )  # fmt: skip
+        splits[name] = Split(name, np.arange(60), (), reader, batch, {})
+    found = baselines(Dataset(splits, reader, {}, {}, "tones"), "label", "accuracy")
+    assert [one.modalities for one in found] == [(), ("sound",)]  # alone is also all
+    assert found[-1].test == 1.0
+
+
+def test_a_streamed_split_gives_the_same_and_unreadable_rows_are_left_out(svm_only):
+    sizes = {"train": 300, "valid": 60, "test": 60}
+    loaded, streamed = (synthetic.dataset(synthetic.config(), sizes, in_memory=kept) for kept in (True, False))
+    for most in (100, 1000):
+        one, of_one = module._features(loaded, "label", 0, most)
+        other, of_other = module._features(streamed, "label", 0, most)
+        for split in sizes:
+            np.testing.assert_array_equal(of_one[split], of_other[split])
+            for m in one:
+                np.testing.assert_array_equal(one[m][split].toarray(), other[m][split].toarray())
+    readable = {split: int(loaded.splits[split].arrays.weight.sum()) for split in sizes}
+    assert {split: len(labels) for split, labels in of_one.items()} == readable
+    assert readable["test"] < sizes["test"]
+    assert baselines(loaded, "label", "macro_f1") == baselines(streamed, "label", "macro_f1")
+
+
+def test_no_more_than_most_rows_are_used_and_the_seed_draws_them(svm_only):
+    data = dataset(noisy)
+    kept = np.sort(np.random.default_rng(3).permutation(240)[:30])
+    whole = data.splits["train"]
+    small = dataclasses.replace(
+        data, splits={**data.splits, "train": dataclasses.replace(whole, numbers=kept, arrays=whole.gather(kept))}
+    )
+    found = baselines(data, "label", "accuracy", seed=3, most_rows=30)
+    assert found == baselines(small, "label", "accuracy", seed=3)
+    assert found != baselines(data, "label", "accuracy", seed=3)
+    assert found != baselines(data, "label", "accuracy", seed=4, most_rows=30)
+
+
+def test_the_same_seed_gives_the_same():
+    data = dataset(noisy)
+    one, other = (baselines(data, "label", "macro_recall", seed=1, most_rows=100) for _ in range(2))
+    assert one == other
+
+
+def test_errors_say_what_would_be_right():
+    data = dataset(lambda bright, word: bright)
+    with pytest.raises(UserError, match="task 'labels' is not in this dataset: did you mean label"):
+        baselines(data, "labels", "accuracy")
+    with pytest.raises(UserError, match="metric 'acuracy' is not one of classification: did you mean"):
+        baselines(data, "label", "acuracy")
+    nowhere = {"picture": np.zeros(240, bool), "words": np.ones(240, bool)}
+    with pytest.raises(UserError, match="modality 'picture' is in 0 of the training rows; a baseline needs 2"):
+        baselines(changed(data, "train", present=nowhere), "label", "accuracy")
