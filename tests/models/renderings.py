@@ -191,10 +191,10 @@ def block(p, x, names):
 
 def mcb(p, x, names):
     """Sketches the whole outer product, entry by entry; the strategy never makes it."""
-    from mmfusion.models.fusion.tensor import _count_sketch
+    from mmfusion.models.fusion.tensor import MCB, _count_sketch
 
-    size = p["out"]["kernel"].shape[0]
-    outer, place, sign = np.ones(1), np.zeros(1, int), np.ones(1)
+    size = MCB.sketch
+    outer, place, sign, filled = np.ones(1), np.zeros(1, int), np.ones(1), {0}
     for m, v in mean_of(x).items():
         matrix = _count_sketch(m, len(v), size)
         places, signs = np.append(np.abs(matrix).argmax(axis=1), 0), np.append(matrix.sum(axis=1), 1)
@@ -203,7 +203,10 @@ def mcb(p, x, names):
         sign = np.kron(sign, signs)
     sketch = np.zeros(size)
     np.add.at(sketch, place, sign * outer)
-    return dense(p["out"], rooted(sketch))
+    for m in names:
+        places = np.abs(_count_sketch(m, len(p["out"]["bias"]), size)).argmax(axis=1)
+        filled |= {(a + b) % size for a in filled for b in places}
+    return dense(p["out"], rooted(sketch)[sorted(filled)])
 
 
 def with_token(p, x, main):

@@ -132,8 +132,9 @@ class MCB(nn.Module):
     """Compact bilinear pooling: the count sketch of ⊗_m [x_m; 1], by FFT (Fukui et al. 2016, arXiv:1606.01847).
 
     The sketch of an outer product is the circular convolution of the sketches, whose hashes and signs are fixed by the
-    modality's name. Signed root, length 1 and a projection follow. An absent modality is [0; 1], and the 1 keeps what
-    one modality tells alone; its hash is 0 and its sign +, so that [0; 1] is the identity of the convolution.
+    modality's name. Signed root, length 1 and a projection of the places where anything can fall follow. An absent
+    modality is [0; 1], and the 1 keeps what one modality tells alone; its hash is 0 and its sign +, so that [0; 1] is
+    the identity of the convolution.
 
     Attributes:
       width: width D of the features.
@@ -157,12 +158,15 @@ class MCB(nn.Module):
         if self.sketch < 2:
             raise UserError(f"mcb: sketch={self.sketch} must be at least 2")
         pooled, present = pool(tokens, mask)
-        spectrum = jnp.ones((), jnp.complex64)
+        spectrum, filled = jnp.ones((), jnp.complex64), np.arange(self.sketch) == 0
         for i, m in enumerate(sorted(tokens)):
-            counted = pooled[i].astype(jnp.float32) @ _count_sketch(m, pooled[i].shape[-1], self.sketch)
+            matrix = _count_sketch(m, pooled[i].shape[-1], self.sketch)
+            filled = np.any([np.roll(filled, place) for place in {0, *np.abs(matrix).argmax(axis=1)}], axis=0)
+            counted = pooled[i].astype(jnp.float32) @ matrix
             counted = zero_masked(counted, present[:, i]).at[:, 0].add(1.0)  # [B, sketch]
             spectrum = spectrum * jnp.fft.rfft(counted)
-        sketched = jnp.fft.irfft(spectrum, self.sketch).astype(self.dtype)
+        # Elsewhere the transform leaves rounding, which the root would raise to a signal.
+        sketched = jnp.fft.irfft(spectrum, self.sketch)[:, filled].astype(self.dtype)
         return Fused(
             features=nn.Dense(self.width, dtype=self.dtype, name="out")(power_normalised(sketched)), attention={}
         )
