@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from configs import base
 from experiments import cli
 from experiments.strategies import chosen
 from mmfusion.errors import UserError, nearest
@@ -45,7 +46,6 @@ def main(argv: Sequence[str]) -> None:
 
     import jax
 
-    from configs import base
     from experiments import live
     from mmfusion import config as configs
     from mmfusion.analysis import ablation, budget, plan, report, runner
@@ -88,9 +88,12 @@ def _config(source: str, overrides: Sequence[str], fusion: str, seed: int, modal
     for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
         if key in given:
             raise UserError(f"--config={source}: the ablation sets {key}; give {flag}")
-    named = {"seed": str(seed), "fusion": fusion, "modalities": modalities}
-    more = [f"{key}={value}" for key, value in named.items() if value]
-    return cli.make_config(f"{path}:{','.join(filter(None, [arg, *more]))}", overrides)
+    more = [f"seed={seed}", *([f"fusion={fusion}"] if fusion else [])]
+    # A modality alone needs no fusion, and has no options of the strategies compared.
+    own = overrides if fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
+    config = cli.make_config(f"{path}:{','.join(filter(None, [arg, *more]))}", own)
+    base.keep_modalities(config, modalities)
+    return config
 
 
 def _values(item: str) -> tuple[str, list[Any]]:
@@ -105,3 +108,7 @@ def _literal(value: str) -> Any:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return value
+
+
+if __name__ == "__main__":
+    cli.run(main)

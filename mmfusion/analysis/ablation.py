@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mmfusion.analysis.claims import Claims, claims
 from mmfusion.analysis.judge import Row
 from mmfusion.analysis.plan import Cell, Plan
 from mmfusion.data.dataset import load
+from mmfusion.errors import UserError
 from mmfusion.logger import plain, write_json
 
 EXAMINED = "examined.json"
@@ -81,7 +83,7 @@ def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> l
     if not path.exists():
         dataset = load(config.data, seed=0)
         found = baselines.baselines(dataset, task or next(iter(config.data.targets)), plain_metric)
-        write_json(path, plain([dataclasses.asdict(one) for one in found]))
+        write_json(path, plain({"baselines": [dataclasses.asdict(one) for one in found]}))
     return [
         Row(
             method=f"{one['name']}, {'+'.join(one['modalities'])}" if one["modalities"] else one["name"],
@@ -94,7 +96,7 @@ def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> l
             test=(one["test"],) * seeds,
             parameters=None,
         )
-        for one in configs.read_json(path)
+        for one in configs.read_json(path)["baselines"]
         if one["metric"] == plain_metric and None not in (one["valid"], one["test"])
     ]
 
@@ -107,8 +109,12 @@ def conclude(plan: Plan, directory: Path, metric: str, baseline_rows: Sequence[R
       directory: receives the files.
       metric: that methods are chosen and compared by.
       baseline_rows: of methods that are no cells.
+
+    Raises:
+      UserError: the data changed between two cells.
     """
     results, errors = read(plan, directory)
+    _check_data(plan, results)
     examined, _ = read(plan, directory, EXAMINED)
     higher = judge.direction(plan.cells, metric)
     rows = tuple(judge.rows(plan.cells, results, metric))
@@ -131,6 +137,20 @@ def examine_cell(cell: Cell, folder: Path) -> None:
 
     del cell
     write_json(folder / EXAMINED, plain(examine(folder)))
+
+
+def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> None:
+    first: dict[str, tuple[str, str]] = {}
+    for cell in plan.cells:
+        if cell.name in results:
+            read_as = json.dumps([cell.config["data"], cell.config["seed"]], sort_keys=True)
+            fingerprint = results[cell.name]["data"]["fingerprint"]
+            name, other = first.setdefault(read_as, (cell.name, fingerprint))
+            if fingerprint != other:
+                raise UserError(
+                    f"the data changed while the ablation ran: {name} saw {other}, {cell.name} {fingerprint}; begin "
+                    "again in another --workdir"
+                )
 
 
 def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Mapping[str, str], path: Path) -> None:

@@ -14,9 +14,11 @@ RULE = (
     "for all; the best method and the best modality alone are chosen by validation as well, and test scores are read "
     "once after that. Differences are paired by seed. `Better` asks for p < 0.05 of the exact sign-flip test after "
     "Holm's correction, a 95 % BCa interval of the difference beyond 0, and P(A>B) with an interval above 0.5 that "
-    "reaches 0.75; `worse` is its mirror, and everything else cannot be told."
+    "reaches 0.75; `worse` is its mirror, and everything else cannot be told. A modality or an interaction counts as "
+    "nothing only where the whole interval of what it is worth lies within 1 % of the score."
 )
 FEWEST = 6  # pairs; with fewer no sign-flip test comes below 0.05
+NEGLIGIBLE = 0.01  # share of the score below which a part of the model counts as nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,9 @@ def claims(
     runs = [examined[name] for name in top.runs if name in examined]
     if len(runs) > 1 and None not in _leaves(runs):
         said += [*_interaction(top, runs), *_modalities(top, runs), *_missing(top, runs, metric)]
+    if len(top.seeds) < FEWEST:
+        text = f"{len(top.seeds)} seeds cannot show a difference: no test of fewer than {FEWEST} comes below 0.05."
+        said.insert(0, Statement("seeds", "cannot tell", text))
     lost = [row.method for row in found if not row.test]
     if lost:
         said.append(Statement("lost", "no result", f"No seed of {_names(lost)} ended in a number."))
@@ -125,8 +130,11 @@ def _interaction(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]
             [statistics.fmean(run["interaction"][m][what]) for run in runs] for what in ("whole", "additive")
         )
         one = compare(whole, additive)
-        kind = verdict(one, one.p)
-        words = "uses the interaction of its modalities" if kind == "better" else "does not show to use an interaction"
+        kind = _worth(one, one.p, statistics.fmean(whole))
+        words = {
+            "better": "uses the interaction of its modalities",
+            "nothing": "does not need the interaction of its modalities",
+        }.get(kind, "may or may not use the interaction of its modalities")
         text = (
             f"{top.method} {words}: {_mean(whole)}, and {_mean(additive)} as the nearest sum of a part of {m} and a "
             f"part of the rest; {_difference(one, one.p)}."
@@ -141,15 +149,22 @@ def _modalities(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:
     each = [compare([run["perceptual"][m] for run in runs], [0.0] * len(runs)) for m in names]
     said = []
     for m, one, p in zip(names, each, holm([one.p for one in each]), strict=True):
-        kind = verdict(one, p)
+        kind = _worth(one, p, 1.0)
         low, high = (100 * x for x in one.interval)
-        words = "counts" if kind == "better" else "contributes nothing that could be measured"
+        words = {"better": "counts", "nothing": "contributes nothing"}.get(kind, "may or may not count")
         text = (
             f"{m} {words}: giving each example another one's {m} costs {top.method} {100 * one.difference:.1f} % of "
             f"its score, 95 % interval {low:.1f} to {high:.1f} %, p = {p:.3g}."
         )
         said.append(Statement("modality", kind, text, one))
     return said
+
+
+def _worth(one: Comparison, p: float, score: float) -> str:
+    """Returns `nothing` where all of an interval is within a small share of the score, else the verdict."""
+    if one.n >= FEWEST and max(map(abs, one.interval)) < NEGLIGIBLE * abs(score):
+        return "nothing"
+    return verdict(one, p)
 
 
 def _missing(top: Row, runs: Sequence[Mapping[str, Any]], metric: str) -> list[Statement]:

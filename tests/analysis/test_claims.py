@@ -97,7 +97,9 @@ def test_strategies_are_grouped_by_what_can_be_told_of_them():
     assert groups[2].startswith("Not to be told from concat: max")
 
 
-@pytest.mark.parametrize(("additive", "words"), [(0.5, "uses the interaction"), (0.899, "does not show to use")])
+@pytest.mark.parametrize(
+    ("additive", "words"), [(0.5, "uses the interaction"), (0.899, "does not need the interaction")]
+)
 def test_the_interaction(additive, words):
     found = examined("gmu", additive=additive, permuted={"image": 0.3, "text": 0.3})
     said = claims([row("gmu", around(0.9))], [], found, "accuracy", higher=True)
@@ -109,8 +111,18 @@ def test_a_modality_that_contributes_nothing_is_named():
     said = claims([row("gmu", around(0.9))], [], found, "accuracy", higher=True)
     image, text = texts(said, "modality")
     assert image.startswith("image counts: giving each example another one's image costs gmu 40.1 %")
-    assert text.startswith("text contributes nothing that could be measured")
+    assert text.startswith("text contributes nothing: ")
     assert "0.7000 without image and 0.6000 without text" in texts(said, "missing")[0]
+
+
+def test_what_is_not_measured_well_is_not_nothing():
+    found = examined("gmu", additive=0.9, permuted={"image": 0.4, "text": 0.0})
+    for i in range(SEEDS):
+        found[f"gmu {i}"]["perceptual"]["text"] = 0.05 * (-1) ** i
+        found[f"gmu {i}"]["interaction"]["image"]["additive"] = [0.9 + 0.03 * (-1) ** i]
+    said = claims([row("gmu", around(0.9))], [], found, "accuracy", higher=True)
+    assert texts(said, "modality")[1].startswith("text may or may not count")
+    assert "may or may not use the interaction" in texts(said, "interaction")[0]
 
 
 def test_no_claims_where_there_are_none():
@@ -133,3 +145,7 @@ def test_five_seeds_claim_nothing():
     rows = [row("gmu", around(0.9, seeds=5)), row("image alone", around(0.1, seeds=5), floor=True)]
     said = claims(rows, [], {}, "accuracy", higher=True)
     assert texts(said, "fusion")[0].startswith("Whether fusion helps is open")
+    assert said.statements[0].text.startswith("5 seeds cannot show a difference")
+    few = examined("gmu", additive=0.9, permuted={"image": 0.4, "text": 0.0}, seeds=5)
+    said = claims(rows, [], few, "accuracy", higher=True)
+    assert texts(said, "modality")[1].startswith("text may or may not count")
