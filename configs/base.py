@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.data.memory_gb = 4.0  # a split that takes more than this once decoded is streamed
     config.data.workers = 0  # processes that read a streamed split; 0: threads
     config.data.max_bad_fraction = 0.01  # share of unreadable rows that is tolerated; they get weight 0
+    config.data.missing = 0.0  # chance with which a train row loses each modality, fixed by its id; one always stays
     config.data.modalities = ConfigDict()  # name -> kind, feature, and the kind's options (mmfusion/data/rows.py)
     config.data.targets = ConfigDict()  # task -> kind, feature, and the kind's options (mmfusion/data/rows.py)
 

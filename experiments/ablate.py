@@ -98,7 +98,7 @@ def _config(source: str, overrides: Sequence[str], fusion: str, seed: int, modal
 
 def _values(item: str) -> tuple[str, list[Any]]:
     key, equals, values = item.partition("=")
-    if not equals or not values:
+    if not (key and equals and values):
         raise UserError(f"--vary={item} is not KEY=VALUE,VALUE")
     return SHORT.get(key, key), [_literal(value) for value in values.split(",")]
 

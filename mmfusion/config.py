@@ -20,7 +20,7 @@ from mmfusion.objectives import REGRESSION_LOSSES
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
-BELOW_ONE = ("valid_fraction", "max_bad_fraction", "dropout", "label_smoothing")  # keys, wherever they are
+BELOW_ONE = ("valid_fraction", "max_bad_fraction", "missing", "dropout", "label_smoothing")  # keys, wherever they are
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
 MAY_BE_ZERO = ("fuse_from", "project")  # of the model: the first, as wide as the budget allows

@@ -21,11 +21,13 @@ from mmfusion.analysis import calibration, contribution, corruption, interaction
 from mmfusion.analysis.properties import Given
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
+from mmfusion.data.missing import lose
 from mmfusion.evaluate import Run, collect, open_run, score
 
 ROWS = 512  # test examples that are mixed up and corrupted, the same of every run
 PAIRED, DRAWS = 128, 3  # examples whose modalities are paired in every way, and how often others are drawn
 PERMUTATIONS = 5
+RATES = (0.0, 0.25, 0.5, 0.75)  # at which modalities are lost
 SEVERITIES = tuple(round(0.1 * i, 1) for i in range(11))
 CHUNK = 64  # rows at a time
 
@@ -36,7 +38,7 @@ def examine(workdir: Path) -> dict[str, Any]:
     Returns:
       `metric`: that was measured, and `sign`: -1 where less of it is better, and it was turned.
       `subsets`: it with only these modalities present, over the whole split; `shapley` values of these.
-      `rows`: how many examples the following are of. `perceptual`: see `contribution`; empty where the metric
+      `rows`: how many examples the following are of. `missing`: rate at which each modality is lost -> the metric. `perceptual`: see `contribution`; empty where the metric
       is not above 0. `interaction`: modality -> the metric, and that of the additive projection, per draw.
       `corruption`: modality -> name -> the metric at each of `severities`.
       `calibration`: of single-label tasks, before and after the temperature fitted on validation.
@@ -52,12 +54,14 @@ def examine(workdir: Path) -> dict[str, Any]:
         kept: probe.value(whole["test"] if kept == tuple(names) else _whole(run, run_eval, "test", kept))
         for kept in contribution.subsets(names)
     }
+    missing = {rate: probe.value(probe.fuse(lose(encoded, rate))) for rate in RATES}
     return {
         "metric": probe.metric,
         "sign": probe.sign,
         "subsets": {"+".join(kept): value for kept, value in subsets.items()},
         "shapley": contribution.shapley(subsets),
         "rows": len(raw.id),
+        "missing": {str(rate): value for rate, value in missing.items()},
         "perceptual": _perceptual(probe, encoded, names),
         "interaction": _interactions(probe, encoded, names),
         "severities": SEVERITIES,

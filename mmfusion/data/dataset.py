@@ -11,6 +11,7 @@ import numpy as np
 
 from mmfusion.data import sources, text
 from mmfusion.data.batch import Batch
+from mmfusion.data.missing import lose
 from mmfusion.data.rows import BadRow, BadTarget, Reader, as_string, empty_batch, fill_row
 from mmfusion.errors import UserError
 
@@ -27,6 +28,7 @@ class Split:
       reader: turns a raw row into arrays.
       arrays: everything decoded, in the order of `numbers`, when the split fits in memory; else None.
       bad: rows that could not be read and why; they stay in the order with weight 0.
+      missing: chance with which a row loses each modality.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Split:
     reader: Reader
     arrays: Batch | None
     bad: dict[int, str]
+    missing: float = 0.0
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -58,7 +61,7 @@ class Split:
                     batch.id[i] = number
                 except BadTarget as error:
                     raise UserError(f"split {self.name!r}, {error}; correct the data or config.data.targets") from error
-        return batch
+        return lose(batch, self.missing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +239,7 @@ def _train_tokenizers(modalities: Any, rows: Sequence[Any], train: np.ndarray) -
 
 
 def _ready(name: str, numbers: np.ndarray, source: Sequence[Any], reader: Reader, config: Any) -> Split:
-    split = Split(name, numbers, source, reader, None, {})
+    split = Split(name, numbers, source, reader, None, {}, config.missing if name == "train" else 0.0)
     if len(numbers) * reader.bytes_per_row() > config.memory_gb * 1e9:
         return split
     parts = np.array_split(np.arange(len(numbers)), max(1, len(numbers) // 1024))

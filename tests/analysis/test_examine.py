@@ -66,6 +66,7 @@ def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):
         for name, scores in found["corruption"][m].items():
             assert len(scores) == len(found["severities"]) == 11, name
             assert scores[0] == pytest.approx(subsets["image+text"])  # all 64 rows of this test split
+    assert found["missing"]["0.0"] == pytest.approx(subsets["image+text"])
     calibration = found["calibration"]["label"]
     assert calibration["temperature"] > 0
     assert {*calibration} == {"temperature", "before", "after"}

@@ -1,0 +1,101 @@
+"""The ablation command: from flags to claims, through kills, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import ablate
+from mmfusion.errors import UserError
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = "configs/quickstart.py"
+
+
+@pytest.fixture
+def start(data_dir):
+    """`start(directory, *flags)` -> the process of a tiny ablation of a strategy and two seeds."""
+
+    def start(directory, *flags):
+        own = [flag for flag in tiny.flags({"data.dir": data_dir, "steps": 4}) if "model.fusion" not in flag]
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.ablate", f"--config={QUICKSTART}", "--fusions=mean", "--seeds=2",
+             "--jobs=1", f"--workdir={directory}", *own, *flags],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.mark.spread
+def test_an_ablation_that_is_killed_ends_as_one_that_is_not(start, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    said, _ = start(whole).communicate(timeout=600)
+    assert "train       6/6" in said and "examine       2/2" in said, said
+    assert "2 seeds cannot show a difference" in said
+
+    process = start(broken)
+    deadline = time.monotonic() + 300
+    while not list(broken.glob("cells/*/result.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    said, _ = start(broken).communicate(timeout=600)
+    for name in ("runs.csv", "claims.json"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), said
+    lines = (whole / "runs.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3
+    assert "second" not in lines[0]
+    claims = json.loads((whole / "claims.json").read_text())
+    assert {one["method"] for one in claims["methods"]} >= {"mean", "image alone", "text alone", "majority"}
+    html = (whole / "report.html").read_text()
+    assert all(statement["text"].split(":")[0] in html for statement in claims["statements"])
+
+
+def test_what_a_cell_is_made_of(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = ("--config.model.encoders.text.hidden=8", "--config.model.fusion.layers=1")
+    config = ablate._config(f"{QUICKSTART}:variant=redundant", overrides, "merged_attention", 3, "")
+    assert (config.seed, config.model.fusion.name, config.model.fusion.layers) == (3, "merged_attention", 1)
+    assert config.data.name == "shapes/redundant"
+    alone = ablate._config(QUICKSTART, overrides, "", 3, "image")  # has neither text nor a strategy to set
+    assert set(alone.model.encoders) == {"image"}
+    for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
+        with pytest.raises(UserError, match=f"the ablation sets {key}; give {flag}"):
+            ablate._config(f"{QUICKSTART}:{key}=1", (), "mean", 0, "")
+
+
+def test_what_is_varied():
+    assert ablate._values("lr=1e-3,3e-4") == ("optim.learning_rate", [1e-3, 3e-4])
+    assert ablate._values("optim.name=adamw,sgd") == ("optim.name", ["adamw", "sgd"])
+    for wrong in ("lr", "lr=", "=1"):
+        with pytest.raises(UserError, match=f"--vary={wrong}"):
+            ablate._values(wrong)
+
+
+def test_launchers_give_each_its_share(tmp_path):
+    folder = ROOT / "experiments" / "launch"
+    for script in folder.glob("*.sh"):
+        subprocess.run(["bash", "-n", script], check=True)
+    done = subprocess.run(
+        [folder / "tpu.sh", "--dry-run", "one two", "--fusions=all", "--workdir=/shared/a b"],
+        env={**os.environ, "ZONE": "z"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [f"--shard={i}/2" in line for i, line in enumerate(done.stdout.splitlines())] == [True, True]
+    assert r"/shared/a\ b" in done.stdout
+    assert subprocess.run([folder / "tpu.sh", "one"], capture_output=True, check=False).returncode == 2
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
+    done = subprocess.run(
+        [folder / "slurm.sh", "--seeds=6"], env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["-m", "experiments.ablate", "--shard=2/4", "--seeds=6"]
