@@ -1,6 +1,7 @@
 """Checks a config before anything is built, and tells a wrong one in one line with the nearest right names."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every"
 BELOW_ONE = ("valid_fraction", "max_bad_fraction", "missing", "dropout", "label_smoothing")  # keys, wherever they are
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
+RESERVED = ("joint", "learned")  # names that strategies give to what is no modality
 MAY_BE_ZERO = ("fuse_from", "project")  # of the model: the first, as wide as the budget allows
 
 
@@ -205,6 +207,10 @@ def _check_data(config: ConfigDict) -> None:
             _check_exact(options, {"kind": "", "feature": "", **expected}, path, expected)
     for name, options in data.modalities.items():
         path = f"data.modalities.{name}"
+        if not re.fullmatch("[a-z][a-z0-9]*", name) or name in RESERVED:
+            raise UserError(
+                f"config.{path}: a modality's name is small letters and digits, none of {', '.join(RESERVED)}"
+            )
         # encoders are in one file a kind of modality
         fitting = [e for e, module in ENCODERS.items() if module.__module__.endswith(f".{options.kind}")]
         if config.model.encoders[name].name not in fitting:

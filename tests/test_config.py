@@ -122,6 +122,17 @@ def test_a_missing_key_is_named():
             check(config)
 
 
+@pytest.mark.parametrize("name", ["joint", "learned", "left_image", "Image", "2d"])
+def test_names_of_modalities_that_strategies_could_take_for_others_are_refused(name):
+    config = quickstart.get_config()
+    with config.unlocked():
+        for section in (config.data.modalities, config.model.encoders):
+            section[name] = section["image"]
+            del section["image"]
+    with pytest.raises(UserError, match=rf"config\.data\.modalities\.{name}: a modality's name is small letters"):
+        check(config)
+
+
 def test_encoders_and_modalities_must_be_the_same():
     config = quickstart.get_config()
     with config.unlocked():
