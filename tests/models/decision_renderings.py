@@ -39,8 +39,9 @@ def tmc(p, logits, features, names):
     return np.log(belief * classes / unsure + 1)
 
 
-def qmf(p, logits, features, names):
-    return sum(np.log(np.exp(v - v.mean()).sum()) * v for v in logits.values())
+def qmf(p, logits, features, names, temperature=1.0):
+    energy = {m: temperature * np.log(np.exp((v - v.mean()) / temperature).sum()) for m, v in logits.items()}
+    return sum(energy[m] * v for m, v in logits.items())
 
 
 def joint_hidden(p, features):

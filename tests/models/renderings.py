@@ -266,7 +266,7 @@ def nl_gate(p, x, names):
     return pooled_features(p, tokens + attend(p["attention"], tokens, keys, heads=2))
 
 
-def mag(p, x, names):
+def mag(p, x, names, beta=1.0):
     main, *others = names
     z, means, shift = with_token(p, x, main), mean_of(x), 0.0
     for m in (m for m in others if m in x):
@@ -276,7 +276,7 @@ def mag(p, x, names):
         ratio = np.sqrt((z**2).sum(-1, keepdims=True) + 1e-6) / np.sqrt(
             ((0 * z + shift) ** 2).sum(-1, keepdims=True) + 1e-6
         )
-        z = z + np.minimum(ratio, 1.0) * shift
+        z = z + np.minimum(beta * ratio, 1.0) * shift
     return pooled_features(p, layer_norm(p["norm"], z))
 
 

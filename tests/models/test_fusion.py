@@ -28,8 +28,8 @@ OPTIONS = {
 }
 
 
-def make(name):
-    return FUSIONS[name](width=WIDTH, **OPTIONS.get(name, {}))
+def make(name, **more):
+    return FUSIONS[name](width=WIDTH, **OPTIONS.get(name, {}), **more)
 
 
 def take(count):
@@ -118,19 +118,19 @@ for row, gone in enumerate([("text",), ("audio", "image"), ("text", "audio", "im
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", renderings.FEATURE)
-def test_is_its_formula(name, count):
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in renderings.FEATURE), ("mag", {"beta": 0.1})])
+def test_is_its_formula(name, more, count):
     """Rows whole, padded, without one modality, without two, and without any, each against NumPy in float64."""
     names = sorted(list(COUNTS)[:count])
     tokens = {m: np.concatenate([TOKENS[m], TOKENS[m][:2] + 1]) for m in names}
     mask = {m: CLOSED_FORM_MASK[m] for m in names}
-    fusion = make(name)
+    fusion = make(name, **more)
     variables = random_variables(fusion, tokens, mask, train=False)
     out = jax.jit(lambda v: fusion.apply(v, tokens, mask, train=False).features)(variables)
     params = jax.tree.map(np.float64, variables["params"])
     for row in range(5):
         present = {m: np.float64(tokens[m][row, mask[m][row]]) for m in names if mask[m][row].any()}
-        expected = np.broadcast_to(renderings.FEATURE[name](params, present, names), WIDTH)
+        expected = np.broadcast_to(renderings.FEATURE[name](params, present, names, **more), WIDTH)
         np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
 
 
@@ -151,22 +151,25 @@ def test_film_looks_around_in_a_square_grid():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", decision_renderings.DECISION)
-def test_decision_is_its_formula(name, count):
-    fusion = FUSIONS[name](width=WIDTH) if FUSIONS[name].declares.level == "mixed" else FUSIONS[name]()
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, {}) for name in decision_renderings.DECISION), ("qmf", {"temperature": 3.0})]
+)
+def test_decision_is_its_formula(name, more, count):
+    width = {"width": WIDTH} if FUSIONS[name].declares.level == "mixed" else {}
+    fusion = FUSIONS[name](**width, **more)
     names = sorted("abc"[:count])
     present = {m: np.array([True, m != "a", m == "c", False]) for m in names}
     random = np.random.default_rng(1)
     logits = {m: random.normal(size=(4, 4)).astype(np.float32) for m in names}
     features = {m: random.normal(size=(4, WIDTH)).astype(np.float32) for m in names}
-    more = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
-    variables = random_variables(fusion, logits, present, **more, train=False)
-    out = np.float64(jax.jit(lambda v: fusion.apply(v, logits, present, **more, train=False))(variables))
+    pooled = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
+    variables = random_variables(fusion, logits, present, **pooled, train=False)
+    out = np.float64(jax.jit(lambda v: fusion.apply(v, logits, present, **pooled, train=False))(variables))
     params = jax.tree.map(np.float64, variables.get("params", {}))
     for row in range(4):
         there = [m for m in names if present[m][row]]
         given = [{m: np.float64(x[m][row]) for m in there} for x in (logits, features)]
-        expected = np.broadcast_to(decision_renderings.DECISION[name](params, *given, names), 4)
+        expected = np.broadcast_to(decision_renderings.DECISION[name](params, *given, names, **more), 4)
         if name == "product_of_experts":  # a product of probabilities tells logits up to a constant
             out[row], expected = out[row] - out[row].mean(), expected - expected.mean()
         np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
