@@ -76,8 +76,9 @@ def main(argv: Sequence[str]) -> None:
     best = ablation.chosen_cells(settled, directory, metric)
     events = runner.run(best, directory, jobs, prepare, ablation.EXAMINING)
     live.show("examine", best, directory, events, ablation.EXAMINING)
-    classical = ablation.classical(example, metric, SEEDS.value, directory)
-    outcome = ablation.conclude(settled, directory, metric, classical)
+    outcome = ablation.conclude(
+        settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory)
+    )
     report.write(outcome, settled, directory, command=" ".join(["python -m experiments.ablate", *argv[1:]]))
     live.conclusion(outcome, directory)
 

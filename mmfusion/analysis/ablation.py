@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.analysis import baselines, judge, runner
+from mmfusion.analysis import baselines, information, judge, runner
 from mmfusion.analysis.claims import Claims, claims
 from mmfusion.analysis.judge import Row
 from mmfusion.analysis.plan import Cell, Plan
@@ -67,10 +67,11 @@ def read(plan: Plan, directory: Path, name: str = runner.RESULT) -> tuple[dict[s
     return found, errors
 
 
-def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> list[Row]:
-    """Returns the classical baselines as rows, computed once and kept in `baselines.json`.
+def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> tuple[list[Row], dict[str, Any]]:
+    """Returns what needs no network: classical baselines as rows, and the information in two modalities, in bits.
 
-    They do not depend on a seed: each stands for all of them. One whose metric is another is left out.
+    Computed once and kept in `baselines.json`. The baselines do not depend on a seed: each stands for all of them. One
+    whose metric is another is left out.
 
     Args:
       config: of a cell, with all modalities.
@@ -79,12 +80,18 @@ def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> l
       directory: of the ablation.
     """
     path = directory / "baselines.json"
-    task, _, plain_metric = metric.rpartition("/")
+    prefix, _, name = metric.rpartition("/")
+    task = prefix or next(iter(config.data.targets))
     if not path.exists():
         dataset = load(config.data, seed=0)
-        found = baselines.baselines(dataset, task or next(iter(config.data.targets)), plain_metric)
-        write_json(path, plain({"baselines": [dataclasses.asdict(one) for one in found]}))
-    return [
+        found = baselines.baselines(dataset, task, name)
+        written: dict[str, Any] = {"baselines": [dataclasses.asdict(one) for one in found], "information": {}}
+        if len(config.data.modalities) == 2 and config.data.targets[task].kind == "classification":
+            real, chance = information.of_dataset(dataset, task)
+            written["information"] = {"train": dataclasses.asdict(real), "chance": dataclasses.asdict(chance)}
+        write_json(path, plain(written))
+    kept = configs.read_json(path)
+    rows = [
         Row(
             method=f"{one['name']}, {'+'.join(one['modalities'])}" if one["modalities"] else one["name"],
             floor=len(one["modalities"]) < len(config.data.modalities),
@@ -96,12 +103,15 @@ def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> l
             test=(one["test"],) * seeds,
             parameters=None,
         )
-        for one in configs.read_json(path)["baselines"]
-        if one["metric"] == plain_metric and None not in (one["valid"], one["test"])
+        for one in kept["baselines"]
+        if one["metric"] == name and None not in (one["valid"], one["test"])
     ]
+    return rows, kept["information"]
 
 
-def conclude(plan: Plan, directory: Path, metric: str, baseline_rows: Sequence[Row]) -> Outcome:
+def conclude(
+    plan: Plan, directory: Path, metric: str, baseline_rows: Sequence[Row], bits: Mapping[str, Any]
+) -> Outcome:
     """Judges the cells that are there, and writes `runs.csv` and `claims.json`.
 
     Args:
@@ -109,6 +119,7 @@ def conclude(plan: Plan, directory: Path, metric: str, baseline_rows: Sequence[R
       directory: receives the files.
       metric: that methods are chosen and compared by.
       baseline_rows: of methods that are no cells.
+      bits: what the modalities tell, as `classical` returns it.
 
     Raises:
       UserError: the data changed between two cells.
@@ -118,7 +129,7 @@ def conclude(plan: Plan, directory: Path, metric: str, baseline_rows: Sequence[R
     examined, _ = read(plan, directory, EXAMINED)
     higher = judge.direction(plan.cells, metric)
     rows = tuple(judge.rows(plan.cells, results, metric))
-    said = claims(rows, baseline_rows, examined, metric, higher)
+    said = claims(rows, baseline_rows, examined, bits, metric, higher)
     _write_runs(plan, results, errors, directory / "runs.csv")
     outcome = Outcome(metric, higher, (*rows, *baseline_rows), said, results, examined, errors)
     written = {

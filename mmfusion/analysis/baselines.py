@@ -104,7 +104,7 @@ def baselines(dataset: Dataset, task: str, metric: str, seed: int = 0, most_rows
     if metric not in METRICS[kind]:
         raise UserError(f"metric {metric!r} is not one of {kind}: {nearest(metric, METRICS[kind])}")
     metric = metric if metric not in ("nll", "ece", "loss") else "rmse" if kind == "regression" else "accuracy"
-    tables, targets = _features(dataset, task, seed, most_rows)
+    tables, targets = features(dataset, task, seed, most_rows)
     reduced = {m: _reduced(own, seed) if reader.modalities[m]["kind"] == "text" else own for m, own in tables.items()}
 
     def run(model: _Model, names: tuple[str, ...]) -> Baseline:
@@ -136,8 +136,11 @@ def baselines(dataset: Dataset, task: str, metric: str, seed: int = 0, most_rows
     return found
 
 
-def _features(dataset: Dataset, task: str, seed: int, most_rows: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns per modality and split a sparse table `[n, F]`, fitted on train, and per split the targets."""
+def features(dataset: Dataset, task: str, seed: int, most_rows: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns per modality and split a sparse table `[n, F]` of simple features, fitted on train, and the targets.
+
+    Args and errors are those of `baselines`.
+    """
     places = {name: np.arange(len(dataset.splits[name])) for name in ("train", "valid", "test")}
     # Drawn before anything is read, so that a streamed split gives the same rows.
     places["train"] = np.sort(np.random.default_rng(seed).permutation(places["train"])[:most_rows])

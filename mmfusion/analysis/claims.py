@@ -55,6 +55,7 @@ def claims(
     found: Sequence[Row],
     classical: Sequence[Row],
     examined: Mapping[str, Mapping[str, Any]],
+    bits: Mapping[str, Mapping[str, float]],
     metric: str,
     higher: bool,
 ) -> Claims:
@@ -64,6 +65,7 @@ def claims(
       found: a row a method.
       classical: rows of baselines that are no networks; the floor takes those of one modality or none.
       examined: cell name -> what `examine` found; those of the best method at least.
+      bits: the information in two modalities, of `train` and by `chance`; empty where it is not known.
       metric: what was compared.
       higher: whether more of it is better.
     """
@@ -102,6 +104,7 @@ def claims(
     runs = [examined[name] for name in top.runs if name in examined]
     if len(runs) > 1 and None not in _leaves(runs):
         said += [*_interaction(top, runs), *_modalities(top, runs), *_missing(top, runs, metric)]
+    said += _information(bits, max(runs[0]["subsets"], key=len).split("+")) if runs and bits else []
     if len(top.seeds) < FEWEST:
         text = f"{len(top.seeds)} seeds cannot show a difference: no test of fewer than {FEWEST} comes below 0.05."
         said.insert(0, Statement("seeds", "cannot tell", text))
@@ -165,6 +168,19 @@ def _worth(one: Comparison, p: float, score: float) -> str:
     if one.n >= FEWEST and max(map(abs, one.interval)) < NEGLIGIBLE * abs(score):
         return "nothing"
     return verdict(one, p)
+
+
+def _information(bits: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[Statement]:
+    """Says what simple features of the modalities tell of the label, beside what chance feigns."""
+    parts = {
+        "both tell": "redundant",
+        f"{names[0]} alone": "unique_1",
+        f"{names[1]} alone": "unique_2",
+        "only the two together": "synergy",
+    }
+    listed = [f"{words} {bits['train'][key]:.2f} (by chance {bits['chance'][key]:.2f})" for words, key in parts.items()]
+    text = f"Bits that clusters of simple features tell of the label in the training data: {_names(listed)}."
+    return [Statement("information", "", text)]
 
 
 def _missing(top: Row, runs: Sequence[Mapping[str, Any]], metric: str) -> list[Statement]:

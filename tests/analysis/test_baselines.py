@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmfusion.analysis import baselines as module
+from mmfusion.analysis import information
 from mmfusion.analysis.baselines import baselines
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset, Split
@@ -147,14 +148,14 @@ def test_features_are_fitted_on_train_only():
     data = dataset(lambda bright, word: bright)
     test = data.splits["test"].arrays
     inputs = {"picture": 255 - test.inputs["picture"] // 2, "words": test.inputs["words"] + 100}
-    before, _ = module._features(data, "label", seed=0, most_rows=500)
+    before, _ = module.features(data, "label", seed=0, most_rows=500)
     for split in ("valid", "test"):
-        after, _ = module._features(changed(data, split, inputs=inputs), "label", seed=0, most_rows=500)
+        after, _ = module.features(changed(data, split, inputs=inputs), "label", seed=0, most_rows=500)
         for m in before:
             np.testing.assert_array_equal(before[m]["train"].toarray(), after[m]["train"].toarray())
         assert after["words"][split].nnz == 0  # words that train does not have
         assert np.abs((before["picture"][split] - after["picture"][split]).toarray()).max() > 0.1
-    copied, _ = module._features(changed(data, "test", inputs=data.splits["train"].arrays.inputs), "label", 0, 500)
+    copied, _ = module.features(changed(data, "test", inputs=data.splits["train"].arrays.inputs), "label", 0, 500)
     for m in before:
         np.testing.assert_array_equal(copied[m]["test"].toarray(), before[m]["train"].toarray())
 
@@ -170,7 +171,7 @@ def test_an_absent_modality_is_zeros():
     modalities = {"picture": PICTURE, "words": WORDS, "sound": SOUND}
     reader = Reader(modalities, {"label": {"kind": "classification"}}, {"label": 2}, {})
     splits = {s: Split(s, np.arange(240), (), reader, batch, {}) for s in ("train", "valid", "test")}
-    tables, _ = module._features(Dataset(splits, reader, {}, {}, "absent"), "label", 0, 500)
+    tables, _ = module.features(Dataset(splits, reader, {}, {}, "absent"), "label", 0, 500)
     assert [*tables] == [*modalities]
     for m, of_split in tables.items():
         for table in of_split.values():
@@ -208,8 +209,8 @@ def test_a_streamed_split_gives_the_same_and_unreadable_rows_are_left_out(svm_on
     sizes = {"train": 300, "valid": 60, "test": 60}
     loaded, streamed = (synthetic.dataset(synthetic.config(), sizes, in_memory=kept) for kept in (True, False))
     for most in (100, 1000):
-        one, of_one = module._features(loaded, "label", 0, most)
-        other, of_other = module._features(streamed, "label", 0, most)
+        one, of_one = module.features(loaded, "label", 0, most)
+        other, of_other = module.features(streamed, "label", 0, most)
         for split in sizes:
             np.testing.assert_array_equal(of_one[split], of_other[split])
             for m in one:
@@ -248,3 +249,21 @@ def test_errors_say_what_would_be_right():
     nowhere = {"picture": np.zeros(240, bool), "words": np.ones(240, bool)}
     with pytest.raises(UserError, match="modality 'picture' is in 0 of the training rows; a baseline needs 2"):
         baselines(changed(data, "train", present=nowhere), "label", "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("label", "most"),
+    [(lambda bright, word: bright, "unique_1"), (lambda bright, word: bright ^ word, "synergy")],
+    ids=["one tells", "both together"],
+)
+def test_information_in_clusters_of_features(label, most, monkeypatch):
+    monkeypatch.setattr(information, "CLUSTERS", 2)
+    data = dataset(label)
+    words = data.splits["train"].arrays.inputs["words"]
+    inputs = {**data.splits["train"].arrays.inputs, "words": np.repeat(words[:, 3:], 4, axis=1)}  # only what tells
+    data = changed(data, "train", inputs=inputs)
+    found, chance = information.of_dataset(data, "label")
+    bits = dataclasses.asdict(found)
+    assert bits.pop(most) == pytest.approx(1.0, abs=0.05)
+    assert max(bits.values()) < 0.05
+    assert max(dataclasses.asdict(chance).values()) < 0.05

@@ -45,36 +45,36 @@ def texts(said, about):
 
 def test_fusion_helps_where_every_seed_says_so():
     rows = [row("gmu", around(0.9)), row("image alone", around(0.7), floor=True)]
-    said = claims(rows, [], {}, "accuracy", higher=True)
+    said = claims(rows, [], {}, {}, "accuracy", higher=True)
     assert texts(said, "fusion")[0].startswith("Fusion helps: gmu 0.9000, and 0.7000 of image alone")
     assert said.best == "gmu" and not said.none
 
 
 def test_fusion_hurts_and_is_open():
     floor = row("image alone", around(0.7), floor=True)
-    worse = claims([row("gmu", around(0.5)), floor], [], {}, "accuracy", higher=True)
+    worse = claims([row("gmu", around(0.5)), floor], [], {}, {}, "accuracy", higher=True)
     assert texts(worse, "fusion")[0].startswith("Fusion hurts")
     noisy = row("gmu", [0.7 + (0.01 if i % 2 else -0.009) for i in range(SEEDS)])
-    opened = claims([noisy, floor], [], {}, "accuracy", higher=True)
+    opened = claims([noisy, floor], [], {}, {}, "accuracy", higher=True)
     assert texts(opened, "fusion")[0].startswith("Whether fusion helps is open")
 
 
 def test_less_may_be_better():
     rows = [row("gmu", around(0.2)), row("image alone", around(0.5), floor=True)]
-    said = claims(rows, [], {}, "mae", higher=False)
+    said = claims(rows, [], {}, {}, "mae", higher=False)
     assert texts(said, "fusion")[0].startswith("Fusion helps")
     assert "less is better" in texts(said, "fusion")[0]
 
 
 def test_validation_names_the_best_not_the_test():
     rows = [row("gmu", around(0.8), valid=around(0.9)), row("film", around(0.95), valid=around(0.6))]
-    assert claims(rows, [], {}, "accuracy", higher=True).best == "gmu"
+    assert claims(rows, [], {}, {}, "accuracy", higher=True).best == "gmu"
 
 
 def test_a_classical_baseline_of_one_modality_may_be_the_floor():
     rows = [row("gmu", around(0.9)), row("image alone", around(0.7), floor=True)]
     classical = [row("linear_svm, text", [0.8] * SEEDS, floor=True), row("linear_svm, image+text", [0.95] * SEEDS)]
-    said = claims(rows, classical, {}, "accuracy", higher=True)
+    said = claims(rows, classical, {}, {}, "accuracy", higher=True)
     assert "0.8000 of linear_svm, text" in texts(said, "fusion")[0]
     assert (
         "gmu is worse than the best classical baseline on all modalities, linear_svm, image+text"
@@ -91,7 +91,7 @@ def test_strategies_are_grouped_by_what_can_be_told_of_them():
         row("mean", around(0.6)),
         row("max", [a + b for a, b in zip(around(0.801), noise - noise.mean(), strict=True)]),
     ]
-    groups = texts(claims(rows, [], {}, "accuracy", higher=True), "strategies")
+    groups = texts(claims(rows, [], {}, {}, "accuracy", higher=True), "strategies")
     assert groups[0] == "Better than concat: gmu."
     assert groups[1] == "Worse than concat: mean."
     assert groups[2].startswith("Not to be told from concat: max")
@@ -102,13 +102,13 @@ def test_strategies_are_grouped_by_what_can_be_told_of_them():
 )
 def test_the_interaction(additive, words):
     found = examined("gmu", additive=additive, permuted={"image": 0.3, "text": 0.3})
-    said = claims([row("gmu", around(0.9))], [], found, "accuracy", higher=True)
+    said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     assert words in texts(said, "interaction")[0]
 
 
 def test_a_modality_that_contributes_nothing_is_named():
     found = examined("gmu", additive=0.9, permuted={"image": 0.4, "text": -0.0005})
-    said = claims([row("gmu", around(0.9))], [], found, "accuracy", higher=True)
+    said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     image, text = texts(said, "modality")
     assert image.startswith("image counts: giving each example another one's image costs gmu 40.1 %")
     assert text.startswith("text contributes nothing: ")
@@ -120,32 +120,32 @@ def test_what_is_not_measured_well_is_not_nothing():
     for i in range(SEEDS):
         found[f"gmu {i}"]["perceptual"]["text"] = 0.05 * (-1) ** i
         found[f"gmu {i}"]["interaction"]["image"]["additive"] = [0.9 + 0.03 * (-1) ** i]
-    said = claims([row("gmu", around(0.9))], [], found, "accuracy", higher=True)
+    said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     assert texts(said, "modality")[1].startswith("text may or may not count")
     assert "may or may not use the interaction" in texts(said, "interaction")[0]
 
 
 def test_no_claims_where_there_are_none():
-    one = claims([row("gmu", [0.9]), row("image alone", [0.1], floor=True)], [], {}, "accuracy", higher=True)
+    one = claims([row("gmu", [0.9]), row("image alone", [0.1], floor=True)], [], {}, {}, "accuracy", higher=True)
     assert "one seed" in one.none and not one.statements
-    nothing = claims([row("gmu", [])], [], {}, "accuracy", higher=True)
+    nothing = claims([row("gmu", [])], [], {}, {}, "accuracy", higher=True)
     assert "no run" in nothing.none
-    lost = claims([row("gmu", around(0.9)), row("film", [])], [], {}, "accuracy", higher=True)
+    lost = claims([row("gmu", around(0.9)), row("film", [])], [], {}, {}, "accuracy", higher=True)
     assert texts(lost, "lost") == ["No seed of film ended in a number."]
 
 
 def test_undefined_numbers_of_an_examination_carry_nothing():
     found = examined("gmu", additive=0.5, permuted={"image": 0.3, "text": 0.3})
     found["gmu 0"]["subsets"]["image"] = None
-    said = claims([row("gmu", around(0.9))], [], found, "accuracy", higher=True)
+    said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     assert {statement.about for statement in said.statements} <= {"fusion", "strategies"}
 
 
 def test_five_seeds_claim_nothing():
     rows = [row("gmu", around(0.9, seeds=5)), row("image alone", around(0.1, seeds=5), floor=True)]
-    said = claims(rows, [], {}, "accuracy", higher=True)
+    said = claims(rows, [], {}, {}, "accuracy", higher=True)
     assert texts(said, "fusion")[0].startswith("Whether fusion helps is open")
     assert said.statements[0].text.startswith("5 seeds cannot show a difference")
     few = examined("gmu", additive=0.9, permuted={"image": 0.4, "text": 0.0}, seeds=5)
-    said = claims(rows, [], few, "accuracy", higher=True)
+    said = claims(rows, [], few, {}, "accuracy", higher=True)
     assert texts(said, "modality")[1].startswith("text may or may not count")
