@@ -1,0 +1,53 @@
+"""Widths for equal cost: found where they exist, the nearest where not, and the same data for every strategy."""
+
+import functools
+
+import pytest
+
+from mmfusion.analysis import budget
+from mmfusion.data import dataset
+from mmfusion.errors import UserError
+from tests import tiny
+
+
+def test_the_nearest_width_is_found():
+    quadratic = lambda width: 100 + 3 * width * width  # noqa: E731
+    assert budget.match(quadratic, quadratic(24), width=64, step=1) == budget.Match(24, quadratic(24))
+    assert budget.match(quadratic, quadratic(24) + 5, width=64, step=1).width == 24
+    assert budget.match(quadratic, quadratic(26), width=64, step=4).width in (24, 28)
+    assert budget.match(quadratic, 0, width=64, step=4).width == 4  # nothing is that small
+    assert budget.match(quadratic, 10**9, width=64, step=4).width == 256  # nor that large, in reach
+
+
+def test_what_is_refused_counts_as_too_much():
+    def bounded(width):
+        if width > 20:
+            raise UserError("over the budget")
+        return width
+
+    assert budget.match(bounded, 30, width=64, step=1).width == 20
+    with pytest.raises(UserError, match="over the budget"):
+        budget.match(lambda width: bounded(99), 30, width=64, step=1)
+
+
+def make(data_dir, fusion, seed, modalities):
+    arg = [f"seed={seed}"] + [f"fusion={fusion}"] * bool(fusion) + [f"modalities={modalities}"] * bool(modalities)
+    config = tiny.config(",".join(arg), {"data.dir": data_dir})
+    return config
+
+
+@pytest.mark.parametrize("kind", budget.KINDS)
+def test_strategies_cost_what_concat_does(kind, data_dir):
+    plain = functools.partial(make, data_dir)
+    matched, found = budget.matched(plain, ["low_rank_tensor", "concat"], kind)
+    assert set(found) == {"low_rank_tensor", "concat", "image alone", "text alone"}
+    config = plain("concat", 0, "")
+    data = dataset.load(config.data, seed=0, splits=())
+    target = budget.cost(config, data, kind)
+    assert found["concat"] == budget.Match(config.model.width, target)
+    other = matched("low_rank_tensor", 1, "")
+    assert (other.model.width, other.seed) == (found["low_rank_tensor"].width, 1)
+    assert budget.cost(other, data, kind) == found["low_rank_tensor"].cost
+    assert found["low_rank_tensor"].cost == pytest.approx(target, rel=0.1)
+    assert plain("low_rank_tensor", 0, "").model.width == config.model.width
+    assert matched("", 0, "text").model.width == found["text alone"].width
