@@ -30,13 +30,16 @@ from mmfusion.models.summary import summarize
 from mmfusion.progress import Meter, Progress, Trace
 
 
-def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, *, profile: bool = False, dataset: Dataset | None = None
+) -> dict[str, Any]:
     """Trains a checked config in a directory, or continues there, and tests the best checkpoint once.
 
     Args:
       config: see `mmfusion.config.check`.
       workdir: receives `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and `result.json`.
       profile: write a JAX trace of a few early steps to `workdir/profile`.
+      dataset: what `datasets.load` gives for this config, where it is at hand.
 
     Returns:
       What `result.json` holds.
@@ -50,7 +53,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> 
     _check_workdir(workdir, config)
 
     # Data and model
-    dataset = datasets.load(config.data, seed=config.seed)
+    dataset = dataset or datasets.load(config.data, seed=config.seed)
     parts = assemble(config, dataset)
     spread = parts.parallel
     primary = spread.host == 0

@@ -21,9 +21,10 @@ def main(argv: Sequence[str]) -> None:
     from rich.table import Table
 
     from experiments.benchmark.loop import loop_overhead
+    from experiments.benchmark.plan import ablation
     from mmfusion.logger import write_json
 
-    benchmarks = {"loop_overhead": loop_overhead}
+    benchmarks = {"loop_overhead": loop_overhead, "ablation": ablation}
     for name in names:
         if name not in benchmarks:
             raise UserError(f"benchmark {name!r}: {nearest(name, benchmarks)}")

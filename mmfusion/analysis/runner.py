@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import json
 import multiprocessing
 import os
 import signal
@@ -16,12 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
 from mmfusion.analysis.plan import Cell
+from mmfusion.data.dataset import Dataset, load
 from mmfusion.errors import Preempted
 from mmfusion.logger import write_json
 
 FAILED, LOG, LOCK, RESULT = "failed.json", "log.txt", "lock", "result.json"
 PR_SET_PDEATHSIG = 1
+OPEN = 2  # datasets that a process keeps in memory
+_opened: dict[str, Dataset] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +189,21 @@ def _work_on(cell: Cell, directory: Path, work: Work) -> str | Preempted:
 
 def train_cell(cell: Cell, folder: Path) -> None:
     """Trains a cell in its folder, or continues it."""
-    from mmfusion import config as configs
     from mmfusion.train import train
 
-    train(configs.from_json(cell.config), folder)
+    config = configs.from_json(cell.config)
+    train(config, folder, dataset=_dataset(cell, config))
+
+
+def _dataset(cell: Cell, config: ConfigDict) -> Dataset:
+    """Returns a cell's data, opened once for all cells in a row that read the same."""
+    seed = config.seed if config.data.name.startswith("pair:") else 0  # of pairings alone
+    key = json.dumps([cell.config["data"], seed])
+    if key not in _opened:
+        while len(_opened) >= OPEN:
+            del _opened[next(iter(_opened))]
+        _opened[key] = load(config.data, seed=config.seed)
+    return _opened[key]
 
 
 def _fail(folder: Path, message: str) -> None:
