@@ -24,10 +24,15 @@ from mmfusion.train import train
 from tests import key_reads, tiny
 from tests.conftest import ROOT
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
+from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 # Where a dataset comes from archives, the fixture that makes a small one of the same layout.
-MINIATURES = {"easy_vqa": "small_easy_vqa", "av_digits": "small_av_digits"}
+MINIATURES = {
+    "easy_vqa": "small_easy_vqa",
+    "av_digits": "small_av_digits",
+    "pair:cifar10_images+imdb_subset:by=index": "small_cifar_imdb",
+}
 
 
 def get_config(name: str, arg: str = "") -> ConfigDict:

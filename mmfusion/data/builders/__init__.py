@@ -8,11 +8,15 @@ a `label`.
 """
 
 from mmfusion.data.builders.av_digits import av_digits_dataset_builder
+from mmfusion.data.builders.cifar10_images import cifar10_images_dataset_builder
 from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder
+from mmfusion.data.builders.imdb_subset import imdb_subset_dataset_builder
 from mmfusion.data.builders.shapes import shapes_dataset_builder
 
 BUILDERS = {
     "shapes": shapes_dataset_builder.Builder,
     "easy_vqa": easy_vqa_dataset_builder.Builder,
     "av_digits": av_digits_dataset_builder.Builder,
+    "cifar10_images": cifar10_images_dataset_builder.Builder,
+    "imdb_subset": imdb_subset_dataset_builder.Builder,
 }

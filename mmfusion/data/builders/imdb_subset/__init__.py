@@ -1,0 +1,1 @@
+"""A subset of the Large Movie Review Dataset."""
