@@ -8,7 +8,7 @@ import ast
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ MATCH = flags.DEFINE_enum(
 )
 VARY = flags.DEFINE_multi_string("vary", [], "KEY=VALUE,VALUE: a config key and what to try; optim.* by validation")
 METRIC = flags.DEFINE_string("metric", "", "that chooses and is compared (default: the config's, if it is no loss)")
-JOBS = flags.DEFINE_integer("jobs", 0, "processes, each on its own core (default: one a core)", lower_bound=0)
+JOBS = flags.DEFINE_integer("jobs", 0, "processes on CPU, each on its own core (default: one a core)", lower_bound=0)
 SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run only this share of the plan; the others run theirs")
 LATEX = flags.DEFINE_bool("latex", False, "write the table as table.tex, too")
 SHORT = {"lr": "optim.learning_rate"}
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
     from experiments import live
     from mmfusion import config as configs
-    from mmfusion.analysis import ablation, budget, plan, report, runner
+    from mmfusion.analysis import ablation, budget, grouped, plan, report, runner
     from mmfusion.analysis.examine import compared_metric
 
     names = chosen()
@@ -68,14 +68,17 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         raise UserError(f"--shard={error}") from error
 
-    prepare = cli.settle_worker
-    live.show("train", mine, directory, runner.run(mine, directory, jobs, prepare), runner.TRAINING)
+    def work_on(cells: list[plan.Cell], work: runner.Work) -> Iterator[tuple[plan.Cell, str]]:
+        if jax.default_backend() == "cpu":
+            return runner.run(cells, directory, jobs, cli.settle_worker, work)
+        return grouped.run(cells, directory, work)
+
+    live.show("train", mine, directory, work_on(mine, runner.TRAINING), runner.TRAINING)
     if waiting := ablation.unfinished(settled, directory):
         print(f"{len(waiting)} of {len(settled.cells)} cells are left to other shards; the last one writes the report")
         return
     best = ablation.chosen_cells(settled, directory, metric)
-    events = runner.run(best, directory, jobs, prepare, ablation.EXAMINING)
-    live.show("examine", best, directory, events, ablation.EXAMINING)
+    live.show("examine", best, directory, work_on(best, ablation.EXAMINING), ablation.EXAMINING)
     outcome = ablation.conclude(
         settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory)
     )

@@ -50,20 +50,22 @@ class Parts:
         init = functools.partial(step.init_state, self.model, self.optimizer, preprocess=self.preprocess)
         return jax.eval_shape(init, self.example, seed=np.uint32(0))
 
+    def step(self, accumulate: int) -> Callable[..., Any]:
+        """Returns the pure `(state, batch, learning_rate) -> (state, metrics)`."""
+        return functools.partial(
+            step.train_step,
+            model=self.model,
+            optimizer=self.optimizer,
+            tasks=self.tasks,
+            preprocess=self.preprocess,
+            accumulate=accumulate,
+            unroll=self.parallel.platform == "cpu",
+            axis_name=self.parallel.axis_name,
+        )
+
     def train_step(self, accumulate: int) -> Callable[..., Any]:
         """Returns the compiled `(state, batches, learning_rates) -> (state, metrics)`."""
-        return self.parallel.compile_train(
-            functools.partial(
-                step.train_step,
-                model=self.model,
-                optimizer=self.optimizer,
-                tasks=self.tasks,
-                preprocess=self.preprocess,
-                accumulate=accumulate,
-                unroll=self.parallel.platform == "cpu",
-                axis_name=self.parallel.axis_name,
-            )
-        )
+        return self.parallel.compile_train(self.step(accumulate))
 
     def eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""

@@ -68,18 +68,23 @@ class Parallel:
         sharding = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
-    def compile_train(self, step: Callable[..., Any], steps_per_call: int = 1) -> Callable[..., Any]:
+    def compile_train(self, step: Callable[..., Any], replicas: int = 0) -> Callable[..., Any]:
         """Compiles `step(state, batch, learning_rate)` into `call(state, batches, learning_rates)`.
+
+        A call takes as many steps as it has batches: written out on CPU, where convolutions inside a scan are slow, and
+        scanned on accelerators, where a call's overhead counts.
 
         Args:
           step: a train step; it donates its state.
-          steps_per_call: how many steps one call takes, of as many batches; written out on CPU, where convolutions
-            inside a scan are slow, and scanned on accelerators, where a call's overhead counts.
+          replicas: R runs take their steps in one program, and each argument and result is a tuple of R; 0: one run
+            by itself.
 
         Returns:
           A function of a state, a tuple of batches and learning rates `[K]`, to a state and metrics `[K]`.
         """
         call = functools.partial(_call, step, unroll=self.platform == "cpu")
+        if replicas:
+            call = functools.partial(_replicated, call)
         if self.mode == "pmap":
             return jax.pmap(
                 call, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=self._pmap_devices()
@@ -126,6 +131,13 @@ def _call(
         state, metrics = step(state, batch, rates[k])
         every.append(metrics)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *every)
+
+
+def _replicated(call: Callable[..., Any], states: tuple, batches: tuple, rates: tuple) -> tuple:
+    """Takes the calls of R runs as one with a leading axis; returns a (state, metrics) for each."""
+    stacked = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (states, batches, rates))
+    together = jax.vmap(call)(*stacked)
+    return tuple(jax.tree.map(lambda x, r=r: x[r], together) for r in range(len(states)))
 
 
 def keep_freed_memory() -> None:

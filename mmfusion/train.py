@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,28 @@ from mmfusion.evaluate import collect, score
 from mmfusion.logger import Logger, model_table, results_table, write_json
 from mmfusion.models.summary import summarize
 from mmfusion.progress import Meter, Progress, Trace
+from mmfusion.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What a run asks for: the updates of one compiled call, answered by the state after it and the numbers `[K]`.
+
+    Attributes:
+      parts, accumulate: of the step.
+      state: before it; it is donated.
+      batches: K of them, on the devices.
+      rates: learning rates `[K]`, on the devices.
+    """
+
+    parts: Parts
+    accumulate: int
+    state: TrainState
+    batches: tuple[Batch, ...]
+    rates: jax.Array
+
+
+Run = Generator[Call, tuple[TrainState, Any], dict[str, Any]]  # returns what `result.json` holds
 
 
 def train(
@@ -47,6 +69,31 @@ def train(
     Raises:
       UserError: the data, the directory or a checkpoint is not what the config needs.
       Preempted: SIGTERM came; the run saved itself and the same command continues it.
+    """
+    with stop_on_sigterm() as stop, contextlib.closing(run(config, workdir, stop, profile, dataset)) as steps:
+        answer = compiled = None
+        while True:
+            try:
+                call = steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            compiled = compiled or call.parts.train_step(call.accumulate)
+            with jax.transfer_guard("disallow"):
+                answer = compiled(call.state, call.batches, call.rates)
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | Path,
+    stop: threading.Event,
+    profile: bool = False,
+    dataset: Dataset | None = None,
+) -> Run:
+    """Does all of a run but the updates, which it asks for, so that one program can take those of several runs.
+
+    Args:
+      config, workdir, profile, dataset: as of `train`, whose errors these are, too.
+      stop: set where the run shall save itself and stop.
     """
     began = time.monotonic()
     workdir = Path(workdir)
@@ -82,7 +129,7 @@ def train(
         checkpoints.close()
         return configs.read_json(workdir / "result.json")
 
-    run_train, run_eval = parts.train_step(config.optim.accumulate), parts.eval_step()
+    run_eval = parts.eval_step()
     began_at = time.monotonic() - progress.seconds
     quiet = max(1, 100 // config.log_every)  # one plain line in about 100 steps
 
@@ -100,7 +147,6 @@ def train(
     with (
         Logger(workdir, primary, progress.step, total_steps=config.steps, plain_every=quiet) as log,
         contextlib.closing(Trace(workdir / "profile")) as trace,
-        _stop_on_sigterm() as stop,
     ):
         _introduce(log, config, dataset, parts, state, progress.step)
 
@@ -108,9 +154,7 @@ def train(
         meter = Meter(log, config, dataset.splits["train"])
         for hosts, devices in _calls(dataset.splits["train"], config, parts, first=progress.step, k=k):
             rates = progress.learning_rates(config, k)
-            on_device = spread.replicate(rates)
-            with jax.transfer_guard("disallow"):
-                state, numbers = run_train(state, devices, on_device)
+            state, numbers = yield Call(parts, config.optim.accumulate, state, devices, spread.replicate(rates))
             compiled_now = progress.step == first_step
             if not compiled_now:
                 meter.flush()
@@ -240,7 +284,7 @@ def _introduce(log: Logger, config: ConfigDict, dataset: Dataset, parts: Parts, 
 
 
 @contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
+def stop_on_sigterm() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -167,24 +167,39 @@ def _serve(
     prepare()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has nothing more to give
         while True:
-            answers.send(_work_on(answers.recv(), directory, work))
+            answers.send(work_on(answers.recv(), directory, work))
 
 
-def _work_on(cell: Cell, directory: Path, work: Work) -> str | Preempted:
+def work_on(cell: Cell, directory: Path, work: Work) -> str | Preempted:
     """Returns "", or the error, which `failed.json` keeps, or that SIGTERM came and the cell saved itself."""
     folder = cell_directory(directory, cell)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / LOCK), (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
+    with alone(folder), (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
             work.function(cell, folder)
         except Preempted as stop:
             return stop
         except Exception as error:  # whatever it was: the other cells go on
-            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            _fail(folder, message)
-            return message
-    (folder / FAILED).unlink(missing_ok=True)
-    return ""
+            return settle(folder, error)
+    return settle(folder, None)
+
+
+def settle(folder: Path, error: Exception | None) -> str:
+    """Writes `failed.json` with an error and returns it as a line, or removes that file where there is none."""
+    if error is None:
+        (folder / FAILED).unlink(missing_ok=True)
+        return ""
+    message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    _fail(folder, message)
+    return message
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes a cell's folder, and waits until no other process of this machine works in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def train_cell(cell: Cell, folder: Path) -> None:
@@ -192,10 +207,10 @@ def train_cell(cell: Cell, folder: Path) -> None:
     from mmfusion.train import train
 
     config = configs.from_json(cell.config)
-    train(config, folder, dataset=_dataset(cell, config))
+    train(config, folder, dataset=dataset_of(cell, config))
 
 
-def _dataset(cell: Cell, config: ConfigDict) -> Dataset:
+def dataset_of(cell: Cell, config: ConfigDict) -> Dataset:
     """Returns a cell's data, opened once for all cells in a row that read the same."""
     seed = config.seed if config.data.name.startswith("pair:") else 0  # of pairings alone
     key = json.dumps([cell.config["data"], seed])
@@ -209,14 +224,6 @@ def _dataset(cell: Cell, config: ConfigDict) -> Dataset:
 def _fail(folder: Path, message: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FAILED, {"error": message})
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process of this machine holds the file."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 TRAINING = Work(train_cell, RESULT)

@@ -32,8 +32,7 @@ def test_what_is_refused_counts_as_too_much():
 
 def make(data_dir, fusion, seed, modalities):
     arg = [f"seed={seed}"] + [f"fusion={fusion}"] * bool(fusion) + [f"modalities={modalities}"] * bool(modalities)
-    config = tiny.config(",".join(arg), {"data.dir": data_dir})
-    return config
+    return tiny.config(",".join(arg), {"data.dir": data_dir})
 
 
 @pytest.mark.parametrize("kind", budget.KINDS)

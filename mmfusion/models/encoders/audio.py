@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmfusion.errors import UserError
-from mmfusion.models.encoders.image import conv
+from mmfusion.models.convolution import conv
 from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
 
 

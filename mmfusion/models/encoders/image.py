@@ -10,13 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
+from mmfusion.models.convolution import conv
 from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
-
-
-def conv(channels: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, name: str | None = None) -> nn.Conv:
-    """Returns a square convolution whose cell i stands on input i · stride, whatever the input's size."""
-    padding = [(kernel // 2, kernel // 2)] * 2
-    return nn.Conv(channels, (kernel, kernel), stride, padding, use_bias=bias, dtype=dtype, name=name)
 
 
 class Positions(nn.Module):

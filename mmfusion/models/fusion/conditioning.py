@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
+from mmfusion.models.convolution import conv
 from mmfusion.models.fusion.contract import Declaration, Fused, project_each
 from mmfusion.models.fusion.sequence import cut, joined, mean_max
 from mmfusion.models.layers import Attention, masked_mean, zero_masked
@@ -101,9 +102,9 @@ class FiLM(nn.Module):
         """Convolves the grid of tokens `[B, 1 + N, D]` after the first, which is a grid of its own."""
         if self.kernel == 1:
             return nn.Dense(self.width, dtype=self.dtype, name=name)(tokens)
-        conv = nn.Conv(self.width, (self.kernel, self.kernel), dtype=self.dtype, name=name)
+        around = conv(self.width, self.kernel, 1, self.dtype, name=name)
         rows, side = tokens.shape[0], math.isqrt(tokens.shape[1] - 1)
-        parts = conv(tokens[:, :1, None]), conv(tokens[:, 1:].reshape(rows, side, side, -1))
+        parts = around(tokens[:, :1, None]), around(tokens[:, 1:].reshape(rows, side, side, -1))
         return jnp.concatenate([part.reshape(rows, -1, self.width) for part in parts], axis=1)
 
 

@@ -1,0 +1,294 @@
+"""The report of an ablation: everything that was claimed is in it, nothing is loaded, and what is missing is said."""
+
+import dataclasses
+import functools
+import html
+import json
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+
+from mmfusion.analysis import attention, calibration, cards, contribution, evidence, judge, plots, report, runner
+from mmfusion.analysis import plan as plans
+from mmfusion.analysis.ablation import Outcome
+from mmfusion.analysis.attention import Shown
+from mmfusion.analysis.claims import claims
+from mmfusion.analysis.judge import Row
+from mmfusion.errors import UserError
+from tests import tiny
+
+SEEDS = 8  # the fewest that tell three strategies from a fourth
+LEVELS = {"gmu": 0.92, "concat": 0.85, "film": 0.855, "mean": 0.6, "image alone": 0.55, "text alone": 0.5}
+COMMAND = "python -m experiments.ablate --config=configs/quickstart.py --match=parameters --workdir=/runs/a_b"
+NAMES = ["image", "text"]
+
+
+def scores(method, seed, level):
+    spread = 0.02 * (-1) ** seed if method == "film" else 0.001 * seed  # film's differences have no one sign
+    return level + spread
+
+
+def examination(level, sign, seed, names=NAMES):
+    subsets = {kept: sign * (level * len(kept) / len(names) + 0.01 * seed) for kept in contribution.subsets(names)}
+    bins = {"count": [10, 20], "confidence": [0.61, 0.95], "accuracy": [0.5, 0.9]}
+    half = {"nll": 0.3, "ece": 0.05, "ece_equal_mass": 0.04, "bins": bins}
+    pair = {"whole": [sign * level] * 3, "additive": [sign * level / 2] * 3}
+    return {
+        "metric": "accuracy" if sign > 0 else "nll",
+        "sign": sign,
+        "subsets": {"+".join(kept): value for kept, value in subsets.items()},
+        "shapley": contribution.shapley(subsets),
+        "rows": 64,
+        "missing": {"0.0": sign * level, "0.5": sign * level / 2},
+        "perceptual": dict.fromkeys(names, 0.2 + 0.01 * seed) if sign > 0 else {},
+        "interaction": {"image": pair} if len(names) > 1 else {},
+        "severities": [0.0, 0.5, 1.0],
+        "corruption": {"image": {"blur": [sign * level, sign * 0.9 * level, sign * 0.5 * level]}},
+        "calibration": {"label": {"temperature": 1.5, "before": half, "after": half}},
+    }
+
+
+def make(modalities, fusion, seed, alone):
+    kept = alone or modalities
+    return tiny.config(f"seed={seed}" + f",fusion={fusion}" * bool(fusion) + f",modalities={kept}" * bool(kept))
+
+
+def ablation(directory, *, seeds=SEEDS, metric="accuracy", modalities="", rename=None, seen=True, errors=()):
+    """Returns an outcome and its plan, with what it needs of its cells' files in the directory."""
+    plan = plans.build(functools.partial(make, modalities), ["mean", "gmu", "film", "concat"], seeds, {})
+    cells = tuple(dataclasses.replace(c, method=(rename or {}).get(c.method, c.method)) for c in plan.cells)
+    plan, old = dataclasses.replace(plan, cells=cells), {v: k for k, v in (rename or {}).items()}
+    higher = metric == "accuracy"
+    results, examined = {}, {}
+    for cell in plan.cells:
+        level = LEVELS[old.get(cell.method, cell.method)]
+        value = scores(old.get(cell.method, cell.method), cell.config["seed"], level if higher else 1 - level)
+        results[cell.name] = {
+            "valid": {metric: value},
+            "test": {metric: value},
+            "parameters": 1000,
+            "examples_per_second": 50.0,
+            "data": {"name": "shapes/match", "fingerprint": "f00d", "examples": {"train": 256}},
+            "device": "1 x cpu",
+            "versions": {"jax": "0.0"},
+        }
+        if seen and not cell.floor:
+            own = level if higher else 1 - level
+            names = NAMES[: 1 if modalities else 2]
+            examined[cell.name] = examination(own, 1 if higher else -1, cell.config["seed"], names)
+        folder = runner.cell_directory(directory, cell)
+        folder.mkdir(parents=True)
+        lines = [{"step": step, "split": "valid", metric: value * step / 8} for step in (4, 8)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "sp')
+    classical = [Row("linear_svm, text", True, {"C": 1.0}, (), tuple(range(seeds)), (), (0.5,) * seeds,
+                     (0.5,) * seeds, None)] * higher  # fmt: skip
+    found = judge.rows(plan.cells, results, metric)
+    said = claims(found, classical, examined, {}, metric, higher)
+    return Outcome(metric, higher, (*found, *classical), said, results, examined, dict(errors)), plan
+
+
+def shown(attending):
+    weights = {("text", "image"): np.ones((2, 16)), ("image", "text"): np.ones((16, 2))} if attending else {}
+    words = {"text": ["red", "cross"]} if attending else {}
+    return Shown(7, "true", "false", {"image": np.zeros((32, 32, 3), np.uint8), **words}, weights)
+
+
+@pytest.fixture(autouse=True)
+def examples(monkeypatch):
+    """Examples without a model."""
+    monkeypatch.setattr(attention, "examples", lambda workdir: [shown(False)])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The outcome, plan and directory of a report that has everything."""
+    directory = tmp_path_factory.mktemp("report")
+    outcome, plan = ablation(directory, errors={"film_seed=9": "ValueError: a|b <script>alert(1)</script>"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "examples", lambda workdir: [shown(True)])
+        report.write(outcome, plan, directory, COMMAND, latex=True)
+    return outcome, plan, directory
+
+
+def seen(page):
+    """Returns what a reader of a page sees, without its markup."""
+    body = re.sub(r"<style>.*?</style>", "", page[page.index("<body>") :], flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", body)).split())
+
+
+def read(directory, name="report.html"):
+    return (directory / name).read_text(encoding="utf-8")
+
+
+def test_all_that_was_claimed_is_in_it(written):
+    outcome, plan, directory = written
+    page, text = seen(read(directory)), re.sub(r"\\(.)|`", r"\1", read(directory, "report.md"))
+    assert {s.verdict for s in outcome.claims.statements} >= {"better", "worse", "cannot tell"}
+    for part in (
+        *(s.text for s in outcome.claims.statements),
+        *(row.method for row in outcome.rows),
+        *("better", "worse", "cannot tell"),
+        *(
+            outcome.claims.rule.replace("`", ""),
+            COMMAND,
+            plan.code,
+            "fingerprint f00d",
+            "1 x cpu",
+            "cells/gmu_seed={0,1,2,3,4,5,6,7}",
+        ),
+    ):
+        assert part in page, part
+        assert part in text, part
+    assert page.count("Figure ") >= 9 and "Left out" not in page
+    assert sorted(path.name for path in directory.iterdir()) == ["cells", "report.html", "report.md", "table.tex"]
+
+
+def test_a_page_loads_nothing(written):
+    page = read(written[2])
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)|@import""", page)
+    assert addresses
+    for one, other in addresses:
+        assert (one or other).startswith(("data:", "#")), one or other
+    assert not re.search(r"<(script|link|iframe|object)\b", page)
+
+
+def test_names_and_errors_are_shown_as_they_are(tmp_path, written):
+    outcome, plan = ablation(tmp_path, rename={"film": "film <b>|$x$_%"})
+    report.write(outcome, plan, tmp_path, "ablate '<i>&'", latex=True)
+    for page in (read(tmp_path), read(written[2])):
+        assert "<b>|$x$" not in page and "<script" not in page and "<i>" not in page
+    assert "film <b>|$x$_%" in seen(read(tmp_path)) and "ablate '<i>&'" in seen(read(tmp_path))
+    assert read(tmp_path).count("film &lt;b&gt;|$x$_%") > 5  # in the figures, too
+    assert r"film \<b\>\|$x$_% |" in read(tmp_path, "report.md")
+    assert r"film \textless{}b\textgreater{}\textbar{}\$x\$\_\%" in read(tmp_path, "table.tex")
+    assert "ValueError: a|b <script>alert(1)</script>" in seen(read(written[2]))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_the_best_comes_first_where_less_is_better_too(tmp_path, metric):
+    outcome, plan = ablation(tmp_path, metric=metric, seen=False)
+    report.write(outcome, plan, tmp_path, COMMAND)
+    table = read(tmp_path).split('<table class="methods">')[1].split("</table>")[0]
+    order = [name for name in re.findall(r"<th scope=row[^>]*>([\w ,]+)", table) if name in LEVELS]
+    assert order == ["gmu", "film", "concat", "mean", "image alone", "text alone"]
+    worst = max if metric == "nll" else min
+    scored = next(row for row in outcome.rows if row.method == "film").test
+    assert f"<td>{worst(scored):.4f}</td>" in table
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"seen": False}, {"no run was examined": 5}),
+        ({"modalities": "image"}, {"there is one modality": 3}),
+        ({"seeds": 1}, {"there is nothing that the strategies could be compared with": 1}),
+    ],
+)
+def test_what_is_missing_is_left_out_and_said(tmp_path, changes, lines):
+    outcome, plan = ablation(tmp_path, **changes)
+    report.write(outcome, plan, tmp_path, COMMAND)
+    page = seen(read(tmp_path))
+    for line, count in lines.items():
+        assert page.count(f"Left out: {line}") == count
+    assert page.count("Left out") == sum(lines.values())
+    assert outcome.claims.none in page
+
+
+def test_no_run_at_all_is_a_report_too(tmp_path, monkeypatch):
+    def gone(workdir):
+        raise UserError("it has no checkpoints")
+
+    outcome, plan = ablation(tmp_path, seen=False)
+    lost = [dataclasses.replace(r, runs=(), seeds=(), lost=r.seeds, valid=(), test=(), parameters=None)
+            for r in outcome.rows]  # fmt: skip
+    none = dataclasses.replace(outcome, rows=tuple(lost), claims=claims(lost, [], {}, {}, "accuracy", True), results={})
+    report.write(none, plan, tmp_path, COMMAND, latex=True)
+    page = seen(read(tmp_path))
+    assert "no run of a fusion strategy ended in a number" in page and page.count("Left out") == 9
+    monkeypatch.setattr(attention, "examples", gone)
+    report.write(outcome, plan, tmp_path, COMMAND)
+    assert "Left out: no run could be opened (it has no checkpoints)." in seen(read(tmp_path))
+
+
+def test_the_table_for_latex_is_well_formed(written):
+    table = read(written[2], "table.tex")
+    bare = re.sub(r"\\[{}$_%&#\\]", "", table)
+    assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+    assert re.findall(r"\\begin\{(\w+)\}", table) == re.findall(r"\\end\{(\w+)\}", table)[::-1] == ["table", "tabular"]
+    assert r"linear\_svm, text" in table and not re.search(r"(?<!\\)_", table)
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", table)[1])
+    rows = [line for line in table.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert len(rows) == 1 + len(written[0].rows)
+    assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+    assert rows[1].strip().startswith("gmu & 0.92") and r"$\uparrow$" in rows[1]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_the_heat_map_holds_the_means(tmp_path, metric):
+    outcome, _ = ablation(tmp_path, metric=metric)
+    rows = [row for row in outcome.rows if row.runs and not row.floor]
+    found = evidence.absences(rows, outcome, "subsets")
+    picture = plots.heat_maps({"present": found}, metric, higher=metric == "accuracy")
+    level = {"accuracy": LEVELS["gmu"], "nll": 1 - LEVELS["gmu"]}[metric]
+    for kept, share in {"": 0.0, "image": 0.5, "text": 0.5, "image+text": 1.0}.items():
+        mean = level * share + 0.01 * np.mean(range(SEEDS))
+        assert found["gmu"][kept] == pytest.approx(mean)
+        assert f">{mean:.3f}<" in picture
+
+
+def test_seeds_pooled_are_the_bins_of_all_examples():
+    random = np.random.default_rng(0)
+    parts = [(3 * random.standard_normal((n, 4)), random.integers(4, size=n)) for n in (40, 90)]
+    runs = [{"before": {"bins": dataclasses.asdict(calibration.reliability(*part))}} for part in parts]
+    found = evidence.pooled(runs, "before")
+    whole = calibration.reliability(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+    for name in ("count", "confidence", "accuracy"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name))
+
+
+def test_robustness_is_measured_from_late_fusion():
+    curves = {"late_mean": [1.0, 0.8, 0.6], "gmu": [0.9, 0.9, 0.9]}
+    found = evidence.robustness(curves, [0.0, 0.5, 1.0], sign=1)
+    assert found["late_mean"] == (pytest.approx(0.8), 0.0)
+    assert found["gmu"] == (pytest.approx(0.9), pytest.approx(0.2))  # it loses 0, late fusion 0.2 on average
+    assert evidence.robustness({"gmu": curves["gmu"]}, [0.0, 0.5, 1.0], sign=1)["gmu"][1] is None
+
+
+def test_examples_come_from_the_best_that_attends(tmp_path, monkeypatch):
+    outcome, plan = ablation(tmp_path, rename={"mean": "slow"})
+    attends = next(cell for cell in plan.cells if cell.method == "slow")
+    attends.config["model"]["fusion"]["name"] = "co_attention"
+    monkeypatch.setattr(attention, "examples", lambda workdir: [shown("mean" in str(workdir.name))])
+    report.write(outcome, plan, tmp_path, COMMAND)
+    page = read(tmp_path)
+    assert "Where slow, the best with attention on validation, seed 0, looks on 1 test examples" in seen(page)
+    assert page.count('class="heat"') == 1 and "✗ wrong" in page
+    monkeypatch.setattr(attention, "examples", lambda workdir: [shown(False)])
+    report.write(outcome, plan, tmp_path, COMMAND)
+    page = read(tmp_path)
+    assert "with what gmu, the best on validation, seed 0, predicts" in seen(page) and 'class="heat"' not in page
+
+
+def test_where_a_model_looks():
+    weights = {("text", "image"): np.array([[0.0, 1.0], [0.5, 0.5]]), ("image", "image"): np.eye(2)}
+    one = Shown(0, "", "", {}, weights)
+    np.testing.assert_allclose(cards.looked_at(one, "image"), [0.25, 0.75])  # its own queries do not count
+    assert cards.looked_at(one, "text") is None
+    assert cards.grid(16, (32, 32)) == (4, 4) and cards.grid(48, (64, 48)) == (8, 6)
+    assert cards.grid(17, (32, 32)) is None and cards.grid(2, (32, 32)) is None
+
+
+def test_a_sound_is_shown_without_its_padding():
+    weights = {("image", "audio"): np.array([[0.1, 0.3, 0.2, 0.0]])}
+    one = Shown(0, "1", "1", {"audio": np.sin(np.arange(600.0))}, weights)
+    (part,) = cards.card(one, {"audio": {"kind": "audio", "rate": 1000, "seconds": 0.8}}, classes=True).parts
+    assert [round(share, 3) for *_, share in part.spans] == [0.333, 1.0, 0.667]  # the fourth is of padding
+    assert sum(width for _, width, _ in part.spans) == pytest.approx(cards.WAVE[0])
+
+
+def test_pictures_change_no_settings(written):
+    before = dict(matplotlib.rcParams)
+    plots.heat_maps({"present": {"gmu": {"image": 0.5}}}, "accuracy", higher=True)
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,108 @@
+"""Runs in one program are what they are by themselves."""
+
+import contextlib
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from mmfusion import config as configs
+from mmfusion.checkpoint import Checkpoints
+from mmfusion.errors import UserError
+from mmfusion.models.convolution import as_patches, conv
+from mmfusion.together import train_together
+from mmfusion.train import run, train
+from tests import tiny
+
+RUNS = {"a": (0, 0.1), "b": (1, 0.1), "c": (0, 0.03)}  # seed and learning rate
+
+
+@pytest.fixture
+def config_of(data_dir):
+    def config_of(name, **changes):
+        seed, rate = RUNS[name]
+        config = tiny.config(f"fusion=concat,seed={seed}", {"data.dir": data_dir, **changes})
+        with config.unlocked():
+            configs.choose(config, "optim", "momentum")
+            config.optim.learning_rate = rate
+            config.optim.schedule.warmup_steps = 1
+        return config
+
+    return config_of
+
+
+def params(workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.newest()
+    state = checkpoints._manager.restore(step)["state"]  # whatever its shape
+    checkpoints.close()
+    return step, state["params"]
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_together_is_as_alone(config_of, tmp_path):
+    each = {name: config_of(name) for name in RUNS}
+    results = train_together([run(config, tmp_path / name, threading.Event()) for name, config in each.items()])
+    for (name, config), result in zip(each.items(), results, strict=True):
+        alone = train(config, tmp_path / f"{name} alone")
+        assert result["test"]["loss"] == pytest.approx(alone["test"]["loss"], abs=1e-4)
+        assert result["best_step"] == alone["best_step"]
+        (step, ours), (other, theirs) = params(tmp_path / name), params(tmp_path / f"{name} alone")
+        assert step == other == config.steps
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), ours, theirs)
+        for mine, reference in zip(lines(tmp_path / name), lines(tmp_path / f"{name} alone"), strict=True):
+            assert mine["step"] == reference["step"]
+            assert mine["loss"] == pytest.approx(reference["loss"], abs=1e-4)
+    assert len({result["test"]["loss"] for result in results}) == 3
+
+
+def test_a_run_that_ends_early_leaves_the_others(config_of, tmp_path):
+    done = train(config_of("a"), tmp_path / "a")
+    calls = []
+
+    @contextlib.contextmanager
+    def around(number):
+        calls.append(number)
+        yield
+
+    belongs_to_a = run(config_of("c"), tmp_path / "a", threading.Event())
+    stop = threading.Event()
+    again, other, stopped = (run(config_of(n), tmp_path / d, s) for n, d, s in (
+        ("a", "a", threading.Event()), ("b", "b", threading.Event()), ("c", "c", stop),
+    ))  # fmt: skip
+    stop.set()
+    results = train_together([belongs_to_a, again, other, stopped], around)
+    assert isinstance(results[0], UserError) and "belongs to another run" in str(results[0])
+    assert results[1] == done
+    assert results[2]["steps"] == 8
+    assert "saved at step" in str(results[3])
+    assert calls.count(0) == calls.count(1) == 1 and calls.count(2) == 9
+    continued = train(config_of("c"), tmp_path / "c")
+    alone = train(config_of("c"), tmp_path / "c alone")
+    assert continued["test"]["loss"] == pytest.approx(alone["test"]["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 4)])
+def test_a_convolution_as_patches_is_one(kernel, stride):
+    x = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
+    module = conv(4, kernel, stride, np.float32)
+    variables = module.init(jax.random.key(0), x)
+
+    def loss(variables, x):
+        out = module.apply(variables, x)
+        return (out**2).sum(), out
+
+    def both():
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, x)
+
+    plain = both()
+    with as_patches():
+        patches = both()
+        text = jax.make_jaxpr(lambda: module.apply(variables, x))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, patches)
+    assert "dot_general" in str(text)
