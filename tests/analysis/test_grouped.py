@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from mmfusion.analysis import grouped, plan, runner
+from mmfusion.errors import Preempted, UserError
 from tests.analysis.test_ablation import make
 
 
@@ -24,27 +25,33 @@ def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
     assert [len(group) for group in found] == [4, 4, 4, 4]
 
 
+def test_a_group_leaves_what_its_cells_would(planned, tmp_path):
+    cells = [cell for cell in planned.cells if cell.method == "concat" and cell.tried == planned.cells[0].tried]
+    assert len(cells) == 2
+    assert {cell.name: error for cell, error in grouped.run(cells, tmp_path)} == {cell.name: "" for cell in cells}
+    assert all(runner.is_done(tmp_path, cell) for cell in cells)
+    for cell in cells:
+        assert (runner.cell_directory(tmp_path, cell) / "log.txt").read_text().count("test") > 0
+    assert not list(grouped.run(cells, tmp_path))
+
+
 def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(planned, tmp_path, monkeypatch):
     cells = [cell for cell in planned.cells if cell.method == "concat"]
     sizes = []
-    together = grouped.train_together
 
     def small(runs, around):
         sizes.append(len(runs))
         if len(runs) > 2:
-            for one in runs:
-                one.close()
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
-        return together(runs, around)
+        return [UserError("wrong"), Preempted("saved")] if len(sizes) == 2 else [{}, {}]
 
     monkeypatch.setattr(grouped, "train_together", small)
-    damaged = runner.cell_directory(tmp_path, cells[1])
-    damaged.mkdir(parents=True)
-    (damaged / "config.json").write_text(json.dumps({**cells[1].config, "steps": 99}))
-    ended = {cell.name: error for cell, error in grouped.run(cells, tmp_path)}
+    ended = grouped.run(cells, tmp_path)
+    assert next(ended) == (cells[0], "UserError: wrong")
+    with pytest.raises(Preempted):
+        next(ended)
+    failed = runner.cell_directory(tmp_path, cells[0]) / "failed.json"
+    assert json.loads(failed.read_text()) == {"error": "UserError: wrong"}
+    assert [(cell, error) for cell, error in grouped.run(cells[:2], tmp_path)] == [(cell, "") for cell in cells[:2]]
     assert sizes == [4, 2, 2]
-    assert {name for name, error in ended.items() if error} == {cells[1].name}
-    assert "belongs to another run" in json.loads((damaged / "failed.json").read_text())["error"]
-    assert all(runner.is_done(tmp_path, cell) for cell in cells if cell is not cells[1])
-    assert (runner.cell_directory(tmp_path, cells[0]) / "log.txt").read_text().count("test") > 0
-    assert [cell.name for cell, _ in grouped.run(cells, tmp_path)] == [cells[1].name]
+    assert not failed.exists()
