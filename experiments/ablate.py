@@ -6,6 +6,7 @@
 
 import ast
 import functools
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ METRIC = flags.DEFINE_string("metric", "", "that chooses and is compared (defaul
 JOBS = flags.DEFINE_integer("jobs", 0, "processes on CPU, each on its own core (default: one a core)", lower_bound=0)
 SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run only this share of the plan; the others run theirs")
 LATEX = flags.DEFINE_bool("latex", False, "write the table as table.tex, too")
+PUBLISHED = flags.DEFINE_multi_string("published", [], "NAME=SCORE: a score that others report, shown beside ours")
 SHORT = {"lr": "optim.learning_rate"}
 
 
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     directory = Path(WORKDIR.value)
     make = functools.partial(_config, source, tuple(overrides))
     vary = dict(_values(item) for item in VARY.value)
+    published = dict(_score(item) for item in PUBLISHED.value)
     if SEEDS.value < 1:
         raise UserError(f"--seeds={SEEDS.value} must be at least 1")
     cli.settle_compilation_cache()
@@ -52,8 +55,6 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.analysis.examine import compared_metric
 
     names = chosen()
-    for name in names:
-        configs.check(make(name, 0, ""), base.get_config(), jax.device_count())
     example = make(names[0], 0, "")
     metric = METRIC.value or compared_metric(example)
     if metric not in (have := configs.selectable(example)):
@@ -61,12 +62,15 @@ def main(argv: Sequence[str]) -> None:
     if MATCH.value != "none":
         make, matches = budget.matched(make, names, MATCH.value)
         live.matches(matches, MATCH.value)
-    settled = plan.settle(plan.build(make, names, SEEDS.value, vary), directory)
-    jobs = JOBS.value or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
+    planned = plan.build(make, names, SEEDS.value, vary)
+    for cell in planned.cells:
+        configs.check(configs.from_json(cell.config), base.get_config(), jax.device_count())
     try:
-        mine = runner.shard(settled.cells, SHARD.value)
+        mine = runner.shard(planned.cells, SHARD.value)
     except ValueError as error:
         raise UserError(f"--shard={error}") from error
+    settled = plan.settle(planned, directory)
+    jobs = JOBS.value or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
 
     def work_on(cells: list[plan.Cell], work: runner.Work) -> Iterator[tuple[plan.Cell, str]]:
         if jax.default_backend() == "cpu":
@@ -80,9 +84,9 @@ def main(argv: Sequence[str]) -> None:
     best = ablation.chosen_cells(settled, directory, metric)
     live.show("examine", best, directory, work_on(best, ablation.EXAMINING), ablation.EXAMINING)
     outcome = ablation.conclude(
-        settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory)
+        settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory), published
     )
-    report.write(outcome, settled, directory, command=" ".join(["python -m experiments.ablate", *argv[1:]]))
+    report.write(outcome, settled, directory, " ".join(["python -m experiments.ablate", *argv[1:]]), LATEX.value)
     live.conclusion(outcome, directory)
 
 
@@ -105,6 +109,17 @@ def _values(item: str) -> tuple[str, list[Any]]:
     if not (key and equals and values):
         raise UserError(f"--vary={item} is not KEY=VALUE,VALUE")
     return SHORT.get(key, key), [_literal(value) for value in values.split(",")]
+
+
+def _score(item: str) -> tuple[str, float]:
+    name, _, score = item.rpartition("=")
+    try:
+        number = float(score)
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise UserError(f"--published={item} is not NAME=SCORE")
+    return name, number
 
 
 def _literal(value: str) -> Any:

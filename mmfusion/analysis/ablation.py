@@ -31,6 +31,7 @@ class Outcome:
       claims: of these.
       results, examined: cell name -> what `result.json` and `examined.json` hold, of cells that have them.
       errors: cell name -> why it failed.
+      published: name -> score that others report, to be shown beside these; nothing is claimed of them.
     """
 
     metric: str
@@ -40,6 +41,7 @@ class Outcome:
     results: dict[str, dict[str, Any]]
     examined: dict[str, dict[str, Any]]
     errors: dict[str, str]
+    published: dict[str, float]
 
 
 def chosen_cells(plan: Plan, directory: Path, metric: str) -> list[Cell]:
@@ -110,7 +112,12 @@ def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> t
 
 
 def conclude(
-    plan: Plan, directory: Path, metric: str, baseline_rows: Sequence[Row], bits: Mapping[str, Any]
+    plan: Plan,
+    directory: Path,
+    metric: str,
+    baseline_rows: Sequence[Row],
+    bits: Mapping[str, Any],
+    published: Mapping[str, float],
 ) -> Outcome:
     """Judges the cells that are there, and writes `runs.csv` and `claims.json`.
 
@@ -120,6 +127,7 @@ def conclude(
       metric: that methods are chosen and compared by.
       baseline_rows: of methods that are no cells.
       bits: what the modalities tell, as `classical` returns it.
+      published: scores that others report.
 
     Raises:
       UserError: the data changed between two cells.
@@ -131,10 +139,11 @@ def conclude(
     rows = tuple(judge.rows(plan.cells, results, metric))
     said = claims(rows, baseline_rows, examined, bits, metric, higher)
     _write_runs(plan, results, errors, directory / "runs.csv")
-    outcome = Outcome(metric, higher, (*rows, *baseline_rows), said, results, examined, errors)
+    outcome = Outcome(metric, higher, (*rows, *baseline_rows), said, results, examined, errors, dict(published))
     written = {
         "metric": metric,
         "higher_is_better": higher,
+        "published": outcome.published,
         "methods": [dataclasses.asdict(row) for row in outcome.rows],
         **dataclasses.asdict(said),
     }

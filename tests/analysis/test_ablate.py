@@ -79,6 +79,13 @@ def test_what_is_varied():
             ablate._values(wrong)
 
 
+def test_published_scores():
+    assert ablate._score("CNN + LSTM, concat=0.6") == ("CNN + LSTM, concat", 0.6)
+    for wrong in ("0.6", "=0.6", "a=b", "a=nan"):
+        with pytest.raises(UserError, match=f"--published={wrong} is not NAME=SCORE"):
+            ablate._score(wrong)
+
+
 def test_launchers_give_each_its_share(tmp_path):
     folder = ROOT / "experiments" / "launch"
     for script in folder.glob("*.sh"):
