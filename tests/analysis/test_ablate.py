@@ -36,7 +36,7 @@ def start(data_dir):
 def test_an_ablation_that_is_killed_ends_as_one_that_is_not(start, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     said, _ = start(whole).communicate(timeout=600)
-    assert "train       6/6" in said and "examine       2/2" in said, said
+    assert "train    6 of 6 cells" in said and "examine  2 of 2 cells" in said, said
     assert "2 seeds cannot show a difference" in said
 
     process = start(broken)

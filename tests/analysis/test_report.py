@@ -130,14 +130,8 @@ def test_all_that_was_claimed_is_in_it(written):
         *(s.text for s in outcome.claims.statements),
         *(row.method for row in outcome.rows),
         *("better", "worse", "cannot tell"),
-        *(
-            outcome.claims.rule.replace("`", ""),
-            COMMAND,
-            plan.code,
-            "fingerprint f00d",
-            "1 x cpu",
-            "cells/gmu_seed={0,1,2,3,4,5,6,7}",
-        ),
+        *(outcome.claims.rule.replace("`", ""), COMMAND, plan.code, "fingerprint f00d", "1 x cpu"),
+        "cells/gmu_seed={0,1,2,3,4,5,6,7}",
     ):
         assert part in page, part
         assert part in text, part
