@@ -18,6 +18,7 @@ RULE = (
     "nothing only where the whole interval of what it is worth lies within 1 % of the score."
 )
 FEWEST = 6  # pairs; with fewer no sign-flip test comes below 0.05
+SPOKEN_OF = ("subsets", "perceptual", "interaction")  # parts of an examination
 NEGLIGIBLE = 0.01  # share of the score below which a part of the model counts as nothing
 
 
@@ -102,7 +103,7 @@ def claims(
         against_reference = judge.differences([row for row in ended if row is not reference], reference, higher)
         said += _groups(against_reference)
     runs = [examined[name] for name in top.runs if name in examined]
-    if len(runs) > 1 and None not in _leaves(runs):
+    if len(runs) > 1 and None not in _leaves([[run[part] for part in SPOKEN_OF] for run in runs]):
         said += [*_interaction(top, runs), *_modalities(top, runs), *_missing(top, runs, metric)]
     said += _information(bits, max(runs[0]["subsets"], key=len).split("+")) if runs and bits else []
     if len(top.seeds) < FEWEST:

@@ -38,10 +38,13 @@ def examine(workdir: Path) -> dict[str, Any]:
     Returns:
       `metric`: that was measured, and `sign`: -1 where less of it is better, and it was turned.
       `subsets`: it with only these modalities present, over the whole split; `shapley` values of these.
-      `rows`: how many examples the following are of. `missing`: rate at which each modality is lost -> the metric. `perceptual`: see `contribution`; empty where the metric
-      is not above 0. `interaction`: modality -> the metric, and that of the additive projection, per draw.
+      `rows`: how many examples the following are of.
+      `missing`: rate at which each modality is lost -> the metric.
+      `perceptual`: see `contribution`; empty where the metric is not above 0.
+      `interaction`: modality -> the metric, and that of the additive projection, per draw.
       `corruption`: modality -> name -> the metric at each of `severities`.
       `calibration`: of single-label tasks, before and after the temperature fitted on validation.
+      `cost`: of the train step, see `step_cost`.
     """
     run = open_run(workdir, ["valid", "test"])
     probe = Probe(run)
@@ -71,6 +74,26 @@ def examine(workdir: Path) -> dict[str, Any]:
             for task, spec in run.parts.tasks.items()
             if spec.kind == "classification"
         },
+        "cost": step_cost(run),
+    }
+
+
+def step_cost(run: Run) -> dict[str, float | None]:
+    """Returns what a train step takes: `flops` an example as XLA counts them before it optimises, and `memory`.
+
+    `memory` is the bytes of arguments and temporaries of the program compiled for this device, whose own count of
+    operations is another.
+    """
+    batch = jax.tree.map(lambda x: np.resize(x, (run.config.batch_size, *x.shape[1:])), run.parts.example)
+    spread = run.parts.parallel
+    rates = spread.replicate(np.zeros(1, np.float32))
+    lowered = run.parts.train_step(run.config.optim.accumulate).lower(run.state, (spread.put_batch(batch),), rates)
+    flops = (lowered.cost_analysis() or {}).get("flops")
+    share = spread.devices if spread.mode == "pmap" else 1  # that is a program of one device's rows
+    memory = lowered.compile().memory_analysis()
+    return {
+        "flops": None if flops is None else flops * share / run.config.batch_size,
+        "memory": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
     }
 
 

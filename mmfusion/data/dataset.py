@@ -239,7 +239,8 @@ def _train_tokenizers(modalities: Any, rows: Sequence[Any], train: np.ndarray) -
 
 
 def _ready(name: str, numbers: np.ndarray, source: Sequence[Any], reader: Reader, config: Any) -> Split:
-    split = Split(name, numbers, source, reader, None, {}, config.missing if name == "train" else 0.0)
+    missing = config.get("missing", 0.0) if name == "train" else 0.0  # older runs do not have the key
+    split = Split(name, numbers, source, reader, None, {}, missing)
     if len(numbers) * reader.bytes_per_row() > config.memory_gb * 1e9:
         return split
     parts = np.array_split(np.arange(len(numbers)), max(1, len(numbers) // 1024))

@@ -67,6 +67,7 @@ def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):
             assert len(scores) == len(found["severities"]) == 11, name
             assert scores[0] == pytest.approx(subsets["image+text"])  # all 64 rows of this test split
     assert found["missing"]["0.0"] == pytest.approx(subsets["image+text"])
+    assert found["cost"]["flops"] > 1e4 and found["cost"]["memory"] > 1e4
     calibration = found["calibration"]["label"]
     assert calibration["temperature"] > 0
     assert {*calibration} == {"temperature", "before", "after"}
