@@ -25,7 +25,7 @@ from mmfusion.data.missing import lose
 from mmfusion.evaluate import Run, collect, open_run, score
 
 ROWS = 512  # test examples that are mixed up and corrupted, the same of every run
-PAIRED, DRAWS = 128, 3  # examples whose modalities are paired in every way, and how often others are drawn
+PAIRED, DRAWS = 256, 3  # examples whose modalities are paired in every way, and how often others are drawn
 PERMUTATIONS = 5
 RATES = (0.0, 0.25, 0.5, 0.75)  # at which modalities are lost
 SEVERITIES = tuple(round(0.1 * i, 1) for i in range(11))
@@ -68,7 +68,7 @@ def examine(workdir: Path) -> dict[str, Any]:
         "perceptual": _perceptual(probe, encoded, names),
         "interaction": _interactions(probe, encoded, names),
         "severities": SEVERITIES,
-        "corruption": _corruptions(probe, raw),
+        "corruption": _corruptions(probe, raw, encoded),
         "calibration": {
             task: _calibration(*((whole[s]["logits"][task], whole[s]["targets"][task]) for s in ("valid", "test")))
             for task, spec in run.parts.tasks.items()
@@ -124,14 +124,14 @@ class Probe:
         given = model.clone(encoders=flax.core.FrozenDict({m: Given() for m in model.encoders}))
         paths = {m: f"encoders_{m}" for m in model.encoders}
 
-        def encode(variables: dict, batch: Batch) -> Batch:
+        def encode(variables: dict, batch: Batch, modalities: tuple[str, ...]) -> Batch:
             _, kept = model.apply(
                 variables, run.parts.preprocess(batch, None), train=False, mutable=["intermediates"],
                 capture_intermediates=lambda module, method: method == "__call__" and module.name in paths.values(),
             )  # fmt: skip
-            outputs = {m: kept["intermediates"][path]["__call__"][0] for m, path in paths.items()}
+            outputs = {m: kept["intermediates"][paths[m]]["__call__"][0] for m in modalities}
             tokens, mask = ({m: output[i] for m, output in outputs.items()} for i in (0, 1))
-            return batch.replace(inputs=tokens, mask=mask, present={m: batch.present[m] for m in paths})
+            return batch.replace(inputs=tokens, mask=mask, present={m: batch.present[m] for m in modalities})
 
         def fuse(variables: dict, batch: Batch) -> dict[str, Any]:
             return step.eval_step(
@@ -146,11 +146,13 @@ class Probe:
 
             return jax.lax.map(first, jnp.arange(ones.id.shape[0]))
 
-        self._encode, self._fuse, self._pairs = jax.jit(encode), jax.jit(fuse), jax.jit(pairs)
+        self._encode = jax.jit(encode, static_argnums=2)
+        self._fuse, self._pairs = jax.jit(fuse), jax.jit(pairs)
 
-    def encode(self, raw: Batch) -> Batch:
-        """Returns a host batch whose inputs are the encoders' tokens `[n, N, D]`, with their masks `[n, N]`."""
-        return _in_chunks(lambda batch: self._encode(self._variables, batch), raw)
+    def encode(self, raw: Batch, modalities: Sequence[str] = ()) -> Batch:
+        """Returns a host batch of some modalities (none: all), whose inputs are tokens `[n, N, D]` with their masks."""
+        names = tuple(modalities or self.run.parts.model.encoders)
+        return _in_chunks(lambda batch: self._encode(self._variables, batch, names), raw)
 
     def fuse(self, encoded: Batch) -> dict[str, Any]:
         """Returns what `evaluate.collect` does, of a batch that is encoded."""
@@ -219,14 +221,14 @@ def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[st
     return result
 
 
-def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
+def _corruptions(probe: Probe, raw: Batch, encoded: Batch) -> dict[str, dict[str, list[float]]]:
     reader = probe.run.dataset.reader
 
     def at(m: str, name: str, severity: float) -> float:
         worse = corruption.corrupt(
             raw, m, reader.modalities[m]["kind"], name, severity, seed=0, tokenizer=reader.tokenizers.get(m)
         )
-        return probe.value(probe.fuse(probe.encode(worse)))
+        return probe.value(probe.fuse(_joined(probe.encode(worse, [m]), encoded)))
 
     return {
         m: {name: [at(m, name, s) for s in SEVERITIES] for name in corruption.CORRUPTIONS[options["kind"]]}
