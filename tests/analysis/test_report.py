@@ -10,12 +10,25 @@ import matplotlib
 import numpy as np
 import pytest
 
-from mmfusion.analysis import attention, calibration, cards, contribution, evidence, judge, plots, report, runner
+from mmfusion.analysis import (
+    attention,
+    calibration,
+    cards,
+    contribution,
+    evidence,
+    judge,
+    plots,
+    report,
+    runner,
+    tables,
+)
 from mmfusion.analysis import plan as plans
 from mmfusion.analysis.ablation import Outcome
 from mmfusion.analysis.attention import Shown
 from mmfusion.analysis.claims import claims
 from mmfusion.analysis.judge import Row
+from mmfusion.analysis.sections import MAKERS
+from mmfusion.analysis.study import Study
 from mmfusion.errors import UserError
 from tests import tiny
 
@@ -23,6 +36,7 @@ SEEDS = 8  # the fewest that tell three strategies from a fourth
 LEVELS = {"gmu": 0.92, "concat": 0.85, "film": 0.855, "mean": 0.6, "image alone": 0.55, "text alone": 0.5}
 COMMAND = "python -m experiments.ablate --config=configs/quickstart.py --match=parameters --workdir=/runs/a_b"
 NAMES = ["image", "text"]
+SETTINGS = dict(matplotlib.rcParams)  # before anything is drawn
 
 
 def scores(method, seed, level):
@@ -46,6 +60,7 @@ def examination(level, sign, seed, names=NAMES):
         "interaction": {"image": pair} if len(names) > 1 else {},
         "severities": [0.0, 0.5, 1.0],
         "corruption": {"image": {"blur": [sign * level, sign * 0.9 * level, sign * 0.5 * level]}},
+        "cost": {"flops": 2.5e6, "memory": None},
         "calibration": {"label": {"temperature": 1.5, "before": half, "after": half}},
     }
 
@@ -55,7 +70,9 @@ def make(modalities, fusion, seed, alone):
     return tiny.config(f"seed={seed}" + f",fusion={fusion}" * bool(fusion) + f",modalities={kept}" * bool(kept))
 
 
-def ablation(directory, *, seeds=SEEDS, metric="accuracy", modalities="", rename=None, seen=True, errors=()):
+def ablation(
+    directory, *, seeds=SEEDS, metric="accuracy", modalities="", rename=None, seen=True, errors=(), published=()
+):
     """Returns an outcome and its plan, with what it needs of its cells' files in the directory."""
     plan = plans.build(functools.partial(make, modalities), ["mean", "gmu", "film", "concat"], seeds, {})
     cells = tuple(dataclasses.replace(c, method=(rename or {}).get(c.method, c.method)) for c in plan.cells)
@@ -86,7 +103,7 @@ def ablation(directory, *, seeds=SEEDS, metric="accuracy", modalities="", rename
                      (0.5,) * seeds, None)] * higher  # fmt: skip
     found = judge.rows(plan.cells, results, metric)
     said = claims(found, classical, examined, {}, metric, higher)
-    return Outcome(metric, higher, (*found, *classical), said, results, examined, dict(errors)), plan
+    return Outcome(metric, higher, (*found, *classical), said, results, examined, dict(errors), dict(published)), plan
 
 
 def shown(attending):
@@ -105,7 +122,8 @@ def examples(monkeypatch):
 def written(tmp_path_factory):
     """The outcome, plan and directory of a report that has everything."""
     directory = tmp_path_factory.mktemp("report")
-    outcome, plan = ablation(directory, errors={"film_seed=9": "ValueError: a|b <script>alert(1)</script>"})
+    failed = {"film_seed=9": "ValueError: a|b <script>alert(1)</script>"}
+    outcome, plan = ablation(directory, errors=failed, published={"an article's CNN": 0.6012})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "examples", lambda workdir: [shown(True)])
         report.write(outcome, plan, directory, COMMAND, latex=True)
@@ -125,13 +143,15 @@ def read(directory, name="report.html"):
 def test_all_that_was_claimed_is_in_it(written):
     outcome, plan, directory = written
     page, text = seen(read(directory)), re.sub(r"\\(.)|`", r"\1", read(directory, "report.md"))
+    folded = " ".join(read(directory, "report.md").split())
+    assert COMMAND.replace(" --", " \\ --") in page and COMMAND.replace(" --", " \\ --") in folded
     assert {s.verdict for s in outcome.claims.statements} >= {"better", "worse", "cannot tell"}
     for part in (
         *(s.text for s in outcome.claims.statements),
         *(row.method for row in outcome.rows),
         *("better", "worse", "cannot tell"),
-        *(outcome.claims.rule.replace("`", ""), COMMAND, plan.code, "fingerprint f00d", "1 x cpu"),
-        "cells/gmu_seed={0,1,2,3,4,5,6,7}",
+        *(outcome.claims.rule.replace("`", ""), plan.code, "fingerprint f00d", "1 x cpu"),
+        *("cells/gmu_seed={0,1,2,3,4,5,6,7}", "Reported by others", "an article's CNN", "0.6012"),
     ):
         assert part in page, part
         assert part in text, part
@@ -214,7 +234,7 @@ def test_the_table_for_latex_is_well_formed(written):
     assert r"linear\_svm, text" in table and not re.search(r"(?<!\\)_", table)
     columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", table)[1])
     rows = [line for line in table.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert len(rows) == 1 + len(written[0].rows)
+    assert len(rows) == 1 + len(written[0].rows) + len(written[0].published)
     assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
     assert rows[1].strip().startswith("gmu & 0.92") and r"$\uparrow$" in rows[1]
 
@@ -254,15 +274,17 @@ def test_examples_come_from_the_best_that_attends(tmp_path, monkeypatch):
     outcome, plan = ablation(tmp_path, rename={"mean": "slow"})
     attends = next(cell for cell in plan.cells if cell.method == "slow")
     attends.config["model"]["fusion"]["name"] = "co_attention"
+    study = Study(outcome, plan, tmp_path, tables.lines(outcome, plan))
     monkeypatch.setattr(attention, "examples", lambda workdir: [shown("mean" in str(workdir.name))])
-    report.write(outcome, plan, tmp_path, COMMAND)
-    page = read(tmp_path)
-    assert "Where slow, the best with attention on validation, seed 0, looks on 1 test examples" in seen(page)
-    assert page.count('class="heat"') == 1 and "✗ wrong" in page
+    found = MAKERS["Examples"](study)
+    assert found.caption.startswith("Where slow, the best with attention on validation, seed 0, looks on 1 test")
+    (card,) = found.cards
+    assert card.right == "wrong" and [part.modality for part in card.parts] == NAMES
+    assert card.parts[0].heat and [share for _, share in card.parts[1].words] == [1.0, 1.0]
     monkeypatch.setattr(attention, "examples", lambda workdir: [shown(False)])
-    report.write(outcome, plan, tmp_path, COMMAND)
-    page = read(tmp_path)
-    assert "with what gmu, the best on validation, seed 0, predicts" in seen(page) and 'class="heat"' not in page
+    found = MAKERS["Examples"](study)
+    assert "with what gmu, the best on validation, seed 0, predicts" in found.caption
+    assert not found.cards[0].parts[0].heat and found.cards[0].parts[1].absent
 
 
 def test_where_a_model_looks():
@@ -283,6 +305,4 @@ def test_a_sound_is_shown_without_its_padding():
 
 
 def test_pictures_change_no_settings(written):
-    before = dict(matplotlib.rcParams)
-    plots.heat_maps({"present": {"gmu": {"image": 0.5}}}, "accuracy", higher=True)
-    assert dict(matplotlib.rcParams) == before
+    assert written and dict(matplotlib.rcParams) == SETTINGS

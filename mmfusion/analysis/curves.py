@@ -1,0 +1,140 @@
+"""Figures with a line or a point a method: cost, corruption, calibration, training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+
+from mmfusion.analysis.calibration import BINS, Reliability
+from mmfusion.analysis.evidence import Curve, bin_of
+from mmfusion.analysis.theme import OTHER, PALETTE, PAPER, SOFT, STYLE, WIDE, Look, legend, svg
+
+
+class Priced(NamedTuple):
+    """A method's mean test score and its interval, its parameters, and training examples per second."""
+
+    score: float
+    interval: tuple[float, float] | None
+    parameters: float
+    speed: float
+
+
+@matplotlib.rc_context(STYLE)
+def cost(found: Mapping[str, Priced], look: Mapping[str, Look], metric: str) -> Markup:
+    """Draws test scores against parameters and against speed; those far from most are arrows at the edge."""
+    figure = Figure(figsize=(WIDE, 3.9))
+    figure.get_layout_engine().set(wspace=0.05)
+    axes = figure.subplots(1, 2, sharey=True)
+    scores = np.array([one.score for one in found.values()])
+    low, high = np.quantile(scores, [0.25, 0.75])
+    inside = [s for s in scores if low - 3 * (high - low) <= s <= high + 3 * (high - low)]
+    ends = [e for one in found.values() if one.score in inside for e in one.interval or (one.score,)]
+    pad = 0.06 * (max(ends) - min(ends)) or 0.01
+    bottom, top = min(ends) - pad, max(ends) + pad
+    for ax, what, label in zip(
+        axes, ("parameters", "speed"), ("parameters", "training examples per second"), strict=True
+    ):
+        for method, one in sorted(found.items(), key=lambda item: item[0] in look):  # the others below
+            colour, mark = look.get(method, Look(OTHER, "o"))
+            if x := getattr(one, what):
+                if one.score not in inside:
+                    ax.plot(x, bottom if one.score < low else top, color=colour, marker="v" if one.score < low else "^",
+                            markerfacecolor=PAPER, markeredgewidth=1.2, markersize=6, clip_on=False)  # fmt: skip
+                    continue
+                ax.plot([x, x], one.interval or [one.score] * 2, color=colour, lw=1.1)
+                ax.plot(x, one.score, color=colour, marker=mark, markersize=8, markeredgecolor=PAPER,
+                        markeredgewidth=0.7, zorder=3)  # fmt: skip
+        _log_axis(ax, [x for one in found.values() if (x := getattr(one, what)) and math.isfinite(x)])
+        ax.set_xlabel(label)
+    axes[0].set_ylim(bottom, top)
+    axes[0].set_ylabel(f"test {metric}")
+    legend(figure, list(found), look, lines=False)
+    return svg(figure, f"Test {metric} against cost")
+
+
+def _log_axis(ax: Axes, values: Sequence[float]) -> None:
+    """Makes the x axis logarithmic, at least a factor of four wide, so that a tick is in sight."""
+    ax.set_xscale("log")
+    if values:
+        middle = math.sqrt(min(values) * max(values))
+        half = max(1.15 * math.sqrt(max(values) / min(values)), 2.0)
+        ax.set_xlim(middle / half, middle * half)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.minorticks_off()
+
+
+@matplotlib.rc_context(STYLE)
+def corruption(
+    curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
+    severities: Sequence[float],
+    look: Mapping[str, Look],
+    metric: str,
+) -> Markup:
+    """Draws scores as one modality is spoiled more and more: a row of axes a modality, one of them a corruption."""
+    modalities = list(dict.fromkeys(m for m, _ in curves))
+    kinds = {m: [kind for other, kind in curves if other == m] for m in modalities}
+    columns = max(map(len, kinds.values()))
+    figure = Figure(figsize=(WIDE, 0.3 + 2.3 * len(modalities)))
+    figure.get_layout_engine().set(wspace=0.06, hspace=0.08)
+    axes = figure.subplots(len(modalities), columns, sharex=True, sharey=True, squeeze=False)
+    for row, m in zip(axes, modalities, strict=True):
+        for ax, kind in zip(row, kinds[m], strict=False):
+            for method, scores in reversed(curves[m, kind].items()):
+                ax.plot(severities, scores, color=look[method].colour, marker=look[method].mark, markersize=3.6,
+                        markevery=2)  # fmt: skip
+            ax.set_title(f"{m}: {kind.replace('_', ' ')}")
+            ax.set_xlim(-0.03, 1.03)
+            ax.tick_params(labelbottom=True)
+            ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        for ax in row[len(kinds[m]) :]:
+            ax.set_visible(False)
+        row[0].set_ylabel(metric)
+    figure.supxlabel("severity", fontsize=10, color=SOFT)
+    legend(figure, list(next(iter(curves.values()))), look)
+    return svg(figure, f"Test {metric} under corruption")
+
+
+@matplotlib.rc_context(STYLE)
+def reliability(panels: Mapping[str, Reliability]) -> Markup:
+    """Draws accuracy against confidence by panel title, and below it how the examples spread over confidence."""
+    figure = Figure(figsize=(3.55 * len(panels) + 0.3, 4.5))
+    figure.get_layout_engine().set(wspace=0.05)
+    axes = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=[4, 1])
+    for (upper, lower), (title, bins) in zip(axes.T, panels.items(), strict=True):
+        places = (bin_of(bins.confidence) + 0.5) / BINS
+        upper.bar(places, bins.accuracy, 0.92 / BINS, color=PALETTE[0], alpha=0.3, lw=0)
+        upper.plot([0, 1], [0, 1], color=SOFT, lw=0.9, dashes=(4, 3))
+        upper.plot(bins.confidence, bins.accuracy, color=PALETTE[0], marker="o", lw=1.2)
+        upper.set_title(title)
+        upper.set_xlim(0, 1)
+        upper.set_ylim(0, 1)
+        lower.bar(places, bins.count / bins.count.sum(), 0.92 / BINS, color=OTHER, lw=0)
+        lower.set_xlabel("confidence")
+        lower.yaxis.set_major_locator(MaxNLocator(2))
+    axes[0][0].set_ylabel("accuracy")
+    axes[1][0].set_ylabel("examples")
+    return svg(figure, "Reliability diagram")
+
+
+@matplotlib.rc_context(STYLE)
+def training(curves: Mapping[str, Curve], look: Mapping[str, Look], metric: str) -> Markup:
+    """Draws the validation metric against the step: the mean over seeds, and from the lowest to the highest."""
+    figure = Figure(figsize=(WIDE, 3.6))
+    ax = figure.subplots()
+    for method, curve in reversed(curves.items()):
+        colour, mark = look[method]
+        means, low, high = zip(*curve.spans, strict=True)
+        ax.fill_between(curve.steps, low, high, color=colour, alpha=0.12, lw=0)
+        ax.plot(curve.steps, means, color=colour, marker=mark)
+    ax.set_xlabel("step")
+    ax.set_ylabel(f"validation {metric}")
+    ax.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    legend(figure, list(curves), look)
+    return svg(figure, f"Validation {metric} against steps")

@@ -1,0 +1,195 @@
+"""Figures with a row a method: differences, missing modalities, contributions, interactions.
+
+Methods are drawn in the order they come in, the first on top.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from mmfusion.analysis.evidence import Span
+from mmfusion.analysis.judge import Difference
+from mmfusion.analysis.theme import (
+    HEAT,
+    INK,
+    OTHER,
+    PALETTE,
+    PAPER,
+    PARTS,
+    SOFT,
+    STRIPE,
+    STYLE,
+    VERDICTS,
+    WIDE,
+    svg,
+)  # fmt: skip
+
+ROW = 0.25  # inches, of a method
+
+
+def _across(ax: Axes, methods: Sequence[str], names: bool = True) -> None:
+    """Makes the y axis one of methods, the first on top, every second row shaded."""
+    for place in range(0, len(methods), 2):
+        ax.axhspan(place - 0.5, place + 0.5, color=STRIPE, lw=0, zorder=0)
+    ax.set_ylim(len(methods) - 0.5, -0.5)
+    ax.set_yticks(range(len(methods)), methods if names else [])
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+
+
+def _rows(methods: Sequence[str], columns: int, width: float, per: float = ROW) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, 0.8 + per * len(methods)))
+    figure.get_layout_engine().set(wspace=0.05)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _reach(ends: Sequence[float]) -> float:
+    """Returns how far an axis goes from 0: to the farthest end that is not far beyond most of them."""
+    near = 4 * float(np.quantile(ends, 0.75))
+    return 1.1 * max(end for end in ends if end <= near) or 1.0
+
+
+@matplotlib.rc_context(STYLE)
+def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]], note: str) -> Markup:
+    """Draws differences with their intervals about 0.
+
+    Args:
+      methods: one a row.
+      panels: what the methods are compared with -> method -> difference.
+      note: what an axis is of.
+    """
+    figure, axes = _rows(methods, len(panels), WIDE)
+    for ax, (other, found) in zip(axes, panels.items(), strict=True):
+        _across(ax, methods, names=ax is axes[0])
+        known = {method: one for method, one in found.items() if one.comparison}
+        reach = _reach([max(map(abs, one.comparison.interval)) for one in known.values()] or [1.0])
+        ax.axvline(0, color=SOFT, lw=0.9, zorder=1)
+        for place, method in enumerate(methods):
+            if method == other:
+                ax.text(0.02 * reach, place, "reference", color=SOFT, va="center", fontsize=9)
+            elif method in known:
+                _interval(ax, place, known[method], reach)
+        ax.set_xlim(-1.06 * reach, 1.06 * reach)
+        ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+        ax.set_title(f"against {other}")
+        ax.set_xlabel(note)
+    handles = [
+        Line2D([], [], color=colour, marker=mark, lw=1.6, label=verdict, **_hollow(verdict, colour))
+        for verdict, (colour, mark) in VERDICTS.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    return svg(figure, "Paired differences with 95 % intervals")
+
+
+def _hollow(verdict: str, colour: str) -> dict[str, object]:
+    face = PAPER if verdict == "cannot tell" else colour
+    return {"markersize": 6, "markeredgewidth": 1.3, "markerfacecolor": face, "markeredgecolor": colour}
+
+
+def _interval(ax: Axes, place: int, one: Difference, reach: float) -> None:
+    colour, mark = VERDICTS[one.verdict]
+    mean, (low, high) = one.comparison.difference, one.comparison.interval
+    if abs(mean) > reach:  # beyond the axis: an arrow, and the number
+        side = math.copysign(reach, mean)
+        ax.plot(side, place, color=colour, marker="<" if mean < 0 else ">", markersize=6)
+        ax.text(
+            side * 0.96, place, f"{mean:+.3f}".replace("-", "−"),
+            color=colour, va="center", ha="left" if mean < 0 else "right", fontsize=9,
+        )  # fmt: skip
+        return
+    ax.plot([max(low, -1.06 * reach), min(high, 1.06 * reach)], [place] * 2, color=colour, lw=1.6)
+    ax.plot(mean, place, color=colour, marker=mark, **_hollow(one.verdict, colour))
+
+
+@matplotlib.rc_context(STYLE)
+def heat_maps(panels: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str, higher: bool) -> Markup:
+    """Draws the metric where modalities are missing, the better the darker: title -> method -> column -> mean."""
+    methods = list(next(iter(panels.values())))
+    columns = {title: list(next(iter(found.values()))) for title, found in panels.items()}
+    tables = {
+        title: np.array([[found.get(method, {}).get(name, math.nan) for name in columns[title]] for method in methods])
+        for title, found in panels.items()
+    }
+    known = np.concatenate([values[np.isfinite(values)] for values in tables.values()])
+    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    counts = [len(names) for names in columns.values()]
+    figure = Figure(figsize=(min(WIDE, 2.0 + 1.15 * sum(counts)), 0.8 + ROW * len(methods)))
+    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=counts)[0]
+    for ax, (title, values) in zip(axes, tables.items(), strict=True):
+        shade = (values - low) / ((high - low) or 1.0)
+        _cells(ax, values, shade if higher else 1 - shade)
+        ax.set_yticks(range(len(methods)), methods if ax is axes[0] else [])
+        ax.set_xticks(range(values.shape[1]), columns[title])
+        if len(panels) > 1:
+            ax.set_title(title)
+    return svg(figure, f"Test {metric} where modalities are missing")
+
+
+def _cells(ax: Axes, values: np.ndarray, shade: np.ndarray) -> None:
+    """Draws a table of numbers on their shades, 0 to 1, its columns named on top."""
+    edges = [np.arange(n + 1) - 0.5 for n in values.shape[::-1]]
+    ax.grid(False)
+    ax.pcolormesh(*edges, np.ma.masked_invalid(shade), cmap=HEAT, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
+    for place, column in np.ndindex(values.shape):
+        known = math.isfinite(values[place, column])
+        ink = "#ffffff" if shade[place, column] > 0.5 else "#1b232b"  # on a fixed colour, in both themes
+        text = f"{values[place, column]:.3f}" if known else "–"
+        ax.text(column, place, text, ha="center", va="center_baseline", color=ink if known else SOFT)
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.tick_params(labelcolor=INK, labeltop=True, labelbottom=False)
+    ax.spines[:].set_visible(False)
+
+
+@matplotlib.rc_context(STYLE)
+def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
+    """Draws what each modality contributes: title -> method -> modality -> mean and ends over seeds."""
+    methods = list(next(iter(panels.values())))
+    parts = sorted(next(iter(next(iter(panels.values())).values())))
+    per = max(0.3, 0.1 * len(parts) + 0.1) if len(methods) <= 16 else 0.22
+    figure, axes = _rows(methods, len(panels), WIDE if len(panels) > 1 else 6.5, per)
+    height = 0.72 / len(parts)
+    for ax, (title, found) in zip(axes, panels.items(), strict=True):
+        _across(ax, methods, names=ax is axes[0])
+        ax.axvline(0, color=SOFT, lw=0.9, zorder=2)
+        for k, part in enumerate(parts):
+            at = [(place, found[method][part]) for place, method in enumerate(methods) if method in found]
+            places = [place + (k - (len(parts) - 1) / 2) * height for place, _ in at]
+            colour = PARTS[k % len(PARTS)]
+            ax.barh(places, [one.mean for _, one in at], height * 0.9, color=colour, label=part, lw=0)
+            for place, (_, one) in zip(places, at, strict=True):
+                ax.plot([one.low, one.high], [place] * 2, color=INK, lw=0.9)
+        ax.set_xlabel(title)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(parts))
+    return svg(figure, "What each modality contributes")
+
+
+@matplotlib.rc_context(STYLE)
+def interaction(found: Mapping[str, Mapping[str, tuple[float, float]]], metric: str) -> Markup:
+    """Draws by modality and method the metric as it is, and that of the additive projection."""
+    methods = list(next(iter(found.values())))
+    figure, axes = _rows(methods, len(found), WIDE if len(found) > 1 else 7.5)
+    for ax, (m, pairs) in zip(axes, found.items(), strict=True):
+        _across(ax, methods, names=ax is axes[0])
+        for place, method in enumerate(methods):
+            whole, additive = pairs[method]
+            ax.plot([whole, additive], [place] * 2, color=OTHER, lw=1.6)
+            ax.plot(additive, place, color=SOFT, marker="o", markersize=6, markerfacecolor=PAPER, markeredgewidth=1.3)
+            ax.plot(whole, place, color=PALETTE[0], marker="o", markersize=6)
+        ax.set_xlabel(f"test {metric}")
+        if len(found) > 1:
+            ax.set_title(f"{m} against the rest")
+    handles = [
+        Line2D([], [], lw=0, marker="o", markersize=6, color=PALETTE[0], label="as it is"),
+        Line2D([], [], lw=0, marker="o", markersize=6, color=SOFT, markerfacecolor=PAPER, markeredgewidth=1.3,
+               label="additive projection"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    return svg(figure, "The metric as it is and of its additive projection")

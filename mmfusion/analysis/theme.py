@@ -1,0 +1,82 @@
+"""How the figures of a report look: SVG in the colours of the page it is on, and in its own anywhere else."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mmfusion.analysis.judge import REFERENCE
+
+WIDE = 10.9  # inches, of the page's column
+INK, SOFT, GRID, STRIPE, PAPER, OTHER = "#1c242c", "#5a6570", "#dfe4e8", "#f4f6f8", "#fefefe", "#a3adb7"
+VERDICTS = {"better": ("#15714b", "^"), "worse": ("#b4392d", "v"), "cannot tell": ("#68737d", "o")}
+PALETTE = ("#1668a8", "#d1495b", "#2b9161", "#8659b8", "#d97f06", "#12908e", "#8f5236", "#be4f97")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
+PARTS = ("#44617b", "#d0a24c", "#8c5a6b", "#7fa8a0")  # of modalities
+# The page's name of each colour; what is not here stays as it is.
+THEME = {
+    INK: "ink", SOFT: "soft", GRID: "line", STRIPE: "stripe", PAPER: "paper", OTHER: "other",
+    **{colour: verdict.replace(" ", "-") for verdict, (colour, _) in VERDICTS.items()},
+    **{colour: f"method-{i}" for i, colour in enumerate(PALETTE, 1)},
+    **{colour: f"part-{i}" for i, colour in enumerate(PARTS, 1)},
+}  # fmt: skip
+HEAT = LinearSegmentedColormap.from_list("heat", ["#f3f6f9", "#bcd3e4", "#6fa3c8", "#2a6ea6", "#0f3d66"])
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "mmfusion", "text.parse_math": False, "font.size": 10,
+    "figure.facecolor": "none", "axes.facecolor": "none", "figure.constrained_layout.use": True,
+    "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "axes.linewidth": 0.8,
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlecolor": INK,
+    "axes.titlepad": 8, "axes.labelsize": 10, "axes.labelpad": 6,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6,
+    "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT,
+    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 5, "ytick.major.pad": 6,
+    "lines.linewidth": 1.5, "lines.markersize": 4.5, "lines.markeredgewidth": 0, "legend.frameon": False,
+    "legend.fontsize": 10, "legend.labelspacing": 0.55, "legend.handlelength": 1.8,
+}  # fmt: skip
+FONT = "Helvetica, Arial, sans-serif"
+
+
+class Look(NamedTuple):
+    """A method's colour and mark, the same in all figures."""
+
+    colour: str
+    mark: str
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """Returns the looks of up to eight methods and the reference, which is drawn in ink; others share a grey."""
+    others = [method for method in methods if method != REFERENCE]
+    found = {method: Look(*pair) for method, *pair in zip(others, PALETTE, MARKS, strict=False)}
+    return found | {REFERENCE: Look(INK, "o")}
+
+
+def svg(figure: Figure, label: str) -> Markup:
+    """Returns a figure as an `svg` element for a page, with a description for those who cannot see it."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = file.getvalue()
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # ids would be those of other figures, too
+    text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", FONT, text)
+    text = re.sub(
+        r"(fill|stroke): (#[0-9a-f]{6})",
+        lambda found: f"{found[1]}: var(--{THEME[found[2]]}, {found[2]})" if found[2] in THEME else found[0],
+        text,
+    )
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def legend(figure: Figure, methods: Sequence[str], look: Mapping[str, Look], lines: bool = True) -> None:
+    """Puts a legend beside the axes: the methods that have a look, and one grey for the others."""
+    style = {"lw": 1.5 if lines else 0, "markersize": 5 if lines else 6.5}
+    handles = [
+        Line2D([], [], color=look[m].colour, marker=look[m].mark, label=m, **style) for m in methods if m in look
+    ]
+    if any(m not in look for m in methods):
+        handles.append(Line2D([], [], color=OTHER, marker="o", label="others", **style))
+    figure.legend(handles=handles, loc="outside right upper")
