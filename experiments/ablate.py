@@ -8,6 +8,7 @@ import ast
 import functools
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from experiments.strategies import chosen
 from mmfusion.errors import UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 6, "seeds of every method; six are the fewest that can show a difference")
+SEEDS = flags.DEFINE_integer("seeds", 6, "seeds of every method; six are the fewest that can tell one difference, nine one of eleven")
 MATCH = flags.DEFINE_enum(
     "match", "none", ["none", "parameters", "flops"], "choose each strategy's width so that all cost the same"
 )
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     outcome = ablation.conclude(
         settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory), published
     )
-    report.write(outcome, settled, directory, " ".join(["python -m experiments.ablate", *argv[1:]]), LATEX.value)
+    report.write(outcome, settled, directory, f"python -m experiments.ablate {shlex.join(argv[1:])}", LATEX.value)
     live.conclusion(outcome, directory)
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 from mmfusion.analysis import judge
 from mmfusion.analysis.judge import REFERENCE, Difference, Row
-from mmfusion.analysis.statistics import Comparison, compare, holm, verdict
+from mmfusion.analysis.statistics import Comparison, compare, fewest_pairs, holm, verdict
 
 RULE = (
     "For each method the values of the optimizer with the best mean validation {metric} are chosen, from the same ones "
     "for all; the best method and the best modality alone are chosen by validation as well, and test scores are read "
-    "once after that. Differences are paired by seed. `Better` asks for p < 0.05 of the exact sign-flip test after "
-    "Holm's correction, a 95 % BCa interval of the difference beyond 0, and P(A>B) with an interval above 0.5 that "
+    "once after that. Differences are paired by seed. `Better` asks for p < 0.05 of the exact sign-flip test, in tables "
+    "of several methods after Holm's correction for their number, a 95 % BCa interval of the difference beyond 0, and P(A>B) with an interval above 0.5 that "
     "reaches 0.75; `worse` is its mirror, and everything else cannot be told. A modality or an interaction counts as "
     "nothing only where the whole interval of what it is worth lies within 1 % of the score."
 )
-FEWEST = 6  # pairs; with fewer no sign-flip test comes below 0.05
+FEWEST = fewest_pairs(1)
 SPOKEN_OF = ("subsets", "perceptual", "interaction")  # parts of an examination
 NEGLIGIBLE = 0.01  # share of the score below which a part of the model counts as nothing
 
@@ -85,7 +85,7 @@ def claims(
     ended = [row for row in fused if row.test]
     against_floor = judge.differences(ended, alone, higher) if alone else []
     if alone:
-        mine = next(one for one in against_floor if one.method == top.method)
+        (mine,) = judge.differences([top], alone, higher)  # both were chosen by validation: one comparison
         words = {"better": "Fusion helps", "worse": "Fusion hurts"}.get(mine.verdict, "Whether fusion helps is open")
         text = f"{words}: {_beside(top, alone)}; {_difference(mine.comparison, mine.p, higher)}{_more(mine)}."
         said.append(Statement("fusion", mine.verdict, text, mine.comparison))
@@ -101,7 +101,7 @@ def claims(
     against_reference = []
     if reference and len(ended) > 1:
         against_reference = judge.differences([row for row in ended if row is not reference], reference, higher)
-        said += _groups(against_reference)
+        said += _groups(against_reference, len(top.seeds))
     runs = [examined[name] for name in top.runs if name in examined]
     if len(runs) > 1 and None not in _leaves([[run[part] for part in SPOKEN_OF] for run in runs]):
         said += [*_interaction(top, runs), *_modalities(top, runs), *_missing(top, runs, metric)]
@@ -115,15 +115,29 @@ def claims(
     return Claims(rule, "", tuple(said), top.method, tuple(against_floor), tuple(against_reference))
 
 
-def _groups(differences: Sequence[Difference]) -> list[Statement]:
+def _groups(differences: Sequence[Difference], seeds: int) -> list[Statement]:
     """Returns a statement for the strategies better than the reference, for those worse, and for the others."""
     said = []
+    if seeds < (needed := fewest_pairs(len(differences))):
+        text = (
+            f"{seeds} seeds cannot tell any strategy from {REFERENCE}: {len(differences)} comparisons need at least "
+            f"{needed} (--seeds={needed})."
+        )
+        said.append(Statement("strategies", "cannot tell", text))
     for kind, words in (("better", "Better than"), ("worse", "Worse than"), ("cannot tell", "Not to be told from")):
         group = [one for one in differences if one.verdict == kind]
         if group:
-            text = f"{words} {REFERENCE}: {_names([one.method + _more(one) for one in group])}."
+            text = f"{words} {REFERENCE}: {_names([one.method for one in group])}{_needed(group)}."
             said.append(Statement("strategies", kind, text))
     return said
+
+
+def _needed(group: Sequence[Difference]) -> str:
+    """Returns how many seeds would tell which of the strategies, the fewest first."""
+    by_number: dict[int, list[str]] = {}
+    for one in sorted((one for one in group if one.seeds_needed), key=lambda one: one.seeds_needed):
+        by_number.setdefault(one.seeds_needed, []).append(one.method)
+    return "".join(f"; about {number} seeds would tell {_names(names)}" for number, names in by_number.items())
 
 
 def _interaction(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:

@@ -94,7 +94,18 @@ def test_strategies_are_grouped_by_what_can_be_told_of_them():
     groups = texts(claims(rows, [], {}, {}, "accuracy", higher=True), "strategies")
     assert groups[0] == "Better than concat: gmu."
     assert groups[1] == "Worse than concat: mean."
-    assert groups[2].startswith("Not to be told from concat: max")
+    assert groups[2].startswith("Not to be told from concat: max; about ")
+
+
+def test_many_strategies_need_more_seeds_than_the_best_one_alone():
+    floor = row("image alone", around(0.7, seeds=6), floor=True)
+    rows = [row("concat", around(0.8, seeds=6)), *(row(f"s{i}", around(0.9 + i / 100, seeds=6)) for i in range(4))]
+    said = claims([*rows, floor], [], {}, {}, "accuracy", higher=True)
+    assert texts(said, "fusion")[0].startswith("Fusion helps: s3")
+    first, others = texts(said, "strategies")
+    assert first == "6 seeds cannot tell any strategy from concat: 4 comparisons need at least 8 (--seeds=8)."
+    assert others == "Not to be told from concat: s0, s1, s2 and s3; about 8 seeds would tell s0, s1, s2 and s3."
+    assert {one.verdict for one in said.against_floor} == {"cannot tell"}  # in a table of five
 
 
 @pytest.mark.parametrize(
