@@ -23,7 +23,9 @@ from experiments.strategies import chosen
 from mmfusion.errors import UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 6, "seeds of every method; six are the fewest that can tell one difference, nine one of eleven")
+SEEDS = flags.DEFINE_integer(
+    "seeds", 6, "of every method; six can tell one difference at the earliest, nine one of eleven"
+)
 MATCH = flags.DEFINE_enum(
     "match", "none", ["none", "parameters", "flops"], "choose each strategy's width so that all cost the same"
 )

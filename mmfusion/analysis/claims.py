@@ -12,10 +12,11 @@ from mmfusion.analysis.statistics import Comparison, compare, fewest_pairs, holm
 RULE = (
     "For each method the values of the optimizer with the best mean validation {metric} are chosen, from the same ones "
     "for all; the best method and the best modality alone are chosen by validation as well, and test scores are read "
-    "once after that. Differences are paired by seed. `Better` asks for p < 0.05 of the exact sign-flip test, in tables "
-    "of several methods after Holm's correction for their number, a 95 % BCa interval of the difference beyond 0, and P(A>B) with an interval above 0.5 that "
-    "reaches 0.75; `worse` is its mirror, and everything else cannot be told. A modality or an interaction counts as "
-    "nothing only where the whole interval of what it is worth lies within 1 % of the score."
+    "once after that. Differences are paired by seed. `Better` asks for p < 0.05 of the exact sign-flip test (where "
+    "several methods are compared, after Holm's correction for their number), a 95 % BCa interval of the difference "
+    "beyond 0, and P(A>B) with an interval above 0.5 that reaches 0.75; `worse` is its mirror, and everything else "
+    "cannot be told. A modality or an interaction counts as nothing only where the whole interval of what it is worth "
+    "lies within 1 % of the score."
 )
 FEWEST = fewest_pairs(1)
 SPOKEN_OF = ("subsets", "perceptual", "interaction")  # parts of an examination

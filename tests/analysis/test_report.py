@@ -10,25 +10,15 @@ import matplotlib
 import numpy as np
 import pytest
 
-from mmfusion.analysis import (
-    attention,
-    calibration,
-    cards,
-    contribution,
-    evidence,
-    judge,
-    plots,
-    report,
-    runner,
-    tables,
-)
+from mmfusion.analysis import attention, calibration, contribution, judge, report, runner
 from mmfusion.analysis import plan as plans
 from mmfusion.analysis.ablation import Outcome
 from mmfusion.analysis.attention import Shown
 from mmfusion.analysis.claims import claims
 from mmfusion.analysis.judge import Row
-from mmfusion.analysis.sections import MAKERS
-from mmfusion.analysis.study import Study
+from mmfusion.analysis.report import cards, evidence, plots, tables
+from mmfusion.analysis.report.sections import MAKERS
+from mmfusion.analysis.report.study import Study
 from mmfusion.errors import UserError
 from tests import tiny
 

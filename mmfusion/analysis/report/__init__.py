@@ -8,13 +8,13 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from mmfusion.analysis import evidence, tables
 from mmfusion.analysis.ablation import Outcome
 from mmfusion.analysis.claims import Statement
 from mmfusion.analysis.plan import Plan
-from mmfusion.analysis.sections import sections
-from mmfusion.analysis.study import Study
-from mmfusion.analysis.tables import ALONE, FUSED, Table, Text, escape_markdown
+from mmfusion.analysis.report import evidence, tables
+from mmfusion.analysis.report.sections import sections
+from mmfusion.analysis.report.study import Study
+from mmfusion.analysis.report.tables import ALONE, FUSED, Table, Text, escape_markdown
 
 SHOWN = ("interaction", "modality")  # statements of what is there, not of what is better
 LEAD = re.compile(r"[^:;]{1,140}[:;]")  # of a claim: what it says, before the numbers
@@ -60,7 +60,7 @@ def html(study: Study, command: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters["quoted"] = lambda text: Markup(QUOTED.sub(r"<em>\1</em>", str(escape(text))))
-    return environment.get_template("report.html").render(
+    return environment.get_template("page.html").render(
         title=title(study),
         facts=facts(study, command),
         claims=[claim(statement) for statement in outcome.claims.statements],

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from mmfusion.analysis.calibration import BINS, Reliability
-from mmfusion.analysis.evidence import Curve, bin_of
-from mmfusion.analysis.theme import OTHER, PALETTE, PAPER, SOFT, STYLE, WIDE, Look, legend, svg
+from mmfusion.analysis.report.evidence import Curve, bin_of
+from mmfusion.analysis.report.theme import OTHER, PALETTE, PAPER, SOFT, STYLE, WIDE, Look, legend, svg
 
 
 class Priced(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 from mmfusion.analysis.ablation import Outcome
 from mmfusion.analysis.judge import REFERENCE, Row
 from mmfusion.analysis.plan import Cell, Plan
-from mmfusion.analysis.tables import FUSED, Line
-from mmfusion.analysis.theme import Look, looks
+from mmfusion.analysis.report.tables import FUSED, Line
+from mmfusion.analysis.report.theme import Look, looks
 
 MOST = 8  # methods in a figure of curves, besides the reference
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mmfusion.analysis.evidence import Span
 from mmfusion.analysis.judge import Difference
-from mmfusion.analysis.theme import (
+from mmfusion.analysis.report.evidence import Span
+from mmfusion.analysis.report.theme import (
     HEAT,
     INK,
     OTHER,

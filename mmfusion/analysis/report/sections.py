@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmfusion.analysis import attention, curves, evidence, plots, runner
+from mmfusion.analysis import attention, runner
 from mmfusion.analysis.attention import Shown
-from mmfusion.analysis.cards import Card, card
 from mmfusion.analysis.judge import REFERENCE, Row
-from mmfusion.analysis.study import MOST, Study
-from mmfusion.analysis.tables import FUSED, Table, Text, differences, large, number
+from mmfusion.analysis.report import curves, evidence, plots
+from mmfusion.analysis.report.cards import Card, card
+from mmfusion.analysis.report.study import MOST, Study
+from mmfusion.analysis.report.tables import FUSED, Table, Text, differences, large, number
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 
