@@ -4,21 +4,17 @@
 [--vary=optim.learning_rate=1e-3,3e-4] [--jobs=N] [--shard=i/n] [--config.key=value ...]`
 """
 
-import ast
 import functools
-import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from configs import base
-from experiments import cli
+from experiments import cli, grid
 from experiments.strategies import chosen
 from mmfusion.errors import UserError, nearest
 
@@ -35,7 +31,6 @@ JOBS = flags.DEFINE_integer("jobs", 0, "processes on CPU, each on its own core (
 SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run only this share of the plan; the others run theirs")
 LATEX = flags.DEFINE_bool("latex", False, "write the table as table.tex, too")
 PUBLISHED = flags.DEFINE_multi_string("published", [], "NAME=SCORE: a score that others report, shown beside ours")
-SHORT = {"lr": "optim.learning_rate"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,9 +38,9 @@ def main(argv: Sequence[str]) -> None:
     overrides = [arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig."))]
     cli.parse([arg for arg in rest if arg not in overrides])
     directory = Path(WORKDIR.value)
-    make = functools.partial(_config, source, tuple(overrides))
-    vary = dict(_values(item) for item in VARY.value)
-    published = dict(_score(item) for item in PUBLISHED.value)
+    make = functools.partial(grid.config, source, tuple(overrides))
+    vary = dict(grid.values(item) for item in VARY.value)
+    published = dict(grid.score(item) for item in PUBLISHED.value)
     if SEEDS.value < 1:
         raise UserError(f"--seeds={SEEDS.value} must be at least 1")
     cli.settle_compilation_cache()
@@ -75,61 +70,19 @@ def main(argv: Sequence[str]) -> None:
     settled = plan.settle(planned, directory)
     jobs = JOBS.value or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
 
-    def work_on(cells: list[plan.Cell], work: runner.Work) -> Iterator[tuple[plan.Cell, str]]:
-        if jax.default_backend() == "cpu":
-            return runner.run(cells, directory, jobs, cli.settle_worker, work)
-        return grouped.run(cells, directory, work)
-
-    live.show("train", mine, directory, work_on(mine, runner.TRAINING), runner.TRAINING)
-    if waiting := ablation.unfinished(settled, directory):
-        print(f"{len(waiting)} of {len(settled.cells)} cells are left to other shards; the last one writes the report")
-        return
-    best = ablation.chosen_cells(settled, directory, metric)
-    live.show("examine", best, directory, work_on(best, ablation.EXAMINING), ablation.EXAMINING)
+    with runner.Pool(directory, jobs, cli.settle_worker) as pool:
+        work_on = pool.run if jax.default_backend() == "cpu" else functools.partial(grouped.run, directory)
+        live.show("train", mine, directory, work_on(mine, runner.TRAINING), runner.TRAINING)
+        if waiting := ablation.unfinished(settled, directory):
+            print(f"{len(waiting)} of {len(settled.cells)} cells are left to other shards; the last writes the report")
+            return
+        best = ablation.chosen_cells(settled, directory, metric)
+        live.show("examine", best, directory, work_on(best, ablation.EXAMINING), ablation.EXAMINING)
     outcome = ablation.conclude(
         settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory), published
     )
     report.write(outcome, settled, directory, f"python -m experiments.ablate {shlex.join(argv[1:])}", LATEX.value)
     live.conclusion(outcome, directory)
-
-
-def _config(source: str, overrides: Sequence[str], fusion: str, seed: int, modalities: str) -> ConfigDict:
-    path, _, arg = source.partition(":")
-    given = [item.partition("=")[0] for item in arg.split(",")]
-    for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
-        if key in given:
-            raise UserError(f"--config={source}: the ablation sets {key}; give {flag}")
-    more = [f"seed={seed}", *([f"fusion={fusion}"] if fusion else [])]
-    # A modality alone needs no fusion, and has no options of the strategies compared.
-    own = overrides if fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
-    config = cli.make_config(f"{path}:{','.join(filter(None, [arg, *more]))}", own)
-    base.keep_modalities(config, modalities)
-    return config
-
-
-def _values(item: str) -> tuple[str, list[Any]]:
-    key, equals, values = item.partition("=")
-    if not (key and equals and values):
-        raise UserError(f"--vary={item} is not KEY=VALUE,VALUE")
-    return SHORT.get(key, key), [_literal(value) for value in values.split(",")]
-
-
-def _score(item: str) -> tuple[str, float]:
-    name, _, score = item.rpartition("=")
-    try:
-        number = float(score)
-    except ValueError:
-        number = math.nan
-    if not name or not math.isfinite(number):
-        raise UserError(f"--published={item} is not NAME=SCORE")
-    return name, number
-
-
-def _literal(value: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
 
 
 if __name__ == "__main__":

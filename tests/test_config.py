@@ -3,13 +3,19 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from configs import av_digits, base, easy_vqa, quickstart
+from configs import av_digits, base, cifar_imdb, easy_vqa, quickstart
 from configs import tfds as tfds_config
 from mmfusion import config as configs
 from mmfusion.errors import UserError, nearest
 from tests import tiny
 
-SHIPPED = {"quickstart": quickstart, "easy_vqa": easy_vqa, "av_digits": av_digits, "tfds": tfds_config}
+SHIPPED = {
+    "quickstart": quickstart,
+    "easy_vqa": easy_vqa,
+    "av_digits": av_digits,
+    "cifar_imdb": cifar_imdb,
+    "tfds": tfds_config,
+}
 
 
 def check(config, devices=1):

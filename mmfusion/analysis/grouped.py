@@ -23,8 +23,8 @@ from mmfusion.train import run as run_of
 NO_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA says
 
 
-def run(cells: Sequence[Cell], directory: Path, work: Work = runner.TRAINING) -> Iterator[tuple[Cell, str]]:
-    """Works on the cells where that is not done yet, and yields each with "" or the error, as `runner.run` does.
+def run(directory: Path, cells: Sequence[Cell], work: Work = runner.TRAINING) -> Iterator[tuple[Cell, str]]:
+    """Works on the cells where that is not done yet, and yields each with "" or the error, as `runner.Pool` does.
 
     Training takes all cells of a group at once, half of them where the device has not the memory; other work goes
     cell by cell.

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -69,47 +70,60 @@ def is_done(directory: Path, cell: Cell, leaves: str = RESULT) -> bool:
 def run(
     cells: Sequence[Cell], directory: Path, jobs: int, prepare: Callable[[], None], work: Work | None = None
 ) -> Iterator[tuple[Cell, str]]:
-    """Works on the cells where that is not done yet, and yields each with "" or the error, as they finish.
+    """Works on cells in a pool of its own; see `Pool`."""
+    with Pool(directory, jobs, prepare) as pool:
+        yield from pool.run(cells, work or TRAINING)
+
+
+class Pool:
+    """Processes that stay for several pieces of work.
 
     Args:
-      cells: of the plan.
       directory: of the ablation; cells are below `cells/`.
-      jobs: processes; each is held to a processor of its own where there are as many.
+      jobs: processes at the most; each is held to a processor of its own where there are as many.
       prepare: called first in each process; importable by name.
-      work: on each cell; training it by default.
-
-    Raises:
-      Preempted: SIGTERM came; the cells under way saved themselves.
     """
-    work = work or TRAINING
-    waiting = [cell for cell in cells if not is_done(directory, cell, work.leaves)][::-1]
-    processors = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-    workers = [
-        _Worker(directory, work, processors[i] if i < len(processors) else None, prepare)
-        for i in range(min(jobs, len(waiting)))
-    ]
-    try:
-        for worker in workers:
-            worker.give(waiting.pop())
-        while busy := [worker for worker in workers if worker.cell]:
+
+    def __init__(self, directory: Path, jobs: int, prepare: Callable[[], None]):
+        self._directory, self._jobs, self._prepare = directory, jobs, prepare
+        self._processors = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def run(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, str]]:
+        """Works on the cells where that is not done yet, and yields each with "" or the error, as they finish.
+
+        Raises:
+          Preempted: SIGTERM came; the cells under way saved themselves.
+        """
+        waiting = [cell for cell in cells if not is_done(self._directory, cell, work.leaves)][::-1]
+        for i in range(len(self._workers), min(self._jobs, len(waiting))):
+            processor = self._processors[i] if i < len(self._processors) else None
+            self._workers.append(_Worker(self._directory, processor, self._prepare))
+        for worker in self._workers[: len(waiting)]:
+            worker.give(waiting.pop(), work)
+        while busy := [worker for worker in self._workers if worker.cell]:
             ready = wait([worker.answers for worker in busy])
             for worker in busy:
                 if worker.answers in ready:
                     cell, error = worker.finish()
                     yield cell, error
                     if waiting:
-                        worker.give(waiting.pop())
-    finally:
-        for worker in workers:
-            worker.end()
+                        worker.give(waiting.pop(), work)
 
 
 class _Worker:
     """A process that is given a cell at a time, and another one in its place where it dies."""
 
-    def __init__(self, directory: Path, work: Work, processor: int | None, prepare: Callable[[], None]):
+    def __init__(self, directory: Path, processor: int | None, prepare: Callable[[], None]):
         self.cell: Cell | None = None
-        self._directory, self._work, self._processor, self._prepare = directory, work, processor, prepare
+        self._directory, self._processor, self._prepare = directory, processor, prepare
         self._start()
 
     def _start(self) -> None:
@@ -118,15 +132,15 @@ class _Worker:
         self.answers, theirs = spawn.Pipe()
         self._process = spawn.Process(
             target=_serve,
-            args=(theirs, self._directory, self._work, os.getpid(), self._processor, self._prepare),
+            args=(theirs, self._directory, os.getpid(), self._processor, self._prepare),
             daemon=True,
         )
         self._process.start()
         theirs.close()  # or its end would not be seen here
 
-    def give(self, cell: Cell) -> None:
+    def give(self, cell: Cell, work: Work) -> None:
         self.cell = cell
-        self.answers.send(cell)
+        self.answers.send((cell, work))
 
     def finish(self) -> tuple[Cell, str]:
         cell, self.cell = self.cell, None
@@ -152,7 +166,6 @@ class _Worker:
 def _serve(
     answers: Connection,
     directory: Path,
-    work: Work,
     parent: int,
     processor: int | None,
     prepare: Callable[[], None],
@@ -167,7 +180,8 @@ def _serve(
     prepare()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has nothing more to give
         while True:
-            answers.send(work_on(answers.recv(), directory, work))
+            cell, work = answers.recv()
+            answers.send(work_on(cell, directory, work))
 
 
 def work_on(cell: Cell, directory: Path, work: Work) -> str | Preempted:

@@ -28,11 +28,11 @@ def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
 def test_a_group_leaves_what_its_cells_would(planned, tmp_path):
     cells = [cell for cell in planned.cells if cell.method == "concat" and cell.tried == planned.cells[0].tried]
     assert len(cells) == 2
-    assert {cell.name: error for cell, error in grouped.run(cells, tmp_path)} == {cell.name: "" for cell in cells}
+    assert {cell.name: error for cell, error in grouped.run(tmp_path, cells)} == {cell.name: "" for cell in cells}
     assert all(runner.is_done(tmp_path, cell) for cell in cells)
     for cell in cells:
         assert (runner.cell_directory(tmp_path, cell) / "log.txt").read_text().count("test") > 0
-    assert not list(grouped.run(cells, tmp_path))
+    assert not list(grouped.run(tmp_path, cells))
 
 
 def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(planned, tmp_path, monkeypatch):
@@ -46,12 +46,12 @@ def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(
         return [UserError("wrong"), Preempted("saved")] if len(sizes) == 2 else [{}, {}]
 
     monkeypatch.setattr(grouped, "train_together", small)
-    ended = grouped.run(cells, tmp_path)
+    ended = grouped.run(tmp_path, cells)
     assert next(ended) == (cells[0], "UserError: wrong")
     with pytest.raises(Preempted):
         next(ended)
     failed = runner.cell_directory(tmp_path, cells[0]) / "failed.json"
     assert json.loads(failed.read_text()) == {"error": "UserError: wrong"}
-    assert [(cell, error) for cell, error in grouped.run(cells[:2], tmp_path)] == [(cell, "") for cell in cells[:2]]
+    assert [(cell, error) for cell, error in grouped.run(tmp_path, cells[:2])] == [(cell, "") for cell in cells[:2]]
     assert sizes == [4, 2, 2]
     assert not failed.exists()

@@ -77,8 +77,8 @@ def test_differences_are_paired_corrected_and_directed():
 
 def test_only_seeds_that_both_ended_are_compared():
     found = rows(concat=[0.8] * 8, gmu=[0.9] * 8)
-    short = judge.Row("short", False, {}, (6, 7), (0, 1, 2, 3, 4, 5), (0.9, 0.9), (0.9, 0.9), 1)
-    one = judge.Row("one", False, {}, (7,), (), (0.9,), (0.9,), 1)
+    short = judge.Row("short", False, {}, (), (6, 7), (0, 1, 2, 3, 4, 5), (0.9, 0.9), (0.9, 0.9), 1)
+    one = judge.Row("one", False, {}, (), (7,), (), (0.9,), (0.9,), 1)
     gmu, two, single = judge.differences([found["gmu"], short, one], found["concat"], higher=True)
     assert (gmu.verdict, gmu.comparison.n, gmu.p) == ("better", 8, pytest.approx(2 * 2 / 2**8))
     assert (two.comparison.n, two.verdict) == (2, "cannot tell")
@@ -87,8 +87,8 @@ def test_only_seeds_that_both_ended_are_compared():
 
 
 def test_the_best_is_by_validation_and_loses_no_seed():
-    a = judge.Row("a", False, {}, (0, 1), (), (0.9, 0.9), (0.5, 0.5), 1)
-    b = judge.Row("b", False, {}, (0, 1), (), (0.8, 0.8), (0.9, 0.9), 1)
-    lost = judge.Row("lost", False, {}, (0,), (1,), (0.99,), (0.99,), 1)
+    a = judge.Row("a", False, {}, (), (0, 1), (), (0.9, 0.9), (0.5, 0.5), 1)
+    b = judge.Row("b", False, {}, (), (0, 1), (), (0.8, 0.8), (0.9, 0.9), 1)
+    lost = judge.Row("lost", False, {}, (), (0,), (1,), (0.99,), (0.99,), 1)
     assert judge.best([lost, b, a], higher=True) is a
     assert judge.best([lost, b, a], higher=False) is b
