@@ -239,6 +239,7 @@ def test_co_attention_refuses_wrong_options(options, said):
         ("multiplicative", {"budget": 100}, "512 numbers is over budget=100"),
         ("block", {"chunks": 3}, "chunks=3 does not divide width=8"),
         ("mcb", {"sketch": 1}, "sketch=1 must be at least 2"),
+        ("film", {"kernel": 2}, "kernel=2 must be odd"),
         ("central", {"layers": 0}, "layers=0"),
         ("bottleneck", {"fuse_from": 2}, "fuse_from=2 must be from 0 to layers - 1 = 1"),
         ("bilinear_attention", {"glimpses": 0}, "glimpses=0 must be at least 1"),

@@ -70,9 +70,12 @@ class FiLM(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
 
         Raises:
-          UserError: `main` is none of the modalities, or its tokens are no square grid where the kernel looks around.
+          UserError: `main` is none of the modalities, its tokens are no square grid where the kernel looks around, or
+            the kernel is even.
         """
         del train
+        if self.kernel % 2 == 0:
+            raise UserError(f"film: kernel={self.kernel} must be odd: a token stands in the middle of its neighbours")
         main, others = choose_main("film", self.main, tokens)
         count = tokens[main].shape[1]
         if self.kernel > 1 and math.isqrt(count) ** 2 != count:
