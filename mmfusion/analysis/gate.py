@@ -6,6 +6,7 @@ R replicas (one a task and variant) · B batch · M modalities · N tokens · D 
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ import optax
 from mmfusion import rng
 from mmfusion.analysis import known_answer, properties
 from mmfusion.analysis.properties import TASK, as_batch, model_of, path_name
+from mmfusion.data.batch import Batch
 from mmfusion.objectives import Task
 from mmfusion.step import eval_step, init_state, train_step
 
@@ -119,12 +121,9 @@ def learn(strategy: nn.Module, modalities: int, size: Size) -> tuple[list[Cell],
     Returns:
       The cells, and a failure for each parameter that had no gradient or did not change in the first steps.
     """
-    names = [(task, v) for v in variants(size, modalities) for task in known_answer.tasks(modalities)]
-    tables = np.stack([known_answer.joint(task, modalities, size.dial) for task, _ in names])
-    padded = np.array([variant != "plain" for _, variant in names])
-    absent = np.array([size.absent if variant == "absent" else 0.0 for _, variant in names], np.float32)
-    run = jax.jit(lambda *cells: _train(strategy, modalities, size, *cells))
-    scores, recorded = jax.device_get(run(tables.astype(np.float32), padded, absent))
+    names = _replicas(modalities, size)
+    run = jax.jit(lambda train, test: _train(strategy, modalities, size, train, test))
+    scores, recorded = jax.device_get(run(*_drawn(modalities, size)))
     cells = [
         _cell(strategy, task, modalities, variant, float(score), size)
         for (task, variant), score in zip(names, scores, strict=True)
@@ -132,33 +131,54 @@ def learn(strategy: nn.Module, modalities: int, size: Size) -> tuple[list[Cell],
     return cells, _unmoved(recorded, modalities)
 
 
-def _train(
-    strategy: nn.Module, modalities: int, size: Size, tables: jax.Array, padded: jax.Array, absent: jax.Array
-) -> tuple[jax.Array, Any]:
-    """Returns the score of each replica `[R]`, and the optimizer's record of each `[R, ...]`; call it under jit."""
-    model, tasks = model_of(strategy, modalities), {TASK: Task("classification", 2)}
-    optimizer = optax.inject_hyperparams(lambda learning_rate: _recorded(optax.adam(learning_rate)))(learning_rate=0.0)
-    rate = optax.warmup_cosine_decay_schedule(0.0, size.learning_rate, min(WARMUP, size.steps // 2), size.steps)
+def _replicas(modalities: int, size: Size) -> list[tuple[str, str]]:
+    """Returns the tasks and variants that are trained side by side."""
+    return [(task, v) for v in variants(size, modalities) for task in known_answer.tasks(modalities)]
 
-    def fresh(key: jax.Array, rows: int) -> Any:
+
+@functools.lru_cache(maxsize=4)
+def _drawn(modalities: int, size: Size) -> tuple[Batch, Batch]:
+    """Returns the batches to train with `[steps, R, B, ...]` and those to score `[R, B, ...]`, the same for all."""
+    names = _replicas(modalities, size)
+    tables = np.stack([known_answer.joint(task, modalities, size.dial) for task, _ in names]).astype(np.float32)
+    padded = np.array([variant != "plain" for _, variant in names])
+    absent = np.array([size.absent if variant == "absent" else 0.0 for _, variant in names], np.float32)
+
+    def fresh(key: jax.Array, rows: int) -> Batch:
         # One key for all replicas: the random numbers, most of the work, are drawn once.
         draw = lambda *cell: as_batch(*known_answer.draw(key, cell[0], rows, size.tokens, size.width, *cell[1:]))  # noqa: E731
         return jax.vmap(draw)(tables, padded, absent)
 
+    train = jax.jit(lambda steps: jax.lax.map(lambda step: fresh(rng.key(0, "train", step), size.batch), steps))
+    return train(jnp.arange(size.steps)), jax.jit(lambda: fresh(rng.key(0, "test"), size.rows))()
+
+
+def _train(strategy: nn.Module, modalities: int, size: Size, train: Batch, test: Batch) -> tuple[jax.Array, Any]:
+    """Returns the score of each replica `[R]`, and the optimizer's record of each `[R, ...]`; call it under jit.
+
+    Args:
+      strategy, modalities, size: as of `learn`.
+      train, test: as of `_drawn`.
+    """
+    model, tasks = model_of(strategy, modalities), {TASK: Task("classification", 2)}
+    optimizer = optax.inject_hyperparams(lambda learning_rate: _recorded(optax.adam(learning_rate)))(learning_rate=0.0)
+    rate = optax.warmup_cosine_decay_schedule(0.0, size.learning_rate, min(WARMUP, size.steps // 2), size.steps)
+
     def same(batch: Any, key: Any) -> Any:
         return batch
 
-    def step(states: Any, number: jax.Array) -> tuple[Any, None]:
+    def step(states: Any, given: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        number, batches = given
         one = lambda state, batch: train_step(  # noqa: E731
             state, batch, rate(number + 1), model=model, optimizer=optimizer, tasks=tasks, preprocess=same,
             accumulate=1, unroll=False, axis_name=None,
         )[0]  # fmt: skip
-        return jax.vmap(one)(states, fresh(rng.key(0, "train", number), size.batch)), None
+        return jax.vmap(one)(states, batches), None
 
-    seeds = jnp.arange(tables.shape[0], dtype=jnp.uint32)
-    first = fresh(rng.key(0, "shape"), 1)
-    states = jax.vmap(lambda seed, batch: init_state(model, optimizer, batch, same, seed))(seeds, first)
-    states, _ = jax.lax.scan(step, states, jnp.arange(size.steps))
+    first = jax.tree.map(lambda x: x[0, 0, :1], train)  # its shape is what counts
+    seeds = jnp.arange(test.id.shape[0], dtype=jnp.uint32)
+    states = jax.vmap(lambda seed: init_state(model, optimizer, first, same, seed))(seeds)
+    states, _ = jax.lax.scan(step, states, (jnp.arange(size.steps), train))
 
     def score(state: Any, batch: Any) -> jax.Array:
         result = eval_step(
@@ -168,7 +188,7 @@ def _train(
         right = (chance > 0.5) == (batch.targets[TASK] == 1)
         return jnp.where(jnp.abs(chance - 0.5) < UNDECIDED, 0.5, right).mean()
 
-    scores = jax.vmap(score)(states, fresh(rng.key(0, "test"), size.rows))
+    scores = jax.vmap(score)(states, test)
     return scores, states.opt_state.inner_state[:2]
 
 

@@ -5,6 +5,7 @@ Each check returns its failures in words, none where the strategy is as it shoul
 B batch · M modalities · N tokens · D width · C classes
 """
 
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -272,6 +273,7 @@ def _relative(difference: np.ndarray, values: np.ndarray) -> float:
     return float(np.abs(difference).max() / max(np.abs(values).max(), 1e-12))
 
 
+@functools.lru_cache(maxsize=8)  # one strategy's: many checks ask
 def _shapes(strategy: nn.Module, modalities: int) -> dict | None:
     """Returns the shapes of the model's variables, None where the strategy refuses so many modalities."""
     names = MODALITIES[:modalities]
