@@ -5,6 +5,7 @@
 """
 
 import functools
+import hashlib
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ from experiments import cli, grid
 from experiments.strategies import chosen
 from mmfusion.errors import UserError, nearest
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory, a local one or gs://...", required=True)
 SEEDS = flags.DEFINE_integer(
     "seeds", 6, "of every method; six can tell one difference at the earliest, nine one of eleven"
 )
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     source, rest = cli.take_config(argv)
     overrides = [arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig."))]
     cli.parse([arg for arg in rest if arg not in overrides])
-    directory = Path(WORKDIR.value)
+    directory, remote = local(WORKDIR.value)
     make = functools.partial(grid.config, source, tuple(overrides))
     vary = dict(grid.values(item) for item in VARY.value)
     published = dict(grid.score(item) for item in PUBLISHED.value)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
     from experiments import live
     from mmfusion import config as configs
-    from mmfusion.analysis import ablation, budget, grouped, plan, report, runner
+    from mmfusion.analysis import ablation, budget, grouped, mirror, plan, report, runner
     from mmfusion.analysis.examine import compared_metric
 
     names = chosen()
@@ -67,22 +68,34 @@ def main(argv: Sequence[str]) -> None:
         mine = runner.shard(planned.cells, SHARD.value)
     except ValueError as error:
         raise UserError(f"--shard={error}") from error
+    shared = mirror.Mirror(remote, directory)
+    shared.fetch(planned.cells)
     settled = plan.settle(planned, directory)
+    shared.send()
     jobs = JOBS.value or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
 
     with runner.Pool(directory, jobs, cli.settle_worker) as pool:
         work_on = pool.run if jax.default_backend() == "cpu" else functools.partial(grouped.run, directory)
-        live.show("train", mine, directory, work_on(mine, runner.TRAINING), runner.TRAINING)
+        live.show("train", mine, directory, shared.sending(work_on(mine, runner.TRAINING)), runner.TRAINING)
+        shared.fetch(planned.cells)
         if waiting := ablation.unfinished(settled, directory):
             print(f"{len(waiting)} of {len(settled.cells)} cells are left to other shards; the last writes the report")
             return
         best = ablation.chosen_cells(settled, directory, metric)
-        live.show("examine", best, directory, work_on(best, ablation.EXAMINING), ablation.EXAMINING)
+        live.show("examine", best, directory, shared.sending(work_on(best, ablation.EXAMINING)), ablation.EXAMINING)
     outcome = ablation.conclude(
         settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory), published
     )
     report.write(outcome, settled, directory, f"python -m experiments.ablate {shlex.join(argv[1:])}", LATEX.value)
-    live.conclusion(outcome, directory)
+    shared.send()
+    live.conclusion(outcome, remote or directory)
+
+
+def local(workdir: str) -> tuple[Path, str]:
+    """Returns the local directory that is worked in, and the one in a bucket that it stands for, "" for none."""
+    if "://" not in workdir:
+        return Path(workdir), ""
+    return cli.cache_folder() / "ablations" / hashlib.sha256(workdir.encode()).hexdigest()[:16], workdir
 
 
 if __name__ == "__main__":

@@ -93,13 +93,18 @@ def settle_compilation_cache() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion" / "jax"
+        folder = cache_folder() / "jax"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         except OSError:
             return  # a machine without a writable home works, and compiles each time
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def cache_folder() -> Path:
+    """Returns the folder that keeps what need not be kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion"
 
 
 def settle_worker() -> None:

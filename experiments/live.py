@@ -164,7 +164,7 @@ def matches(found: Mapping[str, Match], kind: str) -> None:
     Console(width=None if Console().is_terminal else 100).print(table)
 
 
-def conclusion(outcome: Outcome, directory: Path) -> None:
+def conclusion(outcome: Outcome, directory: Path | str) -> None:
     """Prints the claims, and where the report is."""
     console = Console(highlight=False)
     console.print()
@@ -177,4 +177,4 @@ def conclusion(outcome: Outcome, directory: Path) -> None:
         console.print(row)
     for name, error in outcome.errors.items():
         console.print(Text(f"{name} failed: {error}", style="red"))
-    console.print(f"\n{directory / 'report.html'}", soft_wrap=True)
+    console.print(f"\n{directory}/report.html", soft_wrap=True)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One ablation over several single-host TPU VMs that mount one folder; each takes its share of the plan.
+# One ablation over several single-host TPU VMs that share a bucket or a folder; each takes its share of the plan.
 #   ZONE=us-central2-b experiments/launch/tpu.sh [--dry-run] "vm-0 vm-1 vm-2" --config=configs/easy_vqa.py --fusions=all \
-#     --seeds=6 --workdir=/shared/DIR
-# The VMs have the repository at ~/mmfusion with its requirements and jax[tpu]; a VM that was preempted is started again
-# by the same line.
+#     --seeds=6 --workdir=gs://BUCKET/DIR
+# The VMs have the repository at ~/mmfusion with its requirements, jax[tpu] and gcsfs; a VM that was preempted is started
+# again by the same line.
 set -euo pipefail
 
 run=()

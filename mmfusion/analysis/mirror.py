@@ -1,0 +1,88 @@
+"""An ablation whose directory is in a bucket (`gs://...`): a copy on this machine is worked in, and sent cell by cell.
+
+A bucket has no locks and no appending, so nothing runs in it. Whoever finds a cell's result there finds the whole cell.
+A cell that its machine was lost with begins again.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import fsspec
+
+from mmfusion.analysis import runner
+from mmfusion.analysis.plan import Cell
+from mmfusion.errors import UserError
+
+
+class Mirror:
+    """A local directory, and the one in a bucket that it stands for.
+
+    Args:
+      remote: a URL that fsspec knows, such as `gs://bucket/ablation`; "" for none: then nothing is copied.
+      local: the directory that is worked in.
+
+    Raises:
+      UserError: no such kind of URL, or what reads it is not installed.
+    """
+
+    def __init__(self, remote: str, local: Path):
+        self._local, self._files, self._remote = local, None, ""
+        if remote:
+            try:
+                self._files, self._remote = fsspec.url_to_fs(remote)
+            except (ImportError, ValueError) as error:
+                raise UserError(f"--workdir={remote}: {error}; gs:// takes `pip install gcsfs`") from error
+
+    def fetch(self, cells: Sequence[Cell]) -> None:
+        """Copies the files of the directory itself, and the cells that ended there and not here."""
+        if self._files is None:
+            return
+        self._files.invalidate_cache()  # others write there
+        if not self._files.exists(self._remote):
+            return
+        self._get(self._files.find(self._remote, maxdepth=1))
+        for cell in cells:
+            here = runner.cell_directory(self._local, cell)
+            end = self._end(cell)
+            if end and not any((here / name).exists() for name in (runner.RESULT, end)):
+                self._get(self._files.find(self._there(here)))
+
+    def send(self) -> None:
+        """Copies the files of the directory itself: the plan, and what the ablation concludes."""
+        if self._files is not None:
+            self._put(self._local.iterdir())
+
+    def sending(self, done: Iterator[tuple[Cell, str]]) -> Iterator[tuple[Cell, str]]:
+        """Yields what `Pool.run` does, each cell after it is sent."""
+        for cell, error in done:
+            if self._files is not None:
+                folder = runner.cell_directory(self._local, cell)
+                self._put(folder.rglob("*"))
+                if not error and self._files.exists(failed := self._there(folder / runner.FAILED)):
+                    self._files.rm_file(failed)
+            yield cell, error
+
+    def _end(self, cell: Cell) -> str | None:
+        """Returns the name of the file that says how a cell ended in the bucket, None where it did not."""
+        there = self._there(runner.cell_directory(self._local, cell))
+        return next((name for name in (runner.RESULT, runner.FAILED) if self._files.exists(f"{there}/{name}")), None)
+
+    def _there(self, path: Path) -> str:
+        return f"{self._remote}/{path.relative_to(self._local).as_posix()}"
+
+    def _get(self, paths: Sequence[str]) -> None:
+        for path in sorted(paths, key=_result_last):
+            here = self._local / path.removeprefix(self._remote).lstrip("/")
+            here.parent.mkdir(parents=True, exist_ok=True)
+            self._files.get_file(path, str(here))
+
+    def _put(self, paths: Iterator[Path]) -> None:
+        files = [path for path in paths if path.is_file() and path.name != runner.LOCK]
+        for path in sorted(files, key=_result_last):
+            there = self._there(path)
+            self._files.makedirs(there.rpartition("/")[0], exist_ok=True)
+            self._files.put_file(str(path), there)
+
+
+def _result_last(path: str | Path) -> bool:
+    return str(path).endswith(f"/{runner.RESULT}")

@@ -1,0 +1,114 @@
+"""An ablation in a bucket: a stand-in for its file system, and machines that see nothing but what is in it."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from experiments import ablate
+from mmfusion.analysis import runner
+from mmfusion.analysis.mirror import Mirror
+from mmfusion.errors import UserError
+
+BUCKET = "memory://bucket/ablation"
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The names of the files that are sent, in order, to a bucket that is empty at first."""
+    names, put = [], MemoryFileSystem.put_file
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    monkeypatch.setattr(
+        MemoryFileSystem, "put_file", lambda self, here, there: (names.append(there), put(self, here, there))
+    )
+    return names
+
+
+def cells(*names):
+    return [SimpleNamespace(name=name) for name in names]
+
+
+def end(directory, cell, **files):
+    """Leaves files in a cell's folder, and its checkpoint."""
+    folder = runner.cell_directory(directory, cell)
+    for name in ("checkpoints/4/array", "summary", runner.LOCK):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\0numbers")
+    for name, said in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(said))
+    return cell, ""
+
+
+def test_machines_share_what_is_finished(sent, tmp_path):
+    a, b, c = plan = cells("a_seed=0", "b_seed=0", "c_seed=0")
+    one, two = tmp_path / "one", tmp_path / "two"
+    first, second = Mirror(BUCKET, one), Mirror(BUCKET, two)
+    first.fetch(plan)  # there is nothing yet
+    one.mkdir()
+    (one / "plan.json").write_text("{}")
+    first.send()
+    second.fetch(plan)
+    assert (two / "plan.json").read_text() == "{}"
+
+    end(one, b)  # under way
+    done = first.sending(iter([end(one, a, result={"loss": 1.0})]))
+    assert list(done) == [(a, "")]
+    assert len(sent) == 4 and sent[-1].endswith("a_seed=0/result.json")  # who sees the result sees the rest
+    list(second.sending(iter([end(two, c, result={"loss": 2.0})])))
+    second.fetch(plan)
+    assert runner.is_done(two, a) and not runner.cell_directory(two, b).exists()
+    copied = runner.cell_directory(two, a)
+    assert (copied / "checkpoints" / "4" / "array").read_bytes() == b"\0numbers"
+    assert not (copied / runner.LOCK).exists()
+    first.fetch(plan)
+    assert runner.is_done(one, c) and not runner.is_done(one, b)
+
+
+def test_what_is_finished_here_is_not_replaced(sent, tmp_path):
+    (cell,) = plan = cells("a_seed=0")
+    one, two = tmp_path / "one", tmp_path / "two"
+    list(Mirror(BUCKET, one).sending(iter([(end(one, cell, failed={"error": "no data"})[0], "no data")])))
+    end(two, cell, result={"loss": 1.0})
+    Mirror(BUCKET, two).fetch(plan)
+    assert not (runner.cell_directory(two, cell) / runner.FAILED).exists()
+
+
+def test_a_failure_is_told_and_its_end_too(sent, tmp_path):
+    (cell,) = plan = cells("a_seed=0")
+    one, two = tmp_path / "one", tmp_path / "two"
+    first, second = Mirror(BUCKET, one), Mirror(BUCKET, two)
+    end(one, cell, failed={"error": "no data"})
+    list(first.sending(iter([(cell, "no data")])))
+    second.fetch(plan)
+    assert json.loads((runner.cell_directory(two, cell) / runner.FAILED).read_text()) == {"error": "no data"}
+
+    (runner.cell_directory(one, cell) / runner.FAILED).unlink()
+    list(first.sending(iter([end(one, cell, result={"loss": 1.0})])))
+    assert not MemoryFileSystem().exists(f"{BUCKET}/cells/{cell.name}/{runner.FAILED}")
+    second.fetch(plan)
+    assert runner.is_done(two, cell)
+
+
+def test_a_local_directory_has_no_copy(tmp_path):
+    assert ablate.local(str(tmp_path)) == (tmp_path, "")
+    (cell,) = plan = cells("a_seed=0")
+    mirror = Mirror("", tmp_path)
+    mirror.fetch(plan)
+    mirror.send()
+    assert list(mirror.sending(iter([end(tmp_path, cell, result={})]))) == [(cell, "")]
+
+
+def test_each_bucket_has_a_local_directory_of_its_own():
+    directory, remote = ablate.local(BUCKET)
+    assert remote == BUCKET and directory != ablate.local(BUCKET + "2")[0]
+    assert directory.is_absolute()
+
+
+@pytest.mark.parametrize("remote", ["gs://bucket/ablation", "nowhere://bucket"])
+def test_a_bucket_that_cannot_be_read_is_said(remote, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=f"--workdir={remote}: .*"):
+        Mirror(remote, tmp_path)
