@@ -1,5 +1,6 @@
-"""Strategies and layers give what published implementations give; `make.py` says which, and makes the fixtures."""
+"""Strategies, layers and information give what published implementations give; the scripts here make the fixtures."""
 
+import dataclasses
 from pathlib import Path
 
 import flax.traverse_util
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmfusion.analysis import information
 from mmfusion.models import layers
 from mmfusion.models.fusion import FUSIONS
 
@@ -65,3 +67,12 @@ def test_the_transformer_block_equals_torch():
     same_tree(module, params, arrays["tokens"], arrays["mask"], train=False)
     out, _ = module.apply({"params": params}, arrays["tokens"], arrays["mask"], train=False)
     np.testing.assert_allclose(out, arrays["output"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_information_is_what_dit_finds(case):
+    tables = np.load(Path(__file__).with_name("information.npz"))  # made by `make_information.py`
+    found = dataclasses.astuple(information.decompose(tables[f"{case}/table"]))
+    theirs = tables[f"{case}/parts"]
+    np.testing.assert_allclose(found, theirs, atol=2e-3)
+    assert found[0] > theirs[0] - 1e-5  # redundancy is a maximum, and dit stops a little below it
