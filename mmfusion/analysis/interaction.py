@@ -3,8 +3,6 @@
 n examples · C outputs
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 
@@ -24,14 +22,3 @@ def emap(table: np.ndarray) -> np.ndarray:
     if table.ndim != 3 or table.shape[0] != table.shape[1]:
         raise ValueError(f"a table of all pairs [n, n, C] is needed, got {table.shape}")
     return table.mean(axis=1) + table.mean(axis=0) - table.mean(axis=(0, 1))
-
-
-def interaction_gain(table: np.ndarray, score: Callable[[np.ndarray], float]) -> float:
-    """Returns score(f) - score(f̂), 0 of an additive model.
-
-    Args:
-      table: logits `[n, n, C]` of a_i with b_j.
-      score: of logits `[n, C]`, higher is better.
-    """
-    own = np.asarray(table, np.float64)[np.arange(len(table)), np.arange(len(table))]
-    return score(own) - score(emap(table))
