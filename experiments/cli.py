@@ -67,7 +67,7 @@ def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAG
 
 def take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
     """Returns what `--config` says and the other arguments; raises UserError where it is missing."""
-    source, rest = _take_flag(list(argv), "config")
+    source, rest = take_flag(list(argv), "config")
     if source is None:
         raise UserError("--config=configs/X.py is missing: configs are in configs/")
     return source, rest
@@ -120,7 +120,8 @@ def _settle() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def _take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Returns what `--name=value` or `--name value` says, None where it is missing, and the other arguments."""
     value, rest, i = None, argv[:1], 1
     while i < len(argv):
         if argv[i] == f"--{name}" and i + 1 < len(argv):
@@ -150,7 +151,7 @@ def _choose(config: ConfigDict, argv: list[str]) -> list[str]:
     """Applies the overrides that choose a section's kind, and returns the arguments without them."""
     chosen = {f"{path}.name": path for path in configs.sections_that_choose(config)}
     for flag, path in chosen.items():
-        value, argv = _take_flag(argv, f"config.{flag}")
+        value, argv = take_flag(argv, f"config.{flag}")
         if value is not None:
             configs.choose(config, path, value)
     return argv

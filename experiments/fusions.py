@@ -18,7 +18,7 @@ PLOT = flags.DEFINE_string("plot", "", "a picture to draw: cost against tokens")
 WIDTH = flags.DEFINE_integer("width", 64, "width of tokens and features", lower_bound=1)
 TOKENS, MODALITIES = (16, 64, 256), (2, 3, 4)
 DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any_modalities", "any"),
-            ("needs_tokens", "tok"), ("unimodal_loss", "own"))  # fmt: skip
+            ("needs_tokens", "tok"), ("unimodal_loss", "own"), ("classes_only", "cls"))  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,15 +39,15 @@ def main(argv: Sequence[str]) -> None:
     base = Size(width=WIDTH.value)
     console = Console(width=None if Console().is_terminal else 170)
     what = Table(
-        "name", "family", "what it is", "paper", "declares",
+        "name", "family", "level", "what it is", "paper", "declares",
         title="Strategies (add: additive, syn: synergy, sym: symmetric, any: any modalities, tok: reads tokens, "
-        "own: each modality has its own loss)",
+        "own: each modality has its own loss, cls: single-label classes only)",
     )  # fmt: skip
     for name in names:
         kind = FUSIONS[name]
         declared = " ".join(short for field, short in DECLARED if getattr(kind.declares, field))
         line = " ".join(kind.__doc__.split("\n\n")[0].split())
-        what.add_row(name, kind.declares.family, escape(line), kind.declares.paper, declared)
+        what.add_row(name, kind.declares.family, kind.declares.level, escape(line), kind.declares.paper, declared)
     console.print(what)
 
     def flops(name: str, **changes: int) -> str:

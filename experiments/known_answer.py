@@ -7,6 +7,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -93,7 +94,10 @@ def check(name: str):
     from mmfusion.models.fusion import FUSIONS
 
     strategy, options = VARIANTS.get(name, (name, {}))
-    return gate.check(FUSIONS[strategy], options, modalities=MODALITIES)
+    try:
+        return gate.check(FUSIONS[strategy], options, modalities=MODALITIES)
+    except Exception as error:  # of a strategy that does not work: the others go on
+        return gate.Report((), (f"{type(error).__name__}: {' '.join(str(error).split())}",), 0.0)
 
 
 def columns() -> list[tuple[int, str]]:
@@ -160,8 +164,8 @@ def markdown(names, reports, reasons: list[str], verdict: str, seconds: float, a
 
     rows += floors(Size())
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
-    flags_given = [flag for flag in argv[1:] if not flag.startswith("--output")]
-    command = " ".join(["python -m experiments.known_answer", *flags_given])
+    _, rest = cli.take_flag(list(argv), "output")
+    command = shlex.join(["python", "-m", "experiments.known_answer", *rest[1:]])
     made = (
         f"`{command}`: {seconds:.0f} s; jax {jax.__version__}, flax {flax.__version__}, "
         f"Python {platform.python_version()}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"

@@ -24,7 +24,7 @@ POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every"
 BELOW_ONE = ("valid_fraction", "max_bad_fraction", "missing", "dropout", "label_smoothing")  # keys, wherever they are
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
-RESERVED = ("joint", "learned")  # names that strategies give to what is no modality
+RESERVED = ("bias", "joint", "learned", "self")  # names that strategies give to what is no modality
 MAY_BE_ZERO = ("fuse_from", "project")  # of the model: the first, as wide as the budget allows
 
 

@@ -5,6 +5,7 @@ Each check returns its failures in words, none where the strategy is as it shoul
 B batch · M modalities · N tokens · D width · C classes
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterable
@@ -89,11 +90,17 @@ def any_modalities(strategy: nn.Module) -> list[str]:
 def masks(strategy: nn.Module, modalities: int) -> list[str]:
     """Returns failures of padding, absence and division: influence, gradients, and numbers that are not finite.
 
-    The strategy is called by itself, since the model would zero what is masked before it.
+    The strategy is called by itself, since the model would zero what is masked before it. Parameters whose name ends
+    in a modality's are taken for that one's.
     """
     call = _Called(strategy, modalities)
     found, where = [], f"M={modalities}"
     none = {m: np.zeros_like(mask) for m, mask in call.real.items()}
+    for m in call.names:
+        to_params, _, _ = call(call.real | {m: none[m]}, garbage=0.0)
+        for path, gradient in jax.tree_util.tree_leaves_with_path(to_params):
+            if any(str(part.key).endswith(f"_{m}") for part in path) and gradient.any():
+                found.append(f"{where}: parameter {path_name(path)} gets a gradient where {m} is absent in every row")
     for mask, case in ((call.real, "padding or absence"), (none, "all absent")):
         to_params, to_inputs, _ = spoilt = call(mask, garbage=np.nan)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(spoilt)):
@@ -108,6 +115,8 @@ def masks(strategy: nn.Module, modalities: int) -> list[str]:
         again = call(mask, garbage=7.0)
         if any((x != y).any() for x, y in zip(jax.tree.leaves(spoilt), jax.tree.leaves(again), strict=True)):
             found.append(f"{where}: what stands under the mask changes the output or a gradient ({case})")
+    if modalities == 2:
+        found += [f"{where}: {failure} in evaluation" for failure in call.evaluated()]
     if modalities == 2 and not found:
         whole = call(call.real, garbage=0.0)
         parts = [call(call.real, garbage=0.0, rows=slice(i, i + ROWS // 2)) for i in (0, ROWS // 2)]
@@ -138,9 +147,9 @@ class _Called:
         self.real = {m: _mask(i) if level == "feature" else _mask(i).any(axis=1) for i, m in enumerate(self.names)}
         self.weights = draw(ROWS, width if level == "feature" else CLASSES)
 
-        def apply(function: Any, first: Any, inputs: tuple, mask: Masks, **more: Any) -> Any:
+        def apply(function: Any, first: Any, inputs: tuple, mask: Masks, train: bool = True, **more: Any) -> Any:
             features = {"features": inputs[1]} if level == "mixed" else {}
-            return function(first, inputs[0], mask, **features, train=True, **more)
+            return function(first, inputs[0], mask, **features, train=train, **more)
 
         key = jax.random.key(0)
         variables = _perturbed(jax.eval_shape(lambda: apply(strategy.init, key, self.inputs, self.real)))
@@ -154,16 +163,39 @@ class _Called:
             out = out.features if level == "feature" else out
             return (out * weights).sum(), out
 
-        self._run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+        def evaluate(params: Any, inputs: tuple, mask: Masks) -> jax.Array:
+            out = apply(strategy.apply, {**variables, "params": params}, inputs, mask, train=False)
+            return out.features if level == "feature" else out
 
-    def __call__(self, mask: Masks, garbage: float, rows: slice = slice(None)) -> tuple[Any, tuple, np.ndarray]:
-        """Returns the gradients by parameters and inputs, and the output, with garbage wherever the mask is False."""
+        self._run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+        self._evaluate = jax.jit(evaluate)
+
+    def evaluated(self) -> list[str]:
+        """Returns what is wrong with the output in evaluation: what stands under the mask, or how much, changes it."""
+        found = []
+        nan, seven = (self._evaluate(self.params, self._spoilt(self.real, g), self.real) for g in (np.nan, 7.0))
+        if not (np.isfinite(nan).all() and np.array_equal(nan, seven)):
+            found.append("what stands under the mask changes the output")
+        if any(mask.ndim > 1 for mask in self.real.values()):
+            longer = {m: np.pad(mask, ((0, 0), (0, 1))) for m, mask in self.real.items()}
+            inputs = tuple({m: np.pad(x, ((0, 0), (0, 1), (0, 0))) for m, x in given.items()} for given in self.inputs)
+            with contextlib.suppress(UserError):  # a grid of tokens cannot have one more
+                out = self._evaluate(self.params, inputs, longer)
+                if not found and _relative(np.asarray(out - seven), np.asarray(seven)) > SAME:
+                    found.append("one more masked position changes the output")
+        return found
+
+    def _spoilt(self, mask: Masks, garbage: float) -> tuple:
+        """Returns the inputs with garbage wherever the mask is False."""
 
         def spoil(x: np.ndarray, kept: np.ndarray) -> np.ndarray:
             return np.where(kept[(..., *[None] * (x.ndim - kept.ndim))], x, np.float32(garbage))
 
-        inputs = tuple({m: spoil(x, mask[m]) for m, x in given.items()} for given in self.inputs)
-        cut = jax.tree.map(lambda x: x[rows], (inputs, mask, np.arange(ROWS), self.weights))
+        return tuple({m: spoil(x, mask[m]) for m, x in given.items()} for given in self.inputs)
+
+    def __call__(self, mask: Masks, garbage: float, rows: slice = slice(None)) -> tuple[Any, tuple, np.ndarray]:
+        """Returns the gradients by parameters and inputs, and the output, with garbage wherever the mask is False."""
+        cut = jax.tree.map(lambda x: x[rows], (self._spoilt(mask, garbage), mask, np.arange(ROWS), self.weights))
         (to_params, to_inputs), out = jax.device_get(self._run(self.params, *cut))
         return to_params, to_inputs, out
 

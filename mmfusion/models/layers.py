@@ -184,6 +184,13 @@ class Norm(nn.Module):
         raise UserError(f"norm={self.kind!r} is unknown; choose layer, group, batch or none")
 
 
+def head_width(width: int, heads: int) -> int:
+    """Returns the width of each head; raises UserError where `heads` does not divide `width`."""
+    if width % heads:
+        raise UserError(f"heads={heads} does not divide width={width}; choose a divisor of the width")
+    return width // heads
+
+
 def attention_implementation(query: jax.Array, key: jax.Array) -> str:
     """Returns `cudnn` where its flash attention takes `query [B, Nq, h, d]` and `key [B, Nk, h, d]`, else `xla`.
 
@@ -228,13 +235,12 @@ class Attention(nn.Module):
         Raises:
           UserError: `heads` does not divide `width`.
         """
-        if self.width % self.heads:
-            raise UserError(f"heads={self.heads} does not divide width={self.width}; choose a divisor of the width")
+        size = head_width(self.width, self.heads)
 
         def split(tokens: jax.Array, name: str) -> jax.Array:
             # One vector added to every key moves all scores of a query alike, so a bias there would never train.
             projected = nn.Dense(self.width, use_bias=name != "key", dtype=self.dtype, name=name)(tokens)
-            return projected.reshape(*tokens.shape[:2], self.heads, -1)  # [B, N, h, D/h]
+            return projected.reshape(*tokens.shape[:2], self.heads, size)  # [B, N, h, D/h]
 
         # Zeroed before the projections: 0 · NaN in the backward pass would be NaN.
         kv_tokens = zero_masked(kv_tokens, kv_mask)

@@ -4,18 +4,13 @@ import dataclasses
 import re
 from pathlib import Path
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import pytest
 
 from experiments import known_answer
 from mmfusion.analysis import gate, properties
-from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.models.fusion.concat import Concat
-from mmfusion.models.fusion.contract import Declaration, Fused, pool
-from mmfusion.models.fusion.elementwise import Product
+from mmfusion.models.fusion.contract import Declaration
+from tests.analysis import planted
 
 SMALL = gate.Size(
     width=8, tokens=4, heads=2, batch=32, steps=600, rows=1024, variants=("absent",)
@@ -33,96 +28,6 @@ def test_a_strategy_is_what_it_declares(name):
     assert gate.check(FUSIONS[strategy], options, SMALL, modalities=(2,)).failures == ()
 
 
-class Frozen(Product):
-    """A product with factors that are parameters, but never train."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        factor = self.param("factor", nn.initializers.ones, (self.width,))
-        fused = Product(self.width, self.dtype)(tokens, mask, train=train)
-        return fused.replace(features=fused.features * jax.lax.stop_gradient(factor))
-
-
-class FrozenRank(Product):
-    """Two products of factors that are parameters, of which the second never trains."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        factors = self.param("factors", nn.initializers.ones, (2, self.width))
-        fused = Product(self.width, self.dtype)(tokens, mask, train=train)
-        return fused.replace(features=fused.features * (factors[0] + jax.lax.stop_gradient(factors[1])))
-
-
-class Pair(Concat):
-    """Takes two modalities, and says so."""
-
-    declares = dataclasses.replace(Concat.declares, any_modalities=False)
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        if len(tokens) != 2:
-            raise UserError(f"pair: {len(tokens)} modalities, and it takes two")
-        return Concat(self.width)(tokens, mask, train=train)
-
-
-class Blocked(Concat):
-    """Passes no gradient to the first modality's branch."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        pooled, _ = pool(tokens, mask)
-        hidden = [nn.Dense(self.width, name=f"branch_{m}")(x) for m, x in zip(sorted(tokens), pooled, strict=True)]
-        hidden[0] = 0.0 * hidden[0]
-        return Fused(features=nn.gelu(nn.Dense(self.width)(jnp.concatenate(hidden, axis=-1))), attention={})
-
-
-class Deaf(Concat):
-    """Takes the first modality in place of every other."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        first = min(tokens)
-        return Concat(self.width)(dict.fromkeys(tokens, tokens[first]), dict.fromkeys(tokens, mask[first]), train=train)
-
-
-class Leaking(Concat):
-    """Divides by how many positions there are, and pools the padded ones as well."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        everything = {m: jnp.ones_like(mask[m]) for m in mask}
-        return Concat(self.width)(tokens, everything, train=train)
-
-
-class Swapped(Concat):
-    """Takes each modality's mask for the next one's."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        names = sorted(tokens)
-        swapped = {m: mask[other] for m, other in zip(names, names[1:] + names[:1], strict=True)}
-        return Concat(self.width)(tokens, swapped, train=train)
-
-
-class OfTheBatch(Concat):
-    """Subtracts the mean of the batch."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        fused = Concat(self.width)(tokens, mask, train=train)
-        return fused.replace(features=fused.features - fused.features.mean(axis=0))
-
-
-class Unsteady(Concat):
-    """Divides by a length that is 0 where nothing is present."""
-
-    @nn.compact
-    def __call__(self, tokens, mask, *, train):
-        fused = Concat(self.width)(tokens, mask, train=train)
-        pooled, _ = pool(tokens, mask)
-        return fused.replace(features=fused.features / jnp.linalg.norm(sum(pooled), axis=-1, keepdims=True))
-
-
 def without_training(kind, size=SMALL):
     return properties.failures(gate.build(kind, None, size))
 
@@ -137,44 +42,74 @@ def said(failures, *parts):
 
 
 def test_a_frozen_factor_is_caught():
-    failures = after_training(Frozen, BRIEF)
+    failures = after_training(planted.Frozen, BRIEF)
     assert said(failures, "factor", "no gradient")
     assert said(failures, "factor", "does not change")
 
 
 def test_a_frozen_rank_is_caught():
     assert said(
-        after_training(FrozenRank, BRIEF), "part of 1 of the 10 indices of parameter fusion/factors", "no gradient"
+        after_training(planted.FrozenRank, BRIEF),
+        "part of 1 of the 10 indices of parameter fusion/factors",
+        "no gradient",
     )
 
 
 def test_a_strategy_for_two_modalities_is_learned_with_two():
-    report = gate.check(Pair, size=BRIEF, modalities=(2, 3))
+    report = gate.check(planted.Pair, size=BRIEF, modalities=(2, 3))
     assert {cell.modalities for cell in report.cells} == {2}
     assert not said(report.failures, "any_modalities")
 
 
 def test_a_gradient_that_is_zero_is_caught():
-    assert said(after_training(Blocked, BRIEF), "branch_a", "no gradient")
+    assert said(after_training(planted.Blocked, BRIEF), "branch_a", "no gradient")
 
 
 def test_a_modality_in_place_of_another_is_caught():
-    failures = after_training(Deaf)
+    failures = after_training(planted.Deaf)
     assert said(failures, "unique_b, absent", "short of the Bayes rate")
     assert not said(failures, "unique_a, absent")
 
 
-@pytest.mark.parametrize("kind", [Leaking, Swapped])
+@pytest.mark.parametrize("kind", [planted.Leaking, planted.Swapped])
 def test_a_leaking_or_swapped_mask_is_caught(kind):
     assert said(without_training(kind), "under the mask")
 
 
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        (planted.Biased, ("parameter project_b/bias gets a gradient where b is absent",)),
+        (planted.Diluted, ("one more masked position", "in evaluation")),
+        (planted.LeakingInEvaluation, ("what stands under the mask", "in evaluation")),
+        (planted.StraightThrough, ("masked positions of a get a gradient",)),
+        (planted.OfFinite, ("what stands under the mask changes the output or a gradient",)),
+        (planted.Traced, ("jit differs from eager",)),
+        (planted.Idle, ("M=1: parameter scores gets no gradient",)),
+        (planted.SelfAttending, ("declares additive=False, and is so",)),
+    ],
+)
+def test_what_shows_without_training_is_caught(kind, parts):
+    assert said(without_training(kind), *parts)
+
+
 def test_what_rows_tell_of_each_other_is_caught():
-    assert said(without_training(OfTheBatch), "two devices")
+    assert said(without_training(planted.OfTheBatch), "two devices")
 
 
 def test_numbers_that_are_not_finite_are_caught():
-    assert said(without_training(Unsteady), "NaN", "all absent")
+    assert said(without_training(planted.Unsteady), "NaN", "all absent")
+
+
+def test_a_declaration_that_contradicts_itself_is_caught():
+    class Both(FUSIONS["mean"]):
+        declares = dataclasses.replace(FUSIONS["mean"].declares, synergy=True)
+
+    class Refusing(planted.Pair):
+        declares = FUSIONS["concat"].declares
+
+    assert said(without_training(Both), "additive and synergy, which exclude each other")
+    assert said(without_training(Refusing), "declares any_modalities=True, and refuses M=1, 3, 4")
 
 
 @pytest.mark.parametrize(

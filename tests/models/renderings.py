@@ -210,7 +210,7 @@ def mcb(p, x, names):
 
 
 def with_token(p, x, main):
-    return np.concatenate([p["token"][0], x[main]]) if main in x else p["token"][0]
+    return np.concatenate([p["token"], x[main]]) if main in x else p["token"]
 
 
 def pooled_features(p, tokens):
@@ -247,25 +247,6 @@ def film(p, x, names):
     return pooled_features(p, h)
 
 
-def attend(p, queries, keys, heads):
-    """Multi-head attention (Vaswani et al. 2017); nothing to attend to gives zeros."""
-    q, k, v = dense(p["query"], queries), dense(p["key"], keys), dense(p["value"], keys)
-    size, mixed = q.shape[-1] // heads, []
-    if not len(keys):
-        return np.zeros(queries.shape)
-    for part in (slice(i * size, (i + 1) * size) for i in range(heads)):
-        weights = np.stack([softmax(row) for row in q[:, part] @ k[:, part].T / math.sqrt(size)])
-        mixed.append(weights @ v[:, part])
-    return dense(p["out"], np.concatenate(mixed, axis=-1))
-
-
-def nl_gate(p, x, names):
-    main, *others = names
-    tokens = with_token(p, x, main)
-    keys = np.concatenate([np.zeros((0, tokens.shape[1])), *(x[m] for m in others or [main] if m in x)])
-    return pooled_features(p, tokens + attend(p["attention"], tokens, keys, heads=2))
-
-
 def mag(p, x, names, beta=1.0):
     main, *others = names
     z, means, shift = with_token(p, x, main), mean_of(x), 0.0
@@ -278,39 +259,6 @@ def mag(p, x, names, beta=1.0):
         )
         z = z + np.minimum(beta * ratio, 1.0) * shift
     return pooled_features(p, layer_norm(p["norm"], z))
-
-
-def bilinear_attention(p, x, names):
-    features = sum(projected(p, x).values())
-    for a, b in itertools.combinations(names, 2) if len(names) > 1 else [(names[0], names[0])]:
-        if a not in x or b not in x:
-            continue
-        pair = f"{a}_{b}"
-        left, right = relu(dense(p[f"query_left_{pair}"], x[a])), relu(dense(p[f"query_right_{pair}"], x[b]))
-        glimpses = []
-        for score in p[f"score_{pair}"]:
-            w = softmax((left * score) @ right.T)
-            values = dense(p[f"value_left_{pair}"], x[a]), dense(p[f"value_right_{pair}"], x[b])
-            glimpses.append(np.einsum("ij,id,jd->d", w, *values))
-        out = p[f"out_{pair}"]
-        features = features + np.tensordot(np.stack(glimpses), out["kernel"], axes=2) + out["bias"]
-    return gelu(features) if x else 0.0
-
-
-def gat(p, x, names):
-    nodes = np.concatenate([np.zeros((0, p[f"type_{names[0]}"].shape[0])), *(x[m] + p[f"type_{m}"] for m in x)])
-    for layer in sorted(name for name in p if name.startswith("layer") and "_" not in name):
-        heads = []
-        for k in range(p[layer]["kernel"].shape[1]):
-            h = nodes @ p[layer]["kernel"][:, k]
-            score = (h @ p[f"{layer}_to"][k])[:, None] + (h @ p[f"{layer}_from"][k])[None, :]
-            score = np.where(score > 0, score, 0.2 * score)
-            heads.append(np.array([softmax(row) for row in score]).reshape(len(h), len(h)) @ h)
-        mixed = np.concatenate(heads, axis=-1)
-        nodes = nodes + np.where(mixed > 0, mixed, np.expm1(np.minimum(mixed, 0)))
-    if not len(nodes):
-        return gelu(p["out"]["bias"])
-    return pooled_features(p, nodes)
 
 
 def central(p, x, names):
@@ -354,10 +302,7 @@ FEATURE = {
     "mutan": mutan,
     "block": block,
     "film": film,
-    "nl_gate": nl_gate,
     "mag": mag,
-    "bilinear_attention": bilinear_attention,
-    "gat": gat,
     "central": central,
     "deepsets": deepsets,
 }

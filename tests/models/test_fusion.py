@@ -6,45 +6,8 @@ import pytest
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.tensor import _count_sketch
-from mmfusion.models.model import options
-from tests.models import decision_renderings, renderings
+from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, spoilt, take, without
 from tests.models.random_variables import quick_jit, random_variables
-
-WIDTH = 8
-RANDOM = np.random.default_rng(0)
-COUNTS = {"text": 5, "audio": 3, "image": 4}  # not in sorted order, as a caller's dictionary may be
-TOKENS = {m: RANDOM.normal(size=(3, n, WIDTH)).astype(np.float32) for m, n in COUNTS.items()}
-MASK = {
-    "text": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], bool),
-    "audio": np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool),
-    "image": np.ones((3, 4), bool),
-}
-ROWS, RNGS = {"rows": {"id": np.arange(3)}}, {"dropout": jax.random.key(3)}
-FEATURE = [name for name, kind in FUSIONS.items() if kind.declares.level == "feature"]
-OPTIONS = {
-    name: {"heads": 2} | ({"layers": 1} if "layers" in options(kind) else {})
-    for name, kind in FUSIONS.items()
-    if "heads" in options(kind)
-}
-
-
-def make(name, **more):
-    return FUSIONS[name](width=WIDTH, **OPTIONS.get(name, {}), **more)
-
-
-def take(count):
-    names = list(COUNTS)[:count]
-    return {m: TOKENS[m] for m in names}, {m: MASK[m] for m in names}
-
-
-def spoilt(tokens, mask):
-    return {m: np.where(mask[m][..., None], tokens[m], np.nan) for m in tokens}
-
-
-def without(mask, modality, row):
-    kept = mask[modality].copy()
-    kept[row] = False
-    return {**mask, modality: kept}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -111,83 +74,15 @@ def test_the_order_of_the_dictionary_changes_nothing():
     np.testing.assert_array_equal(run(list(tokens)).features, run(sorted(tokens)).features)
 
 
-CLOSED_FORM_MASK = {m: np.vstack([MASK[m], MASK[m][:1], MASK[m][:1]]) for m in MASK}
-for row, gone in enumerate([("text",), ("audio", "image"), ("text", "audio", "image")], start=2):
-    for m in gone:
-        CLOSED_FORM_MASK[m][row] = False
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in renderings.FEATURE), ("mag", {"beta": 0.1})])
-def test_is_its_formula(name, more, count):
-    """Rows whole, padded, without one modality, without two, and without any, each against NumPy in float64."""
-    names = sorted(list(COUNTS)[:count])
-    tokens = {m: np.concatenate([TOKENS[m], TOKENS[m][:2] + 1]) for m in names}
-    mask = {m: CLOSED_FORM_MASK[m] for m in names}
-    fusion = make(name, **more)
-    variables = random_variables(fusion, tokens, mask, train=False)
-    out = jax.jit(lambda v: fusion.apply(v, tokens, mask, train=False).features)(variables)
-    params = jax.tree.map(np.float64, variables["params"])
-    for row in range(5):
-        present = {m: np.float64(tokens[m][row, mask[m][row]]) for m in names if mask[m][row].any()}
-        expected = np.broadcast_to(renderings.FEATURE[name](params, present, names, **more), WIDTH)
-        np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
-
-
-def test_film_looks_around_in_a_square_grid():
-    tokens, mask = take(3)
-    mask = without(mask, "image", 1)
-    film = FUSIONS["film"](width=WIDTH, kernel=3, main="image")
-    variables = random_variables(film, tokens, mask, train=False)
-    out = jax.jit(lambda v: film.apply(v, tokens, mask, train=False).features)(variables)
-    params = jax.tree.map(np.float64, variables["params"])
-    for row in range(3):
-        present = {m: np.float64(tokens[m][row, mask[m][row]]) for m in tokens if mask[m][row].any()}
-        expected = renderings.film(params, present, ["image", "audio", "text"])
-        np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
-    film = FUSIONS["film"](width=WIDTH, kernel=3, main="text")
-    with pytest.raises(UserError, match="kernel=3 needs a square grid of tokens, and text has 5"):
-        jax.eval_shape(lambda: film.init(jax.random.key(0), tokens, mask, train=False))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("name", "more"), [*((name, {}) for name in decision_renderings.DECISION), ("qmf", {"temperature": 3.0})]
-)
-def test_decision_is_its_formula(name, more, count):
-    width = {"width": WIDTH} if FUSIONS[name].declares.level == "mixed" else {}
-    fusion = FUSIONS[name](**width, **more)
-    names = sorted("abc"[:count])
-    present = {m: np.array([True, m != "a", m == "c", False]) for m in names}
-    random = np.random.default_rng(1)
-    logits = {m: random.normal(size=(4, 4)).astype(np.float32) for m in names}
-    features = {m: random.normal(size=(4, WIDTH)).astype(np.float32) for m in names}
-    pooled = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
-    variables = random_variables(fusion, logits, present, **pooled, train=False)
-    out = np.float64(jax.jit(lambda v: fusion.apply(v, logits, present, **pooled, train=False))(variables))
-    params = jax.tree.map(np.float64, variables.get("params", {}))
-    for row in range(4):
-        there = [m for m in names if present[m][row]]
-        given = [{m: np.float64(x[m][row]) for m in there} for x in (logits, features)]
-        expected = np.broadcast_to(decision_renderings.DECISION[name](params, *given, names, **more), 4)
-        if name == "product_of_experts":  # a product of probabilities tells logits up to a constant
-            out[row], expected = out[row] - out[row].mean(), expected - expected.mean()
-        np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
-
-
-def test_whatever_has_a_closed_form_is_rendered():
-    layered = {"cross_attention", "co_attention", "merged_attention", "mult", "bottleneck", "perceiver", "qformer"}
-    assert set(FUSIONS) == set(renderings.FEATURE) | set(decision_renderings.DECISION) | layered | {"late_transformer"}
-
-
 @pytest.mark.parametrize("name", [name for name in FUSIONS if name not in FEATURE])
 def test_decision_contract(name):
     kind = FUSIONS[name]
     fusion = kind(width=WIDTH) if kind.declares.level == "mixed" else kind()
+    random = np.random.default_rng(0)
     present = {"text": jnp.array([True, True, False]), "audio": jnp.array([True, False, False])}
     nan = {m: ~there[:, None] * jnp.where(there[:, None], 0.0, jnp.nan) for m, there in present.items()}
-    logits = {m: RANDOM.normal(size=(3, 4)) + nan[m] for m in present}
-    features = {m: RANDOM.normal(size=(3, WIDTH)) + nan[m] for m in present}
+    logits = {m: random.normal(size=(3, 4)) + nan[m] for m in present}
+    features = {m: random.normal(size=(3, WIDTH)) + nan[m] for m in present}
     more = {"features": features} if kind.declares.level == "mixed" else {}
     variables = random_variables(fusion, logits, present, **more, train=False)
 
@@ -210,20 +105,62 @@ def test_decision_contract(name):
     np.testing.assert_allclose(again, out, atol=1e-5)
 
 
-def test_co_attention_weights_sum_to_one_over_the_other_modalities():
+ATTENDING = {  # name -> what the weights of a real query sum to one over
+    "attention_pool": "keys",
+    "nl_gate": "keys",
+    "cross_attention": "keys",
+    "co_attention": "keys",
+    "merged_attention": "keys",
+    "bottleneck": "keys",
+    "perceiver": "keys",
+    "gat": "keys",
+    "mult": "pair",
+    "qformer": "pair",
+    "late_transformer": "less",  # the learned token attends to itself, too
+    "bilinear_attention": "both axes",
+}
+
+
+@pytest.mark.parametrize("name", FEATURE)
+def test_attention_is_a_share(name):
     tokens, mask = take(3)
-    fusion = make("co_attention")
+    fusion = make(name)
     variables = random_variables(fusion, tokens, mask, train=False)
     attention = quick_jit(lambda v, t, m: fusion.apply(v, t, m, train=False))(variables, tokens, mask).attention
-    assert set(attention) == {(q, k) for q in tokens for k in tokens if q != k}
-    for q in tokens:
-        total = sum(attention[q, k].sum(axis=-1) for k in tokens if k != q)  # [B, heads, Nq]
-        np.testing.assert_allclose(np.moveaxis(total, 1, 2)[mask[q]], 1.0, rtol=1e-5)
+    assert bool(attention) == (name in ATTENDING)
+    over = ATTENDING.get(name)
+    for query in {query for query, _ in attention}:
+        found = [weights for (q, _), weights in attention.items() if q == query]
+        assert all((weights >= 0).all() for weights in found)
+        if over == "both axes":
+            for weights in found:
+                np.testing.assert_allclose(weights.sum(axis=(2, 3)), 1.0, rtol=1e-5)
+            continue
+        if (name, query) == ("bottleneck", "learned"):  # a version a modality, each of which looks at itself, too
+            continue
+        real = np.ones((3, found[0].shape[2]), bool)
+        if query in mask and found[0].shape[2] == mask[query].shape[1]:
+            real = mask[query]
+        totals = [np.moveaxis(weights.sum(axis=-1), 1, 2) for weights in found]  # [B, Nq, heads]
+        for total in totals if over == "pair" else [sum(totals)]:
+            np.testing.assert_array_equal(total[~real], 0.0)
+            if over == "less":
+                assert ((total > 0) & (total < 1)).all()
+            else:
+                np.testing.assert_allclose(total[real], 1.0, rtol=1e-5)
+    for (_, key), weights in attention.items():
+        if key in mask and weights.shape[3] == mask[key].shape[1]:
+            np.testing.assert_array_equal(np.moveaxis(weights, 3, 1)[~mask[key]], 0.0)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"), [({"pool": "x"}, "mean_max"), ({"layers": 0}, "layers"), ({"heads": 3}, "heads=3")]
-)
+def test_co_attention_reads_the_other_modalities():
+    tokens, mask = take(3)
+    fusion = make("co_attention")
+    fused = jax.eval_shape(lambda: fusion.init_with_output(jax.random.key(0), tokens, mask, train=False)[0])
+    assert set(fused.attention) == {(q, k) for q in tokens for k in tokens if q != k}
+
+
+@pytest.mark.parametrize(("options", "said"), [({"layers": 0}, "layers"), ({"heads": 3}, "heads=3")])
 def test_co_attention_refuses_wrong_options(options, said):
     tokens, mask = take(2)
     with pytest.raises(UserError, match=said):
@@ -236,7 +173,7 @@ def test_co_attention_refuses_wrong_options(options, said):
     ("name", "options", "said"),
     [
         ("tensor", {"project": 100}, "10,201 numbers, over budget=4,096"),
-        ("multiplicative", {"budget": 100}, "512 numbers is over budget=100"),
+        ("multiplicative", {"budget": 100}, "pairs' tensors of 512 numbers are over budget=100"),
         ("block", {"chunks": 3}, "chunks=3 does not divide width=8"),
         ("mcb", {"sketch": 1}, "sketch=1 must be at least 2"),
         ("film", {"kernel": 2}, "kernel=2 must be odd"),

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.fusion.contract import Declaration, Fused, pool, project_each
-from mmfusion.models.layers import masked_softmax, row_keys, zero_masked
+from mmfusion.models.fusion.contract import Declaration, Fused, learned_weights, pool, project_each
+from mmfusion.models.layers import row_keys, zero_masked
 
 
 def project(tokens: dict[str, jax.Array], pooled: list[jax.Array], width: int, dtype: Any) -> jax.Array:
@@ -78,8 +78,7 @@ class Weighted(nn.Module):
         projected = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
         if len(tokens) == 1:  # its weight is 1, whatever the scalar
             return Fused(features=projected[:, 0], attention={})
-        scores = jnp.stack([self.param(f"score_{m}", nn.initializers.zeros, ()) for m in sorted(tokens)])
-        weights = masked_softmax(jnp.broadcast_to(scores, present.shape), present).astype(self.dtype)  # [B, M]
+        weights = learned_weights(self, sorted(tokens), present).astype(self.dtype)  # [B, M]
         return Fused(features=jnp.einsum("bm,bmd->bd", weights, projected), attention={})
 
 

@@ -4,6 +4,7 @@ An absent modality's factor is 1. B batch · M modalities · D width · r rank
 """
 
 import itertools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -67,7 +68,7 @@ class Multiplicative(nn.Module):
 
     Attributes:
       width: width D of the features.
-      budget: most numbers that the tensor W of a pair may have, width^3.
+      budget: most numbers that the tensors W of all pairs may have, width^3 each.
     """
 
     width: int
@@ -81,17 +82,17 @@ class Multiplicative(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
 
         Raises:
-          UserError: W would have more numbers than `budget`.
+          UserError: the tensors would have more numbers than `budget`.
         """
         del train
         pooled, present = pool(tokens, mask)
-        size = pooled[0].shape[-1] ** 2 * self.width
+        names = sorted(tokens)
+        size = math.comb(len(names), 2) * pooled[0].shape[-1] ** 2 * self.width
         if size > self.budget:
             raise UserError(
-                f"multiplicative: a pair's tensor of {size:,} numbers is over budget={self.budget:,}; "
+                f"multiplicative: pairs' tensors of {size:,} numbers are over budget={self.budget:,}; "
                 "lower model.width, or choose low_rank_tensor"
             )
-        names = sorted(tokens)
         features = jnp.zeros((), self.dtype)
         for i, linear in enumerate(project_each(names, pooled, self.width, self.dtype)):
             features = features + zero_masked(linear, present[:, i])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.fusion.contract import Declaration, Fused, project_each
-from mmfusion.models.fusion.sequence import cut, joined, mean_max
+from mmfusion.models.fusion.sequence import cut, joined, pooled_features, with_learned_token
 from mmfusion.models.layers import Attention, masked_mean, zero_masked
 
 
@@ -29,19 +29,6 @@ def choose_main(strategy: str, main: str, names: Iterable[str]) -> tuple[str, li
         raise UserError(f"{strategy}: main={main!r} is no modality of this model; choose {', '.join(names)}")
     main = main or names[0]
     return main, [m for m in names if m != main]
-
-
-def with_learned_token(module: nn.Module, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns tokens `[B, 1 + N, D]` and their mask, a learned token of `module` before the given ones."""
-    rows, _, width = tokens.shape
-    learned = module.param("token", nn.initializers.normal(1.0), (1, 1, width)).astype(tokens.dtype)
-    tokens = jnp.concatenate([jnp.broadcast_to(learned, (rows, 1, width)), zero_masked(tokens, mask)], axis=1)
-    return tokens, jnp.concatenate([jnp.ones((rows, 1), bool), mask], axis=1)
-
-
-def pooled_features(tokens: jax.Array, mask: jax.Array, width: int, dtype: Any) -> jax.Array:
-    """Returns GELU(W [mean; max]) `[B, width]` of the real tokens; call it in a compact method."""
-    return nn.gelu(nn.Dense(width, dtype=dtype, name="out")(mean_max(tokens, mask)))
 
 
 class FiLM(nn.Module):

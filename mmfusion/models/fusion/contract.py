@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.layers import masked_mean
+from mmfusion.models.layers import masked_mean, masked_softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,12 @@ def pool(tokens: dict[str, jax.Array], mask: dict[str, jax.Array]) -> tuple[list
     names = sorted(tokens)
     present = jnp.stack([mask[m].any(axis=1) for m in names], axis=1)  # [B, M]
     return [masked_mean(tokens[m], mask[m]) for m in names], present
+
+
+def learned_weights(module: nn.Module, names: list[str], present: jax.Array) -> jax.Array:
+    """Returns the softmax `[B, M]` over the `present [B, M]` modalities of one scalar of `module` for each."""
+    scores = jnp.stack([module.param(f"score_{m}", nn.initializers.zeros, ()) for m in names])
+    return masked_softmax(jnp.broadcast_to(scores, present.shape), present)
 
 
 def project_each(

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.fusion.conditioning import choose_main, with_learned_token
+from mmfusion.models.fusion.conditioning import choose_main
 from mmfusion.models.fusion.contract import Declaration, Fused
-from mmfusion.models.fusion.sequence import AttentionFusion, cut, joined, mean_max
-from mmfusion.models.layers import Dropout, zero_masked
+from mmfusion.models.fusion.sequence import AttentionFusion, cut, joined, mean_max, with_learned_token
+from mmfusion.models.layers import zero_masked
 
 
 class CrossAttention(AttentionFusion):
@@ -48,9 +48,7 @@ class CrossAttention(AttentionFusion):
             block = self.block(f"layer{layer}")
             x, weights = block(x, real, context, context_mask, train=train)
             attention = cut(weights[:, :, 1:], [main], [x.shape[1] - 1], others or [main], sizes)
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(mean_max(x, real)))
-        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+        return Fused(features=self.out(mean_max(self.normal(x), real), train=train), attention=attention)
 
 
 class MulT(AttentionFusion):
@@ -93,6 +91,5 @@ class MulT(AttentionFusion):
             x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(found, axis=-1))
             own = self.block(f"self_{m}")
             x, _ = own(zero_masked(x, mask[m]), mask[m], train=train)
-            pooled.append(mean_max(nn.LayerNorm(dtype=self.dtype, name=f"norm_{m}")(x), mask[m]))
-        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(jnp.concatenate(pooled, axis=-1)))
-        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+            pooled.append(mean_max(self.normal(x, f"norm_{m}"), mask[m]))
+        return Fused(features=self.out(jnp.concatenate(pooled, axis=-1), train=train), attention=attention)

@@ -6,10 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration, Fused
-from mmfusion.models.fusion.sequence import cut, joined, mean_max, typed
-from mmfusion.models.layers import masked_softmax, zero_masked
+from mmfusion.models.fusion.sequence import cut, joined, pooled_features, typed
+from mmfusion.models.layers import head_width, masked_softmax, zero_masked
 
 
 class GAT(nn.Module):
@@ -43,13 +42,9 @@ class GAT(nn.Module):
           UserError: `heads` does not divide `width`.
         """
         del train
-        if self.width % self.heads:
-            raise UserError(
-                f"gat: heads={self.heads} does not divide width={self.width}; choose a divisor of the width"
-            )
         names = sorted(tokens)
         x, real, sizes = joined(typed(self, tokens, mask), mask, names)  # [B, N, D]
-        shape, attention = (self.heads, self.width // self.heads), {}
+        shape, attention = (self.heads, head_width(self.width, self.heads)), {}
         for layer in range(self.layers):
             h = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(x)  # [B, N, h, D/h]
             sides = [
@@ -61,5 +56,4 @@ class GAT(nn.Module):
             attention = cut(weights, names, sizes, names, sizes)
             mixed = jnp.einsum("bhij,bjhd->bihd", weights.astype(self.dtype), h).reshape(x.shape)
             x = zero_masked(x + nn.elu(mixed), real)
-        features = nn.Dense(self.width, dtype=self.dtype, name="out")(mean_max(x, real))
-        return Fused(features=nn.gelu(features), attention=attention)
+        return Fused(features=pooled_features(x, real, self.width, self.dtype), attention=attention)

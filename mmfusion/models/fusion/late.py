@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.fusion.contract import Declaration
-from mmfusion.models.layers import masked_softmax, zero_masked
+from mmfusion.models.fusion.contract import Declaration, learned_weights
+from mmfusion.models.layers import zero_masked
 
 Logits = dict[str, jax.Array]  # modality -> [B, C]
 Present = dict[str, jax.Array]  # modality -> [B]
@@ -54,14 +54,13 @@ class LateWeighted(nn.Module):
         each, there = stack(logits, present)
         if len(logits) == 1:  # its weight is 1, whatever the scalar
             return each[:, 0]
-        scores = jnp.stack([self.param(f"score_{m}", nn.initializers.zeros, ()) for m in sorted(logits)])
-        return jnp.einsum("bm,bmc->bc", masked_softmax(jnp.broadcast_to(scores, there.shape), there), each)
+        return jnp.einsum("bm,bmc->bc", learned_weights(self, sorted(logits), there), each)
 
 
 class ProductOfExperts(nn.Module):
     """p ∝ Π_{m in P} p_m over the present modalities, which is the sum of their logits (Hinton 2002).
 
-    doi:10.1162/089976602760128018.
+    doi:10.1162/089976602760128018. Of numbers (regression) it is their sum, which is no product of densities.
     """
 
     declares: ClassVar[Declaration] = Declaration(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from mmfusion.models.fusion.contract import Declaration, Fused
 from mmfusion.models.fusion.sequence import LEARNED, AttentionFusion, cut, joined, learned_tokens, typed
-from mmfusion.models.layers import Dropout
 
 
 class Perceiver(AttentionFusion):
@@ -49,9 +48,7 @@ class Perceiver(AttentionFusion):
             attention = cut(weights, [LEARNED], [self.latents], names, sizes)
             think = self.block(f"think{layer}")
             x, _ = think(x, real, train=train)
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
-        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
-        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+        return Fused(features=self.out(self.normal(x).mean(axis=1), train=train), attention=attention)
 
 
 class QFormer(AttentionFusion):
@@ -93,6 +90,4 @@ class QFormer(AttentionFusion):
                 block = self.block(f"layer{layer}_{m}")
                 read, attention[LEARNED, m] = block(x, real, tokens[m], mask[m], train=train)
                 x = jnp.where(mask[m].any(axis=1)[:, None, None], read, x)  # what is absent is not read
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
-        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
-        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+        return Fused(features=self.out(self.normal(x).mean(axis=1), train=train), attention=attention)

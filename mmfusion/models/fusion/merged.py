@@ -8,7 +8,16 @@ import jax.numpy as jnp
 
 from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration, Fused, pool
-from mmfusion.models.fusion.sequence import LEARNED, AttentionFusion, cut, joined, learned_tokens, mean_max, typed
+from mmfusion.models.fusion.sequence import (
+    LEARNED,
+    AttentionFusion,
+    cut,
+    joined,
+    learned_tokens,
+    mean_max,
+    typed,
+    with_learned_token,
+)
 from mmfusion.models.layers import Dropout
 
 
@@ -46,9 +55,7 @@ class MergedAttention(AttentionFusion):
             block = self.block(f"layer{layer}")
             x, weights = block(x, real, train=train)
             attention = cut(weights, names, sizes, names, sizes)
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(mean_max(x, real)))
-        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+        return Fused(features=self.out(mean_max(self.normal(x), real), train=train), attention=attention)
 
 
 class LateTransformer(AttentionFusion):
@@ -81,17 +88,13 @@ class LateTransformer(AttentionFusion):
         single = {m: x[:, None] for m, x in zip(names, pooled, strict=True)}
         there = {m: present[:, i, None] for i, m in enumerate(names)}
         x, real, sizes = joined(typed(self, single, there), there, names)
-        first = learned_tokens(self, "token", 1, x.shape[0], self.width, self.dtype)
-        x = jnp.concatenate([first, x], axis=1)  # [B, 1 + M, D]
-        real = jnp.concatenate([jnp.ones_like(real[:, :1]), real], axis=1)
+        x, real = with_learned_token(self, x, real)  # [B, 1 + M, D]
         attention = {}
         for layer in range(self.layers):
             block = self.block(f"layer{layer}")
             x, weights = block(x, real, train=train)
             attention = cut(weights[:, :, :1, 1:], [LEARNED], [1], names, sizes)
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, 0])
-        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
-        return Fused(features=Dropout(self.dropout)(features, train=train), attention=attention)
+        return Fused(features=self.out(self.normal(x[:, 0]), train=train), attention=attention)
 
 
 class Bottleneck(AttentionFusion):
@@ -154,7 +157,7 @@ class Bottleneck(AttentionFusion):
                 shared = sum(versions) / count.astype(self.dtype)
         pooled = sum(
             nn.Dense(self.width, use_bias=False, dtype=self.dtype, name=f"out_{m}")(
-                mean_max(nn.LayerNorm(dtype=self.dtype, name=f"norm_{m}")(tokens[m]), mask[m])
+                mean_max(self.normal(tokens[m], f"norm_{m}"), mask[m])
             )
             for m in names
         )

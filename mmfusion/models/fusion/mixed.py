@@ -75,7 +75,7 @@ class I2M2(nn.Module):
     """p ∝ p(y | x_1, ..., x_M) Π_m p(y | x_m): the modalities' logits plus joint ones (Madaan et al. 2024).
 
     arXiv:2405.17613. The joint logits are linear in GELU(Σ_m W_m x_m + b_m) of the present modalities; all parts are
-    trained together.
+    trained together. For regression the sum is of predicted numbers.
 
     Attributes:
       width: hidden width of the joint model.

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmfusion.models.layers import TransformerBlock, masked_max, masked_mean, zero_masked
+from mmfusion.models.layers import Dropout, TransformerBlock, masked_max, masked_mean, zero_masked
 
 LEARNED = "learned"  # names learned tokens among the keys of `Fused.attention`
 
@@ -29,6 +29,15 @@ class AttentionFusion(nn.Module):
     def block(self, name: str) -> TransformerBlock:
         """Returns a block of the strategy's; call it in a compact method."""
         return TransformerBlock(self.heads, self.width, dropout=self.dropout, dtype=self.dtype, name=name)
+
+    def normal(self, x: jax.Array, name: str = "norm") -> jax.Array:
+        """Returns x `[..., D]` layer-normalised; call it in a compact method."""
+        return nn.LayerNorm(dtype=self.dtype, name=name)(x)
+
+    def out(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the features GELU(W x + b) `[B, width]` of what was read `[B, ...]`; call it in a compact method."""
+        features = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(x))
+        return Dropout(self.dropout)(features, train=train)
 
 
 def joined(
@@ -54,6 +63,14 @@ def learned_tokens(module: nn.Module, name: str, count: int, rows: int, width: i
     return jnp.broadcast_to(learned, (rows, count, width))
 
 
+def with_learned_token(module: nn.Module, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns tokens `[B, 1 + N, D]` and their mask, a learned token of `module` before the given ones."""
+    rows, _, width = tokens.shape
+    first = learned_tokens(module, "token", 1, rows, width, tokens.dtype)
+    tokens = jnp.concatenate([first, zero_masked(tokens, mask)], axis=1)
+    return tokens, jnp.concatenate([jnp.ones((rows, 1), bool), mask], axis=1)
+
+
 def cut(
     weights: jax.Array, queries: list[str], query_sizes: list[int], keys: list[str], key_sizes: list[int]
 ) -> dict[tuple[str, str], jax.Array]:
@@ -69,3 +86,8 @@ def cut(
 def mean_max(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the mean and the maximum of the real tokens, concatenated: `[B, 2D]`."""
     return jnp.concatenate([masked_mean(tokens, mask), masked_max(tokens, mask)], axis=-1)
+
+
+def pooled_features(tokens: jax.Array, mask: jax.Array, width: int, dtype: Any) -> jax.Array:
+    """Returns GELU(W [mean; max]) `[B, width]` of the real tokens; call it in a compact method."""
+    return nn.gelu(nn.Dense(width, dtype=dtype, name="out")(mean_max(tokens, mask)))

@@ -1,0 +1,43 @@
+"""Tokens of three modalities with their masks, and strategies small enough for tests."""
+
+import jax
+import numpy as np
+
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.model import options
+
+WIDTH = 8
+RANDOM = np.random.default_rng(0)
+COUNTS = {"text": 5, "audio": 3, "image": 4}  # not in sorted order, as a caller's dictionary may be
+TOKENS = {m: RANDOM.normal(size=(3, n, WIDTH)).astype(np.float32) for m, n in COUNTS.items()}
+MASK = {
+    "text": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], bool),
+    "audio": np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool),
+    "image": np.ones((3, 4), bool),
+}
+ROWS, RNGS = {"rows": {"id": np.arange(3)}}, {"dropout": jax.random.key(3)}
+FEATURE = [name for name, kind in FUSIONS.items() if kind.declares.level == "feature"]
+OPTIONS = {
+    name: {"heads": 2} | ({"layers": 1} if "layers" in options(kind) else {})
+    for name, kind in FUSIONS.items()
+    if "heads" in options(kind)
+}
+
+
+def make(name, **more):
+    return FUSIONS[name](width=WIDTH, **{**OPTIONS.get(name, {}), **more})
+
+
+def take(count):
+    names = list(COUNTS)[:count]
+    return {m: TOKENS[m] for m in names}, {m: MASK[m] for m in names}
+
+
+def spoilt(tokens, mask):
+    return {m: np.where(mask[m][..., None], tokens[m], np.nan) for m in tokens}
+
+
+def without(mask, modality, row):
+    kept = mask[modality].copy()
+    kept[row] = False
+    return {**mask, modality: kept}
