@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
     if metric not in (have := configs.selectable(example)):
         raise UserError(f"--metric={metric}: {nearest(metric, have)}")
     if MATCH.value != "none":
-        make, matches = budget.matched(make, names, MATCH.value)
-        live.matches(matches, MATCH.value)
+        make, target, matches = budget.matched(make, names, MATCH.value)
+        live.matches(matches, MATCH.value, target)
     planned = plan.build(make, names, SEEDS.value, vary)
     for cell in planned.cells:
         configs.check(configs.from_json(cell.config), base.get_config(), jax.device_count())
@@ -76,17 +76,28 @@ def main(argv: Sequence[str]) -> None:
 
     with runner.Pool(directory, jobs, cli.settle_worker) as pool:
         work_on = pool.run if jax.default_backend() == "cpu" else functools.partial(grouped.run, directory)
+
+        def look_at(cells: Sequence[plan.Cell]) -> None:
+            names, work = {cell.name for cell in cells}, ablation.examining(metric)
+            best = [cell for cell in ablation.chosen_cells(settled, directory, metric) if cell.name in names]
+            live.show("examine", best, directory, shared.sending(work_on(best, work)), work)
+
         live.show("train", mine, directory, shared.sending(work_on(mine, runner.TRAINING)), runner.TRAINING)
         shared.fetch(planned.cells)
+        if ablation.unfinished(settled, directory):
+            look_at(mine)  # and then, whether the others have finished
+            shared.fetch(planned.cells)
         if waiting := ablation.unfinished(settled, directory):
             print(f"{len(waiting)} of {len(settled.cells)} cells are left to other shards; the last writes the report")
             return
-        best = ablation.chosen_cells(settled, directory, metric)
-        live.show("examine", best, directory, shared.sending(work_on(best, ablation.EXAMINING)), ablation.EXAMINING)
+        look_at(settled.cells)
     outcome = ablation.conclude(
         settled, directory, metric, *ablation.classical(example, metric, SEEDS.value, directory), published
     )
-    report.write(outcome, settled, directory, f"python -m experiments.ablate {shlex.join(argv[1:])}", LATEX.value)
+    _, again = cli.take_flag(list(argv), "shard")
+    command = shlex.join(["python", "-m", "experiments.ablate", *again[1:]])
+    train = functools.partial(grid.command, source, tuple(overrides))
+    report.write(outcome, settled, directory, command, train, LATEX.value)
     shared.send()
     live.conclusion(outcome, remote or directory)
 

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiments import cli
+from mmfusion import config as configs
+from mmfusion.analysis.plan import Cell
 from mmfusion.errors import UserError
 
 SHORT = {"lr": "optim.learning_rate"}
@@ -38,6 +41,22 @@ def config(source: str, overrides: Sequence[str], fusion: str, seed: int, modali
     made = cli.make_config(f"{path}:{','.join(filter(None, [arg, *more]))}", own)
     base.keep_modalities(made, modalities)
     return made
+
+
+def command(source: str, overrides: Sequence[str], cell: Cell) -> str:
+    """Returns the command that trains a cell by itself, all but its `--workdir`; arguments are those of `config`."""
+    modalities = "+".join(cell.config["data"]["modalities"])
+    made = config(source, overrides, cell.fusion, cell.config["seed"], modalities)
+    path, _, arg = source.partition(":")
+    more = [arg, f"fusion={cell.fusion}" * bool(cell.fusion), f"seed={cell.config['seed']}"]
+    if len(cell.config["data"]["modalities"]) < len(config(source, overrides, cell.fusion, 0, "").data.modalities):
+        more.append(f"modalities={modalities}")
+    own = overrides if cell.fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
+    have, wanted = configs.flat(configs.to_json(made)), configs.flat(cell.config)
+    differ = sorted((key for key in wanted if have.get(key) != wanted[key]), key=lambda key: not key.endswith(".name"))
+    changes = [f"--config.{key}={wanted[key]}" for key in differ]
+    given = [f"--config={path}:{','.join(filter(None, more))}", *own, *changes]
+    return shlex.join(["python", "-m", "experiments.train", *given])
 
 
 def values(item: str) -> tuple[str, list[Any]]:

@@ -153,9 +153,8 @@ def _step(directory: Path, cell: Cell) -> int:
         return 0
 
 
-def matches(found: Mapping[str, Match], kind: str) -> None:
-    """Prints the widths at which the methods cost the same, and which of them could not be brought near."""
-    target = statistics.median(one.cost for one in found.values())
+def matches(found: Mapping[str, Match], kind: str, target: int) -> None:
+    """Prints the widths at which the methods cost what the target is, and which of them could not be brought near."""
     table = Table("method", "width", kind, "off", title=f"Widths for equal {kind}", title_justify="left")
     for name, one in found.items():
         off = one.cost / target - 1

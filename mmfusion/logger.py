@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -125,7 +126,7 @@ def write_json(path: str | os.PathLike, obj) -> None:
       path: the file, replaced if there is one.
       obj: dicts, lists, numbers, strings, NumPy arrays.
     """
-    _replace(pathlib.Path(path), json.dumps(plain(obj), indent=2) + "\n")
+    write_text(pathlib.Path(path), json.dumps(plain(obj), indent=2) + "\n")
 
 
 def plain(value):
@@ -139,8 +140,9 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file, whole or not at all, whoever else writes it."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # process numbers are those of a container
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -165,7 +167,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
     # A run that goes on will test again.
     kept = [line for line in lines if _step_of(line) <= step and '"split": "test"' not in line]
     if kept != lines:
-        _replace(path, "".join(kept))
+        write_text(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

@@ -5,6 +5,7 @@ whatever their weight.
 """
 
 import numpy as np
+from scipy import stats
 from scipy.special import expit, log_softmax
 
 from mmfusion.logger import plain
@@ -18,24 +19,30 @@ METRICS = {
         "macro_recall": True,
         "macro_f1": True,
         "auroc": True,
+        "average_precision": True,
         "nll": False,
+        "brier": False,
         "ece": False,
         "loss": False,
     },
     "multilabel": {
         "accuracy": True,
+        "balanced_accuracy": True,
         "subset_accuracy": True,
         "macro_precision": True,
         "macro_recall": True,
         "macro_f1": True,
+        "micro_precision": True,
+        "micro_recall": True,
         "micro_f1": True,
         "auroc": True,
         "average_precision": True,
         "nll": False,
+        "brier": False,
         "ece": False,
         "loss": False,
     },
-    "regression": {"mae": False, "rmse": False, "r2": True, "pearson": True, "loss": False},
+    "regression": {"mae": False, "rmse": False, "r2": True, "pearson": True, "spearman": True, "loss": False},
 }
 
 ECE_BINS = 15
@@ -45,9 +52,10 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
     """Returns the scores of a single-label task: those of `METRICS` but the loss, `per_class` and `confusion`.
 
     Macro averages are over the classes that occur as target or prediction, balanced accuracy over those that occur as
-    target; a class's undefined precision counts 0. AUROC is one-vs-rest, averaged over the classes it is defined for,
-    and of class 1 when there are two. ECE has 15 bins of equal width (Guo et al., 2017, arXiv:1706.04599). Every score
-    is None when no row has weight or a logit is not finite.
+    target; a class's undefined precision counts 0. AUROC and average precision are one-vs-rest, averaged over the
+    classes they are defined for, and of class 1 when there are two. Micro averages of a single-label task are its
+    accuracy. Brier's score is Σ_c (p_c - y_c)², from 0 to 2 (Brier 1950). ECE has 15 bins of equal width (Guo et al.,
+    2017, arXiv:1706.04599). Every score is None when no row has weight or a logit is not finite.
 
     Args:
       logits: `[n, C]`.
@@ -69,14 +77,18 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
     hits, actual, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)  # [C]
     per_class = _per_class(hits, actual, predicted)
     confidence = np.exp(log_probabilities.max(axis=1))  # [n]
-    one_vs_rest = [_auroc(targets == c, log_probabilities[:, c]) for c in range(classes)]
+    one_vs_rest = [(targets == c, log_probabilities[:, c]) for c in range(classes)]
+    if classes == 2:
+        one_vs_rest = [(targets == 1, logits[:, 1] - logits[:, 0])]
     return plain(
         {
             "accuracy": hits.sum() / len(targets),
             "balanced_accuracy": np.mean(hits[actual > 0] / actual[actual > 0]),
             **_macro(per_class, (actual > 0) | (predicted > 0)),
-            "auroc": _auroc(targets == 1, logits[:, 1] - logits[:, 0]) if classes == 2 else _mean(one_vs_rest),
+            "auroc": _mean([_auroc(positive, scores) for positive, scores in one_vs_rest]),
+            "average_precision": _mean([_average_precision(positive, scores) for positive, scores in one_vs_rest]),
             "nll": -np.mean(log_probabilities[np.arange(len(targets)), targets]),
+            "brier": np.mean(((np.exp(log_probabilities) - np.eye(classes)[targets]) ** 2).sum(axis=1)),
             "ece": _ece(confidence, predictions == targets),
             "per_class": per_class,
             "confusion": confusion,  # rows are targets, columns predictions
@@ -87,9 +99,9 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
 def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> dict:
     """Returns the scores of a multi-label task at threshold 0.5: those of `METRICS` but the loss, and `per_class`.
 
-    `accuracy` is over single labels, `subset_accuracy` over rows that are right as a whole; AUROC and average precision
-    are averaged over the labels they are defined for; NLL and ECE are over single labels' probabilities. Every score
-    is None when no row has weight or a logit is not finite.
+    `accuracy` is over single labels, `subset_accuracy` over rows that are right as a whole; balanced accuracy, AUROC
+    and average precision are averaged over the labels they are defined for; NLL, ECE and Brier's score, (p - y)², are
+    over single labels' probabilities. Every score is None when no row has weight or a logit is not finite.
 
     Args:
       logits: `[n, C]`.
@@ -99,8 +111,6 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
     Raises:
       ValueError: if shapes do not fit, or a target is neither 0 nor 1.
     """
-    from sklearn.metrics import average_precision_score  # takes a second to import
-
     logits, targets = _select(logits, targets, weight, ("n", "C"), ("n", "C"))
     if not np.isin(targets, (0, 1)).all():
         raise ValueError("multi-label targets must be 0 or 1")
@@ -114,14 +124,22 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
     return plain(
         {
             "accuracy": np.mean(targets == predictions),
+            "balanced_accuracy": _mean(
+                [
+                    (hits[c] / actual[c] + (~targets & ~predictions)[:, c].sum() / (len(targets) - actual[c])) / 2
+                    for c in labels
+                    if 0 < actual[c] < len(targets)
+                ]
+            ),
             "subset_accuracy": np.mean((targets == predictions).all(axis=1)),
             **_macro(per_class, np.ones(logits.shape[1], bool)),
+            "micro_precision": _ratio(hits.sum(), predicted.sum()),
+            "micro_recall": _ratio(hits.sum(), actual.sum()),
             "micro_f1": _ratio(2 * hits.sum(), actual.sum() + predicted.sum()),
             "auroc": _mean([_auroc(targets[:, c], logits[:, c]) for c in labels]),
-            "average_precision": _mean(
-                [average_precision_score(targets[:, c], logits[:, c]) for c in labels if actual[c]]
-            ),
+            "average_precision": _mean([_average_precision(targets[:, c], logits[:, c]) for c in labels]),
             "nll": np.mean(np.logaddexp(0, np.where(targets, -logits, logits))),
+            "brier": np.mean((probability - targets) ** 2),
             "ece": _ece(np.maximum(probability, 1 - probability).ravel(), (targets == predictions).ravel()),
             "per_class": per_class,
         }
@@ -129,7 +147,7 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
 
 
 def regression(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> dict:
-    """Returns the scores of a regression task: MAE, RMSE, R² and Pearson's r, None where undefined.
+    """Returns the scores of a regression task: MAE, RMSE, R², Pearson's r and Spearman's, None where undefined.
 
     Args:
       predictions: `[n]`.
@@ -151,6 +169,7 @@ def regression(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray)
             "rmse": np.sqrt(np.mean(error**2)),
             "r2": 1 - np.mean(error**2) / np.var(targets) if spread else None,
             "pearson": np.corrcoef(predictions, targets)[0, 1] if spread and spread_predicted else None,
+            "spearman": stats.spearmanr(predictions, targets).statistic if spread and spread_predicted else None,
         }
     )
 
@@ -194,6 +213,12 @@ def _auroc(positive, scores):
     from sklearn.metrics import roc_auc_score  # takes a second to import
 
     return roc_auc_score(positive, scores) if 0 < positive.sum() < len(positive) else None
+
+
+def _average_precision(positive, scores):
+    from sklearn.metrics import average_precision_score  # takes a second to import
+
+    return average_precision_score(positive, scores) if positive.any() else None
 
 
 def _ece(confidence, correct):

@@ -88,12 +88,14 @@ def run(
     stop: threading.Event,
     profile: bool = False,
     dataset: Dataset | None = None,
+    alone: bool = True,
 ) -> Run:
     """Does all of a run but the updates, which it asks for, so that one program can take those of several runs.
 
     Args:
       config, workdir, profile, dataset: as of `train`, whose errors these are, too.
       stop: set where the run shall save itself and stop.
+      alone: whether its updates are taken by themselves, so that the time they take says how fast it is.
     """
     began = time.monotonic()
     workdir = Path(workdir)
@@ -196,7 +198,7 @@ def run(
         log.log(best, result["test"], "test")
         result |= {
             "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-            "examples_per_second": progress.training_examples / max(progress.training_seconds, 1e-9),
+            "examples_per_second": progress.training_examples / max(progress.training_seconds, 1e-9) if alone else None,
             "seconds": time.monotonic() - began_at,
             "seconds_to_first_step": progress.seconds_to_first_step,
             "steps": config.steps,
@@ -205,6 +207,7 @@ def run(
             "data": {
                 "name": config.data.name,
                 "fingerprint": dataset.fingerprint,
+                "rows": dataset.rows,
                 "examples": {name: len(split) for name, split in dataset.splits.items()},
                 "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
             },

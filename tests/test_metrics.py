@@ -24,7 +24,9 @@ def test_classification_against_scikit_learn():
         "macro_recall": recall.mean(),
         "macro_f1": f1.mean(),
         "auroc": oracle.roc_auc_score(TARGETS, probabilities, multi_class="ovr"),
+        "average_precision": oracle.average_precision_score(np.eye(4)[TARGETS], probabilities),
         "nll": oracle.log_loss(TARGETS, probabilities),
+        "brier": ((probabilities - np.eye(4)[TARGETS]) ** 2).sum(1).mean(),
     }
     for name, value in expected.items():
         assert scores[name] == pytest.approx(value), name
@@ -98,6 +100,12 @@ def test_multilabel_against_scikit_learn():
         "macro_recall": oracle.recall_score(LABELS, predictions, average="macro"),
         "macro_f1": oracle.f1_score(LABELS, predictions, average="macro"),
         "micro_f1": oracle.f1_score(LABELS, predictions, average="micro"),
+        "micro_precision": oracle.precision_score(LABELS, predictions, average="micro"),
+        "micro_recall": oracle.recall_score(LABELS, predictions, average="micro"),
+        "balanced_accuracy": np.mean(
+            [oracle.balanced_accuracy_score(LABELS[:, c], predictions[:, c]) for c in range(4)]
+        ),
+        "brier": np.mean([oracle.brier_score_loss(LABELS[:, c], expit(LOGITS[:, c])) for c in range(4)]),
         "auroc": oracle.roc_auc_score(LABELS, LOGITS),
         "average_precision": oracle.average_precision_score(LABELS, LOGITS),
         "nll": oracle.log_loss(LABELS.ravel(), expit(LOGITS).ravel()),
@@ -123,9 +131,10 @@ def test_regression_against_scikit_learn():
 def test_regression_known_answers():
     targets = np.arange(5)
     exact = metrics.regression(targets.astype(float), targets, np.ones(5))
-    assert exact == {"mae": 0, "rmse": 0, "r2": 1, "pearson": pytest.approx(1)}
+    assert exact == {"mae": 0, "rmse": 0, "r2": 1, "pearson": pytest.approx(1), "spearman": pytest.approx(1)}
+    assert metrics.regression(targets**3.0, targets, np.ones(5))["spearman"] == pytest.approx(1)  # of ranks
     mean = metrics.regression(np.full(5, 2.0), targets, np.ones(5))
-    assert (mean["r2"], mean["pearson"]) == (pytest.approx(0), None)
+    assert (mean["r2"], mean["pearson"], mean["spearman"]) == (pytest.approx(0), None, None)
     assert metrics.regression(targets, np.full(5, 2), np.ones(5))["r2"] is None
 
 

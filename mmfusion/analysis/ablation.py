@@ -2,7 +2,8 @@
 
 import csv
 import dataclasses
-import json
+import functools
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from mmfusion import config as configs
 from mmfusion.analysis import baselines, information, judge, runner
 from mmfusion.analysis.claims import Claims, claims
 from mmfusion.analysis.judge import Row
-from mmfusion.analysis.plan import Cell, Plan
+from mmfusion.analysis.plan import Cell, Plan, code_digest
 from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
-from mmfusion.logger import plain, write_json
+from mmfusion.logger import plain, write_json, write_text
 
-EXAMINED = "examined.json"
+EXAMINED_BY = ("examine", "calibration", "contribution", "corruption", "interaction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +46,14 @@ class Outcome:
 
 
 def chosen_cells(plan: Plan, directory: Path, metric: str) -> list[Cell]:
-    """Returns the cells of each strategy at the values that validation chose, those that ended in a number."""
+    """Returns the cells of each strategy at the values that validation chose, those that ended in a number.
+
+    A strategy of which a cell is still to be run is left out: nothing is chosen yet.
+    """
     results, _ = read(plan, directory)
-    names = {name for row in judge.rows(plan.cells, results, metric) if not row.floor for name in row.runs}
+    open_ = {cell.method for cell in unfinished(plan, directory)}
+    rows = [row for row in judge.rows(plan.cells, results, metric) if not row.floor and row.method not in open_]
+    names = {name for row in rows for name in row.runs}
     return [cell for cell in plan.cells if cell.name in names]
 
 
@@ -72,8 +78,8 @@ def read(plan: Plan, directory: Path, name: str = runner.RESULT) -> tuple[dict[s
 def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> tuple[list[Row], dict[str, Any]]:
     """Returns what needs no network: classical baselines as rows, and the information in two modalities, in bits.
 
-    Computed once and kept in `baselines.json`. The baselines do not depend on a seed: each stands for all of them. One
-    whose metric is another is left out.
+    Computed once and kept in `baselines_METRIC.json`. The baselines do not depend on a seed: each stands for all of
+    them. One whose metric is another is left out.
 
     Args:
       config: of a cell, with all modalities.
@@ -81,13 +87,17 @@ def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> t
       seeds: of the plan.
       directory: of the ablation.
     """
-    path = directory / "baselines.json"
+    path = directory / f"baselines_{metric.replace('/', '_')}.json"
     prefix, _, name = metric.rpartition("/")
     task = prefix or next(iter(config.data.targets))
     if not path.exists():
         dataset = load(config.data, seed=0)
         found = baselines.baselines(dataset, task, name)
-        written: dict[str, Any] = {"baselines": [dataclasses.asdict(one) for one in found], "information": {}}
+        written: dict[str, Any] = {
+            "rows": dataset.rows,
+            "baselines": [dataclasses.asdict(one) for one in found],
+            "information": {},
+        }
         if len(config.data.modalities) == 2 and config.data.targets[task].kind == "classification":
             real, chance = information.of_dataset(dataset, task)
             written["information"] = {"train": dataclasses.asdict(real), "chance": dataclasses.asdict(chance)}
@@ -133,8 +143,9 @@ def conclude(
       UserError: the data changed between two cells.
     """
     results, errors = read(plan, directory)
-    _check_data(plan, results)
-    examined, _ = read(plan, directory, EXAMINED)
+    _check_data(plan, results, directory)
+    examined, failed = read(plan, directory, examining(metric).leaves)
+    errors |= {name: f"examination: {error}" for name, error in failed.items() if name in results}
     higher = judge.direction(plan.cells, metric)
     rows = tuple(judge.rows(plan.cells, results, metric))
     said = claims(rows, baseline_rows, examined, bits, metric, higher)
@@ -151,26 +162,35 @@ def conclude(
     return outcome
 
 
-def examine_cell(cell: Cell, folder: Path) -> None:
-    """Writes what `examine` finds of a finished cell."""
+def examining(metric: str) -> runner.Work:
+    """Returns the work of examining a finished cell; what it leaves is named by the metric, and by the code of it."""
+    leaves = f"examined_{metric.replace('/', '_')}_{code_digest(EXAMINED_BY)}.json"
+    return runner.Work(functools.partial(_examine_cell, metric=metric, leaves=leaves), leaves)
+
+
+def _examine_cell(cell: Cell, folder: Path, metric: str, leaves: str) -> None:
     from mmfusion.analysis.examine import examine
 
     del cell
-    write_json(folder / EXAMINED, plain(examine(folder)))
+    write_json(folder / leaves, plain(examine(folder, metric)))
 
 
-def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> None:
-    first: dict[str, tuple[str, str]] = {}
+def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
+    """Raises UserError where cells, or the baselines, were made of other rows than the first cell."""
+    seen: dict[int, tuple[str, str]] = {}
     for cell in plan.cells:
         if cell.name in results:
-            read_as = json.dumps([cell.config["data"], cell.config["seed"]], sort_keys=True)
-            fingerprint = results[cell.name]["data"]["fingerprint"]
-            name, other = first.setdefault(read_as, (cell.name, fingerprint))
-            if fingerprint != other:
-                raise UserError(
-                    f"the data changed while the ablation ran: {name} saw {other}, {cell.name} {fingerprint}; begin "
-                    "again in another --workdir"
-                )
+            pairing = cell.config["seed"] if cell.config["data"]["name"].startswith("pair:") else 0
+            name, rows = seen.setdefault(pairing, (cell.name, results[cell.name]["data"]["rows"]))
+            if rows != results[cell.name]["data"]["rows"]:
+                raise UserError(_changed(name, cell.name))
+    for path in directory.glob("baselines_*.json"):
+        if 0 in seen and configs.read_json(path)["rows"] != seen[0][1]:
+            raise UserError(_changed(seen[0][0], path.name))
+
+
+def _changed(one: str, other: str) -> str:
+    return f"the data changed while the ablation ran: {one} and {other} differ; begin again in another --workdir"
 
 
 def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Mapping[str, str], path: Path) -> None:
@@ -185,20 +205,15 @@ def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Ma
         }
     )
     tried = sorted({key for cell in plan.cells for key in cell.tried})
-    with path.with_suffix(".new").open("w", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["cell", "method", "seed", *tried, *scores, "parameters", "steps", "best_step", "error"])
-        for cell in plan.cells:
-            result = results.get(cell.name)
-            numbers = (
-                [result[s.split("/", 1)[0]].get(s.split("/", 1)[1]) for s in scores] if result else [""] * len(scores)
-            )
-            more = [result[key] for key in ("parameters", "steps", "best_step")] if result else [""] * 3
-            values = [cell.tried.get(key, "") for key in tried]
-            lines.writerow(
-                [cell.name, cell.method, cell.config["seed"], *values, *numbers, *more, errors.get(cell.name, "")]
-            )
-    path.with_suffix(".new").replace(path)
-
-
-EXAMINING = runner.Work(examine_cell, EXAMINED)
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["cell", "method", "seed", *tried, *scores, "parameters", "steps", "best_step", "error"])
+    for cell in plan.cells:
+        result = results.get(cell.name)
+        numbers = [result[s.split("/", 1)[0]].get(s.split("/", 1)[1]) for s in scores] if result else [""] * len(scores)
+        more = [result[key] for key in ("parameters", "steps", "best_step")] if result else [""] * 3
+        values = [cell.tried.get(key, "") for key in tried]
+        lines.writerow(
+            [cell.name, cell.method, cell.config["seed"], *values, *numbers, *more, errors.get(cell.name, "")]
+        )
+    write_text(path, file.getvalue())

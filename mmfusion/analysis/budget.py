@@ -81,7 +81,7 @@ def match(cost_of: Callable[[int], int], target: int, width: int, step: int) -> 
     return Match(best * step, int(at(best)))
 
 
-def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, dict[str, Match]]:
+def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, int, dict[str, Match]]:
     """Returns `make` with widths at which every strategy, and each modality alone, costs what the reference does.
 
     The reference is `concat` where it is among the strategies, else the first, at the config's width.
@@ -92,7 +92,7 @@ def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, dict[s
       kind: of KINDS.
 
     Returns:
-      The new `make`, and the match by strategy or `MODALITY alone`.
+      The new `make`, the reference's cost, and the match by strategy or `MODALITY alone`.
 
     Raises:
       UserError: a strategy cannot be built.
@@ -130,4 +130,4 @@ def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, dict[s
         config.model.width = matches[fusion, modality].width
         return config
 
-    return make_matched, {fusion or f"{modality} alone": one for (fusion, modality), one in matches.items()}
+    return make_matched, target, {fusion or f"{modality} alone": one for (fusion, modality), one in matches.items()}

@@ -10,16 +10,19 @@ from mmfusion.analysis.judge import REFERENCE, Difference, Row
 from mmfusion.analysis.statistics import Comparison, compare, fewest_pairs, holm, verdict
 
 RULE = (
-    "For each method the values of the optimizer with the best mean validation {metric} are chosen, from the same ones "
-    "for all; the best method and the best modality alone are chosen by validation as well, and test scores are read "
-    "once after that. Differences are paired by seed. `Better` asks for p < 0.05 of the exact sign-flip test (where "
-    "several methods are compared, after Holm's correction for their number), a 95 % BCa interval of the difference "
-    "beyond 0, and P(A>B) with an interval above 0.5 that reaches 0.75; `worse` is its mirror, and everything else "
-    "cannot be told. A modality or an interaction counts as nothing only where the whole interval of what it is worth "
-    "lies within 1 % of the score."
+    "For each method the values of the optimizer with the best mean validation {metric} are chosen, from the same "
+    "ones for all; of two values, and of two strategies, the one that failed on fewer seeds goes first. The best "
+    "strategy and the best modality alone are chosen by validation as well, and test scores are read once after that."
+    " Differences are paired by seed; intervals and p are over training seeds, on one test set. `Better` asks for p <"
+    " 0.05 of the exact sign-flip test, a 95 % BCa interval of the difference beyond 0, and P(A>B) with an interval "
+    "above 0.5 that reaches 0.75; `worse` is its mirror, and everything else cannot be told. Where a strategy is held"
+    " against {reference}, and a modality or an interaction against none, p is corrected for the number of these "
+    "(Holm); where the best is held against the best, for all that they were chosen of (Westfall and Young). A "
+    "modality or an interaction counts as nothing only where the whole 95 % interval of what it is worth, by the "
+    "bootstrap and by Student's t, lies within 1 % of the score."
 )
 FEWEST = fewest_pairs(1)
-SPOKEN_OF = ("subsets", "perceptual", "interaction")  # parts of an examination
+BLIND = ("majority", "mean")  # baselines
 NEGLIGIBLE = 0.01  # share of the score below which a part of the model counts as nothing
 
 
@@ -71,41 +74,42 @@ def claims(
       metric: what was compared.
       higher: whether more of it is better.
     """
-    rule = RULE.format(metric=metric)
+    rule = RULE.format(metric=metric, reference=REFERENCE)
     fused = [row for row in found if not row.floor]
-    alone = judge.best([row for row in (*found, *classical) if row.floor], higher)
-    joint = judge.best([row for row in classical if not row.floor], higher)
-    top = judge.best(fused, higher)
+    floors = [row for row in (*found, *classical) if row.floor]
+    joints = [row for row in classical if not row.floor]
+    alone = judge.best(floors, higher, failing_last=False)  # what fails now and then is a floor all the same
+    joint, top = judge.best(joints, higher), judge.best(fused, higher)
     if not top:
         return Claims(rule, "No claims: no run of a fusion strategy ended in a number.")
     if len(top.seeds) < 2:
+        why = "one seed" if not top.lost else f"{top.method} ended on {len(top.seeds)} of its seeds"
         return Claims(
-            rule, f"No claims: one seed; a difference needs at least {FEWEST} (--seeds={FEWEST}).", best=top.method
+            rule, f"No claims: {why}; a difference needs at least {FEWEST} (--seeds={FEWEST}).", best=top.method
         )
     said = []
     ended = [row for row in fused if row.test]
-    against_floor = judge.differences(ended, alone, higher) if alone else []
+    against_floor = judge.differences([(row, alone) for row in ended], higher) if alone else []
     if alone:
-        (mine,) = judge.differences([top], alone, higher)  # both were chosen by validation: one comparison
+        mine = judge.chosen_difference(ended, floors, top, alone, higher)
         words = {"better": "Fusion helps", "worse": "Fusion hurts"}.get(mine.verdict, "Whether fusion helps is open")
-        text = f"{words}: {_beside(top, alone)}; {_difference(mine.comparison, mine.p, higher)}{_more(mine)}."
+        text = f"{words}: {_beside(top, alone)}; {_difference(mine, higher)}{_more(mine)}."
         said.append(Statement("fusion", mine.verdict, text, mine.comparison))
     if joint:
-        (mine,) = judge.differences([top], joint, higher)
+        mine = judge.chosen_difference(ended, joints, top, joint, higher)
         words = {"better": "is better than", "worse": "is worse than"}.get(mine.verdict, "cannot be told from")
         text = (
             f"{top.method} {words} the best classical baseline on all modalities, {joint.method} ({joint.mean:.4f}); "
-            f"{_difference(mine.comparison, mine.p, higher)}."
+            f"{_difference(mine, higher)}."
         )
         said.append(Statement("classical", mine.verdict, text, mine.comparison))
-    reference = next((row for row in ended if row.method == REFERENCE), None)
-    against_reference = []
-    if reference and len(ended) > 1:
-        against_reference = judge.differences([row for row in ended if row is not reference], reference, higher)
+    references = {row.variation: row for row in ended if row.is_reference}
+    pairs = [(row, references[row.variation]) for row in ended if row.variation in references and not row.is_reference]
+    against_reference = judge.differences(pairs, higher)
+    if pairs:
         said += _groups(against_reference, len(top.seeds))
     runs = [examined[name] for name in top.runs if name in examined]
-    if len(runs) > 1 and None not in _leaves([[run[part] for part in SPOKEN_OF] for run in runs]):
-        said += [*_interaction(top, runs), *_modalities(top, runs), *_missing(top, runs, metric)]
+    said += _looked_at(top, runs)
     said += _information(bits, max(runs[0]["subsets"], key=len).split("+")) if runs and bits else []
     if len(top.seeds) < FEWEST:
         text = f"{len(top.seeds)} seeds cannot show a difference: no test of fewer than {FEWEST} comes below 0.05."
@@ -119,16 +123,18 @@ def claims(
 def _groups(differences: Sequence[Difference], seeds: int) -> list[Statement]:
     """Returns a statement for the strategies better than the reference, for those worse, and for the others."""
     said = []
-    if seeds < (needed := fewest_pairs(len(differences))):
+    count = sum(one.comparison is not None for one in differences)
+    if count and seeds < (needed := fewest_pairs(count)):
         text = (
-            f"{seeds} seeds cannot tell any strategy from {REFERENCE}: {len(differences)} comparisons need at least "
+            f"{seeds} seeds cannot tell any strategy from {REFERENCE}: {count} comparisons need at least "
             f"{needed} (--seeds={needed})."
         )
         said.append(Statement("strategies", "cannot tell", text))
     for kind, words in (("better", "Better than"), ("worse", "Worse than"), ("cannot tell", "Not to be told from")):
         group = [one for one in differences if one.verdict == kind]
         if group:
-            text = f"{words} {REFERENCE}: {_names([one.method for one in group])}{_needed(group)}."
+            named = [f"{one.method}{_without(one)}" for one in group]
+            text = f"{words} {REFERENCE}: {_names(named)}{_needed(group)}."
             said.append(Statement("strategies", kind, text))
     return said
 
@@ -141,22 +147,48 @@ def _needed(group: Sequence[Difference]) -> str:
     return "".join(f"; about {number} seeds would tell {_names(names)}" for number, names in by_number.items())
 
 
+def _looked_at(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:
+    """Says what the examinations of the best method's runs found, and where they found no number."""
+    said = []
+    if len(runs) < len(top.runs):
+        text = f"{len(runs)} of {len(top.runs)} runs of {top.method} were examined; the others failed."
+        said.append(Statement("examined", "no result", text))
+    for part, words in (
+        ("interaction", "whether the interaction of the modalities is used"),
+        ("perceptual", "what each modality is worth"),
+        ("subsets", "what is left without a modality"),
+    ):
+        known = [run for run in runs if run[part] and None not in _leaves(run[part])]
+        if len(known) > 1:
+            said += SAY[part](top, known)
+        lacking = len(runs) - len(known)
+        if lacking and any(len(run["subsets"]) > 2 for run in runs):  # there are two modalities
+            text = f"{words[0].upper()}{words[1:]} is not defined on {lacking} of {len(runs)} runs of {top.method}."
+            said.append(Statement(part, "no result", text))
+    return said
+
+
 def _interaction(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:
     """Says whether the best method's score falls when it is made additive, modality against modality."""
+    names = list(runs[0]["interaction"])
+    scores = [
+        [[statistics.fmean(run["interaction"][m][what]) for run in runs] for what in ("whole", "additive")]
+        for m in names
+    ]
+    each = [compare(whole, additive) for whole, additive in scores]
     said = []
-    for m in runs[0]["interaction"]:
-        whole, additive = (
-            [statistics.fmean(run["interaction"][m][what]) for run in runs] for what in ("whole", "additive")
-        )
-        one = compare(whole, additive)
-        kind = _worth(one, one.p, statistics.fmean(whole))
+    for m, one, p, (whole, additive) in zip(names, each, holm([one.p for one in each]), scores, strict=True):
+        kind = _worth(one, p, statistics.fmean(whole))
         words = {
             "better": "uses the interaction of its modalities",
             "nothing": "does not need the interaction of its modalities",
+            "worse": "does better without the interaction of its modalities",
         }.get(kind, "may or may not use the interaction of its modalities")
+        sign = runs[0]["sign"]
         text = (
-            f"{top.method} {words}: {_mean(whole)}, and {_mean(additive)} as the nearest sum of a part of {m} and a "
-            f"part of the rest; {_difference(one, one.p)}."
+            f"{top.method} {words}: {sign * statistics.fmean(whole):.4f}, and {sign * statistics.fmean(additive):.4f} "
+            f"as the nearest sum of a part of {m} and a part of the rest ({runs[0]['metric']} of {runs[0]['paired']} "
+            f"examples, drawn anew for each seed); {_numbers(one, p)}."
         )
         said.append(Statement("interaction", kind, text, one))
     return said
@@ -170,18 +202,25 @@ def _modalities(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:
     for m, one, p in zip(names, each, holm([one.p for one in each]), strict=True):
         kind = _worth(one, p, 1.0)
         low, high = (100 * x for x in one.interval)
-        words = {"better": "counts", "nothing": "contributes nothing"}.get(kind, "may or may not count")
+        words = {
+            "better": "counts",
+            "nothing": "contributes nothing",
+            "worse": "is better mixed up than right",
+        }.get(kind, "may or may not count")
+        bound = f" (less than {100 * NEGLIGIBLE:.0f} %)" if kind == "nothing" else ""
         text = (
-            f"{m} {words}: giving each example another one's {m} costs {top.method} {100 * one.difference:.1f} % of "
-            f"its score, 95 % interval {low:.1f} to {high:.1f} %, p = {p:.3g}."
+            f"{m} {words}: giving each of {runs[0]['rows']} test examples another one's {m} costs {top.method} "
+            f"{100 * one.difference:.1f} % of its {runs[0]['metric']}{bound}, 95 % interval {low:.1f} to {high:.1f} %, "
+            f"p = {p:.3g}."
         )
         said.append(Statement("modality", kind, text, one))
     return said
 
 
 def _worth(one: Comparison, p: float, score: float) -> str:
-    """Returns `nothing` where all of an interval is within a small share of the score, else the verdict."""
-    if one.n >= FEWEST and max(map(abs, one.interval)) < NEGLIGIBLE * abs(score):
+    """Returns `nothing` where all of both intervals is within a small share of the score, else the verdict."""
+    ends = (*one.interval, *one.normal_interval)
+    if one.n >= FEWEST and max(map(abs, ends)) < NEGLIGIBLE * abs(score):
         return "nothing"
     return verdict(one, p)
 
@@ -199,11 +238,11 @@ def _information(bits: Mapping[str, Mapping[str, float]], names: Sequence[str]) 
     return [Statement("information", "", text)]
 
 
-def _missing(top: Row, runs: Sequence[Mapping[str, Any]], metric: str) -> list[Statement]:
+def _missing(top: Row, runs: Sequence[Mapping[str, Any]]) -> list[Statement]:
     """Says what is left of the best method's score when one modality is not there."""
     subsets = {kept: statistics.fmean(run["subsets"][kept] for run in runs) for kept in runs[0]["subsets"]}
     names = max(subsets, key=len).split("+")
-    sign = runs[0]["sign"]
+    sign, metric = runs[0]["sign"], runs[0]["metric"]
     parts = [
         f"{sign * subsets['+'.join(kept)]:.4f} without {m}"
         for m in names
@@ -238,17 +277,25 @@ def _more(one: Difference) -> str:
     return f" (about {one.seeds_needed} seeds would tell)" if one.seeds_needed else ""
 
 
-def _mean(scores: Sequence[float]) -> str:
-    return f"{abs(statistics.fmean(scores)):.4f}"
+def _without(one: Difference) -> str:
+    return f" (without seed {_names([str(seed) for seed in one.lost])}, where one failed)" if one.lost else ""
 
 
 def _beside(mine: Row, other: Row) -> str:
-    return f"{mine.method} {mine.mean:.4f}, and {other.mean:.4f} of {other.method}, the best that one modality gives"
+    what = "which looks at nothing" if other.method in BLIND else "the best that one modality gives"
+    return f"{mine.method} {mine.mean:.4f}, and {other.mean:.4f} of {other.method}, {what}"
 
 
-def _difference(one: Comparison | None, p: float | None, higher: bool = True) -> str:
-    if one is None:
+def _difference(one: Difference, higher: bool) -> str:
+    if one.comparison is None or one.p is None:
         return "fewer than two seeds are paired"
-    low, high = one.interval
     turned = "" if higher else " (less is better; turned)"
+    return f"{_numbers(one.comparison, one.p, turned)}{_without(one)}"
+
+
+def _numbers(one: Comparison, p: float, turned: str = "") -> str:
+    low, high = one.interval
     return f"{one.difference:+.4f}{turned} over {one.n} seeds, 95 % interval {low:+.4f} to {high:+.4f}, p = {p:.3g}"
+
+
+SAY = {"interaction": _interaction, "perceptual": _modalities, "subsets": _missing}

@@ -24,7 +24,7 @@ from mmfusion.data.dataset import Split
 from mmfusion.data.missing import lose
 from mmfusion.evaluate import Run, collect, open_run, score
 
-ROWS = 512  # test examples that are mixed up and corrupted, the same of every run
+ROWS, CORRUPTED = 2048, 512  # test examples that are mixed up, and that are corrupted, the same of every run
 PAIRED, DRAWS = 256, 3  # examples whose modalities are paired in every way, and how often others are drawn
 PERMUTATIONS = 5
 RATES = (0.0, 0.25, 0.5, 0.75)  # at which modalities are lost
@@ -32,13 +32,19 @@ SEVERITIES = tuple(round(0.1 * i, 1) for i in range(11))
 CHUNK = 64  # rows at a time
 
 
-def examine(workdir: Path) -> dict[str, Any]:
+def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
     """Returns what a finished run's best checkpoint does on the test split, as JSON values; more is always better.
+
+    What is drawn, is drawn by the run's seed.
+
+    Args:
+      workdir: of the run.
+      metric: to measure; empty: the one that runs are compared by.
 
     Returns:
       `metric`: that was measured, and `sign`: -1 where less of it is better, and it was turned.
       `subsets`: it with only these modalities present, over the whole split; `shapley` values of these.
-      `rows`: how many examples the following are of.
+      `rows`, `paired`, `corrupted`: how many examples are mixed up or lost, paired in every way, and corrupted.
       `missing`: rate at which each modality is lost -> the metric.
       `perceptual`: see `contribution`; empty where the metric is not above 0.
       `interaction`: modality -> the metric, and that of the additive projection, per draw.
@@ -47,9 +53,9 @@ def examine(workdir: Path) -> dict[str, Any]:
       `cost`: of the train step, see `step_cost`.
     """
     run = open_run(workdir, ["valid", "test"])
-    probe = Probe(run)
-    raw = some(run.dataset.splits["test"], ROWS)
-    encoded = probe.encode(raw)
+    probe = Probe(run, metric)
+    encoded = probe.encode(some(run.dataset.splits["test"], ROWS))
+    raw = some(run.dataset.splits["test"], CORRUPTED)
     run_eval = run.parts.eval_step()
     whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
@@ -63,12 +69,14 @@ def examine(workdir: Path) -> dict[str, Any]:
         "sign": probe.sign,
         "subsets": {"+".join(kept): value for kept, value in subsets.items()},
         "shapley": contribution.shapley(subsets),
-        "rows": len(raw.id),
+        "rows": len(encoded.id),
+        "paired": min(PAIRED, len(encoded.id)),
+        "corrupted": len(raw.id),
         "missing": {str(rate): value for rate, value in missing.items()},
         "perceptual": _perceptual(probe, encoded, names),
         "interaction": _interactions(probe, encoded, names),
         "severities": SEVERITIES,
-        "corruption": _corruptions(probe, raw, encoded),
+        "corruption": _corruptions(probe, raw),
         "calibration": {
             task: _calibration(*((whole[s]["logits"][task], whole[s]["targets"][task]) for s in ("valid", "test")))
             for task, spec in run.parts.tasks.items()
@@ -115,9 +123,9 @@ def some(split: Split, rows: int) -> Batch:
 class Probe:
     """A run in two halves: encoders to tokens, and tokens to logits, each compiled once."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, metric: str = ""):
         self.run = run
-        self.metric = compared_metric(run.config)
+        self.metric = metric or compared_metric(run.config)
         self.sign = 1 if configs.selectable(run.config)[self.metric] else -1
         self._variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
         model, tasks = run.parts.model, run.parts.tasks
@@ -204,7 +212,7 @@ def _perceptual(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[str,
 
     if not probe.value(probe.fuse(encoded)) > 0:
         return {}
-    return contribution.perceptual(permuted, names, len(encoded.id), PERMUTATIONS, seed=0)
+    return contribution.perceptual(permuted, names, len(encoded.id), PERMUTATIONS, seed=probe.run.config.seed)
 
 
 def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -212,7 +220,7 @@ def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[st
     for m in names[: {1: 0, 2: 1}.get(len(names))]:  # of two, the one against the other says all
         result[m] = {"whole": [], "additive": []}
         for draw in range(DRAWS):
-            rows = np.random.default_rng([1, draw]).permutation(len(encoded.id))[:PAIRED]
+            rows = np.random.default_rng([1, draw, probe.run.config.seed]).permutation(len(encoded.id))[:PAIRED]
             batch = jax.tree.map(lambda x, p=rows: x[p], encoded)
             as_it_is = probe.fuse(batch)
             added = {task: interaction.emap(table) for task, table in probe.pairs(batch, m).items()}
@@ -221,8 +229,8 @@ def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[st
     return result
 
 
-def _corruptions(probe: Probe, raw: Batch, encoded: Batch) -> dict[str, dict[str, list[float]]]:
-    reader = probe.run.dataset.reader
+def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
+    reader, encoded = probe.run.dataset.reader, probe.encode(raw)
 
     def at(m: str, name: str, severity: float) -> float:
         worse = corruption.corrupt(

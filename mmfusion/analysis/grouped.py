@@ -9,8 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
-
 from mmfusion import config as configs
 from mmfusion.analysis import runner
 from mmfusion.analysis.plan import Cell
@@ -64,9 +62,7 @@ def _train(cells: list[Cell], directory: Path) -> Iterator[tuple[Cell, str]]:
         runs = [_run(cell, folder, stop) for cell, folder in zip(cells, folders, strict=True)]
         try:
             results = train_together(runs, lambda i: contextlib.redirect_stdout(logs[i]))
-        except jax.errors.JaxRuntimeError as error:
-            if NO_MEMORY not in str(error):
-                raise
+        except Exception as error:  # of the program that they share: other groups go on
             results = [error] * len(cells)
     if len(cells) > 1 and all(NO_MEMORY in str(result) for result in results):
         middle = len(cells) // 2
@@ -83,4 +79,4 @@ def _train(cells: list[Cell], directory: Path) -> Iterator[tuple[Cell, str]]:
 
 def _run(cell: Cell, folder: Path, stop: threading.Event) -> Run:
     config = configs.from_json(cell.config)
-    return (yield from run_of(config, folder, stop, dataset=runner.dataset_of(cell, config)))
+    return (yield from run_of(config, folder, stop, dataset=runner.dataset_of(cell, config), alone=False))

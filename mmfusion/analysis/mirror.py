@@ -4,7 +4,7 @@ A bucket has no locks and no appending, so nothing runs in it. Whoever finds a c
 A cell that its machine was lost with begins again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -34,18 +34,26 @@ class Mirror:
                 raise UserError(f"--workdir={remote}: {error}; gs:// takes `pip install gcsfs`") from error
 
     def fetch(self, cells: Sequence[Cell]) -> None:
-        """Copies the files of the directory itself, and the cells that ended there and not here."""
+        """Copies the files of the directory itself, and what is there of cells that ended there and not here.
+
+        What ended here and was not sent, as its machine was lost, is sent.
+        """
         if self._files is None:
             return
         self._files.invalidate_cache()  # others write there
-        if not self._files.exists(self._remote):
-            return
-        self._get(self._files.find(self._remote, maxdepth=1))
+        found = self._files.find(self._remote) if self._files.exists(self._remote) else []
+        self._get([path for path in found if path.rpartition("/")[0] == self._remote])
         for cell in cells:
             here = runner.cell_directory(self._local, cell)
-            end = self._end(cell)
-            if end and not any((here / name).exists() for name in (runner.RESULT, end)):
-                self._get(self._files.find(self._there(here)))
+            prefix = f"{self._there(here)}/"
+            there = {path.removeprefix(prefix): path for path in found if path.startswith(prefix)}
+            done = (here / runner.RESULT).exists()
+            if runner.RESULT in there:
+                self._get([path for name, path in there.items() if not done or not (here / name).exists()])
+            elif done:
+                self._put(here.rglob("*"))
+            elif runner.FAILED in there and not (here / runner.FAILED).exists():
+                self._get(there.values())
 
     def send(self) -> None:
         """Copies the files of the directory itself: the plan, and what the ablation concludes."""
@@ -62,21 +70,16 @@ class Mirror:
                     self._files.rm_file(failed)
             yield cell, error
 
-    def _end(self, cell: Cell) -> str | None:
-        """Returns the name of the file that says how a cell ended in the bucket, None where it did not."""
-        there = self._there(runner.cell_directory(self._local, cell))
-        return next((name for name in (runner.RESULT, runner.FAILED) if self._files.exists(f"{there}/{name}")), None)
-
     def _there(self, path: Path) -> str:
         return f"{self._remote}/{path.relative_to(self._local).as_posix()}"
 
-    def _get(self, paths: Sequence[str]) -> None:
+    def _get(self, paths: Iterable[str]) -> None:
         for path in sorted(paths, key=_result_last):
             here = self._local / path.removeprefix(self._remote).lstrip("/")
             here.parent.mkdir(parents=True, exist_ok=True)
             self._files.get_file(path, str(here))
 
-    def _put(self, paths: Iterator[Path]) -> None:
+    def _put(self, paths: Iterable[Path]) -> None:
         files = [path for path in paths if path.is_file() and path.name != runner.LOCK]
         for path in sorted(files, key=_result_last):
             there = self._there(path)

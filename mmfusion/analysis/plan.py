@@ -19,6 +19,9 @@ from mmfusion.errors import UserError
 from mmfusion.logger import write_json
 
 CHOSEN = "optim."  # keys below it are chosen on validation; any other key makes a method of its own
+MODALITIES = "modalities"  # a key beside the config's, such as image+text
+OF_FUSION = (MODALITIES, "model.fusion.")
+ONE_TEST_SET = ("name", "train", "valid", "test", "valid_fraction", "group", "targets")  # of config.data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Cell:
     Attributes:
       name: its directory below `cells/`.
       method: the row of the report that it belongs to.
+      fusion, variation: the strategy, empty where it is the config's own, and what else makes the method.
       floor: whether the method is a modality alone.
       tried: the values, by config key, that validation chooses between.
       config: the whole config as JSON; its seed is the pair.
@@ -35,6 +39,8 @@ class Cell:
 
     name: str
     method: str
+    fusion: str
+    variation: str
     floor: bool
     tried: dict[str, Any]
     config: dict[str, Any]
@@ -59,45 +65,59 @@ def build(make: Make, fusions: Sequence[str], seeds: int, vary: Mapping[str, Seq
       fusions: names of strategies.
       seeds: how many: 0, 1, ...
       vary: config key -> values. Keys of the optimizer are chosen on validation, for each method from the same values.
+        The key `modalities` says which the strategies have (`image+text`). A modality alone has no key of another.
 
     Raises:
-      UserError: nothing to run, a key that the config does not have, or two methods of one name.
+      UserError: nothing to run, a key that the config does not have or that changes what is tested, or two methods of
+        one name.
     """
+    for key in vary:
+        section, _, rest = key.partition(".")
+        if section == "data" and rest.partition(".")[0] in ONE_TEST_SET:
+            raise UserError(f"--vary={key}: all methods are compared on one test set; run an ablation for each")
     if not fusions or seeds < 1 or not all(vary.values()):
         raise UserError("the grid is empty: give strategies, at least one seed, and a value for each key")
     methods = [(name, name, "") for name in fusions]
     alone = [(f"{m} alone", "", m) for m in sorted(make(fusions[0], 0, "").data.modalities)]
     if len(alone) > 1:
         methods += alone
-    cells = []
+    cells: dict[str, Cell] = {}
     for seed, (title, fusion, modality), values in itertools.product(
         range(seeds), methods, itertools.product(*vary.values())
     ):
-        config = make(fusion, seed, modality)
         changes = dict(zip(vary, values, strict=True))
-        for key, value in changes.items():
-            _set(config, key, value)
+        config = make(fusion, seed, modality or changes.get(MODALITIES, ""))
+        if modality:  # what it does not have, cannot vary
+            changes = {
+                key: value for key, value in changes.items() if not key.startswith(OF_FUSION) and _has(config, key)
+            }
+        for key in sorted(changes, key=lambda key: not key.endswith(".name")):  # a choice brings its own keys
+            if key != MODALITIES:
+                _set(config, key, changes[key])
         tried = {key: value for key, value in changes.items() if key.startswith(CHOSEN)}
-        apart = [f"{key}={value}" for key, value in changes.items() if key not in tried]
-        method = " ".join([title, *apart])
-        name = "_".join([method, *(f"{key}={value}" for key, value in tried.items()), f"seed={seed}"])
-        cells.append(Cell(_file_name(name), method, bool(modality), tried, configs.to_json(config)))
-    if len({cell.name for cell in cells}) < len(cells):
-        raise UserError("two cells of the grid are the same: a strategy or a value is given twice")
-    return Plan(tuple(cells), code_digest())
+        variation = " ".join(f"{key}={value}" for key, value in changes.items() if key not in tried)
+        method = " ".join(filter(None, [title, variation]))
+        name = _file_name("_".join([method, *(f"{key}={value}" for key, value in tried.items()), f"seed={seed}"]))
+        cell = Cell(name, method, fusion, variation, bool(modality), tried, configs.to_json(config))
+        if name in cells and not modality:  # of modalities alone, several values may be the same cell
+            raise UserError("two cells of the grid are the same: a strategy or a value is given twice")
+        cells[name] = cell
+    return Plan(tuple(cells.values()), code_digest())
 
 
-def code_digest() -> str:
-    """Returns a digest of the sources that runs depend on: of the whole library but its analysis."""
+def code_digest(of: Sequence[str] = ()) -> str:
+    """Returns a digest of the sources that runs depend on, the library but its analysis, or of modules of that."""
     root = Path(mmfusion.__file__).parent
+    analysis = root / "analysis"
+    paths = [analysis / f"{name}.py" for name in of] or set(root.rglob("*.py")) - set(analysis.rglob("*.py"))
     digest = hashlib.sha256()
-    for path in sorted(set(root.rglob("*.py")) - set(root.joinpath("analysis").rglob("*.py"))):
+    for path in sorted(paths):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 def settle(plan: Plan, directory: Path) -> Plan:
-    """Writes the plan to `plan.json`, or reads the one that is there, which must be the same.
+    """Writes the plan to `plan.json`, where one is of the same cells, or of fewer: seeds and methods may be added.
 
     Raises:
       UserError: the directory belongs to another ablation, or the code changed since the plan was made.
@@ -110,29 +130,41 @@ def settle(plan: Plan, directory: Path) -> Plan:
     saved = configs.read_json(path)
     mine = json.loads(json.dumps(dataclasses.asdict(plan)))
     ours, theirs = ({cell["name"]: cell for cell in one["cells"]} for one in (mine, saved))
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            what = "differs" if name in ours and name in theirs else "is there" if name in theirs else "is not there"
+    for name in theirs:
+        if ours.get(name) != theirs[name]:
+            what = "differs" if name in ours else "is there"
             raise UserError(f"{directory} belongs to another ablation: its cell {name} {what}; give another --workdir")
     if mine["code"] != saved["code"]:
         raise UserError(
             f"{directory} was begun with other code ({saved['code']}, now {mine['code']}); check that version out, or "
             "give another --workdir"
         )
+    if ours != theirs:  # it has grown
+        write_json(path, mine)
     return plan
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
     section, _, last = key.rpartition(".")
+    if not _has(config, key):
+        raise UserError(f"--vary={key}: config.{key} is no key of {config.model.fusion.name}")
+    if last == "name" and section in configs.sections_that_choose(config):
+        configs.choose(config, section, value)
+        return
     node = config
     for part in filter(None, section.split(".")):
-        if part not in node:
-            raise UserError(f"--vary={key}: config.{key} is no key of {config.model.fusion.name}")
         node = node[part]
-    if last not in node:
-        raise UserError(f"--vary={key}: config.{key} is no key of {config.model.fusion.name}")
     with config.unlocked():
         node[last] = value
+
+
+def _has(config: ConfigDict, key: str) -> bool:
+    node = config
+    for part in key.split("."):
+        if not isinstance(node, ConfigDict) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _file_name(name: str) -> str:

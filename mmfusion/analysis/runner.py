@@ -90,11 +90,16 @@ class Pool:
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "Pool":
+        self._before = signal.signal(signal.SIGTERM, _preempt)
         return self
 
     def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         for worker in self._workers:
-            worker.end()
+            worker.stop()
+        for worker in self._workers:
+            worker.join()
+        signal.signal(signal.SIGTERM, self._before)
 
     def run(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, str]]:
         """Works on the cells where that is not done yet, and yields each with "" or the error, as they finish.
@@ -155,12 +160,19 @@ class _Worker:
             raise answer
         return cell, answer
 
-    def end(self) -> None:
-        """Lets a process that has nothing to do end, and saves what the others are at."""
+    def stop(self) -> None:
+        """Tells the process to end: it saves what it is at."""
         self.answers.close()
         if self.cell:
             self._process.terminate()
+
+    def join(self) -> None:
+        """Waits for the end."""
         self._process.join()
+
+
+def _preempt(number: int, frame: Any) -> None:
+    raise Preempted("SIGTERM; the cells under way saved themselves; run the same command again")
 
 
 def _serve(

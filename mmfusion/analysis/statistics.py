@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 9_999
+RESAMPLES, EXACT = 9_999, 16  # pairs up to which every flip of sign is counted
 LEVEL, MEANINGFUL = 0.95, 0.75  # of intervals; P(A>B) that matters (Bouthillier et al. 2021)
 
 
@@ -20,7 +20,8 @@ class Comparison:
 
     Attributes:
       difference: mean of A - B.
-      interval: of the difference, 95 %.
+      interval: of the difference, 95 %, by the BCa bootstrap.
+      normal_interval: the same by Student's t, which is the wider one of few pairs.
       p: of the exact sign-flip test, two-sided, not corrected.
       better: P(A>B), ties half.
       better_interval: of P(A>B), 95 %.
@@ -29,6 +30,7 @@ class Comparison:
 
     difference: float
     interval: tuple[float, float]
+    normal_interval: tuple[float, float]
     p: float
     better: float
     better_interval: tuple[float, float]
@@ -53,6 +55,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     return Comparison(
         difference=float(differences.mean()),
         interval=mean_interval(differences, seed),
+        normal_interval=_normal_interval(differences),
         p=sign_flip(differences),
         better=float(wins.mean()),
         better_interval=percentile_interval(wins, seed),
@@ -70,6 +73,11 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def _normal_interval(values: np.ndarray) -> tuple[float, float]:
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def percentile_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Returns the percentile bootstrap interval of a mean, 95 %."""
     rng = np.random.default_rng(seed)
@@ -81,15 +89,43 @@ def percentile_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float
 def sign_flip(differences: np.ndarray) -> float:
     """Returns the two-sided p of the mean under all 2^n flips of sign (Fisher 1935): exact, at least 2 / 2^n.
 
-    Above 16 pairs 9,999 random flips stand for all.
+    Above EXACT pairs 9,999 random flips stand for all.
     """
     if not differences.any():
         return 1.0
-    resamples = np.inf if len(differences) <= 16 else RESAMPLES
+    resamples = np.inf if len(differences) <= EXACT else RESAMPLES
     found = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(0)
     )
     return float(found.pvalue)
+
+
+def sign_flip_of_chosen(differences: np.ndarray, chosen: int) -> float:
+    """Returns the two-sided p of one of several means, whichever was chosen and however (Westfall & Young 1993).
+
+    All are flipped together, pair by pair, and the chosen one's |t| is held against the largest of each flip: where
+    none differs, the chance that any of them does so well is p. It is at least 2 / 2^n, as of one alone.
+
+    Args:
+      differences: `[k, n]`, NaN where a pair is missing.
+      chosen: which of the k.
+    """
+    pairs = differences.shape[1]
+    have = np.isfinite(differences)
+    values, count = np.where(have, differences, 0.0), have.sum(axis=1)
+    if not values[chosen].any():
+        return 1.0
+    if pairs <= EXACT:
+        signs = 1.0 - 2.0 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1)  # [2^n, n], the first all 1
+    else:
+        signs = np.random.default_rng(0).choice([1.0, -1.0], size=(RESAMPLES + 1, pairs))
+        signs[0] = 1.0
+    mean = signs @ values.T / np.maximum(count, 1)  # [flips, k]
+    square = (values**2).sum(axis=1) / np.maximum(count, 1)
+    spread = np.maximum(square - mean**2, 1e-12 * square) / np.maximum(count - 1, 1)
+    t = np.abs(mean) / np.sqrt(np.where(square > 0, spread, 1.0))
+    t[:, count < 2] = 0.0
+    return float((t.max(axis=1) >= t[0, chosen] * (1 - 1e-9)).mean())
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -119,17 +155,18 @@ def verdict(comparison: Comparison, p: float) -> str:
 def seeds_to_tell(differences: Sequence[float], comparisons: int = 1, most: int = 1_000) -> int | None:
     """Returns how many pairs in all would tell such a difference, four times in five; None above `most`.
 
-    By the normal approximation with the mean and deviation seen, at 0.05 divided by the number of comparisons, and at
-    least as many as let the sign-flip test reach that.
+    By a paired t-test with the mean and deviation seen, at 0.05 divided by the number of comparisons; more than there
+    are, and at least as many as let the sign-flip test reach that.
     """
     differences = np.asarray(differences, np.float64)
     mean, deviation = abs(differences.mean()), differences.std(ddof=1)
     if mean == 0:
         return None
     level = (1 - LEVEL) / comparisons
-    wanted = ((stats.norm.ppf(1 - level / 2) + stats.norm.ppf(0.8)) * deviation / mean) ** 2
-    needed = max(math.ceil(wanted), fewest_pairs(comparisons))
-    return needed if needed <= most else None
+    pairs = np.arange(max(len(differences) + 1, fewest_pairs(comparisons)), most + 1)
+    wanted = stats.t.ppf(1 - level / 2, pairs - 1) + stats.t.ppf(0.8, pairs - 1)
+    enough = pairs[wanted * deviation <= mean * np.sqrt(pairs)]
+    return int(enough[0]) if len(enough) else None
 
 
 def fewest_pairs(comparisons: int) -> int:

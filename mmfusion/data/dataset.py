@@ -74,6 +74,7 @@ class Dataset:
       class_names: per task; empty for regression.
       tokenizers: per text modality, as JSON.
       fingerprint: of the sources, their splits and how they are read.
+      rows: of the sources and their splits alone.
     """
 
     splits: dict[str, Split]
@@ -81,6 +82,7 @@ class Dataset:
     class_names: dict[str, tuple[str, ...]]
     tokenizers: dict[str, str]
     fingerprint: str
+    rows: str
 
     def supplied(self) -> dict[str, dict[str, int]]:
         """Returns per modality the encoder fields that the data decides: `vocabulary` in ids, `rate` in Hz."""
@@ -146,19 +148,22 @@ def load(
         outputs={task: len(classes) or 1 for task, classes in class_names.items()},
         tokenizers={m: text.from_json(tokenizer) for m, tokenizer in tokenizers.items()},
     )
-    described = [
+    rows = [
         {split: opened[names[split]].version for split in sorted(needed)},
         {split: len(numbers[split]) for split in sorted(needed)},
-        reader.modalities,
-        reader.targets,
     ]
     return Dataset(
         splits={s: _ready(s, numbers[s], opened[names[s]].rows, reader, config) for s in splits},
         reader=reader,
         class_names=class_names,
         tokenizers=tokenizers,
-        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16],
+        fingerprint=_digest([*rows, reader.modalities, reader.targets]),
+        rows=_digest(rows),
     )
+
+
+def _digest(described: Any) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check_features(config: Any, source: sources.Source) -> None:

@@ -234,7 +234,7 @@ def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> 
     return Source(
         PairedRows(first.rows, second.rows, partner, prefix),
         {**names, **first.class_names},
-        f"pair:{first.version}+{second.version}:by={by}:seed={seed}",
+        f"pair:{first.version}+{second.version}:by={by}" + f":seed={seed}" * (by != "index"),
     )
 
 

@@ -1,8 +1,10 @@
 """The ablation command: from flags to claims, through kills, and what it refuses."""
 
+import functools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid
+from experiments import cli, grid
+from mmfusion import config as configs
+from mmfusion.analysis import plan
 from mmfusion.errors import UserError
 from tests import tiny
 
@@ -72,6 +76,22 @@ def test_what_a_cell_is_made_of(monkeypatch):
     for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
         with pytest.raises(UserError, match=f"the ablation sets {key}; give {flag}"):
             grid.config(f"{QUICKSTART}:{key}=1", (), "mean", 0, "")
+
+
+@pytest.mark.parametrize(
+    ("fusion", "modality", "vary"),
+    [("gmu", "", {}), ("concat", "", {"optim.name": "sgd", "model.width": 16}), ("", "text", {"data.missing": 0.3})],
+)
+def test_the_command_of_a_cell_trains_that_cell(fusion, modality, vary):
+    overrides = ("--config.steps=8", "--config.optim.learning_rate=0.01")
+    make = functools.partial(grid.config, f"{QUICKSTART}:variant=relations", overrides)
+    values = {key: [value] for key, value in vary.items()}
+    cells = plan.build(make, [fusion or "concat"], 1, values).cells
+    (cell,) = (cell for cell in cells if cell.floor == bool(modality) and modality in cell.name)
+    argv = shlex.split(grid.command(f"{QUICKSTART}:variant=relations", overrides, cell))
+    assert argv[:3] == ["python", "-m", "experiments.train"]
+    source, rest = cli.take_config(["train", *argv[3:]])
+    assert configs.to_json(cli.make_config(source, rest[1:])) == cell.config
 
 
 def test_what_is_varied():

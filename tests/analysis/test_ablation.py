@@ -1,9 +1,13 @@
 """Plans and their runs: what is in the grid, what may not change, and what a run of it leaves."""
 
+import dataclasses
 import functools
 import json
 import os
 import signal
+import threading
+import time
+import types
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ import pytest
 from mmfusion import config as configs
 from mmfusion.analysis import plan as plans
 from mmfusion.analysis import runner
-from mmfusion.errors import UserError
+from mmfusion.errors import Preempted, UserError
 from tests import tiny
 
 
@@ -54,6 +58,8 @@ def _only(modality, fusion, seed, _):
         (["gmu", "gmu"], 1, {}, "given twice"),
         (["gmu"], 1, {"optim.learning_rat": [1e-3]}, r"config\.optim\.learning_rat is no key"),
         (["concat"], 1, {"model.fusion.heads": [2]}, r"config\.model\.fusion\.heads is no key of concat"),
+        (["concat"], 1, {"data.name": ["a", "b"]}, r"--vary=data\.name: all methods are compared on one test set"),
+        (["concat"], 1, {"data.targets.label.kind": ["x"]}, "one test set"),
     ],
 )
 def test_wrong_grids_are_refused(fusions, seeds, vary, said):
@@ -64,13 +70,40 @@ def test_wrong_grids_are_refused(fusions, seeds, vary, said):
 def test_a_directory_belongs_to_one_plan_and_one_code(tmp_path, monkeypatch):
     plan = plans.build(make, ["gmu"], 1, {})
     assert plans.settle(plan, tmp_path / "a") == plans.settle(plan, tmp_path / "a") == plan
-    with pytest.raises(UserError, match="belongs to another ablation: its cell concat_seed=0 is not there"):
-        plans.settle(plans.build(make, ["gmu", "concat"], 1, {}), tmp_path / "a")
+    grown = plans.build(make, ["gmu", "concat"], 2, {})  # seeds and methods may be added
+    assert plans.settle(grown, tmp_path / "a") == plans.settle(grown, tmp_path / "a") == grown
+    with pytest.raises(UserError, match="belongs to another ablation: its cell concat_seed=0 is there"):
+        plans.settle(plan, tmp_path / "a")
     with pytest.raises(UserError, match="its cell gmu_seed=0 differs"):
         plans.settle(plans.build(functools.partial(make, steps=4), ["gmu"], 1, {}), tmp_path / "a")
     monkeypatch.setattr(plans, "code_digest", lambda: "other")
     with pytest.raises(UserError, match=r"begun with other code \(\w{16}, now other\)"):
-        plans.settle(plans.build(make, ["gmu"], 1, {}), tmp_path / "a")
+        plans.settle(plans.build(make, ["gmu", "concat"], 2, {}), tmp_path / "a")
+
+
+def test_any_key_can_be_varied():
+    plan = plans.build(make, ["concat", "gmu"], 1, {"model.encoders.image.name": ["cnn", "resnet18"]})
+    assert [cell.method for cell in plan.cells] == [
+        *(f"{name} model.encoders.image.name={kind}" for name in ("concat", "gmu", "image alone")
+          for kind in ("cnn", "resnet18")), "text alone",
+    ]  # fmt: skip
+    assert [(cell.fusion, cell.variation) for cell in plan.cells[:2]] == [
+        ("concat", f"model.encoders.image.name={kind}") for kind in ("cnn", "resnet18")
+    ]
+    by_name = {cell.name: configs.from_json(cell.config) for cell in plan.cells}
+    encoder = by_name["gmu-model.encoders.image.name=resnet18_seed=0"].model.encoders.image
+    assert encoder.to_dict() == {"name": "resnet18", **configs.choice_keys("model.encoders.image", "resnet18")}
+
+    chosen = plans.build(make, ["gmu"], 1, {"optim.learning_rate": [1e-3, 1e-2], "optim.name": ["adamw", "sgd"]})
+    assert {cell.method for cell in chosen.cells} == {"gmu", "image alone", "text alone"}
+    assert {(cell.config["optim"]["name"], cell.config["optim"]["learning_rate"]) for cell in chosen.cells} == {
+        (name, rate) for name in ("adamw", "sgd") for rate in (1e-3, 1e-2)
+    }
+    some = plans.build(make, ["gmu"], 1, {"modalities": ["image", "image+text"]})
+    assert [(cell.method, sorted(cell.config["data"]["modalities"])) for cell in some.cells] == [
+        ("gmu modalities=image", ["image"]), ("gmu modalities=image+text", ["image", "text"]),
+        ("image alone", ["image"]), ("text alone", ["text"]),
+    ]  # fmt: skip
 
 
 def test_shards_are_all_cells_once():
@@ -97,8 +130,9 @@ def die_once():
 
 def test_a_cell_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_path, data_dir, monkeypatch):
     changed = functools.partial(make, **{"data.dir": data_dir, "steps": 4})
-    plan = plans.build(changed, ["concat"], 2, {"data.name": ["shapes/match", "shapes/none"]})
-    cells = [cell for cell in plan.cells if not cell.floor]
+    good = [cell for cell in plans.build(changed, ["concat"], 2, {}).cells if not cell.floor]
+    none = {**good[0].config["data"], "name": "shapes/none"}
+    cells = [*good, *(dataclasses.replace(c, name=f"none-{c.name}", config={**c.config, "data": none}) for c in good)]
     assert len(cells) == 4
     monkeypatch.setenv("MMFUSION_TESTS_MARKER", str(tmp_path / "marker"))
     ended = {cell.name: error for cell, error in runner.run(cells, tmp_path, 2, die_once)}
@@ -124,6 +158,32 @@ def test_a_cell_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_pat
         if cell.name in done:
             assert (runner.cell_directory(tmp_path, cell) / "result.json").stat().st_mtime_ns == done[cell.name]
     assert list(runner.run([cell for cell in cells if runner.is_done(tmp_path, cell)], tmp_path, 2, nothing)) == []
+
+
+def save_yourself(cell, folder):
+    """Works until SIGTERM comes, and leaves a file then."""
+    signal.signal(signal.SIGTERM, lambda number, frame: (folder / "saved").touch())
+    (folder / "begun").touch()
+    while not (folder / "saved").exists():
+        time.sleep(0.01)
+    raise Preempted("saved")
+
+
+def test_sigterm_lets_the_cells_save_themselves(tmp_path):
+    cells = [types.SimpleNamespace(name=name) for name in ("a", "b", "c")]
+    folders = [runner.cell_directory(tmp_path, cell) for cell in cells]
+
+    def stop():
+        while not all((folder / "begun").exists() for folder in folders[:2]):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(Preempted), runner.Pool(tmp_path, 2, nothing) as pool:
+        list(pool.run(cells, runner.Work(save_yourself, "result.json")))
+    assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):

@@ -38,12 +38,12 @@ def make(data_dir, fusion, seed, modalities):
 @pytest.mark.parametrize("kind", budget.KINDS)
 def test_strategies_cost_what_concat_does(kind, data_dir):
     plain = functools.partial(make, data_dir)
-    matched, found = budget.matched(plain, ["low_rank_tensor", "concat"], kind)
+    matched, aimed_at, found = budget.matched(plain, ["low_rank_tensor", "concat"], kind)
     assert set(found) == {"low_rank_tensor", "concat", "image alone", "text alone"}
     config = plain("concat", 0, "")
     data = dataset.load(config.data, seed=0, splits=())
     target = budget.cost(config, data, kind)
-    assert found["concat"] == budget.Match(config.model.width, target)
+    assert aimed_at == target and found["concat"] == budget.Match(config.model.width, target)
     other = matched("low_rank_tensor", 1, "")
     assert (other.model.width, other.seed) == (found["low_rank_tensor"].width, 1)
     assert budget.cost(other, data, kind) == found["low_rank_tensor"].cost

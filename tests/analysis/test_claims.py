@@ -1,5 +1,7 @@
 """What an ablation says in words: no more than its seeds carry, and the right way round."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,8 @@ def row(method, scores, *, floor=False, valid=None):
         valid=tuple(valid or scores),
         test=tuple(scores),
         parameters=1,
+        fusion="" if floor else method.partition(" ")[0],
+        variation=method.partition(" ")[2] if not floor else "",
     )
 
 
@@ -30,7 +34,10 @@ def around(mean, spread=0.004, seeds=SEEDS):
 def examined(method, *, additive, permuted, seeds=SEEDS):
     return {
         f"{method} {i}": {
+            "metric": "accuracy",
             "sign": 1,
+            "rows": 2048,
+            "paired": 256,
             "subsets": {"": 0.5, "image": 0.6, "text": 0.7, "image+text": 0.9},
             "perceptual": {m: share + 0.001 * (i % 2) for m, share in permuted.items()},
             "interaction": {"image": {"whole": [0.9, 0.9], "additive": [additive + 0.001 * (i % 3)] * 2}},
@@ -121,8 +128,10 @@ def test_a_modality_that_contributes_nothing_is_named():
     found = examined("gmu", additive=0.9, permuted={"image": 0.4, "text": -0.0005})
     said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     image, text = texts(said, "modality")
-    assert image.startswith("image counts: giving each example another one's image costs gmu 40.1 %")
-    assert text.startswith("text contributes nothing: ")
+    assert image.startswith(
+        "image counts: giving each of 2048 test examples another one's image costs gmu 40.1 % of its accuracy"
+    )
+    assert text.startswith("text contributes nothing: ") and "(less than 1 %), " in text
     assert "0.7000 without image and 0.6000 without text" in texts(said, "missing")[0]
 
 
@@ -145,11 +154,84 @@ def test_no_claims_where_there_are_none():
     assert texts(lost, "lost") == ["No seed of film ended in a number."]
 
 
-def test_undefined_numbers_of_an_examination_carry_nothing():
+def test_undefined_numbers_of_an_examination_are_named():
     found = examined("gmu", additive=0.5, permuted={"image": 0.3, "text": 0.3})
     found["gmu 0"]["subsets"]["image"] = None
+    found["gmu 1"]["perceptual"] = {}  # its score is not above 0
+    del found["gmu 2"]
     said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
-    assert {statement.about for statement in said.statements} <= {"fusion", "strategies"}
+    assert texts(said, "examined") == ["7 of 8 runs of gmu were examined; the others failed."]
+    assert texts(said, "subsets") == ["What is left without a modality is not defined on 1 of 7 runs of gmu."]
+    assert texts(said, "perceptual") == ["What each modality is worth is not defined on 1 of 7 runs of gmu."]
+    assert "over 7 seeds" in texts(said, "interaction")[0]
+    assert len(texts(said, "modality")) == 2 and len(texts(said, "missing")) == 1
+
+    for run in found.values():
+        run["perceptual"] = {}
+    said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
+    assert texts(said, "perceptual") == ["What each modality is worth is not defined on 7 of 7 runs of gmu."]
+    assert not texts(said, "modality")
+
+
+def test_what_is_better_without_a_part_is_said():
+    found = examined("gmu", additive=0.95, permuted={"image": 0.3, "text": -0.05})
+    said = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
+    assert texts(said, "interaction")[0].startswith("gmu does better without the interaction of its modalities: 0.9000")
+    assert texts(said, "modality")[1].startswith("text is better mixed up than right: ")
+
+
+def test_a_modality_that_failed_on_a_seed_is_still_the_floor():
+    image = row("image alone", around(0.95), floor=True)
+    image = dataclasses.replace(
+        image, runs=image.runs[1:], seeds=image.seeds[1:], lost=(0,), valid=image.valid[1:], test=image.test[1:]
+    )
+    rows = [row("gmu", around(0.9)), image, row("text alone", around(0.6), floor=True)]
+    text = texts(claims(rows, [], {}, {}, "accuracy", higher=True), "fusion")[0]
+    assert text.startswith("Fusion hurts: gmu 0.9000, and 0.95")
+    assert "of image alone" in text and "(without seed 0, where one failed)" in text
+
+
+def test_a_strategy_is_held_against_concat_of_the_same_variation():
+    rows = [
+        row("concat rate=0", around(0.8)), row("gmu rate=0", around(0.9)),
+        row("concat rate=1", around(0.5)), row("gmu rate=1", around(0.7)),
+    ]  # fmt: skip
+    said = claims(rows, [], {}, {}, "accuracy", higher=True)
+    assert texts(said, "strategies") == ["Better than concat: gmu rate=0 and gmu rate=1."]
+    assert [(one.method, one.other) for one in said.against_reference] == [
+        ("gmu rate=0", "concat rate=0"), ("gmu rate=1", "concat rate=1"),
+    ]  # fmt: skip
+
+
+def test_a_part_as_large_as_the_bound_is_seldom_called_nothing():
+    random = np.random.default_rng(3)
+    called = 0
+    for _ in range(200):
+        found = examined("gmu", additive=0.9, permuted={"image": 0.4, "text": 0.0}, seeds=6)
+        for run in found.values():
+            run["perceptual"]["text"] = 0.01 + 0.004 * random.normal()
+        said = claims([row("gmu", around(0.9, seeds=6))], [], found, {}, "accuracy", higher=True)
+        called += texts(said, "modality")[1].startswith("text contributes nothing")
+    assert called <= 0.05 * 200
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01])
+def test_null_experiments_give_at_most_the_nominal_rate_of_claims(spread):
+    """Eleven strategies and a modality alone, all alike; a run's validation and test scores go together."""
+    random, helps, told = np.random.default_rng(7), 0, 0
+    for _ in range(200):
+        rows = []
+        for method in ["concat", *(f"s{i}" for i in range(10)), "image alone"]:
+            floor = method == "image alone"
+            runs = 0.9 + (spread if floor else 0.01) * random.normal(size=9)
+            valid, test = (runs + 0.003 * random.normal(size=9) for _ in range(2))
+            rows.append(row(method, test, floor=floor, valid=tuple(valid)))
+        said = claims(rows, [], {}, {}, "accuracy", higher=True)
+        helps += said.statements[0].verdict != "cannot tell"
+        told += any(one.verdict != "cannot tell" for one in said.against_reference)
+    allowed = 0.05 * 200 + 2 * (200 * 0.05 * 0.95) ** 0.5
+    assert helps <= allowed
+    assert told <= allowed
 
 
 def test_five_seeds_claim_nothing():

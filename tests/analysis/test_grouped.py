@@ -55,3 +55,17 @@ def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(
     assert [(cell, error) for cell, error in grouped.run(tmp_path, cells[:2])] == [(cell, "") for cell in cells[:2]]
     assert sizes == [4, 2, 2]
     assert not failed.exists()
+
+
+def test_a_program_that_fails_is_its_group_s_own(planned, tmp_path, monkeypatch):
+    calls = []
+
+    def train_together(runs, around):
+        calls.append(len(runs))
+        if len(calls) == 1:
+            raise TypeError("no such shape")
+        return [{}] * len(runs)
+
+    monkeypatch.setattr(grouped, "train_together", train_together)
+    ended = [error for _, error in grouped.run(tmp_path, planned.cells)]
+    assert ended == ["TypeError: no such shape"] * 4 + [""] * 12

@@ -15,7 +15,7 @@ CONFIG = configs.to_json(tiny.config())
 
 def cells(method, seeds, tried=({},), floor=False):
     return [
-        Cell(f"{method}-{i}-{seed}", method, floor, one, {**CONFIG, "seed": seed})
+        Cell(f"{method}-{i}-{seed}", method, method, "", floor, one, {**CONFIG, "seed": seed})
         for i, one in enumerate(tried) for seed in range(seeds)
     ]  # fmt: skip
 
@@ -67,11 +67,11 @@ def test_differences_are_paired_corrected_and_directed():
         clear=[0.9 + e + 0.001 * i for i, e in enumerate(noise)],
         same=[0.8 + e + 0.01 * (-1) ** i for i, e in enumerate(noise)],
     )
-    others = [found["clear"], found["same"]]
-    clear, same = judge.differences(others, found["concat"], higher=True)
+    others = [(found[name], found["concat"]) for name in ("clear", "same")]
+    clear, same = judge.differences(others, higher=True)
     assert (clear.verdict, clear.p, clear.seeds_needed) == ("better", pytest.approx(2 * 2 / 2**8), None)
     assert same.verdict == "cannot tell" and same.p >= 0.05
-    clear, _ = judge.differences(others, found["concat"], higher=False)
+    clear, _ = judge.differences(others, higher=False)
     assert clear.verdict == "worse"  # as a loss
 
 
@@ -79,9 +79,10 @@ def test_only_seeds_that_both_ended_are_compared():
     found = rows(concat=[0.8] * 8, gmu=[0.9] * 8)
     short = judge.Row("short", False, {}, (), (6, 7), (0, 1, 2, 3, 4, 5), (0.9, 0.9), (0.9, 0.9), 1)
     one = judge.Row("one", False, {}, (), (7,), (), (0.9,), (0.9,), 1)
-    gmu, two, single = judge.differences([found["gmu"], short, one], found["concat"], higher=True)
+    pairs = [(row, found["concat"]) for row in (found["gmu"], short, one)]
+    gmu, two, single = judge.differences(pairs, higher=True)
     assert (gmu.verdict, gmu.comparison.n, gmu.p) == ("better", 8, pytest.approx(2 * 2 / 2**8))
-    assert (two.comparison.n, two.verdict) == (2, "cannot tell")
+    assert (two.comparison.n, two.verdict, two.lost) == (2, "cannot tell", (0, 1, 2, 3, 4, 5))
     assert two.seeds_needed == 7  # the exact test asks for at least that, of two comparisons
     assert (single.comparison, single.p, single.verdict) == (None, None, "cannot tell")
 
@@ -92,3 +93,23 @@ def test_the_best_is_by_validation_and_loses_no_seed():
     lost = judge.Row("lost", False, {}, (), (0,), (1,), (0.99,), (0.99,), 1)
     assert judge.best([lost, b, a], higher=True) is a
     assert judge.best([lost, b, a], higher=False) is b
+    assert judge.best([lost, b, a], higher=True, failing_last=False) is lost  # a floor is what it reaches
+
+
+def test_what_was_chosen_of_many_is_held_against_the_best_of_them():
+    noise = [0.01, -0.01, 0.02, 0.0, -0.02, 0.01, 0.015, -0.015]
+    found = rows(
+        alone=[0.8] * 8,
+        a=[0.8 + e for e in noise],
+        b=[0.9 + e for e in noise],
+        c=[0.5 + e for e in noise[::-1]],
+    )
+    several = [found[name] for name in "abc"]
+    clear = judge.chosen_difference(several, [found["alone"]], found["b"], found["alone"], higher=True)
+    assert (clear.verdict, clear.p) == ("better", 2 / 2**8)
+    luck = rows(alone=[0.8] * 8, **{f"s{i}": [0.8 + e for e in noise[i:] + noise[:i]] for i in range(8)})
+    one = judge.chosen_difference([luck["s0"]], [luck["alone"]], luck["s0"], luck["alone"], higher=True)
+    every = [row for name, row in luck.items() if name != "alone"]
+    many = judge.chosen_difference(every, [luck["alone"]], luck["s0"], luck["alone"], higher=True)
+    assert one.p < many.p
+    assert many.verdict == "cannot tell"

@@ -67,6 +67,14 @@ def test_machines_share_what_is_finished(sent, tmp_path):
     assert runner.is_done(one, c) and not runner.is_done(one, b)
 
 
+def test_what_was_not_sent_when_it_ended_is_sent_later(sent, tmp_path):
+    (cell,) = plan = cells("a_seed=0")
+    end(tmp_path / "one", cell, result={"loss": 1.0})  # and then the machine was lost
+    Mirror(BUCKET, tmp_path / "one").fetch(plan)
+    Mirror(BUCKET, tmp_path / "two").fetch(plan)
+    assert runner.is_done(tmp_path / "two", cell)
+
+
 def test_what_is_finished_here_is_not_replaced(sent, tmp_path):
     (cell,) = plan = cells("a_seed=0")
     one, two = tmp_path / "one", tmp_path / "two"

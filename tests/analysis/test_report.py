@@ -39,7 +39,8 @@ def examination(level, sign, seed, names=NAMES):
     half = {"nll": 0.3, "ece": 0.05, "ece_equal_mass": 0.04, "bins": bins}
     pair = {"whole": [sign * level] * 3, "additive": [sign * level / 2] * 3}
     return {
-        "metric": "accuracy" if sign > 0 else "nll", "sign": sign, "rows": 64, "severities": [0.0, 0.5, 1.0],
+        "metric": "accuracy" if sign > 0 else "nll", "sign": sign, "severities": [0.0, 0.5, 1.0],
+        "rows": 64, "paired": 32, "corrupted": 16,
         "subsets": {"+".join(kept): value for kept, value in subsets.items()},
         "shapley": contribution.shapley(subsets),
         "missing": {"0.0": sign * level, "0.5": sign * level / 2},
@@ -108,7 +109,7 @@ def written(tmp_path_factory):
     outcome, plan = ablation(directory, errors=failed, published={"an article's CNN": 0.6012})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "examples", lambda workdir: [shown(True)])
-        report.write(outcome, plan, directory, COMMAND, latex=True)
+        report.write(outcome, plan, directory, COMMAND, lambda cell: f"train {cell.name}", latex=True)
     return outcome, plan, directory
 
 
@@ -133,7 +134,7 @@ def test_all_that_was_claimed_is_in_it(written):
         *(row.method for row in outcome.rows),
         *("better", "worse", "cannot tell"),
         *(outcome.claims.rule.replace("`", ""), plan.code, "fingerprint f00d", "1 x cpu"),
-        *("cells/gmu_seed={0,1,2,3,4,5,6,7}", "Reported by others", "an article's CNN", "0.6012"),
+        *("train gmu_seed=0", "Reported by others", "an article's CNN", "0.6012"),
     ):
         assert part in page, part
         assert part in text, part

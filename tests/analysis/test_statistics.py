@@ -60,15 +60,25 @@ def test_the_bootstrap_is_that_of_scipy_and_repeatable():
     assert found == statistics.mean_interval(values)
 
 
-def test_null_experiments_give_at_most_the_nominal_rate_of_claims():
-    random = np.random.default_rng(7)
-    claims = 0
-    for _ in range(200):  # four strategies against one, all alike, seven seeds
-        scores = 0.9 + 0.01 * random.normal(size=7) + 0.02 * random.normal(size=(5, 7))
-        found = [statistics.compare(row, scores[0]) for row in scores[1:]]
-        corrected = statistics.holm([one.p for one in found])
-        claims += any(statistics.verdict(one, p) != "cannot tell" for one, p in zip(found, corrected, strict=True))
-    assert claims <= 0.05 * 200 + 2 * (200 * 0.05 * 0.95) ** 0.5
+def test_what_was_chosen_of_one_is_the_sign_flip_test():
+    random = np.random.default_rng(2)
+    for _ in range(10):
+        differences = 0.3 + random.normal(size=7)
+        assert statistics.sign_flip_of_chosen(differences[None], 0) == pytest.approx(statistics.sign_flip(differences))
+    assert statistics.sign_flip_of_chosen(np.zeros((2, 6)), 0) == 1.0
+    assert statistics.sign_flip_of_chosen(np.full((3, 6), 0.1), 1) == 2 / 2**6
+    several = np.vstack([np.full(6, 0.1), [0.1, np.nan, 0.2, -0.1, 0.3, np.nan]])
+    assert statistics.sign_flip_of_chosen(several, 0) == 2 / 2**6
+    assert 0.25 < statistics.sign_flip_of_chosen(several, 1) <= 1
+
+
+@pytest.mark.parametrize("n", [6, 18])
+def test_the_best_of_many_that_are_alike_is_seldom_told(n):
+    random, told = np.random.default_rng(5), 0
+    for _ in range(200):
+        differences = random.normal(size=(12, n)) + random.normal(size=n)  # from one floor
+        told += statistics.sign_flip_of_chosen(differences, int(differences.mean(axis=1).argmax())) < 0.05
+    assert told <= 0.05 * 200 + 2 * (200 * 0.05 * 0.95) ** 0.5
 
 
 @pytest.mark.parametrize(("n", "least"), [(6, 0.80), (20, 0.90)])
@@ -82,10 +92,11 @@ def test_intervals_cover(n, least):
 
 
 def test_seeds_to_tell():
-    random = np.random.default_rng(5)
-    wanted = statistics.seeds_to_tell(0.5 + random.normal(size=4_000))
-    assert 28 <= wanted <= 40  # 2.8 deviations of a mean: (2.8 / 0.5)^2 = 31
-    assert statistics.seeds_to_tell(0.5 + random.normal(size=4_000), comparisons=11) > wanted
+    seen = 0.5 + stats.norm.ppf((np.arange(20) + 0.5) / 20)  # a mean of half a deviation
+    wanted = statistics.seeds_to_tell(seen)
+    assert 30 <= wanted <= 36  # 34 by tables of the paired t-test
+    assert statistics.seeds_to_tell(seen, comparisons=11) > wanted
     assert statistics.seeds_to_tell([0.1, 0.101, 0.099]) == 6  # never fewer than the exact test asks for
+    assert statistics.seeds_to_tell([0.1, 0.101, 0.099] * 3) == 10
     assert statistics.seeds_to_tell([0.1, -0.1]) is None
     assert statistics.seeds_to_tell([1e-6, -1.0, 1.0]) is None

@@ -1,7 +1,7 @@
 """The report of an ablation, claims first: as Markdown, as one page that needs no network, and a table for LaTeX."""
 
-import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +9,14 @@ import jinja2
 from markupsafe import Markup, escape
 
 from mmfusion.analysis.ablation import Outcome
+from mmfusion.analysis.budget import CLOSE
 from mmfusion.analysis.claims import Statement
-from mmfusion.analysis.plan import Plan
+from mmfusion.analysis.plan import Cell, Plan
 from mmfusion.analysis.report import evidence, tables
 from mmfusion.analysis.report.sections import sections
 from mmfusion.analysis.report.study import Study
 from mmfusion.analysis.report.tables import ALONE, FUSED, Table, Text, escape_markdown
+from mmfusion.logger import write_text
 
 SHOWN = ("interaction", "modality")  # statements of what is there, not of what is better
 LEAD = re.compile(r"[^:;]{1,140}[:;]")  # of a claim: what it says, before the numbers
@@ -30,7 +32,14 @@ class Claim(NamedTuple):
     rest: str
 
 
-def write(outcome: Outcome, plan: Plan, directory: Path, command: str, latex: bool = False) -> None:
+def write(
+    outcome: Outcome,
+    plan: Plan,
+    directory: Path,
+    command: str,
+    train: Callable[[Cell], str] = lambda cell: "",
+    latex: bool = False,
+) -> None:
     """Writes `report.md`, `report.html` and, if asked for, `table.tex`, each whole or not at all.
 
     Args:
@@ -38,18 +47,19 @@ def write(outcome: Outcome, plan: Plan, directory: Path, command: str, latex: bo
       plan: of the ablation.
       directory: that it is in; the report is left there.
       command: that ran it.
+      train: a cell -> the command that trains it by itself.
       latex: whether to write the table for LaTeX, too.
     """
     directory = Path(directory)
     study = Study(outcome, plan, directory, tables.lines(outcome, plan))
-    _replace(directory / "report.md", markdown(study, command))
-    _replace(directory / "report.html", html(study, command))
+    write_text(directory / "report.md", markdown(study, command, train))
+    write_text(directory / "report.html", html(study, command, train))
     if latex:
         table = tables.methods(outcome, plan, study.groups, tables.compared_with(outcome))
-        _replace(directory / "table.tex", tables.latex(table, f"{title(study)}. {_legend(study)}"))
+        write_text(directory / "table.tex", tables.latex(table, f"{title(study)}. {_legend(study)}"))
 
 
-def html(study: Study, command: str) -> str:
+def html(study: Study, command: str, train: Callable[[Cell], str]) -> str:
     """Returns the report as one page: no address in it leads to anything outside of it."""
     outcome, plan = study.outcome, study.plan
     environment = jinja2.Environment(
@@ -72,11 +82,11 @@ def html(study: Study, command: str) -> str:
         errors=failures(outcome),
         command=_folded(command),
         made_with=made_with(study),
-        runs=runs(study),
+        runs=runs(study, train),
     )
 
 
-def markdown(study: Study, command: str) -> str:
+def markdown(study: Study, command: str, train: Callable[[Cell], str]) -> str:
     """Returns the report without its figures, in Markdown."""
     outcome, plan = study.outcome, study.plan
     claims = [claim(statement) for statement in outcome.claims.statements]
@@ -98,7 +108,7 @@ def markdown(study: Study, command: str) -> str:
         parts += ["## Failed cells", "\n".join(failed)]
     parts += ["## Reproduce", f"```\n{_folded(command)}\n```"]
     parts += ["\n".join(f"- {what}: {escape_markdown('; '.join(v))}" for what, v in made_with(study).items())]
-    parts += [tables.markdown(runs(study))]
+    parts += [tables.markdown(runs(study, train))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -139,9 +149,19 @@ def settings(study: Study, command: str) -> dict[str, str]:
     sizes = f", and {min(counts):,} to {max(counts):,} parameters" if counts else ""
     width = f"widths of {widths[0]} to {widths[-1]}" if len(widths) > 1 else f"a width of {widths[0]}"
     kind = _flag(command, "match").replace("none", "")
+    matched = {
+        "": "nothing",
+        "parameters": "parameters, by width",
+        "flops": "FLOPs of one example's forward pass, by width",
+    }[kind]
+    reference = next((row.parameters for row in study.outcome.rows if row.is_reference), None)
+    if kind == "parameters" and reference:
+        off = {row.method: row.parameters / reference - 1 for row in study.outcome.rows if row.parameters}
+        far = [f"{method} {share:+.0%}" for method, share in off.items() if abs(share) > CLOSE]
+        matched += f" (not within {CLOSE:.0%} of concat's: {', '.join(far)})" if far else ""
     return {
         "Varied": f"{varied}, for each method chosen on validation" if varied else "nothing; all have one optimizer",
-        "Matched": f"{f'{kind}, by width' if kind else 'nothing'}; methods have {width}{sizes}",
+        "Matched": f"{matched}; methods have {width}{sizes}",
         "Rule": study.outcome.claims.rule,
     }
 
@@ -169,17 +189,15 @@ def made_with(study: Study) -> dict[str, list[str]]:
     return {"Code": [f"digest {study.plan.code}"], **evidence.provenance(study.outcome)}
 
 
-def runs(study: Study) -> Table:
-    """Returns where the runs of each row are; the braces are those of a shell."""
+def runs(study: Study, train: Callable[[Cell], str]) -> Table:
+    """Returns the command that trains each row's first run; the others differ in the seed."""
     rows: dict[str, list[tuple[Text, ...]]] = {}
     for group, lines in study.groups.items():
         for line in lines if group in (FUSED, ALONE) else ():
-            names = [name.rpartition("=") for name in line.row.runs]  # each ends in seed=N
-            seeds = ",".join(seed for _, _, seed in names)
-            where = f"cells/{names[0][0]}={{{seeds}}}/config.json" if len(names) > 1 else ""
-            where = where or (f"cells/{line.row.runs[0]}/config.json" if names else tables.NONE)
-            rows.setdefault(group, []).append((Text(line.row.method), Text(where)))
-    return Table((Text("Method"), Text("Configs", "of its runs, in this folder")), rows, words=("Method", "Configs"))
+            how = train(study.cells[line.row.runs[0]]) if line.row.runs else tables.NONE
+            rows.setdefault(group, []).append((Text(line.row.method), Text(how)))
+    heads = (Text("Method"), Text("Command", "of its first seed; with a --workdir of its own"))
+    return Table(heads, rows, words=("Method", "Command"))
 
 
 def _legend(study: Study) -> str:
@@ -200,9 +218,3 @@ def _folded(command: str) -> str:
 def _flag(command: str, name: str) -> str:
     found = re.search(rf"--{name}[= ](\S+)", command)
     return found[1] if found else ""
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -173,8 +173,8 @@ def _corruption(study: Study) -> Section:
     every = evidence.corruptions(study.fused, study.outcome)
     drawn = evidence.corruptions(study.drawn, study.outcome)
     caption = (
-        f"Test {metric} as one modality is spoiled, mean over seeds, on {one['rows']:,} test examples that are the "
-        f"same for all.{study.only}"
+        f"Test {metric} as one modality is spoiled, mean over seeds, on {one['corrupted']:,} test examples that are "
+        f"the same for all.{study.only}"
     )
     areas = {place: evidence.robustness(found, severities, sign) for place, found in every.items()}
     late = any(row.method == evidence.LATE for row in study.fused)
