@@ -17,6 +17,7 @@ from absl import flags
 from configs import base
 from experiments import cli, grid
 from experiments.strategies import chosen
+from mmfusion.analysis import runner
 from mmfusion.errors import UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory, a local one or gs://...", required=True)
@@ -35,6 +36,12 @@ PUBLISHED = flags.DEFINE_multi_string("published", [], "NAME=SCORE: a score that
 
 
 def main(argv: Sequence[str]) -> None:
+    with runner.preempted_by_sigterm():
+        ablate(argv)
+
+
+def ablate(argv: Sequence[str]) -> None:
+    """Plans, runs, examines and judges."""
     source, rest = cli.take_config(argv)
     overrides = [arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig."))]
     cli.parse([arg for arg in rest if arg not in overrides])
@@ -50,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
     from experiments import live
     from mmfusion import config as configs
-    from mmfusion.analysis import ablation, budget, grouped, mirror, plan, report, runner
+    from mmfusion.analysis import ablation, budget, grouped, mirror, plan, report
     from mmfusion.analysis.examine import compared_metric
 
     names = chosen()
@@ -106,7 +113,8 @@ def local(workdir: str) -> tuple[Path, str]:
     """Returns the local directory that is worked in, and the one in a bucket that it stands for, "" for none."""
     if "://" not in workdir:
         return Path(workdir), ""
-    return cli.cache_folder() / "ablations" / hashlib.sha256(workdir.encode()).hexdigest()[:16], workdir
+    remote = workdir.rstrip("/")
+    return cli.cache_folder() / "ablations" / hashlib.sha256(remote.encode()).hexdigest()[:16], remote
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--output={output}: there is no folder {output.parent}")
     found = methods([read(directory) for directory in directories])
     results = [run.result for method in found for run in method.runs]
-    data = {(result["data"]["name"], result["data"]["rows"]) for result in results}
+    data = {(result["data"]["name"], result["data"].get("rows", "?")) for result in results}
     if len(data) > 1:
         raise UserError(f"the runs are of different data: {', '.join(sorted(' '.join(one) for one in data))}")
     config = found[0].runs[0].config

@@ -30,33 +30,37 @@ def config(source: str, overrides: Sequence[str], fusion: str, seed: int, modali
     Raises:
       UserError: the source sets what the ablation does, or as of `cli.make_config`.
     """
-    path, _, arg = source.partition(":")
-    given = [item.partition("=")[0] for item in arg.split(",")]
-    for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
-        if key in given:
-            raise UserError(f"--config={source}: the ablation sets {key}; give {flag}")
-    more = [f"seed={seed}", *([f"fusion={fusion}"] if fusion else [])]
-    # A modality alone needs no fusion, and has no options of the strategies compared.
-    own = overrides if fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
-    made = cli.make_config(f"{path}:{','.join(filter(None, [arg, *more]))}", own)
+    arg, own = _arguments(source, overrides, fusion, seed)
+    made = cli.make_config(arg, own)
     base.keep_modalities(made, modalities)
     return made
 
 
 def command(source: str, overrides: Sequence[str], cell: Cell) -> str:
     """Returns the command that trains a cell by itself, all but its `--workdir`; arguments are those of `config`."""
-    modalities = "+".join(cell.config["data"]["modalities"])
-    made = config(source, overrides, cell.fusion, cell.config["seed"], modalities)
-    path, _, arg = source.partition(":")
-    more = [arg, f"fusion={cell.fusion}" * bool(cell.fusion), f"seed={cell.config['seed']}"]
-    if len(cell.config["data"]["modalities"]) < len(config(source, overrides, cell.fusion, 0, "").data.modalities):
-        more.append(f"modalities={modalities}")
-    own = overrides if cell.fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
-    have, wanted = configs.flat(configs.to_json(made)), configs.flat(cell.config)
+    arg, own = _arguments(source, overrides, cell.fusion, cell.config["seed"])
+    every, kept = (set(one) for one in (cli.make_config(arg, own).data.modalities, cell.config["data"]["modalities"]))
+    if kept != every:
+        arg += f",modalities={'+'.join(sorted(kept))}"
+        parts = [f"--config.{section}.{m}." for section in ("data.modalities", "model.encoders") for m in every - kept]
+        own = [one for one in own if not one.startswith(tuple(parts))]
+    have, wanted = configs.flat(configs.to_json(cli.make_config(arg, own))), configs.flat(cell.config)
     differ = sorted((key for key in wanted if have.get(key) != wanted[key]), key=lambda key: not key.endswith(".name"))
     changes = [f"--config.{key}={wanted[key]}" for key in differ]
-    given = [f"--config={path}:{','.join(filter(None, more))}", *own, *changes]
-    return shlex.join(["python", "-m", "experiments.train", *given])
+    return shlex.join(["python", "-m", "experiments.train", f"--config={arg}", *own, *changes])
+
+
+def _arguments(source: str, overrides: Sequence[str], fusion: str, seed: int) -> tuple[str, list[str]]:
+    """Returns `--config` and the overrides of a cell with all modalities."""
+    path, _, arg = source.partition(":")
+    given = [item.partition("=")[0] for item in arg.split(",")]
+    for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
+        if key in given:
+            raise UserError(f"--config={source}: the ablation sets {key}; give {flag}")
+    more = [arg, *([f"fusion={fusion}"] if fusion else []), f"seed={seed}"]
+    # A modality alone needs no fusion, and has no options of the strategies compared.
+    own = overrides if fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
+    return f"{path}:{','.join(filter(None, more))}", list(own)
 
 
 def values(item: str) -> tuple[str, list[Any]]:

@@ -33,6 +33,8 @@ def show(what: str, cells: Sequence[Cell], directory: Path, events: Iterator[tup
       events: each cell that finishes, with "" or its error.
       work: that is done.
     """
+    if not cells:
+        return
     console = Console(highlight=False, soft_wrap=True)
     board = _Board(what, cells, directory, work)
     if not console.is_terminal:

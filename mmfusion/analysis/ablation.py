@@ -30,7 +30,7 @@ class Outcome:
       metric, higher: what was compared, and whether more of it is better.
       rows: a method each.
       claims: of these.
-      results, examined: cell name -> what `result.json` and `examined.json` hold, of cells that have them.
+      results, examined: cell name -> what `result.json` and its examination hold, of cells that have them.
       errors: cell name -> why it failed.
       published: name -> score that others report, to be shown beside these; nothing is claimed of them.
     """
@@ -145,9 +145,10 @@ def conclude(
     results, errors = read(plan, directory)
     _check_data(plan, results, directory)
     examined, failed = read(plan, directory, examining(metric).leaves)
-    errors |= {name: f"examination: {error}" for name, error in failed.items() if name in results}
     higher = judge.direction(plan.cells, metric)
     rows = tuple(judge.rows(plan.cells, results, metric))
+    looked_at = {name for row in rows if not row.floor for name in row.runs}
+    errors |= {name: f"examination: {error}" for name, error in failed.items() if name in looked_at}
     said = claims(rows, baseline_rows, examined, bits, metric, higher)
     _write_runs(plan, results, errors, directory / "runs.csv")
     outcome = Outcome(metric, higher, (*rows, *baseline_rows), said, results, examined, errors, dict(published))

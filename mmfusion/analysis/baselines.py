@@ -103,7 +103,7 @@ def baselines(dataset: Dataset, task: str, metric: str, seed: int = 0, most_rows
     kind = reader.targets[task]["kind"]
     if metric not in METRICS[kind]:
         raise UserError(f"metric {metric!r} is not one of {kind}: {nearest(metric, METRICS[kind])}")
-    metric = metric if metric not in ("nll", "ece", "loss") else "rmse" if kind == "regression" else "accuracy"
+    metric = metric if metric not in ("nll", "brier", "ece", "loss") else "rmse" if kind == "regression" else "accuracy"
     tables, targets = features(dataset, task, seed, most_rows)
     reduced = {m: _reduced(own, seed) if reader.modalities[m]["kind"] == "text" else own for m, own in tables.items()}
 

@@ -1,6 +1,7 @@
 """Widths at which methods cost the same, so that capacity is not mistaken for fusion."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -106,16 +107,17 @@ def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, int, d
             datasets[key] = load(config.data, seed=0, splits=())
         return cost(config, datasets[key], kind)
 
-    def at(fusion: str, modality: str, width: int) -> ConfigDict:
-        config = make(fusion, 0, modality)
+    def at(fusion: str, modalities: str, width: int) -> ConfigDict:
+        config = make(fusion, 0, modalities)
         config.model.width = width
         return config
 
     target, width = cost_of(reference), reference.model.width
     alone = sorted(reference.data.modalities) if len(reference.data.modalities) > 1 else []
-    matches = {}
-    for fusion, modality in [*((name, "") for name in fusions), *(("", m) for m in alone)]:
-        config = make(fusion, 0, modality)
+
+    @functools.cache
+    def found(fusion: str, modalities: str) -> Match:
+        config = make(fusion, 0, modalities)
         step = math.lcm(
             *(
                 section.get(key, 1)
@@ -123,11 +125,12 @@ def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, int, d
                 for section in (config.model.fusion, *config.model.encoders.values())
             )
         )
-        matches[fusion, modality] = match(lambda w, f=fusion, m=modality: cost_of(at(f, m, w)), target, width, step)
+        return match(lambda w: cost_of(at(fusion, modalities, w)), target, width, step)
 
-    def make_matched(fusion: str, seed: int, modality: str) -> ConfigDict:
-        config = make(fusion, seed, modality)
-        config.model.width = matches[fusion, modality].width
+    def make_matched(fusion: str, seed: int, modalities: str) -> ConfigDict:
+        config = make(fusion, seed, modalities)
+        config.model.width = found(fusion, modalities).width
         return config
 
-    return make_matched, target, {fusion or f"{modality} alone": one for (fusion, modality), one in matches.items()}
+    matches = {name: found(name, "") for name in fusions} | {f"{m} alone": found("", m) for m in alone}
+    return make_matched, target, matches

@@ -15,11 +15,12 @@ RULE = (
     "strategy and the best modality alone are chosen by validation as well, and test scores are read once after that."
     " Differences are paired by seed; intervals and p are over training seeds, on one test set. `Better` asks for p <"
     " 0.05 of the exact sign-flip test, a 95 % BCa interval of the difference beyond 0, and P(A>B) with an interval "
-    "above 0.5 that reaches 0.75; `worse` is its mirror, and everything else cannot be told. Where a strategy is held"
-    " against {reference}, and a modality or an interaction against none, p is corrected for the number of these "
-    "(Holm); where the best is held against the best, for all that they were chosen of (Westfall and Young). A "
-    "modality or an interaction counts as nothing only where the whole 95 % interval of what it is worth, by the "
-    "bootstrap and by Student's t, lies within 1 % of the score."
+    "above 0.5 that reaches 0.75; `worse` is its mirror, and everything else cannot be told. Where each strategy is "
+    "held against {reference} or the best modality alone, and each modality or interaction against none, p is "
+    "corrected for the number of these (Holm); where the best strategy is held against the best modality or baseline,"
+    " for all that they were chosen of (Westfall and Young). A modality or an interaction counts as nothing only "
+    "where the whole 95 % interval of what it is worth, by the bootstrap and by Student's t, lies within 1 % of the "
+    "score."
 )
 FEWEST = fewest_pairs(1)
 BLIND = ("majority", "mean")  # baselines
@@ -107,10 +108,11 @@ def claims(
     pairs = [(row, references[row.variation]) for row in ended if row.variation in references and not row.is_reference]
     against_reference = judge.differences(pairs, higher)
     if pairs:
-        said += _groups(against_reference, len(top.seeds))
+        said += _groups(against_reference)
     runs = [examined[name] for name in top.runs if name in examined]
     said += _looked_at(top, runs)
-    said += _information(bits, max(runs[0]["subsets"], key=len).split("+")) if runs and bits else []
+    names = max(runs[0]["subsets"], key=len).split("+") if runs else []
+    said += _information(bits, names) if bits and len(names) == 2 else []
     if len(top.seeds) < FEWEST:
         text = f"{len(top.seeds)} seeds cannot show a difference: no test of fewer than {FEWEST} comes below 0.05."
         said.insert(0, Statement("seeds", "cannot tell", text))
@@ -120,10 +122,11 @@ def claims(
     return Claims(rule, "", tuple(said), top.method, tuple(against_floor), tuple(against_reference))
 
 
-def _groups(differences: Sequence[Difference], seeds: int) -> list[Statement]:
+def _groups(differences: Sequence[Difference]) -> list[Statement]:
     """Returns a statement for the strategies better than the reference, for those worse, and for the others."""
     said = []
-    count = sum(one.comparison is not None for one in differences)
+    pairs = [one.comparison.n for one in differences if one.comparison]
+    count, seeds = len(pairs), max(pairs, default=0)
     if count and seeds < (needed := fewest_pairs(count)):
         text = (
             f"{seeds} seeds cannot tell any strategy from {REFERENCE}: {count} comparisons need at least "

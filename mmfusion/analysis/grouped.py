@@ -64,7 +64,7 @@ def _train(cells: list[Cell], directory: Path) -> Iterator[tuple[Cell, str]]:
             results = train_together(runs, lambda i: contextlib.redirect_stdout(logs[i]))
         except Exception as error:  # of the program that they share: other groups go on
             results = [error] * len(cells)
-    if len(cells) > 1 and all(NO_MEMORY in str(result) for result in results):
+    if len(cells) > 1 and all(NO_MEMORY in str(result) for result in results) and not stop.is_set():
         middle = len(cells) // 2
         for half in (cells[:middle], cells[middle:]):
             yield from _train(half, directory)
@@ -75,6 +75,8 @@ def _train(cells: list[Cell], directory: Path) -> Iterator[tuple[Cell, str]]:
     for result in results:
         if isinstance(result, Preempted):
             raise result
+    if stop.is_set():  # it came when there was nothing more to save
+        raise Preempted("SIGTERM; run the same command again")
 
 
 def _run(cell: Cell, folder: Path, stop: threading.Event) -> Run:

@@ -177,7 +177,7 @@ def chosen_difference(found: Sequence[Row], others: Sequence[Row], row: Row, oth
             if seed in ours and seed in theirs:
                 table[i, j] = sign * (ours[seed] - theirs[seed])
     p = sign_flip_of_chosen(table, next(i for i, (one, two) in enumerate(every) if one is row and two is other))
-    return _difference(row, other, compare(a, b), p, a, b, 1)
+    return _difference(row, other, compare(a, b), p, a, b, len(found))
 
 
 def best(found: Sequence[Row], higher: bool, *, failing_last: bool = True) -> Row | None:
@@ -186,13 +186,14 @@ def best(found: Sequence[Row], higher: bool, *, failing_last: bool = True) -> Ro
     Args:
       found: the methods.
       higher: whether more is better.
-      failing_last: whether methods that failed on fewer seeds come first.
+      failing_last: whether methods that failed on fewer seeds come first; else only those that failed on most do not.
     """
     sign = 1.0 if higher else -1.0
     most = max((len(row.valid) for row in found), default=0)
 
     def rank(row: Row) -> tuple[int, float]:
-        return (len(row.valid) - most if failing_last else 0), sign * statistics.fmean(row.valid)
+        ended = len(row.valid) if failing_last else 2 * len(row.valid) >= most
+        return ended, sign * statistics.fmean(row.valid)
 
     return max((row for row in found if row.valid), key=rank, default=None)
 

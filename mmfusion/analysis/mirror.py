@@ -4,13 +4,16 @@ A bucket has no locks and no appending, so nothing runs in it. Whoever finds a c
 A cell that its machine was lost with begins again.
 """
 
+import json
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import fsspec
 
 from mmfusion.analysis import runner
-from mmfusion.analysis.plan import Cell
+from mmfusion.analysis.plan import PLAN, Cell
 from mmfusion.errors import UserError
 
 
@@ -42,6 +45,7 @@ class Mirror:
             return
         self._files.invalidate_cache()  # others write there
         found = self._files.find(self._remote) if self._files.exists(self._remote) else []
+        self._drop_another(found)
         self._get([path for path in found if path.rpartition("/")[0] == self._remote])
         for cell in cells:
             here = runner.cell_directory(self._local, cell)
@@ -70,6 +74,20 @@ class Mirror:
                     self._files.rm_file(failed)
             yield cell, error
 
+    def _drop_another(self, found: Sequence[str]) -> None:
+        """Removes the local directory where it is of another plan than the bucket's, which was begun anew."""
+        path = self._local / PLAN
+        if not path.exists():
+            return
+        there = f"{self._remote}/{PLAN}"
+        if there in found:
+            ours, theirs = json.loads(path.read_text()), json.loads(self._files.cat_file(there))
+            cells = [{cell["name"]: cell for cell in one["cells"]} for one in (ours, theirs)]
+            alike = all(cells[0][name] == cells[1][name] for name in cells[0].keys() & cells[1].keys())
+            if alike and ours["code"] == theirs["code"]:
+                return
+        shutil.rmtree(self._local)
+
     def _there(self, path: Path) -> str:
         return f"{self._remote}/{path.relative_to(self._local).as_posix()}"
 
@@ -77,7 +95,9 @@ class Mirror:
         for path in sorted(paths, key=_result_last):
             here = self._local / path.removeprefix(self._remote).lstrip("/")
             here.parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(path, str(here))
+            temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:12]}")
+            self._files.get_file(path, str(temporary))
+            temporary.replace(here)
 
     def _put(self, paths: Iterable[Path]) -> None:
         files = [path for path in paths if path.is_file() and path.name != runner.LOCK]

@@ -18,6 +18,7 @@ from mmfusion import config as configs
 from mmfusion.errors import UserError
 from mmfusion.logger import write_json
 
+PLAN = "plan.json"
 CHOSEN = "optim."  # keys below it are chosen on validation; any other key makes a method of its own
 MODALITIES = "modalities"  # a key beside the config's, such as image+text
 OF_FUSION = (MODALITIES, "model.fusion.")
@@ -32,7 +33,7 @@ class Cell:
       name: its directory below `cells/`.
       method: the row of the report that it belongs to.
       fusion, variation: the strategy, empty where it is the config's own, and what else makes the method.
-      floor: whether the method is a modality alone.
+      floor: whether the method is a modality alone, of several that there are.
       tried: the values, by config key, that validation chooses between.
       config: the whole config as JSON; its seed is the pair.
     """
@@ -87,18 +88,17 @@ def build(make: Make, fusions: Sequence[str], seeds: int, vary: Mapping[str, Seq
     ):
         changes = dict(zip(vary, values, strict=True))
         config = make(fusion, seed, modality or changes.get(MODALITIES, ""))
-        if modality:  # what it does not have, cannot vary
-            changes = {
-                key: value for key, value in changes.items() if not key.startswith(OF_FUSION) and _has(config, key)
-            }
         for key in sorted(changes, key=lambda key: not key.endswith(".name")):  # a choice brings its own keys
-            if key != MODALITIES:
+            if modality and (key.startswith(OF_FUSION) or not _has(config, key)):
+                del changes[key]  # what it does not have, cannot vary
+            elif key != MODALITIES:
                 _set(config, key, changes[key])
         tried = {key: value for key, value in changes.items() if key.startswith(CHOSEN)}
         variation = " ".join(f"{key}={value}" for key, value in changes.items() if key not in tried)
         method = " ".join(filter(None, [title, variation]))
         name = _file_name("_".join([method, *(f"{key}={value}" for key, value in tried.items()), f"seed={seed}"]))
-        cell = Cell(name, method, fusion, variation, bool(modality), tried, configs.to_json(config))
+        floor = len(config.data.modalities) < min(2, len(alone))
+        cell = Cell(name, method, fusion, variation, floor, tried, configs.to_json(config))
         if name in cells and not modality:  # of modalities alone, several values may be the same cell
             raise UserError("two cells of the grid are the same: a strategy or a value is given twice")
         cells[name] = cell
@@ -122,7 +122,7 @@ def settle(plan: Plan, directory: Path) -> Plan:
     Raises:
       UserError: the directory belongs to another ablation, or the code changed since the plan was made.
     """
-    path = directory / "plan.json"
+    path = directory / PLAN
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, dataclasses.asdict(plan))

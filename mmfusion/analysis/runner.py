@@ -90,16 +90,13 @@ class Pool:
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "Pool":
-        self._before = signal.signal(signal.SIGTERM, _preempt)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         for worker in self._workers:
             worker.stop()
         for worker in self._workers:
             worker.join()
-        signal.signal(signal.SIGTERM, self._before)
 
     def run(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, str]]:
         """Works on the cells where that is not done yet, and yields each with "" or the error, as they finish.
@@ -171,8 +168,19 @@ class _Worker:
         self._process.join()
 
 
-def _preempt(number: int, frame: Any) -> None:
-    raise Preempted("SIGTERM; the cells under way saved themselves; run the same command again")
+@contextlib.contextmanager
+def preempted_by_sigterm() -> Iterator[None]:
+    """Raises Preempted, once, where SIGTERM comes; a pool then lets its processes save what they are at."""
+
+    def preempt(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Preempted("SIGTERM; the cells under way saved themselves; run the same command again")
+
+    before = signal.signal(signal.SIGTERM, preempt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _serve(

@@ -100,9 +100,9 @@ def test_any_key_can_be_varied():
         (name, rate) for name in ("adamw", "sgd") for rate in (1e-3, 1e-2)
     }
     some = plans.build(make, ["gmu"], 1, {"modalities": ["image", "image+text"]})
-    assert [(cell.method, sorted(cell.config["data"]["modalities"])) for cell in some.cells] == [
-        ("gmu modalities=image", ["image"]), ("gmu modalities=image+text", ["image", "text"]),
-        ("image alone", ["image"]), ("text alone", ["text"]),
+    assert [(cell.method, sorted(cell.config["data"]["modalities"]), cell.floor) for cell in some.cells] == [
+        ("gmu modalities=image", ["image"], True), ("gmu modalities=image+text", ["image", "text"], False),
+        ("image alone", ["image"], True), ("text alone", ["text"], True),
     ]  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_sigterm_lets_the_cells_save_themselves(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(Preempted), runner.Pool(tmp_path, 2, nothing) as pool:
+    with pytest.raises(Preempted), runner.preempted_by_sigterm(), runner.Pool(tmp_path, 2, nothing) as pool:
         list(pool.run(cells, runner.Work(save_yourself, "result.json")))
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert signal.getsignal(signal.SIGTERM) is before

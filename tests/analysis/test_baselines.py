@@ -97,6 +97,7 @@ def test_the_majority_is_a_class_share(svm_only):
     assert (majority.name, majority.modalities, majority.chosen) == ("majority", (), {})
     assert majority.test == pytest.approx((labels == 1).mean())
     assert {one.metric for one in (majority, *others)} == {"accuracy"}  # a linear SVM has no likelihood
+    assert {one.metric for one in baselines(data, "label", "brier")} == {"accuracy"}
     assert others[-1].test > 0.97  # the third class, which never occurs, is never chosen
     assert baselines(dataset(lambda bright, word: bright | word), "label", "auroc")[0].test == 0.5
 

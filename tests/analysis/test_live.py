@@ -16,7 +16,9 @@ def cells(tmp_path):
     made = []
     for method in ("gmu", "film", "mult"):
         for seed in range(3):
-            cell = Cell(f"{method}_seed={seed}", method, False, {}, {"seed": seed, "steps": 8, "select": "accuracy"})
+            cell = Cell(
+                f"{method}_seed={seed}", method, method, "", False, {}, {"seed": seed, "steps": 8, "select": "accuracy"}
+            )
             cell_directory(tmp_path, cell).mkdir(parents=True)
             made.append(cell)
     return made
@@ -51,9 +53,9 @@ def test_cells_in_every_state(cells, tmp_path):
 def test_methods_under_way_come_first_where_there_is_no_room(cells, tmp_path):
     board = live._Board("train", cells, tmp_path, runner.TRAINING)
     (cell_directory(tmp_path, cells[-1]) / "metrics.jsonl").write_text('{"step": 1}\n')
-    many = [Cell(f"m{i}", f"m{i}", False, {}, {"seed": 0, "steps": 8, "select": "accuracy"}) for i in range(20)] + [
-        cells[-1]
-    ]
+    many = [
+        Cell(f"m{i}", f"m{i}", f"m{i}", "", False, {}, {"seed": 0, "steps": 8, "select": "accuracy"}) for i in range(20)
+    ] + [cells[-1]]
     board = live._Board("train", many, tmp_path, runner.TRAINING)
     said = shown(board, height=9)
     assert "mult" in said and "(17 methods out of sight)" in said
@@ -66,3 +68,8 @@ def test_elsewhere_each_cell_is_a_line(cells, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 10
     assert said[-1].startswith("examine  9 of 9 cells")
+
+
+def test_nothing_to_do_shows_nothing(tmp_path, capsys):
+    live.show("examine", [], tmp_path, iter([]), runner.TRAINING)
+    assert capsys.readouterr().out == ""

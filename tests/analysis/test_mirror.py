@@ -13,6 +13,7 @@ from mmfusion.analysis.mirror import Mirror
 from mmfusion.errors import UserError
 
 BUCKET = "memory://bucket/ablation"
+PLAN = '{"code": "1", "cells": []}'
 
 
 @pytest.fixture
@@ -48,10 +49,10 @@ def test_machines_share_what_is_finished(sent, tmp_path):
     first, second = Mirror(BUCKET, one), Mirror(BUCKET, two)
     first.fetch(plan)  # there is nothing yet
     one.mkdir()
-    (one / "plan.json").write_text("{}")
+    (one / "plan.json").write_text(PLAN)
     first.send()
     second.fetch(plan)
-    assert (two / "plan.json").read_text() == "{}"
+    assert (two / "plan.json").read_text() == PLAN
 
     end(one, b)  # under way
     done = first.sending(iter([end(one, a, result={"loss": 1.0})]))
@@ -73,6 +74,26 @@ def test_what_was_not_sent_when_it_ended_is_sent_later(sent, tmp_path):
     Mirror(BUCKET, tmp_path / "one").fetch(plan)
     Mirror(BUCKET, tmp_path / "two").fetch(plan)
     assert runner.is_done(tmp_path / "two", cell)
+
+
+def test_a_copy_of_another_plan_is_dropped(sent, tmp_path):
+    (cell,) = plan = cells("a_seed=0")
+    old = {"code": "1", "cells": [{"name": "a_seed=0", "config": 1}]}
+    for directory, code in (("one", "1"), ("two", "2")):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "plan.json").write_text(json.dumps({**old, "code": code}))
+    end(tmp_path / "one", cell, result={"loss": 1.0})
+    Mirror(BUCKET, tmp_path / "two").send()  # the bucket was begun anew, by another machine and with other code
+    Mirror(BUCKET, tmp_path / "one").fetch(plan)
+    assert not runner.is_done(tmp_path / "one", cell)
+    assert json.loads((tmp_path / "one" / "plan.json").read_text())["code"] == "2"
+
+    grown = {"code": "2", "cells": [*old["cells"], {"name": "b_seed=0", "config": 1}]}
+    (tmp_path / "two" / "plan.json").write_text(json.dumps(grown))
+    Mirror(BUCKET, tmp_path / "two").send()
+    end(tmp_path / "one", cell, result={"loss": 1.0})
+    Mirror(BUCKET, tmp_path / "one").fetch(plan)
+    assert runner.is_done(tmp_path / "one", cell)
 
 
 def test_what_is_finished_here_is_not_replaced(sent, tmp_path):
@@ -113,6 +134,7 @@ def test_each_bucket_has_a_local_directory_of_its_own():
     directory, remote = ablate.local(BUCKET)
     assert remote == BUCKET and directory != ablate.local(BUCKET + "2")[0]
     assert directory.is_absolute()
+    assert ablate.local(f"{BUCKET}/") == (directory, remote)
 
 
 @pytest.mark.parametrize("remote", ["gs://bucket/ablation", "nowhere://bucket"])

@@ -72,6 +72,15 @@ def test_what_was_chosen_of_one_is_the_sign_flip_test():
     assert 0.25 < statistics.sign_flip_of_chosen(several, 1) <= 1
 
 
+def test_what_has_few_pairs_does_not_hide_what_is_clear():
+    clear = np.array([0.10, 0.12, 0.09, 0.11, 0.13, 0.10, 0.12, 0.08, 0.11])
+    failing = np.full(9, np.nan)
+    failing[:2] = 0.20, 0.21  # as far from 0 as two pairs can be
+    noise = 0.05 * np.random.default_rng(0).normal(size=(5, 9))
+    assert statistics.sign_flip_of_chosen(np.vstack([failing, noise, clear]), 6) < 0.02
+    assert statistics.sign_flip_of_chosen(np.vstack([failing, clear]), 0) > 0.4
+
+
 @pytest.mark.parametrize("n", [6, 18])
 def test_the_best_of_many_that_are_alike_is_seldom_told(n):
     random, told = np.random.default_rng(5), 0

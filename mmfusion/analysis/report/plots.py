@@ -151,8 +151,8 @@ def _cells(ax: Axes, values: np.ndarray, shade: np.ndarray) -> None:
 @matplotlib.rc_context(STYLE)
 def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
     """Draws what each modality contributes: title -> method -> modality -> mean and ends over seeds."""
-    methods = list(next(iter(panels.values())))
-    parts = sorted(next(iter(next(iter(panels.values())).values())))
+    methods = list(dict.fromkeys(method for found in panels.values() for method in found))
+    parts = sorted({part for found in panels.values() for shares in found.values() for part in shares})
     per = max(0.3, 0.1 * len(parts) + 0.1) if len(methods) <= 16 else 0.22
     figure, axes = _rows(methods, len(panels), WIDE if len(panels) > 1 else 6.5, per)
     height = 0.72 / len(parts)
@@ -160,7 +160,7 @@ def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
         _across(ax, methods, names=ax is axes[0])
         ax.axvline(0, color=SOFT, lw=0.9, zorder=2)
         for k, part in enumerate(parts):
-            at = [(place, found[method][part]) for place, method in enumerate(methods) if method in found]
+            at = [(place, found[method][part]) for place, method in enumerate(methods) if part in found.get(method, {})]
             places = [place + (k - (len(parts) - 1) / 2) * height for place, _ in at]
             colour = PARTS[k % len(PARTS)]
             ax.barh(places, [one.mean for _, one in at], height * 0.9, color=colour, label=part, lw=0)
@@ -174,12 +174,12 @@ def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
 @matplotlib.rc_context(STYLE)
 def interaction(found: Mapping[str, Mapping[str, tuple[float, float]]], metric: str) -> Markup:
     """Draws by modality and method the metric as it is, and that of the additive projection."""
-    methods = list(next(iter(found.values())))
+    methods = list(dict.fromkeys(method for pairs in found.values() for method in pairs))
     figure, axes = _rows(methods, len(found), WIDE if len(found) > 1 else 7.5)
     for ax, (m, pairs) in zip(axes, found.items(), strict=True):
         _across(ax, methods, names=ax is axes[0])
         for place, method in enumerate(methods):
-            whole, additive = pairs[method]
+            whole, additive = pairs.get(method, (math.nan, math.nan))
             ax.plot([whole, additive], [place] * 2, color=OTHER, lw=1.6)
             ax.plot(additive, place, color=SOFT, marker="o", markersize=6, markerfacecolor=PAPER, markeredgewidth=1.3)
             ax.plot(whole, place, color=PALETTE[0], marker="o", markersize=6)

@@ -10,7 +10,7 @@ from mmfusion.analysis.judge import REFERENCE, Row
 from mmfusion.analysis.report import curves, evidence, plots
 from mmfusion.analysis.report.cards import Card, card
 from mmfusion.analysis.report.study import MOST, Study
-from mmfusion.analysis.report.tables import FUSED, Table, Text, differences, large, number
+from mmfusion.analysis.report.tables import FUSED, Table, Text, comparisons, differences, large, number
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 
@@ -55,11 +55,8 @@ def sections(study: Study) -> dict[str, Section]:
 
 
 def _differences(study: Study) -> Section:
-    claims, turned = study.outcome.claims, "" if study.outcome.higher else ", turned so that more is better"
-    panels = {}
-    for found in (claims.against_reference, claims.against_floor):
-        if found:
-            panels[found[0].other] = {one.method: one for one in found}
+    turned = "" if study.outcome.higher else ", turned so that more is better"
+    panels = {other: {one.method: one for one in found} for other, found in comparisons(study.outcome).items()}
     if not panels:
         raise Missing("there is nothing that the strategies could be compared with over seeds")
     figure = plots.forest([row.method for row in study.fused], panels, f"difference in test {study.outcome.metric}")

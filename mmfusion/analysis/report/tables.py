@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmfusion.analysis.ablation import Outcome
-from mmfusion.analysis.judge import Difference, Row
+from mmfusion.analysis.judge import REFERENCE, Difference, Row
 from mmfusion.analysis.plan import Plan
 from mmfusion.analysis.statistics import mean_interval
 
@@ -81,8 +81,9 @@ def lines(outcome: Outcome, plan: Plan) -> dict[str, list[Line]]:
     """Returns the methods by group, the best mean test score first, those without any last; empty groups left out."""
     planned = {cell.method for cell in plan.cells}
     against: dict[str, dict[str, Difference]] = {}
-    for one in (*outcome.claims.against_reference, *outcome.claims.against_floor):
-        against.setdefault(one.method, {})[one.other] = one
+    for other, found in comparisons(outcome).items():
+        for one in found:
+            against.setdefault(one.method, {})[other] = one
     sign = -1 if outcome.higher else 1
     groups: dict[str, list[Line]] = {FUSED: [], ALONE: [], CLASSICAL: [], PUBLISHED: []}
     others = [Row(name, False, {}, (), (), (), (), (score,), None) for name, score in outcome.published.items()]
@@ -95,10 +96,22 @@ def lines(outcome: Outcome, plan: Plan) -> dict[str, list[Line]]:
     return {group: found for group, found in groups.items() if found}
 
 
+def comparisons(outcome: Outcome) -> dict[str, Sequence[Difference]]:
+    """Returns the differences by what methods were compared with: `concat`, and the best modality alone.
+
+    Where something else was varied, each method is held against the `concat` that has the same value of it.
+    """
+    found = {}
+    for differences in (outcome.claims.against_reference, outcome.claims.against_floor):
+        others = sorted({one.other for one in differences})
+        if others:
+            found[others[0] if len(others) == 1 else f"{REFERENCE} otherwise alike"] = differences
+    return found
+
+
 def compared_with(outcome: Outcome) -> list[str]:
-    """Returns what the methods were compared with: `concat`, and the best modality alone, those that there are."""
-    found = (outcome.claims.against_reference, outcome.claims.against_floor)
-    return [differences[0].other for differences in found if differences]
+    """Returns what the methods were compared with."""
+    return list(comparisons(outcome))
 
 
 def methods(outcome: Outcome, plan: Plan, groups: Mapping[str, Sequence[Line]], others: Sequence[str]) -> Table:
@@ -131,7 +144,7 @@ def differences(outcome: Outcome) -> Table:
         Text("Verdict"),
     ]
     body = {}
-    for found in (outcome.claims.against_reference, outcome.claims.against_floor):
+    for other, found in comparisons(outcome).items():
         for one in sorted(found, key=lambda one: -one.comparison.difference if one.comparison else math.inf):
             seen, more = one.comparison, Text(str(one.seeds_needed) if one.seeds_needed else NONE)
             numbers = (
@@ -145,7 +158,7 @@ def differences(outcome: Outcome) -> Table:
                 else (Text(NONE),) * 4
             )
             row = (Text(one.method), *numbers, more, Text(one.verdict, verdict=one.verdict))
-            body.setdefault(f"Against {one.other}", []).append(row)
+            body.setdefault(f"Against {other}", []).append(row)
     return Table(tuple(heads), body)
 
 
