@@ -5,19 +5,17 @@
 """
 
 import functools
-import hashlib
 import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from configs import base
 from experiments import cli, grid
 from experiments.strategies import chosen
-from mmfusion.analysis import runner
+from mmfusion.analysis import mirror, runner
 from mmfusion.errors import UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory, a local one or gs://...", required=True)
@@ -45,7 +43,7 @@ def ablate(argv: Sequence[str]) -> None:
     source, rest = cli.take_config(argv)
     overrides = [arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig."))]
     cli.parse([arg for arg in rest if arg not in overrides])
-    directory, remote = local(WORKDIR.value)
+    directory, remote = mirror.local(WORKDIR.value, cli.cache_folder() / "ablations")
     make = functools.partial(grid.config, source, tuple(overrides))
     vary = dict(grid.values(item) for item in VARY.value)
     published = dict(grid.score(item) for item in PUBLISHED.value)
@@ -57,7 +55,7 @@ def ablate(argv: Sequence[str]) -> None:
 
     from experiments import live
     from mmfusion import config as configs
-    from mmfusion.analysis import ablation, budget, grouped, mirror, plan, report
+    from mmfusion.analysis import ablation, budget, grouped, plan, report
     from mmfusion.analysis.examine import compared_metric
 
     names = chosen()
@@ -107,14 +105,6 @@ def ablate(argv: Sequence[str]) -> None:
     report.write(outcome, settled, directory, command, train, LATEX.value)
     shared.send()
     live.conclusion(outcome, remote or directory)
-
-
-def local(workdir: str) -> tuple[Path, str]:
-    """Returns the local directory that is worked in, and the one in a bucket that it stands for, "" for none."""
-    if "://" not in workdir:
-        return Path(workdir), ""
-    remote = workdir.rstrip("/")
-    return cli.cache_folder() / "ablations" / hashlib.sha256(remote.encode()).hexdigest()[:16], remote
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
         splits = {
             name: dataclasses.replace(one, arrays=one.decode(np.arange(len(one)))) for name, one in splits.items()
         }
-    return Dataset(splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.tokenizers["text"])}, "synthetic")
+    return Dataset(
+        splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.tokenizers["text"])}, "synthetic", "synthetic"
+    )
 
 
 def split(name: str, source: Sequence[dict[str, Any]], reader: Reader) -> Split:

@@ -4,6 +4,7 @@ A bucket has no locks and no appending, so nothing runs in it. Whoever finds a c
 A cell that its machine was lost with begins again.
 """
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -15,6 +16,19 @@ import fsspec
 from mmfusion.analysis import runner
 from mmfusion.analysis.plan import PLAN, Cell
 from mmfusion.errors import UserError
+
+
+def local(workdir: str, copies: Path) -> tuple[Path, str]:
+    """Returns the directory to work in, and the one in a bucket that it stands for: "" for none.
+
+    Args:
+      workdir: a local directory or a URL.
+      copies: the folder for local directories of those.
+    """
+    if "://" not in workdir:
+        return Path(workdir), ""
+    remote = workdir.rstrip("/")
+    return copies / hashlib.sha256(remote.encode()).hexdigest()[:16], remote
 
 
 class Mirror:

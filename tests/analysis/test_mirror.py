@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments import ablate
 from mmfusion.analysis import runner
-from mmfusion.analysis.mirror import Mirror
+from mmfusion.analysis.mirror import Mirror, local
 from mmfusion.errors import UserError
 
 BUCKET = "memory://bucket/ablation"
@@ -122,7 +121,7 @@ def test_a_failure_is_told_and_its_end_too(sent, tmp_path):
 
 
 def test_a_local_directory_has_no_copy(tmp_path):
-    assert ablate.local(str(tmp_path)) == (tmp_path, "")
+    assert local(str(tmp_path), tmp_path / "copies") == (tmp_path, "")
     (cell,) = plan = cells("a_seed=0")
     mirror = Mirror("", tmp_path)
     mirror.fetch(plan)
@@ -130,11 +129,11 @@ def test_a_local_directory_has_no_copy(tmp_path):
     assert list(mirror.sending(iter([end(tmp_path, cell, result={})]))) == [(cell, "")]
 
 
-def test_each_bucket_has_a_local_directory_of_its_own():
-    directory, remote = ablate.local(BUCKET)
-    assert remote == BUCKET and directory != ablate.local(BUCKET + "2")[0]
-    assert directory.is_absolute()
-    assert ablate.local(f"{BUCKET}/") == (directory, remote)
+def test_each_bucket_has_a_local_directory_of_its_own(tmp_path):
+    directory, remote = local(BUCKET, tmp_path)
+    assert remote == BUCKET and directory != local(BUCKET + "2", tmp_path)[0]
+    assert directory.parent == tmp_path
+    assert local(f"{BUCKET}/", tmp_path) == (directory, remote)
 
 
 @pytest.mark.parametrize("remote", ["gs://bucket/ablation", "nowhere://bucket"])

@@ -11,7 +11,7 @@ from mmfusion.analysis import runs
 from mmfusion.errors import UserError
 
 
-def finished(folder: Path, arg: str = "", accuracy: float | None = 0.5, fingerprint: str = "abc", **changes) -> Path:
+def finished(folder: Path, arg: str = "", accuracy: float | None = 0.5, rows: str = "abc", **changes) -> Path:
     config = quickstart.get_config(arg)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     folder.mkdir()
@@ -19,7 +19,7 @@ def finished(folder: Path, arg: str = "", accuracy: float | None = 0.5, fingerpr
     scores = {"accuracy": accuracy, "loss": 1 - accuracy if accuracy is not None else None}
     result = {
         "valid": scores, "test": scores, "parameters": 1234, "seconds": 60.0, "steps": 10, "device": "1 x cpu",
-        "data": {"name": "shapes/match", "fingerprint": fingerprint}, "versions": {"jax": "0"},
+        "data": {"name": "shapes/match", "fingerprint": arg, "rows": rows}, "versions": {"jax": "0"},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -86,7 +86,7 @@ def test_the_command_sorts_best_first_and_writes_the_table(tmp_path, command):
 )
 def test_bad_input_is_one_line(tmp_path, command, flags, said):
     finished(tmp_path / "a")
-    finished(tmp_path / "other", "seed=1", fingerprint="def")
+    finished(tmp_path / "other", "seed=1", rows="def")
     done = command("experiments.compare", *(flag.format(tmp_path) for flag in flags))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert said in done.stderr
