@@ -2,8 +2,8 @@
 
 python -m experiments.train --config=configs/quickstart.py --workdir=DIR
 
-Test accuracy 0.997 in 3 minutes 41 seconds on two shared x86-64 cores, jax 0.10.2, everything included;
-`:modalities=image` and `:modalities=text` stay at 0.500, chance.
+Test accuracy 1.000 in 3 minutes 57 seconds (seed 0; three seeds: 0.994 ± 0.009) on two shared x86-64 cores, jax 0.10.2,
+everything included; `:modalities=image` and `:modalities=text` stay at 0.500, chance.
 """
 
 from ml_collections import ConfigDict
