@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mmfusion import config as configs
+from mmfusion.analysis import ablation, runner
 from mmfusion.analysis import plan as plans
-from mmfusion.analysis import runner
 from mmfusion.errors import Preempted, UserError
 from tests import tiny
 
@@ -104,6 +104,51 @@ def test_any_key_can_be_varied():
         ("gmu modalities=image", ["image"], True), ("gmu modalities=image+text", ["image", "text"], False),
         ("image alone", ["image"], True), ("text alone", ["text"], True),
     ]  # fmt: skip
+
+
+def leave(directory, cell, name, said):
+    folder = runner.cell_directory(directory, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(said))
+
+
+def result(rows):
+    scores = {"accuracy": 0.5, "loss": 1.0}
+    return {"valid": scores, "test": scores, "parameters": 1, "steps": 8, "best_step": 8, "data": {"rows": rows}}
+
+
+def test_data_that_changed_is_no_comparison(tmp_path):
+    plan = plans.build(make, ["gmu", "concat"], 2, {})
+    for cell in plan.cells:
+        leave(tmp_path, cell, "result.json", result("old"))
+    outcome = ablation.conclude(plan, tmp_path, "accuracy", [], {}, {})
+    assert not outcome.errors and len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(plan.cells)
+    leave(tmp_path, plan.cells[-1], "result.json", result("new"))
+    with pytest.raises(UserError, match=r"the data changed .*: gmu_seed=0 and text-alone_seed=1 differ"):
+        ablation.conclude(plan, tmp_path, "accuracy", [], {}, {})
+
+
+def test_nothing_is_chosen_of_a_strategy_that_has_cells_to_run(tmp_path):
+    plan = plans.build(make, ["gmu", "concat"], 2, {})
+    for cell in plan.cells:
+        if cell.name != "gmu_seed=1":
+            leave(tmp_path, cell, "result.json", result("same"))
+    assert [cell.name for cell in ablation.unfinished(plan, tmp_path)] == ["gmu_seed=1"]
+    chosen = ablation.chosen_cells(plan, tmp_path, "accuracy")
+    assert [cell.name for cell in chosen] == ["concat_seed=0", "concat_seed=1"]
+    leave(tmp_path, next(cell for cell in plan.cells if cell.name == "gmu_seed=1"), "failed.json", {"error": "no"})
+    assert {cell.name for cell in ablation.chosen_cells(plan, tmp_path, "accuracy")} == {
+        "concat_seed=0", "concat_seed=1", "gmu_seed=0",
+    }  # fmt: skip
+    assert ablation.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=1": "no"}
+
+
+def test_a_failed_examination_is_an_error_of_the_report(tmp_path):
+    plan = plans.build(make, ["gmu"], 2, {})
+    for cell in plan.cells:
+        leave(tmp_path, cell, "result.json", result("same"))
+    leave(tmp_path, plan.cells[0], "failed.json", {"error": "no memory"})
+    assert ablation.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=0": "examination: no memory"}
 
 
 def test_shards_are_all_cells_once():
