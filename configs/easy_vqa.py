@@ -2,9 +2,8 @@
 
 python -m experiments.train --config=configs/easy_vqa.py --workdir=DIR --config.data.manual_dir=ARCHIVES
 
-Test accuracy 0.998 in 6 minutes 33 seconds on two shared x86-64 cores, jax 0.10.2, everything included;
-`:modalities=text` 0.671, `:modalities=image` with `--config.steps=1000` 0.363 (before the encoders ended in a layer
-norm; to be measured again).
+Test accuracy 0.999 in 6 minutes 43 seconds (seed 0) on two shared x86-64 cores, jax 0.10.2, everything included;
+`:modalities=text` 0.671, `:modalities=image` with `--config.steps=1000` 0.368.
 """
 
 from ml_collections import ConfigDict
