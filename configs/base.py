@@ -5,7 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmfusion.config import choice_keys
-from mmfusion.data.rows import KINDS, TARGET_OPTIONS
+from mmfusion.data.kinds import KINDS
+from mmfusion.data.rows import TARGET_OPTIONS
 from mmfusion.errors import UserError, nearest
 
 
@@ -35,7 +36,7 @@ def get_config() -> ConfigDict:
     config.data.workers = 0  # processes that read a streamed split; 0: threads
     config.data.max_bad_fraction = 0.01  # share of unreadable rows that is tolerated; they get weight 0
     config.data.missing = 0.0  # chance with which a train row loses each modality, fixed by its id; one always stays
-    config.data.modalities = ConfigDict()  # name -> kind, feature, and the kind's options (mmfusion/data/rows.py)
+    config.data.modalities = ConfigDict()  # name -> kind, feature, and the kind's options (mmfusion/data/kinds.py)
     config.data.targets = ConfigDict()  # task -> kind, feature, and the kind's options (mmfusion/data/rows.py)
 
     config.model = ConfigDict()

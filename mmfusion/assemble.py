@@ -30,6 +30,7 @@ class Parts:
       tasks: one a target.
       preprocess: `(batch, key or None) -> batch`, on the device.
       parallel: devices and hosts.
+      scale: of the updates, see `optim.slowed`.
       example: a host batch of two padding rows, for shapes.
     """
 
@@ -38,12 +39,17 @@ class Parts:
     tasks: dict[str, Task]
     preprocess: step.Preprocess
     parallel: parallel.Parallel
+    scale: Callable[[Any, jax.Array], Any] | None
     example: Batch
 
-    def initial_state(self, seed: int) -> step.TrainState:
-        """Returns the state before the first step, on every device."""
+    def drawn_state(self, seed: int) -> step.TrainState:
+        """Returns the state before the first step, every parameter drawn, on the host."""
         init = functools.partial(step.init_state, self.model, self.optimizer, preprocess=self.preprocess)
-        return self.parallel.replicate(jax.device_get(jax.jit(init)(self.example, seed=np.uint32(seed))))
+        return jax.device_get(jax.jit(init)(self.example, seed=np.uint32(seed)))
+
+    def initial_state(self, seed: int) -> step.TrainState:
+        """Returns the same on every device."""
+        return self.parallel.replicate(self.drawn_state(seed))
 
     def state_shapes(self) -> Any:
         """Returns the state's shapes and dtypes, without computing it."""
@@ -61,6 +67,7 @@ class Parts:
             accumulate=accumulate,
             unroll=self.parallel.platform == "cpu",
             axis_name=self.parallel.axis_name,
+            scale=self.scale,
         )
 
     def train_step(self, accumulate: int) -> Callable[..., Any]:
@@ -90,11 +97,13 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
             dataset.reader.outputs,
             axis_name=spread.axis_name,
             dtype=_dtype(config.model.dtype, spread.platform),
+            frozen=[m for m, options in config.model.encoders.items() if options.freeze >= config.steps],
         ),
         optimizer=optim.make(config.optim),
         tasks=make_tasks(config.data.targets, dataset.reader.outputs),
         preprocess=make_preprocess(config.data.modalities.to_dict()),
         parallel=spread,
+        scale=optim.slowed(config.model.encoders),
         example=empty_batch(dataset.reader, 2),
     )
 

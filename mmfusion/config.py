@@ -1,31 +1,28 @@
 """Checks a config before anything is built, and tells a wrong one in one line with the nearest right names."""
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mmfusion import optim, parallel
-from mmfusion.data import sources
-from mmfusion.data.rows import KINDS, TARGET_OPTIONS
-from mmfusion.data.text import TOKENIZERS
+from mmfusion.checks import check_exact, check_member, check_positive, check_type
+from mmfusion.config_data import check_data
 from mmfusion.errors import UserError, nearest
 from mmfusion.metrics import METRICS
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.model import ENCODER_OPTIONS
 from mmfusion.models.model import options as module_options
-from mmfusion.objectives import REGRESSION_LOSSES
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
 BELOW_ONE = ("valid_fraction", "max_bad_fraction", "missing", "dropout", "label_smoothing")  # keys, wherever they are
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
-RESERVED = ("bias", "joint", "learned", "self")  # names that strategies give to what is no modality
-MAY_BE_ZERO = ("fuse_from", "project")  # of the model: the first, as wide as the budget allows
+MAY_BE_ZERO = ("fuse_from", "project", "fc", "freeze")  # of the model: the first, as the budget allows, none
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -73,7 +70,7 @@ def _choices(path: str) -> tuple[Mapping[str, Any], Any]:
     if path == "model.fusion":
         return FUSIONS, lambda name: module_options(FUSIONS[name])
     if path.startswith("model.encoders."):
-        return ENCODERS, lambda name: module_options(ENCODERS[name])
+        return ENCODERS, lambda name: {**module_options(ENCODERS[name]), **ENCODER_OPTIONS}
     if path == "optim.schedule":
         return optim.SCHEDULES, optim.schedule_options
     return optim.OPTIMIZERS, optim.options
@@ -130,12 +127,12 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
         fixed = dict.fromkeys(OPTIM_FIXED) if path == "optim" else {"name": None}
         expected = choice_keys(path, section.get("name", ""))
         typed = {key: reference.optim[key] for key in OPTIM_TYPED} if path == "optim" else {}
-        _check_exact(section, {**expected, **fixed}, path, {**expected, **typed})
-    _check_data(config)
+        check_exact(section, {**expected, **fixed}, path, {**expected, **typed})
+    check_data(config)
     _check_numbers(config)
-    _check_member(config.parallel.mode, parallel.MODES, "parallel.mode")
-    _check_member(config.model.dtype, DTYPES, "model.dtype")
-    _check_member(config.select, selectable(config), "select")
+    check_member(config.parallel.mode, parallel.MODES, "parallel.mode")
+    check_member(config.model.dtype, DTYPES, "model.dtype")
+    check_member(config.select, selectable(config), "select")
     _check_devices(config, devices)
 
 
@@ -158,106 +155,23 @@ def _check_keys(config: ConfigDict, reference: ConfigDict, path: str, chosen: se
         if isinstance(reference[key], ConfigDict):
             _check_keys(config[key], reference[key], f"{where}.", chosen)
         else:
-            _check_type(config[key], reference[key], where)
-
-
-def _check_exact(section: ConfigDict, expected: Mapping[str, Any], path: str, typed: Mapping[str, Any]) -> None:
-    label = section.get("name", section.get("kind", ""))
-    for key in section:
-        if key not in expected:
-            raise UserError(f"config.{path}.{key} is not read by {label!r}: {nearest(key, expected)}")
-    for key in expected:
-        if key not in section:
-            raise UserError(f"config.{path}.{key} is missing; {label!r} reads {', '.join(expected)}")
-    for key, default in typed.items():
-        if isinstance(default, dict):
-            _check_exact(section[key], default, f"{path}.{key}", default)
-        else:
-            _check_type(section[key], default, f"{path}.{key}")
-
-
-def _check_type(value: Any, default: Any, path: str) -> None:
-    if default is None or (isinstance(default, float) and type(value) is int):
-        return
-    alike = isinstance(value, (tuple, list)) if isinstance(default, (tuple, list)) else type(value) is type(default)
-    if alike and isinstance(default, (tuple, list)):
-        kinds = (int, float) if not default or type(default[0]) is float else type(default[0])
-        alike = all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
-    if not alike:
-        raise UserError(f"config.{path}={value!r} must be of type {type(default).__name__}, like {default!r}")
-
-
-def _check_data(config: ConfigDict) -> None:
-    data = config.data
-    sources.check_name(data.name, data.dir)
-    if not data.modalities:
-        raise UserError("config.data.modalities is empty: a model needs at least one modality")
-    if not data.targets:
-        raise UserError("config.data.targets is empty: a model needs at least one target")
-    if set(data.modalities) != set(config.model.encoders):
-        raise UserError(
-            f"config.data.modalities has {', '.join(sorted(data.modalities))}, "
-            f"config.model.encoders has {', '.join(sorted(config.model.encoders))}: they must be the same"
-        )
-    for section, table in (("modalities", {k: v.options for k, v in KINDS.items()}), ("targets", TARGET_OPTIONS)):
-        for name, options in data[section].items():
-            path = f"data.{section}.{name}"
-            _check_member(options.get("kind", ""), table, f"{path}.kind")
-            expected = table[options.kind]
-            _check_exact(options, {"kind": "", "feature": "", **expected}, path, expected)
-    for name, options in data.modalities.items():
-        path = f"data.modalities.{name}"
-        if not re.fullmatch("[a-z][a-z0-9]*", name) or name in RESERVED:
-            raise UserError(
-                f"config.{path}: a modality's name is small letters and digits, none of {', '.join(RESERVED)}"
-            )
-        # encoders are in one file a kind of modality
-        fitting = [e for e, module in ENCODERS.items() if module.__module__.endswith(f".{options.kind}")]
-        if config.model.encoders[name].name not in fitting:
-            raise UserError(
-                f"config.model.encoders.{name}.name={config.model.encoders[name].name!r} does not read "
-                f"{options.kind}: choose one of {', '.join(fitting)}"
-            )
-        if options.kind == "text":
-            _check_member(options.tokenizer, TOKENIZERS, f"{path}.tokenizer")
-            smallest = TOKENIZERS[options.tokenizer][1]
-            if options.vocabulary_size < smallest:
-                raise UserError(f"config.{path}.vocabulary_size must be at least {smallest}")
-            _check_positive(options.length, f"{path}.length")
-        if options.kind == "audio":
-            _check_positive(options.rate, f"{path}.rate")
-            _check_positive(options.seconds, f"{path}.seconds")
-        if options.kind == "image":
-            if len(options.size) != 2 or min(options.size) < 1 or options.channels not in (1, 2, 3, 4):
-                raise UserError(f"config.{path} must have size=(H, W) in pixels and 1 to 4 channels")
-            if len(options.mean) not in (1, options.channels) or len(options.std) not in (1, options.channels):
-                raise UserError(f"config.{path}.mean and .std must have 1 or {options.channels} numbers")
-            if min(options.std) <= 0:
-                raise UserError(f"config.{path}.std must be above 0, got {tuple(options.std)}")
-    for name, options in data.targets.items():
-        if options.kind != "classification" and FUSIONS[config.model.fusion.name].declares.classes_only:
-            raise UserError(
-                f"config.model.fusion.name={config.model.fusion.name!r} is for classes that exclude each other, and "
-                f"data.targets.{name} is {options.kind}; choose late_mean"
-            )
-        if options.kind == "regression":
-            _check_member(options.loss, REGRESSION_LOSSES, f"data.targets.{name}.loss")
+            check_type(config[key], reference[key], where)
 
 
 def _check_numbers(config: ConfigDict) -> None:
     for path in POSITIVE:
-        _check_positive(_get(config, path), path)
+        check_positive(_get(config, path), path)
     for path, value in _numbers(config, ""):
         if not 0 <= value < float("inf"):
             raise UserError(f"config.{path}={value!r} must be a finite number and not negative")
         if path.rpartition(".")[2] in BELOW_ONE and value >= 1:
             raise UserError(f"config.{path}={value!r} must be at least 0 and below 1")
         if path.startswith("model.") and type(value) is int and path.rpartition(".")[2] not in MAY_BE_ZERO:
-            _check_positive(value, path)  # sizes and strides
+            check_positive(value, path)  # sizes and strides
     if config.seed >= 2**32:
         raise UserError(f"config.seed={config.seed} must be below 2**32")
-    _check_positive(config.optim.learning_rate, "optim.learning_rate")
-    _check_positive(config.optim.accumulate, "optim.accumulate")
+    check_positive(config.optim.learning_rate, "optim.learning_rate")
+    check_positive(config.optim.accumulate, "optim.accumulate")
     if not config.data.valid and not config.data.valid_fraction:
         raise UserError("config.data.valid_fraction must be above 0, or config.data.valid must name a split")
 
@@ -272,16 +186,6 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(item, path)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield path, value
-
-
-def _check_positive(value: Any, path: str) -> None:
-    if not 0 < value < float("inf"):
-        raise UserError(f"config.{path}={value!r} must be above 0")
-
-
-def _check_member(value: Any, choices: Iterable[str], path: str) -> None:
-    if value not in choices:
-        raise UserError(f"config.{path}={value!r} is unknown: {nearest(value, choices)}")
 
 
 def _check_devices(config: ConfigDict, devices: int) -> None:

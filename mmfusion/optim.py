@@ -1,13 +1,29 @@
 """Optimizers, and learning rates evaluated on the host: the rate is an argument of the step, so it never recompiles."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mmfusion.errors import UserError
+
+# Layers without a number that read the input; others without one come last, since they make the tokens.
+READS_INPUT = (
+    "embed",
+    "place",
+    "segment",
+    "norm_embed",
+    "patches",
+    "class",
+    "positions",
+    "bands",
+    "conv_stem",
+    "norm_stem",
+)
 
 
 def make(config: Mapping) -> optax.GradientTransformation:
@@ -155,3 +171,44 @@ def _lookup(table: Mapping, name: str, what: str):
     if name not in table:
         raise UserError(f"{what} {name!r} is unknown; choose one of {', '.join(table)}")
     return table[name]
+
+
+def slowed(encoders: Mapping[str, Any]) -> Callable[[Any, jax.Array], Any] | None:
+    """Returns `(updates, step) -> updates`, those of slowed or frozen encoders made smaller; None where there is none.
+
+    The last layer of an encoder with `layer_decay` d learns at the whole rate, the one before at d, then d², and so on
+    (Howard & Ruder 2018, arXiv:1801.06146); what `freeze` holds for so many steps is multiplied by 0.
+    """
+    slow = {
+        f"encoders_{m}": (options.freeze, options.layer_decay)
+        for m, options in encoders.items()
+        if options.freeze or options.layer_decay != 1
+    }
+    if not slow:
+        return None
+
+    def scale(updates: Any, step: jax.Array) -> Any:
+        result = dict(updates)
+        for name, (freeze, decay) in slow.items():
+            learns = jnp.where(step >= freeze, 1.0, 0.0)
+            order = sorted({depth(child) for child in updates[name]})
+            result[name] = {
+                child: jax.tree.map(
+                    lambda x, child=child, order=order, decay=decay, learns=learns: (
+                        x * (learns * decay ** (len(order) - 1 - order.index(depth(child)))).astype(x.dtype)
+                    ),
+                    leaves,
+                )
+                for child, leaves in updates[name].items()
+            }
+        return result
+
+    return scale
+
+
+def depth(name: str) -> tuple[float, ...]:
+    """Returns what a layer of an encoder sorts by: its numbers; before them what reads the input, last the rest."""
+    if name in READS_INPUT:
+        return (-1.0,)
+    numbers = tuple(float(number) for number in re.findall(r"\d+", name))
+    return numbers or (float("inf"),)

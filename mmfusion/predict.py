@@ -9,18 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmfusion.data.kinds import features
 from mmfusion.data.rows import BadRow, Reader, empty_batch, fill_row
 from mmfusion.errors import UserError
 from mmfusion.evaluate import Run, open_run
 
-FILES = ("image", "audio")  # kinds whose cell is a path, relative to the table
+FILES = ("image", "audio", "video")  # kinds whose cell is a path, relative to the table
 
 
 def predict(workdir: str | Path, source: str | Path, target: str | Path) -> tuple[int, list[str]]:
     """Predicts every row of a CSV file.
 
-    The table has one column a modality, under the modality's name or its feature's: text, or a path to a picture or a
-    recording, relative to the table. An empty cell, or a missing column, is an absent modality.
+    The CSV file has one column a modality, under the modality's name or its feature's: text, or a path to a picture, a
+    recording or a moving picture, relative to the file. A table's columns have their own names; a graph's nodes and
+    edges are JSON. What is empty, or has no column, is absent.
 
     Args:
       workdir: of the run.
@@ -74,15 +76,19 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _columns(run: Run, header: list[str], source: Path) -> dict[str, str]:
-    columns = {}
+    """Returns the column of each feature that the table has: of its own name, or the modality's that it alone makes."""
+    columns, wanted = {}, []
     for modality, options in run.dataset.reader.modalities.items():
-        for name in (modality, options["feature"]):
-            if name in header:
-                columns[modality] = name
-                break
+        names = features(options)
+        wanted += names if len(names) > 1 else [modality]
+        for name in names:
+            for column in (modality, name) if len(names) == 1 else (name,):
+                if column in header:
+                    columns.setdefault(name, column)
     if not columns:
-        wanted = ", ".join(run.dataset.reader.modalities)
-        raise UserError(f"--input={source} has none of the run's columns {wanted}: it has {', '.join(header)}")
+        raise UserError(
+            f"--input={source} has none of the run's columns {', '.join(wanted)}: it has {', '.join(header)}"
+        )
     return columns
 
 
@@ -90,7 +96,7 @@ def _predict_batch(
     run: Run, run_eval: Any, rows: list[dict[str, str]], first: int, columns: Mapping[str, str], folder: Path
 ) -> Iterator[dict[str, Any]]:
     reader = run.dataset.reader
-    untargeted = Reader(reader.modalities, {}, {}, reader.tokenizers)
+    untargeted = Reader(reader.modalities, {}, {}, reader.learned)
     batch = empty_batch(reader, run.config.batch_size)  # always full, so that one program serves every batch
     errors = {}
     for i, row in enumerate(rows):
@@ -109,16 +115,15 @@ def _predict_batch(
 
 def _raw(reader: Reader, row: Mapping[str, str], columns: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """Returns the row as a dataset would store it: features by name, files as their bytes."""
-    raw = {}
+    raw: dict[str, Any] = {}
     for modality, options in reader.modalities.items():
-        cell = row.get(columns.get(modality, ""), "") or ""
-        if cell and options["kind"] in FILES:
-            try:
-                raw[options["feature"]] = (folder / cell).read_bytes()
-            except OSError as error:
-                raise BadRow(f"row, {modality}: {cell}: {error.strerror}") from error
-        else:
-            raw[options["feature"]] = cell
+        for name in features(options):
+            raw[name] = cell = row.get(columns.get(name, ""), "") or ""
+            if cell and options["kind"] in FILES:
+                try:
+                    raw[name] = (folder / cell).read_bytes()
+                except OSError as error:
+                    raise BadRow(f"row, {modality}: {cell}: {error.strerror}") from error
     return raw
 
 

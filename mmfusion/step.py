@@ -69,6 +69,7 @@ def train_step(
     accumulate: int,
     unroll: bool,
     axis_name: str | None,
+    scale: Callable[[Any, jax.Array], Any] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step.
 
@@ -80,6 +81,7 @@ def train_step(
       accumulate: micro-batches that the rows are split into.
       unroll: write the micro-batches out (fast on CPU, where convolutions inside a scan are slow) or scan them.
       axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
+      scale: `(updates, step) -> updates`, what encoders that are slowed down make of theirs; None: as they are.
 
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `skipped` (1 where the loss or
@@ -134,6 +136,8 @@ def train_step(
     count = total(jnp.sum(batch.weight))
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, optim.with_learning_rate(state.opt_state, learning_rate), state.params)
+    if scale is not None:
+        updates = scale(updates, state.step)
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
     after = state.replace(
         params=optax.apply_updates(state.params, updates), batch_stats=batch_stats, opt_state=opt_state

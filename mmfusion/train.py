@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 import mmfusion
 from mmfusion import config as configs
-from mmfusion import optim, parallel
+from mmfusion import optim, parallel, transfer
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets
@@ -116,9 +116,10 @@ def run(
     if primary and not (workdir / "config.json").exists():
         write_json(workdir / "config.json", configs.to_json(config))
     checkpoints = Checkpoints(workdir / "checkpoints")
-    progress = Progress()
+    progress, begun = Progress(), []
     if (newest := checkpoints.newest()) is None:
-        state = parts.initial_state(config.seed)
+        drawn, begun = transfer.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed))
+        state = spread.replicate(drawn)
     else:
         host_state, meta = checkpoints.restore(newest, shapes)
         _check_data(meta["data"], dataset, workdir)
@@ -150,7 +151,7 @@ def run(
         Logger(workdir, primary, progress.step, total_steps=config.steps, plain_every=quiet) as log,
         contextlib.closing(Trace(workdir / "profile")) as trace,
     ):
-        _introduce(log, config, dataset, parts, state, progress.step)
+        _introduce(log, config, dataset, parts, state, progress.step, begun)
 
         # Steps
         meter = Meter(log, config, dataset.splits["train"])
@@ -271,7 +272,9 @@ def _selection_score(scores: dict[str, Any], config: ConfigDict) -> float:
     return value if configs.selectable(config)[config.select] else -value
 
 
-def _introduce(log: Logger, config: ConfigDict, dataset: Dataset, parts: Parts, state: Any, step: int) -> None:
+def _introduce(
+    log: Logger, config: ConfigDict, dataset: Dataset, parts: Parts, state: Any, step: int, begun: list[str]
+) -> None:
     """Prints what is about to run: data, model, and what could not be read."""
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     log.print(f"data   {config.data.name}: {sizes}")
@@ -281,6 +284,8 @@ def _introduce(log: Logger, config: ConfigDict, dataset: Dataset, parts: Parts, 
             log.print(f"data   {len(split.bad)} rows of {split.name} cannot be read and have weight 0: {named}")
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     shapes = jax.eval_shape(lambda batch: parts.preprocess(batch, None), parts.example)
+    for line in begun:
+        log.print(line)
     log.print(model_table(summarize(parts.model, variables, shapes)))
     if step:
         log.print(f"train  continued from step {step}")

@@ -65,7 +65,7 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
         modalities=config.data.modalities.to_dict(),
         targets=config.data.targets.to_dict(),
         outputs={"label": len(CLASSES)},
-        tokenizers={"text": text.train_tokenizer([" ".join(WORDS)], "word", 20)},
+        learned={"text": text.train_tokenizer([" ".join(WORDS)], "word", 20)},
     )
     splits = {name: split(name, rows(count, seed), reader) for seed, (name, count) in enumerate(sizes.items())}
     if in_memory:
@@ -73,7 +73,7 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
             name: dataclasses.replace(one, arrays=one.decode(np.arange(len(one)))) for name, one in splits.items()
         }
     return Dataset(
-        splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.tokenizers["text"])}, "synthetic", "synthetic"
+        splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.learned["text"])}, "synthetic", "synthetic"
     )
 
 

@@ -100,7 +100,7 @@ def test_every_shipped_config_passes():
         ("data.modalities.text.vocabulary_size", 2, r"text\.vocabulary_size must be at least 3"),
         ("data.modalities.text.length", 0, r"text\.length=0 must be above 0"),
         # parts that do not fit each other
-        ("model.encoders.text.name", "cnn", r"encoders\.text\.name='cnn' does not read text: choose one of bow, rnn"),
+        ("model.encoders.text.name", "cnn", r"encoders\.text\.name='cnn' does not read text: choose one of bow, text"),
         ("data.modalities", ConfigDict(), r"config\.data\.modalities is empty"),
         ("data.targets", ConfigDict(), r"config\.data\.targets is empty"),
     ],
@@ -126,6 +126,44 @@ def test_a_missing_key_is_named():
             del section[name]
         with pytest.raises(UserError, match=rf"config\.{path} is missing"):
             check(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("image.layer_decay", 0.0, r"image\.layer_decay=0\.0 must be above 0 and at most 1"),
+        ("image.layer_decay", 1.5, r"image\.layer_decay=1\.5 must be above 0 and at most 1"),
+        ("image.freeze", -1, r"image\.freeze=-1 must be .*not negative"),
+        ("image.share", "text", r"image\.share='text': one encoder cannot read image and text together"),
+        ("image.share", "imag", r"image\.share='imag' is unknown"),
+        ("image.share", "image", r"image\.share='image' is unknown"),
+        ("image.join", ("text",), r"image\.join='text': one encoder cannot read image and text together"),
+        ("image.join", (1,), r"image\.join=\(1,\) must be of type tuple"),
+    ],
+)
+def test_what_encoders_cannot_do_together(path, value, says):
+    with pytest.raises(UserError, match=says):
+        check(changed(f"model.encoders.{path}", value))
+
+
+def test_what_is_joined_or_shared_needs_an_encoder_of_its_own_or_none():
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.data.modalities.second = config.data.modalities.image
+        config.model.encoders.image.join = ("second",)
+    check(config)
+    with config.unlocked():
+        config.model.encoders.second = base.encoder("image", "cnn")
+    with pytest.raises(UserError, match=r"encoders\.second is read by the encoder of image: leave it out here"):
+        check(config)
+    with config.unlocked():
+        config.model.encoders.image.join = ()
+        config.model.encoders.image.share = "second"
+    check(config)
+    with config.unlocked():
+        config.model.encoders.second.share = "image"
+    with pytest.raises(UserError, match="shares another's"):
+        check(config)
 
 
 @pytest.mark.parametrize("name", ["joint", "learned", "left_image", "Image", "2d"])

@@ -87,10 +87,14 @@ def test_a_run_that_ends_early_leaves_the_others(config_of, tmp_path):
     assert continued["test"]["loss"] == pytest.approx(alone["test"]["loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 4)])
-def test_a_convolution_as_patches_is_one(kernel, stride):
-    x = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
-    module = conv(4, kernel, stride, np.float32)
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups", "padding"),
+    [(3, 1, 1, None), (3, 2, 2, None), (5, 4, 1, None), ((1, 5), 1, 4, None), (2, 2, 1, 0), ((3, 1, 2), 2, 1, None)],
+)
+def test_a_convolution_as_patches_is_one(kernel, stride, groups, padding):
+    sides = (9, 8) if isinstance(kernel, int) else (5, 6, 7)[: len(kernel)]
+    x = np.random.default_rng(0).normal(size=(2, *sides, 4)).astype(np.float32)
+    module = conv(8, kernel, stride, np.float32, padding=padding, groups=groups)
     variables = module.init(jax.random.key(0), x)
 
     def loss(variables, x):

@@ -24,9 +24,10 @@ class Shown:
     Attributes:
       id: the row's number in its source.
       target, predicted: names of classes, or numbers.
-      inputs: modality -> picture `[H, W, C]` uint8, words (one a token), or samples `[S]`; absent ones are left out.
-      attention: (query modality, key modality) -> weights `[N_query, N_key]`, the mean over heads, of real tokens of
-        texts and all of others; empty of strategies without attention.
+      inputs: modality -> picture `[H, W, C]` or frames `[T, H, W, C]` uint8, words (one a token, column or node), or
+        samples `[S]`; absent ones are left out.
+      attention: (query modality, key modality) -> weights `[N_query, N_key]`, the mean over heads, without the padding
+        of modalities that have a token for each position; empty of strategies without attention.
     """
 
     id: int
@@ -52,22 +53,15 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[Shown]:
     reader = run.dataset.reader
     shown = []
     for i in range(len(raw.id)):
-        kept = {
-            m: raw.mask[m][i] if o["kind"] == "text" else slice(None)
-            for m, o in reader.modalities.items()
-            if raw.present[m][i]
-        }
-        absent = set(reader.modalities) - set(kept)
+        there = [m for m in reader.modalities if raw.present[m][i]]
+        masks = {m: raw.mask[m][i] for m in there if reader.modalities[m]["kind"] in BY_POSITION}
         inputs = {
-            m: [reader.tokenizers[m].id_to_token(int(k)) for k in raw.inputs[m][i][real]]
-            if reader.modalities[m]["kind"] == "text"
-            else raw.inputs[m][i][raw.mask[m][i]]
-            if reader.modalities[m]["kind"] == "audio"
-            else raw.inputs[m][i]
-            for m, real in kept.items()
+            m: SHOWN[reader.modalities[m]["kind"]](raw.inputs[m][i], raw.mask[m][i], reader.learned.get(m))
+            for m in there
         }
+        absent = {m for m in reader.modalities if m not in there}
         weights = {
-            (q, k): w[i][kept.get(q, slice(None))][:, kept.get(k, slice(None))]
+            (q, k): _real(_real(w[i], masks.get(q), 0), masks.get(k), 1)
             for (q, k), w in attention.items()
             if not absent & {q, k}
         }
@@ -76,3 +70,33 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[Shown]:
         target, predicted = (names[int(x)] if names else f"{float(x):.3g}" for x in said)
         shown.append(Shown(int(raw.id[i]), target, predicted, inputs, weights))
     return shown
+
+
+def _real(weights: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
+    """Leaves out the tokens of padding, where there is a token for each position."""
+    if mask is None or weights.shape[axis] != len(mask):
+        return weights
+    return weights.compress(mask, axis)
+
+
+def _table_words(row: np.ndarray, mask: np.ndarray, learned: Mapping[str, Any]) -> list[str]:
+    """Returns `name value` of each column that is there: numbers in training's deviations, categories by name."""
+    words = []
+    for name, column in learned.items():
+        if "categories" in column:
+            words.append(lambda x, name=name, known=("?", *column["categories"]): f"{name} {known[int(x)]}")
+        else:
+            numbers = [name] if len(column["mean"]) == 1 else [f"{name}[{k}]" for k in range(len(column["mean"]))]
+            words += [lambda x, label=label: f"{label} {x:+.1f}" for label in numbers]
+    return [word(x) for word, x, real in zip(words, row, mask, strict=True) if real]
+
+
+BY_POSITION = ("text", "video", "table", "graph")  # kinds whose encoders may give a token for each position
+SHOWN = {  # (input, mask, learned) -> what a person is shown
+    "image": lambda x, mask, learned: x,
+    "text": lambda x, mask, learned: [learned.id_to_token(int(k)) for k in x[mask]],
+    "audio": lambda x, mask, learned: x[mask],
+    "video": lambda x, mask, learned: x[mask],
+    "table": _table_words,
+    "graph": lambda x, mask, learned: [f"node {k}" for k in range(mask.sum())],
+}

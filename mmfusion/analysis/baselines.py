@@ -194,10 +194,46 @@ def _describe_audio(waveforms: np.ndarray, mask: np.ndarray, options: Any) -> np
     return np.hstack([frames.mean(axis=1).filled(0), frames.std(axis=1).filled(0)])  # [n, F]
 
 
+def _describe_video(frames: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    """The mean of the real frames and of how much each differs from the one before, in levels from 0 to 255."""
+    small = _describe_image(frames.reshape(-1, *frames.shape[2:]), mask, options).reshape(*mask.shape, -1)
+    small = small * mask[:, :, None].astype(np.float32)  # [n, T, P]
+    count = np.maximum(mask.sum(axis=1), 1)[:, None]
+    change = np.abs(np.diff(small, axis=1)) * mask[:, 1:, None]
+    return np.rint(np.hstack([small.sum(axis=1) / count, change.sum(axis=1) / count])).astype(np.uint8)
+
+
+def _describe_table(rows: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    """The columns, 0 where one is missing, and which are; categories as numbers, which a tree can take apart."""
+    return np.hstack([rows, mask]).astype(np.float32)
+
+
+def _describe_graph(graphs: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    """Means of the nodes' features, alone and times their degrees, and how many nodes and edges there are."""
+    nodes = graphs[..., : options["features"]]  # [n, N, F]
+    degree = (graphs[..., options["features"] :] != 0).sum(axis=2, keepdims=True)  # [n, N, 1]
+    count = np.maximum(mask.sum(axis=1), 1)[:, None]
+    return np.hstack(
+        [
+            nodes.sum(axis=1) / count,
+            (nodes * degree).sum(axis=1) / count,
+            mask.sum(axis=1)[:, None],
+            degree.sum(axis=1) / 2,
+        ]
+    ).astype(np.float32)
+
+
+def _standardised(train: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    return preprocessing.StandardScaler().fit(train).transform
+
+
 FEATURES = {  # per kind of modality: (inputs, mask, options) -> rows, and (training rows, seed) -> rows to features
     "image": (_describe_image, _fit_image),
     "text": (_describe_text, lambda train, seed: TfidfVectorizer(**TERMS).fit(train).transform),
-    "audio": (_describe_audio, lambda train, seed: preprocessing.StandardScaler().fit(train).transform),
+    "audio": (_describe_audio, _standardised),
+    "video": (_describe_video, _fit_image),
+    "table": (_describe_table, _standardised),
+    "graph": (_describe_graph, _standardised),
 }
 
 

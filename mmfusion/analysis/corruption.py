@@ -1,12 +1,13 @@
 """How a score falls as one modality's data are spoiled: seeded corruptions by kind, and the areas of their curves.
 
-B batch · H W picture · C channels · T text positions · S audio samples · n real tokens or samples of one row
+B batch · H W picture · C channels · T positions or frames · S audio samples · n real positions of one row
 """
 
 import io
 import string
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,9 +29,11 @@ SWAP = 1.0  # chance that two neighbours are swapped, where neither is swapped a
 TYPO = 0.3  # chance that a letter is edited
 SNR = (40.0, -10.0)  # signal-to-noise ratio in dB, just above severity 0 and at 1
 TIME_MASK = 0.8  # share of the real samples
+COLUMN_NOISE = 2.0  # standard deviation of the noise on numbers of a table, in training's deviations
+LOST = 0.8  # chance that a column's value, a frame or an edge is lost
 
-# (one row's real values, severity above 0 and up to 1, generator, tokenizer) -> the row's new values
-Corruption = Callable[[np.ndarray, float, np.random.Generator, Tokenizer | None], np.ndarray]
+# (one row's real values, severity above 0 and up to 1, generator, what training taught) -> the row's new values
+Corruption = Callable[[np.ndarray, float, np.random.Generator, Any], np.ndarray]
 
 
 def _gaussian(pixels: np.ndarray, severity: float, random: np.random.Generator, _: None) -> np.ndarray:
@@ -128,16 +131,72 @@ def _time_mask(samples: np.ndarray, severity: float, random: np.random.Generator
     return result
 
 
+def _freeze(frames: np.ndarray, severity: float, random: np.random.Generator, _: None) -> np.ndarray:
+    still = _stretch(round(severity * LOST * len(frames)), len(frames), random)
+    result = frames.copy()
+    result[still] = frames[max(still.start - 1, 0)]  # the frame before stays
+    return result
+
+
+def _column_noise(row: np.ndarray, severity: float, random: np.random.Generator, learned: Any) -> np.ndarray:
+    """Numbers get noise; a category becomes one that is drawn, as often as a value would be lost."""
+    result, place = row.astype(np.float64), 0
+    for column in learned.values():
+        if "categories" in column:
+            chance, other = random.random(), random.integers(len(column["categories"]) + 1)
+            if chance < severity * LOST and np.isfinite(row[place]):
+                result[place] = other
+            place += 1
+        else:
+            count = len(column["mean"])
+            result[place : place + count] += severity * COLUMN_NOISE * random.standard_normal(count)
+            place += count
+    return result
+
+
+def _lose_columns(row: np.ndarray, severity: float, random: np.random.Generator, _: Any) -> np.ndarray:
+    chance = random.random(len(row))
+    chance = np.where(np.isfinite(row), chance, -1)  # one that is there stays: a row of none would be an absent one
+    return np.where(chance >= min(severity * LOST, chance.max()), row, np.nan)
+
+
+def _lose_edges(graph: np.ndarray, severity: float, random: np.random.Generator, _: None) -> np.ndarray:
+    nodes = len(graph)
+    chance = np.triu(random.random((nodes, nodes)), 1)
+    result = graph.copy()
+    result[:, -nodes:] *= (chance + chance.T) >= severity * LOST  # both ways alike
+    return result
+
+
+def _frames(one: Corruption) -> Corruption:
+    """Returns a corruption of pictures done to every frame alike, by the same draws."""
+
+    def every(frames: np.ndarray, severity: float, random: np.random.Generator, _: None) -> np.ndarray:
+        seed = int(random.integers(2**32))
+        return np.stack([one(frame, severity, np.random.default_rng(seed), None) for frame in frames])
+
+    return every
+
+
 # Pictures: Hendrycks & Dietterich 2019 (arXiv:1903.12261). Typos: Belinkov & Bisk 2018 (arXiv:1711.02173).
 CORRUPTIONS: dict[str, dict[str, Corruption]] = {
     "image": {"gaussian": _gaussian, "blur": _blur, "occlusion": _occlusion, "compression": _compression},
     "text": {"drop": _drop, "swap": _swap, "typo": _typo},
     "audio": {"noise": _noise, "time_mask": _time_mask},
+    "video": {
+        "gaussian": _gaussian,
+        "blur": _frames(_blur),
+        "occlusion": _frames(_occlusion),
+        "compression": _frames(_compression),
+        "freeze": _freeze,
+    },
+    "table": {"noise": _column_noise, "missing": _lose_columns},
+    "graph": {"edges": _lose_edges},
 }
 
 
 def corrupt(
-    batch: Batch, modality: str, kind: str, name: str, severity: float, seed: int, tokenizer: Tokenizer | None = None
+    batch: Batch, modality: str, kind: str, name: str, severity: float, seed: int, learned: Any = None
 ) -> Batch:
     """Returns the batch with one modality spoiled in every row that has it; the same batch at severity 0.
 
@@ -147,11 +206,11 @@ def corrupt(
     Args:
       batch: NumPy arrays; nothing is written into them.
       modality: its name in the batch.
-      kind: image, text or audio.
+      kind: of the modality, a key of `CORRUPTIONS`.
       name: of the corruption, a key of `CORRUPTIONS[kind]`.
       severity: from 0 (none) to 1.
       seed: at least 0.
-      tokenizer: what made the ids; only `typo` needs it.
+      learned: what training taught of the modality: a text's tokenizer, which only `typo` needs, or a table's columns.
 
     Raises:
       UserError: the kind or the name is unknown.
@@ -165,15 +224,24 @@ def corrupt(
         raise ValueError(f"a severity must be from 0 to 1, got {severity}")
     if severity == 0:
         return batch
+    spoil = CORRUPTIONS[kind][name]
     inputs, masks = np.array(batch.inputs[modality]), np.array(batch.mask[modality])  # copies
     for place in np.flatnonzero(batch.present[modality] & masks.any(axis=1) & (batch.id >= 0)):
         random = np.random.default_rng([seed, zlib.crc32(name.encode()), int(batch.id[place])])
         values, mask = inputs[place], masks[place]  # views: what is written below is in the copies
         if kind == "image":
-            new = CORRUPTIONS[kind][name](values, severity, random, tokenizer)  # [H, W, C]
+            new = spoil(values, severity, random, learned)  # [H, W, C]
             values[:] = np.clip(np.rint(new), 0, 255)
+        elif kind == "video":
+            values[mask] = np.clip(np.rint(spoil(values[mask], severity, random, learned)), 0, 255)  # [T, H, W, C]
+        elif kind == "table":  # [F], what is missing anywhere
+            new = spoil(np.where(mask, values, np.nan), severity, random, learned)
+            mask[:] = np.isfinite(new)
+            values[:] = np.where(mask, new, 0)
+        elif kind == "graph":  # [N, F + N]
+            values[:] = spoil(values, severity, random, learned)
         else:  # [T] or [S], the real ones first
-            new = CORRUPTIONS[kind][name](values[mask], severity, random, tokenizer)[: len(values)]
+            new = spoil(values[mask], severity, random, learned)[: len(values)]
             values[: len(new)], values[len(new) :] = new, text.PAD  # which is 0, as audio is padded
             mask[:] = np.arange(len(mask)) < len(new)
     return batch.replace(inputs={**batch.inputs, modality: inputs}, mask={**batch.mask, modality: masks})

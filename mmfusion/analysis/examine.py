@@ -59,9 +59,10 @@ def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
     run_eval = run.parts.eval_step()
     whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
+    every = tuple(sorted(run.dataset.reader.modalities))  # those that an encoder joins are told apart here
     subsets = {
-        kept: probe.value(whole["test"] if kept == tuple(names) else _whole(run, run_eval, "test", kept))
-        for kept in contribution.subsets(names)
+        kept: probe.value(whole["test"] if kept == every else _whole(run, run_eval, "test", kept))
+        for kept in contribution.subsets(every)
     }
     missing = {rate: probe.value(probe.fuse(lose(encoded, rate))) for rate in RATES}
     return {
@@ -129,17 +130,15 @@ class Probe:
         self.sign = 1 if configs.selectable(run.config)[self.metric] else -1
         self._variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
         model, tasks = run.parts.model, run.parts.tasks
-        given = model.clone(encoders=flax.core.FrozenDict({m: Given() for m in model.encoders}))
-        paths = {m: f"encoders_{m}" for m in model.encoders}
+        given = model.clone(
+            encoders=flax.core.FrozenDict({m: Given() for m in model.modalities}),
+            shares=flax.core.FrozenDict(), joins=flax.core.FrozenDict(),
+        )  # fmt: skip
 
         def encode(variables: dict, batch: Batch, modalities: tuple[str, ...]) -> Batch:
-            _, kept = model.apply(
-                variables, run.parts.preprocess(batch, None), train=False, mutable=["intermediates"],
-                capture_intermediates=lambda module, method: method == "__call__" and module.name in paths.values(),
-            )  # fmt: skip
-            outputs = {m: kept["intermediates"][paths[m]]["__call__"][0] for m in modalities}
-            tokens, mask = ({m: output[i] for m, output in outputs.items()} for i in (0, 1))
-            return batch.replace(inputs=tokens, mask=mask, present={m: batch.present[m] for m in modalities})
+            tokens, mask = model.apply(variables, run.parts.preprocess(batch, None), train=False, method="encode")
+            tokens, mask = ({m: every[m] for m in modalities} for every in (tokens, mask))
+            return batch.replace(inputs=tokens, mask=mask, present={m: real.any(axis=1) for m, real in mask.items()})
 
         def fuse(variables: dict, batch: Batch) -> dict[str, Any]:
             return step.eval_step(
@@ -159,7 +158,7 @@ class Probe:
 
     def encode(self, raw: Batch, modalities: Sequence[str] = ()) -> Batch:
         """Returns a host batch of some modalities (none: all), whose inputs are tokens `[n, N, D]` with their masks."""
-        names = tuple(modalities or self.run.parts.model.encoders)
+        names = tuple(modalities or self.run.parts.model.modalities)
         return _in_chunks(lambda batch: self._encode(self._variables, batch, names), raw)
 
     def fuse(self, encoded: Batch) -> dict[str, Any]:
@@ -231,12 +230,13 @@ def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[st
 
 def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
     reader, encoded = probe.run.dataset.reader, probe.encode(raw)
+    reads = {other: m for m, others in probe.run.parts.model.joins.items() for other in others}
 
     def at(m: str, name: str, severity: float) -> float:
         worse = corruption.corrupt(
-            raw, m, reader.modalities[m]["kind"], name, severity, seed=0, tokenizer=reader.tokenizers.get(m)
+            raw, m, reader.modalities[m]["kind"], name, severity, seed=0, learned=reader.learned.get(m)
         )
-        return probe.value(probe.fuse(_joined(probe.encode(worse, [m]), encoded)))
+        return probe.value(probe.fuse(_joined(probe.encode(worse, [reads.get(m, m)]), encoded)))
 
     return {
         m: {name: [at(m, name, s) for s in SEVERITIES] for name in corruption.CORRUPTIONS[options["kind"]]}

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mmfusion.data import sources, text
+from mmfusion.data import sources
 from mmfusion.data.batch import Batch
+from mmfusion.data.kinds import KINDS, as_string, features, value_of
 from mmfusion.data.missing import lose
-from mmfusion.data.rows import BadRow, BadTarget, Reader, as_string, empty_batch, fill_row
+from mmfusion.data.rows import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.errors import UserError
 
-TOKENIZER_ROWS = 100_000  # a vocabulary settles long before; streaming sets need not be read through
+LEARN_ROWS = 100_000  # a vocabulary settles long before; streaming sets need not be read through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Dataset:
       splits: `train`, `valid`, `test`, or those that were asked for.
       reader: turns raw rows into arrays.
       class_names: per task; empty for regression.
-      tokenizers: per text modality, as JSON.
+      learned: per modality what training rows taught, as a string: of text a tokenizer, of tables their columns.
       fingerprint: of the sources, their splits and how they are read.
       rows: of the sources and their splits alone.
     """
@@ -80,26 +81,20 @@ class Dataset:
     splits: dict[str, Split]
     reader: Reader
     class_names: dict[str, tuple[str, ...]]
-    tokenizers: dict[str, str]
+    learned: dict[str, str]
     fingerprint: str
     rows: str
 
-    def supplied(self) -> dict[str, dict[str, int]]:
-        """Returns per modality the encoder fields that the data decides: `vocabulary` in ids, `rate` in Hz."""
-        return {
-            m: {"vocabulary": self.reader.tokenizers[m].get_vocab_size()}
-            if options["kind"] == "text"
-            else {"rate": options["rate"]}
-            if options["kind"] == "audio"
-            else {}
-            for m, options in self.reader.modalities.items()
-        }
+    def supplied(self) -> dict[str, dict[str, Any]]:
+        """Returns per modality the encoder fields that the data decides, like a text's `vocabulary`."""
+        learned = self.reader.learned
+        return {m: KINDS[o["kind"]].supplied(o, learned.get(m)) for m, o in self.reader.modalities.items()}
 
     def saved(self) -> dict[str, Any]:
         """Returns what a run keeps of its data, as JSON values; `load` takes it back."""
         return {
             "class_names": {task: list(names) for task, names in self.class_names.items()},
-            "tokenizers": self.tokenizers,
+            "learned": self.learned,
             "fingerprint": self.fingerprint,
         }
 
@@ -137,16 +132,16 @@ def load(
     }
     if saved:
         class_names = {task: tuple(classes) for task, classes in saved["class_names"].items()}
-        tokenizers = dict(saved["tokenizers"])
+        learned = dict(saved["learned"])
     else:
         source = opened[names["train"]]
         class_names = _class_names(config.targets, source.class_names)
-        tokenizers = _train_tokenizers(config.modalities, source.rows, numbers["train"])
+        learned = _learn(config.modalities, source.rows, numbers["train"])
     reader = Reader(
         modalities=config.modalities.to_dict(),
         targets=config.targets.to_dict(),
         outputs={task: len(classes) or 1 for task, classes in class_names.items()},
-        tokenizers={m: text.from_json(tokenizer) for m, tokenizer in tokenizers.items()},
+        learned={m: KINDS[config.modalities[m].kind].load(string) for m, string in learned.items()},
     )
     rows = [
         {split: opened[names[split]].version for split in sorted(needed)},
@@ -156,7 +151,7 @@ def load(
         splits={s: _ready(s, numbers[s], opened[names[s]].rows, reader, config) for s in splits},
         reader=reader,
         class_names=class_names,
-        tokenizers=tokenizers,
+        learned=learned,
         fingerprint=_digest([*rows, reader.modalities, reader.targets]),
         rows=_digest(rows),
     )
@@ -170,13 +165,13 @@ def _check_features(config: Any, source: sources.Source) -> None:
     if len(source.rows) == 0:
         raise UserError(f"dataset {config.name!r} is empty: {source.version}")
     have = sorted(source.rows[0])
-    for section in ("modalities", "targets"):
-        for name, options in config[section].items():
-            if options.feature not in have:
-                raise UserError(
-                    f"config.data.{section}.{name}.feature={options.feature!r} is not in {config.name!r}: "
-                    f"its features are {', '.join(have)}"
-                )
+    wanted = [(f"modalities.{m}", name) for m, options in config.modalities.items() for name in features(options)]
+    wanted += [(f"targets.{task}", options.feature) for task, options in config.targets.items()]
+    for path, name in wanted:
+        if name not in have:
+            raise UserError(
+                f"config.data.{path}.feature={name!r} is not in {config.name!r}: its features are {', '.join(have)}"
+            )
 
 
 def _numbers(split: str, rows: Sequence[Any], *, carved: bool, config: Any) -> np.ndarray:
@@ -229,17 +224,15 @@ def _class_names(targets: Any, named: Mapping[str, tuple[str, ...]]) -> dict[str
     return class_names
 
 
-def _train_tokenizers(modalities: Any, rows: Sequence[Any], train: np.ndarray) -> dict[str, str]:
-    """Trains one vocabulary a text modality, on rows of the train split only."""
-    texts = {m: o for m, o in modalities.items() if o.kind == "text"}
-    if not texts:
+def _learn(modalities: Any, rows: Sequence[Any], train: np.ndarray) -> dict[str, str]:
+    """Returns what rows of the train split teach of each modality: vocabularies, and the columns of tables."""
+    teaching = {m: options for m, options in modalities.items() if KINDS[options.kind].learn}
+    if not teaching:
         return {}
-    sample = [rows[int(i)] for i in train[:TOKENIZER_ROWS]]
+    sample = [rows[int(i)] for i in train[:LEARN_ROWS]]
     return {
-        m: text.to_json(
-            text.train_tokenizer([as_string(row[o.feature]) for row in sample], o.tokenizer, o.vocabulary_size)
-        )
-        for m, o in texts.items()
+        m: KINDS[options.kind].learn([value_of(row, options) for row in sample], options)
+        for m, options in teaching.items()
     }
 
 

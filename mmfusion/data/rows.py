@@ -1,17 +1,13 @@
 """One raw row -> fixed-shape arrays per modality and target, the same for training, evaluation and prediction."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from mmfusion.data import audio, image, text
 from mmfusion.data.batch import Batch
-from mmfusion.errors import UserError
-
-Options = Mapping[str, Any]
+from mmfusion.data.kinds import KINDS, Options, value_of
 
 
 class BadRow(ValueError):
@@ -27,20 +23,20 @@ class Reader:
     """Turns raw rows into arrays.
 
     Attributes:
-      modalities: per modality its options: `kind`, `feature` and the kind's own (see `configs/base.py`).
+      modalities: per modality its options: `kind`, `feature` and the kind's own (`kinds.py`).
       targets: per task `kind` and `feature`.
       outputs: per task the number of classes, 1 for regression.
-      tokenizers: per text modality.
+      learned: per modality what training taught: of text a tokenizer, of tables their columns, else None.
     """
 
     modalities: Mapping[str, Options]
     targets: Mapping[str, Options]
     outputs: Mapping[str, int]
-    tokenizers: Mapping[str, Tokenizer]
+    learned: Mapping[str, Any]
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Returns per modality the shape of one input, its dtype, and its number of positions."""
-        return {name: KINDS[o["kind"]].shape(o) for name, o in self.modalities.items()}
+        return {m: KINDS[o["kind"]].shape(o, self.learned.get(m)) for m, o in self.modalities.items()}
 
     def bytes_per_row(self) -> int:
         """Returns the memory of one row once decoded, in bytes."""
@@ -56,7 +52,7 @@ class Reader:
         values = {}
         for name, options in self.modalities.items():
             try:
-                values[name] = KINDS[options["kind"]].read(row[options["feature"]], options, self.tokenizers.get(name))
+                values[name] = KINDS[options["kind"]].read(value_of(row, options), options, self.learned.get(name))
             except (ValueError, OSError) as error:
                 raise BadRow(f"row {number}, {name}: {error}") from error
         targets = {}
@@ -66,90 +62,6 @@ class Reader:
             except ValueError as error:
                 raise BadTarget(f"row {number}, target {task!r}: {error}") from error
         return values, targets
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """How one kind of modality is read.
-
-    Attributes:
-      shape: options -> (input shape, dtype, positions).
-      read: (value, options, tokenizer) -> (input, mask), or None where the value is absent.
-      options: the kind's config keys and their defaults.
-    """
-
-    shape: Callable[[Options], tuple[tuple[int, ...], Any, int]]
-    read: Callable[[Any, Options, Any], tuple[np.ndarray, np.ndarray] | None]
-    options: dict[str, Any]
-
-
-def _image_shape(options: Options) -> tuple[tuple[int, ...], Any, int]:
-    return (*options["size"], options["channels"]), np.uint8, 1
-
-
-def _read_image(value: Any, options: Options, _: None) -> tuple[np.ndarray, np.ndarray] | None:
-    if value is None or len(value) == 0:
-        return None
-    return image.decode(value, tuple(options["size"]), options["channels"]), np.ones(1, bool)
-
-
-def _text_shape(options: Options) -> tuple[tuple[int, ...], Any, int]:
-    return (options["length"],), np.int32, options["length"]
-
-
-def _read_text(value: Any, options: Options, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray] | None:
-    ids, mask = text.encode(tokenizer, [as_string(value)], options["length"])
-    return (ids[0], mask[0]) if mask.any() else None
-
-
-def _audio_shape(options: Options) -> tuple[tuple[int, ...], Any, int]:
-    samples = round(options["seconds"] * options["rate"])
-    return (samples,), np.float32, samples
-
-
-def _read_audio(value: Any, options: Options, _: None) -> tuple[np.ndarray, np.ndarray] | None:
-    if value is None or len(value) == 0:
-        return None
-    waveform, mask = audio.pad(
-        audio.decode(value, options["rate"], source_rate=options["stored_rate"] or None),
-        round(options["seconds"] * options["rate"]),
-    )
-    return (waveform, mask) if mask.any() else None
-
-
-IMAGE_OPTIONS = {
-    "size": (32, 32),  # (H, W) in pixels; a picture of another size is resized
-    "channels": 3,
-    "mean": (0.5,),  # per channel, or one for all; of pixels in [0, 1]
-    "std": (0.25,),
-    "augment": dict(image.AUGMENT),  # applied on the device, to training batches only
-}
-TEXT_OPTIONS = {
-    "tokenizer": "word",  # or "bpe"
-    "vocabulary_size": 5000,  # the most ids there may be, with padding and out-of-vocabulary
-    "length": 32,  # tokens; longer texts are cut, shorter ones padded at the end
-}
-AUDIO_OPTIONS = {
-    "rate": 8000,  # Hz; recordings of another rate are resampled
-    "stored_rate": 0,  # Hz, of recordings stored as bare samples; 0: the same as `rate`
-    "seconds": 1.0,  # longer recordings are cut, shorter ones padded at the end
-}
-
-KINDS: dict[str, Kind] = {
-    "image": Kind(_image_shape, _read_image, IMAGE_OPTIONS),
-    "text": Kind(_text_shape, _read_text, TEXT_OPTIONS),
-    "audio": Kind(_audio_shape, _read_audio, AUDIO_OPTIONS),
-}
-
-
-def as_string(value: Any) -> str:
-    """Returns a text value as `str`; None is the empty text; raises UserError where it is not one string."""
-    if value is None:
-        return ""
-    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-    if isinstance(value, np.ndarray):
-        raise UserError(f"a text or group must be one string, got an array {value.dtype}{list(value.shape)}")
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _read_class(value: Any, classes: int) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Convolutions in two forms that compute the same: XLA's own, and as patches times a matrix.
 
-B batch · H W picture · I O channels in and out
+B batch · I O channels in and out · G groups
 """
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,21 +30,44 @@ def as_patches() -> Iterator[None]:
         _patches.reset(token)
 
 
-def conv(channels: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, name: str | None = None) -> nn.Conv:
-    """Returns a square convolution whose cell i stands on input i · stride, whatever the input's size."""
-    padding = [(kernel // 2, kernel // 2)] * 2
+def conv(
+    channels: int,
+    kernel: int | tuple[int, ...],
+    stride: int | tuple[int, ...],
+    dtype: Any,
+    *,
+    padding: int | None = None,
+    groups: int = 1,
+    bias: bool = True,
+    name: str | None = None,
+) -> nn.Conv:
+    """Returns a convolution with `kernel` (one number: of both sides) and the same `padding` on every side.
+
+    Without `padding` half a kernel is padded, so that cell i stands on input i · stride, whatever the input's size.
+    """
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
     return nn.Conv(
-        channels, (kernel, kernel), stride, padding,
-        use_bias=bias, dtype=dtype, name=name, conv_general_dilated=_convolve,
+        channels, sides, stride, [(side // 2 if padding is None else padding,) * 2 for side in sides],
+        feature_group_count=groups, use_bias=bias, dtype=dtype, name=name, conv_general_dilated=_convolve,
     )  # fmt: skip
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """Convolves `x [B, H, W, I]` with `kernel [h, w, I, O]`; takes what `jax.lax.conv_general_dilated` takes."""
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int, **options: Any
+) -> jax.Array:
+    """Convolves `x [B, ..., G·I]` with `kernel [..., I, G·O]`; takes what `jax.lax.conv_general_dilated` takes."""
     if not _patches.get():
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    height, width, channels, out = kernel.shape
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, feature_group_count=feature_group_count, **options
+        )
+    *sides, channels, out = kernel.shape
+    spatial = "DHW"[-len(sides) :]
     patches = jax.lax.conv_general_dilated_patches(
-        x, (height, width), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )  # [B, H', W', I·h·w]
-    return patches @ jnp.moveaxis(kernel, 2, 0).reshape(channels * height * width, out)
+        x, sides, strides, padding, dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    )  # [B, ..., G·I·sides]
+    matrix = jnp.moveaxis(kernel, -2, 0).reshape(channels * math.prod(sides), out)
+    if feature_group_count == 1:
+        return patches @ matrix
+    patches = patches.reshape(*patches.shape[:-1], feature_group_count, -1)  # [B, ..., G, I·sides]
+    matrix = matrix.reshape(matrix.shape[0], feature_group_count, -1)  # [I·sides, G, O]
+    return jnp.einsum("...gk,kgo->...go", patches, matrix).reshape(*patches.shape[:-2], out)

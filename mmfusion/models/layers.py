@@ -219,11 +219,18 @@ class Attention(nn.Module):
     """Multi-head attention with masked keys (Vaswani et al. 2017, arXiv:1706.03762).
 
     A row without a real key gives exactly zero output, zero weights and zero gradients.
+
+    Attributes:
+      heads: they divide the width.
+      width: of the output.
+      key_bias: keep the bias of the keys, as published weights do; it moves all scores of a query alike, so that it
+        changes nothing and never trains.
     """
 
     heads: int
     width: int
     dtype: Any = jnp.float32
+    key_bias: bool = False
 
     @nn.compact
     def __call__(self, q_tokens: jax.Array, kv_tokens: jax.Array, kv_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -238,8 +245,8 @@ class Attention(nn.Module):
         size = head_width(self.width, self.heads)
 
         def split(tokens: jax.Array, name: str) -> jax.Array:
-            # One vector added to every key moves all scores of a query alike, so a bias there would never train.
-            projected = nn.Dense(self.width, use_bias=name != "key", dtype=self.dtype, name=name)(tokens)
+            bias = name != "key" or self.key_bias
+            projected = nn.Dense(self.width, use_bias=bias, dtype=self.dtype, name=name)(tokens)
             return projected.reshape(*tokens.shape[:2], self.heads, size)  # [B, N, h, D/h]
 
         # Zeroed before the projections: 0 · NaN in the backward pass would be NaN.
@@ -258,13 +265,22 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP, each with a residual (Xiong et al. 2020, arXiv:2002.04745)."""
+    """Pre-norm attention and MLP, each with a residual (Xiong et al. 2020, arXiv:2002.04745).
+
+    Attributes:
+      heads: attention heads; they divide the width.
+      width: of the tokens.
+      mlp_ratio: the MLP's hidden width, as a multiple of the width.
+      dropout: rate on the residual branches.
+      published: the form that published encoders have: GELU by the error function and a bias on the keys.
+    """
 
     heads: int
     width: int
     mlp_ratio: float = 2.0
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    published: bool = False
 
     @nn.compact
     def __call__(
@@ -299,11 +315,12 @@ class TransformerBlock(nn.Module):
         else:
             keys_mask = context_mask
             keys = nn.LayerNorm(dtype=self.dtype, name="norm_context")(zero_masked(context, context_mask))
-        attend = Attention(self.heads, self.width, self.dtype, name="attention")
+        attend = Attention(self.heads, self.width, self.dtype, self.published, name="attention")
         mixed, weights = attend(normal, keys, keys_mask)
         tokens = tokens + dropped(mixed)
 
         hidden = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens)
-        hidden = nn.gelu(nn.Dense(int(self.mlp_ratio * self.width), dtype=self.dtype, name="mlp_in")(hidden))
+        hidden = nn.Dense(int(self.mlp_ratio * self.width), dtype=self.dtype, name="mlp_in")(hidden)
+        hidden = nn.gelu(hidden, approximate=not self.published)
         tokens = tokens + dropped(nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(hidden))
         return zero_masked(tokens, mask), jnp.where(mask[:, None, :, None], weights, 0.0)

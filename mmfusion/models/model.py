@@ -4,7 +4,8 @@ B batch · N tokens · D width · C outputs of a task
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.core
@@ -19,8 +20,21 @@ from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.layers import masked_mean, zero_masked
 
+Tokens = dict[str, jax.Array]
+Masks = dict[str, jax.Array]
+
 # Fields of encoders and strategies that the model gives them; every other field is an option of the config.
-SUPPLIED = frozenset({"width", "dtype", "axis_name", "vocabulary", "rate"})
+SUPPLIED = frozenset({"width", "dtype", "axis_name", "vocabulary", "rate", "categories"})
+
+
+# What every encoder's config may say beside the encoder's own options.
+ENCODER_OPTIONS = {
+    "init": "",  # where it begins: a safetensors file, folder or hub id, or run:WORKDIR; empty: drawn
+    "freeze": 0,  # steps in which it does not learn; those of the whole run: never
+    "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before
+    "share": "",  # another modality, whose encoder, the same weights, reads this one, too
+    "join": (),  # other modalities of the same size, whose channels it reads beside its own (they need no encoder)
+}
 
 
 @flax.struct.dataclass
@@ -46,28 +60,59 @@ class FusionModel(nn.Module):
     """Encoders, a fusion strategy and linear heads.
 
     Attributes:
-      encoders: an encoder per modality (a FrozenDict where the model must be hashable).
+      encoders: an encoder per modality (mappings are FrozenDicts where the model must be hashable).
       fusion: a feature-level or decision-level strategy.
       tasks: (task, number of outputs) pairs.
+      shares: modality -> the modality whose encoder, the same weights, reads it, too.
+      joins: modality -> those whose channels its encoder reads beside its own; they have no tokens of their own.
+      frozen: modalities whose encoders do not learn: they are as in evaluation, and no gradient reaches them.
     """
 
     encoders: Mapping[str, nn.Module]
     fusion: nn.Module
     tasks: tuple[tuple[str, int], ...]
+    shares: Mapping[str, str] = flax.core.FrozenDict()
+    joins: Mapping[str, tuple[str, ...]] = flax.core.FrozenDict()
+    frozen: tuple[str, ...] = ()
 
-    @nn.compact
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities that have tokens, sorted."""
+        return sorted({*self.encoders, *self.shares})
+
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Returns the Outputs of a batch whose pictures are normalised float32 by now.
 
-        Rows of weight 0 count as absent. Modalities of the batch that have no encoder are ignored.
+        Rows of weight 0 count as absent. Modalities of the batch that no encoder reads are ignored.
         """
-        tokens, mask = {}, {}
-        for m in sorted(self.encoders):
-            rows = batch.present[m] & (batch.weight > 0)  # [B]
-            x = zero_masked(batch.inputs[m], rows)
-            encoded, real = self.encoders[m](x, batch.mask[m] & rows[:, None], train=train)
-            tokens[m], mask[m] = zero_masked(encoded, real), real  # [B, N, D], [B, N]
+        return self.fuse(*self.encode(batch, train=train), train=train)
 
+    def encode(self, batch: Batch, *, train: bool) -> tuple[Tokens, Masks]:
+        """Returns the tokens `[B, N, D]` of each modality that has some, and which are real `[B, N]`."""
+        tokens, mask = {}, {}
+        for m in self.modalities:
+            x, there = self._input(batch, m)
+            learns = m not in self.frozen
+            encoded, real = self.encoders[self.shares.get(m, m)](x, there, train=train and learns)
+            encoded = encoded if learns else jax.lax.stop_gradient(encoded)
+            tokens[m], mask[m] = zero_masked(encoded, real), real  # [B, N, D], [B, N]
+        return tokens, mask
+
+    def _input(self, batch: Batch, m: str) -> tuple[jax.Array, jax.Array]:
+        """Returns what the encoder of `m` reads, and its mask; zeros stand for the channels of what is absent."""
+        rows = {name: batch.present[name] & (batch.weight > 0) for name in (m, *self.joins.get(m, ()))}  # [B]
+        parts = [zero_masked(batch.inputs[name], there) for name, there in rows.items()]
+        masks = [batch.mask[name] & there[:, None] for name, there in rows.items()]
+        if len(parts) == 1:
+            return parts[0], masks[0]
+        if len({part.shape[:-1] for part in parts}) > 1:
+            sizes = ", ".join(f"{name} {part.shape[1:-1]}" for name, part in zip(rows, parts, strict=True))
+            raise UserError(f"model.encoders.{m}.join: what is joined must have one size, here {sizes}")
+        return jnp.concatenate(parts, axis=-1), functools.reduce(jnp.logical_or, masks)
+
+    @nn.compact
+    def fuse(self, tokens: Tokens, mask: Masks, *, train: bool) -> Outputs:
+        """Returns the Outputs of encoded modalities: tokens `[B, N, D]` with their masks `[B, N]`."""
         present = {m: mask[m].any(axis=1) for m in tokens}  # [B]
         if self.fusion.declares.level == "feature":
             fused = self.fusion(tokens, mask, train=train)
@@ -100,20 +145,22 @@ def options(module_class: type[nn.Module]) -> dict[str, Any]:
 
 def build(
     config: Mapping[str, Any],
-    spec: Mapping[str, Mapping[str, int]],
+    spec: Mapping[str, Mapping[str, Any]],
     tasks: Mapping[str, int],
     *,
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
+    frozen: Collection[str] = (),
 ) -> FusionModel:
     """Returns the model that `config.model` describes.
 
     Args:
-      config: `width`, `encoders.<modality>` = {name, **options}, `fusion` = {name, **options}.
-      spec: what the data says of each modality: {"vocabulary": ids}, {"rate": Hz} or {}.
+      config: `width`, `encoders.<modality>` = {name, **options, **ENCODER_OPTIONS}, `fusion` = {name, **options}.
+      spec: what the data says of each modality: {"vocabulary": ids}, {"rate": Hz}, {"categories": (n, ...)} or {}.
       tasks: number of outputs per task.
       axis_name: the device axis that batch normalisation adds over, None outside pmap.
       dtype: of the computation; parameters, statistics and logits are float32.
+      frozen: modalities whose encoders do not learn.
 
     Raises:
       UserError: no encoder, a modality the data does not have, an unknown name or option, or an encoder that needs
@@ -122,13 +169,26 @@ def build(
     if not config["encoders"]:
         raise UserError("model.encoders is empty; give an encoder to at least one modality")
     supplied = {"width": config["width"], "axis_name": axis_name, "dtype": dtype}
-    encoders = {}
+    encoders, shares, joins = {}, {}, {}
     for m, encoder in config["encoders"].items():
         if m not in spec:
             raise UserError(f"model.encoders.{m}: the data has no such modality; it has {', '.join(sorted(spec))}")
-        encoders[m] = _module(ENCODERS, encoder, f"model.encoders.{m}", {**supplied, **spec[m]})
+        own = {key: value for key, value in encoder.items() if key not in ENCODER_OPTIONS}
+        if encoder.get("share"):
+            shares[m] = encoder["share"]
+        else:
+            encoders[m] = _module(ENCODERS, own, f"model.encoders.{m}", {**supplied, **spec[m]})
+        if encoder.get("join"):
+            joins[m] = tuple(encoder["join"])
     fusion = _module(FUSIONS, config["fusion"], "model.fusion", supplied)
-    return FusionModel(encoders=flax.core.FrozenDict(encoders), fusion=fusion, tasks=tuple(sorted(tasks.items())))
+    return FusionModel(
+        encoders=flax.core.FrozenDict(encoders),
+        fusion=fusion,
+        tasks=tuple(sorted(tasks.items())),
+        shares=flax.core.FrozenDict(shares),
+        joins=flax.core.FrozenDict(joins),
+        frozen=tuple(sorted(frozen)),
+    )
 
 
 def _module(

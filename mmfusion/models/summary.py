@@ -66,7 +66,7 @@ def _is_part(module, method: str) -> bool:
 
 def _owns(path: str, child: str, model: FusionModel) -> bool:
     if path.startswith("heads.") and model.fusion.declares.level != "feature":
-        return child in {f"{path.replace('.', '_', 1)}_{m}" for m in model.encoders}
+        return child in {f"{path.replace('.', '_', 1)}_{m}" for m in model.modalities}
     return child == path.replace(".", "_", 1) or (path == "fusion" and child.startswith("fusion_"))
 
 

@@ -13,7 +13,7 @@ def load(config=None, **options):
 
 
 def words(data):
-    return set(text.from_json(data.tokenizers["text"]).get_vocab())
+    return set(text.from_json(data.learned["text"]).get_vocab())
 
 
 def digest(numbers):

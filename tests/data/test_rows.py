@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from mmfusion.data import text
-from mmfusion.data.rows import BadRow, BadTarget, Reader, as_string, empty_batch, fill_row
+from mmfusion.data.kinds import as_string
+from mmfusion.data.rows import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.errors import UserError
 from tests import planted
 
@@ -25,7 +26,7 @@ def filled(*rows):
 def test_a_row_becomes_its_arrays():
     batch = filled(planted.row(5))
     assert (batch.inputs["image"][0] == 25).all()
-    words = [READER.tokenizers["text"].id_to_token(i) for i in batch.inputs["text"][0]]
+    words = [READER.learned["text"].id_to_token(i) for i in batch.inputs["text"][0]]
     assert words == ["row", "5", "number5", "[PAD]", "[PAD]", "[PAD]"]
     np.testing.assert_array_equal(batch.mask["text"][0], [1, 1, 1, 0, 0, 0])
     np.testing.assert_allclose(batch.inputs["audio"][0], np.sin(np.arange(100) * 0.2), atol=1e-4)

@@ -122,7 +122,7 @@ def test_cifar10_with_imdb_is_one_line_of_config(public):
     pictures, texts = (opened(name, "", split="test").rows for name in ("cifar10", "imdb_reviews"))
     assert batch.targets["label"].tolist() == [texts[i]["label"] for i in range(24)]
     np.testing.assert_array_equal(batch.inputs["image"][3], np.asarray(Image.open(io.BytesIO(pictures[3]["image"]))))
-    words = data.reader.tokenizers["text"].encode(str(texts[3]["text"])).ids
+    words = data.reader.learned["text"].encode(str(texts[3]["text"])).ids
     assert batch.inputs["text"][3][batch.mask["text"][3]].tolist() == words
 
 

@@ -137,6 +137,90 @@ def test_bfloat16_computes_low_and_returns_float32_logits():
     assert text.dtype == jnp.bfloat16
 
 
+TWO = {"left": {}, "right": {}}
+
+
+def two_pictures(rows=4):
+    pictures = RANDOM.normal(size=(2, rows, 8, 8, 1)).astype(np.float32)
+    real = np.ones((rows, 1), bool)
+    return Batch(
+        inputs=dict(zip(TWO, pictures, strict=True)),
+        mask=dict.fromkeys(TWO, real),
+        present=dict.fromkeys(TWO, np.ones(rows, bool)),
+        targets={},
+        weight=np.ones(rows, np.float32),
+        id=np.arange(rows, dtype=np.int32),
+    )
+
+
+PAIR = two_pictures()
+CNN = {"name": "cnn", "channels": (4,), "strides": (4,)}
+
+
+def test_a_shared_encoder_is_one_set_of_weights():
+    model = build(config("concat", {"left": CNN, "right": {**CNN, "share": "left"}}), TWO, TASKS)
+    assert model.modalities == ["left", "right"]
+    variables = random_variables(model, PAIR, train=False)
+    assert [name for name in variables["params"] if name.startswith("encoders")] == ["encoders_left"]
+    both = PAIR.replace(inputs={"left": PAIR.inputs["left"], "right": PAIR.inputs["left"]})
+    tokens, _ = model.apply(variables, both, train=False, method="encode")
+    np.testing.assert_array_equal(tokens["left"], tokens["right"])
+    outputs = quick_jit(lambda b: model.apply(variables, b, train=False))(PAIR)
+    assert set(outputs.present) == {"left", "right"}
+
+
+def test_joined_pictures_are_channels_of_one_encoder():
+    model = build(config("concat", {"left": {**CNN, "join": ("right",)}}), TWO, TASKS)
+    assert model.modalities == ["left"]
+    variables = random_variables(model, PAIR, train=False)
+    assert variables["params"]["encoders_left"]["Conv_0"]["kernel"].shape[2] == 2
+    alone = build(config("concat", {"left": CNN}), TWO, TASKS)
+    stacked = np.concatenate([PAIR.inputs["left"], PAIR.inputs["right"]], axis=-1)
+    expected = alone.apply(variables, PAIR.replace(inputs={**PAIR.inputs, "left": stacked}), train=False).logits
+    jax.tree.map(np.testing.assert_array_equal, model.apply(variables, PAIR, train=False).logits, expected)
+
+    # Where one is absent zeros stand for it, whatever is stored; where both are, there is no token.
+    there = np.array([True, False, True, False])
+    present = {"left": np.array([True, True, False, False]), "right": there}
+    spoilt = np.where(there[:, None, None, None], PAIR.inputs["right"], np.nan)
+    lacking = PAIR.replace(inputs={**PAIR.inputs, "right": spoilt}, present=present)
+    tokens, mask = model.apply(variables, lacking, train=False, method="encode")
+    np.testing.assert_array_equal(mask["left"].any(axis=1), [True, True, True, False])
+    zeros = [np.where(rows[:, None, None, None], PAIR.inputs[m], 0) for m, rows in present.items()]
+    by_hand, _ = alone.apply(
+        variables, PAIR.replace(inputs={"left": np.concatenate(zeros, -1)}), train=False, method="encode"
+    )
+    np.testing.assert_allclose(tokens["left"][:3], by_hand["left"][:3], atol=1e-6)
+    np.testing.assert_array_equal(tokens["left"][3], 0)
+
+
+def test_pictures_of_two_sizes_cannot_be_joined():
+    model = build(config("concat", {"left": {**CNN, "join": ("right",)}}), TWO, TASKS)
+    other = PAIR.replace(inputs={**PAIR.inputs, "right": np.zeros((4, 8, 4, 1), np.float32)})
+    with pytest.raises(UserError, match=r"must have one size, here left \(8, 8\), right \(8, 4\)"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), other, train=False))
+
+
+def test_a_frozen_encoder_is_as_in_evaluation_and_gets_no_gradient():
+    encoders = {m: {**CNN, "norm": "batch", "dropout": 0.5} for m in TWO}
+    model = build(config("concat", encoders), TWO, TASKS, frozen=["left"])
+    variables = random_variables(model, PAIR, train=False)
+
+    def loss(params):
+        outputs, changed = model.apply(
+            {**variables, "params": params, "rows": {"id": PAIR.id}}, PAIR, train=True, mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )  # fmt: skip
+        return (outputs.logits["label"] ** 2).sum(), changed["batch_stats"]
+
+    gradient, stats = quick_jit(jax.grad(loss, has_aux=True))(variables["params"])
+    assert all((g == 0).all() for g in jax.tree.leaves(gradient["encoders_left"]))
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient["encoders_right"]))
+    before = variables["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, stats["encoders_left"], before["encoders_left"])
+    assert not np.allclose(jax.tree.leaves(stats["encoders_right"])[0], jax.tree.leaves(before["encoders_right"])[0])
+
+
 @pytest.mark.parametrize("kind", [*ENCODERS.values(), *FUSIONS.values()])
 def test_options_are_the_fields_a_config_may_set(kind):
     found = options(kind)

@@ -144,4 +144,10 @@ def _address(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-PARTS = {"image": _picture, "text": _words, "audio": _sound}
+def _film(modality: str, frames: np.ndarray, weights: np.ndarray | None, options: Mapping[str, Any]) -> Part:
+    """Shows the frames side by side, as one picture."""
+    strip = np.concatenate(list(frames), axis=1)  # [H, T·W, C]
+    return _picture(modality, strip, weights if weights is not None and len(weights) == len(frames) else None, options)
+
+
+PARTS = {"image": _picture, "text": _words, "audio": _sound, "video": _film, "table": _words, "graph": _words}

@@ -1,10 +1,10 @@
-"""Audio encoders: log-mel spectrogram, computed inside jit, and a CNN over it.
+"""Audio encoders: a log-mel spectrogram, computed inside jit, and a CNN over it; and a CNN over the bare samples.
 
 B batch · S samples · T frames · F mel bands · C channels · N = T' tokens · D width
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -92,6 +92,8 @@ class LogMelCNN(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
+    reads: ClassVar[str] = "audio"
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Encodes waveforms `[B, S]` float32 with `mask [B, S]` (a prefix) as tokens `[B, N, D]` and `[B, N]`.
@@ -119,3 +121,46 @@ class LogMelCNN(nn.Module):
         tokens = cells.reshape(*cells.shape[:2], -1)  # [B, N, F' · C]
         tokens = nn.Dense(self.width, dtype=self.dtype, name="project")(tokens)
         return normalised_tokens(tokens, frames, self.dtype), frames
+
+
+class WaveformCNN(nn.Module):
+    """One-dimensional convolutions over the bare samples, after M5 (Dai et al. 2017, arXiv:1610.00087).
+
+    A wide first convolution of stride 4, then narrow ones; the maximum of four places after each but the last.
+
+    Attributes:
+      width: token width D.
+      channels: channels of each convolution.
+      kernel: samples that the first convolution reads; the others read 3 places.
+      norm: `layer`, `group`, `batch` (as in the paper) or `none`.
+      dropout: rate on the last feature map.
+    """
+
+    width: int
+    channels: tuple[int, ...] = (64, 64, 128, 128)
+    kernel: int = 80
+    norm: str = "batch"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    reads: ClassVar[str] = "audio"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Encodes waveforms `[B, S]` float32 with `mask [B, S]` (a prefix) as tokens `[B, N, D]` and `[B, N]`.
+
+        N is S over 4^depth, rounded up; a place is real if the first sample under it is.
+        """
+        x = zero_masked(x, mask)[:, :, None, None].astype(self.dtype)  # [B, S, 1, 1]
+        for layer, channels in enumerate(self.channels):
+            stride = 4 if layer == 0 else 1
+            x = conv(channels, (self.kernel if layer == 0 else 3, 1), stride, self.dtype)(x)
+            mask = mask[:, ::stride]
+            x = x[:, : mask.shape[1]]  # an even kernel makes one place more
+            x = zero_masked(nn.relu(Norm(self.norm, self.axis_name, self.dtype)(x, mask, train=train)), mask)
+            if layer < len(self.channels) - 1:
+                x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 4), (0, 0), (0, 0)))
+                x, mask = nn.max_pool(x, (4, 1), (4, 1)), mask[:, ::4]  # what is masked is 0, and nothing is below
+        x = Dropout(self.dropout)(x[:, :, 0], train=train)  # [B, N, C]
+        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(x), mask, self.dtype), mask

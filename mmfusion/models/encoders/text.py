@@ -1,16 +1,17 @@
-"""Text encoders: a bag of word embeddings and recurrent networks over token ids.
+"""Text encoders: a bag of word embeddings, convolutions and recurrent networks over token ids.
 
 B batch · T time (token ids; 0 is padding, 1 out of vocabulary) · D width
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmfusion.errors import UserError
-from mmfusion.models.layers import Dropout, masked_mean, normalised_tokens
+from mmfusion.models.convolution import conv
+from mmfusion.models.layers import Dropout, masked_max, masked_mean, normalised_tokens, zero_masked
 
 CELLS = {"vanilla": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
@@ -31,6 +32,8 @@ class BagOfWords(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
+    reads: ClassVar[str] = "text"
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Encodes ids `[B, T]` int32 with `mask [B, T]` as tokens `[B, 1 or T, D]` and their mask.
@@ -45,6 +48,53 @@ class BagOfWords(nn.Module):
         if self.tokens == "mean":
             words, mask = masked_mean(words, mask)[:, None], mask.any(axis=1, keepdims=True)  # [B, 1, D]
         return normalised_tokens(words, mask, self.dtype), mask
+
+
+class TextCNN(nn.Module):
+    """Convolutions of several widths over word embeddings, the maximum over time of each (Kim 2014, arXiv:1408.5882).
+
+    Attributes:
+      width: token width D.
+      vocabulary: how many token ids there are.
+      embedding: width of the word embeddings.
+      kernels: words that a convolution of each width reads.
+      channels: channels of each width.
+      tokens: `max` returns one token, the maxima; `all` what starts at each of the T positions.
+      dropout: rate on the maxima, or on each position.
+    """
+
+    width: int
+    vocabulary: int
+    embedding: int = 64
+    kernels: tuple[int, ...] = (3, 4, 5)
+    channels: int = 64
+    tokens: str = "max"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    reads: ClassVar[str] = "text"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Encodes ids `[B, T]` int32 with `mask [B, T]` (a prefix) as tokens `[B, 1 or T, D]` and their mask.
+
+        Raises:
+          UserError: `tokens` is unknown.
+        """
+        if self.tokens not in ("max", "all"):
+            raise UserError(f"textcnn: tokens={self.tokens!r} is unknown; choose max or all")
+        words = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
+        words = zero_masked(words, mask)[:, :, None]  # [B, T, 1, embedding]
+        each = []
+        for size in self.kernels:
+            padded = jnp.pad(words, ((0, 0), (0, size - 1), (0, 0), (0, 0)))
+            layer = conv(self.channels, (size, 1), 1, self.dtype, padding=0, name=f"conv{size}")
+            each.append(nn.relu(layer(padded)[:, :, 0]))  # [B, T, channels], of the words from each position on
+        read = jnp.concatenate(each, axis=-1)
+        if self.tokens == "max":
+            read, mask = masked_max(read, mask)[:, None], mask.any(axis=1, keepdims=True)
+        read = nn.Dense(self.width, dtype=self.dtype, name="project")(Dropout(self.dropout)(read, train=train))
+        return normalised_tokens(read, mask, self.dtype), mask
 
 
 class RNN(nn.Module):
@@ -72,6 +122,8 @@ class RNN(nn.Module):
     tokens: str = "all"
     dropout: float = 0.0
     dtype: Any = jnp.float32
+
+    reads: ClassVar[str] = "text"
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion.models.encoders.graph import graph_attention
 from mmfusion.models.fusion.contract import Declaration, Fused
 from mmfusion.models.fusion.sequence import cut, joined, pooled_features, typed
-from mmfusion.models.layers import head_width, masked_softmax, zero_masked
+from mmfusion.models.layers import head_width, zero_masked
 
 
 class GAT(nn.Module):
@@ -47,13 +48,8 @@ class GAT(nn.Module):
         shape, attention = (self.heads, head_width(self.width, self.heads)), {}
         for layer in range(self.layers):
             h = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(x)  # [B, N, h, D/h]
-            sides = [
-                jnp.einsum("bnhd,hd->bhn", h, self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape))
-                for side in ("to", "from")
-            ]
-            scores = nn.leaky_relu(sides[0][..., :, None] + sides[1][..., None, :], 0.2)  # [B, h, N, N]
-            weights = masked_softmax(scores, real[:, None, None, :] & real[:, None, :, None])
+            ends = [self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from")]
+            mixed, weights = graph_attention(h, *ends, real[:, None, :] & real[:, :, None])
             attention = cut(weights, names, sizes, names, sizes)
-            mixed = jnp.einsum("bhij,bjhd->bihd", weights.astype(self.dtype), h).reshape(x.shape)
-            x = zero_masked(x + nn.elu(mixed), real)
+            x = zero_masked(x + nn.elu(mixed.reshape(x.shape)), real)
         return Fused(features=pooled_features(x, real, self.width, self.dtype), attention=attention)

@@ -1,0 +1,72 @@
+"""A CNN whose feature map is read as a sequence by a recurrent network.
+
+B batch · H W picture · C channels · T steps of the sequence · D width
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.errors import UserError
+from mmfusion.models.convolution import conv
+from mmfusion.models.encoders.classic import pool
+from mmfusion.models.encoders.text import CELLS
+from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
+
+
+class CNNRNN(nn.Module):
+    """Convolutions with pooling, then a recurrent network over the rows or the cells of the map, from the top left.
+
+    Attributes:
+      width: token width D.
+      channels: channels of each 3×3 convolution, after which the maximum of 2×2 is kept.
+      norm: after each convolution: `batch`, `layer`, `group` or `none`.
+      steps: `rows` of the map, or `cells`.
+      cell: `vanilla`, `gru` or `lstm`.
+      layers: recurrent layers.
+      hidden: units of a layer.
+      tokens: `all` returns the output at each step, `last` at the last.
+      dropout: rate on the map and between the recurrent layers.
+    """
+
+    width: int
+    channels: tuple[int, ...] = (16, 32)
+    norm: str = "batch"
+    steps: str = "rows"
+    cell: str = "lstm"
+    layers: int = 1
+    hidden: int = 64
+    tokens: str = "all"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    reads: ClassVar[str] = "image"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, T or 1, D]` and mask.
+
+        Raises:
+          UserError: `steps`, `cell` or `tokens` is unknown, or the pictures are too small for so many poolings.
+        """
+        for name, choices in (("steps", ("rows", "cells")), ("cell", CELLS), ("tokens", ("all", "last"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"cnn_rnn: {name}={getattr(self, name)!r} is unknown; choose {' or '.join(choices)}")
+        rows = mask[:, 0]  # [B]
+        x = zero_masked(x, rows).astype(self.dtype)
+        for channels in self.channels:
+            x = conv(channels, 3, 1, self.dtype)(x)
+            x = nn.relu(Norm(self.norm, self.axis_name, self.dtype)(x, rows, train=train))
+            x = pool(x, 2, 2, "cnn_rnn")
+        count = x.shape[1] * (x.shape[2] if self.steps == "cells" else 1)
+        steps = x.reshape(x.shape[0], count, -1)  # [B, T, W'·C or C]
+        for layer in range(self.layers):
+            steps = Dropout(self.dropout)(steps, train=train)
+            cell = CELLS[self.cell](self.hidden, dtype=self.dtype, name=f"rnn{layer}")
+            steps = nn.RNN(cell, name=f"scan{layer}")(steps)  # [B, T, hidden]
+        steps = steps if self.tokens == "all" else steps[:, -1:]
+        mask = jnp.broadcast_to(rows[:, None], steps.shape[:2])
+        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(steps), mask, self.dtype), mask

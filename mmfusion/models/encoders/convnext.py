@@ -1,0 +1,70 @@
+"""ConvNeXt: depthwise 7×7 convolutions and MLPs (Liu et al. 2022, arXiv:2201.03545).
+
+B batch · H W picture · C channels · N tokens · D width
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmfusion.models.convolution import conv
+from mmfusion.models.encoders.image import Positions
+from mmfusion.models.layers import Dropout, zero_masked
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + γ · MLP(norm(depthwise 7×7 of x)), γ learned a channel."""
+
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[B, H, W, C]` to the same shape."""
+        channels = x.shape[-1]
+        out = conv(channels, 7, 1, self.dtype, groups=channels, name="depthwise")(x)
+        out = nn.LayerNorm(dtype=self.dtype, name="norm")(out)
+        out = nn.gelu(nn.Dense(4 * channels, dtype=self.dtype, name="mlp_in")(out), approximate=False)
+        out = nn.Dense(channels, dtype=self.dtype, name="mlp_out")(out)
+        scale = self.param("scale", nn.initializers.constant(1e-6), (channels,)).astype(self.dtype)
+        return x + Dropout(self.dropout)(scale * out, train=train)
+
+
+class ConvNeXtT(nn.Module):
+    """ConvNeXt-T without its pooling and classifier; stride 32.
+
+    The paper drops whole blocks at random (rate 0.1); here single entries of them.
+
+    Attributes:
+      width: token width D.
+      channels: channels of the first stage; the last has eight times as many.
+      dropout: rate on the residual branches.
+    """
+
+    width: int
+    channels: int = 96
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    reads: ClassVar[str] = "image"
+    blocks: ClassVar[tuple[int, ...]] = (3, 3, 9, 3)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+
+        The last layer norm is of each cell, where the classifier of the paper normalises the cells' mean.
+        """
+        rows = mask[:, 0]  # [B]
+        x = zero_masked(x, rows).astype(self.dtype)
+        for stage, count in enumerate(self.blocks):
+            norm = nn.LayerNorm(dtype=self.dtype, name=f"norm{stage}")
+            side = 4 if stage == 0 else 2
+            shrink = conv(self.channels * 2**stage, side, side, self.dtype, padding=0, name=f"shrink{stage}")
+            x = norm(shrink(x)) if stage == 0 else shrink(norm(x))
+            for block in range(count):
+                x = ConvNeXtBlock(self.dropout, self.dtype, name=f"stage{stage}_block{block}")(x, train=train)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        return Positions(self.width, self.dtype, name="tokens")(x, rows)

@@ -1,0 +1,69 @@
+"""Where encoders begin: at published weights, or at those of another run, as `init` of their config says."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmfusion.errors import UserError, nearest
+from mmfusion.evaluate import open_run
+from mmfusion.models import pretrained
+from mmfusion.models.model import FusionModel
+from mmfusion.step import TrainState
+
+CACHE = Path("~/.cache/mmfusion/hub")  # of weights that were fetched
+RUN = "run:"
+
+
+def begin(encoders: Mapping[str, Any], model: FusionModel, state: TrainState) -> tuple[TrainState, list[str]]:
+    """Returns the state with every encoder's weights as its `init` says, and a line a person can read for each.
+
+    Args:
+      encoders: the section `model.encoders` of a config.
+      model: what it describes.
+      state: before the first step, on the host.
+
+    Raises:
+      UserError: the weights cannot be read or do not fit.
+    """
+    said = []
+    for m, options in encoders.items():
+        if not (source := options.init):
+            continue
+        name = f"encoders_{m}"
+        params, batch_stats = state.params[name], state.batch_stats.get(name, {})
+        if source.startswith(RUN):
+            params, batch_stats, line = _of_run(source, m, params, batch_stats)
+        else:
+            found = pretrained.load(
+                model.encoders[m], params, batch_stats, pretrained.read(source, CACHE.expanduser()), source
+            )
+            params, batch_stats = found.params, found.batch_stats
+            names = sorted(left for left in found.left_out if not left.endswith("num_batches_tracked"))
+            line = f"init   {m}: {source}" + (f"; not used: {', '.join(names)}" if names else "")
+        said.append(line)
+        state = state.replace(
+            params={**state.params, name: params},
+            batch_stats={**state.batch_stats, name: batch_stats} if batch_stats else state.batch_stats,
+        )
+    return state, said
+
+
+def _of_run(source: str, modality: str, params: Any, batch_stats: Any) -> tuple[Any, Any, str]:
+    """Returns the encoder's variables at the best checkpoint of another run, where they are of the same shapes."""
+    run = open_run(source.removeprefix(RUN), [])
+    theirs = jax.device_get(run.state)
+    name = f"encoders_{modality}"
+    if name not in theirs.params:
+        known = [key.removeprefix("encoders_") for key in theirs.params if key.startswith("encoders_")]
+        raise UserError(f"init={source!r}: that run has no encoder of {modality!r}: {nearest(modality, known)}")
+    own, other = (jax.tree.map(np.shape, tree) for tree in ((params, batch_stats), _parts(theirs, name)))
+    if own != other:
+        raise UserError(f"init={source!r}: its encoder of {modality!r} has other layers; give it the same options here")
+    return *_parts(theirs, name), f"init   {modality}: {source}, step {run.step}"
+
+
+def _parts(state: TrainState, name: str) -> tuple[Any, Any]:
+    return state.params[name], state.batch_stats.get(name, {})

@@ -1,0 +1,81 @@
+"""A batch of every kind of modality, to be corrupted."""
+
+import numpy as np
+
+from mmfusion.analysis.corruption import corrupt
+from mmfusion.data import text
+from mmfusion.data.batch import Batch
+
+ROWS, LENGTH, SAMPLES = 40, 24, 400
+ABSENT, PADDING = 3, 38  # the absent row and the first of the padding rows; both hold values that show a touch
+WORDS = ["melon", "a", "harbour", "it's", "window,", "naïve", "quickly", "café!", "two", "1999", "zebra"]
+TOKENIZERS = {
+    # "zebra" has no id of its own in the word vocabulary; "[OOV]" is what it becomes.
+    "word": text.train_tokenizer([" ".join(WORDS[:-1])], "word", 100),
+    "bpe": text.train_tokenizer([" ".join(WORDS)] * 3, "bpe", 300),
+}
+# The columns of the table: a number, a category, and one feature of three numbers.
+COLUMNS = {
+    "age": {"mean": [0.0], "std": [1.0]},
+    "kind": {"categories": ["a", "b", "c", "d"]},
+    "sizes": {"mean": [0.0] * 3, "std": [1.0] * 3},
+}
+
+
+def make_batch(tokenizer="word", size=(16, 16, 3)):
+    random = np.random.default_rng(0)
+    sentences = [" ".join(random.choice(WORDS, random.integers(1, 14))) for _ in range(ROWS)]
+    ids, mask = text.encode(TOKENIZERS[tokenizer], sentences, LENGTH)
+    heard = np.arange(SAMPLES) < random.integers(SAMPLES // 2, SAMPLES + 1, ROWS)[:, None]  # [B, S]
+    coarse = random.integers(0, 256, (ROWS, size[0] // 4, size[1] // 4, size[2]), np.uint8)
+    number = 1000 - 7 * np.arange(ROWS, dtype=np.int32)
+    present = np.ones(ROWS, bool)
+    present[ABSENT] = False
+    number[PADDING:] = -1
+    edges = np.triu(random.random((ROWS, 9, 9)) < 0.5, 1).astype(np.float32)
+    columns = np.stack([random.normal(size=ROWS), random.integers(5, size=ROWS), *random.normal(size=(3, ROWS))], 1)
+    there = random.random((ROWS, 5)) < 0.8
+    there[:, 3] = True
+    frames = np.arange(8) < random.integers(4, 9, ROWS)[:, None]
+    batch = Batch(
+        inputs={
+            "image": coarse.repeat(4, 1).repeat(4, 2),  # smooth enough for blur to be gradual
+            "text": ids,
+            "audio": np.where(heard, random.normal(0, 0.1, (ROWS, SAMPLES)), 0).astype(np.float32),
+            "video": random.integers(0, 256, (ROWS, 8, 4, 4, 3), np.uint8).repeat(4, 2).repeat(4, 3),
+            "table": np.where(there, columns, 0).astype(np.float32),
+            "graph": np.concatenate([random.random((ROWS, 9, 2), np.float32), edges + edges.swapaxes(1, 2)], 2),
+        },
+        mask={
+            "image": np.ones((ROWS, 1), bool),
+            "text": mask,
+            "audio": heard,
+            "video": frames,
+            "table": there,
+            "graph": np.ones((ROWS, 9), bool),
+        },
+        present=dict.fromkeys(("image", "text", "audio", "video", "table", "graph"), present),
+        targets={"label": np.zeros(ROWS, np.int32)},
+        weight=(number >= 0).astype(np.float32),
+        id=number,
+    )
+    for array in (*batch.inputs.values(), *batch.mask.values()):
+        array.flags.writeable = False  # a write in place raises
+    return batch
+
+
+def touched():
+    return [row for row in range(PADDING) if row != ABSENT]
+
+
+def spoil(batch, kind, name, severity, seed=0, tokenizer="word"):
+    learned = {"text": TOKENIZERS[tokenizer], "table": COLUMNS}
+    return corrupt(batch, kind, kind, name, severity, seed, learned.get(kind))
+
+
+def real(batch, kind, row):
+    """Returns a row's real values; of a table all columns, 9 where one is missing."""
+    values, mask = batch.inputs[kind][row], batch.mask[kind][row]
+    if kind == "table":
+        return np.where(mask, values, 9)
+    return values if kind in ("image", "graph") else values[mask]

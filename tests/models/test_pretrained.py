@@ -1,0 +1,196 @@
+"""Published weights: small models of torchvision, timm and transformers compute the same here, tensor for tensor."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import requests
+from safetensors.numpy import save_file
+
+from mmfusion.errors import UserError
+from mmfusion.models import pretrained
+from mmfusion.models.encoders import ENCODERS
+from tests.conftest import ROOT
+from tests.models.random_variables import random_variables
+
+FIXTURES = np.load(ROOT / "tests/published/encoders.npz")
+VGG, RESNET = {"channels": 2}, {"channels": 3, "stem": "imagenet", "norm": "batch"}
+BLOCKS = {"resnet": (1, 1, 2, 1), "convnext": (1, 2, 1, 1)}
+VIT = {"patch": 4, "layers": 2, "hidden": 8, "heads": 2}
+BERT = {"vocabulary": 20, "layers": 2, "hidden": 8, "heads": 2, "mlp": 16, "positions": 12}
+CASES = {
+    "vgg-torchvision-fc": ("vgg11", {**VGG, "fc": 6}),
+    "vgg-torchvision-bn": ("vgg11", {**VGG, "norm": "batch"}),
+    "vgg-timm": ("vgg11", VGG),
+    "resnet-transformers-basic": ("resnet34", RESNET),
+    "resnet-transformers-bottleneck": ("resnet50", RESNET),
+    "resnet-torchvision": ("resnet50", RESNET),
+    "convnext-transformers": ("convnext_t", {"channels": 3}),
+    "convnext-timm": ("convnext_t", {"channels": 3}),
+    "convnext-torchvision": ("convnext_t", {"channels": 3}),
+    "vit-transformers": ("vit_ti", VIT),
+    "vit-timm": ("vit_s", VIT),
+    "vit-torchvision": ("vit_b", VIT),
+    "bert-transformers-all": ("bert", BERT),
+    "bert-transformers-pooled": ("bert", {**BERT, "tokens": "pooled"}),
+}
+
+
+def encoder_of(case, *, width=None):
+    name, options = CASES[case]
+    family = case.split("-")[0]
+    fields = {"blocks": BLOCKS[family]} if family in BLOCKS else {}
+    width = width or FIXTURES[f"{case}/output"].shape[-1]
+    return type(name, (ENCODERS[name],), fields)(width=width, **options)
+
+
+def tensors_of(case):
+    start = f"{case}/tensors/"
+    return {key.removeprefix(start): FIXTURES[key] for key in FIXTURES.files if key.startswith(start)}
+
+
+def given(case):
+    x = FIXTURES[f"{case}/input"]
+    return x, x > 0 if x.dtype == np.int32 else np.ones((len(x), 1), bool)
+
+
+def loaded(case, tensors=None, x=None):
+    x = given(case)[0] if x is None else x
+    mask = given(case)[1]
+    encoder = encoder_of(case)
+    variables = random_variables(encoder, x, mask, train=False)
+    tensors = tensors_of(case) if tensors is None else tensors
+    return encoder, pretrained.load(encoder, variables["params"], variables.get("batch_stats", {}), tensors, "a file")
+
+
+def plain(params):
+    """Returns parameters whose tokens are the encoder's cells, layer-normalised."""
+    own = params.get("tokens", params)
+    size = own["project"]["kernel"].shape[0]
+    plain = {
+        "project": {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)},
+        "norm": {"scale": np.ones(size, np.float32), "bias": np.zeros(size, np.float32)},
+    }
+    if "tokens" in params:
+        return {**params, "tokens": {**plain, "positions": np.zeros_like(own["positions"])}}
+    return {**params, **plain}
+
+
+def layer_norm(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_computes_what_the_published_one_does(case):
+    x, mask = given(case)
+    encoder, found = loaded(case)
+    variables = {"params": plain(found.params), "batch_stats": found.batch_stats}
+    tokens, real = jax.jit(lambda v: encoder.apply(v, x, mask, train=False))(variables)
+    expected = FIXTURES[f"{case}/output"]
+    np.testing.assert_allclose(tokens[real], layer_norm(expected)[np.asarray(real)], atol=2e-4)
+
+
+def test_every_tensor_is_used_or_named():
+    used = {case: set(tensors_of(case)) - set(loaded(case)[1].left_out) for case in CASES}
+    dropped = {case: {name for name in loaded(case)[1].left_out if "num_batches" not in name} for case in CASES}
+    assert all(used.values())
+    assert dropped["bert-transformers-all"] == {
+        "bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"
+    }  # fmt: skip
+    assert dropped["bert-transformers-pooled"] == {"classifier.weight", "classifier.bias"}
+    assert dropped["vgg-torchvision-fc"] == {"classifier.6.weight", "classifier.6.bias"}
+    assert dropped["resnet-torchvision"] == {"fc.weight", "fc.bias"}
+    assert dropped["convnext-torchvision"] == {"classifier.2.weight", "classifier.2.bias"}
+
+
+def test_what_is_left_over_or_missing_is_told():
+    case = "resnet-torchvision"
+    more = {**tensors_of(case), "layer9.0.conv1.weight": np.zeros(3, np.float32)}
+    with pytest.raises(UserError, match=r"1 left over: layer9\.0\.conv1\.weight"):
+        loaded(case, more)
+    less = {name: tensor for name, tensor in tensors_of(case).items() if name != "layer2.0.conv2.weight"}
+    with pytest.raises(UserError, match="1 that the encoder has are not there: stage1_block0/conv_2/kernel"):
+        loaded(case, less)
+    other = {**tensors_of(case), "conv1.weight": np.zeros((5, 3, 7, 7), np.float32)}
+    with pytest.raises(UserError, match=r"conv1\.weight is \[5, 3, 7, 7\], which does not fit conv_stem/kernel"):
+        loaded(case, other)
+
+
+def test_an_encoder_without_published_weights_is_told():
+    encoder = ENCODERS["cnn"](width=4)
+    with pytest.raises(UserError, match="not CNN"):
+        pretrained.load(encoder, {}, {}, {}, "a file")
+
+
+def test_gray_pictures_see_the_sum_of_three_channels():
+    case = "resnet-torchvision"
+    gray = given(case)[0][..., :1]
+    encoder, found = loaded(case, x=gray)
+    three, of_three = loaded(case)
+    kernels = (of_three.params["conv_stem"]["kernel"], found.params["conv_stem"]["kernel"])
+    np.testing.assert_allclose(kernels[0].sum(axis=2, keepdims=True), kernels[1], rtol=1e-6)
+    outs = [
+        module.apply({"params": plain(one.params), "batch_stats": one.batch_stats}, x, given(case)[1], train=False)[0]
+        for module, one, x in ((encoder, found, gray), (three, of_three, np.repeat(gray, 3, -1)))
+    ]
+    np.testing.assert_allclose(*outs, atol=1e-4)
+
+
+def test_positions_are_resized_to_the_picture():
+    case = "vit-timm"
+    small, large = (np.zeros((1, side, side, 3), np.float32) for side in (16, 24))
+    same, wide = loaded(case, x=small)[1].params["positions"], loaded(case, x=large)[1].params["positions"]
+    assert (same.shape, wide.shape) == ((17, 8), (37, 8))
+    np.testing.assert_array_equal(same[0], wide[0])  # of the class token
+    smooth = {**tensors_of(case), "pos_embed": np.linspace(0, 1, 16, dtype=np.float32).repeat(8).reshape(1, 16, 8)}
+    smooth["pos_embed"] = np.concatenate([np.zeros((1, 1, 8), np.float32), smooth["pos_embed"]], axis=1)
+    grid = loaded(case, smooth, x=large)[1].params["positions"][1:, 0].reshape(6, 6)
+    assert (np.diff(grid, axis=0) > 0).all()
+    assert (np.diff(grid, axis=1)[:, 1:-1] > 0).all()
+    with pytest.raises(UserError, match="which does not fit positions"):
+        loaded(case, x=np.zeros((1, 16, 24, 3), np.float32))
+
+
+def test_norms_named_by_tensorflow_are_known():
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {}
+    for name, tensor in tensors_of("bert-transformers-all").items():
+        new = name
+        for torch, tensorflow in names.items():
+            new = new.replace(torch, tensorflow)
+        renamed[new] = tensor
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        loaded("bert-transformers-all", renamed)[1].params,
+        loaded("bert-transformers-all")[1].params,
+    )
+
+
+def test_files_folders_and_shards(tmp_path):
+    first, second = {"a": np.ones(2, np.float32)}, {"b": np.zeros(3, np.float32)}
+    save_file(first, tmp_path / "model.safetensors")
+    assert pretrained.read(str(tmp_path / "model.safetensors"), tmp_path).keys() == {"a"}
+    assert pretrained.read(str(tmp_path), tmp_path).keys() == {"a"}
+    save_file(second, tmp_path / "model-2.safetensors")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert pretrained.read(str(tmp_path), tmp_path).keys() == {"a", "b"}
+
+
+def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "get", unreachable)
+    (tmp_path / "torn.safetensors").write_bytes(b"\x08\x00")
+    (tmp_path / "weights.bin").write_bytes(b"pickle")
+    for source, said in (
+        ("no/such/file", "no such file or folder"),
+        ("owner/model", "cannot be fetched"),
+        (str(tmp_path / "torn.safetensors"), "cannot be read as safetensors"),
+        (str(tmp_path / "weights.bin"), "pickled weights are not read"),
+    ):
+        with pytest.raises(UserError, match=said):
+            pretrained.read(source, tmp_path)
+    assert not (tmp_path / "owner").exists()
