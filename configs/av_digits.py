@@ -13,8 +13,8 @@ from mmfusion.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: fusion, seed, modalities, variant (clean or hard)."""
-    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="", variant="hard")
+    """Returns the config; arguments: fusion, seed, modalities, objectives, variant (clean or hard)."""
+    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="", objectives="", variant="hard")
     config = base.get_config()
     with config.unlocked():
         config.seed = args.seed
@@ -34,4 +34,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.fusion = base.fusion(args.fusion)
         config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
     base.keep_modalities(config, args.modalities)
+    base.add_objectives(config, args.objectives)
     return config

@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     config.model.encoders = ConfigDict()  # modality -> name and the encoder's options (mmfusion/models/encoders)
     config.model.fusion = fusion("co_attention")
 
+    config.objectives = ConfigDict()  # name -> weight and the objective's options, beside the tasks' losses
+
     config.optim = optimizer("adamw", learning_rate=1e-3)
 
     config.parallel = ConfigDict()
@@ -72,6 +74,11 @@ def encoder(modality_name: str, name: str, **options: Any) -> ConfigDict:
 def fusion(name: str, **options: Any) -> ConfigDict:
     """Returns the fusion strategy `name`, with its defaults changed by `options`."""
     return _filled({"name": name, **choice_keys("model.fusion", name)}, options)
+
+
+def objective(name: str, **options: Any) -> ConfigDict:
+    """Returns the objective `name`, with its defaults changed by `options`; it goes to `objectives.<name>`."""
+    return _filled(choice_keys("objectives", name), options)
 
 
 def optimizer(
@@ -103,9 +110,16 @@ def keep_modalities(config: ConfigDict, names: str) -> None:
             del config.model.encoders[name]
 
 
+def add_objectives(config: ConfigDict, names: str) -> None:
+    """Adds the objectives named by `contrastive+mvae` to a config, with their defaults; empty adds none."""
+    with config.unlocked():
+        for name in filter(None, names.split("+")):
+            config.objectives[name] = objective(name)
+
+
 def _filled(defaults: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
     unknown = set(changes) - set(defaults)
     if unknown:
-        raise UserError(f"option {min(unknown)!r} of {defaults.get('name') or defaults['kind']!r}: "
-                        f"{nearest(min(unknown), defaults)}")  # fmt: skip
+        owner = defaults.get("name") or defaults.get("kind", "an objective")
+        raise UserError(f"option {min(unknown)!r} of {owner!r}: {nearest(min(unknown), defaults)}")
     return ConfigDict({**defaults, **changes})

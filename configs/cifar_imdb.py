@@ -17,8 +17,8 @@ PAIRS = {"archives": "pair:cifar10_images+imdb_subset:by=index", "tfds": "pair:c
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: fusion, seed, modalities, data (archives or tfds)."""
-    args = parse_arg(arg, fusion="concat", seed=0, modalities="", data="archives")
+    """Returns the config; arguments: fusion, seed, modalities, objectives, data (archives or tfds)."""
+    args = parse_arg(arg, fusion="concat", seed=0, modalities="", objectives="", data="archives")
     if args.data not in PAIRS:
         raise UserError(f"config argument data={args.data!r}: {nearest(args.data, PAIRS)}")
     config = base.get_config()
@@ -39,4 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.fusion = base.fusion(args.fusion)
         config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
     base.keep_modalities(config, args.modalities)
+    base.add_objectives(config, args.objectives)
     return config

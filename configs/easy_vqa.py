@@ -13,8 +13,8 @@ from mmfusion.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: fusion, seed, modalities."""
-    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="")
+    """Returns the config; arguments: fusion, seed, modalities, objectives."""
+    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="", objectives="")
     config = base.get_config()
     with config.unlocked():
         config.seed = args.seed
@@ -38,4 +38,5 @@ def get_config(arg: str = "") -> ConfigDict:
             config.model.fusion.kernel = 3  # the picture's tokens are a grid of 8 by 8
         config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 200})
     base.keep_modalities(config, args.modalities)
+    base.add_objectives(config, args.objectives)
     return config

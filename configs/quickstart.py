@@ -13,8 +13,8 @@ from mmfusion.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: fusion, seed, modalities, variant (of `shapes`)."""
-    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="", variant="match")
+    """Returns the config; arguments: fusion, seed, modalities, objectives, variant (of `shapes`)."""
+    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="", objectives="", variant="match")
     config = base.get_config()
     with config.unlocked():
         config.seed = args.seed
@@ -38,4 +38,5 @@ def get_config(arg: str = "") -> ConfigDict:
         rate = 7.5e-4 if args.fusion in ("bottleneck", "perceiver", "qformer") else 1.5e-3
         config.optim = base.optimizer("adamw", rate, b2=0.98, schedule_options={"warmup_steps": 100})
     base.keep_modalities(config, args.modalities)
+    base.add_objectives(config, args.objectives)
     return config

@@ -9,11 +9,12 @@ from mmfusion.config import parse_arg
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config.
 
-    Arguments: fusion, seed, modalities; `name` of the dataset; which of its features is the `image`, the `text` and the
-    `target`, a class (a modality left out is not used); `size`, the pictures' height and width in pixels; `channels`.
+    Arguments: fusion, seed, modalities, objectives; `name` of the dataset; which of its features is the `image`, the
+    `text` and the `target`, a class (a modality left out is not used); `size`, the pictures' height and width in
+    pixels; `channels`.
     """
     args = parse_arg(
-        arg, fusion="co_attention", seed=0, modalities="", name="shapes/match",
+        arg, fusion="co_attention", seed=0, modalities="", objectives="", name="shapes/match",
         image="image", text="", target="label", size=32, channels=3,
     )  # fmt: skip
     config = base.get_config()
@@ -31,4 +32,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.targets.label = base.target("classification", args.target)
         config.model.fusion = base.fusion(args.fusion)
     base.keep_modalities(config, args.modalities)
+    base.add_objectives(config, args.objectives)
     return config

@@ -18,6 +18,7 @@ from mmfusion.data.dataset import Dataset
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.data.rows import empty_batch
 from mmfusion.models import model as models
+from mmfusion.models.auxiliary import AUXILIARIES
 from mmfusion.objectives import Task
 
 
@@ -31,6 +32,7 @@ class Parts:
       preprocess: `(batch, key or None) -> batch`, on the device.
       parallel: devices and hosts.
       scale: of the updates, see `optim.slowed`.
+      objectives: the weight of each of the model's auxiliary objectives in the loss.
       example: a host batch of two padding rows, for shapes.
     """
 
@@ -40,6 +42,7 @@ class Parts:
     preprocess: step.Preprocess
     parallel: parallel.Parallel
     scale: Callable[[Any, jax.Array], Any] | None
+    objectives: dict[str, float]
     example: Batch
 
     def drawn_state(self, seed: int) -> step.TrainState:
@@ -68,6 +71,7 @@ class Parts:
             unroll=self.parallel.platform == "cpu",
             axis_name=self.parallel.axis_name,
             scale=self.scale,
+            objectives=self.objectives,
         )
 
     def train_step(self, accumulate: int) -> Callable[..., Any]:
@@ -97,6 +101,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
             dataset.reader.outputs,
             axis_name=spread.axis_name,
             dtype=_dtype(config.model.dtype, spread.platform),
+            objectives=config.objectives,
             frozen=[m for m, options in config.model.encoders.items() if options.freeze >= config.steps],
         ),
         optimizer=optim.make(config.optim),
@@ -104,6 +109,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
         preprocess=make_preprocess(config.data.modalities.to_dict()),
         parallel=spread,
         scale=optim.slowed(config.model.encoders),
+        objectives={name: options.weight for name, options in config.objectives.items() if name in AUXILIARIES},
         example=empty_batch(dataset.reader, 2),
     )
 

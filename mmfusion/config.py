@@ -12,6 +12,7 @@ from mmfusion.checks import check_exact, check_member, check_positive, check_typ
 from mmfusion.config_data import check_data
 from mmfusion.errors import UserError, nearest
 from mmfusion.metrics import METRICS
+from mmfusion.models.auxiliary import AUXILIARIES
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import ENCODER_OPTIONS
@@ -54,15 +55,16 @@ def choice_keys(path: str, name: str) -> dict[str, Any]:
     """Returns the options, with their defaults, of the choice `name` at one of a config's sections that choose.
 
     Args:
-      path: `model.fusion`, `model.encoders.<modality>`, `optim` or `optim.schedule`.
-      name: the strategy, encoder, optimizer or schedule.
+      path: `model.fusion`, `model.encoders.<modality>`, `objectives`, `optim` or `optim.schedule`.
+      name: the strategy, encoder, objective, optimizer or schedule.
 
     Raises:
       UserError: there is none of that name.
     """
     table, own = _choices(path)
     if name not in table:
-        raise UserError(f"config.{path}.name={name!r} is unknown: {nearest(name, table)}")
+        where = f"{path}.{name}" if path == "objectives" else f"{path}.name={name!r}"
+        raise UserError(f"config.{where} is unknown: {nearest(name, table)}")
     return own(name)
 
 
@@ -71,6 +73,8 @@ def _choices(path: str) -> tuple[Mapping[str, Any], Any]:
         return FUSIONS, lambda name: module_options(FUSIONS[name])
     if path.startswith("model.encoders."):
         return ENCODERS, lambda name: {**module_options(ENCODERS[name]), **ENCODER_OPTIONS}
+    if path == "objectives":
+        return AUXILIARIES, lambda name: {"weight": 1.0, **module_options(AUXILIARIES[name])}
     if path == "optim.schedule":
         return optim.SCHEDULES, optim.schedule_options
     return optim.OPTIMIZERS, optim.options
@@ -120,7 +124,7 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
     Raises:
       UserError: the first thing that is wrong, where it is, and what would be right.
     """
-    chosen = {"data.modalities", "data.targets", "model.encoders", *sections_that_choose(config)}
+    chosen = {"data.modalities", "data.targets", "model.encoders", "objectives", *sections_that_choose(config)}
     _check_keys(config, reference, "", chosen)
     for path in sections_that_choose(config):
         section = _get(config, path)
@@ -128,6 +132,12 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
         expected = choice_keys(path, section.get("name", ""))
         typed = {key: reference.optim[key] for key in OPTIM_TYPED} if path == "optim" else {}
         check_exact(section, {**expected, **fixed}, path, {**expected, **typed})
+    for name, section in config.objectives.items():
+        expected = choice_keys("objectives", name)
+        check_exact(section, expected, f"objectives.{name}", expected)
+    fillers = [name for name, section in config.objectives.items() if section.get("fill")]
+    if len(fillers) > 1:
+        raise UserError(f"config.objectives: {' and '.join(fillers)} cannot both fill in; set one's fill=False")
     check_data(config)
     _check_numbers(config)
     check_member(config.parallel.mode, parallel.MODES, "parallel.mode")

@@ -15,6 +15,7 @@ import optax
 
 from mmfusion import optim, rng
 from mmfusion.data.batch import Batch
+from mmfusion.models.auxiliary.contract import counts
 from mmfusion.objectives import Task, task_loss, task_weight
 
 Metrics = dict[str, jax.Array]
@@ -70,6 +71,7 @@ def train_step(
     unroll: bool,
     axis_name: str | None,
     scale: Callable[[Any, jax.Array], Any] | None = None,
+    objectives: Mapping[str, float] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step.
 
@@ -82,13 +84,17 @@ def train_step(
       unroll: write the micro-batches out (fast on CPU, where convolutions inside a scan are slow) or scan them.
       axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
       scale: `(updates, step) -> updates`, what encoders that are slowed down make of theirs; None: as they are.
+      objectives: the weight of each of the model's auxiliary objectives in the loss.
 
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `skipped` (1 where the loss or
-      the gradient was not finite, and the state was left as it was), and `accuracy` of classification tasks.
+      the gradient was not finite, and the state was left as it was), `accuracy` of classification tasks, and
+      `objective/NAME`, the mean loss of each auxiliary objective.
     """
     total = _total(axis_name)
     weights = {task: total(jnp.sum(_weight(batch, task, spec))) for task, spec in tasks.items()}
+    objectives = objectives or {}
+    counted = {name: total(jnp.sum(_counted(batch, model, name))) for name in objectives}
     dropout = rng.key(state.seed, "dropout", state.step)
     augment = rng.key(state.seed, "augment", state.step)
 
@@ -107,7 +113,13 @@ def train_step(
             / jnp.maximum(weights[task], 1e-9)
             for task, spec in tasks.items()
         )
-        return loss, (updated.get("batch_stats", {}), {"loss": loss, **_correct(outputs.logits, rows, tasks)})
+        more = {
+            f"objective/{name}": jnp.sum(_counted(rows, model, name) * outputs.auxiliary[name])
+            / jnp.maximum(counted[name], 1e-9)
+            for name in objectives
+        }
+        loss += sum(weight * more[f"objective/{name}"] for name, weight in objectives.items())
+        return loss, (updated.get("batch_stats", {}), {"loss": loss, **more, **_correct(outputs.logits, rows, tasks)})
 
     def accumulated(carry: tuple[Any, Any, Metrics], rows: Batch) -> tuple[tuple[Any, Any, Metrics], None]:
         batch_stats, grads, sums = carry
@@ -121,7 +133,7 @@ def train_step(
             state.params, state.batch_stats, batch
         )
     else:
-        zeros = {name: jnp.zeros(()) for name in ("loss", *_classified(tasks))}
+        zeros = {name: jnp.zeros(()) for name in ("loss", *(f"objective/{o}" for o in objectives), *_classified(tasks))}
         carry = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params), zeros)
         # Every K-th row together, so that under `jit` each micro-batch stays spread over all devices.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)  # [K, B/K, ...]
@@ -149,6 +161,7 @@ def train_step(
         "grad_norm": grad_norm,
         "weight": count,
         "skipped": 1.0 - finite,
+        **{f"objective/{name}": sums[f"objective/{name}"] for name in objectives},
         **{name: sums[name] / jnp.maximum(count, 1) for name in _classified(tasks)},
     }
     return after.replace(step=state.step + 1), metrics
@@ -194,6 +207,11 @@ def task_losses(outputs: Any, batch: Batch, task: str, spec: Task) -> jax.Array:
 
 def _weight(batch: Batch, task: str, spec: Task) -> jax.Array:
     return task_weight(batch.targets[task], batch.weight, spec)
+
+
+def _counted(batch: Batch, model: Any, objective: str) -> jax.Array:
+    """Returns each row's weight `[B]` in the mean of an auxiliary objective: 0 where it has too few modalities."""
+    return batch.weight * counts(model.presence(batch), model.auxiliaries[objective].fewest)
 
 
 def _classified(tasks: Mapping[str, Task]) -> dict[str, str]:

@@ -21,10 +21,12 @@ CLASSES = ("one", "two", "three")
 
 
 def config(changes: dict[str, Any] | None = None, fusion: str = "co_attention") -> ConfigDict:
-    """Returns a tiny config for `dataset`: plain SGD, dropout, augmentation, labels smoothed and weighted."""
+    """Returns a tiny config for `dataset`: plain SGD, dropout, augmentation, an objective that
+    draws, labels smoothed and weighted."""
     result = tiny.config(f"fusion={fusion}")
     with result.unlocked():
         result.model.encoders.text = base.encoder("text", "bow", tokens="all", dropout=0.2)
+        result.objectives.mvae = base.objective("mvae", weight=0.3, latent=2, hidden=4)
         result.optim = base.optimizer("sgd", 0.3, clip_norm=0.0, schedule="constant")
     small = {
         "batch_size": 64,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError, nearest
+from mmfusion.models.auxiliary import AUXILIARIES, Auxiliary
+from mmfusion.models.auxiliary.contract import Encoded
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.layers import masked_mean, zero_masked
@@ -24,7 +26,7 @@ Tokens = dict[str, jax.Array]
 Masks = dict[str, jax.Array]
 
 # Fields of encoders and strategies that the model gives them; every other field is an option of the config.
-SUPPLIED = frozenset({"width", "dtype", "axis_name", "vocabulary", "rate", "categories"})
+SUPPLIED = frozenset({"width", "dtype", "axis_name", "vocabulary", "rate", "categories", "modalities"})
 
 
 # What every encoder's config may say beside the encoder's own options.
@@ -47,6 +49,7 @@ class Outputs:
       attention: weights `[B, heads, N_query, N_key]` by (query modality, key modality); empty without attention.
       unimodal: per task and modality its own logits `[B, C]`, for strategies whose loss scores them; else empty.
       present: per modality which rows have it `[B]` bool.
+      auxiliary: per auxiliary objective the loss of each row `[B]`.
     """
 
     logits: dict[str, jax.Array]
@@ -54,6 +57,7 @@ class Outputs:
     attention: dict[tuple[str, str], jax.Array]
     unimodal: dict[str, dict[str, jax.Array]]
     present: dict[str, jax.Array]
+    auxiliary: dict[str, jax.Array]
 
 
 class FusionModel(nn.Module):
@@ -66,6 +70,7 @@ class FusionModel(nn.Module):
       shares: modality -> the modality whose encoder, the same weights, reads it, too.
       joins: modality -> those whose channels its encoder reads beside its own; they have no tokens of their own.
       frozen: modalities whose encoders do not learn: they are as in evaluation, and no gradient reaches them.
+      auxiliaries: objectives beside the tasks'; one of them may predict the features of an absent modality.
     """
 
     encoders: Mapping[str, nn.Module]
@@ -74,6 +79,7 @@ class FusionModel(nn.Module):
     shares: Mapping[str, str] = flax.core.FrozenDict()
     joins: Mapping[str, tuple[str, ...]] = flax.core.FrozenDict()
     frozen: tuple[str, ...] = ()
+    auxiliaries: Mapping[str, Auxiliary] = flax.core.FrozenDict()
 
     @property
     def modalities(self) -> list[str]:
@@ -85,7 +91,24 @@ class FusionModel(nn.Module):
 
         Rows of weight 0 count as absent. Modalities of the batch that no encoder reads are ignored.
         """
-        return self.fuse(*self.encode(batch, train=train), train=train)
+        tokens, mask = self.encode(batch, train=train)
+        encoded = Encoded(
+            pooled={m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens},
+            present={m: real.any(axis=1) for m, real in mask.items()},
+        )
+        losses = {name: auxiliary(encoded, train=train) for name, auxiliary in self.auxiliaries.items()}
+        for auxiliary in self.auxiliaries.values():
+            if getattr(auxiliary, "fill", False):
+                tokens, mask = _filled(tokens, mask, encoded, auxiliary.impute(encoded))
+        return self.fuse(tokens, mask, train=train).replace(present=encoded.present, auxiliary=losses)
+
+    def presence(self, batch: Batch) -> Masks:
+        """Returns per modality with tokens which rows have it `[B]`; of joined ones, have any of them."""
+        return {
+            m: functools.reduce(jnp.logical_or, [batch.present[name] for name in (m, *self.joins.get(m, ()))])
+            & (batch.weight > 0)
+            for m in self.modalities
+        }
 
     def encode(self, batch: Batch, *, train: bool) -> tuple[Tokens, Masks]:
         """Returns the tokens `[B, N, D]` of each modality that has some, and which are real `[B, N]`."""
@@ -118,7 +141,7 @@ class FusionModel(nn.Module):
             fused = self.fusion(tokens, mask, train=train)
             features = fused.features.astype(jnp.float32)
             logits = {task: self._head(size, task)(features) for task, size in self.tasks}
-            return Outputs(logits=logits, features=features, attention=fused.attention, unimodal={}, present=present)
+            return Outputs(logits, features, fused.attention, unimodal={}, present=present, auxiliary={})
 
         pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
         more = {"features": pooled} if self.fusion.declares.level == "mixed" else {}
@@ -131,10 +154,21 @@ class FusionModel(nn.Module):
             if self.fusion.declares.unimodal_loss:
                 unimodal[task] = {m: scored(one) for m, one in each.items()}
         features = masked_mean(jnp.stack(list(pooled.values()), axis=1), jnp.stack(list(present.values()), axis=1))
-        return Outputs(logits=logits, features=features, attention={}, unimodal=unimodal, present=present)
+        return Outputs(logits, features, {}, unimodal, present, auxiliary={})
 
     def _head(self, size: int, name: str) -> nn.Dense:
         return nn.Dense(size, name=f"heads_{name}")
+
+
+def _filled(tokens: Tokens, mask: Masks, encoded: Encoded, predicted: Tokens) -> tuple[Tokens, Masks]:
+    """Returns the tokens with a predicted one first where a modality is absent and another is there."""
+    some = functools.reduce(jnp.logical_or, encoded.present.values())  # [B]
+    tokens, mask = dict(tokens), dict(mask)
+    for m, vector in predicted.items():
+        absent = (some & ~encoded.present[m])[:, None]  # [B, 1]
+        first = jnp.where(absent, vector.astype(tokens[m].dtype), tokens[m][:, 0])
+        tokens[m], mask[m] = tokens[m].at[:, 0].set(first), mask[m].at[:, :1].set(mask[m][:, :1] | absent)
+    return tokens, mask
 
 
 def options(module_class: type[nn.Module]) -> dict[str, Any]:
@@ -151,6 +185,7 @@ def build(
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
     frozen: Collection[str] = (),
+    objectives: Mapping[str, Any] = flax.core.FrozenDict(),
 ) -> FusionModel:
     """Returns the model that `config.model` describes.
 
@@ -161,6 +196,7 @@ def build(
       axis_name: the device axis that batch normalisation adds over, None outside pmap.
       dtype: of the computation; parameters, statistics and logits are float32.
       frozen: modalities whose encoders do not learn.
+      objectives: the section `objectives` of a config, of which those that are modules are built.
 
     Raises:
       UserError: no encoder, a modality the data does not have, an unknown name or option, or an encoder that needs
@@ -181,6 +217,12 @@ def build(
         if encoder.get("join"):
             joins[m] = tuple(encoder["join"])
     fusion = _module(FUSIONS, config["fusion"], "model.fusion", supplied)
+    auxiliaries = {}
+    for name, section in objectives.items():
+        if name in AUXILIARIES:
+            own = {"name": name, **{key: value for key, value in section.items() if key != "weight"}}
+            known = {**supplied, "modalities": tuple(sorted({*encoders, *shares}))}
+            auxiliaries[name] = _module(AUXILIARIES, own, f"objectives.{name}", known)
     return FusionModel(
         encoders=flax.core.FrozenDict(encoders),
         fusion=fusion,
@@ -188,6 +230,7 @@ def build(
         shares=flax.core.FrozenDict(shares),
         joins=flax.core.FrozenDict(joins),
         frozen=tuple(sorted(frozen)),
+        auxiliaries=flax.core.FrozenDict(auxiliaries),
     )
 
 

@@ -14,8 +14,8 @@ class Row(NamedTuple):
     """One part of a model.
 
     Attributes:
-      path: `encoders.<modality>`, `fusion` or `heads.<task>`.
-      shape: of what it returns: tokens `(B, N, D)`, features `(B, D)` or logits `(B, C)`.
+      path: `encoders.<modality>`, `fusion`, `heads.<task>` or `auxiliaries.<objective>`.
+      shape: of what it returns: tokens `(B, N, D)`, features `(B, D)`, logits `(B, C)` or losses `(B,)`.
       parameters: how many numbers it learns.
       flops: its share, 0 to 1, of the forward pass's floating-point operations in matrix products and convolutions.
     """
@@ -46,6 +46,7 @@ def summarize(model: FusionModel, variables: dict, batch: Batch) -> list[Row]:
     else:
         shapes["fusion"] = outputs.logits[model.tasks[0][0]].shape
     shapes |= {f"heads.{task}": outputs.logits[task].shape for task, _ in model.tasks}
+    shapes |= {f"auxiliaries.{name}": outputs.auxiliary[name].shape for name in model.auxiliaries}
 
     flops, parameters = dict.fromkeys(shapes, 0), dict.fromkeys(shapes, 0)
     owner = {child: path for child in variables["params"] for path in shapes if _owns(path, child, model)}
