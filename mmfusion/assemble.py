@@ -18,8 +18,7 @@ from mmfusion.data.dataset import Dataset
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.data.rows import empty_batch
 from mmfusion.models import model as models
-from mmfusion.models.auxiliary import AUXILIARIES
-from mmfusion.objectives import Task
+from mmfusion.objectives import Objectives, Task, make_objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Parts:
       preprocess: `(batch, key or None) -> batch`, on the device.
       parallel: devices and hosts.
       scale: of the updates, see `optim.slowed`.
-      objectives: the weight of each of the model's auxiliary objectives in the loss.
+      objectives: what there is beside the tasks.
       example: a host batch of two padding rows, for shapes.
     """
 
@@ -42,7 +41,7 @@ class Parts:
     preprocess: step.Preprocess
     parallel: parallel.Parallel
     scale: Callable[[Any, jax.Array], Any] | None
-    objectives: dict[str, float]
+    objectives: Objectives
     example: Batch
 
     def drawn_state(self, seed: int) -> step.TrainState:
@@ -109,7 +108,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
         preprocess=make_preprocess(config.data.modalities.to_dict()),
         parallel=spread,
         scale=optim.slowed(config.model.encoders),
-        objectives={name: options.weight for name, options in config.objectives.items() if name in AUXILIARIES},
+        objectives=make_objectives(config.objectives),
         example=empty_batch(dataset.reader, 2),
     )
 
@@ -120,7 +119,8 @@ def make_tasks(targets: ConfigDict, outputs: dict[str, int]) -> dict[str, Task]:
         name: Task(
             kind=options.kind,
             outputs=outputs[name],
-            loss=options.get("loss", ""),
+            loss=options.loss,
+            gamma=options.get("gamma", 2.0),
             label_smoothing=options.get("label_smoothing", 0.0),
             class_weights=tuple(options.get("class_weights", ())),
             weight=options.weight,

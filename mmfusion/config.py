@@ -12,11 +12,11 @@ from mmfusion.checks import check_exact, check_member, check_positive, check_typ
 from mmfusion.config_data import check_data
 from mmfusion.errors import UserError, nearest
 from mmfusion.metrics import METRICS
-from mmfusion.models.auxiliary import AUXILIARIES
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import ENCODER_OPTIONS
 from mmfusion.models.model import options as module_options
+from mmfusion.objectives import OBJECTIVES, objective_options
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
@@ -74,7 +74,7 @@ def _choices(path: str) -> tuple[Mapping[str, Any], Any]:
     if path.startswith("model.encoders."):
         return ENCODERS, lambda name: {**module_options(ENCODERS[name]), **ENCODER_OPTIONS}
     if path == "objectives":
-        return AUXILIARIES, lambda name: {"weight": 1.0, **module_options(AUXILIARIES[name])}
+        return dict.fromkeys(OBJECTIVES), objective_options
     if path == "optim.schedule":
         return optim.SCHEDULES, optim.schedule_options
     return optim.OPTIMIZERS, optim.options
@@ -135,6 +135,8 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
     for name, section in config.objectives.items():
         expected = choice_keys("objectives", name)
         check_exact(section, expected, f"objectives.{name}", expected)
+    if "ogm_ge" in config.objectives and "classification" not in {o.kind for o in config.data.targets.values()}:
+        raise UserError("config.objectives.ogm_ge needs a target of kind classification, whose right class it scores")
     fillers = [name for name, section in config.objectives.items() if section.get("fill")]
     if len(fillers) > 1:
         raise UserError(f"config.objectives: {' and '.join(fillers)} cannot both fill in; set one's fill=False")

@@ -13,7 +13,7 @@ from mmfusion.data.text import TOKENIZERS
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.objectives import REGRESSION_LOSSES
+from mmfusion.objectives import LOSSES
 
 RESERVED = ("bias", "joint", "learned", "self")  # names that strategies give to what is no modality
 
@@ -97,8 +97,7 @@ def check_data(config: ConfigDict) -> None:
                 f"config.model.fusion.name={config.model.fusion.name!r} is for classes that exclude each other, and "
                 f"data.targets.{name} is {options.kind}; choose late_mean"
             )
-        if options.kind == "regression":
-            check_member(options.loss, REGRESSION_LOSSES, f"data.targets.{name}.loss")
+        check_member(options.loss, LOSSES[options.kind], f"data.targets.{name}.loss")
 
 
 def _check_together(config: ConfigDict, name: str, others: Iterable[str], path: str) -> None:

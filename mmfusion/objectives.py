@@ -4,12 +4,17 @@ B batch · C classes.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mmfusion.balance import OGMGE
 from mmfusion.errors import UserError
+from mmfusion.models.auxiliary import AUXILIARIES
+from mmfusion.models.model import options as module_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Task:
     Attributes:
       kind: `classification`, `multilabel` or `regression`.
       outputs: logits the head gives: classes, labels, or 1 for regression.
-      loss: of regression `mse` (default), `mae` or `huber` (threshold 1); `""` elsewhere.
+      loss: one of `LOSSES[kind]`; empty: the first of them.
+      gamma: of the focal loss, how much less an example counts that is predicted well.
       label_smoothing: share of the target's mass spread evenly, in [0, 1); 0 for regression.
       class_weights: one weight a class or label, or `()` for all 1.
       weight: factor of this task's mean loss in the sum over tasks; the step applies it.
@@ -28,6 +34,7 @@ class Task:
     kind: str
     outputs: int
     loss: str = ""
+    gamma: float = 2.0
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     weight: float = 1.0
@@ -35,9 +42,11 @@ class Task:
     def __post_init__(self):
         if self.kind not in TASKS:
             raise UserError(f"task kind {self.kind!r} is unknown; choose one of {', '.join(TASKS)}")
-        if self.loss not in ("", *(REGRESSION_LOSSES if self.kind == "regression" else ())):
-            choices = ", ".join(REGRESSION_LOSSES) if self.kind == "regression" else "none to choose"
-            raise UserError(f"loss {self.loss!r} of a {self.kind} task is unknown; choices: {choices}")
+        if self.loss not in ("", *LOSSES[self.kind]):
+            choices = ", ".join(LOSSES[self.kind])
+            raise UserError(f"loss {self.loss!r} of a {self.kind} task is unknown; choose {choices}")
+        if self.gamma < 0:
+            raise UserError(f"gamma is {self.gamma}; it must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
         if self.kind == "regression" and (self.outputs != 1 or self.label_smoothing or self.class_weights):
@@ -46,6 +55,51 @@ class Task:
             raise UserError(f"class_weights has {len(self.class_weights)} entries for {self.outputs} classes")
         if any(w < 0 for w in self.class_weights) or (self.class_weights and not any(self.class_weights)):
             raise UserError("class_weights must not be negative, nor all zero")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objectives:
+    """What a run learns beside its tasks.
+
+    Attributes:
+      auxiliary: the weight in the loss of each of the model's auxiliary objectives.
+      unimodal: the weight of each modality's own loss, where modalities are scored alone.
+      ogm_ge: what is done to the encoders' gradients; None: nothing.
+    """
+
+    auxiliary: Mapping[str, float]
+    unimodal: float = 1.0
+    ogm_ge: OGMGE | None = None
+
+
+NO_OBJECTIVES = Objectives({})
+
+
+def make_objectives(config: Mapping[str, Any]) -> Objectives:
+    """Returns what the section `objectives` of a config describes."""
+    ogm = config.get("ogm_ge")
+    return Objectives(
+        auxiliary={name: options["weight"] for name, options in config.items() if name in AUXILIARIES},
+        unimodal=config["unimodal"]["weight"] if "unimodal" in config else 1.0,
+        ogm_ge=OGMGE(ogm["alpha"], ogm["noise"], ogm["until"]) if ogm else None,
+    )
+
+
+def objective_options(name: str) -> dict[str, Any]:
+    """Returns the options of an objective with their defaults; raises KeyError where there is none of that name."""
+    if name in AUXILIARIES:
+        return {"weight": 1.0, **module_options(AUXILIARIES[name])}
+    return dict(OTHERS[name])
+
+
+# Objectives that are no modules: unimodal heads beside any strategy's, task weights learned from uncertainty (Kendall
+# et al. 2018), and gradient modulation.
+OTHERS: dict[str, dict[str, Any]] = {
+    "unimodal": {"weight": 1.0},
+    "uncertainty": {},
+    "ogm_ge": {field.name: field.default for field in dataclasses.fields(OGMGE)},
+}
+OBJECTIVES = (*AUXILIARIES, *OTHERS)
 
 
 def task_weight(target: jax.Array, weight: jax.Array, spec: Task) -> jax.Array:
@@ -86,14 +140,24 @@ def task_loss(logits: jax.Array, target: jax.Array, spec: Task) -> jax.Array:
 
 def _classification(logits: jax.Array, target: jax.Array, spec: Task) -> jax.Array:
     labels = optax.smooth_labels(jax.nn.one_hot(target, spec.outputs), spec.label_smoothing)  # [B, C]
-    loss = optax.softmax_cross_entropy(logits, labels)
+    if spec.loss == "emd":
+        # Between ordered classes the mass that must move is the difference of the cumulative shares.
+        loss = jnp.square(jnp.cumsum(jax.nn.softmax(logits) - labels, axis=1)).sum(axis=1)
+    elif spec.loss == "focal":
+        logs = jax.nn.log_softmax(logits)
+        loss = -(labels * (1 - jnp.exp(logs)) ** spec.gamma * logs).sum(axis=1)
+    else:
+        loss = optax.softmax_cross_entropy(logits, labels)
     # A one-hot row outside the classes is all zero, a loss of 0 that hides the mistake: make it loud.
     return jnp.where((target >= 0) & (target < spec.outputs), loss, jnp.nan)
 
 
 def _multilabel(logits: jax.Array, target: jax.Array, spec: Task) -> jax.Array:
     labels = target.astype(jnp.float32) * (1 - spec.label_smoothing) + spec.label_smoothing / 2
-    loss = optax.sigmoid_binary_cross_entropy(logits, labels)  # [B, C]
+    if spec.loss == "focal":
+        loss = optax.sigmoid_focal_loss(logits, labels, gamma=spec.gamma)  # [B, C]
+    else:
+        loss = optax.sigmoid_binary_cross_entropy(logits, labels)
     return jnp.average(loss, axis=1, weights=jnp.asarray(spec.class_weights or (1.0,) * spec.outputs))
 
 
@@ -102,5 +166,13 @@ def _regression(logits: jax.Array, target: jax.Array, spec: Task) -> jax.Array:
 
 
 REGRESSION_LOSSES = {"mse": jnp.square, "mae": jnp.abs, "huber": optax.huber_loss}
+
+# Focal: Lin et al. 2017, arXiv:1708.02002. Squared earth mover's distance, for ordered classes: Hou et al. 2016,
+# arXiv:1611.05916. Huber's threshold is 1.
+LOSSES = {
+    "classification": ("cross_entropy", "focal", "emd"),
+    "multilabel": ("cross_entropy", "focal"),
+    "regression": tuple(REGRESSION_LOSSES),
+}
 
 TASKS = {"classification": _classification, "multilabel": _multilabel, "regression": _regression}

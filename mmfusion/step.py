@@ -16,7 +16,7 @@ import optax
 from mmfusion import optim, rng
 from mmfusion.data.batch import Batch
 from mmfusion.models.auxiliary.contract import counts
-from mmfusion.objectives import Task, task_loss, task_weight
+from mmfusion.objectives import NO_OBJECTIVES, Objectives, Task, task_loss, task_weight
 
 Metrics = dict[str, jax.Array]
 
@@ -71,7 +71,7 @@ def train_step(
     unroll: bool,
     axis_name: str | None,
     scale: Callable[[Any, jax.Array], Any] | None = None,
-    objectives: Mapping[str, float] | None = None,
+    objectives: Objectives = NO_OBJECTIVES,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step.
 
@@ -84,7 +84,7 @@ def train_step(
       unroll: write the micro-batches out (fast on CPU, where convolutions inside a scan are slow) or scan them.
       axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
       scale: `(updates, step) -> updates`, what encoders that are slowed down make of theirs; None: as they are.
-      objectives: the weight of each of the model's auxiliary objectives in the loss.
+      objectives: what there is beside the tasks.
 
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `skipped` (1 where the loss or
@@ -93,8 +93,9 @@ def train_step(
     """
     total = _total(axis_name)
     weights = {task: total(jnp.sum(_weight(batch, task, spec))) for task, spec in tasks.items()}
-    objectives = objectives or {}
-    counted = {name: total(jnp.sum(_counted(batch, model, name))) for name in objectives}
+    counted = {name: total(jnp.sum(_counted(batch, model, name))) for name in objectives.auxiliary}
+    scored = _first_classified(tasks) if objectives.ogm_ge else None
+    present = {m: total(jnp.sum(batch.weight * there)) for m, there in _presence(batch, model, scored).items()}
     dropout = rng.key(state.seed, "dropout", state.step)
     augment = rng.key(state.seed, "augment", state.step)
 
@@ -106,19 +107,23 @@ def train_step(
             rngs={"dropout": dropout},
             mutable=["batch_stats"],
         )
-        loss = sum(
-            spec.weight
-            * jnp.sum(_weight(rows, task, spec) * task_losses(outputs, rows, task, spec))
-            # a batch without weight has loss 0, not NaN
-            / jnp.maximum(weights[task], 1e-9)
-            for task, spec in tasks.items()
-        )
+        # a batch without weight has loss 0, not NaN
+        shares = {task: _weight(rows, task, spec) / jnp.maximum(weights[task], 1e-9) for task, spec in tasks.items()}
+        loss = jnp.zeros(())
+        for task, spec in tasks.items():
+            own = jnp.sum(shares[task] * task_losses(outputs, rows, task, spec, objectives.unimodal))
+            if outputs.log_variance:
+                own = by_uncertainty(own, outputs.log_variance[task], jnp.sum(shares[task]), spec)
+            loss += spec.weight * own
         more = {
             f"objective/{name}": jnp.sum(_counted(rows, model, name) * outputs.auxiliary[name])
             / jnp.maximum(counted[name], 1e-9)
-            for name in objectives
+            for name in objectives.auxiliary
         }
-        loss += sum(weight * more[f"objective/{name}"] for name, weight in objectives.items())
+        loss += sum(weight * more[f"objective/{name}"] for name, weight in objectives.auxiliary.items())
+        for m, there in _presence(rows, model, scored).items():
+            right = rows.weight * there * _probability(outputs.unimodal[scored][m], rows.targets[scored])
+            more[f"score/{m}"] = jnp.sum(right) / jnp.maximum(present[m], 1e-9)
         return loss, (updated.get("batch_stats", {}), {"loss": loss, **more, **_correct(outputs.logits, rows, tasks)})
 
     def accumulated(carry: tuple[Any, Any, Metrics], rows: Batch) -> tuple[tuple[Any, Any, Metrics], None]:
@@ -133,7 +138,8 @@ def train_step(
             state.params, state.batch_stats, batch
         )
     else:
-        zeros = {name: jnp.zeros(()) for name in ("loss", *(f"objective/{o}" for o in objectives), *_classified(tasks))}
+        names = [*(f"objective/{name}" for name in objectives.auxiliary), *(f"score/{m}" for m in present)]
+        zeros = {name: jnp.zeros(()) for name in ("loss", *names, *_classified(tasks))}
         carry = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params), zeros)
         # Every K-th row together, so that under `jit` each micro-batch stays spread over all devices.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)  # [K, B/K, ...]
@@ -145,6 +151,9 @@ def train_step(
         batch_stats, grads, sums = carry
 
     grads, sums = total(grads), total(sums)
+    if objectives.ogm_ge:
+        key = rng.key(state.seed, "ogm_ge", state.step)
+        grads = objectives.ogm_ge(grads, {m: sums[f"score/{m}"] for m in present}, key, state.step)
     count = total(jnp.sum(batch.weight))
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, optim.with_learning_rate(state.opt_state, learning_rate), state.params)
@@ -161,7 +170,7 @@ def train_step(
         "grad_norm": grad_norm,
         "weight": count,
         "skipped": 1.0 - finite,
-        **{f"objective/{name}": sums[f"objective/{name}"] for name in objectives},
+        **{name: value for name, value in sums.items() if name.startswith(("objective/", "score/"))},
         **{name: sums[name] / jnp.maximum(count, 1) for name in _classified(tasks)},
     }
     return after.replace(step=state.step + 1), metrics
@@ -196,13 +205,23 @@ def _total(axis_name: str | None) -> Callable[[Any], Any]:
     return lambda tree: jax.lax.psum(tree, axis_name) if axis_name else tree
 
 
-def task_losses(outputs: Any, batch: Batch, task: str, spec: Task) -> jax.Array:
-    """Returns the loss of each row `[B]`, with each present modality's own where the strategy's loss scores them."""
+def task_losses(outputs: Any, batch: Batch, task: str, spec: Task, unimodal: float = 1.0) -> jax.Array:
+    """Returns the loss of each row `[B]`, with `unimodal` times each present modality's own where they are scored."""
     targets = batch.targets[task]
     losses = task_loss(outputs.logits[task], targets, spec)
     for m, logits in outputs.unimodal.get(task, {}).items():
-        losses += jnp.where(outputs.present[m], task_loss(logits, targets, spec), 0.0)
+        losses += unimodal * jnp.where(outputs.present[m], task_loss(logits, targets, spec), 0.0)
     return losses
+
+
+def by_uncertainty(loss: jax.Array, log_variance: jax.Array, share: jax.Array, spec: Task) -> jax.Array:
+    """Returns a task's loss weighed by a learned variance s² = e^v (Kendall et al. 2018, arXiv:1705.07115).
+
+    L / s² + v / 2, or L / (2 s²) + v / 2 of regression; `share` is the part of the batch's weight that is here, so that
+    v / 2 is added once over devices and micro-batches.
+    """
+    factor = 0.5 if spec.kind == "regression" else 1.0
+    return factor * jnp.exp(-log_variance) * loss + share * log_variance / 2
 
 
 def _weight(batch: Batch, task: str, spec: Task) -> jax.Array:
@@ -212,6 +231,20 @@ def _weight(batch: Batch, task: str, spec: Task) -> jax.Array:
 def _counted(batch: Batch, model: Any, objective: str) -> jax.Array:
     """Returns each row's weight `[B]` in the mean of an auxiliary objective: 0 where it has too few modalities."""
     return batch.weight * counts(model.presence(batch), model.auxiliaries[objective].fewest)
+
+
+def _first_classified(tasks: Mapping[str, Task]) -> str | None:
+    return next((task for task, spec in tasks.items() if spec.kind == "classification"), None)
+
+
+def _presence(batch: Batch, model: Any, scored: str | None) -> dict[str, jax.Array]:
+    """Returns per modality which rows `[B]` have it, where modalities are scored; else nothing."""
+    return model.presence(batch) if scored else {}
+
+
+def _probability(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Returns the probability `[B]` that logits `[B, C]` give the right class."""
+    return jnp.take_along_axis(jax.nn.softmax(logits.astype(jnp.float32)), target[:, None], axis=1)[:, 0]
 
 
 def _classified(tasks: Mapping[str, Task]) -> dict[str, str]:

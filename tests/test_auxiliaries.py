@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ from configs import base, quickstart
 from mmfusion import config as configs
 from mmfusion.errors import UserError
 from mmfusion.evaluate import evaluate, open_run
-from mmfusion.models.auxiliary import AUXILIARIES
+from mmfusion.objectives import OBJECTIVES, Task
+from mmfusion.step import by_uncertainty
 from mmfusion.train import train
 from tests import planted
 
@@ -19,10 +22,11 @@ def rows(monkeypatch):
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(60)], test=[planted.row(i) for i in range(20)])
 
 
-def config(*names, **changes):
-    result = planted.config("image+text", steps=4, **changes)
+def config(*names, fusion="mean", **changes):
+    result = planted.config(**{"modalities": "image+text", "steps": 4, **changes})
     base.add_objectives(result, "+".join(names))
     with result.unlocked():
+        result.model.fusion = base.fusion(fusion)
         for name in names:
             result.objectives[name].update(
                 {k: 4 for k in ("hidden", "shared", "latent") if k in result.objectives[name]}
@@ -35,7 +39,10 @@ def logged(workdir):
     return [line for line in lines if "grad_norm" in line]
 
 
-@pytest.mark.parametrize("names", [("contrastive", "cca", "adversarial", "mvae"), ("mmvae",), ("gan",)])
+MODULES = [("contrastive", "cca", "adversarial", "mvae"), ("mmvae",), ("gan",)]
+
+
+@pytest.mark.parametrize("names", MODULES)
 def test_each_logs_its_own_loss(rows, tmp_path, names):
     train(config(*names), tmp_path / "run")
     for line in logged(tmp_path / "run"):
@@ -57,7 +64,7 @@ def test_the_loss_is_the_tasks_and_the_weighted_objectives(rows, tmp_path):
 
 
 def test_what_is_filled_in_changes_what_a_missing_modality_does(rows, tmp_path):
-    filled = config("mvae", model__fusion=base.fusion("concat"))
+    filled = config("mvae", fusion="concat")
     train(filled, tmp_path / "filled")
     with filled.unlocked():
         filled.objectives.mvae.fill = False
@@ -83,4 +90,52 @@ def test_every_config_takes_objectives_and_wrong_ones_are_told():
     both = quickstart.get_config("objectives=mvae+gan")
     with pytest.raises(UserError, match="gan and mvae cannot both fill in"):
         configs.check(both, base.get_config(), 1)
-    assert "fill" in AUXILIARIES["mvae"].__dataclass_fields__
+
+
+@pytest.mark.parametrize("fusion", ["concat", "late_mean"])
+def test_modalities_are_scored_alone(rows, tmp_path, fusion):
+    """By heads of their own, or by those that a decision-level strategy has."""
+    made = config("ogm_ge", "unimodal", fusion=fusion)
+    train(made, tmp_path / "run")
+    for line in logged(tmp_path / "run"):
+        assert all(0 < line[f"score/{m}"] < 1 for m in ("image", "text"))
+    heads = [name for name in open_run(tmp_path / "run", []).state.params if name.startswith("unimodal")]
+    assert len(heads) == (2 if fusion == "concat" else 0)
+
+
+def test_probes_leave_the_encoders_alone(rows, tmp_path):
+    """What only watches changes nothing: with the gradients as they are, the run is the one without probes."""
+    watched = config("ogm_ge", fusion="concat")
+    with watched.unlocked():
+        watched.objectives.ogm_ge.update(alpha=0.0, noise=False)
+        watched.optim.clip_norm = 0.0  # of the norm of all gradients, the probes' too
+    train(watched, tmp_path / "watched")
+    plain = config(fusion="concat")
+    with plain.unlocked():
+        plain.optim.clip_norm = 0.0
+    train(plain, tmp_path / "plain")
+    states = [open_run(tmp_path / name, []).state.params for name in ("watched", "plain")]
+    for name in states[1]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[0][name], states[1][name])
+
+
+def test_tasks_are_weighed_by_what_is_learned(rows, tmp_path):
+    made = config("uncertainty", tasks="label+amount")
+    train(made, tmp_path / "run")
+    found = open_run(tmp_path / "run", []).state.params
+    assert {float(found[f"log_variance_{task}"]) != 0 for task in ("label", "amount")} == {True}
+
+    label, amount = Task("classification", 2), Task("regression", 1)
+    assert by_uncertainty(0.8, 0.0, 1.0, label) == pytest.approx(0.8)
+    assert by_uncertainty(0.8, 0.0, 1.0, amount) == pytest.approx(0.4)
+    # The variance that the gradient settles at is the loss itself, twice it for classes.
+    for task, rest in ((label, np.log(1.6)), (amount, np.log(0.8))):
+        gradient = jax.grad(lambda v, task=task: by_uncertainty(jnp.float32(0.8), v, 1.0, task))
+        assert gradient(jnp.float32(rest)) == pytest.approx(0, abs=1e-6)
+
+
+def test_every_objective_is_tried_here():
+    tried = {name for names in MODULES for name in names} | {"ogm_ge", "unimodal", "uncertainty"}
+    assert tried == set(OBJECTIVES)
+    with pytest.raises(UserError, match="ogm_ge needs a target of kind classification"):
+        configs.check(config("ogm_ge", tasks="amount", modalities="image+text"), base.get_config(), 1)

@@ -119,3 +119,33 @@ def test_task_is_hashable():
     assert hash(Task("classification", 2, class_weights=(1.0, 2.0))) == hash(
         Task("classification", 2, class_weights=(1.0, 2.0))
     )
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+def test_focal_is_cross_entropy_times_how_wrong_it_is(kind):
+    target = TARGET if kind == "classification" else RNG.integers(2, size=LOGITS.shape).astype(np.float32)
+    plain = task_loss(LOGITS, target, Task(kind, 4))
+    np.testing.assert_allclose(task_loss(LOGITS, target, Task(kind, 4, loss="focal", gamma=0.0)), plain, rtol=1e-4)
+    focal = task_loss(LOGITS, target, Task(kind, 4, loss="focal", gamma=2.0))
+    if kind == "classification":
+        right = softmax(LOGITS, axis=1)[np.arange(6), TARGET]
+        np.testing.assert_allclose(focal, -((1 - right) ** 2) * np.log(right), rtol=1e-3)
+    else:
+        right = np.where(target > 0, expit(LOGITS), expit(-LOGITS))
+        np.testing.assert_allclose(focal, (-((1 - right) ** 2) * np.log(right)).mean(axis=1), rtol=1e-3, atol=1e-6)
+
+
+def test_the_earth_movers_distance_counts_how_far_off_a_class_is():
+    logits = 50.0 * jnp.eye(4)[jnp.array([0, 1, 2, 3])]
+    loss = task_loss(logits, jnp.zeros(4, jnp.int32), Task("classification", 4, loss="emd"))
+    np.testing.assert_allclose(loss, [0, 1, 2, 3], atol=1e-5)
+    even = task_loss(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), Task("classification", 4, loss="emd"))
+    np.testing.assert_allclose(even, [0.75**2 + 0.5**2 + 0.25**2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("classification", "mse"), ("multilabel", "emd"), ("regression", "focal")])
+def test_a_loss_of_another_kind_is_told(kind, loss):
+    with pytest.raises(UserError, match=f"loss {loss!r} of a {kind} task is unknown; choose "):
+        Task(kind, 1, loss=loss)
+    with pytest.raises(UserError, match="gamma is -1"):
+        Task("classification", 2, loss="focal", gamma=-1)

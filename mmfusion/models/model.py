@@ -47,9 +47,10 @@ class Outputs:
       logits: per task `[B, C]` float32.
       features: what the heads read `[B, D]`; at decision level the mean of the present modalities' pooled tokens.
       attention: weights `[B, heads, N_query, N_key]` by (query modality, key modality); empty without attention.
-      unimodal: per task and modality its own logits `[B, C]`, for strategies whose loss scores them; else empty.
+      unimodal: per task and modality its own logits `[B, C]`, where a strategy or an objective scores them; else empty.
       present: per modality which rows have it `[B]` bool.
       auxiliary: per auxiliary objective the loss of each row `[B]`.
+      log_variance: per task a learned log variance, where tasks are weighed by it; else empty.
     """
 
     logits: dict[str, jax.Array]
@@ -58,6 +59,7 @@ class Outputs:
     unimodal: dict[str, dict[str, jax.Array]]
     present: dict[str, jax.Array]
     auxiliary: dict[str, jax.Array]
+    log_variance: dict[str, jax.Array]
 
 
 class FusionModel(nn.Module):
@@ -71,6 +73,9 @@ class FusionModel(nn.Module):
       joins: modality -> those whose channels its encoder reads beside its own; they have no tokens of their own.
       frozen: modalities whose encoders do not learn: they are as in evaluation, and no gradient reaches them.
       auxiliaries: objectives beside the tasks'; one of them may predict the features of an absent modality.
+      unimodal: of feature-level strategies, which have none: `heads` that score each modality alone, `probes`, whose
+        gradient does not reach the encoders, or empty.
+      uncertain: learn a variance for each task.
     """
 
     encoders: Mapping[str, nn.Module]
@@ -80,6 +85,8 @@ class FusionModel(nn.Module):
     joins: Mapping[str, tuple[str, ...]] = flax.core.FrozenDict()
     frozen: tuple[str, ...] = ()
     auxiliaries: Mapping[str, Auxiliary] = flax.core.FrozenDict()
+    unimodal: str = ""
+    uncertain: bool = False
 
     @property
     def modalities(self) -> list[str]:
@@ -137,13 +144,20 @@ class FusionModel(nn.Module):
     def fuse(self, tokens: Tokens, mask: Masks, *, train: bool) -> Outputs:
         """Returns the Outputs of encoded modalities: tokens `[B, N, D]` with their masks `[B, N]`."""
         present = {m: mask[m].any(axis=1) for m in tokens}  # [B]
+        pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
+        names = [task for task, _ in self.tasks] if self.uncertain else []
+        log_variance = {task: self.param(f"log_variance_{task}", nn.initializers.zeros, ()) for task in names}
         if self.fusion.declares.level == "feature":
             fused = self.fusion(tokens, mask, train=train)
             features = fused.features.astype(jnp.float32)
             logits = {task: self._head(size, task)(features) for task, size in self.tasks}
-            return Outputs(logits, features, fused.attention, unimodal={}, present=present, auxiliary={})
+            seen = jax.lax.stop_gradient(pooled) if self.unimodal == "probes" else pooled
+            unimodal = {
+                task: {m: nn.Dense(size, name=f"unimodal_{task}_{m}")(x) for m, x in seen.items()}
+                for task, size in (self.tasks if self.unimodal else ())
+            }
+            return Outputs(logits, features, fused.attention, unimodal, present, {}, log_variance)
 
-        pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
         more = {"features": pooled} if self.fusion.declares.level == "mixed" else {}
         scored = getattr(self.fusion, "unimodal", lambda logits: logits)
         logits, unimodal = {}, {}
@@ -151,10 +165,10 @@ class FusionModel(nn.Module):
             each = {m: self._head(size, f"{task}_{m}")(pooled[m]) for m in pooled}  # [B, C]
             fusion = self.fusion if len(self.tasks) == 1 else self.fusion.clone(parent=self, name=f"fusion_{task}")
             logits[task] = fusion(each, present, **more, train=train)
-            if self.fusion.declares.unimodal_loss:
+            if self.fusion.declares.unimodal_loss or self.unimodal:
                 unimodal[task] = {m: scored(one) for m, one in each.items()}
         features = masked_mean(jnp.stack(list(pooled.values()), axis=1), jnp.stack(list(present.values()), axis=1))
-        return Outputs(logits, features, {}, unimodal, present, auxiliary={})
+        return Outputs(logits, features, {}, unimodal, present, {}, log_variance)
 
     def _head(self, size: int, name: str) -> nn.Dense:
         return nn.Dense(size, name=f"heads_{name}")
@@ -231,6 +245,8 @@ def build(
         joins=flax.core.FrozenDict(joins),
         frozen=tuple(sorted(frozen)),
         auxiliaries=flax.core.FrozenDict(auxiliaries),
+        unimodal="heads" if "unimodal" in objectives else "probes" if "ogm_ge" in objectives else "",
+        uncertain="uncertainty" in objectives,
     )
 
 

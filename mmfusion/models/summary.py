@@ -56,7 +56,7 @@ def summarize(model: FusionModel, variables: dict, batch: Batch) -> list[Row]:
         if part is not None:
             flops[part] += _equation_flops(equation)
     for child, leaves in variables["params"].items():
-        parameters[owner[child]] += sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(leaves))
+        parameters[owner.get(child, "fusion")] += sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(leaves))
     total = max(sum(flops.values()), 1)
     return [Row(path, tuple(shape), parameters[path], flops[path] / total) for path, shape in shapes.items()]
 
@@ -68,6 +68,8 @@ def _is_part(module, method: str) -> bool:
 def _owns(path: str, child: str, model: FusionModel) -> bool:
     if path.startswith("heads.") and model.fusion.declares.level != "feature":
         return child in {f"{path.replace('.', '_', 1)}_{m}" for m in model.modalities}
+    if path.startswith("heads.") and child.startswith(f"unimodal_{path.partition('.')[2]}_"):
+        return True
     return child == path.replace(".", "_", 1) or (path == "fusion" and child.startswith("fusion_"))
 
 
