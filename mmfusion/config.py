@@ -16,7 +16,7 @@ from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import ENCODER_OPTIONS
 from mmfusion.models.model import options as module_options
-from mmfusion.objectives import OBJECTIVES, objective_options
+from mmfusion.objectives import MIXES, OBJECTIVES, objective_options
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
@@ -137,6 +137,7 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
         check_exact(section, expected, f"objectives.{name}", expected)
     if "ogm_ge" in config.objectives and "classification" not in {o.kind for o in config.data.targets.values()}:
         raise UserError("config.objectives.ogm_ge needs a target of kind classification, whose right class it scores")
+    _check_mixing(config)
     fillers = [name for name, section in config.objectives.items() if section.get("fill")]
     if len(fillers) > 1:
         raise UserError(f"config.objectives: {' and '.join(fillers)} cannot both fill in; set one's fill=False")
@@ -168,6 +169,24 @@ def _check_keys(config: ConfigDict, reference: ConfigDict, path: str, chosen: se
             _check_keys(config[key], reference[key], f"{where}.", chosen)
         else:
             check_type(config[key], reference[key], where)
+
+
+def _check_mixing(config: ConfigDict) -> None:
+    mixes = [name for name in MIXES if name in config.objectives]
+    if len(mixes) > 1:
+        raise UserError(f"config.objectives: {' and '.join(mixes)} cannot both mix; leave one out")
+    if (rate := config.objectives.get("modality_dropout", {}).get("rate", 0.0)) >= 1:
+        raise UserError(f"config.objectives.modality_dropout.rate={rate} must be at least 0 and below 1")
+    for name in mixes:
+        where = config.objectives[name].get("where", "input")
+        check_member(where, ("input", "features"), f"objectives.{name}.where")
+        check_positive(config.objectives[name].alpha, f"objectives.{name}.alpha")
+        for m, options in config.data.modalities.items():
+            if where == "input" and options.kind != "image":
+                raise UserError(
+                    f"config.objectives.{name} mixes pictures, and {m!r} is {options.kind}, which would stay its own: "
+                    "use mixup with where=features"
+                )
 
 
 def _check_numbers(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ import optax
 
 from mmfusion.balance import OGMGE
 from mmfusion.errors import UserError
+from mmfusion.mixing import Mixing
 from mmfusion.models.auxiliary import AUXILIARIES
 from mmfusion.models.model import options as module_options
 
@@ -65,11 +66,15 @@ class Objectives:
       auxiliary: the weight in the loss of each of the model's auxiliary objectives.
       unimodal: the weight of each modality's own loss, where modalities are scored alone.
       ogm_ge: what is done to the encoders' gradients; None: nothing.
+      mixing: how examples are mixed; None: they are not.
+      modality_dropout: chance with which a row loses each modality in a step; one always stays.
     """
 
     auxiliary: Mapping[str, float]
     unimodal: float = 1.0
     ogm_ge: OGMGE | None = None
+    mixing: Mixing | None = None
+    modality_dropout: float = 0.0
 
 
 NO_OBJECTIVES = Objectives({})
@@ -77,11 +82,13 @@ NO_OBJECTIVES = Objectives({})
 
 def make_objectives(config: Mapping[str, Any]) -> Objectives:
     """Returns what the section `objectives` of a config describes."""
-    ogm = config.get("ogm_ge")
+    ogm, mixes = config.get("ogm_ge"), [name for name in MIXES if name in config]
     return Objectives(
         auxiliary={name: options["weight"] for name, options in config.items() if name in AUXILIARIES},
         unimodal=config["unimodal"]["weight"] if "unimodal" in config else 1.0,
         ogm_ge=OGMGE(ogm["alpha"], ogm["noise"], ogm["until"]) if ogm else None,
+        mixing=Mixing(mixes[0], config[mixes[0]]["alpha"], config[mixes[0]].get("where", "input")) if mixes else None,
+        modality_dropout=config["modality_dropout"]["rate"] if "modality_dropout" in config else 0.0,
     )
 
 
@@ -93,12 +100,16 @@ def objective_options(name: str) -> dict[str, Any]:
 
 
 # Objectives that are no modules: unimodal heads beside any strategy's, task weights learned from uncertainty (Kendall
-# et al. 2018), and gradient modulation.
+# et al. 2018), gradient modulation, mixing, and losing modalities at random.
 OTHERS: dict[str, dict[str, Any]] = {
     "unimodal": {"weight": 1.0},
     "uncertainty": {},
     "ogm_ge": {field.name: field.default for field in dataclasses.fields(OGMGE)},
+    "mixup": {"alpha": 0.2, "where": "features"},  # or "input"
+    "cutmix": {"alpha": 1.0},
+    "modality_dropout": {"rate": 0.3},
 }
+MIXES = ("mixup", "cutmix")
 OBJECTIVES = (*AUXILIARIES, *OTHERS)
 
 

@@ -15,6 +15,7 @@ import optax
 
 from mmfusion import optim, rng
 from mmfusion.data.batch import Batch
+from mmfusion.data.preprocess import lose_modalities
 from mmfusion.models.auxiliary.contract import counts
 from mmfusion.objectives import NO_OBJECTIVES, Objectives, Task, task_loss, task_weight
 
@@ -91,6 +92,9 @@ def train_step(
       the gradient was not finite, and the state was left as it was), `accuracy` of classification tasks, and
       `objective/NAME`, the mean loss of each auxiliary objective.
     """
+    if objectives.modality_dropout:
+        key = rng.key(state.seed, "modality_dropout", state.step)
+        batch = lose_modalities(batch, objectives.modality_dropout, key)
     total = _total(axis_name)
     weights = {task: total(jnp.sum(_weight(batch, task, spec))) for task, spec in tasks.items()}
     counted = {name: total(jnp.sum(_counted(batch, model, name))) for name in objectives.auxiliary}
@@ -100,9 +104,16 @@ def train_step(
     augment = rng.key(state.seed, "augment", state.step)
 
     def loss_of(params: Any, batch_stats: Any, rows: Batch) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        inputs, variables = preprocess(rows, augment), {"id": rows.id}
+        if objectives.mixing:
+            mix = objectives.mixing.draw(rows, rng.key(state.seed, "mixing", state.step))
+            if objectives.mixing.where == "input":
+                inputs, mix = objectives.mixing.inputs(inputs, mix)
+            else:
+                variables["mix"] = mix
         outputs, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats, "rows": {"id": rows.id}},
-            preprocess(rows, augment),
+            {"params": params, "batch_stats": batch_stats, "rows": variables},
+            inputs,
             train=True,
             rngs={"dropout": dropout},
             mutable=["batch_stats"],
@@ -111,7 +122,12 @@ def train_step(
         shares = {task: _weight(rows, task, spec) / jnp.maximum(weights[task], 1e-9) for task, spec in tasks.items()}
         loss = jnp.zeros(())
         for task, spec in tasks.items():
-            own = jnp.sum(shares[task] * task_losses(outputs, rows, task, spec, objectives.unimodal))
+            losses = task_losses(outputs, rows, task, spec, objectives.unimodal)
+            if objectives.mixing:
+                other = rows.replace(targets={name: y[mix.partner] for name, y in rows.targets.items()})
+                others = task_losses(outputs, other, task, spec, objectives.unimodal)
+                losses = mix.share * losses + (1 - mix.share) * others
+            own = jnp.sum(shares[task] * losses)
             if outputs.log_variance:
                 own = by_uncertainty(own, outputs.log_variance[task], jnp.sum(shares[task]), spec)
             loss += spec.weight * own

@@ -134,8 +134,24 @@ def test_tasks_are_weighed_by_what_is_learned(rows, tmp_path):
         assert gradient(jnp.float32(rest)) == pytest.approx(0, abs=1e-6)
 
 
+AT_RANDOM = ("mixup", "cutmix", "modality_dropout")
+
+
+@pytest.mark.parametrize(
+    ("name", "fusion"),
+    [("mixup", "concat"), ("mixup", "late_mean"), ("cutmix", "concat"), ("modality_dropout", "concat")],
+)
+def test_what_is_done_at_random_changes_the_run_and_not_its_evaluation(rows, tmp_path, name, fusion):
+    modalities = "image" if name == "cutmix" else "image+text"
+    made = {word: config(*([name] * word), fusion=fusion, modalities=modalities) for word in (False, True)}
+    results = [train(made[word], tmp_path / str(word)) for word in (False, True)]
+    assert results[0]["test"]["loss"] != results[1]["test"]["loss"]
+    again = evaluate(tmp_path / "True")
+    assert again["loss"] == pytest.approx(results[1]["test"]["loss"], rel=1e-5)
+
+
 def test_every_objective_is_tried_here():
-    tried = {name for names in MODULES for name in names} | {"ogm_ge", "unimodal", "uncertainty"}
+    tried = {name for names in MODULES for name in names} | {"ogm_ge", "unimodal", "uncertainty"} | set(AT_RANDOM)
     assert tried == set(OBJECTIVES)
     with pytest.raises(UserError, match="ogm_ge needs a target of kind classification"):
         configs.check(config("ogm_ge", tasks="amount", modalities="image+text"), base.get_config(), 1)

@@ -149,7 +149,7 @@ class FusionModel(nn.Module):
         log_variance = {task: self.param(f"log_variance_{task}", nn.initializers.zeros, ()) for task in names}
         if self.fusion.declares.level == "feature":
             fused = self.fusion(tokens, mask, train=train)
-            features = fused.features.astype(jnp.float32)
+            features = self._mixed(fused.features.astype(jnp.float32), train=train)
             logits = {task: self._head(size, task)(features) for task, size in self.tasks}
             seen = jax.lax.stop_gradient(pooled) if self.unimodal == "probes" else pooled
             unimodal = {
@@ -158,6 +158,7 @@ class FusionModel(nn.Module):
             }
             return Outputs(logits, features, fused.attention, unimodal, present, {}, log_variance)
 
+        pooled = {m: self._mixed(x, train=train) for m, x in pooled.items()}
         more = {"features": pooled} if self.fusion.declares.level == "mixed" else {}
         scored = getattr(self.fusion, "unimodal", lambda logits: logits)
         logits, unimodal = {}, {}
@@ -169,6 +170,13 @@ class FusionModel(nn.Module):
                 unimodal[task] = {m: scored(one) for m, one in each.items()}
         features = masked_mean(jnp.stack(list(pooled.values()), axis=1), jnp.stack(list(present.values()), axis=1))
         return Outputs(logits, features, {}, unimodal, present, {}, log_variance)
+
+    def _mixed(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns features `[B, D]`, mixed with a partner's where the step says so (`mixing.Mix`)."""
+        mix = self.scope.root.get_variable("rows", "mix") if train else None
+        if mix is None:
+            return x
+        return mix.share[:, None] * x + (1 - mix.share[:, None]) * x[mix.partner]
 
     def _head(self, size: int, name: str) -> nn.Dense:
         return nn.Dense(size, name=f"heads_{name}")
