@@ -26,6 +26,7 @@ from tests import key_reads, tiny
 from tests.conftest import ROOT
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
+from tests.data.test_given import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 # Where a dataset comes from archives, the fixture that makes a small one of the same layout.
@@ -33,6 +34,9 @@ MINIATURES = {
     "easy_vqa": "small_easy_vqa",
     "av_digits": "small_av_digits",
     "pair:cifar10_images+imdb_subset:by=index": "small_cifar_imdb",
+    "fashion_small": "small_fashion",
+    "leaf": "small_leaf",
+    "digit_views": "small_digits",
 }
 
 
@@ -49,7 +53,9 @@ def shrunk(config: ConfigDict) -> ConfigDict:
     for m, encoder in config.model.encoders.items():
         channels = encoder.get("channels", 0)
         small[f"model.encoders.{m}.channels"] = 4 if isinstance(channels, int) else (4,) * len(channels)
-        small |= {f"model.encoders.{m}.{width}": 8 for width in ("embedding", "hidden")}
+        for width in ("embedding", "hidden"):
+            units = encoder.get(width, 0)
+            small[f"model.encoders.{m}.{width}"] = 8 if isinstance(units, int) else (8,) * len(units)
     for path, value in small.items():
         if tiny.has(config, path):
             tiny.put(config, path, value)
@@ -86,8 +92,9 @@ def unread(config: ConfigDict, workdir: Path) -> set[str]:
     with key_reads.noted_reads(config) as read:
         result = train(config, workdir)
     assert np.isfinite(result["test"]["loss"])
+    carved = set() if not config.data.valid else {"data.group", "data.valid_fraction"}  # no split to carve
     whole = ("model.encoders.", "model.fusion.", "data.modalities.", "data.targets.")
-    return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(whole)}
+    return {path for path in key_reads.leaves(config) if path not in read | carved and not path.startswith(whole)}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

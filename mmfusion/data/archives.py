@@ -172,3 +172,23 @@ def _used(archive: Archive, path: str, file: zipfile.ZipFile) -> dict[str, zipfi
     if total > LIMIT:
         raise UserError(f"{path} would inflate to {total} bytes, over {LIMIT}: fetch it from {archive.url}")
     return used
+
+
+def given(dl_manager: tfds.download.DownloadManager, name: str, digest: str) -> bytes:
+    """Returns the bytes of a file that must be in `manual_dir`, since it has no address of its own.
+
+    Args:
+      dl_manager: that knows `manual_dir`.
+      name: the file's path below it.
+      digest: its SHA-256.
+
+    Raises:
+      UserError: it is not there, or another file.
+    """
+    path = dl_manager.manual_dir / name
+    if not path.exists():
+        raise UserError(f"{name} is not in --config.data.manual_dir={dl_manager.manual_dir}: it must be put there")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise UserError(f"{path} is not the known file: its SHA-256 is not {digest[:12]}...")
+    return data

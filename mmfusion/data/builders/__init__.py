@@ -9,8 +9,11 @@ a `label`.
 
 from mmfusion.data.builders.av_digits import av_digits_dataset_builder
 from mmfusion.data.builders.cifar10_images import cifar10_images_dataset_builder
+from mmfusion.data.builders.digit_views import digit_views_dataset_builder
 from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder
+from mmfusion.data.builders.fashion_small import fashion_small_dataset_builder
 from mmfusion.data.builders.imdb_subset import imdb_subset_dataset_builder
+from mmfusion.data.builders.leaf import leaf_dataset_builder
 from mmfusion.data.builders.shapes import shapes_dataset_builder
 
 BUILDERS = {
@@ -19,4 +22,7 @@ BUILDERS = {
     "av_digits": av_digits_dataset_builder.Builder,
     "cifar10_images": cifar10_images_dataset_builder.Builder,
     "imdb_subset": imdb_subset_dataset_builder.Builder,
+    "fashion_small": fashion_small_dataset_builder.Builder,
+    "leaf": leaf_dataset_builder.Builder,
+    "digit_views": digit_views_dataset_builder.Builder,
 }

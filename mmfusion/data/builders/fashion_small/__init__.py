@@ -1,0 +1,1 @@
+"""Product photos with their titles."""

@@ -1,0 +1,1 @@
+"""Leaves: pictures and measurements."""

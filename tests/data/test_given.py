@@ -1,0 +1,154 @@
+"""Datasets of files that must be given: photos with titles, leaves and digits, small ones of the same layout."""
+
+import csv
+import hashlib
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmfusion.data.builders.digit_views import digit_views_dataset_builder as digits
+from mmfusion.data.builders.fashion_small import fashion_small_dataset_builder as fashion
+from mmfusion.data.builders.leaf import leaf_dataset_builder as leaf
+from mmfusion.errors import UserError
+from tests.data.prepare import prepare, rows
+from tests.data.test_builders import REAL, left_behind
+
+SPLITS = {"train": 20, "val": 6, "test": 6}
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def table(header, lines):
+    file = io.StringIO(newline="")
+    file.write(f"{header}\r\n")
+    csv.writer(file).writerows(lines)
+    return file.getvalue().encode()
+
+
+def put(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return {name: digest(data) for name, data in files.items()}
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.fixture
+def small_fashion(tmp_path, monkeypatch):
+    pictures, lines = io.BytesIO(), []
+    with zipfile.ZipFile(pictures, "w") as file:
+        for split, count in SPLITS.items():
+            for i in range(count):
+                number = f"{len(lines)}"
+                photo = io.BytesIO()
+                Image.fromarray(np.full((80, 60, 3), 5 * len(lines), np.uint8)).save(photo, "JPEG")
+                file.writestr(f"images/{number}.jpg", photo.getvalue())
+                season = "" if i == 5 else fashion.SEASONS[i % 4]
+                article = fashion.ARTICLES[i % 3]
+                lines.append(
+                    [
+                        split,
+                        number,
+                        f"{split} {article} {i}",
+                        article,
+                        i % 3,
+                        "a",
+                        "b",
+                        "Men",
+                        "Red",
+                        season,
+                        2012,
+                        "Casual",
+                    ]
+                )
+    header = "split,id,title,articleType,label,masterCategory,subCategory,gender,baseColour,season,year,usage"
+    contents = (pictures.getvalue(), table(header, lines), "\n".join(fashion.ARTICLES).encode())
+    known = put(tmp_path / "manual", dict(zip(fashion.FILES, contents, strict=True)))
+    monkeypatch.setattr(fashion, "FILES", known)
+    return tmp_path / "manual"
+
+
+@pytest.fixture
+def small_leaf(tmp_path, monkeypatch):
+    draw, count = np.random.default_rng(0), sum(SPLITS.values())
+    label = np.arange(count) % 3
+    views = {view: draw.normal(label[:, None], 1, (count, 64)).astype(np.float32) for view in leaf.VIEWS}
+    images = draw.integers(0, 256, (count, 96, 96), np.uint8)
+    places = np.repeat(list(SPLITS), list(SPLITS.values()))
+    lines = [[i, 7 * i, places[i], "Acer", label[i], 9, 9] for i in range(count)]
+    header = "row,kaggle_id,split,species,label,orig_width,orig_height"
+    contents = (npz(images=images, label=label, **views), table(header, lines))
+    monkeypatch.setattr(leaf, "FILES", put(tmp_path / "manual", dict(zip(leaf.FILES, contents, strict=True))))
+    return tmp_path / "manual"
+
+
+@pytest.fixture
+def small_digits(tmp_path, monkeypatch):
+    draw, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 20), ("test", 8)):
+        arrays[f"label_{split}"] = np.arange(count) % 10
+        for view, size in digits.VIEWS.items():
+            arrays[f"{view}_{split}"] = draw.normal(size=(count, size)).astype(np.float32)
+    known = put(tmp_path / "manual", {digits.FILE: npz(**arrays)})
+    monkeypatch.setattr(digits, "DIGEST", known[digits.FILE])
+    return tmp_path / "manual"
+
+
+def test_photos_have_their_titles_and_rows_without_a_season_are_left_out(small_fashion, tmp_path):
+    builder = prepare("fashion_small", tmp_path / "data", small_fashion)
+    read = {row["id"].decode(): row for row in rows(builder, "train")}
+    assert len(read) == SPLITS["train"] - 1
+    assert "5" not in read
+    assert read["7"]["title"].decode() == f"train {fashion.ARTICLES[1]} 7"
+    assert (read["7"]["label"], read["7"]["season"]) == (1, 3)
+    assert abs(int(read["7"]["image"][40, 30, 0]) - 35) <= 2
+    assert len(rows(builder, "valid")) == len(rows(builder, "test")) == 5
+
+
+def test_leaves_have_their_measurements(small_leaf, tmp_path):
+    builder = prepare("leaf", tmp_path / "data", small_leaf)
+    arrays = np.load(small_leaf / next(iter(leaf.FILES)))
+    for split, name in (("train", "train"), ("valid", "val"), ("test", "test")):
+        read = rows(builder, split)
+        assert len(read) == SPLITS[name]
+        for row in read:
+            number = int(row["id"].decode().partition("-")[2]) // 7
+            np.testing.assert_array_equal(row["image"][..., 0], arrays["images"][number])
+            np.testing.assert_array_equal(row["shape"], arrays["shape"][number])
+            assert row["label"] == arrays["label"][number]
+
+
+def test_digits_have_their_views(small_digits, tmp_path):
+    builder = prepare("digit_views", tmp_path / "data", small_digits)
+    arrays = np.load(small_digits / digits.FILE)
+    for row in rows(builder, "test"):
+        number = int(row["id"].decode().partition("-")[2])
+        for view in digits.VIEWS:
+            np.testing.assert_array_equal(row[view], arrays[f"{view}_test"][number])
+
+
+def test_another_file_or_none_is_refused(small_digits, tmp_path):
+    (small_digits / digits.FILE).write_bytes(b"other")
+    with pytest.raises(UserError, match="is not the known file"):
+        prepare("digit_views", tmp_path / "data", small_digits)
+    (small_digits / digits.FILE).unlink()
+    with pytest.raises(UserError, match=r"handwritten6\.npz is not in --config\.data\.manual_dir"):
+        prepare("digit_views", tmp_path / "data", small_digits)
+    assert left_behind(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize(("name", "known"), [*fashion.FILES.items(), *leaf.FILES.items(), (digits.FILE, digits.DIGEST)])
+def test_the_real_files_are_the_known_ones(name, known):
+    if not (REAL / name).exists():
+        pytest.skip(f"{name} is not here")
+    assert digest((REAL / name).read_bytes()) == known
