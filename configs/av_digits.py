@@ -2,8 +2,10 @@
 
 python -m experiments.train --config=configs/av_digits.py:seed=0 --workdir=DIR --config.data.manual_dir=ARCHIVES
 
-Variant `hard`, seeds 0, 1, 2, test accuracy: fused 0.963 +- 0.003, `:modalities=image` 0.938 +- 0.002,
-`:modalities=audio` 0.656 +- 0.019 (standard deviation). Fused 2 to 4 minutes on one shared x86-64 core, jax 0.10.2.
+Variant `hard` with `--config.steps=400`, nine seeds, test accuracy: fused 0.930 +- 0.017, `:modalities=image` 0.874 +-
+0.016, `:modalities=audio` 0.605 +- 0.012 (standard deviation); `:fusion=cross_attention` 0.934 +- 0.006. A run takes
+about 50 seconds on one shared x86-64 core, jax 0.10.2. The whole schedule of 1000 steps comes further; it was not
+measured with these encoders.
 """
 
 from ml_collections import ConfigDict
