@@ -3,7 +3,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from configs import av_digits, base, cifar_imdb, easy_vqa, quickstart
+from configs import av_digits, base, cifar_imdb, digit_views, easy_vqa, fashion, leaf, quickstart
 from configs import tfds as tfds_config
 from mmfusion import config as configs
 from mmfusion.errors import UserError, nearest
@@ -14,6 +14,9 @@ SHIPPED = {
     "easy_vqa": easy_vqa,
     "av_digits": av_digits,
     "cifar_imdb": cifar_imdb,
+    "fashion": fashion,
+    "leaf": leaf,
+    "digit_views": digit_views,
     "tfds": tfds_config,
 }
 
@@ -38,7 +41,8 @@ def test_every_shipped_config_passes():
     names = {path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py")} - {"__init__", "base"}
     assert names == set(SHIPPED)
     for module in SHIPPED.values():
-        for arg in ("", "fusion=gmu,seed=3", "modalities=image"):
+        first = next(iter(module.get_config("").data.modalities))
+        for arg in ("", "fusion=gmu,seed=3", f"modalities={first}"):
             config = module.get_config(arg)
             check(config, devices=8)
             assert config.is_locked
