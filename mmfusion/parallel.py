@@ -57,11 +57,11 @@ class Parallel:
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         local = self.devices // self.hosts
 
-        if self.mode == "pmap":
-            batch = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)  # [devices, B / devices, ...]
-        if self.hosts == 1:
-            return jax.device_put(batch, sharding)  # one call for all arrays: half the host's time of one for each
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        def put(x: np.ndarray) -> jax.Array:
+            rows = x.reshape(local, -1, *x.shape[1:]) if self.mode == "pmap" else x  # pmap: [devices, B / devices, ...]
+            return jax.make_array_from_process_local_data(sharding, rows)
+
+        return jax.tree.map(put, batch)
 
     def replicate(self, tree: Any) -> Any:
         """Copies a tree of host values to every device."""
