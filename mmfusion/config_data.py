@@ -41,6 +41,10 @@ def check_data(config: ConfigDict) -> None:
             raise UserError(
                 f"config.model.encoders.{m}.share={options.share!r} shares another's: name {shared.share!r}"
             )
+        if options.share and (options.init or options.freeze or options.layer_decay != 1):
+            raise UserError(
+                f"config.model.encoders.{m} has {options.share}'s weights: set init, freeze and layer_decay there"
+            )
         if not 0 < options.layer_decay <= 1:
             raise UserError(
                 f"config.model.encoders.{m}.layer_decay={options.layer_decay} must be above 0 and at most 1"

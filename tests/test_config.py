@@ -165,6 +165,11 @@ def test_what_is_joined_or_shared_needs_an_encoder_of_its_own_or_none():
         config.model.encoders.image.share = "second"
     check(config)
     with config.unlocked():
+        config.model.encoders.image.freeze = 3
+    with pytest.raises(UserError, match="image has second's weights: set init, freeze and layer_decay there"):
+        check(config)
+    with config.unlocked():
+        config.model.encoders.image.freeze = 0
         config.model.encoders.second.share = "image"
     with pytest.raises(UserError, match="shares another's"):
         check(config)

@@ -23,6 +23,7 @@ CASES = {
     "vgg-torchvision-fc": ("vgg11", {**VGG, "fc": 6}),
     "vgg-torchvision-bn": ("vgg11", {**VGG, "norm": "batch"}),
     "vgg-timm": ("vgg11", VGG),
+    "alexnet-torchvision": ("alexnet", {"channels": 2, "fc": 6}),
     "resnet-transformers-basic": ("resnet34", RESNET),
     "resnet-transformers-bottleneck": ("resnet50", RESNET),
     "resnet-torchvision": ("resnet50", RESNET),

@@ -61,6 +61,27 @@ class TinyVGG(nn.Module):
         )  # fmt: skip
 
 
+class TinyAlexNet(nn.Module):
+    """torchvision's AlexNet with small layers under its names."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 2, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(2, 6, 5, padding=2), nn.ReLU(),
+            nn.MaxPool2d(3, 2), nn.Conv2d(6, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        )  # fmt: skip
+        self.avgpool = nn.AdaptiveAvgPool2d(6)
+        self.classifier = nn.Sequential(
+            nn.Dropout(), nn.Linear(8 * 36, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)
+        )
+
+
+def alexnets(x):
+    model = shaken(TinyAlexNet())
+    case("alexnet-torchvision", model, x, model.classifier[:6](model.avgpool(model.features(x)).flatten(1))[:, None])
+
+
 class TinyResNet(nn.Module):
     """torchvision's bottleneck blocks under its names, which are timm's, too; its own class begins with 64 channels."""
 
@@ -151,6 +172,7 @@ if __name__ == "__main__":
         vggs(large)
         resnets(large)
         convnexts(large)
+        alexnets(torch.randn(1, 3, 95, 63))
         vits(torch.randn(2, 3, 16, 16))
         berts(torch.tensor([[5, 3, 19, 7, 0, 0], [2, 2, 11, 4, 9, 13]]))
     path = Path(__file__).with_name("encoders.npz")
