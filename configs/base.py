@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmfusion.config import choice_keys
+from mmfusion.config import choice_keys, parse_arg
 from mmfusion.data.kinds import KINDS
 from mmfusion.data.rows import TARGET_OPTIONS
 from mmfusion.errors import UserError, nearest
@@ -96,6 +96,32 @@ def optimizer(
     return result
 
 
+def begin(arg: str, fusion_name: str = "concat", **own: Any) -> tuple[ConfigDict, ConfigDict]:
+    """Returns an unlocked config, and the arguments that every config takes beside its `own` (defaults by name).
+
+    `seed`; `fusion`, a strategy; `modalities` that are kept (`image+text`; empty: all); `objectives` that are added
+    with their defaults (`contrastive+mvae`); `encoders`, a folder with a run of each modality alone, named like it,
+    whose encoders serve and do not learn (independent, then fused).
+    """
+    args = parse_arg(
+        arg, **{"fusion": fusion_name, "seed": 0, "modalities": "", "objectives": "", "encoders": "", **own}
+    )
+    config = get_config().unlock()
+    config.seed = args.seed
+    config.model.fusion = fusion(args.fusion)
+    return config, args
+
+
+def finish(config: ConfigDict, args: ConfigDict) -> ConfigDict:
+    """Returns the config, locked, with what the arguments of `begin` ask for of its modalities and objectives."""
+    keep_modalities(config, args.modalities)
+    add_objectives(config, args.objectives)
+    if args.encoders:
+        for name, section in config.model.encoders.items():
+            section.init, section.freeze = f"run:{args.encoders}/{name}", 10**9  # whatever the steps
+    return config.lock()
+
+
 def keep_modalities(config: ConfigDict, names: str) -> None:
     """Keeps the modalities in `names` (`image+text`; empty: all), in place."""
     if not names:
@@ -107,7 +133,14 @@ def keep_modalities(config: ConfigDict, names: str) -> None:
     with config.unlocked():
         for name in [m for m in config.data.modalities if m not in kept]:
             del config.data.modalities[name]
-            del config.model.encoders[name]
+        encoders = {name: section.copy_and_resolve_references() for name, section in config.model.encoders.items()}
+        config.model.encoders = ConfigDict()
+        for name, section in encoders.items():
+            if together := [m for m in (name, *section.join) if m in kept]:  # whichever is left has the encoder
+                if section.share and section.share not in kept:
+                    section = encoders[section.share].copy_and_resolve_references()
+                section.join = tuple(together[1:])
+                config.model.encoders[together[0]] = section
 
 
 def add_objectives(config: ConfigDict, names: str) -> None:

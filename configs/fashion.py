@@ -8,30 +8,23 @@ Not measured yet.
 from ml_collections import ConfigDict
 
 from configs import base
-from mmfusion.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: fusion, seed, modalities, objectives, target (label or season)."""
-    args = parse_arg(arg, fusion="co_attention", seed=0, modalities="", objectives="", target="season")
-    config = base.get_config()
-    with config.unlocked():
-        config.seed = args.seed
-        config.steps = 2000
-        config.batch_size = 64
-        config.eval_every = config.checkpoint_every = 500
+    """Returns the config; arguments: those of `base.begin`, and target (label or season)."""
+    config, args = base.begin(arg, "co_attention", target="season")
+    config.steps = 2000
+    config.batch_size = 64
+    config.eval_every = config.checkpoint_every = 500
 
-        config.data.name = "fashion_small"
-        config.data.valid = "valid"
-        config.data.modalities.image = base.modality("image", "image", size=(80, 60))
-        config.data.modalities.text = base.modality("text", "title", vocabulary_size=3000, length=12)
-        config.data.targets.label = base.target("classification", args.target)
+    config.data.name = "fashion_small"
+    config.data.valid = "valid"
+    config.data.modalities.image = base.modality("image", "image", size=(80, 60))
+    config.data.modalities.text = base.modality("text", "title", vocabulary_size=3000, length=12)
+    config.data.targets.label = base.target("classification", args.target)
 
-        config.model.width = 64
-        config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
-        config.model.encoders.text = base.encoder("text", "rnn", embedding=32)
-        config.model.fusion = base.fusion(args.fusion)
-        config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
-    base.keep_modalities(config, args.modalities)
-    base.add_objectives(config, args.objectives)
-    return config
+    config.model.width = 64
+    config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
+    config.model.encoders.text = base.encoder("text", "rnn", embedding=32)
+    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
+    return base.finish(config, args)

@@ -8,31 +8,24 @@ Not measured yet.
 from ml_collections import ConfigDict
 
 from configs import base
-from mmfusion.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: fusion, seed, modalities, objectives, table (shape, margin or texture)."""
-    args = parse_arg(arg, fusion="concat", seed=0, modalities="", objectives="", table="shape")
-    config = base.get_config()
-    with config.unlocked():
-        config.seed = args.seed
-        config.steps = 1500
-        config.batch_size = 32
-        config.eval_every = config.checkpoint_every = 300
+    """Returns the config; arguments: those of `base.begin`, and table (shape, margin or texture)."""
+    config, args = base.begin(arg, "concat", table="shape")
+    config.steps = 1500
+    config.batch_size = 32
+    config.eval_every = config.checkpoint_every = 300
 
-        config.data.name = "leaf"
-        config.data.valid = "valid"
-        config.data.modalities.image = base.modality("image", "image", size=(48, 48), channels=1)
-        config.data.modalities.image.augment.update(flip=0.5, crop=3, rotate=20.0)
-        config.data.modalities.table = base.modality("table", args.table)
-        config.data.targets.label = base.target("classification", "label", label_smoothing=0.1)
+    config.data.name = "leaf"
+    config.data.valid = "valid"
+    config.data.modalities.image = base.modality("image", "image", size=(48, 48), channels=1)
+    config.data.modalities.image.augment.update(flip=0.5, crop=3, rotate=20.0)
+    config.data.modalities.table = base.modality("table", args.table)
+    config.data.targets.label = base.target("classification", "label", label_smoothing=0.1)
 
-        config.model.width = 128
-        config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
-        config.model.encoders.table = base.encoder("table", "table_mlp")
-        config.model.fusion = base.fusion(args.fusion)
-        config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 100})
-    base.keep_modalities(config, args.modalities)
-    base.add_objectives(config, args.objectives)
-    return config
+    config.model.width = 128
+    config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
+    config.model.encoders.table = base.encoder("table", "table_mlp")
+    config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 100})
+    return base.finish(config, args)

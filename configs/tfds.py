@@ -3,7 +3,6 @@
 from ml_collections import ConfigDict
 
 from configs import base
-from mmfusion.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -13,24 +12,17 @@ def get_config(arg: str = "") -> ConfigDict:
     `text` and the `target`, a class (a modality left out is not used); `size`, the pictures' height and width in
     pixels; `channels`.
     """
-    args = parse_arg(
-        arg, fusion="co_attention", seed=0, modalities="", objectives="", name="shapes/match",
-        image="image", text="", target="label", size=32, channels=3,
-    )  # fmt: skip
-    config = base.get_config()
-    with config.unlocked():
-        config.seed = args.seed
-        config.data.name = args.name
-        if args.image:
-            config.data.modalities.image = base.modality(
-                "image", args.image, size=(args.size, args.size), channels=args.channels
-            )
-            config.model.encoders.image = base.encoder("image", "cnn")
-        if args.text:
-            config.data.modalities.text = base.modality("text", args.text, length=64)
-            config.model.encoders.text = base.encoder("text", "rnn")
-        config.data.targets.label = base.target("classification", args.target)
-        config.model.fusion = base.fusion(args.fusion)
-    base.keep_modalities(config, args.modalities)
-    base.add_objectives(config, args.objectives)
-    return config
+    config, args = base.begin(
+        arg, "co_attention", name="shapes/match", image="image", text="", target="label", size=32, channels=3
+    )
+    config.data.name = args.name
+    if args.image:
+        config.data.modalities.image = base.modality(
+            "image", args.image, size=(args.size, args.size), channels=args.channels
+        )
+        config.model.encoders.image = base.encoder("image", "cnn")
+    if args.text:
+        config.data.modalities.text = base.modality("text", args.text, length=64)
+        config.model.encoders.text = base.encoder("text", "rnn")
+    config.data.targets.label = base.target("classification", args.target)
+    return base.finish(config, args)

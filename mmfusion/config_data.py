@@ -95,6 +95,9 @@ def check_data(config: ConfigDict) -> None:
             check_member(options.edges, EDGES, f"{path}.edges")
             if len(features(options)) != 2:
                 raise UserError(f"config.{path}.feature={options.feature!r} must be NODES+EDGES, two features' names")
+        if options.kind == "knowledge":
+            check_positive(options.nodes, f"{path}.nodes")
+            check_positive(options.entities, f"{path}.entities")
     for name, options in data.targets.items():
         if options.kind != "classification" and FUSIONS[config.model.fusion.name].declares.classes_only:
             raise UserError(

@@ -1,23 +1,18 @@
+import importlib
 import pathlib
 
 import pytest
 from ml_collections import ConfigDict
 
-from configs import av_digits, base, cifar_imdb, digit_views, easy_vqa, fashion, leaf, quickstart
-from configs import tfds as tfds_config
+from configs import av_digits, base, quickstart
 from mmfusion import config as configs
 from mmfusion.errors import UserError, nearest
 from tests import tiny
 
 SHIPPED = {
-    "quickstart": quickstart,
-    "easy_vqa": easy_vqa,
-    "av_digits": av_digits,
-    "cifar_imdb": cifar_imdb,
-    "fashion": fashion,
-    "leaf": leaf,
-    "digit_views": digit_views,
-    "tfds": tfds_config,
+    path.stem: importlib.import_module(f"configs.{path.stem}")
+    for path in pathlib.Path(base.__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "base")
 }
 
 
@@ -38,8 +33,7 @@ def changed(path, value, arg=""):
 
 
 def test_every_shipped_config_passes():
-    names = {path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py")} - {"__init__", "base"}
-    assert names == set(SHIPPED)
+    assert "quickstart" in SHIPPED
     for module in SHIPPED.values():
         first = next(iter(module.get_config("").data.modalities))
         for arg in ("", "fusion=gmu,seed=3", f"modalities={first}"):

@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 from tests.data.test_given import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
+from tests.data.test_stand_ins import small_stand_ins  # noqa: F401 (fixture)
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 # Where a dataset comes from archives, the fixture that makes a small one of the same layout.
@@ -37,6 +38,7 @@ MINIATURES = {
     "fashion_small": "small_fashion",
     "leaf": "small_leaf",
     "digit_views": "small_digits",
+    "stand_ins": "small_stand_ins",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from mmfusion.data import audio, image, text
+from mmfusion.data import audio, image, knowledge, text
 from mmfusion.errors import UserError
 
 Options = Mapping[str, Any]
@@ -209,6 +209,10 @@ def _read_graph(value: Mapping[str, Any], options: Options, _: None) -> Read:
     return result, np.arange(most) < count
 
 
+def _said(value: Mapping[str, Any]) -> dict[str, str]:
+    return {name: as_string(one) for name, one in value.items()}
+
+
 PICTURE_OPTIONS = {
     "size": (32, 32),  # (H, W) in pixels; a picture of another size is resized
     "channels": 3,
@@ -239,6 +243,11 @@ GRAPH_OPTIONS = {
     "features": 8,  # numbers of each node
     "edges": "pairs",  # of nodes, or "matrix": their weights
 }
+KNOWLEDGE_OPTIONS = {
+    "triples": "",  # a file of lines head TAB relation TAB tail; empty: training's words that occur together
+    "entities": 500,  # without a file, the most words that are entities
+    "nodes": 16,  # the most entities of a row: those that it names, then their neighbours
+}
 
 KINDS: dict[str, Kind] = {
     "image": Kind(IMAGE_OPTIONS, lambda o, _: ((*o["size"], o["channels"]), np.uint8, 1), _read_image),
@@ -266,4 +275,13 @@ KINDS: dict[str, Kind] = {
         joined=True,
     ),
     "graph": Kind(GRAPH_OPTIONS, _graph_shape, _read_graph, joined=True),
+    "knowledge": Kind(
+        KNOWLEDGE_OPTIONS,
+        lambda o, _: ((o["nodes"], 2 + o["nodes"]), np.int32, o["nodes"]),
+        lambda value, o, graph: knowledge.read(_said(value), o, graph),
+        learn=lambda values, o: knowledge.learn([_said(value) for value in values], o),
+        load=knowledge.load,
+        supplied=lambda o, graph: {"entities": len(graph.entities), "relations": 2 * len(graph.relations)},
+        joined=True,
+    ),
 }

@@ -26,7 +26,9 @@ Tokens = dict[str, jax.Array]
 Masks = dict[str, jax.Array]
 
 # Fields of encoders and strategies that the model gives them; every other field is an option of the config.
-SUPPLIED = frozenset({"width", "dtype", "axis_name", "vocabulary", "rate", "categories", "modalities"})
+SUPPLIED = frozenset(
+    {"width", "dtype", "axis_name", "vocabulary", "rate", "categories", "entities", "relations", "modalities"}
+)
 
 
 # What every encoder's config may say beside the encoder's own options.
@@ -213,7 +215,8 @@ def build(
 
     Args:
       config: `width`, `encoders.<modality>` = {name, **options, **ENCODER_OPTIONS}, `fusion` = {name, **options}.
-      spec: what the data says of each modality: {"vocabulary": ids}, {"rate": Hz}, {"categories": (n, ...)} or {}.
+      spec: what the data says of each modality: {"vocabulary": ids}, {"rate": Hz}, {"categories": (n, ...)},
+        {"entities": n, "relations": n} or {}.
       tasks: number of outputs per task.
       axis_name: the device axis that batch normalisation adds over, None outside pmap.
       dtype: of the computation; parameters, statistics and logits are float32.

@@ -45,6 +45,8 @@ CASES = {
     "cnn_rnn-rows": ("cnn_rnn", {"channels": (4,), "hidden": 4, "layers": 2}, IMAGE, 4),
     "cnn_rnn-cells": ("cnn_rnn", {"channels": (4, 4), "hidden": 4, "steps": "cells", "cell": "gru"}, IMAGE, 4),
     "cnn_rnn-last": ("cnn_rnn", {"channels": (4,), "hidden": 4, "tokens": "last", "norm": "none"}, IMAGE, 1),
+    "pooled_cnn-flatten": ("pooled_cnn", {"channels": (4,)}, IMAGE, 1),
+    "pooled_cnn-mean": ("pooled_cnn", {"channels": (4,), "reduce": "mean", "norm": "batch"}, IMAGE, 1),
     "lenet5": ("lenet5", {}, IMAGE, 1),
     "alexnet": ("alexnet", {"channels": 2}, LARGER[63], 1),
     "vgg11": ("vgg11", {"channels": 4, "norm": "batch"}, LARGER[32], 1),

@@ -14,7 +14,9 @@ def bits(*names: str) -> np.random.Philox:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """Returns a picture `[H, W]` or `[H, W, 3]` uint8 as PNG bytes."""
+    """Returns a picture `[H, W]` or `[H, W, C]` uint8 of 1, 3 or 4 channels as PNG bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture).save(
+        buffer, "PNG", compress_level=1
+    )
     return buffer.getvalue()

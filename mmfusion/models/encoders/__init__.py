@@ -6,10 +6,10 @@ Each declares which kind of modality it reads.
 import flax.linen as nn
 
 from mmfusion.models.encoders.audio import LogMelCNN, WaveformCNN
-from mmfusion.models.encoders.classic import VGG11, VGG16, AlexNet, LeNet5
+from mmfusion.models.encoders.classic import VGG11, VGG16, AlexNet, LeNet5, PooledCNN
 from mmfusion.models.encoders.cnn_rnn import CNNRNN
 from mmfusion.models.encoders.convnext import ConvNeXtT
-from mmfusion.models.encoders.graph import GCN, GraphAttention
+from mmfusion.models.encoders.graph import GCN, GraphAttention, KnowledgeAttention
 from mmfusion.models.encoders.image import CNN
 from mmfusion.models.encoders.inception import InceptionV1, InceptionV3
 from mmfusion.models.encoders.resnet import ResNet18, ResNet34, ResNet50, ResNet101
@@ -21,6 +21,7 @@ from mmfusion.models.encoders.vit import ViTB, ViTS, ViTTi
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "cnn": CNN,
+    "pooled_cnn": PooledCNN,
     "cnn_rnn": CNNRNN,
     "lenet5": LeNet5,
     "alexnet": AlexNet,
@@ -50,4 +51,5 @@ ENCODERS: dict[str, type[nn.Module]] = {
     "ft_transformer": FTTransformer,
     "gcn": GCN,
     "graph_attention": GraphAttention,
+    "knowledge_attention": KnowledgeAttention,
 }

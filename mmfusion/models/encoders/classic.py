@@ -1,4 +1,4 @@
-"""LeNet-5, AlexNet and VGG: convolutions, pooling, and two fully connected layers where asked for.
+"""Convolutions with pooling, LeNet-5, AlexNet and VGG, with two fully connected layers where asked for.
 
 B batch · H W picture · C channels · N tokens · D width
 """
@@ -14,7 +14,7 @@ import numpy as np
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.encoders.image import Positions
-from mmfusion.models.layers import Dropout, Norm, zero_masked
+from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
 
 # Which of LeNet's six maps each of its sixteen second maps reads (LeCun et al. 1998, table I).
 LENET_TABLE = (
@@ -42,6 +42,46 @@ def pool(x: jax.Array, kernel: int, stride: int, name: str, *, padding: int = 0)
     if min(x.shape[1:3]) + 2 * padding < kernel:
         raise UserError(f"{name}: the pictures are too small, a map of {x.shape[1]}×{x.shape[2]} cannot be pooled")
     return nn.max_pool(x, (kernel, kernel), (stride, stride), padding=[(padding, padding)] * 2)
+
+
+class PooledCNN(nn.Module):
+    """3×3 convolutions, the maximum of 2×2 after each, and the whole map as one token: the CNN of many tutorials.
+
+    Attributes:
+      width: token width D.
+      channels: channels of each convolution, which reads no place outside the picture.
+      norm: after each convolution: `batch`, `layer`, `group` or `none`.
+      reduce: `flatten` the last map, or its `mean` (global average pooling).
+      dropout: rate on what is left of the map.
+    """
+
+    width: int
+    channels: tuple[int, ...] = (32,)
+    norm: str = "none"
+    reduce: str = "flatten"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    reads: ClassVar[str] = "image"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as a token `[B, 1, D]` and its mask.
+
+        Raises:
+          UserError: `reduce` is unknown, or the pictures are too small for so many poolings.
+        """
+        if self.reduce not in ("flatten", "mean"):
+            raise UserError(f"pooled_cnn: reduce={self.reduce!r} is unknown; choose flatten or mean")
+        x = zero_masked(x, mask[:, 0]).astype(self.dtype)
+        for channels in self.channels:
+            x = conv(channels, 3, 1, self.dtype, padding=0)(x)
+            x = nn.relu(Norm(self.norm, self.axis_name, self.dtype)(x, mask[:, 0], train=train))
+            x = pool(x, 2, 2, "pooled_cnn")
+        x = x.mean(axis=(1, 2)) if self.reduce == "mean" else x.reshape(x.shape[0], -1)
+        x = nn.Dense(self.width, dtype=self.dtype, name="project")(Dropout(self.dropout)(x, train=train))
+        return normalised_tokens(x[:, None], mask, self.dtype), mask
 
 
 class FullyConnected(nn.Module):

@@ -1,6 +1,6 @@
 """Encoders of graphs with a dense adjacency, padded to a set number of nodes.
 
-B batch · N nodes · F features of a node · h heads · D width
+B batch · N nodes · F features of a node · R relations · h heads · D width
 """
 
 from typing import Any, ClassVar
@@ -19,23 +19,41 @@ def parts_of(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x[..., :-nodes], zero_masked(x[..., -nodes:].swapaxes(1, 2), mask).swapaxes(1, 2)
 
 
-def graph_attention(h: jax.Array, to: jax.Array, of: jax.Array, linked: jax.Array) -> tuple[jax.Array, jax.Array]:
+def graph_attention(
+    h: jax.Array,
+    to: jax.Array,
+    of: jax.Array,
+    linked: jax.Array,
+    relation: jax.Array | None = None,
+    table: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Attends along edges, by scores that add what a node says as the one and as the other end.
 
-    Σ_j a_ij h_j, a_ij the softmax over the j that i is linked to of LeakyReLU(to · h_i + of · h_j, slope 0.2).
+    Σ_j a_ij (h_j + e_ij), a_ij the softmax over the j that i is linked to of LeakyReLU(to · h_i + of · (h_j + e_ij),
+    slope 0.2), e_ij the vector of their relation, or nothing.
 
     Args:
       h: nodes `[B, N, h, d]`.
       to, of: the ends' vectors `[h, d]`.
       linked: `[B, N, N]` bool, from i to j.
+      relation: numbers `[B, N, N]` of how i is related to j, of those that are linked; None: there is but one.
+      table: the relations' vectors `[R, h, d]`.
 
     Returns:
       The mixed nodes `[B, N, h, d]`, and the weights a `[B, h, N, N]` float32.
     """
     sides = [jnp.einsum("bnhd,hd->bhn", h, side) for side in (to, of)]
-    scores = nn.leaky_relu(sides[0][..., :, None] + sides[1][..., None, :], 0.2)  # [B, h, N, N]
-    weights = masked_softmax(scores, linked[:, None])
-    return jnp.einsum("bhij,bjhd->bihd", weights.astype(h.dtype), h), weights
+    scores = sides[0][..., :, None] + sides[1][..., None, :]  # [B, h, N, N]
+    if relation is not None:
+        kinds = jax.nn.one_hot(relation, len(table), dtype=h.dtype)  # [B, N, N, R]
+        table = table.astype(h.dtype)
+        scores += jnp.einsum("bijr,rh->bhij", kinds, jnp.einsum("rhd,hd->rh", table, of.astype(h.dtype)))
+    weights = masked_softmax(nn.leaky_relu(scores, 0.2), linked[:, None])
+    mixed = jnp.einsum("bhij,bjhd->bihd", weights.astype(h.dtype), h)
+    if relation is not None:
+        of_kind = jnp.einsum("bhij,bijr->bhir", weights.astype(h.dtype), kinds)  # [B, h, N, R]
+        mixed += jnp.einsum("bhir,rhd->bihd", of_kind, table)
+    return mixed, weights
 
 
 class GCN(nn.Module):
@@ -111,4 +129,58 @@ class GraphAttention(nn.Module):
             mixed, _ = graph_attention(h, *ends, linked)
             h = nn.elu(mixed).reshape(*mask.shape, self.hidden)
             h = Dropout(self.dropout)(h, train=train)
+        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(h), mask, self.dtype), mask
+
+
+class KnowledgeAttention(nn.Module):
+    """Relation-aware attention over a row's part of a knowledge graph (Busbridge et al. 2019, arXiv:1904.05811).
+
+    A node begins as its entity's embedding, with a vector that says whether the row names it or only knows of it; then
+    h'_i = h_i + ELU(Σ_j a_ij (W h_j + e_ij)) a layer, over i's neighbours and itself, e_ij the embedding of their
+    relation (see `graph_attention`). Each node is a token.
+
+    Attributes:
+      width: token width D.
+      entities: of the graph.
+      relations: of the graph, with their inverses.
+      layers: attention layers.
+      hidden: units of a layer, all heads together.
+      heads: attention heads; they divide `hidden`.
+      dropout: rate on each layer's units.
+    """
+
+    width: int
+    entities: int
+    relations: int
+    layers: int = 2
+    hidden: int = 64
+    heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    reads: ClassVar[str] = "knowledge"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Encodes nodes and relations `[B, N, 2 + N]` int32 with `mask [B, N]` as tokens `[B, N, D]` and mask.
+
+        Raises:
+          UserError: `heads` does not divide `hidden`.
+        """
+        x = zero_masked(x, mask)
+        relation = zero_masked(x[..., 2:].swapaxes(1, 2), mask).swapaxes(1, 2)  # [B, N, N], 0 where not linked
+        oneself = jnp.eye(x.shape[1], dtype=bool)
+        linked = (relation > 0) | (oneself & mask[:, None])
+
+        def table(rows: int, name: str) -> nn.Embed:
+            return nn.Embed(rows, self.hidden, nn.initializers.normal(0.1), dtype=self.dtype, name=name)
+
+        h = table(self.entities + 1, "entity")(x[..., 0]) + table(2, "named")(x[..., 1])
+        shape = (self.heads, head_width(self.hidden, self.heads))
+        for layer in range(self.layers):
+            told = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(h)
+            ends = [self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from")]
+            kinds = self.param(f"layer{layer}_relations", nn.initializers.normal(0.1), (self.relations + 1, *shape))
+            mixed, _ = graph_attention(told, *ends, linked, relation, kinds)  # 0: to oneself
+            h = h + Dropout(self.dropout)(nn.elu(mixed).reshape(h.shape), train=train)
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(h), mask, self.dtype), mask

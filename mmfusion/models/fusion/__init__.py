@@ -14,7 +14,7 @@ from mmfusion.models.fusion.depthwise import Central, DeepSets
 from mmfusion.models.fusion.elementwise import Max, Product
 from mmfusion.models.fusion.gating import AttentionPool, SqueezeExcite
 from mmfusion.models.fusion.gmu import GMU
-from mmfusion.models.fusion.graph import GAT
+from mmfusion.models.fusion.graph import GAT, KnowledgeGraph
 from mmfusion.models.fusion.late import QMF, TMC, LateMean, LateWeighted, ProductOfExperts, Stacking
 from mmfusion.models.fusion.latent import Perceiver, QFormer
 from mmfusion.models.fusion.merged import Bottleneck, LateTransformer, MergedAttention
@@ -56,6 +56,7 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "bilinear_attention": BilinearAttention,
     "late_transformer": LateTransformer,
     "gat": GAT,
+    "knowledge_graph": KnowledgeGraph,
     "central": Central,
     "deepsets": DeepSets,
     "late_mean": LateMean,

@@ -12,11 +12,8 @@ from mmfusion.models.fusion.sequence import cut, joined, pooled_features, typed
 from mmfusion.models.layers import head_width, zero_masked
 
 
-class GAT(nn.Module):
-    """Graph attention over the complete graph of all tokens (Veličković et al. 2018, arXiv:1710.10903).
-
-    h'_i = ELU(Σ_j a_ij W h_j), a_ij the softmax over nodes j of LeakyReLU(u · W h_i + v · W h_j, slope 0.2), several
-    heads concatenated; a learned vector says which modality a node is from. A skip connection is added to each layer.
+class GraphFusion(nn.Module):
+    """What the graph strategies share.
 
     Attributes:
       width: width D of tokens and features.
@@ -29,9 +26,7 @@ class GAT(nn.Module):
     heads: int = 4
     dtype: Any = jnp.float32
 
-    declares: ClassVar[Declaration] = Declaration(
-        family="graph", paper="arXiv:1710.10903", symmetric=True, needs_tokens=True
-    )
+    related: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
@@ -49,7 +44,43 @@ class GAT(nn.Module):
         for layer in range(self.layers):
             h = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(x)  # [B, N, h, D/h]
             ends = [self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from")]
-            mixed, weights = graph_attention(h, *ends, real[:, None, :] & real[:, :, None])
+            relations = self._relations(names, sizes, f"layer{layer}", shape) if self.related else (None, None)
+            mixed, weights = graph_attention(h, *ends, real[:, None, :] & real[:, :, None], *relations)
             attention = cut(weights, names, sizes, names, sizes)
             x = zero_masked(x + nn.elu(mixed.reshape(x.shape)), real)
         return Fused(features=pooled_features(x, real, self.width, self.dtype), attention=attention)
+
+    def _relations(self, names: list[str], sizes: list[int], name: str, shape: tuple[int, int]) -> tuple[Any, Any]:
+        """Returns the relation `[1, N, N]` of each pair of tokens, and the relations' vectors `[M · M, h, d]`."""
+        number = jnp.repeat(jnp.arange(len(names)), jnp.array(sizes), total_repeat_length=sum(sizes))
+        drawn = nn.initializers.normal(0.1)
+        table = [self.param(f"{name}_relation_{q}_{k}", drawn, shape) for q in names for k in names]
+        return (number[:, None] * len(names) + number)[None], jnp.stack(table)
+
+
+class GAT(GraphFusion):
+    """Graph attention over the complete graph of all tokens (Veličković et al. 2018, arXiv:1710.10903).
+
+    h'_i = ELU(Σ_j a_ij W h_j), a_ij the softmax over nodes j of LeakyReLU(u · W h_i + v · W h_j, slope 0.2), several
+    heads concatenated; a learned vector says which modality a node is from. A skip connection is added to each layer.
+
+    Its options are those of `GraphFusion`.
+    """
+
+    declares: ClassVar[Declaration] = Declaration(
+        family="graph", paper="arXiv:1710.10903", symmetric=True, needs_tokens=True
+    )
+
+
+class KnowledgeGraph(GraphFusion):
+    """Attention over the tokens of all modalities as entities of one graph, whose relations have vectors of their own.
+
+    As `gat`, and how a token of one modality is related to one of another is a relation, one for each ordered pair of
+    modalities (relational graph attention, Busbridge et al. 2019, arXiv:1904.05811):
+    h'_i = ELU(Σ_j a_ij (W h_j + e_ij)). Where a modality is `knowledge`, its entities, encoded with the relations of
+    its own graph, are so linked to words and to places of a picture. Its options are those of `GraphFusion`.
+    """
+
+    declares: ClassVar[Declaration] = Declaration(family="graph", paper="arXiv:1904.05811", needs_tokens=True)
+
+    related: ClassVar[bool] = True

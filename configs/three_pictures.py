@@ -1,0 +1,37 @@
+"""Three pictures of one thing, of 1, 3 and 4 channels: a CNN each, global average pooling, fused, dense.
+
+python -m experiments.train --config=configs/three_pictures.py --workdir=DIR
+
+The data is generated (`stand_ins/three_pictures`): each picture alone is right in at most 70 % of the examples. Fusion
+of features: `concat`, the default. Fusion of structure, branches joined at several depths: `:fusion=central` and
+`:fusion=bottleneck,encoder=cnn`, which keeps the cells of the map as tokens. A graph attention network over them:
+`:fusion=gat,encoder=cnn`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from mmfusion.config import choice_keys
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; arguments: those of `base.begin`, and encoder (pooled_cnn, or another of pictures)."""
+    config, args = base.begin(arg, encoder="pooled_cnn")
+    config.steps = 1500
+    config.batch_size = 64
+    config.eval_every = config.checkpoint_every = 500
+
+    config.data.name = "stand_ins/three_pictures"
+    options = {"reduce": "mean"} if "reduce" in choice_keys("model.encoders.gray", args.encoder) else {}
+    for name, channels in (("gray", 1), ("colour", 3), ("deep", 4)):
+        config.data.modalities[name] = base.modality("image", name, size=(28, 28), channels=channels)
+        config.model.encoders[name] = base.encoder(
+            "image",
+            args.encoder,
+            channels=(32, 64),
+            norm="batch",
+            **options,
+        )
+    config.data.targets.label = base.target("classification", "label")
+    config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 50})
+    return base.finish(config, args)

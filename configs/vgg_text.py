@@ -1,0 +1,43 @@
+"""VGG-16 for a product's photo and averaged word embeddings for its title: which season is it for?
+
+python -m experiments.train --config=configs/vgg_text.py --workdir=DIR --config.data.manual_dir=ARCHIVES
+
+Pictures are flipped and turned by up to 20°, texts have a vocabulary of 5,000 words and 100 places. VGG-16 at 224×224
+wants an accelerator; `:size=32` does for a processor. With published weights at hand:
+`--config.model.encoders.image.init=FILE_OR_HUB_ID` and `--config.model.encoders.image.norm=none`. Fusions to compare:
+`concat`, `mean`, `weighted`, `conv`.
+
+Independent, then fused: `:modalities=image` in RUNS/image and `:modalities=text` in RUNS/text, then `:encoders=RUNS`
+with a strategy of features (`fusion=concat`) or of decisions (`fusion=late_mean`). What predicts an absent modality:
+`:objectives=mvae` (or `mmvae`, `gan`). Several tasks: `:tasks=season+gender`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; arguments: those of `base.begin`, size (pixels of a side), tasks (features joined by +)."""
+    config, args = base.begin(arg, size=224, tasks="season")
+    config.steps = 600
+    config.batch_size = 32
+    config.eval_every = config.checkpoint_every = 200
+    tasks = args.tasks.split("+")
+    config.select = "accuracy" if len(tasks) == 1 else f"{tasks[0]}/accuracy"
+
+    config.data.name = "fashion_small"
+    config.data.valid = "valid"
+    config.data.modalities.image = base.modality("image", "image", size=(args.size, args.size))
+    config.data.modalities.image.augment.update(flip=0.5, rotate=20.0)
+    config.data.modalities.text = base.modality("text", "title", vocabulary_size=5000, length=100)
+    for task in tasks:
+        config.data.targets[task] = base.target("classification", task)
+
+    config.model.width = 128
+    config.model.encoders.image = base.encoder("image", "vgg16", norm="batch")
+    config.model.encoders.text = base.encoder("text", "bow", dropout=0.2)
+    if "dropout" in config.model.fusion:
+        config.model.fusion.dropout = 0.2
+    config.optim = base.optimizer("adamw", 5e-4, schedule_options={"warmup_steps": 100})
+    return base.finish(config, args)

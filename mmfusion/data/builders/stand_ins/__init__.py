@@ -1,0 +1,1 @@
+"""The generated `stand_ins` datasets."""

@@ -1,0 +1,192 @@
+"""Generated data in the form of what cannot be had here: medical pictures, films with sound, behaviour, speech."""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mmfusion.data.builders import generate
+from mmfusion.data.builders.stand_ins import signals
+
+ANIMALS = (
+    "ant", "bear", "cat", "dog", "eel", "fox", "goat", "hare", "ibis", "jay",
+    "koala", "lion", "mole", "newt", "owl", "pig", "quail", "rat", "seal", "toad",
+)  # fmt: skip
+FINDINGS = ("clear", "nodule", "effusion", "fracture")
+GOODS = ("shoes", "books", "games", "music", "plants")
+ORDERS = ("play", "stop", "call", "light", "warm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """One modality of a variant.
+
+    Attributes:
+      feature: what TFDS stores.
+      draw: (class shown, source) -> its value.
+      wrong: share of the examples that show another class than the label, drawn for each modality by itself.
+    """
+
+    feature: Any
+    draw: Callable[[int, np.random.Generator], Any]
+    wrong: float
+
+
+def _picture(classes: int, wrong: float, *, size: int, channels: int = 1) -> Signal:
+    feature = tfds.features.Image(shape=(size, size, channels), encoding_format="png")
+    shows = functools.partial(signals.picture, size=size, channels=channels)
+    return Signal(feature, lambda shown, draw: io.BytesIO(generate.png(shows(shown, classes, draw))), wrong)
+
+
+def _film(classes: int, wrong: float, *, size: int, frames: int) -> Signal:
+    feature = tfds.features.Tensor(shape=(frames, size, size, 1), dtype=np.uint8)
+    return Signal(feature, lambda shown, draw: signals.film(shown, classes, draw, size=size, frames=frames), wrong)
+
+
+def _sound(classes: int, wrong: float, *, rate: int) -> Signal:
+    feature = tfds.features.Tensor(shape=(rate,), dtype=np.int16)
+    return Signal(feature, lambda shown, draw: signals.sound(shown, classes, draw, rate=rate), wrong)
+
+
+def _words(make: Callable[..., str], words: tuple[str, ...], wrong: float) -> Signal:
+    return Signal(tfds.features.Text(), lambda shown, draw: make(shown, words, draw), wrong)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Its class names, its modalities, how many examples (train, test), and what it stands in for."""
+
+    classes: tuple[str, ...]
+    signals: Mapping[str, Signal]
+    sizes: tuple[int, int]
+    stands_for: str
+
+
+VARIANTS = {
+    "xray_ct": Variant(
+        FINDINGS,
+        {"xray": _picture(4, 0.3, size=64), "ct": _picture(4, 0.3, size=64)},
+        (2000, 1000),
+        "an X-ray picture and a slice of a CT of one patient",
+    ),
+    "medical_notes": Variant(
+        FINDINGS,
+        {"image": _picture(4, 0.2, size=64), "notes": _words(signals.sentence, FINDINGS, 0.3)},
+        (2000, 1000),
+        "a medical picture and the notes on the patient",
+    ),
+    "surveillance": Variant(
+        ("left", "up", "right", "down"),
+        {"video": _film(4, 0.2, size=24, frames=8), "audio": _sound(4, 0.3, rate=8000)},
+        (2000, 1000),
+        "a surveillance film of eight frames and a second of its sound",
+    ),
+    "recommendation": Variant(
+        GOODS,
+        {
+            "behaviour": _words(signals.events, GOODS, 0.3),
+            "text": _words(signals.sentence, GOODS, 0.4),
+            "image": _picture(5, 0.4, size=32, channels=3),
+        },
+        (4000, 1000),
+        "what a customer did, wrote and looked at",
+    ),
+    "interaction": Variant(
+        ORDERS,
+        {
+            "speech": _sound(5, 0.3, rate=8000),
+            "text": _words(signals.sentence, ORDERS, 0.4),
+            "image": _picture(5, 0.4, size=32, channels=3),
+        },
+        (3000, 1000),
+        "what a user says, types and shows to a machine",
+    ),
+    "three_pictures": Variant(
+        ANIMALS[:10],
+        {
+            "gray": _picture(10, 0.3, size=28, channels=1),
+            "colour": _picture(10, 0.3, size=28, channels=3),
+            "deep": _picture(10, 0.3, size=28, channels=4),
+        },
+        (4000, 1000),
+        "three pictures of one thing, of 1, 3 and 4 channels",
+    ),
+    "sound_pictures": Variant(
+        ANIMALS,
+        {
+            "audio": _sound(20, 0.3, rate=44100),
+            "small": _picture(20, 0.4, size=28, channels=1),
+            "image": _picture(20, 0.4, size=64, channels=3),
+            "text": _words(signals.sentence, ANIMALS, 0.4),
+        },
+        (3000, 1000),
+        "a second of sound, a small and a large picture and a sentence, of 20 classes",
+    ),
+}
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Generated examples of two to four modalities that each show the label, or in a known share another class.
+
+    They stand in for data that cannot be had freely, in kind, shape and number of modalities, not in what is hard
+    about it: results on them say that a system works, not how good it is. Each modality is wrong by itself, so that
+    one alone is right in at most `1 - wrong` of the examples (of those of more classes than a signal tells apart, in
+    fewer), and several tell more than the best one.
+
+    - picture: a noisy body on a dark ground, hatched at the class's angle.
+    - film: a spot that crosses the picture in the class's direction.
+    - sound: one second of a tone with overtones in noise, of the class's pitch.
+    - sentence: fillers and the class's word.
+    - events: things seen, opened and bought; the class is the thing that was both seen and bought.
+
+    Features: the variant's modalities, `label`, `group` and `id`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own convention)
+        tfds.core.BuilderConfig(name=name, description=f"Generated; stands in for {variant.stands_for}.")
+        for name, variant in VARIANTS.items()
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        variant = VARIANTS[self.builder_config.name]
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    **{name: signal.feature for name, signal in variant.signals.items()},
+                    "label": tfds.features.ClassLabel(names=variant.classes),
+                    "group": tfds.features.Text(),
+                    "id": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # nothing is fetched
+        train, test = VARIANTS[self.builder_config.name].sizes
+        return {"train": self._generate_examples("train", train), "test": self._generate_examples("test", test)}
+
+    def _generate_examples(self, split: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        name = self.builder_config.name
+        for number in range(size):
+            example = f"{split}-{number:05d}"
+            values = draw_example(
+                VARIANTS[name], number, np.random.Generator(generate.bits("stand_ins", name, example))
+            )
+            yield example, {**values, "group": example, "id": example}
+
+
+def draw_example(variant: Variant, number: int, draw: np.random.Generator) -> dict[str, Any]:
+    """Returns the modalities and the label of example `number`; each class is the label as often."""
+    classes = len(variant.classes)
+    label, values = number % classes, {}
+    for name, signal in variant.signals.items():
+        other = (label + int(draw.integers(1, classes))) % classes
+        values[name] = signal.draw(other if draw.random() < signal.wrong else label, draw)
+    return {**values, "label": label}

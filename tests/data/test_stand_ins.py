@@ -1,0 +1,110 @@
+"""Generated data: each signal shows its class to whoever knows how, and each modality is wrong in its share."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mmfusion.data.builders import generate
+from mmfusion.data.builders.stand_ins import signals
+from mmfusion.data.builders.stand_ins import stand_ins_dataset_builder as stand_ins
+from tests.data.prepare import prepare, rows
+
+WORDS = ("shoes", "books", "games", "music", "plants")
+
+
+def source(number):
+    return np.random.default_rng(number)
+
+
+@pytest.fixture
+def small_stand_ins(monkeypatch):
+    small = {name: dataclasses.replace(one, sizes=(40, 20)) for name, one in stand_ins.VARIANTS.items()}
+    monkeypatch.setattr(stand_ins, "VARIANTS", small)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("shown", range(4))
+def test_a_picture_is_hatched_at_its_angle(shown, channels):
+    pixels = signals.picture(shown, 4, source(shown), size=64, channels=channels)
+    assert (pixels.shape, pixels.dtype) == ((64, 64, channels), np.uint8)
+    middle = pixels.mean(axis=2)[20:44, 20:44]
+    power = np.abs(np.fft.fft2(middle - middle.mean(), (128, 128))) ** 2
+    y, x = np.unravel_index(np.argmax(power[:, :64]), (128, 64))
+    angle = np.arctan2(y - 128 * (y >= 64), x) % np.pi
+    off = (angle - np.pi * shown / 4 + np.pi / 2) % np.pi - np.pi / 2
+    assert abs(off) < np.pi / 8
+
+
+@pytest.mark.parametrize("shown", range(4))
+def test_a_film_moves_in_its_direction(shown):
+    frames = signals.film(shown, 4, source(shown), size=24, frames=8)
+    assert (frames.shape, frames.dtype) == ((8, 24, 24, 1), np.uint8)
+    bright = np.where(frames[..., 0] > 130, 1.0, 0.0)
+    y, x = ((bright * axis).sum((1, 2)) / bright.sum((1, 2)) for axis in np.mgrid[:24, :24])
+    angle = np.arctan2(y[-1] - y[0], x[-1] - x[0])
+    assert abs((angle - np.pi / 2 * shown + np.pi) % (2 * np.pi) - np.pi) < np.pi / 4
+
+
+@pytest.mark.parametrize(("shown", "rate"), [(0, 8000), (3, 8000), (5, 44100)])
+def test_a_sound_has_its_pitch(shown, rate):
+    waveform = signals.sound(shown, 6, source(shown), rate=rate)
+    assert (waveform.shape, waveform.dtype) == ((rate,), np.int16)
+    pitch = np.argmax(np.abs(np.fft.rfft(waveform.astype(float))))  # of one second: Hz
+    assert abs(6 * np.log(pitch / 200) / np.log(8) - shown) < 0.25
+
+
+def test_sentences_and_events_tell_their_word():
+    for number in range(50):
+        shown = number % len(WORDS)
+        said = signals.sentence(shown, WORDS, source(number)).split()
+        assert set(said) & set(WORDS) == {WORDS[shown]}
+        assert 8 <= len(said) <= 12
+        told = signals.events(shown, WORDS, source(number))
+        pairs = list(zip(told.split()[::2], told.split()[1::2], strict=True))
+        assert len(pairs) == 10
+        seen, bought = ({thing for verb, thing in pairs if verb == said} for said in ("see", "buy"))
+        assert seen & bought == {WORDS[shown]}
+        assert pairs.index(("see", WORDS[shown])) < pairs.index(("buy", WORDS[shown]))
+        assert len(seen) == len(bought) == 2  # neither alone tells
+
+
+@pytest.mark.parametrize("name", stand_ins.VARIANTS)
+def test_each_modality_is_wrong_by_itself(name):
+    variant, shown, count = stand_ins.VARIANTS[name], {}, 6000
+    told = {
+        m: dataclasses.replace(signal, draw=lambda cls, _, m=m: shown.setdefault(m, []).append(cls))
+        for m, signal in variant.signals.items()
+    }
+    variant, draw = dataclasses.replace(variant, signals=told), source(0)
+    labels = np.array([stand_ins.draw_example(variant, number, draw)["label"] for number in range(count)])
+    assert np.ptp(np.bincount(labels, minlength=len(variant.classes))) <= 1
+    wrong = np.stack([np.array(shown[m]) != labels for m in variant.signals])
+    asked = [signal.wrong for signal in variant.signals.values()]
+    np.testing.assert_allclose(wrong.mean(axis=1), asked, atol=0.03)
+    assert np.abs(np.corrcoef(wrong) - np.eye(len(wrong))).max() < 0.06
+    for m in variant.signals:  # every other class as often
+        others = np.bincount((np.array(shown[m]) - labels)[np.array(shown[m]) != labels] % len(variant.classes))[1:]
+        assert others.min() > 0.5 * others.mean()
+
+
+def test_it_prepares_the_same_each_time(small_stand_ins, tmp_path):
+    both = [list(rows(prepare("stand_ins/medical_notes", tmp_path / folder), "train")) for folder in ("a", "b")]
+    assert len(both[0]) == 40
+    for one, other in zip(*both, strict=True):
+        assert one["notes"] == other["notes"] and one["label"] == other["label"]
+        np.testing.assert_array_equal(one["image"], other["image"])
+    test = list(rows(prepare("stand_ins/medical_notes", tmp_path / "a"), "test"))
+    assert not {row["notes"] for row in test} & {row["notes"] for row in both[0]}
+    assert len({row["image"].tobytes() for row in (*test, *both[0])}) == 60
+
+
+def test_png_keeps_every_number_of_channels():
+    for shape in ((5, 6), (5, 6, 1), (5, 6, 3), (5, 6, 4)):
+        pixels = source(1).integers(0, 256, shape, np.uint8)
+        from mmfusion.data import image
+
+        channels = shape[2] if len(shape) == 3 else 1
+        np.testing.assert_array_equal(
+            image.decode(generate.png(pixels), (5, 6), channels), pixels.reshape(5, 6, channels)
+        )
