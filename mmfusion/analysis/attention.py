@@ -91,7 +91,13 @@ def _table_words(row: np.ndarray, mask: np.ndarray, learned: Mapping[str, Any]) 
     return [word(x) for word, x, real in zip(words, row, mask, strict=True) if real]
 
 
-BY_POSITION = ("text", "video", "table", "graph")  # kinds whose encoders may give a token for each position
+BY_POSITION = (
+    "text",
+    "video",
+    "table",
+    "graph",
+    "knowledge",
+)  # kinds whose encoders may give a token for each position
 SHOWN = {  # (input, mask, learned) -> what a person is shown
     "image": lambda x, mask, learned: x,
     "text": lambda x, mask, learned: [learned.id_to_token(int(k)) for k in x[mask]],
@@ -99,4 +105,5 @@ SHOWN = {  # (input, mask, learned) -> what a person is shown
     "video": lambda x, mask, learned: x[mask],
     "table": _table_words,
     "graph": lambda x, mask, learned: [f"node {k}" for k in range(mask.sum())],
+    "knowledge": lambda x, mask, learned: [learned.entities[k - 1] for k in x[mask, 0]],
 }

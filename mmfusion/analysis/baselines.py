@@ -223,17 +223,27 @@ def _describe_graph(graphs: np.ndarray, mask: np.ndarray, options: Any) -> np.nd
     ).astype(np.float32)
 
 
+def _describe_knowledge(nodes: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    """The entities as words."""
+    return _describe_text(nodes[..., 0], mask, options)
+
+
+def _fit_terms(train: np.ndarray, seed: int) -> Callable[[np.ndarray], Any]:
+    return TfidfVectorizer(**TERMS).fit(train).transform
+
+
 def _standardised(train: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
     return preprocessing.StandardScaler().fit(train).transform
 
 
 FEATURES = {  # per kind of modality: (inputs, mask, options) -> rows, and (training rows, seed) -> rows to features
     "image": (_describe_image, _fit_image),
-    "text": (_describe_text, lambda train, seed: TfidfVectorizer(**TERMS).fit(train).transform),
+    "text": (_describe_text, _fit_terms),
     "audio": (_describe_audio, _standardised),
     "video": (_describe_video, _fit_image),
     "table": (_describe_table, _standardised),
     "graph": (_describe_graph, _standardised),
+    "knowledge": (_describe_knowledge, _fit_terms),
 }
 
 

@@ -192,6 +192,7 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
     },
     "table": {"noise": _column_noise, "missing": _lose_columns},
     "graph": {"edges": _lose_edges},
+    "knowledge": {"relations": _lose_edges},
 }
 
 
@@ -238,7 +239,7 @@ def corrupt(
             new = spoil(np.where(mask, values, np.nan), severity, random, learned)
             mask[:] = np.isfinite(new)
             values[:] = np.where(mask, new, 0)
-        elif kind == "graph":  # [N, F + N]
+        elif kind in ("graph", "knowledge"):  # [N, F + N]
             values[:] = spoil(values, severity, random, learned)
         else:  # [T] or [S], the real ones first
             new = spoil(values[mask], severity, random, learned)[: len(values)]

@@ -84,13 +84,11 @@ def learn(rows: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
       UserError: the file cannot be read, a line is no triple, or the rows name no entity.
     """
     texts = [" ".join(row.values()) for row in rows]
-    if options["triples"]:
-        graph = from_triples(options["triples"])
-    else:
-        graph = co_occurrence(texts, options["entities"])
+    path = options["triples"]
+    graph = from_triples(path) if path else co_occurrence(texts, options["entities"])
     if not any(graph.link(text) for text in texts):
         raise UserError(
-            f"no training row names an entity of {options['triples'] or 'its words'}: "
+            f"no training row names an entity of {path or 'its words'}: "
             f"the first ones are {', '.join(graph.entities[:3]) or 'none'}"
         )
     return json.dumps([graph.entities, graph.relations, graph.triples])

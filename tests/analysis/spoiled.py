@@ -45,6 +45,7 @@ def make_batch(tokenizer="word", size=(16, 16, 3)):
             "video": random.integers(0, 256, (ROWS, 8, 4, 4, 3), np.uint8).repeat(4, 2).repeat(4, 3),
             "table": np.where(there, columns, 0).astype(np.float32),
             "graph": np.concatenate([random.random((ROWS, 9, 2), np.float32), edges + edges.swapaxes(1, 2)], 2),
+            "knowledge": np.concatenate([np.ones((ROWS, 9, 2)), edges + 2 * edges.swapaxes(1, 2)], 2).astype(np.int32),
         },
         mask={
             "image": np.ones((ROWS, 1), bool),
@@ -53,8 +54,9 @@ def make_batch(tokenizer="word", size=(16, 16, 3)):
             "video": frames,
             "table": there,
             "graph": np.ones((ROWS, 9), bool),
+            "knowledge": np.ones((ROWS, 9), bool),
         },
-        present=dict.fromkeys(("image", "text", "audio", "video", "table", "graph"), present),
+        present=dict.fromkeys(("image", "text", "audio", "video", "table", "graph", "knowledge"), present),
         targets={"label": np.zeros(ROWS, np.int32)},
         weight=(number >= 0).astype(np.float32),
         id=number,
@@ -78,4 +80,4 @@ def real(batch, kind, row):
     values, mask = batch.inputs[kind][row], batch.mask[kind][row]
     if kind == "table":
         return np.where(mask, values, 9)
-    return values if kind in ("image", "graph") else values[mask]
+    return values if kind in ("image", "graph", "knowledge") else values[mask]

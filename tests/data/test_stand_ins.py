@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mmfusion.data import image, knowledge
 from mmfusion.data.builders import generate
 from mmfusion.data.builders.stand_ins import signals
 from mmfusion.data.builders.stand_ins import stand_ins_dataset_builder as stand_ins
+from tests.conftest import ROOT
 from tests.data.prepare import prepare, rows
 
 WORDS = ("shoes", "books", "games", "music", "plants")
@@ -73,11 +75,11 @@ def test_sentences_and_events_tell_their_word():
 def test_each_modality_is_wrong_by_itself(name):
     variant, shown, count = stand_ins.VARIANTS[name], {}, 6000
     told = {
-        m: dataclasses.replace(signal, draw=lambda cls, _, m=m: shown.setdefault(m, []).append(cls))
+        m: dataclasses.replace(signal, draw=lambda cls, *_, m=m: shown.setdefault(m, []).append(cls))
         for m, signal in variant.signals.items()
     }
     variant, draw = dataclasses.replace(variant, signals=told), source(0)
-    labels = np.array([stand_ins.draw_example(variant, number, draw)["label"] for number in range(count)])
+    labels = np.array([stand_ins.draw_example(variant, number, "train", draw)["label"] for number in range(count)])
     assert np.ptp(np.bincount(labels, minlength=len(variant.classes))) <= 1
     wrong = np.stack([np.array(shown[m]) != labels for m in variant.signals])
     asked = [signal.wrong for signal in variant.signals.values()]
@@ -99,11 +101,26 @@ def test_it_prepares_the_same_each_time(small_stand_ins, tmp_path):
     assert len({row["image"].tobytes() for row in (*test, *both[0])}) == 60
 
 
+def test_test_names_creatures_that_train_does_not():
+    variant, draw = stand_ins.VARIANTS["creatures"], source(0)
+    every = {name for names in stand_ins.CREATURES.values() for name in names}
+    named = {
+        split: {
+            word for i in range(2000) for word in stand_ins.draw_example(variant, i, split, draw)["text"].split()
+        } & every
+        for split in ("train", "test")
+    }  # fmt: skip
+    assert (len(named["train"]), len(named["test"])) == (40, 20)
+    assert not named["train"] & named["test"]
+    graph = knowledge.from_triples(str(ROOT / "configs" / "animals.tsv"))
+    triples = {(graph.entities[h], graph.relations[r], graph.entities[t]) for h, r, t in graph.triples}
+    for family, names in stand_ins.CREATURES.items():
+        assert all((name, "is a", family) in triples for name in names)
+
+
 def test_png_keeps_every_number_of_channels():
     for shape in ((5, 6), (5, 6, 1), (5, 6, 3), (5, 6, 4)):
         pixels = source(1).integers(0, 256, shape, np.uint8)
-        from mmfusion.data import image
-
         channels = shape[2] if len(shape) == 3 else 1
         np.testing.assert_array_equal(
             image.decode(generate.png(pixels), (5, 6), channels), pixels.reshape(5, 6, channels)

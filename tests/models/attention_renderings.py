@@ -1,5 +1,6 @@
 """The strategies that attend, in plain float64 NumPy, one example at a time, from their formulas; as `renderings`."""
 
+import functools
 import itertools
 import math
 
@@ -160,19 +161,23 @@ def bilinear_attention(p, x, names):
     return gelu(features) if x else 0.0
 
 
-def gat(p, x, names, layers):
+def gat(p, x, names, layers, related=False):
     nodes = together(p, typed(p, x), names)
+    if not len(nodes):
+        return gelu(p["out"]["bias"])
+    whose = [m for m in names if m in x for _ in x[m]]
     for layer in (f"layer{number}" for number in range(layers)):
         heads = []
         for k in range(p[layer]["kernel"].shape[1]):
             h = nodes @ p[layer]["kernel"][:, k]
-            score = (h @ p[f"{layer}_to"][k])[:, None] + (h @ p[f"{layer}_from"][k])[None, :]
+            told = np.broadcast_to(h, (len(h), *h.shape))  # [i, j, d], what j tells i
+            if related:
+                told = told + np.array([[p[f"{layer}_relation_{q}_{m}"][k] for m in whose] for q in whose])
+            score = (h @ p[f"{layer}_to"][k])[:, None] + told @ p[f"{layer}_from"][k]
             score = np.where(score > 0, score, 0.2 * score)
-            heads.append(np.array([softmax(row) for row in score]).reshape(len(h), len(h)) @ h)
+            heads.append(np.array([softmax(row) @ each for row, each in zip(score, told, strict=True)]))
         mixed = np.concatenate(heads, axis=-1)
         nodes = nodes + np.where(mixed > 0, mixed, np.expm1(np.minimum(mixed, 0)))
-    if not len(nodes):
-        return gelu(p["out"]["bias"])
     return pooled_features(p, nodes)
 
 
@@ -189,4 +194,5 @@ FEATURE = {  # name -> rendering, options
     "qformer": (qformer, TWO),
     "bilinear_attention": (bilinear_attention, {}),
     "gat": (gat, TWO),
+    "knowledge_graph": (functools.partial(gat, related=True), TWO),
 }

@@ -26,6 +26,9 @@ TABLE = ROWS, np.array([[True, True, False], [True, True, True], [False, True, T
 NODES = np.arange(5) < np.array([[3], [5], [1]])
 EDGES = np.triu(RANDOM.random((3, 5, 5)) < 0.5, 1).astype(np.float32)
 GRAPH = np.concatenate([RANDOM.normal(size=(3, 5, 2)), EDGES + EDGES.swapaxes(1, 2)], 2).astype(np.float32), NODES
+KNOWN = RANDOM.integers(1, 6, (3, 5, 7)).astype(np.int32)  # entity, whether named, relation to each node
+KNOWN[..., 1:] = KNOWN[..., 1:] % 4 * (RANDOM.random((3, 5, 6)) < 0.5)
+KNOWN[..., 1] = KNOWN[..., 1] > 0
 TINY_FRAMES = {"channels": (4,), "strides": (4,), "heads": 2}
 TINY_CNN = {"channels": (8, 4), "strides": (2, 1)}
 TINY_VIT = {"patch": 4, "layers": 1, "hidden": 8, "heads": 2}
@@ -84,6 +87,12 @@ CASES = {
     "ft_transformer": ("ft_transformer", {"categories": (0, 3, 0), "hidden": 8, "heads": 2, "layers": 1}, TABLE, 4),
     "gcn": ("gcn", {"hidden": (8,)}, GRAPH, 5),
     "graph_attention": ("graph_attention", {"hidden": 8, "heads": 2, "layers": 1}, GRAPH, 5),
+    "knowledge_attention": (
+        "knowledge_attention",
+        {"entities": 6, "relations": 3, "hidden": 8, "heads": 2},
+        (KNOWN, NODES),
+        5,
+    ),
     "ast": ("ast", {"rate": RATE, "mels": 8, "patch": 4, "layers": 1, "hidden": 8, "heads": 2}, AUDIO, 10),
 }
 

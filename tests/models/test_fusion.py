@@ -114,6 +114,7 @@ ATTENDING = {  # name -> what the weights of a real query sum to one over
     "bottleneck": "keys",
     "perceiver": "keys",
     "gat": "keys",
+    "knowledge_graph": "keys",
     "mult": "pair",
     "qformer": "pair",
     "late_transformer": "less",  # the learned token attends to itself, too

@@ -150,4 +150,5 @@ def _film(modality: str, frames: np.ndarray, weights: np.ndarray | None, options
     return _picture(modality, strip, weights if weights is not None and len(weights) == len(frames) else None, options)
 
 
-PARTS = {"image": _picture, "text": _words, "audio": _sound, "video": _film, "table": _words, "graph": _words}
+LISTED = ("table", "graph", "knowledge")  # kinds that are shown as words
+PARTS = {"image": _picture, "text": _words, "audio": _sound, "video": _film} | dict.fromkeys(LISTED, _words)

@@ -173,7 +173,7 @@ class KnowledgeAttention(nn.Module):
         linked = (relation > 0) | (oneself & mask[:, None])
 
         def table(rows: int, name: str) -> nn.Embed:
-            return nn.Embed(rows, self.hidden, nn.initializers.normal(0.1), dtype=self.dtype, name=name)
+            return nn.Embed(rows, self.hidden, dtype=self.dtype, embedding_init=nn.initializers.normal(0.1), name=name)
 
         h = table(self.entities + 1, "entity")(x[..., 0]) + table(2, "named")(x[..., 1])
         shape = (self.heads, head_width(self.hidden, self.heads))

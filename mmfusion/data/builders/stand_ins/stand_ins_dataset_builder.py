@@ -18,6 +18,16 @@ ANIMALS = (
 )  # fmt: skip
 FINDINGS = ("clear", "nodule", "effusion", "fracture")
 GOODS = ("shoes", "books", "games", "music", "plants")
+CREATURES = {  # the last four of each only test names; `configs/animals.tsv` says what they are
+    "bird": ("sparrow", "robin", "finch", "crow", "heron", "stork", "falcon", "wren", "thrush", "gull", "swift", "jay"),
+    "fish": ("trout", "perch", "carp", "pike", "tench", "bream", "cod", "herring", "roach", "salmon", "plaice", "ling"),
+    "insect": ("beetle", "moth", "wasp", "cricket", "aphid", "gnat", "hornet", "weevil", "locust", "flea", "midge", "fly"),
+    "mammal": ("mole", "otter", "beaver", "hare", "bear", "vole", "weasel", "lynx", "bison", "stoat", "shrew", "ibex"),
+    "reptile": (
+        "gecko", "iguana", "viper", "python", "skink", "cobra", "boa", "adder", "monitor", "mamba", "turtle", "caiman",
+    ),
+}  # fmt: skip
+NAMED_IN_TRAIN = 8
 ORDERS = ("play", "stop", "call", "light", "warm")
 
 
@@ -27,33 +37,44 @@ class Signal:
 
     Attributes:
       feature: what TFDS stores.
-      draw: (class shown, source) -> its value.
+      draw: (class shown, split, source) -> its value.
       wrong: share of the examples that show another class than the label, drawn for each modality by itself.
     """
 
     feature: Any
-    draw: Callable[[int, np.random.Generator], Any]
+    draw: Callable[[int, str, np.random.Generator], Any]
     wrong: float
 
 
 def _picture(classes: int, wrong: float, *, size: int, channels: int = 1) -> Signal:
     feature = tfds.features.Image(shape=(size, size, channels), encoding_format="png")
     shows = functools.partial(signals.picture, size=size, channels=channels)
-    return Signal(feature, lambda shown, draw: io.BytesIO(generate.png(shows(shown, classes, draw))), wrong)
+    return Signal(feature, lambda shown, _, draw: io.BytesIO(generate.png(shows(shown, classes, draw))), wrong)
 
 
 def _film(classes: int, wrong: float, *, size: int, frames: int) -> Signal:
     feature = tfds.features.Tensor(shape=(frames, size, size, 1), dtype=np.uint8)
-    return Signal(feature, lambda shown, draw: signals.film(shown, classes, draw, size=size, frames=frames), wrong)
+    return Signal(feature, lambda shown, _, draw: signals.film(shown, classes, draw, size=size, frames=frames), wrong)
 
 
 def _sound(classes: int, wrong: float, *, rate: int) -> Signal:
     feature = tfds.features.Tensor(shape=(rate,), dtype=np.int16)
-    return Signal(feature, lambda shown, draw: signals.sound(shown, classes, draw, rate=rate), wrong)
+    return Signal(feature, lambda shown, _, draw: signals.sound(shown, classes, draw, rate=rate), wrong)
 
 
 def _words(make: Callable[..., str], words: tuple[str, ...], wrong: float) -> Signal:
-    return Signal(tfds.features.Text(), lambda shown, draw: make(shown, words, draw), wrong)
+    return Signal(tfds.features.Text(), lambda shown, _, draw: make(shown, words, draw), wrong)
+
+
+def _creature(wrong: float) -> Signal:
+    """A sentence about a creature, of which test names others than train."""
+
+    def draw(shown: int, split: str, source: np.random.Generator) -> str:
+        named = list(CREATURES.values())[shown]
+        named = named[NAMED_IN_TRAIN:] if split == "test" else named[:NAMED_IN_TRAIN]
+        return signals.sentence(0, [str(source.choice(named))], source)
+
+    return Signal(tfds.features.Text(), draw, wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +135,12 @@ VARIANTS = {
         },
         (4000, 1000),
         "three pictures of one thing, of 1, 3 and 4 channels",
+    ),
+    "creatures": Variant(
+        tuple(CREATURES),
+        {"image": _picture(5, 0.4, size=32, channels=3), "text": _creature(0.1)},
+        (3000, 1000),
+        "a picture and a sentence about a creature that training may never have named",
     ),
     "sound_pictures": Variant(
         ANIMALS,
@@ -176,17 +203,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         name = self.builder_config.name
         for number in range(size):
             example = f"{split}-{number:05d}"
-            values = draw_example(
-                VARIANTS[name], number, np.random.Generator(generate.bits("stand_ins", name, example))
-            )
+            source = np.random.Generator(generate.bits("stand_ins", name, example))
+            values = draw_example(VARIANTS[name], number, split, source)
             yield example, {**values, "group": example, "id": example}
 
 
-def draw_example(variant: Variant, number: int, draw: np.random.Generator) -> dict[str, Any]:
+def draw_example(variant: Variant, number: int, split: str, draw: np.random.Generator) -> dict[str, Any]:
     """Returns the modalities and the label of example `number`; each class is the label as often."""
     classes = len(variant.classes)
     label, values = number % classes, {}
     for name, signal in variant.signals.items():
         other = (label + int(draw.integers(1, classes))) % classes
-        values[name] = signal.draw(other if draw.random() < signal.wrong else label, draw)
+        values[name] = signal.draw(other if draw.random() < signal.wrong else label, split, draw)
     return {**values, "label": label}

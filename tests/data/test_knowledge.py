@@ -1,0 +1,116 @@
+"""Knowledge: triples from a file or from words that occur together, linking, and the part of the graph a row knows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmfusion.data import knowledge
+from mmfusion.data.kinds import KINDS
+from mmfusion.errors import UserError
+
+TRIPLES = """Sparrow\tis a\tbird
+house_sparrow\tis a\tsparrow
+
+trout\tis a\tfish
+bird\thas\twings
+trout\tlives in\tfresh water
+"""
+
+
+def options(**changes):
+    return {"kind": "knowledge", "feature": "text", **KINDS["knowledge"].options, **changes}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "triples.tsv"
+    path.write_text(TRIPLES)
+    return path
+
+
+@pytest.fixture
+def graph(file):
+    return knowledge.from_triples(str(file))
+
+
+def test_a_file_of_triples(graph):
+    assert graph.entities == ("sparrow", "bird", "house sparrow", "trout", "fish", "wings", "fresh water")
+    assert graph.relations == ("is a", "has", "lives in")
+    assert graph.triples == ((0, 0, 1), (2, 0, 0), (3, 0, 4), (1, 1, 5), (3, 2, 6))
+    assert graph.neighbours[1] == {0: 3, 5: 1}  # the sparrow is a bird: read backwards, relation 0 + 3
+
+
+def test_the_longest_name_is_linked(graph):
+    assert graph.link("A House-sparrow, a TROUT and a house sparrow in fresh  water!") == [2, 3, 6]
+    assert graph.link("sparrows and house") == []
+    assert graph.link("") == []
+
+
+def test_a_row_knows_its_entities_and_their_neighbours(graph):
+    x, mask = knowledge.read({"text": "the trout and the sparrow"}, options(nodes=6), graph)
+    assert x.shape == (6, 8) and x.dtype == np.int32 and mask.all()
+    ids = (x[:, 0] - 1).tolist()
+    assert ids[:2] == [3, 0]  # in the order they are named
+    assert ids[2:] == [4, 1, 6, 2]  # then by turns what is next to each, in the file's order
+    assert x[:, 1].tolist() == [1, 1, 0, 0, 0, 0]
+    for i, one in enumerate(ids):
+        for j, other in enumerate(ids):
+            assert x[i, 2 + j] == graph.neighbours[one].get(other, -1) + 1
+    assert x[0, 2 + ids.index(4)] == 1 and x[ids.index(4), 2] == 4  # is a, and its inverse
+    small, mask = knowledge.read({"text": "trout"}, options(nodes=8), graph)
+    assert mask.tolist() == [True] * 3 + [False] * 5 and not small[3:].any()
+    assert knowledge.read({"text": "a horse"}, options(), graph) is None
+
+
+def test_words_that_occur_together():
+    # a and b always together, c by itself; `the` is in more than half of the texts, x in too few
+    texts = ["the a b"] * 5 + ["the c"] * 5 + ["a x b", "c"] + ["d"] * 4
+    graph = knowledge.co_occurrence(texts, 10)
+    assert set(graph.entities) == {"a", "b", "c", "d", "x"}
+    assert graph.triples == ((graph.entities.index("a"), 0, graph.entities.index("b")),)
+    assert graph.relations == (knowledge.TOGETHER,)
+    assert knowledge.co_occurrence(texts, 2).entities == ("a", "b")
+    assert knowledge.co_occurrence(reversed(texts), 10) == graph
+    apart = ["a b"] * 3 + ["a"] * 7 + ["b"] * 7 + ["c"] * 3  # together, but less often than by chance
+    assert knowledge.co_occurrence(apart, 10).triples == ()
+
+
+def test_what_is_learned_is_saved_with_the_run(file):
+    rows = [{"text": "a bird", "more": "fish"}, {"text": "none", "more": ""}]
+    kind, given = KINDS["knowledge"], options(triples=str(file), feature="text+more", nodes=4)
+    learned = kind.load(kind.learn(rows, given))
+    assert learned == knowledge.from_triples(str(file))
+    assert kind.supplied(given, learned) == {"entities": 7, "relations": 6}
+    assert kind.shape(given, learned) == ((4, 6), np.int32, 4)
+    x, mask = kind.read(rows[0], given, learned)
+    assert (x[mask][:2, 0] - 1).tolist() == [1, 4]
+    assert kind.read({"text": None, "more": b"  "}, given, learned) is None
+    alone = kind.load(kind.learn([{"text": "a b"}] * 4 + [{"text": "c"}] * 6, options()))
+    assert alone.entities == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a\tb\n", r"line 1: a triple is head TAB relation TAB tail, this is 'a\\tb'"),
+        ("a\tis\tb\n a is b\n", r"line 2"),
+        ("a\t \tb\n", r"line 1"),
+        ("\n", "holds no triple"),
+        ("x\tis\ty\n", r"no training row names an entity of .*: the first ones are x, y"),
+    ],
+)
+def test_a_wrong_file_is_told(content, says, tmp_path):
+    path = tmp_path / "wrong.tsv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=says):
+        knowledge.learn([{"text": "a bird"}], options(triples=str(path)))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"the triples .*none\.tsv cannot be read"):
+        knowledge.learn([{"text": "a"}], options(triples=str(tmp_path / "none.tsv")))
+
+
+def test_it_is_json():
+    assert json.loads(knowledge.learn([{"text": "a b"}] * 3 + [{"text": "c"}] * 5, options()))[1] == ["with"]
