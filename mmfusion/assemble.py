@@ -46,8 +46,7 @@ class Parts:
 
     def drawn_state(self, seed: int) -> step.TrainState:
         """Returns the state before the first step, every parameter drawn, on the host."""
-        init = functools.partial(step.init_state, self.model, self.optimizer, preprocess=self.preprocess)
-        return jax.device_get(jax.jit(init)(self.example, seed=np.uint32(seed)))
+        return jax.device_get(jax.jit(self._init)(self.example, seed=np.uint32(seed)))
 
     def initial_state(self, seed: int) -> step.TrainState:
         """Returns the same on every device."""
@@ -55,8 +54,14 @@ class Parts:
 
     def state_shapes(self) -> Any:
         """Returns the state's shapes and dtypes, without computing it."""
-        init = functools.partial(step.init_state, self.model, self.optimizer, preprocess=self.preprocess)
-        return jax.eval_shape(init, self.example, seed=np.uint32(0))
+        return jax.eval_shape(self._init, self.example, seed=np.uint32(0))
+
+    @property
+    def _init(self) -> Callable[..., step.TrainState]:
+        return functools.partial(
+            step.init_state, self.model, self.optimizer, preprocess=self.preprocess,
+            balance=self.objectives.balance(self.tasks, self.model.modalities),
+        )  # fmt: skip
 
     def step(self, accumulate: int) -> Callable[..., Any]:
         """Returns the pure `(state, batch, learning_rate) -> (state, metrics)`."""
@@ -86,6 +91,7 @@ class Parts:
                 tasks=self.tasks,
                 preprocess=self.preprocess,
                 axis_name=self.parallel.axis_name,
+                heads=self.objectives.blending is not None,
             )
         )
 

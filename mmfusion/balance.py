@@ -1,14 +1,12 @@
-"""Keeping one modality from learning at the others' expense: on-the-fly gradient modulation.
-
-B batch · C classes
-"""
+"""Keeping one modality or task from learning at the others' expense: OGM-GE, Gradient-Blending, GradNorm."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmfusion import rng
 
@@ -63,3 +61,89 @@ class OGMGE:
         total = sum(scores.values())
         ratios = {m: score * (len(scores) - 1) / jnp.maximum(total - score, 1e-9) for m, score in scores.items()}
         return {m: jnp.where(ratio > 1, 1 - jnp.tanh(self.alpha * ratio), 1.0) for m, ratio in ratios.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class GradNorm:
+    """Weights of several tasks that keep their gradients of one size (Chen et al. 2018, arXiv:1711.02257).
+
+    G_i, the norm of task i's weighted gradient, is drawn to the mean of all, times r_i^α, where r_i is how much of its
+    first loss a task has left, over the mean of all. The gradient is taken at the features that the heads read, where
+    it costs nothing (as Sener & Koltun 2018, arXiv:1810.04650, do), in place of the last shared layer's weights.
+
+    Attributes:
+      alpha: how much more a task counts that learns slowly.
+      rate: learning rate of the weights, whose mean stays 1.
+    """
+
+    alpha: float = 1.5
+    rate: float = 0.025
+
+    def start(self, tasks: Iterable[str]) -> dict[str, Any]:
+        """Returns what the state holds of it before the first step."""
+        return {"tasks": {task: jnp.ones(()) for task in tasks}, "first": {task: jnp.zeros(()) for task in tasks}}
+
+    def __call__(
+        self,
+        balance: Mapping[str, Any],
+        losses: Mapping[str, jax.Array],
+        norms: Mapping[str, jax.Array],
+        step: jax.Array,
+    ) -> dict[str, Any]:
+        """Returns what the state holds after a step.
+
+        Args:
+          balance: what it held before.
+          losses: each task's mean loss, unweighted.
+          norms: of each one's gradient.
+          step: steps taken.
+        """
+        first = {task: jnp.where(step == 0, loss, balance["first"][task]) for task, loss in losses.items()}
+        left = {task: loss / jnp.maximum(first[task], 1e-9) for task, loss in losses.items()}
+        each = {task: balance["tasks"][task] * norm for task, norm in norms.items()}
+        mean_left, mean = (sum(values.values()) / len(losses) for values in (left, each))
+        weights = {}
+        for task, norm in norms.items():
+            wanted = mean * (left[task] / jnp.maximum(mean_left, 1e-9)) ** self.alpha
+            slope = jnp.sign(each[task] - wanted) * norm  # of |G_i - wanted|, which is held fixed
+            weights[task] = jnp.maximum(balance["tasks"][task] - self.rate * slope, 1e-2)
+        total = sum(weights.values())
+        return {"tasks": {task: w * len(weights) / total for task, w in weights.items()}, "first": first}
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientBlending:
+    """Weights of the joint and of each modality's own head, by who generalises (Wang et al. 2020, arXiv:1905.12681).
+
+    w ∝ G / O²: G is how far a head's validation loss fell since the last validation, O how much its distance from the
+    training loss grew. The paper measures both in runs of their own; here they are measured in the run itself, on
+    validation and on as many training rows, both as in evaluation.
+
+    Attributes:
+      floor: least |O|, in nats; below it a measurement is noise.
+    """
+
+    floor: float = 0.05
+
+    def start(self, modalities: Iterable[str]) -> dict[str, Any]:
+        """Returns what the state holds of it before the first validation."""
+        return {"heads": {head: jnp.ones(()) for head in ("joint", *modalities)}}
+
+    def weights(
+        self, before: Mapping[str, tuple[float, float]], now: Mapping[str, tuple[float, float]]
+    ) -> dict[str, float] | None:
+        """Returns each head's weight, 1 on average; None where no head got better, and nothing changes.
+
+        Args:
+          before: each head's loss on (training, validation) rows at the last validation.
+          now: the same at this one.
+        """
+        scores = {}
+        for head, (train, valid) in now.items():
+            gained = max(before[head][1] - valid, 0.0)
+            overfitted = (valid - train) - (before[head][1] - before[head][0])
+            scores[head] = gained / max(abs(overfitted), self.floor) ** 2
+        total = sum(scores.values())
+        if not np.isfinite(total) or total <= 0:
+            return None
+        return {head: score * len(scores) / total for head, score in scores.items()}

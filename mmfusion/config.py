@@ -135,9 +135,8 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
     for name, section in config.objectives.items():
         expected = choice_keys("objectives", name)
         check_exact(section, expected, f"objectives.{name}", expected)
-    if "ogm_ge" in config.objectives and "classification" not in {o.kind for o in config.data.targets.values()}:
-        raise UserError("config.objectives.ogm_ge needs a target of kind classification, whose right class it scores")
     _check_mixing(config)
+    _check_balance(config)
     fillers = [name for name, section in config.objectives.items() if section.get("fill")]
     if len(fillers) > 1:
         raise UserError(f"config.objectives: {' and '.join(fillers)} cannot both fill in; set one's fill=False")
@@ -169,6 +168,24 @@ def _check_keys(config: ConfigDict, reference: ConfigDict, path: str, chosen: se
             _check_keys(config[key], reference[key], f"{where}.", chosen)
         else:
             check_type(config[key], reference[key], where)
+
+
+def _check_balance(config: ConfigDict) -> None:
+    objectives, targets = config.objectives, config.data.targets
+    if "ogm_ge" in objectives and "classification" not in {options.kind for options in targets.values()}:
+        raise UserError("config.objectives.ogm_ge needs a target of kind classification, whose right class it scores")
+    if "gradnorm" in objectives:
+        if len(targets) < 2:
+            raise UserError("config.objectives.gradnorm weighs tasks: give data.targets a second one, or leave it out")
+        level = FUSIONS[config.model.fusion.name].declares.level
+        if level != "feature":
+            raise UserError(
+                f"config.objectives.gradnorm needs a strategy whose tasks read the same features, and "
+                f"{config.model.fusion.name!r} is of {level} level; choose concat"
+            )
+    for one, other in (("gradnorm", "uncertainty"), ("gradient_blending", "unimodal")):
+        if one in objectives and other in objectives:
+            raise UserError(f"config.objectives: {one} and {other} cannot both set the weights; leave one out")
 
 
 def _check_mixing(config: ConfigDict) -> None:

@@ -88,6 +88,17 @@ def score(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, 
     return scores
 
 
+def head_losses(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Returns the loss, over all tasks, of the `joint` head and of each modality's, on the rows that have it."""
+    sums: dict[str, float] = {}
+    for task, spec in tasks.items():
+        for head, losses in {"joint": collected["loss"][task], **collected["unimodal"][task]}.items():
+            weight = collected["loss_weight"][task] * collected["present"].get(head, 1.0)
+            mean = float(np.sum(weight * losses, dtype=np.float64) / max(weight.sum(), 1e-9))
+            sums[head] = sums.get(head, 0.0) + spec.weight * mean
+    return sums
+
+
 SCORES = {
     "classification": metrics.classification,
     "multilabel": metrics.multilabel,

@@ -4,14 +4,14 @@ B batch · C classes.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mmfusion.balance import OGMGE
+from mmfusion.balance import OGMGE, GradientBlending, GradNorm
 from mmfusion.errors import UserError
 from mmfusion.mixing import Mixing
 from mmfusion.models.auxiliary import AUXILIARIES
@@ -66,6 +66,8 @@ class Objectives:
       auxiliary: the weight in the loss of each of the model's auxiliary objectives.
       unimodal: the weight of each modality's own loss, where modalities are scored alone.
       ogm_ge: what is done to the encoders' gradients; None: nothing.
+      gradnorm: how the tasks' weights are learned; None: they stay.
+      blending: how the weights of the joint and each modality's head are measured; None: they stay.
       mixing: how examples are mixed; None: they are not.
       modality_dropout: chance with which a row loses each modality in a step; one always stays.
     """
@@ -73,8 +75,17 @@ class Objectives:
     auxiliary: Mapping[str, float]
     unimodal: float = 1.0
     ogm_ge: OGMGE | None = None
+    gradnorm: GradNorm | None = None
+    blending: GradientBlending | None = None
     mixing: Mixing | None = None
     modality_dropout: float = 0.0
+
+    def balance(self, tasks: Iterable[str], modalities: Iterable[str]) -> dict[str, Any]:
+        """Returns the numbers that weigh losses before the first step, as a state holds them; empty where none do."""
+        return {
+            **(self.gradnorm.start(tasks) if self.gradnorm else {}),
+            **(self.blending.start(modalities) if self.blending else {}),
+        }
 
 
 NO_OBJECTIVES = Objectives({})
@@ -82,11 +93,13 @@ NO_OBJECTIVES = Objectives({})
 
 def make_objectives(config: Mapping[str, Any]) -> Objectives:
     """Returns what the section `objectives` of a config describes."""
-    ogm, mixes = config.get("ogm_ge"), [name for name in MIXES if name in config]
+    mixes = [name for name in MIXES if name in config]
     return Objectives(
         auxiliary={name: options["weight"] for name, options in config.items() if name in AUXILIARIES},
         unimodal=config["unimodal"]["weight"] if "unimodal" in config else 1.0,
-        ogm_ge=OGMGE(ogm["alpha"], ogm["noise"], ogm["until"]) if ogm else None,
+        ogm_ge=OGMGE(**config["ogm_ge"]) if "ogm_ge" in config else None,
+        gradnorm=GradNorm(**config["gradnorm"]) if "gradnorm" in config else None,
+        blending=GradientBlending(**config["gradient_blending"]) if "gradient_blending" in config else None,
         mixing=Mixing(mixes[0], config[mixes[0]]["alpha"], config[mixes[0]].get("where", "input")) if mixes else None,
         modality_dropout=config["modality_dropout"]["rate"] if "modality_dropout" in config else 0.0,
     )
@@ -99,12 +112,18 @@ def objective_options(name: str) -> dict[str, Any]:
     return dict(OTHERS[name])
 
 
+def _fields(made: type) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(made)}
+
+
 # Objectives that are no modules: unimodal heads beside any strategy's, task weights learned from uncertainty (Kendall
-# et al. 2018), gradient modulation, mixing, and losing modalities at random.
+# et al. 2018), gradients that are modulated, blended or kept of one size, mixing, and losing modalities at random.
 OTHERS: dict[str, dict[str, Any]] = {
     "unimodal": {"weight": 1.0},
     "uncertainty": {},
-    "ogm_ge": {field.name: field.default for field in dataclasses.fields(OGMGE)},
+    "ogm_ge": _fields(OGMGE),
+    "gradnorm": _fields(GradNorm),
+    "gradient_blending": _fields(GradientBlending),
     "mixup": {"alpha": 0.2, "where": "features"},  # or "input"
     "cutmix": {"alpha": 1.0},
     "modality_dropout": {"rate": 0.3},

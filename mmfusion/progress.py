@@ -30,6 +30,7 @@ class Progress:
       seconds_to_first_step: of the first attempt, from its start.
       training_seconds, training_examples: in steps alone, without compilation, validation and saving.
       plateau: see `optim.plateau_update`.
+      heads: the (training, validation) loss of each head at the last validation, where Gradient-Blending asks for it.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class Progress:
     training_seconds: float = 0.0
     training_examples: int = 0
     plateau: dict[str, Any] = dataclasses.field(default_factory=optim.plateau_start)
+    heads: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def learning_rates(self, config: ConfigDict, k: int) -> np.ndarray:
         """Returns the rates `[K]` float32 of the next `k` updates."""

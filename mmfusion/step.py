@@ -7,6 +7,7 @@ hosts, so that each example's gradient is divided by the whole batch's weight on
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import flax.struct
 import jax
@@ -32,6 +33,7 @@ class TrainState:
       params: the model's parameters.
       batch_stats: running statistics of batch normalisation, empty without it.
       opt_state: the optimizer's.
+      balance: numbers that weigh losses, see `Objectives.balance`.
     """
 
     step: jax.Array
@@ -39,13 +41,19 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    balance: Any = flax.struct.field(default_factory=dict)
 
 
 Preprocess = Callable[[Batch, jax.Array | None], Batch]
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, preprocess: Preprocess, seed: jax.Array
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    preprocess: Preprocess,
+    seed: jax.Array,
+    balance: Mapping[str, Any] = flax.core.FrozenDict(),
 ) -> TrainState:
     """Returns the state before the first step; `batch` gives shapes only."""
     variables = model.init(rng.key(seed, "init"), preprocess(batch, None), train=False)
@@ -56,6 +64,7 @@ def init_state(
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
+        balance=dict(balance),
     )
 
 
@@ -90,7 +99,7 @@ def train_step(
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `skipped` (1 where the loss or
       the gradient was not finite, and the state was left as it was), `accuracy` of classification tasks, and
-      `objective/NAME`, the mean loss of each auxiliary objective.
+      `objective/NAME`, the mean loss of each auxiliary objective, and `weight/NAME` of each head or task that has one.
     """
     if objectives.modality_dropout:
         key = rng.key(state.seed, "modality_dropout", state.step)
@@ -100,6 +109,8 @@ def train_step(
     counted = {name: total(jnp.sum(_counted(batch, model, name))) for name in objectives.auxiliary}
     scored = _first_classified(tasks) if objectives.ogm_ge else None
     present = {m: total(jnp.sum(batch.weight * there)) for m, there in _presence(batch, model, scored).items()}
+    heads = state.balance.get("heads") or {"joint": 1.0, **dict.fromkeys(model.modalities, objectives.unimodal)}
+    task_weights = state.balance.get("tasks", {})
     dropout = rng.key(state.seed, "dropout", state.step)
     augment = rng.key(state.seed, "augment", state.step)
 
@@ -120,18 +131,24 @@ def train_step(
         )
         # a batch without weight has loss 0, not NaN
         shares = {task: _weight(rows, task, spec) / jnp.maximum(weights[task], 1e-9) for task, spec in tasks.items()}
-        loss = jnp.zeros(())
+        loss, more = jnp.zeros(()), {}
         for task, spec in tasks.items():
-            losses = task_losses(outputs, rows, task, spec, objectives.unimodal)
-            if objectives.mixing:
-                other = rows.replace(targets={name: y[mix.partner] for name, y in rows.targets.items()})
-                others = task_losses(outputs, other, task, spec, objectives.unimodal)
-                losses = mix.share * losses + (1 - mix.share) * others
-            own = jnp.sum(shares[task] * losses)
+
+            def own_loss(logits: jax.Array, task: str = task, spec: Task = spec) -> jax.Array:
+                losses = task_losses(logits, outputs, rows.targets[task], task, spec, heads)
+                if objectives.mixing:
+                    others = task_losses(logits, outputs, rows.targets[task][mix.partner], task, spec, heads)
+                    losses = mix.share * losses + (1 - mix.share) * others
+                return jnp.sum(shares[task] * losses)
+
+            own = own_loss(outputs.logits[task])
+            if objectives.gradnorm:
+                slope = jax.grad(own_loss)(outputs.logits[task]) @ params[f"heads_{task}"]["kernel"].T  # [B, D]
+                more |= {f"task/{task}": own, f"slope/{task}": jnp.sum(jnp.square(slope))}
             if outputs.log_variance:
                 own = by_uncertainty(own, outputs.log_variance[task], jnp.sum(shares[task]), spec)
-            loss += spec.weight * own
-        more = {
+            loss += spec.weight * task_weights.get(task, 1.0) * own
+        more |= {
             f"objective/{name}": jnp.sum(_counted(rows, model, name) * outputs.auxiliary[name])
             / jnp.maximum(counted[name], 1e-9)
             for name in objectives.auxiliary
@@ -155,6 +172,7 @@ def train_step(
         )
     else:
         names = [*(f"objective/{name}" for name in objectives.auxiliary), *(f"score/{m}" for m in present)]
+        names += [f"{what}/{task}" for task in task_weights for what in ("task", "slope")]
         zeros = {name: jnp.zeros(()) for name in ("loss", *names, *_classified(tasks))}
         carry = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params), zeros)
         # Every K-th row together, so that under `jit` each micro-batch stays spread over all devices.
@@ -170,6 +188,11 @@ def train_step(
     if objectives.ogm_ge:
         key = rng.key(state.seed, "ogm_ge", state.step)
         grads = objectives.ogm_ge(grads, {m: sums[f"score/{m}"] for m in present}, key, state.step)
+    balance = state.balance
+    if objectives.gradnorm:
+        losses = {task: sums[f"task/{task}"] for task in tasks}
+        norms = {task: jnp.sqrt(sums[f"slope/{task}"]) for task in tasks}
+        balance = {**balance, **objectives.gradnorm(balance, losses, norms, state.step)}
     count = total(jnp.sum(batch.weight))
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, optim.with_learning_rate(state.opt_state, learning_rate), state.params)
@@ -177,7 +200,10 @@ def train_step(
         updates = scale(updates, state.step)
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
     after = state.replace(
-        params=optax.apply_updates(state.params, updates), batch_stats=batch_stats, opt_state=opt_state
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        balance=balance,
     )
     # A step whose numbers went wrong leaves no trace: chosen with `where`, since NaN times zero is NaN.
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
@@ -187,6 +213,7 @@ def train_step(
         "weight": count,
         "skipped": 1.0 - finite,
         **{name: value for name, value in sums.items() if name.startswith(("objective/", "score/"))},
+        **{f"weight/{name}": weight for name, weight in (task_weights | state.balance.get("heads", {})).items()},
         **{name: sums[name] / jnp.maximum(count, 1) for name in _classified(tasks)},
     }
     return after.replace(step=state.step + 1), metrics
@@ -201,8 +228,12 @@ def eval_step(
     tasks: Mapping[str, Task],
     preprocess: Preprocess,
     axis_name: str | None,
+    heads: bool = False,
 ) -> dict[str, Any]:
-    """Returns `logits`, `targets` and `loss` per task `[B, ...]`, `weight` and `id` `[B]`, of all devices' rows."""
+    """Returns `logits`, `targets` and `loss` per task `[B, ...]`, `weight` and `id` `[B]`, of all devices' rows.
+
+    With `heads`, the losses of the modalities' own heads, too: `unimodal` per task and modality `[B]`, and `present`.
+    """
     outputs = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
     result = {
         "logits": outputs.logits,
@@ -212,6 +243,12 @@ def eval_step(
         "weight": batch.weight,
         "id": batch.id,
     }
+    if heads:
+        result["present"] = outputs.present
+        result["unimodal"] = {
+            task: {m: task_loss(logits, batch.targets[task], tasks[task]) for m, logits in each.items()}
+            for task, each in outputs.unimodal.items()
+        }
     if axis_name is None:
         return result
     return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)
@@ -221,12 +258,21 @@ def _total(axis_name: str | None) -> Callable[[Any], Any]:
     return lambda tree: jax.lax.psum(tree, axis_name) if axis_name else tree
 
 
-def task_losses(outputs: Any, batch: Batch, task: str, spec: Task, unimodal: float = 1.0) -> jax.Array:
-    """Returns the loss of each row `[B]`, with `unimodal` times each present modality's own where they are scored."""
-    targets = batch.targets[task]
-    losses = task_loss(outputs.logits[task], targets, spec)
-    for m, logits in outputs.unimodal.get(task, {}).items():
-        losses += unimodal * jnp.where(outputs.present[m], task_loss(logits, targets, spec), 0.0)
+def task_losses(
+    logits: jax.Array, outputs: Any, targets: jax.Array, task: str, spec: Task, heads: Mapping[str, Any]
+) -> jax.Array:
+    """Returns the loss of each row `[B]`, with each present modality's own where modalities are scored.
+
+    Args:
+      logits: of the joint head `[B, C]`.
+      outputs: the model's, for the modalities' heads.
+      targets: `[B, ...]`.
+      task, spec: the task.
+      heads: the weight of the `joint` head and of each modality's.
+    """
+    losses = heads["joint"] * task_loss(logits, targets, spec)
+    for m, own in outputs.unimodal.get(task, {}).items():
+        losses += heads[m] * jnp.where(outputs.present[m], task_loss(own, targets, spec), 0.0)
     return losses
 
 

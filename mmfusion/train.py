@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import mmfusion
@@ -24,7 +25,7 @@ from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset, Split
 from mmfusion.errors import Preempted, UserError
-from mmfusion.evaluate import collect, score
+from mmfusion.evaluate import collect, head_losses, score
 from mmfusion.logger import Logger, model_table, results_table, write_json
 from mmfusion.models.summary import summarize
 from mmfusion.progress import Meter, Progress, Trace
@@ -136,12 +137,23 @@ def run(
     began_at = time.monotonic() - progress.seconds
     quiet = max(1, 100 // config.log_every)  # one plain line in about 100 steps
 
-    def scores_of(split: str) -> dict[str, Any]:
-        rows = collect(
-            run_eval, state, dataset.splits[split], parts,
+    def rows_of(split: Split) -> dict[str, Any]:
+        return collect(
+            run_eval, state, split, parts,
             batch_size=config.batch_size, workers=config.data.workers, max_bad_fraction=config.data.max_bad_fraction,
         )  # fmt: skip
-        return score(rows, parts.tasks)
+
+    def blended(valid: dict[str, Any]) -> TrainState:
+        """Returns the state with the weights of the heads that follow from their losses since the last validation."""
+        seen = dataset.splits["train"].part(len(dataset.splits["valid"]))
+        losses = [head_losses(rows, parts.tasks) for rows in (rows_of(seen), valid)]
+        now = {head: (losses[0][head], losses[1][head]) for head in losses[0]}
+        before, progress.heads = progress.heads or now, now
+        weights = parts.objectives.blending.weights(before, now)
+        if weights is None:
+            return state
+        heads = spread.replicate({head: np.float32(weight) for head, weight in weights.items()})
+        return state.replace(balance={**state.balance, "heads": heads})
 
     def save(scored: float | None) -> None:
         progress.seconds = time.monotonic() - began_at
@@ -154,6 +166,8 @@ def run(
         _introduce(log, config, dataset, parts, state, progress.step, begun)
 
         # Steps
+        if parts.objectives.blending and not progress.heads:
+            state = blended(rows_of(dataset.splits["valid"]))
         meter = Meter(log, config, dataset.splits["train"])
         for hosts, devices in _calls(dataset.splits["train"], config, parts, first=progress.step, k=k):
             rates = progress.learning_rates(config, k)
@@ -177,13 +191,16 @@ def run(
             meter.pause(progress)
             scored = None
             if validate:  # also when stopping: a step that is due must be scored, for the next run begins after it
-                scores = scores_of("valid")
+                rows = rows_of(dataset.splits["valid"])
+                scores = score(rows, parts.tasks)
                 log.log(progress.step, scores, "valid")
                 scored = _selection_score(scores, config)
                 if config.optim.schedule.name == "plateau":
                     progress.plateau = optim.plateau_update(
                         progress.plateau, scored, config.optim.schedule, higher_is_better=True
                     )
+                if parts.objectives.blending:
+                    state = blended(rows)
             save(scored)
             if stop.is_set():
                 checkpoints.close()
@@ -195,7 +212,7 @@ def run(
         best = checkpoints.best()
         host_state, _ = checkpoints.restore(best, shapes)
         state = spread.replicate(host_state)
-        result = {split: scores_of(split) for split in ("valid", "test")}
+        result = {split: score(rows_of(dataset.splits[split]), parts.tasks) for split in ("valid", "test")}
         log.log(best, result["test"], "test")
         result |= {
             "parameters": sum(x.size for x in jax.tree.leaves(state.params)),

@@ -1,6 +1,8 @@
 """Auxiliary objectives in a run: what each logs, that weights weigh, and what fills in for an absent modality."""
 
+import contextlib
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,11 @@ import pytest
 
 from configs import base, quickstart
 from mmfusion import config as configs
-from mmfusion.errors import UserError
+from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import evaluate, open_run
 from mmfusion.objectives import OBJECTIVES, Task
 from mmfusion.step import by_uncertainty
-from mmfusion.train import train
+from mmfusion.train import run, train
 from tests import planted
 
 
@@ -134,6 +136,63 @@ def test_tasks_are_weighed_by_what_is_learned(rows, tmp_path):
         assert gradient(jnp.float32(rest)) == pytest.approx(0, abs=1e-6)
 
 
+def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
+    runs = {}
+    for accumulate in (1, 2):
+        made = config("gradnorm", tasks="label+amount", fusion="concat", **{"optim.accumulate": accumulate})
+        train(made, tmp_path / str(accumulate))
+        runs[accumulate] = [
+            [line["weight/label"], line["weight/amount"]] for line in logged(tmp_path / str(accumulate))
+        ]
+    np.testing.assert_allclose(runs[1], runs[2], rtol=1e-4)
+    assert runs[1][0] == [1, 1]
+    assert abs(runs[1][-1][0] - 1) > 1e-3
+    np.testing.assert_allclose(np.sum(runs[1], axis=1), 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "late_mean"])
+def test_heads_are_blended_and_a_run_that_stops_goes_on_the_same(rows, tmp_path, fusion):
+    made = config("gradient_blending", fusion=fusion, steps=6, eval_every=2, checkpoint_every=2)
+    whole = train(made, tmp_path / "whole")
+    weights = [[line[f"weight/{head}"] for head in ("joint", "image", "text")] for line in logged(tmp_path / "whole")]
+    assert weights[0] == weights[1] == [1, 1, 1]
+    assert weights[2] == weights[3]
+    assert any(each != [1, 1, 1] for each in weights)
+    np.testing.assert_allclose(np.sum(weights, axis=1), 3, rtol=1e-5)
+    stop = threading.Event()
+    stop.set()
+    for _ in range(6):
+        with contextlib.suppress(Preempted), contextlib.closing(run(made, tmp_path / "broken", stop)) as steps:
+            drive(steps)
+    again = train(made, tmp_path / "broken")
+    assert again["test"] == whole["test"]
+    assert [line["loss"] for line in logged(tmp_path / "broken")] == [
+        line["loss"] for line in logged(tmp_path / "whole")
+    ]
+
+
+def drive(steps):
+    answer, compiled = None, None
+    while True:
+        try:
+            call = steps.send(answer)
+        except StopIteration:
+            return
+        compiled = compiled or call.parts.train_step(call.accumulate)
+        answer = compiled(call.state, call.batches, call.rates)
+
+
+def test_weights_that_contradict_are_refused():
+    for names, changes, says in (
+        (("gradnorm",), {}, "gradnorm weighs tasks: give data.targets a second one"),
+        (("gradnorm",), {"tasks": "label+amount", "fusion": "late_mean"}, "'late_mean' is of decision level"),
+        (("gradnorm", "uncertainty"), {"tasks": "label+amount", "fusion": "concat"}, "cannot both set the weights"),
+        (("gradient_blending", "unimodal"), {}, "cannot both set the weights"),
+    ):
+        with pytest.raises(UserError, match=says):
+            configs.check(config(*names, **changes), base.get_config(), 1)
+
+
 AT_RANDOM = ("mixup", "cutmix", "modality_dropout")
 
 
@@ -151,7 +210,8 @@ def test_what_is_done_at_random_changes_the_run_and_not_its_evaluation(rows, tmp
 
 
 def test_every_objective_is_tried_here():
-    tried = {name for names in MODULES for name in names} | {"ogm_ge", "unimodal", "uncertainty"} | set(AT_RANDOM)
+    tried = {name for names in MODULES for name in names} | set(AT_RANDOM)
+    tried |= {"ogm_ge", "unimodal", "uncertainty", "gradnorm", "gradient_blending"}
     assert tried == set(OBJECTIVES)
     with pytest.raises(UserError, match="ogm_ge needs a target of kind classification"):
         configs.check(config("ogm_ge", tasks="amount", modalities="image+text"), base.get_config(), 1)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmfusion.balance import OGMGE
+from mmfusion.balance import OGMGE, GradientBlending, GradNorm
 
 KEY, ZERO = jax.random.key(0), jnp.int32(0)
 GRADS = {
@@ -48,3 +48,58 @@ def test_it_ends_where_it_is_told_to_and_one_modality_is_left():
         same = jax.tree.map(lambda a, b: bool((a == b).all()), changed, GRADS)
         assert all(jax.tree.leaves(same)) != acts
     assert ogm(GRADS, {"image": jnp.float32(0.9)}, KEY, ZERO) is GRADS
+
+
+def test_gradnorm_by_the_written_formula():
+    """One update against the derivative of Σ |w_i g_i - wanted_i|, taken by differences, with what is wanted fixed."""
+    gradnorm = GradNorm(alpha=1.5, rate=0.1)
+    balance = {
+        "tasks": {"a": jnp.float32(1.2), "b": jnp.float32(0.8)},
+        "first": {"a": jnp.float32(2.0), "b": jnp.float32(1.0)},
+    }
+    losses, norms = {"a": jnp.float32(1.0), "b": jnp.float32(0.9)}, {"a": jnp.float32(0.5), "b": jnp.float32(2.0)}
+    after = gradnorm(balance, losses, norms, jnp.int32(7))
+    left = np.array([1 / 2, 0.9 / 1])
+    each = np.array([1.2 * 0.5, 0.8 * 2.0])
+    wanted = each.mean() * (left / left.mean()) ** 1.5
+    weights, tiny = np.array([1.2, 0.8]), 1e-6
+    slope = [
+        ((weights[i] + tiny) * norm - wanted[i], weights[i] * norm - wanted[i]) for i, norm in enumerate((0.5, 2.0))
+    ]
+    slope = np.array([(abs(up) - abs(at)) / tiny for up, at in slope])
+    moved = weights - 0.1 * slope
+    np.testing.assert_allclose(list(after["tasks"].values()), moved * 2 / moved.sum(), rtol=1e-4)
+    assert after["first"] == balance["first"]
+
+
+def test_gradnorm_draws_gradients_to_one_size():
+    gradnorm = GradNorm(alpha=0.0, rate=0.02)
+    balance, norms = gradnorm.start(("a", "b", "c")), {"a": 4.0, "b": 1.0, "c": 2.0}
+    for step in range(500):
+        balance = gradnorm(balance, dict.fromkeys(norms, jnp.float32(1.0)), norms, jnp.int32(step))
+    weighted = [float(balance["tasks"][task]) * norm for task, norm in norms.items()]
+    np.testing.assert_allclose(weighted, np.mean(weighted), rtol=0.15)
+    assert sum(balance["tasks"].values()) == pytest.approx(3, rel=1e-4)
+    first = gradnorm(gradnorm.start(("a", "b")), {"a": jnp.float32(5), "b": jnp.float32(3)}, {"a": 1.0, "b": 2.0}, ZERO)
+    assert (first["first"]["a"], first["first"]["b"]) == (5, 3)
+
+
+def test_the_task_that_learns_slowly_gets_more():
+    gradnorm, losses = GradNorm(alpha=1.0, rate=0.01), {"a": jnp.float32(0.2), "b": jnp.float32(1.0)}
+    balance = {**gradnorm.start(losses), "first": dict.fromkeys(losses, jnp.float32(1.0))}
+    for step in range(1, 200):
+        balance = gradnorm(balance, losses, dict.fromkeys(losses, 1.0), jnp.int32(step))
+    assert balance["tasks"]["b"] / balance["tasks"]["a"] == pytest.approx(5, rel=0.1)  # as (1.0 / 0.2)^1
+
+
+def test_gradient_blending_by_the_written_formula():
+    before = {"joint": (1.0, 1.1), "image": (1.2, 1.2), "text": (0.9, 1.0)}
+    now = {"joint": (0.5, 0.9), "image": (1.0, 1.1), "text": (0.3, 1.2)}
+    # G: 0.2, 0.1, nothing; O: 0.3, 0.1, 0.8
+    raw = np.array([0.2 / 0.3**2, 0.1 / 0.1**2, 0.0])
+    weights = GradientBlending(floor=0.01).weights(before, now)
+    np.testing.assert_allclose(list(weights.values()), 3 * raw / raw.sum(), rtol=1e-6)
+    floored = GradientBlending(floor=0.2).weights(before, now)
+    assert floored["image"] / floored["joint"] == pytest.approx((0.1 / 0.2**2) / (0.2 / 0.3**2))
+    assert GradientBlending().weights(now, now) is None
+    assert GradientBlending().weights(before, {**now, "joint": (float("nan"), 0.1)}) is None

@@ -49,6 +49,12 @@ class Split:
             return _take(self.arrays, places)
         return self.decode(places)
 
+    def part(self, count: int) -> "Split":
+        """Returns a split of at most `count` of the rows, evenly spread."""
+        places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+        arrays = None if self.arrays is None else _take(self.arrays, places)
+        return dataclasses.replace(self, numbers=self.numbers[places], arrays=arrays)
+
     def decode(self, places: np.ndarray) -> Batch:
         """Reads and decodes the rows at `places` `[B]` from the source; a bad one is named in `bad`, with weight 0."""
         batch = empty_batch(self.reader, len(places))

@@ -256,7 +256,9 @@ def build(
         joins=flax.core.FrozenDict(joins),
         frozen=tuple(sorted(frozen)),
         auxiliaries=flax.core.FrozenDict(auxiliaries),
-        unimodal="heads" if "unimodal" in objectives else "probes" if "ogm_ge" in objectives else "",
+        unimodal="heads"
+        if {"unimodal", "gradient_blending"} & set(objectives)
+        else "probes" * ("ogm_ge" in objectives),
         uncertain="uncertainty" in objectives,
     )
 

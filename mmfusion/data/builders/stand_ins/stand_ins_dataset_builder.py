@@ -21,7 +21,7 @@ GOODS = ("shoes", "books", "games", "music", "plants")
 CREATURES = {  # the last four of each only test names; `configs/animals.tsv` says what they are
     "bird": ("sparrow", "robin", "finch", "crow", "heron", "stork", "falcon", "wren", "thrush", "gull", "swift", "jay"),
     "fish": ("trout", "perch", "carp", "pike", "tench", "bream", "cod", "herring", "roach", "salmon", "plaice", "ling"),
-    "insect": ("beetle", "moth", "wasp", "cricket", "aphid", "gnat", "hornet", "weevil", "locust", "flea", "midge", "fly"),
+    "insect": ("beetle", "moth", "wasp", "cricket", "aphid", "gnat", "ant", "weevil", "locust", "flea", "bee", "fly"),
     "mammal": ("mole", "otter", "beaver", "hare", "bear", "vole", "weasel", "lynx", "bison", "stoat", "shrew", "ibex"),
     "reptile": (
         "gecko", "iguana", "viper", "python", "skink", "cobra", "boa", "adder", "monitor", "mamba", "turtle", "caiman",
