@@ -20,10 +20,24 @@ from mmfusion.objectives import MIXES, OBJECTIVES, objective_options
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
-BELOW_ONE = ("valid_fraction", "max_bad_fraction", "missing", "dropout", "label_smoothing")  # keys, wherever they are
+BELOW_ONE = (
+    "valid_fraction",
+    "max_bad_fraction",
+    "missing",
+    "dropout",
+    "label_smoothing",
+    "drop",
+)  # keys, wherever they are
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
-MAY_BE_ZERO = ("fuse_from", "project", "fc", "freeze")  # of the model: the first, as the budget allows, none
+MAY_BE_ZERO = (
+    "fuse_from",
+    "project",
+    "fc",
+    "freeze",
+    "mask_frames",
+    "mask_bands",
+)  # of the model: the first, as the budget allows, none
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:

@@ -9,7 +9,7 @@ from mmfusion.checks import check_exact, check_member, check_positive
 from mmfusion.data import sources
 from mmfusion.data.kinds import EDGES, KINDS, features
 from mmfusion.data.rows import TARGET_OPTIONS
-from mmfusion.data.text import TOKENIZERS
+from mmfusion.data.text import FILES, TOKENIZERS
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
@@ -69,10 +69,14 @@ def check_data(config: ConfigDict) -> None:
                 f"{options.kind}: choose one of {', '.join(fitting)}"
             )
         if options.kind == "text":
-            check_member(options.tokenizer, TOKENIZERS, f"{path}.tokenizer")
-            smallest = TOKENIZERS[options.tokenizer][1]
-            if options.vocabulary_size < smallest:
-                raise UserError(f"config.{path}.vocabulary_size must be at least {smallest}")
+            published = options.tokenizer.endswith(FILES)
+            if not published:
+                check_member(options.tokenizer, TOKENIZERS, f"{path}.tokenizer")
+                smallest = TOKENIZERS[options.tokenizer][1]
+                if options.vocabulary_size < smallest:
+                    raise UserError(f"config.{path}.vocabulary_size must be at least {smallest}")
+            elif options.augment.drop:
+                raise UserError(f"config.{path}.augment.drop is for our own tokenizers, whose unknown word it knows")
             check_positive(options.length, f"{path}.length")
         if options.kind == "audio":
             check_positive(options.rate, f"{path}.rate")

@@ -42,6 +42,10 @@ def test_every_shipped_config_passes():
             assert config.is_locked
     assert list(quickstart.get_config("modalities=text").model.encoders) == ["text"]
     assert quickstart.get_config("seed=3").seed == 3
+    fused = quickstart.get_config("encoders=RUNS,modalities=text").model.encoders
+    assert (fused.text.init, fused.text.freeze > 10**6) == ("run:RUNS/text", True)
+    alone = SHIPPED["xray_ct"].get_config("modalities=ct").model.encoders
+    assert (list(alone), alone.ct.join) == (["ct"], ())
     assert av_digits.get_config("variant=clean").data.name == "av_digits/clean"
 
 

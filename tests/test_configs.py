@@ -16,7 +16,7 @@ from configs import base
 from mmfusion import assemble, optim
 from mmfusion import config as configs
 from mmfusion.data import dataset as datasets
-from mmfusion.data import image, preprocess, rows
+from mmfusion.data import image, knowledge, preprocess, rows
 from mmfusion.data import kinds as data_kinds
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
@@ -169,7 +169,7 @@ def test_an_unused_option_is_found():
 
 
 def test_every_option_of_the_datas_kinds_is_read():
-    read = key_reads.names_read(data_kinds, rows, preprocess, image, datasets, assemble)
+    read = key_reads.names_read(data_kinds, knowledge, rows, preprocess, image, datasets, assemble)
     kinds = {f"modality {name}": kind.options for name, kind in data_kinds.KINDS.items()}
     kinds |= {f"target {name}": options for name, options in rows.TARGET_OPTIONS.items()}
     kinds["augmentation"] = image.AUGMENT

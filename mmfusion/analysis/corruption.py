@@ -90,7 +90,7 @@ def _typo(ids: np.ndarray, severity: float, random: np.random.Generator, tokeniz
     for word, own in _words(ids, tokenizer):
         new = _misspell(word, severity * TYPO, random)
         if new != word:  # the others keep their ids, since not every word is encoded again as it was
-            row, real = text.encode(tokenizer, [new], 4 * len(new) + 1)  # at most a token a byte, and one of a space
+            row, real = text.encode(tokenizer, [new], 4 * len(new) + 1, special=False)  # at most a token a byte
             own = row[real]
         parts.append(own)
     return np.concatenate(parts)
@@ -99,8 +99,12 @@ def _typo(ids: np.ndarray, severity: float, random: np.random.Generator, tokeniz
 def _words(ids: np.ndarray, tokenizer: Tokenizer) -> list[tuple[str, np.ndarray]]:
     """Returns each word as a string and as its ids; the string is empty where the word is not known."""
     tokens = [tokenizer.id_to_token(int(i)) for i in ids]
-    if not isinstance(tokenizer.model, models.BPE):  # a token is a word
-        return [("" if ids[k] == text.OOV else token, ids[k : k + 1]) for k, token in enumerate(tokens)]
+    if not isinstance(tokenizer.model, models.BPE):  # a token is a word, or a piece that goes on with one
+        starts = [k for k, token in enumerate(tokens) if k == 0 or not token.startswith("##")]
+        spans = [slice(*ends) for ends in zip(starts, [*starts[1:], len(ids)], strict=True)]
+        said = ["".join(tokens[span]).replace("##", "") for span in spans]
+        known = [not (len(word) > 2 and word[0] == "[" and word[-1] == "]") for word in said]  # as [OOV] or [CLS]
+        return [(word * real, ids[span]) for word, real, span in zip(said, known, spans, strict=True)]
     starts = [k for k, token in enumerate(tokens) if k == 0 or token[0] == "Ġ"]  # byte-level BPE's space
     spans = [slice(*ends) for ends in zip(starts, [*starts[1:], len(ids)], strict=True)]
     return [(decoders.ByteLevel().decode(tokens[span]).strip(), ids[span]) for span in spans]

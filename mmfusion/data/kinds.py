@@ -224,9 +224,10 @@ IMAGE_OPTIONS = {
     "augment": dict(image.AUGMENT),  # applied on the device, to training batches only
 }
 TEXT_OPTIONS = {
-    "tokenizer": "word",  # or "bpe"
+    "tokenizer": "word",  # or "bpe"; or a file: `tokenizer.json`, or `vocab.txt` of a published BERT
     "vocabulary_size": 5000,  # the most ids there may be, with padding and out-of-vocabulary
     "length": 32,  # tokens; longer texts are cut, shorter ones padded at the end
+    "augment": {"drop": 0.0},  # chance with which a word of a training text is out of vocabulary, anew in each step
 }
 AUDIO_OPTIONS = {
     "rate": 8000,  # Hz; recordings of another rate are resampled

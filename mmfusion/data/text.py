@@ -1,19 +1,23 @@
-"""Text: vocabularies trained on the training split, and ids with their mask.
+"""Text: vocabularies trained on the training split or read from a file, and ids with their mask.
 
-T positions.
+B batch · T positions.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from etils import epath
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from mmfusion.errors import UserError
 
 PAD, OOV = 0, 1
 SPECIAL = ["[PAD]", "[OOV]"]
+FILES = (".json", ".txt")  # what a tokenizer's file is called
 
 
 def train_tokenizer(texts: Iterable[str], kind: str, vocabulary_size: int) -> Tokenizer:
@@ -21,16 +25,19 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocabulary_size: int) -> To
 
     `word` lower-cases, splits at white space and punctuation, and keeps the most frequent words, ties in code-point
     order; other words become [OOV]. `bpe` is byte-level byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909),
-    which has no unknown words. Id 0 is [PAD], id 1 [OOV]; text that spells them is ordinary text.
+    which has no unknown words. Id 0 is [PAD], id 1 [OOV]; text that spells them is ordinary text. A file is read and
+    not trained, for encoders with published weights: their ids are its own.
 
     Args:
       texts: the training split's texts.
-      kind: `word` or `bpe`.
+      kind: `word`, `bpe`, or a file, see `from_file`.
       vocabulary_size: the most ids there may be, the two special ones included.
 
     Raises:
-      UserError: if the kind is unknown or the vocabulary too small to hold what it must.
+      UserError: if the kind is unknown, the file is no tokenizer, or the vocabulary too small to hold what it must.
     """
+    if kind.endswith(FILES):
+        return from_file(kind)
     if kind not in TOKENIZERS:
         raise UserError(f"tokenizer {kind!r} is unknown; choose one of {', '.join(TOKENIZERS)}")
     train, smallest = TOKENIZERS[kind]
@@ -72,24 +79,70 @@ def _train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 TOKENIZERS = {"word": (_train_word, len(SPECIAL) + 1), "bpe": (_train_bpe, len(SPECIAL) + 256)}
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], length: int, *, special: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids `[n, T]` int32 and their mask `[n, T]` bool, truncated, and padded with 0 at the end.
 
     A text without a word has a mask of False, by which the pipeline knows it as absent.
 
     Args:
-      tokenizer: what `train_tokenizer` or `from_json` returned.
+      tokenizer: what `train_tokenizer`, `from_file` or `from_json` returned.
       texts: n strings.
       length: T.
+      special: add the tokens that begin and end a text, where the tokenizer has some.
     """
     ids = np.full((len(texts), length), PAD, np.int32)  # [n, T]
     mask = np.zeros((len(texts), length), bool)  # [n, T]
     stripped = [text.strip() for text in texts]  # byte-level BPE makes tokens of white space
-    for row, encoding in enumerate(tokenizer.encode_batch_fast(stripped, add_special_tokens=False)):
+    special = special and tokenizer.post_processor is not None
+    for row, encoding in enumerate(tokenizer.encode_batch_fast(stripped, add_special_tokens=special)):
+        if not stripped[row]:  # of which a published tokenizer makes its special tokens
+            continue
         tokens = encoding.ids[:length]
+        if special and length < len(encoding.ids):
+            tokens[-1] = encoding.ids[-1]  # what ends a text ends a cut one, too
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return ids, mask
+
+
+def from_file(path: str) -> Tokenizer:
+    """Returns a published tokenizer.
+
+    Args:
+      path: a `tokenizer.json` of the tokenizers library, or a BERT's `vocab.txt`, a token a line; letters are made
+        small where no token has a capital one.
+
+    Raises:
+      UserError: the file cannot be read or is neither.
+    """
+    try:
+        content = epath.Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the tokenizer {path} cannot be read: {error}") from error
+    if path.endswith(".json"):
+        return from_json(content)
+    tokens = content.splitlines()
+    ids = {token: i for i, token in enumerate(tokens)}
+    if missing := {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(ids):
+        raise UserError(f"the vocabulary {path} has no {min(missing)}: it must be a BERT's vocab.txt, a token a line")
+    small = all(token == token.lower() for token in tokens if not token.startswith("["))
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=small)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")]
+    )
+    return tokenizer
+
+
+def augment(ids: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> jax.Array:
+    """Returns ids `[B, T]` of which each becomes [OOV] with chance `options["drop"]`, by its row's key; inside jit."""
+    if not options["drop"]:
+        return ids
+    lost = jax.vmap(lambda key: jax.random.bernoulli(key, options["drop"], ids.shape[1:]))(keys)
+    return jnp.where(lost, OOV, ids)
 
 
 def to_json(tokenizer: Tokenizer) -> str:
@@ -104,5 +157,5 @@ def from_json(text: str) -> Tokenizer:
     # The Rust side raises a bare Exception.
     except Exception as error:
         raise UserError(
-            f"the saved tokenizer cannot be read ({error}); it must be JSON as to_json writes it"
+            f"the tokenizer cannot be read ({error}); it must be JSON as the tokenizers library writes it"
         ) from error

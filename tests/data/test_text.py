@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -93,3 +94,63 @@ def test_wrong_options_are_the_users_error():
         text.train_tokenizer(TEXTS, "bpe", 100)
     with pytest.raises(UserError, match="tokenizer"):
         text.from_json("{}")
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red"]
+VOCABULARY += ["circ", "##le", "is", "un", "##seen", ",", "?", "çe"]
+
+
+@pytest.fixture
+def bert(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    return str(tmp_path / "vocab.txt")
+
+
+def test_a_published_vocabulary_gives_its_own_ids(bert):
+    """As BertTokenizerFast of transformers 5.23 gives them, whole and cut to five."""
+    tokenizer = text.train_tokenizer(TEXTS, bert, 10)
+    assert tokenizer.get_vocab_size() == len(VOCABULARY)
+    said = ["The RED circle, is unseen?", "red", "zebra the circle is the red the", " "]
+    ids, mask = text.encode(tokenizer, said, 12)
+    whole = [[2, 5, 6, 7, 8, 12, 9, 10, 11, 13, 3], [2, 6, 3], [2, 1, 5, 7, 8, 9, 5, 6, 5, 3], []]
+    assert [row[real].tolist() for row, real in zip(ids, mask, strict=True)] == whole
+    ids, mask = text.encode(tokenizer, said, 5)
+    cut = [[2, 5, 6, 7, 3], [2, 6, 3], [2, 1, 5, 7, 3], []]
+    assert [row[real].tolist() for row, real in zip(ids, mask, strict=True)] == cut
+    again = text.from_json(text.to_json(tokenizer))
+    np.testing.assert_array_equal(text.encode(again, said, 5)[0], ids)
+
+
+def test_a_vocabulary_with_capitals_keeps_them(bert, tmp_path):
+    (tmp_path / "cased.txt").write_text("\n".join([*VOCABULARY, "The"]))
+    ids, _ = text.encode(text.from_file(str(tmp_path / "cased.txt")), ["The the RED"], 5)
+    assert ids[0].tolist() == [2, len(VOCABULARY), 5, 1, 3]
+
+
+def test_a_tokenizer_of_the_library_is_read(bert, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(text.to_json(text.from_file(bert)))
+    ids, _ = text.encode(text.train_tokenizer([], str(tmp_path / "tokenizer.json"), 3), ["the red"], 6)
+    assert ids[0].tolist() == [2, 5, 6, 3, 0, 0]
+
+
+def test_a_wrong_file_is_told(tmp_path):
+    for name, content, says in (
+        ("words.txt", "the\nred\n", r"words\.txt has no \[CLS\]: it must be a BERT's vocab\.txt"),
+        ("broken.json", "{", "the tokenizer cannot be read"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=says):
+            text.train_tokenizer([], str(tmp_path / name), 100)
+    with pytest.raises(UserError, match=r"none\.txt cannot be read"):
+        text.from_file(str(tmp_path / "none.txt"))
+
+
+def test_words_are_dropped_at_their_rate_by_row():
+    ids = np.arange(2, 202, dtype=np.int32).reshape(1, 200).repeat(20, 0)
+    keys = jax.random.split(jax.random.key(0), 20)
+    dropped = np.asarray(text.augment(ids, keys, {"drop": 0.3}))
+    assert (dropped == text.OOV).mean() == pytest.approx(0.3, abs=0.03)
+    np.testing.assert_array_equal(dropped[dropped != text.OOV], ids[dropped != text.OOV])
+    assert len({row.tobytes() for row in dropped}) == 20
+    np.testing.assert_array_equal(text.augment(ids[3:5], keys[3:5], {"drop": 0.3}), dropped[3:5])
+    assert text.augment(ids, keys, {"drop": 0.0}) is ids

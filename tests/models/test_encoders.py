@@ -6,7 +6,7 @@ import scipy.signal
 
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
-from mmfusion.models.encoders.audio import log_mel
+from mmfusion.models.encoders.audio import SpecAugment, log_mel
 from tests.models.random_variables import quick_jit, random_variables
 
 WIDTH, RATE = 8, 1000
@@ -303,3 +303,25 @@ def test_log_mel_puts_a_tone_in_its_band():
 def test_wrong_options_are_the_users_errors(name, options, data, said):
     with pytest.raises(UserError, match=said):
         jax.eval_shape(lambda: ENCODERS[name](width=WIDTH, **options).init(jax.random.key(0), *data, train=False))
+
+
+def test_spans_of_a_spectrogram_are_masked_in_training_only():
+    module, rows, frames, bands = SpecAugment(frames=6, bands=3), 40, 30, 12
+    features = np.ones((rows, frames, bands), np.float32)
+    mask = np.arange(frames) < np.where(np.arange(rows) % 2, 30, 15)[:, None]
+
+    def masked(keep, step=0):
+        ids = {"rows": {"id": np.arange(rows)[keep]}}
+        rngs = {"dropout": jax.random.key(step)}
+        return np.asarray(module.apply(ids, features[keep], mask[keep], train=True, rngs=rngs))
+
+    whole = masked(slice(None))
+    np.testing.assert_array_equal(module.apply({}, features, mask, train=False), features)
+    times, levels = (whole == 0).all(axis=2), (whole == 0).all(axis=1)
+    assert ((whole == 0) == (times[:, :, None] | levels[:, None, :])).all()
+    assert times.sum(1).max() <= 12 and levels.sum(1).max() <= 6  # two spans of each
+    assert times.sum(1).mean() == pytest.approx(5.3, abs=1.2)  # two of 3 on average, which may meet
+    assert not times[::2, 15:].any()  # of a short row only what is real
+    assert times[1::2, 15:].any()
+    np.testing.assert_array_equal(masked(slice(7, 9)), whole[7:9])  # by its own id, whatever is beside it
+    assert (masked(slice(None), step=1) != whole).any()

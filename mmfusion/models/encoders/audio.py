@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
-from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
+from mmfusion.models.layers import Dropout, Norm, normalised_tokens, row_keys, zero_masked
 
 
 def mel_filters(rate: int, fft: int, mels: int) -> np.ndarray:
@@ -65,6 +65,39 @@ def standardize(features: jax.Array, mask: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(var + 1e-5)
 
 
+class SpecAugment(nn.Module):
+    """Sets two spans of time and two of frequency to the mean, in training only (Park et al. 2019, arXiv:1904.08779).
+
+    Attributes:
+      frames: the most frames of a span of time; 0: none.
+      bands: the most mel bands of a span of frequency; 0: none.
+    """
+
+    frames: int
+    bands: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        """Returns `features [B, T, F]`, standardised, with spans of 0; they lie among the real frames `mask [B, T]`."""
+        keys = row_keys(self, train=train) if self.frames or self.bands else None
+        if keys is None:
+            return features
+
+        def spans(key: jax.Array, most: int, size: jax.Array, places: int) -> jax.Array:
+            widths = jax.random.randint(key, (2,), 0, most + 1)
+            share = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
+            first = jnp.floor(share * (jnp.maximum(size - widths, 0) + 1)).astype(jnp.int32)
+            place = jnp.arange(places)[:, None]
+            return ((place >= first) & (place < first + widths)).any(axis=1)
+
+        def one(key: jax.Array, row: jax.Array, real: jax.Array) -> jax.Array:
+            times = spans(jax.random.fold_in(key, 0), self.frames, real.sum(), row.shape[0])
+            bands = spans(jax.random.fold_in(key, 1), self.bands, jnp.int32(row.shape[1]), row.shape[1])
+            return jnp.where(times[:, None] | bands, 0, row)
+
+        return jax.vmap(one)(keys, features, mask)
+
+
 class LogMelCNN(nn.Module):
     """Strided convolutions over a standardised log-mel spectrogram; each time step left is a token.
 
@@ -78,6 +111,7 @@ class LogMelCNN(nn.Module):
       strides: stride of each, in time and frequency.
       norm: `layer`, `group`, `batch` or `none`.
       dropout: rate on the last feature map.
+      mask_frames, mask_bands: the most frames and bands of each span that `SpecAugment` masks; 0: none.
     """
 
     width: int
@@ -89,6 +123,8 @@ class LogMelCNN(nn.Module):
     strides: tuple[int, ...] = (2, 2, 2)
     norm: str = "layer"
     dropout: float = 0.0
+    mask_frames: int = 0
+    mask_bands: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -110,7 +146,8 @@ class LogMelCNN(nn.Module):
             zero_masked(x, mask), self.rate, mels=self.mels, frame_ms=self.frame_ms, hop_ms=self.hop_ms
         )  # [B, T, F]
         frames = mask[:, ::hop]  # [B, T]
-        cells = standardize(spectrum, frames)[..., None].astype(self.dtype)  # [B, T, F, 1]
+        spectrum = SpecAugment(self.mask_frames, self.mask_bands)(standardize(spectrum, frames), frames, train=train)
+        cells = spectrum[..., None].astype(self.dtype)  # [B, T, F, 1]
         for channels, stride in zip(self.channels, self.strides, strict=True):
             cells = conv(channels, 3, stride, self.dtype)(cells)  # [B, T', F', C]
             frames = frames[:, ::stride]

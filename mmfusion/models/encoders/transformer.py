@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
-from mmfusion.models.encoders.audio import log_mel, standardize
+from mmfusion.models.encoders.audio import SpecAugment, log_mel, standardize
 from mmfusion.models.layers import Attention, Dropout, TransformerBlock, normalised_tokens, zero_masked
 
 
@@ -163,6 +163,7 @@ class SpectrogramTransformer(nn.Module):
       hidden: width within the transformer.
       heads: attention heads; they divide `hidden`.
       dropout: rate on the embedded patches and the residual branches.
+      mask_frames, mask_bands: the most frames and bands of each span that `SpecAugment` masks; 0: none.
     """
 
     width: int
@@ -175,6 +176,8 @@ class SpectrogramTransformer(nn.Module):
     hidden: int = 64
     heads: int = 4
     dropout: float = 0.0
+    mask_frames: int = 0
+    mask_bands: int = 0
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "audio"
@@ -195,7 +198,8 @@ class SpectrogramTransformer(nn.Module):
             zero_masked(x, mask), self.rate, mels=self.mels, frame_ms=self.frame_ms, hop_ms=self.hop_ms
         )  # [B, T, F]
         frames = mask[:, ::hop]  # [B, T]
-        cells = standardize(spectrum, frames)[..., None].astype(self.dtype)
+        spectrum = SpecAugment(self.mask_frames, self.mask_bands)(standardize(spectrum, frames), frames, train=train)
+        cells = spectrum[..., None].astype(self.dtype)
         short = -cells.shape[1] % self.patch
         cells = jnp.pad(cells, ((0, 0), (0, short), (0, 0), (0, 0)))
         cells = conv(self.hidden, self.patch, self.patch, self.dtype, padding=0, name="patches")(cells)
