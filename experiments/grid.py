@@ -44,6 +44,8 @@ def command(source: str, overrides: Sequence[str], cell: Cell) -> str:
         arg += f",modalities={'+'.join(sorted(kept))}"
         parts = [f"--config.{section}.{m}." for section in ("data.modalities", "model.encoders") for m in every - kept]
         own = [one for one in own if not one.startswith(tuple(parts))]
+    if added := set(cell.config["objectives"]) - set(cli.make_config(arg, own).objectives):
+        arg += f",objectives={'+'.join(sorted(added))}"
     have, wanted = configs.flat(configs.to_json(cli.make_config(arg, own))), configs.flat(cell.config)
     differ = sorted((key for key in wanted if have.get(key) != wanted[key]), key=lambda key: not key.endswith(".name"))
     changes = [f"--config.{key}={wanted[key]}" for key in differ]

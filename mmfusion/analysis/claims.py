@@ -75,7 +75,9 @@ def claims(
       metric: what was compared.
       higher: whether more of it is better.
     """
-    rule = RULE.format(metric=metric, reference=REFERENCE)
+    references = {method: row for method, row in judge.references(found).items() if row.test}
+    held = {row.method for row in references.values()}
+    rule = RULE.format(metric=metric, reference=held.pop() if len(held) == 1 else REFERENCE)
     fused = [row for row in found if not row.floor]
     floors = [row for row in (*found, *classical) if row.floor]
     joints = [row for row in classical if not row.floor]
@@ -104,8 +106,7 @@ def claims(
             f"{_difference(mine, higher)}."
         )
         said.append(Statement("classical", mine.verdict, text, mine.comparison))
-    references = {row.variation: row for row in ended if row.is_reference}
-    pairs = [(row, references[row.variation]) for row in ended if row.variation in references and not row.is_reference]
+    pairs = [(row, references[row.method]) for row in ended if row.method in references]
     against_reference = judge.differences(pairs, higher)
     if pairs:
         said += _groups(against_reference)
@@ -125,11 +126,13 @@ def claims(
 def _groups(differences: Sequence[Difference]) -> list[Statement]:
     """Returns a statement for the strategies better than the reference, for those worse, and for the others."""
     said = []
+    others = {one.other for one in differences}
+    reference = others.pop() if len(others) == 1 else REFERENCE
     pairs = [one.comparison.n for one in differences if one.comparison]
     count, seeds = len(pairs), max(pairs, default=0)
     if count and seeds < (needed := fewest_pairs(count)):
         text = (
-            f"{seeds} seeds cannot tell any strategy from {REFERENCE}: {count} comparisons need at least "
+            f"{seeds} seeds cannot tell any strategy from {reference}: {count} comparisons need at least "
             f"{needed} (--seeds={needed})."
         )
         said.append(Statement("strategies", "cannot tell", text))
@@ -137,7 +140,7 @@ def _groups(differences: Sequence[Difference]) -> list[Statement]:
         group = [one for one in differences if one.verdict == kind]
         if group:
             named = [f"{one.method}{_without(one)}" for one in group]
-            text = f"{words} {REFERENCE}: {_names(named)}{_needed(group)}."
+            text = f"{words} {reference}: {_names(named)}{_needed(group)}."
             said.append(Statement("strategies", kind, text))
     return said
 

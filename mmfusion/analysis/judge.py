@@ -79,6 +79,15 @@ class Difference:
     lost: tuple[int, ...] = ()
 
 
+def references(found: Sequence[Row]) -> dict[str, Row]:
+    """Returns what each method that fuses is held against: `concat` otherwise alike; of one strategy its first form."""
+    fused = [row for row in found if not row.floor]
+    if len({row.fusion for row in fused}) == 1:
+        return {row.method: fused[0] for row in fused[1:]}
+    own = {row.variation: row for row in fused if row.is_reference}
+    return {row.method: own[row.variation] for row in fused if row.variation in own and not row.is_reference}
+
+
 def direction(cells: Sequence[Cell], metric: str) -> bool:
     """Returns whether more of the metric is better.
 

@@ -21,7 +21,8 @@ from mmfusion.logger import write_json
 PLAN = "plan.json"
 CHOSEN = "optim."  # keys below it are chosen on validation; any other key makes a method of its own
 MODALITIES = "modalities"  # a key beside the config's, such as image+text
-OF_FUSION = (MODALITIES, "model.fusion.")
+OBJECTIVES = "objectives"  # likewise, such as mvae+unimodal, or none
+OF_FUSION = (MODALITIES, OBJECTIVES, "model.fusion.")
 ONE_TEST_SET = ("name", "train", "valid", "test", "valid_fraction", "group", "targets")  # of config.data
 
 
@@ -66,7 +67,8 @@ def build(make: Make, fusions: Sequence[str], seeds: int, vary: Mapping[str, Seq
       fusions: names of strategies.
       seeds: how many: 0, 1, ...
       vary: config key -> values. Keys of the optimizer are chosen on validation, for each method from the same values.
-        The key `modalities` says which the strategies have (`image+text`). A modality alone has no key of another.
+        The key `modalities` says which the strategies have (`image+text`), `objectives` which are added to the config's
+        own, with their defaults (`mvae+unimodal`, `none`). A modality alone has no key of another.
 
     Raises:
       UserError: nothing to run, a key that the config does not have or that changes what is tested, or two methods of
@@ -91,6 +93,8 @@ def build(make: Make, fusions: Sequence[str], seeds: int, vary: Mapping[str, Seq
         for key in sorted(changes, key=lambda key: not key.endswith(".name")):  # a choice brings its own keys
             if modality and (key.startswith(OF_FUSION) or not _has(config, key)):
                 del changes[key]  # what it does not have, cannot vary
+            elif key == OBJECTIVES:
+                _add_objectives(config, changes[key])
             elif key != MODALITIES:
                 _set(config, key, changes[key])
         tried = {key: value for key, value in changes.items() if key.startswith(CHOSEN)}
@@ -156,6 +160,15 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
         node = node[part]
     with config.unlocked():
         node[last] = value
+
+
+def _add_objectives(config: ConfigDict, names: str) -> None:
+    with config.unlocked():
+        for name in str(names).split("+"):
+            if name in config.objectives:
+                raise UserError(f"--vary={OBJECTIVES}={names}: the config has {name} already, in every method")
+            if name != "none":
+                config.objectives[name] = ConfigDict(configs.choice_keys(OBJECTIVES, name))
 
 
 def _has(config: ConfigDict, key: str) -> bool:

@@ -80,7 +80,12 @@ def test_what_a_cell_is_made_of(monkeypatch):
 
 @pytest.mark.parametrize(
     ("fusion", "modality", "vary"),
-    [("gmu", "", {}), ("concat", "", {"optim.name": "sgd", "model.width": 16}), ("", "text", {"data.missing": 0.3})],
+    [
+        ("gmu", "", {}),
+        ("concat", "", {"optim.name": "sgd", "model.width": 16}),
+        ("", "text", {"data.missing": 0.3}),
+        ("mean", "", {"objectives": "mvae+modality_dropout"}),
+    ],
 )
 def test_the_command_of_a_cell_trains_that_cell(fusion, modality, vary):
     overrides = ("--config.steps=8", "--config.optim.learning_rate=0.01")

@@ -104,6 +104,13 @@ def test_any_key_can_be_varied():
         ("gmu modalities=image", ["image"], True), ("gmu modalities=image+text", ["image", "text"], False),
         ("image alone", ["image"], True), ("text alone", ["text"], True),
     ]  # fmt: skip
+    more = plans.build(make, ["gmu"], 1, {"objectives": ["none", "mvae", "unimodal+ogm_ge"]})
+    assert [(cell.method, sorted(cell.config["objectives"])) for cell in more.cells] == [
+        ("gmu objectives=none", []), ("gmu objectives=mvae", ["mvae"]),
+        ("gmu objectives=unimodal+ogm_ge", ["ogm_ge", "unimodal"]), ("image alone", []), ("text alone", []),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"objectives\.mva is unknown: did you mean mvae"):
+        plans.build(make, ["gmu"], 1, {"objectives": ["mva"]})
 
 
 def leave(directory, cell, name, said):

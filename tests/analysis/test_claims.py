@@ -204,6 +204,24 @@ def test_a_strategy_is_held_against_concat_of_the_same_variation():
     ]  # fmt: skip
 
 
+def test_forms_of_one_strategy_are_held_against_the_first():
+    rows = [
+        row("gmu objectives=none", around(0.8)),
+        row("gmu objectives=mvae", around(0.9)),
+        row("gmu objectives=gan", around(0.8, 0.1)),
+        row("image alone", around(0.7), floor=True),
+    ]
+    said = claims(rows, [], {}, {}, "accuracy", higher=True)
+    assert {(one.method, one.other) for one in said.against_reference} == {
+        ("gmu objectives=mvae", "gmu objectives=none"),
+        ("gmu objectives=gan", "gmu objectives=none"),
+    }
+    assert "Better than gmu objectives=none: gmu objectives=mvae." in texts(said, "strategies")
+    assert "held against gmu objectives=none or" in said.rule
+    lost = [dataclasses.replace(rows[0], test=(), valid=(), seeds=(), runs=()), *rows[1:]]
+    assert not claims(lost, [], {}, {}, "accuracy", higher=True).against_reference
+
+
 def test_a_part_as_large_as_the_bound_is_seldom_called_nothing():
     random = np.random.default_rng(3)
     called = 0
