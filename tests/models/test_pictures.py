@@ -47,6 +47,15 @@ def test_published_number_of_parameters(case):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) + (last + 1) * classes == published
 
 
+def test_published_number_of_parameters_of_bert():
+    """BERT-base uncased, as transformers counts it, with its pooler."""
+    encoder = ENCODERS["bert"](width=4, vocabulary=30_522, tokens="pooled")
+    ids, mask = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), bool)
+    params = jax.eval_shape(lambda x, m: encoder.init(jax.random.key(0), x, m, train=False), ids, mask)["params"]
+    own = [params[name] for name in params if name not in ("project", "norm")]  # norm is of what is projected
+    assert sum(leaf.size for leaf in jax.tree.leaves(own)) == 109_482_240
+
+
 def test_adaptive_mean_covers_every_place():
     x = np.arange(15.0, dtype=np.float32).reshape(1, 3, 5, 1)
     rows = [x[0, a:b].mean(axis=0) for a, b in ((0, 2), (1, 3))]
