@@ -8,8 +8,8 @@ python -m experiments.train --config=configs/applications.py:application=surveil
 - `recommendation`: what a customer did, a sequence of events, with a text and a picture.
 - `interaction`: speech, text and a picture.
 
-The data stands in for what cannot be had freely, and says what it is (`stand_ins`): each modality shows the wrong class
-in 20 to 40 % of the examples, independently.
+The data stands in for what cannot be had freely, and says what it is (`stand_ins`): each modality shows nothing in 20
+to 40 % of the examples, independently.
 """
 
 from ml_collections import ConfigDict

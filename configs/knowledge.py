@@ -3,8 +3,8 @@
 python -m experiments.train --config=configs/knowledge.py --workdir=DIR
 
 The data is generated (`stand_ins/creatures`): test sentences name creatures that training never named, so that words
-alone tell nothing there, and the picture is right in 60 % of the examples. What a creature is stands in the triples of
-`configs/animals.tsv`. `:triples=` does without a file and links words that occur together in training.
+alone tell nothing there, and the picture shows nothing in 40 % of the examples. What a creature is stands in the
+triples of `configs/animals.tsv`. `:triples=` does without a file and links words that occur together in training.
 `:modalities=image+text` has no knowledge.
 """
 

@@ -2,10 +2,10 @@
 
 python -m experiments.train --config=configs/three_pictures.py --workdir=DIR
 
-The data is generated (`stand_ins/three_pictures`): each picture alone is right in at most 70 % of the examples. Fusion
-of features: `concat`, the default. Fusion of structure, branches joined at several depths: `:fusion=central` and
-`:fusion=bottleneck,encoder=cnn`, which keeps the cells of the map as tokens. A graph attention network over them:
-`:fusion=gat,encoder=cnn`.
+The data is generated (`stand_ins/three_pictures`): each picture shows nothing in 30 % of the examples, so that one
+alone is right in at most 0.73 of them, and all in 0.976. Fusion of features: `concat`, the default. Fusion of
+structure, branches joined at several depths: `:fusion=central` and `:fusion=bottleneck,encoder=cnn`, which keeps the
+cells of the map as tokens. A graph attention network over them: `:fusion=gat,encoder=cnn`.
 """
 
 from ml_collections import ConfigDict

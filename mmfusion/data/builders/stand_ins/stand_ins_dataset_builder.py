@@ -37,44 +37,44 @@ class Signal:
 
     Attributes:
       feature: what TFDS stores.
-      draw: (class shown, split, source) -> its value.
-      wrong: share of the examples that show another class than the label, drawn for each modality by itself.
+      draw: (class shown or None, split, source) -> its value.
+      silent: share of the examples in which it shows nothing, drawn for each modality by itself.
     """
 
     feature: Any
-    draw: Callable[[int, str, np.random.Generator], Any]
-    wrong: float
+    draw: Callable[[int | None, str, np.random.Generator], Any]
+    silent: float
 
 
-def _picture(classes: int, wrong: float, *, size: int, channels: int = 1) -> Signal:
+def _picture(classes: int, silent: float, *, size: int, channels: int = 1) -> Signal:
     feature = tfds.features.Image(shape=(size, size, channels), encoding_format="png")
     shows = functools.partial(signals.picture, size=size, channels=channels)
-    return Signal(feature, lambda shown, _, draw: io.BytesIO(generate.png(shows(shown, classes, draw))), wrong)
+    return Signal(feature, lambda shown, _, draw: io.BytesIO(generate.png(shows(shown, classes, draw))), silent)
 
 
-def _film(classes: int, wrong: float, *, size: int, frames: int) -> Signal:
+def _film(classes: int, silent: float, *, size: int, frames: int) -> Signal:
     feature = tfds.features.Tensor(shape=(frames, size, size, 1), dtype=np.uint8)
-    return Signal(feature, lambda shown, _, draw: signals.film(shown, classes, draw, size=size, frames=frames), wrong)
+    return Signal(feature, lambda shown, _, draw: signals.film(shown, classes, draw, size=size, frames=frames), silent)
 
 
-def _sound(classes: int, wrong: float, *, rate: int) -> Signal:
+def _sound(classes: int, silent: float, *, rate: int) -> Signal:
     feature = tfds.features.Tensor(shape=(rate,), dtype=np.int16)
-    return Signal(feature, lambda shown, _, draw: signals.sound(shown, classes, draw, rate=rate), wrong)
+    return Signal(feature, lambda shown, _, draw: signals.sound(shown, classes, draw, rate=rate), silent)
 
 
-def _words(make: Callable[..., str], words: tuple[str, ...], wrong: float) -> Signal:
-    return Signal(tfds.features.Text(), lambda shown, _, draw: make(shown, words, draw), wrong)
+def _words(make: Callable[..., str], words: tuple[str, ...], silent: float) -> Signal:
+    return Signal(tfds.features.Text(), lambda shown, _, draw: make(shown, words, draw), silent)
 
 
-def _creature(wrong: float) -> Signal:
+def _creature(silent: float) -> Signal:
     """A sentence about a creature, of which test names others than train."""
 
-    def draw(shown: int, split: str, source: np.random.Generator) -> str:
-        named = list(CREATURES.values())[shown]
+    def draw(shown: int | None, split: str, source: np.random.Generator) -> str:
+        named = list(CREATURES.values())[shown or 0]
         named = named[NAMED_IN_TRAIN:] if split == "test" else named[:NAMED_IN_TRAIN]
-        return signals.sentence(0, [str(source.choice(named))], source)
+        return signals.sentence(None if shown is None else 0, [str(source.choice(named))], source)
 
-    return Signal(tfds.features.Text(), draw, wrong)
+    return Signal(tfds.features.Text(), draw, silent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,16 +157,16 @@ VARIANTS = {
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Generated examples of two to four modalities that each show the label, or in a known share another class.
+    """Generated examples of two to four modalities that each show the label, or in a known share nothing.
 
     They stand in for data that cannot be had freely, in kind, shape and number of modalities, not in what is hard
-    about it: results on them say that a system works, not how good it is. Each modality is wrong by itself, so that
-    one alone is right in at most `1 - wrong` of the examples (of those of more classes than a signal tells apart, in
-    fewer), and several tell more than the best one.
+    about it: results on them say that a system works, not how good it is. Each modality is silent by itself, in 10 to
+    40 % of the examples, so that one alone is right in at most `1 - silent · (1 - 1 / classes)` of them, and all
+    together in `1 - Π silent · (1 - 1 / classes)`.
 
     - picture: a noisy body on a dark ground, hatched at the class's angle.
     - film: a spot that crosses the picture in the class's direction.
-    - sound: one second of a tone with overtones in noise, of the class's pitch.
+    - sound: one second of noise with a tone and overtones of the class's pitch.
     - sentence: fillers and the class's word.
     - events: things seen, opened and bought; the class is the thing that was both seen and bought.
 
@@ -210,9 +210,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 def draw_example(variant: Variant, number: int, split: str, draw: np.random.Generator) -> dict[str, Any]:
     """Returns the modalities and the label of example `number`; each class is the label as often."""
-    classes = len(variant.classes)
-    label, values = number % classes, {}
+    label, values = number % len(variant.classes), {}
     for name, signal in variant.signals.items():
-        other = (label + int(draw.integers(1, classes))) % classes
-        values[name] = signal.draw(other if draw.random() < signal.wrong else label, split, draw)
+        values[name] = signal.draw(None if draw.random() < signal.silent else label, split, draw)
     return {**values, "label": label}
