@@ -3,8 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,9 +13,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from mmfusion import integrity
 from mmfusion.errors import UserError
 
 STATE, META = "state", "meta"
+ASIDE = "damaged-checkpoints"  # where those go that are damaged, beside the others' folder
+T = TypeVar("T")
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was saved."""
 
 
 class Checkpoints:
@@ -26,6 +34,10 @@ class Checkpoints:
     def __init__(self, directory: str | epath.Path):
         path = epath.Path(directory)
         self._directory = path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
+        self._lost = False  # whether one was damaged
+        for step in self._folders():
+            if why := _unsound(self._directory / step):
+                self._set_aside(step, f"checkpoint {self._directory}/{step} is damaged: {why}")
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -50,7 +62,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Returns the step of the best finite validation score, the newest where none has one."""
-        saved = {step: metrics for step in self.steps() if (metrics := self._manager.metrics(step))}
+        saved = {step: self.meta(step) for step in self.steps()}  # Orbax's own copy of the score has no seal
         scored = [step for step, metrics in saved.items() if _score(metrics) > -math.inf]
         return max(scored, key=lambda step: _rank(saved[step]), default=self.newest())
 
@@ -70,33 +82,91 @@ class Checkpoints:
             return
         # Copied, because the next step donates these buffers while the writer still reads them.
         host = jax.tree.map(np.array, state)
-        described = {**meta, "step": step, "tree": describe(host)}
+        finite = score if score is not None and math.isfinite(score) else None
+        described = {**meta, "step": step, "score": finite, "tree": describe(host), "sums": integrity.checksums(host)}
+        sealed = integrity.sealed(canonical(described))
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(host), META: ocp.args.JsonSave(described)}),
-                metrics={"score": None if score is None or not math.isfinite(score) else score, "step": step},
+                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(host), META: ocp.args.JsonSave(sealed)}),
+                metrics={"score": finite, "step": step},
             )
         except (OSError, ValueError) as error:
             raise _unsaved(self._directory, error) from error
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the state of `step`."""
-        return self._manager.restore(step, args=ocp.args.Composite(**{META: ocp.args.JsonRestore()}))[META]
+        return self._read(step, META, ocp.args.JsonRestore())
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the state of `step`, as host arrays shaped like `like`, and its meta.
 
         Raises:
-          UserError: the checkpoint is of another architecture; the line shows where the trees differ.
+          Damaged: it is not what was saved.
+          UserError: the checkpoint is of another architecture, and the line shows where the trees differ; or it may not
+            be read.
         """
         meta = self.meta(step)
         if differences := compare(describe(like), meta["tree"]):
             shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if differences[5:] else "")
             raise UserError(f"checkpoint {self._directory}/{step} is of another architecture: {shown}")
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(template)})
-        return self._manager.restore(step, args=args)[STATE], meta
+        state = self._read(step, STATE, ocp.args.StandardRestore(template))
+        if wrong := sorted(path for path, sum_ in integrity.checksums(state).items() if meta["sums"][path] != sum_):
+            more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
+            raise Damaged(f"checkpoint {self._directory}/{step} is damaged: {wrong[0]}{more} is not what was saved")
+        return state, meta
+
+    def first_sound(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
+        """Returns what `read(step)` gives of the newest checkpoint, or of the best, that is not damaged.
+
+        Those before it are set aside, with a warning, in a folder beside the others'. None where there is none at all.
+
+        Raises:
+          UserError: all are damaged, or as `read` does.
+        """
+        while (step := self.best() if best else self.newest()) is not None:
+            try:
+                return read(step)
+            except Damaged as error:
+                self._set_aside(str(step), str(error))
+                self._manager.reload()
+        if self._lost:
+            raise UserError(
+                f"no checkpoint under {self._directory} can be trusted; they are in "
+                f"{self._directory.parent / ASIDE}: begin again in another directory"
+            )
+        return None
+
+    def _folders(self) -> list[str]:
+        return (
+            [path.name for path in self._directory.iterdir() if path.name.isdigit()] if self._directory.exists() else []
+        )
+
+    def _set_aside(self, step: str, why: str) -> None:
+        self._lost = True
+        aside = self._directory.parent / ASIDE
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            target = next(place for k in range(10**6) if not (place := aside / f"{step}-{k}").exists())
+            print(f"warning: {why}; it goes to {target}, and another one serves", file=sys.stderr)
+            (self._directory / step).rename(target)
+        except FileNotFoundError:
+            pass  # another host was first
+        except OSError as error:
+            raise UserError(f"{why}; and it cannot be moved away: {error}") from error
+
+    def _read(self, step: int, part: str, args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{part: args}))[part]
+        # Orbax and TensorStore have many kinds of exception for files that are broken.
+        except Exception as error:
+            said = " ".join(str(error).split())[:200]
+            if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
+                raise UserError(f"checkpoint {self._directory}/{step} cannot be read: permission denied") from error
+            raise Damaged(
+                f"checkpoint {self._directory}/{step} is damaged: its {part} cannot be read ({said})"
+            ) from error
 
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises UserError where it could not be written."""
@@ -109,6 +179,19 @@ class Checkpoints:
         """Waits and lets go of the directory."""
         self.wait()
         self._manager.close()
+
+
+def _unsound(folder: epath.Path) -> str:
+    """Returns what is wrong with what was saved beside the state, which is small; "" where it is as it was."""
+    try:
+        meta = json.loads((folder / META / "metadata").read_text())
+        score = json.loads((folder / "metrics" / "metrics").read_text())
+        sound = integrity.is_sealed(meta) and score == {"score": meta["score"], "step": meta["step"]}
+    except PermissionError as error:
+        raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
+    except (OSError, ValueError, AttributeError) as error:
+        return f"what was saved beside the state cannot be read ({' '.join(str(error).split())[:200]})"
+    return "" if sound else "what was saved beside the state is not what it was"
 
 
 def describe(tree: Any) -> dict[str, list[Any]]:

@@ -145,15 +145,19 @@ def open_run(
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet")
     checkpoints = Checkpoints(workdir / "checkpoints")
-    step = checkpoints.best()
-    if step is None:
-        raise UserError(f"{workdir} has no checkpoint yet")
-    meta = checkpoints.meta(step)
-    dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=meta["data"])
-    parts = assemble(config, dataset)
-    state, _ = checkpoints.restore(step, parts.state_shapes())
+
+    def read(step: int) -> Run:
+        saved = checkpoints.meta(step)["data"]
+        dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
+        parts = assemble(config, dataset)
+        state, _ = checkpoints.restore(step, parts.state_shapes())
+        return Run(config, dataset, parts, parts.parallel.replicate(state), step)
+
+    run = checkpoints.first_sound(read, best=True)
     checkpoints.close()
-    return Run(config, dataset, parts, parts.parallel.replicate(state), step)
+    if run is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    return run
 
 
 def evaluate(

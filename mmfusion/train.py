@@ -118,11 +118,11 @@ def run(
         write_json(workdir / "config.json", configs.to_json(config))
     checkpoints = Checkpoints(workdir / "checkpoints")
     progress, begun = Progress(), []
-    if (newest := checkpoints.newest()) is None:
+    if (saved := checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes))) is None:
         drawn, begun = transfer.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed))
         state = spread.replicate(drawn)
     else:
-        host_state, meta = checkpoints.restore(newest, shapes)
+        host_state, meta = saved
         _check_data(meta["data"], dataset, workdir)
         # Through an identity program: restored arrays may silently refuse to be donated.
         state = jax.jit(lambda tree: tree)(spread.replicate(host_state))
@@ -209,9 +209,8 @@ def run(
         checkpoints.wait()
 
         # Test, once, the checkpoint that validation chose
-        best = checkpoints.best()
-        host_state, _ = checkpoints.restore(best, shapes)
-        state = spread.replicate(host_state)
+        host_state, chosen = checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes), best=True)
+        state, best = spread.replicate(host_state), chosen["step"]
         result = {split: score(rows_of(dataset.splits[split]), parts.tasks) for split in ("valid", "test")}
         log.log(best, result["test"], "test")
         result |= {

@@ -1,7 +1,9 @@
 """Checkpoints: which are kept, which is best, what a wrong or failed one says, and what is left on the disk."""
 
 import errno
+import re
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,3 +188,71 @@ def test_donation_after_a_save_does_not_reach_the_file(tmp_path: Path):
     restored, _ = checkpoints.restore(1, noise(0))
     np.testing.assert_array_equal(restored["kernel"], noise(1)["kernel"])
     checkpoints.close()
+
+
+def restored(directory: Path, *, best: bool = False) -> tuple[int, Any] | None:
+    checkpoints = Checkpoints(directory)
+    try:
+        found = checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)), best=best)
+    finally:
+        checkpoints.close()
+    return found and (found[1]["step"], found[0])
+
+
+def flip(path: Path, draw: np.random.Generator) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[draw.integers(len(data))] ^= 1 << int(draw.integers(8))
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_seen_or_changes_nothing(tmp_path: Path):
+    """In every file of the newest of two checkpoints: what is restored is one of them, to the bit."""
+    draw, kept, fell_back = np.random.default_rng(0), tmp_path / "kept" / "checkpoints", 0
+    saved(kept, {1: 0.5, 2: 0.7}).close()
+    files = [
+        path.relative_to(kept) for path in sorted((kept / "2").rglob("*")) if path.is_file() and path.stat().st_size
+    ]
+    assert any(path.suffix == "" for path in files)
+    for number, name in enumerate(files):
+        directory = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(kept, directory)
+        flip(directory / name, draw)
+        step, found = restored(directory, best=bool(number % 2))
+        assert step in (1, 2), name
+        jax.tree.map(np.testing.assert_array_equal, found, state(step))
+        aside = directory.parent / "damaged-checkpoints"
+        assert aside.exists() == (step == 1), name
+        fell_back += step == 1
+    assert fell_back >= 2  # the arrays and what was saved beside them at least
+
+
+def test_numbers_that_were_changed_behind_its_back_are_seen(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A whole other checkpoint in the place of one, which every file format would take for good."""
+    directory, other = tmp_path / "checkpoints", tmp_path / "other"
+    saved(directory, {1: 0.5, 2: 0.7}).close()
+    strange = Checkpoints(other)
+    strange.save(2, state(9), {}, 0.7)
+    strange.close()
+    shutil.rmtree(directory / "2" / "state")
+    shutil.copytree(other / "2" / "state", directory / "2" / "state")
+    assert restored(directory)[0] == 1
+    said = capsys.readouterr().err
+    assert re.search(r"warning: checkpoint .*/2 is damaged: params/dense/kernel and 1 more is not what was saved", said)
+    assert [path.name for path in (tmp_path / "damaged-checkpoints").iterdir()] == ["2-0"]
+    again = saved(directory, {2: 0.9})  # the step can be taken again
+    assert again.steps() == [1, 2] and again.best() == 2
+    again.close()
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    saved(directory, {1: 0.5, 2: 0.7}).close()
+    for step in ("1", "2"):
+        for path in (directory / step / "meta").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint under .* can be trusted; they are in .*damaged-checkpoints"):
+        restored(directory)
+    assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
+    assert restored(directory) is None
