@@ -1,10 +1,11 @@
 """Checkpoints: state, position, config, tokenizers and class names together. The only file that imports Orbax."""
 
+import contextlib
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -96,7 +97,8 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the state of `step`."""
-        return self._read(step, META, ocp.args.JsonRestore())
+        with _reading(self._directory / str(step)):
+            return self._manager.restore(step, args=ocp.args.Composite(**{META: ocp.args.JsonRestore()}))[META]
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the state of `step`, as host arrays shaped like `like`, and its meta.
@@ -111,10 +113,10 @@ class Checkpoints:
             shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if differences[5:] else "")
             raise UserError(f"checkpoint {self._directory}/{step} is of another architecture: {shown}")
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-        state = self._read(step, STATE, ocp.args.StandardRestore(template))
-        if wrong := sorted(path for path, sum_ in integrity.checksums(state).items() if meta["sums"][path] != sum_):
-            more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
-            raise Damaged(f"checkpoint {self._directory}/{step} is damaged: {wrong[0]}{more} is not what was saved")
+        folder, args = self._directory / str(step), ocp.args.StandardRestore(template)
+        with _reading(folder):
+            state = self._manager.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
+        _check_sums(folder, state, meta)
         return state, meta
 
     def first_sound(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
@@ -156,18 +158,6 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"{why}; and it cannot be moved away: {error}") from error
 
-    def _read(self, step: int, part: str, args: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{part: args}))[part]
-        # Orbax and TensorStore have many kinds of exception for files that are broken.
-        except Exception as error:
-            said = " ".join(str(error).split())[:200]
-            if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
-                raise UserError(f"checkpoint {self._directory}/{step} cannot be read: permission denied") from error
-            raise Damaged(
-                f"checkpoint {self._directory}/{step} is damaged: its {part} cannot be read ({said})"
-            ) from error
-
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises UserError where it could not be written."""
         try:
@@ -179,6 +169,43 @@ class Checkpoints:
         """Waits and lets go of the directory."""
         self.wait()
         self._manager.close()
+
+
+def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the arrays of one checkpoint by path, and what was saved beside them; changes nothing.
+
+    Raises:
+      Damaged: it is not what was saved.
+      UserError: it may not be read.
+    """
+    folder = epath.Path(folder).absolute()
+    if why := _unsound(folder):
+        raise Damaged(f"checkpoint {folder} is damaged: {why}")
+    meta = json.loads((folder / META / "metadata").read_text())
+    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(folder / STATE)
+    _check_sums(folder, state, meta)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}, meta
+
+
+@contextlib.contextmanager
+def _reading(folder: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    # Orbax and TensorStore have many kinds of exception for files that are broken.
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
+            raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
+        raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})") from error
+
+
+def _check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:
+    sums = integrity.checksums(state)
+    if wrong := sorted(path for path in {*sums, *meta["sums"]} if sums.get(path) != meta["sums"].get(path)):
+        more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
+        raise Damaged(f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved")
 
 
 def _unsound(folder: epath.Path) -> str:
