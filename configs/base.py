@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
         "accuracy"  # the validation metric that chooses the checkpoint to test; TASK/metric of several targets
     )
 
+    config.deterministic = False  # the same to the bit from run to run on a GPU too, which is slower; a CPU always is
+
     config.data = ConfigDict()
     config.data.name = ""  # a TFDS name, or pair:FIRST+SECOND:by=label|index
     config.data.dir = ""  # where datasets are prepared; empty: TFDS's own place

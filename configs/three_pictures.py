@@ -11,27 +11,24 @@ cells of the map as tokens. A graph attention network over them: `:fusion=gat,en
 from ml_collections import ConfigDict
 
 from configs import base
-from mmfusion.config import choice_keys
+from mmfusion.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: those of `base.begin`, and encoder (pooled_cnn, or another of pictures)."""
+    """Returns the config; arguments: those of `base.begin`, and encoder (pooled_cnn or cnn)."""
     config, args = base.begin(arg, encoder="pooled_cnn")
+    if args.encoder not in ("pooled_cnn", "cnn"):
+        raise UserError(f"config argument encoder={args.encoder!r} must be pooled_cnn or cnn")
     config.steps = 1500
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 500
 
     config.data.name = "stand_ins/three_pictures"
-    options = {"reduce": "mean"} if "reduce" in choice_keys("model.encoders.gray", args.encoder) else {}
+    options = {"channels": (32, 64), "norm": "batch"}
+    options |= {"reduce": "mean"} if args.encoder == "pooled_cnn" else {"strides": (2, 2)}
     for name, channels in (("gray", 1), ("colour", 3), ("deep", 4)):
         config.data.modalities[name] = base.modality("image", name, size=(28, 28), channels=channels)
-        config.model.encoders[name] = base.encoder(
-            "image",
-            args.encoder,
-            channels=(32, 64),
-            norm="batch",
-            **options,
-        )
+        config.model.encoders[name] = base.encoder("image", args.encoder, **options)
     config.data.targets.label = base.target("classification", "label")
     config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 50})
     return base.finish(config, args)

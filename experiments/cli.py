@@ -88,6 +88,13 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
     return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
 
 
+def settle(config: ConfigDict) -> None:
+    """Does what a config asks of the process, before JAX looks for devices."""
+    if config.deterministic:
+        parallel.settle_determinism()
+    settle_compilation_cache()
+
+
 def settle_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX was told where to; the folder holds code: for its owner only."""
     import jax

@@ -12,7 +12,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "write a JAX trace of a few early 
 
 def main(argv: Sequence[str]) -> None:
     config = cli.parse_config(argv)
-    cli.settle_compilation_cache()
+    cli.settle(config)
 
     import jax
 

@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmfusion.data.batch import Batch
+from mmfusion.errors import UserError
 
 AXIS = "data"
 MODES = ("pmap", "jit")
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,20 @@ def _replicated(call: Callable[..., Any], states: tuple, batches: tuple, rates: 
     stacked = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (states, batches, rates))
     together = jax.vmap(call)(*stacked)
     return tuple(jax.tree.map(lambda x, r=r: x[r], together) for r in range(len(states)))
+
+
+def settle_determinism() -> None:
+    """Tells XLA to take only GPU kernels that add in a fixed order; to be called before JAX looks for devices."""
+    if DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+
+
+def check_determinism(platform: str) -> None:
+    """Raises UserError on a GPU whose kernels may add in any order; those of other devices do not."""
+    if platform == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise UserError(
+            f"config.deterministic=True needs XLA_FLAGS={DETERMINISTIC} before JAX starts, as train sets it"
+        )
 
 
 def keep_freed_memory() -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import mmfusion
 from mmfusion import config as configs
-from mmfusion import optim, parallel, transfer
+from mmfusion import optim, parallel, provenance, transfer
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets
@@ -106,6 +106,8 @@ def run(
     dataset = dataset or datasets.load(config.data, seed=config.seed)
     parts = assemble(config, dataset)
     spread = parts.parallel
+    if config.deterministic:
+        parallel.check_determinism(spread.platform)
     primary = spread.host == 0
     k = parallel.steps_per_call(
         config.parallel.steps_per_call, spread.platform, (config.steps, config.eval_every, config.checkpoint_every)
@@ -229,7 +231,7 @@ def run(
                 "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
             },
             "device": f"{spread.devices} x {jax.devices()[0].device_kind}",
-            "versions": {"mmfusion": mmfusion.__version__, "jax": jax.__version__},
+            **provenance.environment(),
         }
         if primary:
             write_json(workdir / "result.json", result)
