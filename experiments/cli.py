@@ -88,8 +88,9 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
     return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
 
 
-def settle(config: ConfigDict) -> None:
-    """Does what a config asks of the process, before JAX looks for devices."""
+def settle(config: ConfigDict, distributed: str = "") -> None:
+    """Joins other hosts (`parallel.join_hosts`) and does what a config asks of the process, before JAX has devices."""
+    parallel.join_hosts(distributed)
     if config.deterministic:
         parallel.settle_determinism()
     settle_compilation_cache()

@@ -1,5 +1,6 @@
 """Trains one configuration in a directory, or continues there; see README.md for the flags."""
 
+import json
 from collections.abc import Sequence
 
 from absl import flags
@@ -7,20 +8,23 @@ from absl import flags
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
+DISTRIBUTED = flags.DEFINE_string("distributed", "", "auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
 PROFILE = flags.DEFINE_bool("profile", False, "write a JAX trace of a few early steps to WORKDIR/profile")
 
 
 def main(argv: Sequence[str]) -> None:
     config = cli.parse_config(argv)
-    cli.settle(config)
+    cli.settle(config, DISTRIBUTED.value)
 
     import jax
 
     from configs import base
     from mmfusion import config as configs
+    from mmfusion import parallel
     from mmfusion.train import train
 
     configs.check(config, base.get_config(), jax.device_count())
+    parallel.check_same(json.dumps(configs.to_json(config), sort_keys=True))
     train(config, WORKDIR.value, profile=PROFILE.value)
 
 

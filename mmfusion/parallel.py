@@ -4,14 +4,17 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import hashlib
 import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmfusion.data.batch import Batch
@@ -54,6 +57,12 @@ class Parallel:
     @property
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
+
+    def stopping(self, stop: threading.Event, step: int) -> bool:
+        """Returns whether to stop after this step; several hosts say so at one step, soon after one of them is told."""
+        if self.hosts == 1:
+            return stop.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def put_batch(self, batch: Batch) -> Batch:
         """Starts the transfer of this host's rows `[B / hosts, ...]` to its devices."""
@@ -141,6 +150,42 @@ def _replicated(call: Callable[..., Any], states: tuple, batches: tuple, rates: 
     stacked = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (states, batches, rates))
     together = jax.vmap(call)(*stacked)
     return tuple(jax.tree.map(lambda x, r=r: x[r], together) for r in range(len(states)))
+
+
+def join_hosts(where: str) -> None:
+    """Joins the other hosts of a run; to be called before JAX looks for devices.
+
+    Args:
+      where: `auto` where the machine knows (Cloud TPU, Slurm), or `HOST:PORT,PROCESS,PROCESSES`, the address of process
+        0, which one this is, and how many there are; empty: there are no others.
+
+    Raises:
+      UserError: it is neither, or the others do not come.
+    """
+    if not where:
+        return
+    given = {}
+    if where != "auto":
+        try:
+            address, process, processes = where.split(",")
+            given = {"coordinator_address": address, "process_id": int(process), "num_processes": int(processes)}
+        except ValueError:
+            raise UserError(f"--distributed={where} is neither auto nor HOST:PORT,PROCESS,PROCESSES") from None
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_same(described: str) -> None:
+    """Raises UserError on every host where hosts were given different things, such as configs."""
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
+        every = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, len(digest))
+        if others := [host for host in range(len(every)) if (every[host] != every[0]).any()]:
+            raise UserError(f"hosts {', '.join(map(str, others))} have another config than host 0: give all the same")
 
 
 def settle_determinism() -> None:

@@ -188,7 +188,8 @@ def run(
 
             # Validate and save
             validate = progress.step % config.eval_every == 0 or progress.step == config.steps
-            if not (validate or progress.step % config.checkpoint_every == 0 or stop.is_set()):
+            stopping = spread.stopping(stop, progress.step)
+            if not (validate or progress.step % config.checkpoint_every == 0 or stopping):
                 continue
             meter.pause(progress)
             scored = None
@@ -204,7 +205,7 @@ def run(
                 if parts.objectives.blending:
                     state = blended(rows)
             save(scored)
-            if stop.is_set():
+            if stopping:
                 checkpoints.close()
                 raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
@@ -313,7 +314,8 @@ def _introduce(
 def stop_on_sigterm() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    # Of several hosts JAX listens, and tells all of them, see `Parallel.stopping`.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield stop
         return
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -1,0 +1,71 @@
+"""The train command in two processes of one device each: stopped by a signal to one of them, and continued."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mmfusion import parallel
+from mmfusion.errors import UserError
+from tests.conftest import ROOT
+
+STEPS = 200  # seconds, so that the signal comes in between
+SGD = {"optim.schedule.warmup_steps": 1, "steps": STEPS, "checkpoint_every": STEPS, "eval_every": STEPS}
+
+
+def start(flags, workdir, hosts=2):
+    """Starts the hosts of a run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *flags, f"--workdir={workdir}",
+             f"--distributed=localhost:{port},{host},{hosts}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for host in range(hosts)
+    ]  # fmt: skip
+
+
+def finish(processes):
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def losses(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if line["split"] == "train"]
+
+
+@pytest.mark.spread
+def test_a_signal_to_one_host_stops_both_and_they_go_on(tiny_flags, command, tmp_path):
+    flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
+    flags += ["--config.optim.name=sgd", "--config.model.fusion.name=concat"]
+    done = command("experiments.train", *flags, f"--workdir={tmp_path / 'one'}")
+    assert done.returncode == 0, done.stderr
+
+    hosts = start(flags, tmp_path / "two")
+    path, deadline = tmp_path / "two" / "metrics.jsonl", time.monotonic() + 200
+    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    hosts[1].send_signal(signal.SIGTERM)
+    statuses, said = finish(hosts)
+    assert statuses == [75, 75], said
+    assert "saved at step" in said[0] and "saved at step" in said[1]
+    assert len(losses(tmp_path / "two")) < STEPS
+    statuses, said = finish(start(flags, tmp_path / "two"))
+    assert statuses == [0, 0], said
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
+
+
+def test_what_is_no_address_is_told():
+    for wrong in ("somewhere", "localhost:1,a,2", "localhost:1,0"):
+        with pytest.raises(UserError, match="is neither auto nor HOST:PORT,PROCESS,PROCESSES"):
+            parallel.join_hosts(wrong)
+    parallel.join_hosts("")
