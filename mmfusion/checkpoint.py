@@ -18,6 +18,7 @@ from mmfusion import integrity
 from mmfusion.errors import UserError
 
 STATE, META = "state", "meta"
+PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")  # in TensorStore's errors
 ASIDE = "damaged-checkpoints"  # where those go that are damaged, beside the others' folder
 T = TypeVar("T")
 
@@ -198,6 +199,9 @@ def _reading(folder: epath.Path) -> Iterator[None]:
         said = " ".join(str(error).split())[:200]
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
             raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
+        passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if passing or isinstance(error, MemoryError) or any(word in said for word in PASSING):
+            raise  # the machine's fault, not the file's
         raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})") from error
 
 

@@ -256,3 +256,20 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path: Path):
         restored(directory)
     assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
     assert restored(directory) is None
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no memory"), OSError(24, "Too many open files"), ValueError("UNAVAILABLE")]
+)
+def test_what_the_machine_lacks_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    directory = tmp_path / "checkpoints"
+    checkpoints = saved(directory, {1: 0.5})
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(type(error)):
+        checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)))
+    assert checkpoints.steps() == [1]
+    checkpoints.close()
