@@ -120,6 +120,8 @@ def finish(config: ConfigDict, args: ConfigDict) -> ConfigDict:
     add_objectives(config, args.objectives)
     if args.encoders:
         for name, section in config.model.encoders.items():
+            if section.share:
+                continue
             section.init, section.freeze = f"run:{args.encoders}/{name}", 10**9  # whatever the steps
     return config.lock()
 
@@ -137,12 +139,18 @@ def keep_modalities(config: ConfigDict, names: str) -> None:
             del config.data.modalities[name]
         encoders = {name: section.copy_and_resolve_references() for name, section in config.model.encoders.items()}
         config.model.encoders = ConfigDict()
+        reader = {}  # of each encoder that is left, the modality that has it now
         for name, section in encoders.items():
-            if together := [m for m in (name, *section.join) if m in kept]:  # whichever is left has the encoder
-                if section.share and section.share not in kept:
-                    section = encoders[section.share].copy_and_resolve_references()
-                section.join = tuple(together[1:])
-                config.model.encoders[together[0]] = section
+            left = [m for m in (name, *section.join) if m in kept]  # whichever is left has the encoder
+            left += [m for m, other in encoders.items() if other.share == name and m in kept]
+            if left and not section.share:
+                section.join = tuple(m for m in left[1:] if m in section.join)
+                config.model.encoders[left[0]] = section
+                reader[name] = left[0]
+        for name, section in encoders.items():
+            if section.share and name in kept and reader[section.share] != name:
+                section.share = reader[section.share]
+                config.model.encoders[name] = section
 
 
 def add_objectives(config: ConfigDict, names: str) -> None:

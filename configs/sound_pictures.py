@@ -2,11 +2,11 @@
 
 python -m experiments.train --config=configs/sound_pictures.py --workdir=DIR
 
-`:classes=20` is generated (`stand_ins/sound_pictures`): sound 44100×1, a picture 28×28×1, one of 224×224×3, and text;
-each shows nothing in 30 to 40 % of the examples; sound alone is right in at most 0.715, all in 0.982. `:classes=10` is
-real, with `--config.data.manual_dir=ARCHIVES`: spoken digits of 8 kHz, read at 44.1 kHz, and MNIST pictures
-(`av_digits/clean`). `result.json` has the recall of each class beside the accuracy; `experiments.ablate` adds an SVM
-and naive Bayes.
+`:classes=20` is generated (`stand_ins/sound_pictures`): sound 44100×1, a picture 28×28×1, one of 224×224×3 (enlarged
+from 64×64), and text; each shows nothing in 30 to 40 % of the examples; sound alone is right in at most 0.715, all in
+0.982. `:classes=10` is real, with `--config.data.manual_dir=ARCHIVES`: spoken digits of 8 kHz, read at 44.1 kHz, and
+MNIST pictures (`av_digits/clean`). `result.json` has the recall of each class beside the accuracy; `experiments.ablate`
+adds an SVM and naive Bayes.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 python -m experiments.train --config=configs/xray_ct.py --workdir=DIR
 
 The data is generated and only stands in for such pictures (`stand_ins/xray_ct`): each shows nothing in 30 % of the
-examples, so that one alone is right in at most 0.775 of them, and both in 0.932. `:joined=False` gives each its own
+examples, so that one alone is right in at most 0.775 of them, and both in 0.9325. `:joined=False` gives each its own
 encoder, fused by a strategy; `:size=128` reads larger pictures. `--config.model.encoders.xray.channels="(16,32,64)"`
 makes the CNN deeper, `.layers=2` the recurrent network, `.steps=cells` reads the map cell by cell.
 """

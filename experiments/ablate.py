@@ -49,7 +49,6 @@ def ablate(argv: Sequence[str]) -> None:
     published = dict(grid.score(item) for item in PUBLISHED.value)
     if SEEDS.value < 1:
         raise UserError(f"--seeds={SEEDS.value} must be at least 1")
-    cli.settle_compilation_cache()
 
     import jax
 
@@ -60,6 +59,7 @@ def ablate(argv: Sequence[str]) -> None:
 
     names = chosen()
     example = make(names[0], 0, "")
+    cli.settle(example)  # the processes that train begin with this one's environment
     metric = METRIC.value or compared_metric(example)
     if metric not in (have := configs.selectable(example)):
         raise UserError(f"--metric={metric}: {nearest(metric, have)}")

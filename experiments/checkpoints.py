@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     elif COPY.value:
         verified(folder, COPY.value)
         shutil.copytree(folder / COPY.value, TO.value)
+        verified(Path(TO.value).parent, Path(TO.value).name)
         print(f"step {COPY.value} is in {TO.value}")
     elif not list_steps(folder, steps):
         sys.exit(1)
@@ -69,7 +70,15 @@ def list_steps(folder: Path, steps: Sequence[str]) -> bool:
             lines.append((step, score, f"{len(arrays)}", f"{size / 1e6:.1f}", "as it was saved"))
         except UserError as error:
             sound = False
-            lines.append((step, "?", "?", f"{size / 1e6:.1f}", str(error).partition(" is ")[2]))
+            lines.append(
+                (
+                    step,
+                    "?",
+                    "?",
+                    f"{size / 1e6:.1f}",
+                    str(error).removeprefix(f"checkpoint {(folder / step).absolute()} "),
+                )
+            )
     show(("step", "score", "arrays", "MB", ""), lines)
     return sound
 

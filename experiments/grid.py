@@ -45,7 +45,11 @@ def command(source: str, overrides: Sequence[str], cell: Cell) -> str:
         parts = [f"--config.{section}.{m}." for section in ("data.modalities", "model.encoders") for m in every - kept]
         own = [one for one in own if not one.startswith(tuple(parts))]
     if added := set(cell.config["objectives"]) - set(cli.make_config(arg, own).objectives):
-        arg += f",objectives={'+'.join(sorted(added))}"
+        path, _, given = arg.partition(":")
+        items = [item for item in given.split(",") if not item.startswith("objectives=")]
+        own_objectives = [item.partition("=")[2] for item in given.split(",") if item.startswith("objectives=")]
+        items.append(f"objectives={'+'.join([*filter(None, own_objectives), *sorted(added)])}")
+        arg = f"{path}:{','.join(items)}"
     have, wanted = configs.flat(configs.to_json(cli.make_config(arg, own))), configs.flat(cell.config)
     differ = sorted((key for key in wanted if have.get(key) != wanted[key]), key=lambda key: not key.endswith(".name"))
     changes = [f"--config.{key}={wanted[key]}" for key in differ]

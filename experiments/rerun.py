@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
     first = read(named[0])
     output = Path(OUTPUT.value or f"{Path(named[0])}-again")
     config = moved(first.config, overrides)
+    if (output / "config.json").exists():
+        raise UserError(f"--output={output} holds a run already: give a directory that is not there yet")
     cli.settle(config)
 
     import jax
@@ -63,7 +65,13 @@ def moved(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 def differences(first: Path, again: Path, result: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
     """Returns a line for what is not the same: the first step whose numbers differ, and each score that does."""
-    lines = []
+    lines = [
+        f"{name}: {of(result)} and {of(repeated)}"
+        for name, of in (("data", lambda r: r["data"]["fingerprint"]), ("best step", lambda r: r["best_step"]))
+        if of(result) != of(repeated)
+    ]
+    if len(steps(first)) != len(steps(again)):
+        lines.append(f"logged lines: {len(steps(first))} and {len(steps(again))}")
     for one, other in zip(steps(first), steps(again), strict=False):
         if named := [name for name in {**one, **other} if repr(one.get(name)) != repr(other.get(name))]:
             lines.append(f"step {one['step']}: {', '.join(f'{n} {one.get(n)!r} and {other.get(n)!r}' for n in named)}")
@@ -86,8 +94,6 @@ def show(first: dict[str, Any], again: dict[str, Any], differ: Sequence[str]) ->
     for name in ("device", "versions", "machine", "flags", "commit"):
         if first.get(name) != again.get(name):
             print(f"{name}: {first.get(name)} and {again.get(name)}")
-    if first["data"]["fingerprint"] != again["data"]["fingerprint"]:
-        print(f"data: {first['data']['fingerprint']} and {again['data']['fingerprint']}")
     print("\n".join(differ) if differ else "the same, bit for bit: every logged step, every score")
 
 

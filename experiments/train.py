@@ -24,7 +24,8 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.train import train
 
     configs.check(config, base.get_config(), jax.device_count())
-    parallel.check_same(json.dumps(configs.to_json(config), sort_keys=True))
+    computed = {key: value for key, value in configs.flat(configs.to_json(config)).items() if key not in configs.PLACES}
+    parallel.check_same(json.dumps(computed, sort_keys=True), "config")
     train(config, WORKDIR.value, profile=PROFILE.value)
 
 

@@ -73,7 +73,8 @@ class GradNorm:
 
     Attributes:
       alpha: how much more a task counts that learns slowly.
-      rate: learning rate of the weights, whose mean stays 1.
+      rate: learning rate of the weights, whose mean stays 1. What they move by is in proportion to the gradients, which
+        are smaller in a larger batch.
     """
 
     alpha: float = 1.5
@@ -88,17 +89,15 @@ class GradNorm:
         balance: Mapping[str, Any],
         losses: Mapping[str, jax.Array],
         norms: Mapping[str, jax.Array],
-        step: jax.Array,
     ) -> dict[str, Any]:
         """Returns what the state holds after a step.
 
         Args:
           balance: what it held before.
           losses: each task's mean loss, unweighted.
-          norms: of each one's gradient.
-          step: steps taken.
+          norms: of each one's gradient, with its fixed weight.
         """
-        first = {task: jnp.where(step == 0, loss, balance["first"][task]) for task, loss in losses.items()}
+        first = {task: jnp.where(old > 0, old, losses[task]) for task, old in balance["first"].items()}
         left = {task: loss / jnp.maximum(first[task], 1e-9) for task, loss in losses.items()}
         each = {task: balance["tasks"][task] * norm for task, norm in norms.items()}
         mean_left, mean = (sum(values.values()) / len(losses) for values in (left, each))
@@ -116,14 +115,17 @@ class GradientBlending:
     """Weights of the joint and of each modality's own head, by who generalises (Wang et al. 2020, arXiv:1905.12681).
 
     w ∝ G / O²: G is how far a head's validation loss fell since the last validation, O how much its distance from the
-    training loss grew. The paper measures both in runs of their own; here they are measured in the run itself, on
-    validation and on as many training rows, both as in evaluation.
+    training loss grew. The paper measures both in runs of each head alone; here they are measured in the run itself, on
+    validation and on as many training rows, both as in evaluation. A head without weight would hardly fall again, so
+    each keeps a least one.
 
     Attributes:
       floor: least |O|, in nats; below it a measurement is noise.
+      least: weight of the head that generalises worst, where 1 is the mean.
     """
 
     floor: float = 0.05
+    least: float = 0.1
 
     def start(self, modalities: Iterable[str]) -> dict[str, Any]:
         """Returns what the state holds of it before the first validation."""
@@ -146,4 +148,4 @@ class GradientBlending:
         total = sum(scores.values())
         if not np.isfinite(total) or total <= 0:
             return None
-        return {head: score * len(scores) / total for head, score in scores.items()}
+        return {head: self.least + (1 - self.least) * score * len(scores) / total for head, score in scores.items()}

@@ -24,25 +24,31 @@ T = TypeVar("T")
 
 
 class Damaged(UserError):
-    """A checkpoint that is not what was saved."""
+    """A checkpoint, of a step, that is not what was saved."""
+
+    def __init__(self, said: str, step: int = 0):
+        super().__init__(said)
+        self.step = step
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest two and the best one are kept.
 
-    Two newest, since the last one may be half-written when the machine dies.
+    Two newest, since the last one may be half-written when the machine dies. One that is not what was saved is set
+    aside in a folder beside the others', or, where `readonly`, passed over: then nothing is moved or cleaned up.
     """
 
-    def __init__(self, directory: str | epath.Path):
+    def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
         path = epath.Path(directory)
         self._directory = path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
-        self._lost = False  # whether one was damaged
+        self._readonly, self._damaged = readonly, set()
         for step in self._folders():
             if why := _unsound(self._directory / step):
-                self._set_aside(step, f"checkpoint {self._directory}/{step} is damaged: {why}")
+                self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
+                read_only=readonly,
                 best_fn=_score,  # without it, scores are not written down
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
@@ -50,13 +56,13 @@ class Checkpoints:
                         checkpoint_managers.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
                     ]
                 ),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not readonly,
             ),
         )
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
-        return sorted(self._manager.all_steps())
+        return sorted(set(self._manager.all_steps()) - self._damaged)
 
     def newest(self) -> int | None:
         """Returns the newest step, or None where there is none."""
@@ -97,9 +103,11 @@ class Checkpoints:
             raise _unsaved(self._directory, error) from error
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Returns what was saved beside the state of `step`."""
-        with _reading(self._directory / str(step)):
-            return self._manager.restore(step, args=ocp.args.Composite(**{META: ocp.args.JsonRestore()}))[META]
+        """Returns what was saved beside the state of `step`; raises Damaged where it is not that."""
+        folder = self._directory / str(step)
+        if why := _unsound(folder):
+            raise Damaged(f"checkpoint {folder} is damaged: {why}", step)
+        return json.loads((folder / META / "metadata").read_text())
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the state of `step`, as host arrays shaped like `like`, and its meta.
@@ -128,36 +136,39 @@ class Checkpoints:
         Raises:
           UserError: all are damaged, or as `read` does.
         """
-        while (step := self.best() if best else self.newest()) is not None:
+        while self.steps():
             try:
-                return read(step)
+                return read(self.best() if best else self.newest())
             except Damaged as error:
-                self._set_aside(str(step), str(error))
+                self._set_aside(error.step, str(error))
                 self._manager.reload()
-        if self._lost:
+        if self._damaged or (self._directory.parent / ASIDE).exists():
+            aside = self._directory.parent / ASIDE
             raise UserError(
-                f"no checkpoint under {self._directory} can be trusted; they are in "
-                f"{self._directory.parent / ASIDE}: begin again in another directory"
+                f"no checkpoint under {self._directory} can be trusted (see {aside}): begin again in another directory"
             )
         return None
 
     def _folders(self) -> list[str]:
-        return (
-            [path.name for path in self._directory.iterdir() if path.name.isdigit()] if self._directory.exists() else []
-        )
+        there = self._directory.iterdir() if self._directory.exists() else ()
+        return [path.name for path in there if path.name.isdigit()]
 
-    def _set_aside(self, step: str, why: str) -> None:
-        self._lost = True
+    def _set_aside(self, step: int, why: str) -> None:
+        self._damaged.add(step)
+        if self._readonly:
+            print(f"warning: {why}; another one serves", file=sys.stderr)
+            return
         aside = self._directory.parent / ASIDE
         try:
             aside.mkdir(parents=True, exist_ok=True)
             target = next(place for k in range(10**6) if not (place := aside / f"{step}-{k}").exists())
             print(f"warning: {why}; it goes to {target}, and another one serves", file=sys.stderr)
-            (self._directory / step).rename(target)
+            (self._directory / str(step)).rename(target)
         except FileNotFoundError:
             pass  # another host was first
         except OSError as error:
             raise UserError(f"{why}; and it cannot be moved away: {error}") from error
+        self._damaged.remove(step)  # its number is free again
 
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises UserError where it could not be written."""
@@ -181,7 +192,7 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     """
     folder = epath.Path(folder).absolute()
     if why := _unsound(folder):
-        raise Damaged(f"checkpoint {folder} is damaged: {why}")
+        raise Damaged(f"checkpoint {folder} is damaged: {why}", int(folder.name))
     meta = json.loads((folder / META / "metadata").read_text())
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(folder / STATE)
@@ -192,6 +203,7 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
 
 @contextlib.contextmanager
 def _reading(folder: epath.Path) -> Iterator[None]:
+    """Turns what is raised where files are broken into Damaged, and leaves what is not the files' fault."""
     try:
         yield
     # Orbax and TensorStore have many kinds of exception for files that are broken.
@@ -199,28 +211,45 @@ def _reading(folder: epath.Path) -> Iterator[None]:
         said = " ".join(str(error).split())[:200]
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
             raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
-        passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        if passing or isinstance(error, MemoryError) or any(word in said for word in PASSING):
-            raise  # the machine's fault, not the file's
-        raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})") from error
+        if _passes(error):
+            raise
+        raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})", int(folder.name)) from error
+
+
+def _passes(error: Exception) -> bool:
+    """Returns whether the machine or the network is at fault, and the files may be as they were."""
+    missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+    return (
+        (isinstance(error, OSError) and not missing)
+        or isinstance(error, MemoryError)
+        or any(word in str(error) for word in PASSING)
+    )
 
 
 def _check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:
     sums = integrity.checksums(state)
     if wrong := sorted(path for path in {*sums, *meta["sums"]} if sums.get(path) != meta["sums"].get(path)):
         more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
-        raise Damaged(f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved")
+        raise Damaged(f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved", int(folder.name))
 
 
 def _unsound(folder: epath.Path) -> str:
-    """Returns what is wrong with what was saved beside the state, which is small; "" where it is as it was."""
+    """Returns what is wrong with what was saved beside the state, which is small; "" where it is as it was.
+
+    Raises:
+      UserError: it may not be read, or was saved by a version that knew no checksums.
+    """
     try:
         meta = json.loads((folder / META / "metadata").read_text())
         score = json.loads((folder / "metrics" / "metrics").read_text())
+        if "tree" in meta and not {"sums", integrity.SEAL} & set(meta):
+            raise UserError(f"checkpoint {folder} is of an earlier version, without checksums: begin again elsewhere")
         sound = integrity.is_sealed(meta) and score == {"score": meta["score"], "step": meta["step"]}
     except PermissionError as error:
         raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if _passes(error):
+            raise
         return f"what was saved beside the state cannot be read ({' '.join(str(error).split())[:200]})"
     return "" if sound else "what was saved beside the state is not what it was"
 

@@ -144,7 +144,7 @@ def open_run(
         overrides(config)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet")
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
 
     def read(step: int) -> Run:
         saved = checkpoints.meta(step)["data"]

@@ -58,11 +58,13 @@ class Parallel:
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
-    def stopping(self, stop: threading.Event, step: int) -> bool:
-        """Returns whether to stop after this step; several hosts say so at one step, soon after one of them is told."""
+    def stopping(self, stop: threading.Event, step: int, k: int) -> bool:
+        """Returns whether to stop after `step`, the last of a call of `k`; several hosts say so at one, soon after one
+        of them is told."""
         if self.hosts == 1:
             return stop.is_set()
-        return multihost_utils.reached_preemption_sync_point(step)
+        # JAX waits for the number of one step: each of a call must be asked for, whatever the others say.
+        return sum(multihost_utils.reached_preemption_sync_point(step - i) for i in reversed(range(k))) > 0
 
     def put_batch(self, batch: Batch) -> Batch:
         """Starts the transfer of this host's rows `[B / hosts, ...]` to its devices."""
@@ -179,13 +181,13 @@ def join_hosts(where: str) -> None:
         raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
 
 
-def check_same(described: str) -> None:
-    """Raises UserError on every host where hosts were given different things, such as configs."""
+def check_same(described: str, what: str) -> None:
+    """Raises UserError on every host where hosts have different things, such as configs; `what` names them."""
     if jax.process_count() > 1:
         digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
         every = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, len(digest))
         if others := [host for host in range(len(every)) if (every[host] != every[0]).any()]:
-            raise UserError(f"hosts {', '.join(map(str, others))} have another config than host 0: give all the same")
+            raise UserError(f"hosts {', '.join(map(str, others))} have another {what} than host 0: give all the same")
 
 
 def settle_determinism() -> None:

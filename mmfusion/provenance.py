@@ -17,13 +17,20 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {
             "mmfusion": mmfusion.__version__,
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
         },
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(("XLA_FLAGS", "JAX_"))},
         "commit": commit(Path(mmfusion.__file__).parent.parent),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # installed under another name
+        return None
 
 
 def commit(repository: Path) -> dict[str, Any] | None:

@@ -191,8 +191,8 @@ def train_step(
     balance = state.balance
     if objectives.gradnorm:
         losses = {task: sums[f"task/{task}"] for task in tasks}
-        norms = {task: jnp.sqrt(sums[f"slope/{task}"]) for task in tasks}
-        balance = {**balance, **objectives.gradnorm(balance, losses, norms, state.step)}
+        norms = {task: spec.weight * jnp.sqrt(sums[f"slope/{task}"]) for task, spec in tasks.items()}
+        balance = {**balance, **objectives.gradnorm(balance, losses, norms)}
     count = total(jnp.sum(batch.weight))
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, optim.with_learning_rate(state.opt_state, learning_rate), state.params)

@@ -98,7 +98,7 @@ def run(
       stop: set where the run shall save itself and stop.
       alone: whether its updates are taken by themselves, so that the time they take says how fast it is.
     """
-    began = time.monotonic()
+    began, made_with = time.monotonic(), provenance.environment()
     workdir = Path(workdir)
     _check_workdir(workdir, config)
 
@@ -129,6 +129,7 @@ def run(
         # Through an identity program: restored arrays may silently refuse to be donated.
         state = jax.jit(lambda tree: tree)(spread.replicate(host_state))
         progress = Progress(**meta["progress"])
+    parallel.check_same(str(progress.step), "newest checkpoint")
     first_step = progress.step
     meta = {"data": dataset.saved(), "config": configs.to_json(config), "version": mmfusion.__version__}
     if progress.step >= config.steps and (workdir / "result.json").exists():
@@ -139,16 +140,16 @@ def run(
     began_at = time.monotonic() - progress.seconds
     quiet = max(1, 100 // config.log_every)  # one plain line in about 100 steps
 
-    def rows_of(split: Split) -> dict[str, Any]:
+    def rows_of(split: Split, max_bad_fraction: float = config.data.max_bad_fraction) -> dict[str, Any]:
         return collect(
             run_eval, state, split, parts,
-            batch_size=config.batch_size, workers=config.data.workers, max_bad_fraction=config.data.max_bad_fraction,
+            batch_size=config.batch_size, workers=config.data.workers, max_bad_fraction=max_bad_fraction,
         )  # fmt: skip
 
     def blended(valid: dict[str, Any]) -> TrainState:
         """Returns the state with the weights of the heads that follow from their losses since the last validation."""
         seen = dataset.splits["train"].part(len(dataset.splits["valid"]))
-        losses = [head_losses(rows, parts.tasks) for rows in (rows_of(seen), valid)]
+        losses = [head_losses(rows, parts.tasks) for rows in (rows_of(seen, 1.0), valid)]
         now = {head: (losses[0][head], losses[1][head]) for head in losses[0]}
         before, progress.heads = progress.heads or now, now
         weights = parts.objectives.blending.weights(before, now)
@@ -188,7 +189,7 @@ def run(
 
             # Validate and save
             validate = progress.step % config.eval_every == 0 or progress.step == config.steps
-            stopping = spread.stopping(stop, progress.step)
+            stopping = spread.stopping(stop, progress.step, k)
             if not (validate or progress.step % config.checkpoint_every == 0 or stopping):
                 continue
             meter.pause(progress)
@@ -232,7 +233,7 @@ def run(
                 "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
             },
             "device": f"{spread.devices} x {jax.devices()[0].device_kind}",
-            **provenance.environment(),
+            **made_with,
         }
         if primary:
             write_json(workdir / "result.json", result)

@@ -1,6 +1,7 @@
 """Auxiliary objectives in a run: what each logs, that weights weigh, and what fills in for an absent modality."""
 
 import contextlib
+import dataclasses
 import json
 import threading
 
@@ -11,10 +12,13 @@ import pytest
 
 from configs import base, quickstart
 from mmfusion import config as configs
+from mmfusion.assemble import assemble
+from mmfusion.balance import GradNorm
+from mmfusion.data import dataset as datasets
 from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import evaluate, open_run
-from mmfusion.objectives import OBJECTIVES, Task
-from mmfusion.step import by_uncertainty
+from mmfusion.objectives import OBJECTIVES, Task, task_loss
+from mmfusion.step import by_uncertainty, train_step
 from mmfusion.train import run, train
 from tests import planted
 
@@ -148,6 +152,34 @@ def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
     assert runs[1][0] == [1, 1]
     assert abs(runs[1][-1][0] - 1) > 1e-3
     np.testing.assert_allclose(np.sum(runs[1], axis=1), 2, rtol=1e-5)
+
+
+def test_gradnorm_is_given_the_gradients_at_the_features(rows):
+    made = config("gradnorm", tasks="label+amount", fusion="concat")
+    dataset = datasets.load(made.data, seed=0)
+    parts, batch, seen = assemble(made, dataset), dataset.splits["train"].gather(np.arange(6)), {}
+    state = parts.drawn_state(0)
+
+    class Seen(GradNorm):
+        def __call__(self, balance, losses, norms):
+            seen.update(norms=norms, losses=losses)
+            return balance
+
+    train_step(
+        state, batch, jnp.float32(0.1), model=parts.model, optimizer=parts.optimizer, tasks=parts.tasks,
+        preprocess=parts.preprocess, accumulate=1, unroll=True, axis_name=None,
+        objectives=dataclasses.replace(parts.objectives, gradnorm=Seen()),
+    )  # fmt: skip
+    outputs = parts.model.apply({"params": state.params}, parts.preprocess(batch, None), train=False)
+    for task, spec in parts.tasks.items():
+        head = state.params[f"heads_{task}"]
+
+        def loss(features, task=task, spec=spec, head=head):
+            return task_loss(features @ head["kernel"] + head["bias"], batch.targets[task], spec).mean()
+
+        value, slope = jax.value_and_grad(loss)(outputs.features)
+        assert seen["losses"][task] == pytest.approx(float(value), rel=1e-4)
+        assert seen["norms"][task] == pytest.approx(float(jnp.linalg.norm(slope)), rel=1e-4)
 
 
 @pytest.mark.parametrize("fusion", ["concat", "late_mean"])

@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, which is best, what a wrong or failed one says, and what is left on the disk."""
 
 import errno
+import json
 import re
 import resource
 import shutil
@@ -252,10 +253,46 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path: Path):
         for path in (directory / step / "meta").rglob("*"):
             if path.is_file():
                 path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint under .* can be trusted; they are in .*damaged-checkpoints"):
-        restored(directory)
-    assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
-    assert restored(directory) is None
+    for _ in range(2):  # nor by the same command again
+        with pytest.raises(UserError, match=r"no checkpoint under .* can be trusted \(see .*damaged-checkpoints\)"):
+            restored(directory)
+        assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
+
+
+def test_who_only_reads_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+    directory = tmp_path / "checkpoints"
+    saved(directory, {1: 0.5, 2: 0.7}).close()
+    (directory / "2" / "meta" / "metadata").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    reader = Checkpoints(directory, readonly=True)
+    assert reader.steps() == [1]
+    found, _ = reader.first_sound(lambda step: reader.restore(step, state(0)), best=True)
+    jax.tree.map(np.testing.assert_array_equal, found, state(1))
+    reader.close()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_what_is_damaged_after_it_was_opened_is_seen(tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    checkpoints = saved(directory, {1: 0.5, 2: 0.7})
+    path = directory / "2" / "meta" / "metadata"
+    path.write_text(path.read_text().replace("0.7", "0.9"))
+    _, meta = checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)), best=True)
+    assert meta["step"] == 1
+    checkpoints.close()
+
+
+def test_one_of_an_earlier_version_is_told_and_stays(tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    saved(directory, {1: 0.5}).close()
+    path = directory / "1" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    del meta["sums"], meta["seal"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="is of an earlier version, without checksums"):
+        Checkpoints(directory)
+    assert path.exists()
 
 
 @pytest.mark.parametrize(
@@ -268,8 +305,13 @@ def test_what_the_machine_lacks_is_no_damage(tmp_path: Path, monkeypatch: pytest
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoints._manager, "restore", fail)
-    with pytest.raises(type(error)):
-        checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(type(error)):
+            checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)))
     assert checkpoints.steps() == [1]
     checkpoints.close()
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(type(error)):
+        Checkpoints(directory)
+    assert (directory / "1").exists()

@@ -46,6 +46,11 @@ def test_every_shipped_config_passes():
     assert (fused.text.init, fused.text.freeze > 10**6) == ("run:RUNS/text", True)
     alone = SHIPPED["xray_ct"].get_config("modalities=ct").model.encoders
     assert (list(alone), alone.ct.join) == (["ct"], ())
+    three = SHIPPED["three_pictures"].get_config().unlock()
+    three.model.encoders.colour.share = three.model.encoders.deep.share = "gray"
+    base.keep_modalities(three, "colour+deep")
+    left = three.model.encoders
+    assert (sorted(left), left.colour.share, left.deep.share) == (["colour", "deep"], "", "colour")
     assert av_digits.get_config("variant=clean").data.name == "av_digits/clean"
 
 

@@ -40,11 +40,12 @@ def test_what_differs_is_told_from_the_first_step_on(first, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     result = json.loads((tmp_path / "result.json").read_text())
     result["test"]["accuracy"] += 0.1
-    result["versions"]["jax"] = "0.1"
+    result["versions"]["jax"], result["best_step"] = "0.1", 1
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert again(str(tmp_path), f"--output={tmp_path / 'other'}") == 1
     said = capsys.readouterr().out
     assert "step 3: loss" in said and "test accuracy:" in said and "'jax': '0.1'" in said
+    assert "best step: 1 and" in said
 
 
 def test_only_places_may_be_others(first):
@@ -53,6 +54,8 @@ def test_only_places_may_be_others(first):
             rerun.main(["rerun", str(first), "--config.steps=3"])
         with pytest.raises(UserError, match="give one finished run"):
             rerun.main(["rerun"])
+        with pytest.raises(UserError, match="holds a run already"):
+            rerun.main(["rerun", str(first), f"--output={first}"])
         with pytest.raises(UserError, match="holds no finished run"):
             rerun.main(["rerun", str(first.parent)])
     config = configs.from_json(configs.read_json(first / "config.json"))

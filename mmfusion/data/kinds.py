@@ -260,7 +260,7 @@ KINDS: dict[str, Kind] = {
             text.train_tokenizer([as_string(value) for value in values], o["tokenizer"], o["vocabulary_size"])
         ),
         load=text.from_json,
-        supplied=lambda o, learned: {"vocabulary": learned.get_vocab_size()},
+        supplied=lambda o, learned: {"vocabulary": text.id_count(learned)},
     ),
     "audio": Kind(AUDIO_OPTIONS, _audio_shape, _read_audio, supplied=lambda o, _: {"rate": o["rate"]}),
     "video": Kind(

@@ -32,7 +32,7 @@ class Graph:
     Attributes:
       entities: names in small letters, words divided by one space.
       relations: names.
-      triples: each is read both ways, as a relation and as its inverse.
+      triples: each is read both ways, as a relation and as its inverse; of several between two entities the first.
     """
 
     entities: tuple[str, ...]

@@ -100,7 +100,7 @@ def encode(
         if not stripped[row]:  # of which a published tokenizer makes its special tokens
             continue
         tokens = encoding.ids[:length]
-        if special and length < len(encoding.ids):
+        if special and length < len(encoding.ids) and encoding.special_tokens_mask[-1]:
             tokens[-1] = encoding.ids[-1]  # what ends a text ends a cut one, too
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
@@ -122,8 +122,11 @@ def from_file(path: str) -> Tokenizer:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the tokenizer {path} cannot be read: {error}") from error
     if path.endswith(".json"):
-        return from_json(content)
-    tokens = content.splitlines()
+        tokenizer = from_json(content)
+        tokenizer.no_padding()  # lengths and masks are made here
+        tokenizer.no_truncation()
+        return tokenizer
+    tokens = content.removesuffix("\n").split("\n")  # other ends of lines may be tokens
     ids = {token: i for i, token in enumerate(tokens)}
     if missing := {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(ids):
         raise UserError(f"the vocabulary {path} has no {min(missing)}: it must be a BERT's vocab.txt, a token a line")
@@ -143,6 +146,11 @@ def augment(ids: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> ja
         return ids
     lost = jax.vmap(lambda key: jax.random.bernoulli(key, options["drop"], ids.shape[1:]))(keys)
     return jnp.where(lost, OOV, ids)
+
+
+def id_count(tokenizer: Tokenizer) -> int:
+    """Returns how many ids a table of embeddings needs: one more than the highest."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def to_json(tokenizer: Tokenizer) -> str:

@@ -99,6 +99,16 @@ def test_the_command_of_a_cell_trains_that_cell(fusion, modality, vary):
     assert configs.to_json(cli.make_config(source, rest[1:])) == cell.config
 
 
+def test_the_command_of_a_cell_keeps_the_objectives_that_its_source_adds():
+    source = f"{QUICKSTART}:objectives=unimodal,variant=match"
+    make = functools.partial(grid.config, source, ())
+    (cell, *_) = plan.build(make, ["concat"], 1, {"objectives": ["mvae"]}).cells
+    argv = shlex.split(grid.command(source, (), cell))
+    given, rest = cli.take_config(["train", *argv[3:]])
+    assert configs.to_json(cli.make_config(given, rest[1:])) == cell.config
+    assert set(cell.config["objectives"]) == {"unimodal", "mvae"}
+
+
 def test_what_is_varied():
     assert grid.values("lr=1e-3,3e-4") == ("optim.learning_rate", [1e-3, 3e-4])
     assert grid.values("optim.name=adamw,sgd") == ("optim.name", ["adamw", "sgd"])

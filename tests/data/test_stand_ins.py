@@ -46,6 +46,8 @@ def test_a_film_moves_in_its_direction(shown):
     y, x = ((bright * axis).sum((1, 2)) / bright.sum((1, 2)) for axis in np.mgrid[:24, :24])
     angle = np.arctan2(y[-1] - y[0], x[-1] - x[0])
     assert abs((angle - np.pi / 2 * shown + np.pi) % (2 * np.pi) - np.pi) < np.pi / 4
+    name = stand_ins.VARIANTS["surveillance"].classes[shown]
+    assert {"right": x[-1] > x[0] + 4, "left": x[-1] < x[0] - 4, "down": y[-1] > y[0] + 4, "up": y[-1] < y[0] - 4}[name]
 
 
 @pytest.mark.parametrize(("shown", "rate"), [(0, 8000), (3, 8000), (5, 44100)])

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, processors
 
 from mmfusion.data import text
 from mmfusion.errors import UserError
@@ -131,6 +132,25 @@ def test_a_tokenizer_of_the_library_is_read(bert, tmp_path):
     (tmp_path / "tokenizer.json").write_text(text.to_json(text.from_file(bert)))
     ids, _ = text.encode(text.train_tokenizer([], str(tmp_path / "tokenizer.json"), 3), ["the red"], 6)
     assert ids[0].tolist() == [2, 5, 6, 3, 0, 0]
+    padding = text.from_file(bert)  # as sentence encoders are published
+    padding.enable_padding(length=8)
+    padding.enable_truncation(3)
+    (tmp_path / "tokenizer.json").write_text(text.to_json(padding))
+    ids, mask = text.encode(text.from_file(str(tmp_path / "tokenizer.json")), ["the red is red"], 8)
+    assert ids[0][mask[0]].tolist() == [2, 5, 6, 9, 6, 3]
+
+
+def test_a_tokenizer_that_only_begins_a_text_cuts_its_end(bert, tmp_path):
+    tokenizer = text.from_file(bert)
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    ids, _ = text.encode(tokenizer, ["the red is red the"], 3)
+    assert ids[0].tolist() == [2, 5, 6]
+
+
+def test_ids_with_holes_have_a_table_for_the_highest(bert):
+    holes = Tokenizer(models.WordLevel({"[OOV]": 0, "a": 7}, unk_token="[OOV]"))
+    assert text.id_count(holes) == 8
+    assert text.id_count(text.from_file(bert)) == len(VOCABULARY)
 
 
 def test_a_wrong_file_is_told(tmp_path):

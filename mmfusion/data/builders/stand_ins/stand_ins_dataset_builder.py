@@ -101,7 +101,7 @@ VARIANTS = {
         "a medical picture and the notes on the patient",
     ),
     "surveillance": Variant(
-        ("left", "up", "right", "down"),
+        ("right", "down", "left", "up"),
         {"video": _film(4, 0.2, size=24, frames=8), "audio": _sound(4, 0.3, rate=8000)},
         (2000, 1000),
         "a surveillance film of eight frames and a second of its sound",
@@ -173,7 +173,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Features: the variant's modalities, `label`, `group` and `id`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.1")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own convention)
         tfds.core.BuilderConfig(name=name, description=f"Generated; stands in for {variant.stands_for}.")
         for name, variant in VARIANTS.items()
