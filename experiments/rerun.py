@@ -1,6 +1,6 @@
 """Trains a finished run again from its own config, in another directory, and compares every step and score.
 
-`python -m experiments.rerun WORKDIR [--output=DIR] [--config.data.dir=DIR ...]`
+`python -m experiments.rerun WORKDIR [--again=DIR] [--config.data.dir=DIR ...]`
 
 Exit status 1 where they differ by a bit. Only where the data is, and on how many devices, may be changed.
 """
@@ -18,7 +18,7 @@ from ml_collections.config_flags import config_flags
 from experiments import cli
 from mmfusion.errors import UserError
 
-OUTPUT = flags.DEFINE_string("output", "", "the second run's directory (default: WORKDIR-again)")
+OUTPUT = flags.DEFINE_string("again", "", "the second run's directory (default: WORKDIR-again)")
 TIMES = ("seconds", "examples_per_second", "waiting")  # what names of measured times begin with
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(OUTPUT.value or f"{Path(named[0])}-again")
     config = moved(first.config, overrides)
     if (output / "config.json").exists():
-        raise UserError(f"--output={output} holds a run already: give a directory that is not there yet")
+        raise UserError(f"--again={output} holds a run already: give a directory that is not there yet")
     cli.settle(config)
 
     import jax

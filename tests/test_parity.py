@@ -105,7 +105,7 @@ def test_one_device(one: Callable[[str], Result], way: str):
     agree(one(way), one("pmap"))
 
 
-@pytest.mark.parametrize("way", ["concat accumulated", "concat four a call", "concat four a call scanned"])
+@pytest.mark.parametrize("way", ["concat accumulated", "concat two a call", "concat four a call scanned"])
 def test_micro_batches_and_steps_per_call(one: Callable[[str], Result], way: str):
     agree(one(way), one("concat"))
 

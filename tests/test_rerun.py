@@ -42,7 +42,7 @@ def test_what_differs_is_told_from_the_first_step_on(first, tmp_path, capsys):
     result["test"]["accuracy"] += 0.1
     result["versions"]["jax"], result["best_step"] = "0.1", 1
     (tmp_path / "result.json").write_text(json.dumps(result))
-    assert again(str(tmp_path), f"--output={tmp_path / 'other'}") == 1
+    assert again(str(tmp_path), f"--again={tmp_path / 'other'}") == 1
     said = capsys.readouterr().out
     assert "step 3: loss" in said and "test accuracy:" in said and "'jax': '0.1'" in said
     assert "best step: 1 and" in said
@@ -55,7 +55,7 @@ def test_only_places_may_be_others(first):
         with pytest.raises(UserError, match="give one finished run"):
             rerun.main(["rerun"])
         with pytest.raises(UserError, match="holds a run already"):
-            rerun.main(["rerun", str(first), f"--output={first}"])
+            rerun.main(["rerun", str(first), f"--again={first}"])
         with pytest.raises(UserError, match="holds no finished run"):
             rerun.main(["rerun", str(first.parent)])
     config = configs.from_json(configs.read_json(first / "config.json"))

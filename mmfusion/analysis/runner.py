@@ -28,6 +28,7 @@ from mmfusion.logger import write_json
 
 FAILED, LOG, LOCK, RESULT = "failed.json", "log.txt", "lock", "result.json"
 PR_SET_PDEATHSIG = 1
+MOST_MAPS = 30_000
 OPEN = 2  # datasets that a process keeps in memory
 _opened: dict[str, Dataset] = {}
 
@@ -214,7 +215,16 @@ def work_on(cell: Cell, directory: Path, work: Work) -> str | Preempted:
             return stop
         except Exception as error:  # whatever it was: the other cells go on
             return settle(folder, error)
+        finally:
+            make_room()
     return settle(folder, None)
+
+
+def make_room(most: int = MOST_MAPS) -> None:
+    """Forgets compiled programs where they took more than so many of the 65,530 memory maps that Linux allows."""
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > most:
+        sys.modules["jax"].clear_caches()
 
 
 def settle(folder: Path, error: Exception | None) -> str:

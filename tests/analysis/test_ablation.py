@@ -10,6 +10,7 @@ import time
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 from mmfusion import config as configs
@@ -259,3 +260,12 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
             seen[cell.method, config.seed] = {m: params[f"encoders_{m}"] for m in ("image", "text")}, batch.id
     jax.tree.map(np.testing.assert_array_equal, seen["gmu", 0], seen["concat", 0])
     assert not np.array_equal(seen["gmu", 0][1], seen["gmu", 1][1])
+
+
+def test_a_process_forgets_its_programs_before_it_has_no_room_for_more(monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: forgotten.append(1))
+    runner.make_room(10**6)
+    assert not forgotten
+    runner.make_room(10)
+    assert forgotten
