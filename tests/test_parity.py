@@ -20,6 +20,7 @@ from tests.conftest import ROOT
 Result = dict[str, np.ndarray]
 EIGHT = ("pmap", "jit", "accumulated scanned", "batch norm", "batch norm jit")
 HOSTS = ("pmap", "jit", "loop")
+FLAGS = os.environ.get("XLA_FLAGS", "")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def finish(process: subprocess.Popen, output: Path) -> dict[str, Result]:
 def eight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """What the ways of `EIGHT` give on eight devices."""
     output = tmp_path_factory.mktemp("eight") / "result.npz"
-    return finish(start(output, EIGHT, XLA_FLAGS="--xla_force_host_platform_device_count=8"), output)
+    return finish(start(output, EIGHT, XLA_FLAGS=f"{FLAGS} --xla_force_host_platform_device_count=8"), output)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
     folder = tmp_path_factory.mktemp("hosts")
     outputs = [folder / f"{host}.npz" for host in range(2)]
     processes = [
-        start(output, HOSTS, f"--host={host}", "--hosts=2", f"--port={port}", XLA_FLAGS="")
+        start(output, HOSTS, f"--host={host}", "--hosts=2", f"--port={port}", XLA_FLAGS=FLAGS)
         for host, output in enumerate(outputs)
     ]
     try:
