@@ -51,6 +51,12 @@ def get_config() -> ConfigDict:
 
     config.optim = optimizer("adamw", learning_rate=1e-3)
 
+    config.recovery = ConfigDict()
+    config.recovery.updates = 20  # in a row that go wrong, before the run goes back, or stops
+    config.recovery.spike = 0.0  # a loss so many robust deviations above the newest 100 is wrong, too; 0: none is
+    config.recovery.rollbacks = 0  # times that it goes back to the checkpoint before them
+    config.recovery.lower = 0.5  # what the learning rate is multiplied by each time
+
     config.parallel = ConfigDict()
     config.parallel.mode = "pmap"  # or jit, over a mesh of the same devices
     config.parallel.devices = 0  # the first so many; 0: all

@@ -21,13 +21,19 @@ OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", r
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command and exits: 0 done, 2 the input is wrong, 75 preempted and saved, 1 anything else."""
+    """Runs a command and exits: 0 done, 2 the input is wrong, 75 preempted and saved, 1 anything else.
+
+    Numbers that went wrong in training are a line, too; any other error shows where it came from.
+    """
     _settle()
     try:
         main(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except Preempted as stop:
         print(f"preempted: {stop}", file=sys.stderr)
         sys.exit(75)

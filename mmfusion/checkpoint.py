@@ -128,6 +128,11 @@ class Checkpoints:
         _check_sums(folder, state, meta)
         return state, meta
 
+    def drop_from(self, step: int) -> None:
+        """Deletes the checkpoints of a step and of all after it."""
+        for later in [saved for saved in self.steps() if saved >= step]:
+            self._manager.delete(later)
+
     def first_sound(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
         """Returns what `read(step)` gives of the newest checkpoint, or of the best, that is not damaged.
 

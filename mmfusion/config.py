@@ -19,7 +19,7 @@ from mmfusion.models.model import options as module_options
 from mmfusion.objectives import MIXES, OBJECTIVES, objective_options
 
 DTYPES = ("auto", "float32", "bfloat16")
-POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width")
+POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width", "recovery.updates")
 BELOW_ONE = (
     "valid_fraction",
     "max_bad_fraction",
@@ -234,6 +234,8 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed} must be below 2**32")
     check_positive(config.optim.learning_rate, "optim.learning_rate")
     check_positive(config.optim.accumulate, "optim.accumulate")
+    if not 0 < config.recovery.lower <= 1:
+        raise UserError(f"config.recovery.lower={config.recovery.lower} must be above 0 and at most 1")
     if not config.data.valid and not config.data.valid_fraction:
         raise UserError("config.data.valid_fraction must be above 0, or config.data.valid must name a split")
 

@@ -12,12 +12,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmfusion import optim
+from mmfusion import optim, recovery
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split, check_bad
 from mmfusion.logger import Logger
-
-MAX_SKIPPED = 20  # updates in a row whose loss or gradient is not finite, before the run stops
 
 
 @dataclasses.dataclass
@@ -31,6 +29,8 @@ class Progress:
       training_seconds, training_examples: in steps alone, without compilation, validation and saving.
       plateau: see `optim.plateau_update`.
       heads: the (training, validation) loss of each head at the last validation, where Gradient-Blending asks for it.
+      watched: updates whose numbers were wrong, see `recovery.watch`.
+      rollbacks: times that the run went back to an earlier checkpoint for them.
     """
 
     step: int = 0
@@ -40,10 +40,12 @@ class Progress:
     training_examples: int = 0
     plateau: dict[str, Any] = dataclasses.field(default_factory=optim.plateau_start)
     heads: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    watched: dict[str, Any] = dataclasses.field(default_factory=recovery.unwatched)
+    rollbacks: int = 0
 
     def learning_rates(self, config: ConfigDict, k: int) -> np.ndarray:
         """Returns the rates `[K]` float32 of the next `k` updates."""
-        section, scale = config.optim, self.plateau["scale"]
+        section, scale = config.optim, self.plateau["scale"] * config.recovery.lower**self.rollbacks
         steps = range(self.step, self.step + k)
         rates = [
             optim.learning_rate(section.schedule, section.learning_rate, step, config.steps, scale) for step in steps
@@ -54,10 +56,10 @@ class Progress:
 class Meter:
     """Holds a call's numbers until the next call runs, so that the device never waits for the host; logs and checks."""
 
-    def __init__(self, log: Logger, config: ConfigDict, split: Split):
-        self._log, self._config, self._split = log, config, split
+    def __init__(self, log: Logger, config: ConfigDict, split: Split, progress: Progress):
+        self._log, self._config, self._split, self._progress = log, config, split, progress
         self._held: tuple[int, Any, np.ndarray, Sequence[Batch]] | None = None
-        self._skipped, self._unreadable = 0, set()
+        self._unreadable, self._wrong = set(), []
 
     def start(self, step: int) -> None:
         """Starts the clock at `step`: after compiling, and again after every pause."""
@@ -71,7 +73,7 @@ class Meter:
         """Fetches and logs what is held.
 
         Raises:
-          FloatingPointError: too many updates in a row were not finite.
+          WentWrong: too many updates in a row were not finite, or were spikes of the loss.
           UserError: too many rows of a streamed split cannot be read.
         """
         if self._held is None:
@@ -81,15 +83,15 @@ class Meter:
         for k, (rate, batch) in enumerate(zip(rates, batches, strict=True)):
             step = first + k + 1
             values = {name: float(column[k]) for name, column in metrics.items()}
-            self._check(step, values, batch)
+            self._check(step, values, float(rate), batch)
             if step % self._config.log_every == 0 or step == self._config.steps:
                 extra = {"learning_rate": float(rate), "ids": zlib.crc32(batch.id.tobytes())}
                 self._log.log(step, {**values, **extra, **self._pace(step)})
 
-    def pause(self, progress: Progress) -> None:
+    def pause(self) -> None:
         """Flushes, and adds the time since `start` to the progress."""
         self.flush()
-        step, began = self._began
+        (step, began), progress = self._began, self._progress
         progress.training_seconds += time.monotonic() - began
         progress.training_examples += (progress.step - step) * self._config.batch_size
 
@@ -99,13 +101,15 @@ class Meter:
         examples = (step - last) * self._config.batch_size
         return {"examples_per_second": examples / max(now[1] - then, 1e-9)} if step > last else {}
 
-    def _check(self, step: int, values: dict[str, float], batch: Batch) -> None:
-        self._skipped = self._skipped + 1 if values["skipped"] else 0
-        if self._skipped >= MAX_SKIPPED:
-            raise FloatingPointError(
-                f"the loss or its gradient was not finite in the {MAX_SKIPPED} updates up to step {step}: "
-                "lower config.optim.learning_rate; the checkpoints hold the last good state"
-            )
+    def _check(self, step: int, values: dict[str, float], rate: float, batch: Batch) -> None:
+        section, progress = self._config.recovery, self._progress
+        skipped = bool(values["skipped"])
+        progress.watched, wrong = recovery.watch(progress.watched, step, values["loss"], skipped, section.spike)
+        numbers = {"loss": values["loss"], "grad_norm": values["grad_norm"], "learning_rate": rate}
+        own = {"step": step, "wrong": wrong, **numbers, "ids": batch.id.tolist()}
+        self._wrong = [*self._wrong, own] if wrong else []
+        if wrong and progress.watched["row"] >= section.updates:
+            raise recovery.WentWrong(self._wrong, progress.watched["first"], progress.rollbacks)
         if not batch.weight.all():  # training batches have no padding: these rows could not be read
             self._unreadable |= set(batch.id[batch.weight == 0].tolist())
             check_bad(self._split, self._unreadable, self._config.data.max_bad_fraction)

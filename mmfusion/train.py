@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import mmfusion
 from mmfusion import config as configs
-from mmfusion import optim, parallel, provenance, transfer
+from mmfusion import optim, parallel, provenance, recovery, transfer
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets
@@ -69,6 +69,7 @@ def train(
 
     Raises:
       UserError: the data, the directory or a checkpoint is not what the config needs.
+      FloatingPointError: too many updates in a row went wrong; `wrong.json` in the directory says which.
       Preempted: SIGTERM came; the run saved itself and the same command continues it.
     """
     with stop_on_sigterm() as stop, contextlib.closing(run(config, workdir, stop, profile, dataset)) as steps:
@@ -98,12 +99,31 @@ def run(
       stop: set where the run shall save itself and stop.
       alone: whether its updates are taken by themselves, so that the time they take says how fast it is.
     """
-    began, made_with = time.monotonic(), provenance.environment()
-    workdir = Path(workdir)
+    workdir, wrong = Path(workdir), None
     _check_workdir(workdir, config)
+    while True:
+        try:
+            dataset = dataset or datasets.load(config.data, seed=config.seed)
+            return (yield from _attempt(config, workdir, stop, profile, dataset, alone, wrong))
+        except recovery.WentWrong as error:
+            if error.rollbacks >= config.recovery.rollbacks:
+                raise FloatingPointError(recovery.report(error, workdir, jax.process_index() == 0)) from error
+            wrong = error
 
-    # Data and model
-    dataset = dataset or datasets.load(config.data, seed=config.seed)
+
+def _attempt(
+    config: ConfigDict,
+    workdir: Path,
+    stop: threading.Event,
+    profile: bool,
+    dataset: Dataset,
+    alone: bool,
+    wrong: recovery.WentWrong | None,
+) -> Run:
+    """Does what `run` does, from the checkpoint before `wrong`, the newest one where nothing was."""
+    began, made_with = time.monotonic(), provenance.environment()
+
+    # Model
     parts = assemble(config, dataset)
     spread = parts.parallel
     if config.deterministic:
@@ -119,6 +139,8 @@ def run(
     if primary and not (workdir / "config.json").exists():
         write_json(workdir / "config.json", configs.to_json(config))
     checkpoints = Checkpoints(workdir / "checkpoints")
+    if wrong:
+        checkpoints.drop_from(wrong.first)
     progress, begun = Progress(), []
     if (saved := checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes))) is None:
         drawn, begun = transfer.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed))
@@ -129,6 +151,7 @@ def run(
         # Through an identity program: restored arrays may silently refuse to be donated.
         state = jax.jit(lambda tree: tree)(spread.replicate(host_state))
         progress = Progress(**meta["progress"])
+    progress.rollbacks = max(progress.rollbacks, wrong.rollbacks + 1 if wrong else 0)
     parallel.check_same(str(progress.step), "newest checkpoint")
     first_step = progress.step
     meta = {"data": dataset.saved(), "config": configs.to_json(config), "version": mmfusion.__version__}
@@ -163,15 +186,20 @@ def run(
         checkpoints.save(progress.step, state, {**meta, "progress": dataclasses.asdict(progress)}, scored)
 
     with (
+        contextlib.closing(checkpoints),
         Logger(workdir, primary, progress.step, total_steps=config.steps, plain_every=quiet) as log,
         contextlib.closing(Trace(workdir / "profile")) as trace,
     ):
-        _introduce(log, config, dataset, parts, state, progress.step, begun)
+        if wrong:
+            rate = config.recovery.lower**progress.rollbacks
+            log.print(f"train  {recovery.said(wrong)}: back to step {progress.step}, {rate:g} of the learning rate")
+        else:
+            _introduce(log, config, dataset, parts, state, progress.step, begun)
 
         # Steps
         if parts.objectives.blending and not progress.heads:
             state = blended(rows_of(dataset.splits["valid"]))
-        meter = Meter(log, config, dataset.splits["train"])
+        meter = Meter(log, config, dataset.splits["train"], progress)
         for hosts, devices in _calls(dataset.splits["train"], config, parts, first=progress.step, k=k):
             rates = progress.learning_rates(config, k)
             state, numbers = yield Call(parts, config.optim.accumulate, state, devices, spread.replicate(rates))
@@ -192,7 +220,7 @@ def run(
             stopping = spread.stopping(stop, progress.step, k)
             if not (validate or progress.step % config.checkpoint_every == 0 or stopping):
                 continue
-            meter.pause(progress)
+            meter.pause()
             scored = None
             if validate:  # also when stopping: a step that is due must be scored, for the next run begins after it
                 rows = rows_of(dataset.splits["valid"])
@@ -207,7 +235,6 @@ def run(
                     state = blended(rows)
             save(scored)
             if stopping:
-                checkpoints.close()
                 raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
         checkpoints.wait()
@@ -224,6 +251,9 @@ def run(
             "seconds_to_first_step": progress.seconds_to_first_step,
             "steps": config.steps,
             "best_step": best,
+            "skipped": progress.watched["skipped"],
+            "spikes": progress.watched["spikes"],
+            "rollbacks": progress.rollbacks,
             "select": config.select,
             "data": {
                 "name": config.data.name,
@@ -238,7 +268,6 @@ def run(
         if primary:
             write_json(workdir / "result.json", result)
         log.print(results_table({split: result[split] for split in ("valid", "test")}))
-    checkpoints.close()
     return result
 
 

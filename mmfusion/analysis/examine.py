@@ -5,7 +5,7 @@ n examples · M modalities · N tokens · D width · C outputs
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mmfusion.analysis.properties import Given
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
 from mmfusion.data.missing import lose
-from mmfusion.evaluate import Run, collect, open_run, score
+from mmfusion.evaluate import Run, collect, open_run, score, without
 
 ROWS, CORRUPTED = 2048, 512  # test examples that are mixed up, and that are corrupted, the same of every run
 PAIRED, DRAWS = 256, 3  # examples whose modalities are paired in every way, and how often others are drawn
@@ -59,11 +59,7 @@ def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
     run_eval = run.parts.eval_step()
     whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
-    every = tuple(sorted(run.dataset.reader.modalities))  # those that an encoder joins are told apart here
-    subsets = {
-        kept: probe.value(whole["test"] if kept == every else _whole(run, run_eval, "test", kept))
-        for kept in contribution.subsets(every)
-    }
+    subsets = {kept: probe.value(scored) for kept, scored in _subsets(probe, run_eval, whole["test"])}
     missing = {rate: probe.value(probe.fuse(lose(encoded, rate))) for rate in RATES}
     return {
         "metric": probe.metric,
@@ -117,7 +113,10 @@ def compared_metric(config: ConfigDict) -> str:
 
 def some(split: Split, rows: int) -> Batch:
     """Returns at most so many rows of a split as one host batch, drawn by a fixed seed, those of weight 0 left out."""
-    batch = split.gather(np.sort(np.random.default_rng(0).permutation(len(split))[:rows]))
+    return _readable(split.gather(np.sort(np.random.default_rng(0).permutation(len(split))[:rows])))
+
+
+def _readable(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: x[batch.weight > 0], batch)
 
 
@@ -203,6 +202,25 @@ def _whole(
         run_eval, run.state, run.dataset.splits[split], run.parts, batch_size=run.config.batch_size,
         workers=run.config.data.workers, modalities=modalities, max_bad_fraction=run.config.data.max_bad_fraction,
     )  # fmt: skip
+
+
+def _subsets(
+    probe: Probe, run_eval: Callable[..., Any], whole: dict[str, Any]
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yields each subset of the modalities, and what the test split gives with only these present."""
+    run, every = probe.run, tuple(sorted(probe.run.dataset.reader.modalities))
+    yield every, whole
+    subsets = [kept for kept in contribution.subsets(every) if kept != every]
+    if run.parts.model.joins:  # what is read together is told apart before the encoder
+        yield from ((kept, _whole(run, run_eval, "test", kept)) for kept in subsets)
+        return
+    parts, split = {kept: [] for kept in subsets}, run.dataset.splits["test"]
+    for start in range(0, len(split), ROWS):
+        encoded = probe.encode(_readable(split.gather(np.arange(start, min(start + ROWS, len(split))))))
+        for kept, collected in parts.items():
+            collected.append(probe.fuse(without(encoded, kept)))
+    for kept, collected in parts.items():
+        yield kept, jax.tree.map(lambda *x: np.concatenate(x), *collected)
 
 
 def _perceptual(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[str, float]:

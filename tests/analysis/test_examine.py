@@ -8,7 +8,7 @@ import pytest
 
 from mmfusion.analysis import attention, contribution
 from mmfusion.analysis.examine import Probe, compared_metric, examine, mixed, some
-from mmfusion.evaluate import open_run
+from mmfusion.evaluate import collect, open_run, score
 from mmfusion.train import train
 from tests import tiny
 
@@ -52,6 +52,18 @@ def test_pairs_have_the_examples_on_their_diagonal_and_mixtures_beside_it(traine
     other = probe.fuse(mixed(encoded, {"image": turned}))["logits"]["label"]
     np.testing.assert_allclose(table[turned, np.arange(20)], other, atol=1e-5)
     assert np.abs(other - own).max() > 1e-4
+
+
+def test_subsets_are_what_evaluation_says_of_them(trained):
+    workdir = trained("co_attention")
+    run = open_run(workdir, ["test"])
+    found = examine(workdir)["subsets"]
+    assert set(found) == {"", "image", "text", "image+text"}
+    run_eval = run.parts.eval_step()
+    for names, value in found.items():
+        kept = tuple(filter(None, names.split("+")))
+        rows = collect(run_eval, run.state, run.dataset.splits["test"], run.parts, batch_size=16, modalities=kept)
+        assert score(rows, run.parts.tasks)["accuracy"] == pytest.approx(value), names
 
 
 def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):

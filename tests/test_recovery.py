@@ -1,0 +1,188 @@
+"""What a run does whose numbers go wrong: it counts, goes back, stops, and says which examples it was."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.replay import told
+from mmfusion import recovery
+from mmfusion.checkpoint import Checkpoints
+from mmfusion.data import pipeline
+from mmfusion.errors import UserError
+from mmfusion.replay import replay
+from mmfusion.train import train
+from tests.test_resume import assert_same_run
+
+SMALL = "fusion=concat,modalities=image"
+CHANGES: dict[str, Any] = {"steps": 12, "eval_every": 4, "checkpoint_every": 2, "recovery.updates": 3}
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Returns what makes the batches of some updates NaN, counted from 1, the first so many times they are read."""
+    honest = pipeline.train_batches
+
+    def spoil_updates(updates: range | set[int], times: float = math.inf) -> None:
+        read = dict.fromkeys(updates, 0)
+
+        def train_batches(*args: Any, first: int, **options: Any) -> Iterator[Any]:
+            for step, batch in enumerate(honest(*args, first=first, **options), start=first + 1):
+                if step in read and read[step] < times:
+                    read[step] += 1
+                    batch = batch.replace(weight=np.full_like(batch.weight, np.nan))
+                yield batch
+
+        monkeypatch.setattr(pipeline, "train_batches", train_batches)
+
+    return spoil_updates
+
+
+def watched(losses: list[float], threshold: float, known: dict[str, Any] | None = None) -> tuple[dict[str, Any], list]:
+    known, said = known or recovery.unwatched(), []
+    for step, loss in enumerate(losses, start=1):
+        known, wrong = recovery.watch(known, step, loss, not math.isfinite(loss), threshold)
+        said.append(wrong)
+    return known, said
+
+
+def test_counts_what_is_not_finite_and_the_row_of_it():
+    known, said = watched([1.0, math.nan, math.inf, 1.0, math.nan], 0.0)
+    assert [bool(wrong) for wrong in said] == [False, True, True, False, True]
+    assert (known["skipped"], known["row"], known["first"], known["spikes"]) == (3, 1, 5, 0)
+
+
+def test_a_spike_is_far_above_the_newest_losses_and_is_not_learned_from():
+    noise = np.random.default_rng(0).normal(1.0, 0.1, 200).tolist()
+    known, said = watched([*noise, 3.0, math.nan, 3.0], 10.0)
+    assert said[:200] == [""] * 200
+    assert said[200:] == [recovery.SPIKE, recovery.NOT_FINITE, recovery.SPIKE]
+    assert known["losses"] == noise[-recovery.WINDOW :]
+    assert (known["row"], known["first"]) == (3, 201)
+
+
+def test_no_spike_below_it_before_enough_is_known_or_where_none_is_asked_for():
+    assert watched([1.0] * 5 + [100.0], 10.0)[1] == [""] * 6
+    assert watched([1.0] * 50 + [-100.0, 1.005], 10.0)[1] == [""] * 52
+    assert watched([1.0] * 50 + [100.0], 0.0)[1] == [""] * 51
+    assert watched([1.0] * 50 + [1.02], 10.0)[1][-1] == recovery.SPIKE
+
+
+def test_single_updates_that_go_wrong_are_skipped_and_counted(
+    tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
+):
+    spoil({2, 5, 6, 11})
+    result = train(tiny_config(SMALL, CHANGES), tmp_path)
+    assert (result["skipped"], result["rollbacks"], result["steps"]) == (4, 0, 12)
+    assert math.isfinite(result["test"]["loss"])
+
+
+def test_goes_back_and_ends_as_if_nothing_had_been(
+    tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
+):
+    train(tiny_config(SMALL, CHANGES), tmp_path / "unbroken")
+    spoil({7, 8, 9}, times=1)
+    result = train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1, "recovery.lower": 1.0}), tmp_path / "back")
+    assert result["rollbacks"] == 1
+    assert_same_run(tmp_path / "back", tmp_path / "unbroken", 12)
+
+
+def test_goes_back_to_the_beginning_with_a_lower_rate(
+    tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
+):
+    spoil({1, 2, 3}, times=2)
+    train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lower": 0.25}), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
+    shutil.rmtree(tmp_path)
+    spoil(set())
+    train(tiny_config(SMALL, CHANGES), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    usual = [line["learning_rate"] for line in lines if line["split"] == "train"]
+    np.testing.assert_allclose(rates, np.array(usual) / 16, rtol=1e-6)
+
+
+def test_stops_with_the_examples_and_replays_the_first(
+    tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
+):
+    spoil(range(6, 13))
+    with pytest.raises(FloatingPointError, match="not finite in the 3 updates up to step 8, gone back 1 times before"):
+        train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1}), tmp_path)
+    wrong = json.loads((tmp_path / recovery.FILE).read_text())
+    assert [update["step"] for update in wrong["updates"]] == [6, 7, 8]
+    assert all(len(set(update["ids"])) == 16 and update["loss"] is None for update in wrong["updates"])
+    update = replay(tmp_path)
+    assert (update.step, update.since) == (6, 4)
+    assert "recorded   the same; not finite" in told(update)
+    assert math.isnan(update.gradients["heads_label/kernel"])
+
+    # the same run goes on: it saved itself in the middle of what went wrong, and knows of it
+    with pytest.raises(FloatingPointError, match="3 updates up to step 8, gone back 1 times before"):
+        train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1}), tmp_path)
+
+
+def test_what_went_wrong_is_remembered_by_a_checkpoint(
+    tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
+):
+    spoil(range(5, 13))
+    changes = {**CHANGES, "recovery.updates": 5}
+    with pytest.raises(FloatingPointError, match="5 updates up to step 9"):
+        train(tiny_config(SMALL, changes), tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", readonly=True)
+    assert checkpoints.newest() == 8
+    assert checkpoints.meta(8)["progress"]["watched"] == {**recovery.unwatched(), "skipped": 4, "row": 4, "first": 5}
+    with pytest.raises(FloatingPointError, match="5 updates up to step 9"):
+        train(tiny_config(SMALL, changes), tmp_path)
+    assert [update["step"] for update in json.loads((tmp_path / recovery.FILE).read_text())["updates"]] == [9]
+
+
+def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_path: Path):
+    changes = {**CHANGES, "steps": 60, "eval_every": 60, "checkpoint_every": 60}
+    with pytest.raises(FloatingPointError, match="the loss was far above those before in the 3 updates"):
+        train(tiny_config(SMALL, {**changes, "recovery.spike": 1e-6}), tmp_path)
+    wrong = json.loads((tmp_path / recovery.FILE).read_text())
+    assert wrong["first"] > recovery.ENOUGH
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line["loss"] for line in lines}
+    assert [update["loss"] for update in wrong["updates"][:-1]] == [logged[wrong["first"]], logged[wrong["first"] + 1]]
+    update = replay(tmp_path)
+    assert update.since == 0
+    assert "recorded   the same; a spike" in told(update)
+
+
+def test_replays_a_sound_update_as_it_was_logged(tiny_config: Callable[..., Any], tmp_path: Path):
+    train(tiny_config(SMALL, {**CHANGES, "checkpoint_every": 4}), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line["split"] == "train" and line["step"] == 11)
+    update = replay(tmp_path, 11)
+    assert update.since == 8
+    assert {name: update.numbers[name] for name in ("loss", "grad_norm", "learning_rate")} == {
+        name: logged[name] for name in ("loss", "grad_norm", "learning_rate")
+    }
+    assert 0 < max(update.gradients.values()) <= update.numbers["grad_norm"]
+    assert len(update.losses) == 16
+    shutil.rmtree(tmp_path / "checkpoints" / "4", ignore_errors=True)  # where it is not the best one
+    for step, said in ((6, "the checkpoint before it is gone"), (13, "updates of .* are 1 to 12"), (0, "has no wrong")):
+        with pytest.raises(UserError, match=said):
+            replay(tmp_path, step)
+
+
+def test_the_command_ends_with_one_line_and_status_1(
+    tiny_flags: Callable[..., list[str]], command: Callable[..., Any], tmp_path: Path
+):
+    # a learning rate that no model survives: its numbers overflow by themselves
+    changes = {**CHANGES, "optim.name": "sgd", "optim.weight_decay": None, "optim.learning_rate": 1e30}
+    changes |= {"optim.clip_norm": 0.0, "optim.schedule.warmup_steps": 0}
+    done = command("experiments.train", *tiny_flags(changes), f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "python -m experiments.replay" in line
+    assert "Traceback" not in done.stderr
+    again = command("experiments.replay", str(tmp_path / "run"))
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "recorded   the same" in again.stdout
