@@ -100,6 +100,7 @@ class Checkpoints:
                 metrics={"score": finite, "step": step},
             )
         except (OSError, ValueError) as error:
+            self._manager.reload()  # it counts a step as saved that it began to save
             raise _unsaved(self._directory, error) from error
 
     def meta(self, step: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
@@ -117,9 +118,9 @@ class Run:
     step: int
 
 
-def read_config(workdir: Path) -> ConfigDict:
-    """Returns the config of a run directory; raises UserError where it is none."""
-    path = workdir / "config.json"
+def read_config(workdir: str | Path) -> ConfigDict:
+    """Returns the config of a run directory, local or in a bucket; raises UserError where it is none."""
+    path = epath.Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} is no run directory: it has no config.json; train into it first")
     return configs.from_json(configs.read_json(path))
@@ -138,7 +139,7 @@ def open_run(
     Raises:
       UserError: no run, no checkpoint, or a checkpoint of another architecture.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     config = read_config(workdir)
     if overrides:
         overrides(config)
@@ -173,7 +174,7 @@ def evaluate(
     """
     if split not in ("train", "valid", "test"):
         raise UserError(f"split {split!r}: {nearest(split, ('train', 'valid', 'test'))}")
-    known = read_config(Path(workdir)).data.modalities
+    known = read_config(workdir).data.modalities
     for m in modalities or ():
         if m not in known:
             raise UserError(f"modality {m!r} is not in this run: {nearest(m, known)}")

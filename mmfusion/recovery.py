@@ -3,9 +3,9 @@
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from mmfusion.bucket import Place
 from mmfusion.logger import write_json
 
 NOT_FINITE, SPIKE = "not finite", "a spike"
@@ -80,13 +80,15 @@ def said(error: WentWrong) -> str:
     return f"{what} in the {last - error.first + 1} updates up to step {last}"
 
 
-def report(error: WentWrong, workdir: Path, primary: bool) -> str:
+def report(error: WentWrong, place: Place, primary: bool) -> str:
     """Writes what went wrong to `wrong.json` in the run's directory, and returns the line that says so."""
     if primary:
-        write_json(workdir / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": list(error.updates)})
+        write_json(
+            place.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": list(error.updates)}
+        )
     again = f", gone back {error.rollbacks} times before" * (error.rollbacks > 0)
     return (
         f"{said(error)}{again}: lower config.optim.learning_rate, or let it go back (config.recovery.rollbacks). The "
-        f"checkpoints hold the last good state; {workdir / FILE} names the examples, and `python -m experiments.replay "
-        f"{workdir}` takes the first of these updates again"
+        f"checkpoints hold the last good state; {place.name}/{FILE} names the examples, and `python -m experiments.replay "
+        f"{place.name}` takes the first of these updates again"
     )

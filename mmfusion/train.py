@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import mmfusion
 from mmfusion import config as configs
-from mmfusion import optim, parallel, provenance, recovery, transfer
+from mmfusion import bucket, optim, parallel, provenance, recovery, transfer
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets
@@ -60,7 +60,8 @@ def train(
 
     Args:
       config: see `mmfusion.config.check`.
-      workdir: receives `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and `result.json`.
+      workdir: receives `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and `result.json`; local, or
+        in a bucket (`gs://...`).
       profile: write a JAX trace of a few early steps to `workdir/profile`.
       dataset: what `datasets.load` gives for this config, where it is at hand.
 
@@ -99,21 +100,26 @@ def run(
       stop: set where the run shall save itself and stop.
       alone: whether its updates are taken by themselves, so that the time they take says how fast it is.
     """
-    workdir, wrong = Path(workdir), None
-    _check_workdir(workdir, config)
-    while True:
+    with bucket.opened(workdir) as place:
+        _check_workdir(place, config)
+        wrong, rollbacks = None, config.recovery.rollbacks
         try:
-            dataset = dataset or datasets.load(config.data, seed=config.seed)
-            return (yield from _attempt(config, workdir, stop, profile, dataset, alone, wrong))
-        except recovery.WentWrong as error:
-            if error.rollbacks >= config.recovery.rollbacks:
-                raise FloatingPointError(recovery.report(error, workdir, jax.process_index() == 0)) from error
-            wrong = error
+            while True:
+                try:
+                    dataset = dataset or datasets.load(config.data, seed=config.seed)
+                    return (yield from _attempt(config, place, stop, profile, dataset, alone, wrong))
+                except recovery.WentWrong as error:
+                    if error.rollbacks >= rollbacks:
+                        raise FloatingPointError(recovery.report(error, place, jax.process_index() == 0)) from error
+                    wrong = error
+        finally:
+            if jax.process_index() == 0:
+                place.send()
 
 
 def _attempt(
     config: ConfigDict,
-    workdir: Path,
+    place: bucket.Place,
     stop: threading.Event,
     profile: bool,
     dataset: Dataset,
@@ -121,7 +127,7 @@ def _attempt(
     wrong: recovery.WentWrong | None,
 ) -> Run:
     """Does what `run` does, from the checkpoint before `wrong`, the newest one where nothing was."""
-    began, made_with = time.monotonic(), provenance.environment()
+    began, made_with, workdir = time.monotonic(), provenance.environment(), place.folder
 
     # Model
     parts = assemble(config, dataset)
@@ -138,7 +144,7 @@ def _attempt(
     workdir.mkdir(parents=True, exist_ok=True)
     if primary and not (workdir / "config.json").exists():
         write_json(workdir / "config.json", configs.to_json(config))
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(place.checkpoints)
     if wrong:
         checkpoints.drop_from(wrong.first)
     progress, begun = Progress(), []
@@ -147,7 +153,7 @@ def _attempt(
         state = spread.replicate(drawn)
     else:
         host_state, meta = saved
-        _check_data(meta["data"], dataset, workdir)
+        _check_data(meta["data"], dataset, place.name)
         # Through an identity program: restored arrays may silently refuse to be donated.
         state = jax.jit(lambda tree: tree)(spread.replicate(host_state))
         progress = Progress(**meta["progress"])
@@ -181,9 +187,20 @@ def _attempt(
         heads = spread.replicate({head: np.float32(weight) for head, weight in weights.items()})
         return state.replace(balance={**state.balance, "heads": heads})
 
-    def save(scored: float | None) -> None:
+    may_fail, unsaved = config.recovery.failed_saves, []  # errors of the newest saves, while they fail
+
+    def save(scored: float | None, stopping: bool) -> None:
         progress.seconds = time.monotonic() - began_at
-        checkpoints.save(progress.step, state, {**meta, "progress": dataclasses.asdict(progress)}, scored)
+        try:
+            if primary:
+                place.send()
+            checkpoints.save(progress.step, state, {**meta, "progress": dataclasses.asdict(progress)}, scored)
+            unsaved.clear()
+        except UserError as error:
+            unsaved.append(error)
+            if stopping or len(unsaved) > may_fail:
+                raise
+            log.print(f"train  warning: {error}; going on, this is failure {len(unsaved)} of {may_fail} allowed")
 
     with (
         contextlib.closing(checkpoints),
@@ -233,10 +250,12 @@ def _attempt(
                     )
                 if parts.objectives.blending:
                     state = blended(rows)
-            save(scored)
+            save(scored, stopping)
             if stopping:
                 raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
+        if unsaved:
+            raise unsaved[-1]
         checkpoints.wait()
 
         # Test, once, the checkpoint that validation chose
@@ -271,8 +290,9 @@ def _attempt(
     return result
 
 
-def _check_workdir(workdir: Path, config: ConfigDict) -> None:
+def _check_workdir(place: bucket.Place, config: ConfigDict) -> None:
     """A directory belongs to the config that began it; only where things are may change."""
+    workdir = place.folder
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a directory")
     parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
@@ -285,12 +305,12 @@ def _check_workdir(workdir: Path, config: ConfigDict) -> None:
     for key in sorted({*saved, *mine} - set(configs.PLACES)):
         if saved.get(key) != mine.get(key):
             raise UserError(
-                f"{workdir} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
+                f"{place.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
                 f"{mine.get(key)!r}; give another --workdir, or its own config"
             )
 
 
-def _check_data(saved: dict[str, Any], dataset: Dataset, workdir: Path) -> None:
+def _check_data(saved: dict[str, Any], dataset: Dataset, workdir: str) -> None:
     if saved != dataset.saved():
         raise UserError(
             f"the data has changed since {workdir} began (fingerprint {saved['fingerprint']}, now "

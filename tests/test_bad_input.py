@@ -153,6 +153,33 @@ def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
+    from mmfusion.checkpoint import ocp
+
+    save, calls = ocp.CheckpointManager.save, []
+
+    def full_at_first(self, *args, **options):
+        calls.append(None)
+        if len(calls) <= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, *args, **options)
+
+    plant(monkeypatch)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full_at_first)
+    config = planted.config()
+    with config.unlocked():
+        config.steps, config.eval_every, config.checkpoint_every, config.recovery.failed_saves = 6, 2, 2, 1
+    with pytest.raises(UserError, match="No space left on device"):
+        train(config, tmp_path / "one")
+    assert len(calls) == 2  # the second failure in a row ends it
+    calls.clear()
+    with config.unlocked():
+        config.recovery.failed_saves = 2
+    result = train(config, tmp_path / "two")
+    assert len(calls) == 3 and result["best_step"] == 6
+    assert "this is failure 2 of 2 allowed" in capsys.readouterr().out
+
+
 # --- rows ---
 
 CORRUPT = {6: {"image": planted.picture(9)[:50]}, 14: {"audio": planted.sound(0.1)[:90]}}

@@ -1,0 +1,80 @@
+"""Where a run's files are: in a local directory, or in a bucket (`gs://...`).
+
+A bucket has no appending, so the small files of a run there are written to a folder of this machine and sent at each
+checkpoint; checkpoints go straight to the bucket.
+"""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from mmfusion.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A run's directory.
+
+    Attributes:
+      name: as it was given.
+      folder: where its small files are read and written.
+      checkpoints: where its checkpoints are.
+      bucket: the directory that the folder stands for, None where the folder is the directory.
+    """
+
+    name: str
+    folder: Path
+    checkpoints: epath.Path
+    bucket: epath.Path | None = None
+
+    def send(self) -> None:
+        """Copies the folder's files to the bucket; raises UserError where that fails."""
+        if self.bucket is None:
+            return
+        with reaching(self.name):
+            for path in sorted(self.folder.rglob("*"), key=lambda path: path.name == "result.json"):  # that one last
+                if path.is_file():
+                    there = self.bucket / path.relative_to(self.folder).as_posix()
+                    there.parent.mkdir(parents=True, exist_ok=True)
+                    there.write_bytes(path.read_bytes())
+
+
+@contextlib.contextmanager
+def opened(workdir: str | os.PathLike) -> Iterator[Place]:
+    """Yields a run's directory, with the small files that are in the bucket, where it is in one.
+
+    Raises:
+      UserError: the bucket cannot be read.
+    """
+    if not is_url(workdir):
+        yield Place(str(workdir), Path(workdir), epath.Path(workdir) / "checkpoints")
+        return
+    with tempfile.TemporaryDirectory(prefix="mmfusion-") as folder:
+        bucket = epath.Path(str(workdir).rstrip("/"))
+        place = Place(str(workdir), Path(folder), bucket / "checkpoints", bucket)
+        with reaching(place.name):
+            for path in bucket.iterdir() if bucket.exists() else ():
+                if path.is_file():
+                    (place.folder / path.name).write_bytes(path.read_bytes())
+        yield place
+
+
+def is_url(workdir: str | os.PathLike) -> bool:
+    """Returns whether a directory is one of a bucket."""
+    return "://" in str(workdir)
+
+
+@contextlib.contextmanager
+def reaching(name: str) -> Iterator[None]:
+    """Turns what is raised where a bucket cannot be reached into one line; what reads it has errors of many kinds."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{name}: gs:// takes `pip install gcsfs` ({error})") from error
+    except Exception as error:
+        raise UserError(f"{name} cannot be reached: {' '.join(str(error).split())[:300]}") from error

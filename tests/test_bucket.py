@@ -1,0 +1,91 @@
+"""A run whose directory is in a bucket: Google's own client libraries, and a stand-in for its storage on this machine."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import fsspec.config
+import pytest
+from etils import epath
+
+from mmfusion import bucket
+from mmfusion import train as loop
+from mmfusion.errors import Preempted, UserError
+from mmfusion.evaluate import evaluate
+from mmfusion.train import train
+from tests.storage import serving
+from tests.test_resume import assert_same_run
+
+SMALL = "fusion=concat,modalities=image"
+CHANGES = {"steps": 8, "eval_every": 4, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[str]:
+    """The address of a bucket, which is empty at first."""
+    with serving() as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "STORAGE_EMULATOR_HOST": address,
+            "TENSORSTORE_GCS_HTTP_URL": address,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google, not the stand-in, what kind it is
+        }.items():
+            patch.setenv(name, value)
+        for protocol in ("gs", "gcs"):
+            patch.setitem(fsspec.config.conf, protocol, {"token": "anon", "project": "none"})
+        yield "gs://bucket"
+
+
+def fetched(url: str, folder: Path) -> Path:
+    """Returns a local copy of a directory of the bucket."""
+    files, top = fsspec.url_to_fs(url)
+    files.invalidate_cache()
+    for path in files.find(top):
+        here = folder / path.removeprefix(top).lstrip("/")
+        here.parent.mkdir(parents=True, exist_ok=True)
+        here.write_bytes(files.cat_file(path))
+    return folder
+
+
+def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
+    storage: str, tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, url = tiny_config(SMALL, CHANGES), f"{storage}/run"
+    train(config, tmp_path / "here")
+
+    stops = iter([False] * 4 + [True])  # asked for after every call: a signal at step 5
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 5"):
+        patch.setattr(loop.parallel.Parallel, "stopping", lambda *_: next(stops))
+        train(config, url)
+    there = epath.Path(url)
+    assert sorted(path.name for path in (there / "checkpoints").iterdir())[-1] == "5"
+    assert not (there / "result.json").exists()
+    result = train(config, url)  # as from a machine that has nothing of it
+    assert json.loads((there / "result.json").read_text())["test"] == result["test"]
+    assert_same_run(fetched(url, tmp_path / "there"), tmp_path / "here", 8)
+    assert evaluate(url)["accuracy"] == result["test"]["accuracy"]
+
+    with pytest.raises(UserError, match=f"{url} belongs to another run: its config.seed is 0, here it is 1"):
+        train(tiny_config(f"{SMALL},seed=1", CHANGES), url)
+    shutil.rmtree(tmp_path)
+
+
+def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for error, said in (
+        (ImportError("No module named 'gcsfs'"), "gs:// takes `pip install gcsfs`"),
+        (ConnectionError("no route\nto host"), "gs://b/run cannot be reached: no route to host"),
+    ):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
+            patch.setattr(type(epath.Path("gs://b")), "exists", fail)
+            bucket.opened("gs://b/run").__enter__()
+    with bucket.opened(tmp_path) as place:
+        assert (place.folder, place.bucket) == (tmp_path, None)
+        place.send()
+    assert list(tmp_path.iterdir()) == []
