@@ -89,6 +89,6 @@ def report(error: WentWrong, place: Place, primary: bool) -> str:
     again = f", gone back {error.rollbacks} times before" * (error.rollbacks > 0)
     return (
         f"{said(error)}{again}: lower config.optim.learning_rate, or let it go back (config.recovery.rollbacks). The "
-        f"checkpoints hold the last good state; {place.name}/{FILE} names the examples, and `python -m experiments.replay "
-        f"{place.name}` takes the first of these updates again"
+        f"checkpoints hold the last good state; {place.name}/{FILE} names the examples, and `python -m "
+        f"experiments.replay {place.name}` takes the first of these updates again"
     )

@@ -16,8 +16,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import mmfusion
-from mmfusion import config as configs
 from mmfusion import bucket, optim, parallel, provenance, recovery, transfer
+from mmfusion import config as configs
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets

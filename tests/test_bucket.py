@@ -1,4 +1,4 @@
-"""A run whose directory is in a bucket: Google's own client libraries, and a stand-in for its storage on this machine."""
+"""A run whose directory is in a bucket: the client libraries themselves, and a stand-in for the storage they ask."""
 
 import json
 import shutil
