@@ -7,7 +7,6 @@ Without a step it is the first of those that `wrong.json` holds, which a run lea
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -24,14 +23,14 @@ SHOWN = 5  # examples and parameters
 
 def main(argv: Sequence[str]) -> None:
     named = cli.parse(argv, positional=True)
-    if len(named) != 1 or not (Path(named[0]) / "config.json").exists():
+    if len(named) != 1:
         raise UserError("give the directory of a run: python -m experiments.replay WORKDIR")
 
-    from mmfusion import config as configs
+    from mmfusion.evaluate import read_config
     from mmfusion.replay import replay
 
-    cli.settle(configs.from_json(configs.read_json(Path(named[0]) / "config.json")))
-    print("\n".join(told(replay(Path(named[0]), STEP.value))))
+    cli.settle(read_config(named[0]))
+    print("\n".join(told(replay(named[0], STEP.value))))
 
 
 def told(update: "Replayed") -> list[str]:

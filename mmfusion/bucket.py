@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
+from ml_collections import ConfigDict
 
+from mmfusion import config as configs
 from mmfusion.errors import UserError
 
 
@@ -62,6 +64,29 @@ def opened(workdir: str | os.PathLike) -> Iterator[Place]:
                 if path.is_file():
                     (place.folder / path.name).write_bytes(path.read_bytes())
         yield place
+
+
+def check_owner(place: Place, config: ConfigDict) -> None:
+    """Raises UserError unless a run may be here: a directory belongs to the config that began it.
+
+    Only where things are may change.
+    """
+    workdir = place.folder
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a directory")
+    parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise UserError(f"--workdir={workdir} cannot be made: {parent} is no folder that you may write to")
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    saved, mine = (configs.flat(values) for values in (configs.read_json(path), configs.to_json(config)))
+    for key in sorted({*saved, *mine} - set(configs.PLACES)):
+        if saved.get(key) != mine.get(key):
+            raise UserError(
+                f"{place.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
+                f"{mine.get(key)!r}; give another --workdir, or its own config"
+            )
 
 
 def is_url(workdir: str | os.PathLike) -> bool:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 
 from mmfusion import config as configs
 from mmfusion import recovery, transfer
@@ -17,6 +18,7 @@ from mmfusion.data import dataset as datasets
 from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError
+from mmfusion.evaluate import read_config
 from mmfusion.progress import Progress
 
 
@@ -42,7 +44,7 @@ class Replayed:
     inputs: dict[str, list[int]]
 
 
-def replay(workdir: Path, step: int = 0) -> Replayed:
+def replay(workdir: str | Path, step: int = 0) -> Replayed:
     """Takes an update of a run again; changes nothing there.
 
     Args:
@@ -52,7 +54,7 @@ def replay(workdir: Path, step: int = 0) -> Replayed:
     Raises:
       UserError: no such run or update, other data, or no checkpoint is left from before it.
     """
-    config = configs.from_json(configs.read_json(workdir / "config.json"))
+    config, workdir = read_config(workdir), epath.Path(workdir)
     wrong = _recorded(workdir)
     step = step or wrong["first"]
     if not 0 < step <= config.steps:
@@ -85,12 +87,12 @@ def replay(workdir: Path, step: int = 0) -> Replayed:
     return Replayed(step, since, numbers, recorded, gradients, losses, inputs)
 
 
-def _recorded(workdir: Path) -> dict[str, Any]:
+def _recorded(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / recovery.FILE
     return configs.read_json(path) if path.exists() else {"first": 0, "rollbacks": 0, "updates": []}
 
 
-def _before(workdir: Path, step: int, config: Any, dataset: Any, parts: Parts) -> tuple[Any, Progress]:
+def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Parts) -> tuple[Any, Progress]:
     """Returns the newest state, on the devices, from which training leads to the update without a validation."""
     checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
     saved = max((kept for kept in checkpoints.steps() if kept < step), default=None)

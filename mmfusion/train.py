@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import os
 import signal
 import threading
 import time
@@ -101,7 +100,7 @@ def run(
       alone: whether its updates are taken by themselves, so that the time they take says how fast it is.
     """
     with bucket.opened(workdir) as place:
-        _check_workdir(place, config)
+        bucket.check_owner(place, config)
         wrong, rollbacks = None, config.recovery.rollbacks
         try:
             while True:
@@ -288,26 +287,6 @@ def _attempt(
             write_json(workdir / "result.json", result)
         log.print(results_table({split: result[split] for split in ("valid", "test")}))
     return result
-
-
-def _check_workdir(place: bucket.Place, config: ConfigDict) -> None:
-    """A directory belongs to the config that began it; only where things are may change."""
-    workdir = place.folder
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
-    parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise UserError(f"--workdir={workdir} cannot be made: {parent} is no folder that you may write to")
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    saved, mine = (configs.flat(values) for values in (configs.read_json(path), configs.to_json(config)))
-    for key in sorted({*saved, *mine} - set(configs.PLACES)):
-        if saved.get(key) != mine.get(key):
-            raise UserError(
-                f"{place.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
-                f"{mine.get(key)!r}; give another --workdir, or its own config"
-            )
 
 
 def _check_data(saved: dict[str, Any], dataset: Dataset, workdir: str) -> None:

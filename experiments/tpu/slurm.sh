@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# One training run over the nodes of a Slurm job, a process a node; see README.md beside this file.
+#   sbatch --nodes=2 experiments/tpu/slurm.sh [--dry-run] --config=configs/X.py --workdir=/shared/DIR
+#SBATCH --job-name=mmfusion
+#SBATCH --ntasks-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+set -uo pipefail
+
+command=(srun --kill-on-bad-exit=1 python -m experiments.train --distributed=auto)
+if [ "${1:-}" = "--dry-run" ]; then
+  shift
+  echo "${command[@]}" "$@"
+  exit 0
+fi
+if [ "$#" -eq 0 ]; then
+  echo 'usage: sbatch --nodes=N slurm.sh [--dry-run] FLAG ...' >&2
+  exit 2
+fi
+"${command[@]}" "$@" # Slurm's warning goes to every process, and all save themselves at one step
+status=$?
+if [ "$status" -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,74 @@
+"""What must not be in the code, and what is installed."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SOURCES = [path for folder in ("mmfusion", "experiments", "configs") for path in sorted((ROOT / folder).rglob("*.py"))]
+# They run what they read, or write where what they read says.
+CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load", "torch.load"}
+METHODS = {"extractall", "extract"}
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "tarfile"}
+
+
+def dangers(source: str) -> Iterator[str]:
+    """Yields what is dangerous in a module, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            names = []
+        yield from (f"{node.lineno}: import {name}" for name in names if name.partition(".")[0] in MODULES)
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called in CALLS or called.rpartition(".")[2] in METHODS:
+                yield f"{node.lineno}: {called}"
+            if called in ("np.load", "numpy.load") and options.get("allow_pickle") != "False":
+                yield f"{node.lineno}: {called} without allow_pickle=False"
+            if options.get("shell") == "True":
+                yield f"{node.lineno}: {called} with a shell"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "eval(text)",
+        "archive.extractall(folder)",
+        "np.load(path)",
+        "subprocess.run(line, shell=True)",
+    ],
+)
+def test_dangers_are_seen(source: str):
+    assert len(list(dangers(source))) == 1
+
+
+def test_no_source_has_one():
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in SOURCES for line in dangers(path.read_text())]
+    assert len(SOURCES) > 100 and found == []
+
+
+def pins(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines()
+    pinned = (re.match(r"([A-Za-z0-9_.-]+)==([^\s;]+)", line) for line in lines)
+    return {match[1].lower().replace("_", "-"): match[2] for match in pinned if match}
+
+
+def test_the_lock_has_every_pin_and_a_hash_of_each():
+    lock, direct = ROOT / "requirements.lock", pins(ROOT / "requirements.txt")
+    locked = pins(lock)
+    assert direct.items() <= locked.items()
+    assert len(locked) > len(direct)  # what those need, too
+    entries = re.split(r"\n(?=[A-Za-z])", lock.read_text().strip())
+    assert {entry.partition("==")[0] for entry in entries} == locked.keys()
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in lock.read_text()

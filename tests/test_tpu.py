@@ -1,0 +1,173 @@
+"""What the TPU scripts would run, and how `keep` gets a run through preemptions, by a stand-in for gcloud."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "experiments" / "tpu"
+SCRIPTS = [*ROOT.glob("experiments/*/*.sh"), ROOT / ".ci" / "run"]
+PLACE = {"ZONE": "us-central1-a", "TYPE": "v5litepod-8"}
+SSH = "gcloud compute tpus tpu-vm ssh t --zone=us-central1-a"
+
+
+def script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    clean = {key: value for key, value in os.environ.items() if key not in ("SPOT", "PROJECT", "VERSION", *PLACE)}
+    return subprocess.run(
+        [FOLDER / name, *arguments], cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def lines(name: str, *arguments: str, **environment: str) -> list[str]:
+    done = script(name, "--dry-run", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(path: Path):
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    found = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_creates():
+    (line,) = lines("tpu.sh", "create", "t", **PLACE, SPOT="1", PROJECT="p")
+    assert line == (
+        "gcloud compute tpus queued-resources create t --node-id=t --zone=us-central1-a --project=p "
+        "--accelerator-type=v5litepod-8 --runtime-version=v2-alpha-tpuv5-lite --spot"
+    )
+    for kind, version in (("v4-8", "tpu-ubuntu2204-base"), ("v5p-8", "v2-alpha-tpuv5"), ("v6e-8", "v2-alpha-tpuv6e")):
+        assert f"--runtime-version={version}" in lines("tpu.sh", "create", "t", **{**PLACE, "TYPE": kind})[0]
+    assert "--runtime-version=mine" in lines("tpu.sh", "create", "t", **{**PLACE, "TYPE": "v9-1"}, VERSION="mine")[0]
+
+
+def test_sets_up_every_host():
+    archive, copy, install = lines("tpu.sh", "setup", "t", **PLACE, TMPDIR="/somewhere")
+    assert archive == f"git -C {ROOT} archive --output=/somewhere/mmfusion.tar.gz --format=tar.gz HEAD"
+    assert copy == "gcloud compute tpus tpu-vm scp /somewhere/mmfusion.tar.gz t: --zone=us-central1-a --worker=all"
+    assert install.startswith(f"{SSH} --worker=all '--command=mkdir -p mmfusion && tar xzf mmfusion.tar.gz -C mmfusion")
+    assert "uv pip install --python env/bin/python -r requirements.txt" in install
+
+
+def test_runs_the_flags_as_they_were_given(tmp_path: Path):
+    flags = ["--config=configs/X.py:fusion=film", "--workdir=gs://b/d", '--config.data.name=it\'s "a b" $HOME']
+    (line,) = lines("tpu.sh", "run", "t", *flags, **PLACE)
+    # what the host's shell gets is run here, with a stand-in for its Python
+    (tmp_path / "mmfusion" / "env" / "bin").mkdir(parents=True)
+    python = tmp_path / "mmfusion" / "env" / "bin" / "python"
+    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\nexit 75\n')
+    python.chmod(0o755)
+    fake = 'gcloud() { local last="${@: -1}"; bash -c "${last#--command=}"; }\n'
+    subprocess.run(["bash", "-c", f"{fake}{line}\nwait; sleep 1"], cwd=tmp_path, check=True)
+    said = (tmp_path / "mmfusion" / "run.log").read_text().splitlines()
+    assert said == ["-m", "experiments.train", "--distributed=auto", *flags]
+    assert (tmp_path / "mmfusion" / "status").read_text() == "75\n"
+
+
+def test_follows_fetches_and_deletes():
+    assert lines("tpu.sh", "follow", "t", **PLACE) == [f"{SSH} --worker=0 '--command=tail -n 100 -F mmfusion/run.log'"]
+    assert lines("tpu.sh", "status", "t", **PLACE) == [
+        f"{SSH} --worker=all '--command=cat mmfusion/status 2> /dev/null || echo running'"
+    ]
+    assert lines("tpu.sh", "fetch", "t", "gs://b/d", "out", **PLACE) == ["gcloud storage cp --recursive gs://b/d out"]
+    assert lines("tpu.sh", "fetch", "t", "mmfusion/d", "out", **PLACE) == [
+        "gcloud compute tpus tpu-vm scp --recurse t:mmfusion/d out --zone=us-central1-a --worker=0"
+    ]
+    assert lines("tpu.sh", "delete", "t", **PLACE) == [
+        "gcloud compute tpus queued-resources delete t --zone=us-central1-a --force --quiet"
+    ]
+
+
+# What gcloud would answer: the first request is refused, the next TPU is preempted, the last one's run is stopped once.
+GCLOUD = r"""#!/usr/bin/env bash
+count() { echo x >> "$HOME/$1"; wc -l < "$HOME/$1"; }
+echo "$*" >> "$HOME/asked"
+case "$*" in
+  *"queued-resources create"*) [ "$(count created)" -ne 1 ] ;;
+  *"queued-resources describe"*)
+    states=(PROVISIONING ACTIVE ACTIVE SUSPENDED ACTIVE ACTIVE ACTIVE)
+    echo "${states[$(($(count described) - 1))]}" ;;
+  *"cat mmfusion/status"*)
+    ended=("" 75 0)
+    echo "${ended[$(($(count looked) - 1))]}" ;;
+esac
+"""
+
+
+def keep(home: Path, *flags: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    tool = home / "bin" / "gcloud"
+    tool.parent.mkdir()
+    tool.write_text(GCLOUD)
+    tool.chmod(0o755)
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    done = script("tpu.sh", "keep", "t", *flags, **PLACE, HOME=str(home), TMPDIR=str(home), PATH=path, EVERY="0")
+    asked = (home / "asked").read_text().splitlines() if (home / "asked").exists() else []
+    return done, [_kind(line) for line in asked if "describe" not in line]
+
+
+def _kind(line: str) -> str:
+    for part in ("create", "delete", "scp", "uv venv", "experiments.train", "cat mmfusion/status"):
+        if part in line:
+            return part
+    return line
+
+
+def test_keep_goes_on_through_refusals_preemptions_and_stops(tmp_path: Path):
+    done, asked = keep(tmp_path, "--config=c.py", "--workdir=gs://b/d")
+    assert done.returncode == 0, done.stderr
+    begin = ["create", "scp", "uv venv", "experiments.train"]
+    look = "cat mmfusion/status"
+    assert asked == [
+        *("create", "delete"),  # refused
+        *(*begin, look, "delete"),  # runs, is preempted
+        *(*begin, look, "experiments.train", look, "delete"),  # stops itself, goes on, ends
+    ]
+
+
+def test_keep_needs_a_bucket(tmp_path: Path):
+    done, asked = keep(tmp_path, "--config=c.py", "--workdir=/mnt/d")
+    assert (done.returncode, asked) == (2, [])
+    assert "keep needs --workdir=gs://BUCKET/DIR" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["create"], ["jump", "t"], ["run", "t"], ["fetch", "t", "gs://b"], ["delete", "t", "more"]]
+)
+def test_wrong_use_is_told_and_does_nothing(arguments: Sequence[str]):
+    done = script("tpu.sh", *arguments, **PLACE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage:" in done.stderr
+    done = script("tpu.sh", "create", "t", ZONE="z", TYPE="v9-1")
+    assert done.returncode == 2 and "set VERSION, too" in done.stderr
+
+
+def test_a_kubernetes_manifest():
+    chosen = {"IMAGE": "registry/image:1", "TPU": "tpu-v5-lite-podslice", "TOPOLOGY": "4x4", "HOSTS": "4", "CHIPS": "4"}
+    flags = ["--config=c.py", '--config.data.name=a "b" \\c']
+    command, *manifest = lines("gke.sh", "run-1", *flags, **chosen)
+    assert command == "kubectl apply -f -"
+    job = yaml.safe_load("\n".join(manifest))["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["completions"], job["parallelism"]) == (4, 4)
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "experiments.train", "--distributed=auto"]
+    assert container["args"] == flags
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    wrong = script("gke.sh", "run-1", *flags, **{**chosen, "HOSTS": "2"})
+    assert wrong.returncode == 2 and "TOPOLOGY=4x4 is not HOSTS=2 x CHIPS=4" in wrong.stderr
+
+
+def test_slurm():
+    assert lines("slurm.sh", "--config=c.py") == [
+        "srun --kill-on-bad-exit=1 python -m experiments.train --distributed=auto --config=c.py"
+    ]
+    assert script("slurm.sh").returncode == 2
