@@ -47,7 +47,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, p
     """
     try:
         rest = flag_values(list(argv))[1:]
-    except flags.Error as error:
+    except (flags.Error, KeyError) as error:  # KeyError: a key of a section that another flag has replaced
         raise UserError(" ".join(str(error).split())) from error
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, reaching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +92,3 @@ def check_owner(place: Place, config: ConfigDict) -> None:
 def is_url(workdir: str | os.PathLike) -> bool:
     """Returns whether a directory is one of a bucket."""
     return "://" in str(workdir)
-
-
-@contextlib.contextmanager
-def reaching(name: str) -> Iterator[None]:
-    """Turns what is raised where a bucket cannot be reached into one line; what reads it has errors of many kinds."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"{name}: gs:// takes `pip install gcsfs` ({error})") from error
-    except Exception as error:
-        raise UserError(f"{name} cannot be reached: {' '.join(str(error).split())[:300]}") from error

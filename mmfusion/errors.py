@@ -1,7 +1,8 @@
 """The two ways a run ends early on purpose; `experiments/cli.py` turns each into its exit status."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -22,3 +23,14 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         return f"did you mean {' or '.join(near)}?"
     more = f" and {len(choices) - 30} more" if len(choices) > 30 else ""
     return f"choose one of {', '.join(choices[:30])}{more}"
+
+
+@contextlib.contextmanager
+def reaching(name: str) -> Iterator[None]:
+    """Turns what is raised where a bucket cannot be reached into one line; what reads it has errors of many kinds."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{name}: gs:// takes `pip install gcsfs` ({error})") from error
+    except Exception as error:
+        raise UserError(f"{name} cannot be reached: {' '.join(str(error).split())[:300]}") from error

@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 import stat
+import struct
 import tempfile
 import urllib.error
 import urllib.request
@@ -21,6 +22,9 @@ from absl import logging
 from mmfusion.errors import UserError
 
 LIMIT = 512 * 2**20  # bytes an archive may hold once inflated: some twenty times the largest one we read
+# What Python's zipfile raises of bytes that are not as they were. RuntimeError: encrypted; NotImplementedError: several
+# disks, or a compression that this Python does not have; OSError: a place before the file's beginning.
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 TIMEOUT = 30  # seconds without an answer from the network
 
 
@@ -132,8 +136,7 @@ def read(archive: Archive, path: str, names: Iterable[str]) -> dict[str, bytes]:
                 raise UserError(f"{path} has no member {name}: fetch it again from {archive.url}")
             try:
                 result[name] = file.read(infos[name])
-            # RuntimeError: encrypted; NotImplementedError: a compression this Python does not have
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            except BROKEN as error:
                 raise UserError(f"{path}: member {name} is damaged ({error}): fetch it from {archive.url}") from error
     return result
 
@@ -150,7 +153,9 @@ def _opened(archive: Archive, path: str) -> Iterator[zipfile.ZipFile]:
         file = zipfile.ZipFile(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: it comes from {archive.url}") from None
-    except zipfile.BadZipFile as error:
+    except PermissionError:
+        raise UserError(f"{path} may not be read") from None
+    except BROKEN as error:
         raise UserError(f"{path} is truncated or not a zip ({error}): fetch it again from {archive.url}") from error
     with file:
         yield file

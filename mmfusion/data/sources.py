@@ -20,7 +20,7 @@ from etils import epath
 from tensorflow_datasets.core.download import download_manager, downloader
 
 from mmfusion.data import builders
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError, nearest, reaching
 
 # TFDS would try ten times: more than three minutes until it says that there is no network.
 downloader.MAX_RETRIES = 5
@@ -129,11 +129,13 @@ def check_name(name: str, data_dir: str) -> None:
     if name.startswith("pair:"):
         raise UserError(f"config.data.name={name!r} must be like pair:cifar10+imdb_reviews:by=index (or by=label)")
     base = name.split("/")[0].split(":")[0]
-    prepared = bool(data_dir) and epath.Path(data_dir, base).exists()
     if base in builders.BUILDERS:
         if name not in known_names() and builders.BUILDERS[base].BUILDER_CONFIGS:
             raise UserError(f"config.data.name={name!r} is no variant of {base}: {nearest(name, known_names())}")
-    elif not prepared:
+        return
+    with reaching(f"config.data.dir={data_dir}"):
+        prepared = bool(data_dir) and epath.Path(data_dir, base).exists()
+    if not prepared:
         known = tfds.list_builders(with_community_datasets=False)  # their list is on the network, read by TensorFlow
         if base not in known:
             raise UserError(

@@ -1,0 +1,78 @@
+"""Does to runs what machines do to them, and writes a table of what they survived.
+
+`python -m experiments.reliability [NAME ...] [--share=0.05] [--output=FILE.md] [--config.data.dir=DIR]`
+
+Exit status 1 where something was not survived. A share below 1 does each fault less often.
+"""
+
+import contextlib
+import io
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from mmfusion.errors import UserError, nearest
+
+SHARE = flags.DEFINE_float("share", 1.0, "of how often each fault is done", lower_bound=0.0, upper_bound=1.0)
+OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write")
+SHOWN = 5  # of what was not survived
+
+
+def main(argv: Sequence[str]) -> None:
+    places = [arg for arg in argv[1:] if arg.startswith("--config.data.")]
+    names = cli.parse([arg for arg in argv if arg not in places], positional=True)
+    cli.settle_compilation_cache()
+
+    import jax
+
+    from experiments.reliability import faults, fuzz, runs
+
+    # name -> what is done, how often, and what is expected
+    table = {
+        "kills": (faults.kills, 200, "kill -9 or SIGTERM at a random moment, five configs", "the same run to the bit"),
+        "bit_flips": (faults.bit_flips, 100, "a bit flipped in a checkpoint", "seen, an older one serves"),
+        "failing_writes": (faults.failing_writes, 10**6, "each write call fails once", "said in a line; the same run"),
+        "fuzzed_configs": (fuzz.fuzzed_configs, 1000, "a config made at random", "taken, or refused in a line"),
+        "fuzzed_archives": (fuzz.fuzzed_archives, 1000, "an archive damaged or hostile", "as it was, or refused"),
+        "nan_planted": (faults.nan_planted, 20, "NaN in an update", "skipped and counted"),
+        "killed_hosts": (faults.killed_hosts, 20, "one of two hosts killed", "the other ends; the same run"),
+        "soak": (faults.soak, 7200, "seconds of training", "memory is flat"),
+    }
+    for name in names:
+        if name not in table:
+            raise UserError(f"fault {name!r}: {nearest(name, table)}")
+    lines, lost = ["| fault | times | expected | survived | seconds |", "| --- | ---: | --- | ---: | ---: |"], 0
+    for name in names or table:
+        fault, times, what, expected = table[name]
+        began = time.monotonic()
+        times, outcomes = max(1, math.ceil(SHARE.value * times)), []
+        quiet = io.StringIO()  # what runs in this process print
+        with runs.scratch() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            for outcome in fault(times, folder, places):
+                outcomes.append(outcome)
+                if sys.__stdout__.isatty():
+                    print(f"\r{name} {len(outcomes)}", end="\r", file=sys.__stdout__, flush=True)
+        wrong = [said for survived, said in outcomes if not survived]
+        # the soak's times are its seconds
+        done, well = (times, times * (not wrong)) if name == "soak" else (len(outcomes), len(outcomes) - len(wrong))
+        lines.append(f"| {what} | {done:,} | {expected} | {well:,} | {time.monotonic() - began:.0f} |")
+        print(lines[-1], flush=True)
+        print("\n".join(f"  not survived: {said[:500]}" for said in wrong[:SHOWN]), end="\n" * bool(wrong), flush=True)
+        lost += len(wrong)
+    command = " ".join(["python -m experiments.reliability", *names, *([f"--share={SHARE.value}"] * (SHARE.value < 1))])
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, jax {jax.__version__}"
+    if OUTPUT.value:
+        text = "\n".join(["# What runs survive", "", f"`{command}`; {machine}.", "", *lines, ""])
+        Path(OUTPUT.value).write_text(text, encoding="utf-8")
+    sys.exit(1 if lost else 0)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,59 @@
+"""A small share of what `experiments.reliability` does, and that it sees what does not survive."""
+
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.reliability import faults, fuzz, runs
+from experiments.reliability.faults import Outcome
+from mmfusion.data import archives
+
+
+@pytest.fixture(scope="module")
+def places(data_dir: str) -> list[str]:
+    return [f"--config.data.dir={data_dir}"]
+
+
+def lost(outcomes: list[Outcome]) -> list[str]:
+    return [said for survived, said in outcomes if not survived]
+
+
+def test_hostile_configs_and_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert lost(list(fuzz.fuzzed_configs(150, tmp_path, ()))) == []
+    outcomes = list(fuzz.fuzzed_archives(300, tmp_path, ()))
+    assert len(outcomes) == 300 and lost(outcomes) == []
+    monkeypatch.setattr(archives, "BROKEN", (zipfile.BadZipFile,))  # which is not all that is raised
+    assert lost(list(fuzz.fuzzed_archives(300, tmp_path, ()))) != []
+
+
+def test_runs_survive(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(faults, "CASES", runs.CASES[:1])
+    for fault, count in ((faults.kills, 2), (faults.bit_flips, 3), (faults.failing_writes, 3)):
+        folder = tmp_path / fault.__name__
+        folder.mkdir()
+        outcomes = list(fault(count, folder, places))
+        assert len(outcomes) >= count and lost(outcomes) == [], fault.__name__
+    # the layer that fails reaches Python's files and those that Orbax's own writer opens
+    assert int(re.search(r"call \d+ of (\d+)", outcomes[0][1])[1]) > 50
+
+
+def test_a_difference_is_seen(places: list[str], tmp_path: Path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    runs.whole(runs.CASES[0], one, places)
+    changed = (*runs.CASES[0].changes, "--config.optim.learning_rate=0.0011")
+    runs.whole(runs.dataclasses.replace(runs.CASES[0], changes=changed), other, places)
+    found = runs.differences(one, other)
+    assert re.match(r"step \d+: ", found[0])
+    assert any(line.startswith("state params/") for line in found)
+    assert runs.differences(one, one) == []
+
+
+def test_the_command_prints_its_table(command: Callable[..., Any]):
+    done = command("experiments.reliability", "fuzzed_archives", "--share=0.02")
+    assert done.returncode == 0, done.stderr
+    assert "| an archive damaged or hostile | 20 | as it was, or refused | 20 |" in done.stdout
+    assert command("experiments.reliability", "fuzz").returncode == 2
