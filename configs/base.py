@@ -61,6 +61,10 @@ def get_config() -> ConfigDict:
     config.parallel = ConfigDict()
     config.parallel.mode = "pmap"  # or jit, over a mesh of the same devices
     config.parallel.devices = 0  # the first so many; 0: all
+    config.parallel.mesh = ConfigDict()  # of jit: data x fsdp x model are the devices
+    config.parallel.mesh.data = -1  # divides the batch; -1: what the others leave
+    config.parallel.mesh.fsdp = 1  # divides the batch, and parameters and the optimizer's arrays, too
+    config.parallel.mesh.model = 1  # divides heads and hidden units, and what belongs to them
     config.parallel.steps_per_call = 0  # updates a compiled call; 0: 1 on CPU, up to 8 on accelerators
     return config.lock()
 

@@ -49,8 +49,8 @@ class Parts:
         return jax.device_get(jax.jit(self._init)(self.example, seed=np.uint32(seed)))
 
     def initial_state(self, seed: int) -> step.TrainState:
-        """Returns the same on every device."""
-        return self.parallel.replicate(self.drawn_state(seed))
+        """Returns the same on the devices."""
+        return self.parallel.put_state(self.drawn_state(seed))
 
     def state_shapes(self) -> Any:
         """Returns the state's shapes and dtypes, without computing it."""
@@ -80,7 +80,7 @@ class Parts:
 
     def train_step(self, accumulate: int) -> Callable[..., Any]:
         """Returns the compiled `(state, batches, learning_rates) -> (state, metrics)`."""
-        return self.parallel.compile_train(self.step(accumulate))
+        return self.parallel.compile_train(self.step(accumulate), self.state_shapes())
 
     def eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
@@ -98,7 +98,8 @@ class Parts:
 
 def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
     """Builds the parts of a run; no parameter is made yet."""
-    spread = parallel.make(config.parallel.mode, config.parallel.devices)
+    mesh = config.parallel.mesh
+    spread = parallel.make(config.parallel.mode, config.parallel.devices, mesh.fsdp, mesh.model)
     return Parts(
         model=models.build(
             config.model,

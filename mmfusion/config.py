@@ -224,6 +224,8 @@ def _check_numbers(config: ConfigDict) -> None:
     for path in POSITIVE:
         check_positive(_get(config, path), path)
     for path, value in _numbers(config, ""):
+        if path == "parallel.mesh.data" and value == -1:
+            continue
         if not 0 <= value < float("inf"):
             raise UserError(f"config.{path}={value!r} must be a finite number and not negative")
         if path.rpartition(".")[2] in BELOW_ONE and value >= 1:
@@ -256,12 +258,23 @@ def _check_devices(config: ConfigDict, devices: int) -> None:
     asked = config.parallel.devices or devices
     if asked > devices:
         raise UserError(f"config.parallel.devices={asked}, but this machine has {devices}")
-    parts = asked * config.optim.accumulate
+    mesh = config.parallel.mesh
+    for axis in ("fsdp", "model"):
+        check_positive(mesh[axis], f"parallel.mesh.{axis}")
+    state_parts = mesh.fsdp * mesh.model
+    if state_parts > 1 and config.parallel.mode != "jit":
+        raise UserError("config.parallel.mesh divides the state, which takes --config.parallel.mode=jit")
+    if asked % state_parts or mesh.data not in (-1, asked // state_parts):
+        raise UserError(
+            f"config.parallel.mesh: {mesh.data} x {mesh.fsdp} x {mesh.model} are not the {asked} devices: "
+            "choose fsdp and model whose product divides them, and data=-1"
+        )
+    parts = asked // mesh.model * config.optim.accumulate
     if config.batch_size % parts:
         below, above = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts
         choices = " or ".join(str(size) for size in (below, above) if size)
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over {asked} devices x "
+            f"config.batch_size={config.batch_size} does not divide over {asked // mesh.model} devices x "
             f"{config.optim.accumulate} micro-batches: choose {choices}"
         )
 

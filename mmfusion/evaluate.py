@@ -152,7 +152,7 @@ def open_run(
         dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
         parts = assemble(config, dataset)
         state, _ = checkpoints.restore(step, parts.state_shapes())
-        return Run(config, dataset, parts, parts.parallel.replicate(state), step)
+        return Run(config, dataset, parts, parts.parallel.put_state(state), step)
 
     run = checkpoints.first_sound(read, best=True)
     checkpoints.close()

@@ -17,21 +17,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmfusion import sharding
 from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError
 
-AXIS = "data"
+AXIS = sharding.DATA
 MODES = ("pmap", "jit")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """How a run is spread: the batch over all devices of all hosts, the state copied to each.
+    """How a run is spread: the batch over the devices of all hosts, and the state copied to each or divided.
 
     Attributes:
-      mode: `pmap` or `jit`.
-      mesh: all devices on one axis.
+      mode: `pmap`, or `jit` over a mesh.
+      mesh: all devices on the axes `data`, `fsdp` (which divides the batch, too, and the state) and `model` (which
+        divides the state); under `pmap` on the first alone.
     """
 
     mode: str
@@ -68,21 +70,48 @@ class Parallel:
 
     def put_batch(self, batch: Batch) -> Batch:
         """Starts the transfer of this host's rows `[B / hosts, ...]` to its devices."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        rows_of = NamedSharding(self.mesh, self._rows)
         local = self.devices // self.hosts
 
         def put(x: np.ndarray) -> jax.Array:
             rows = x.reshape(local, -1, *x.shape[1:]) if self.mode == "pmap" else x  # pmap: [devices, B / devices, ...]
-            return jax.make_array_from_process_local_data(sharding, rows)
+            return jax.make_array_from_process_local_data(rows_of, rows)
 
         return jax.tree.map(put, batch)
 
     def replicate(self, tree: Any) -> Any:
         """Copies a tree of host values to every device."""
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)), tree)
 
-    def compile_train(self, step: Callable[..., Any], replicas: int = 0) -> Callable[..., Any]:
+    def put_state(self, state: Any) -> Any:
+        """Copies a state of host values, which every host has whole, to the devices, divided as the mesh says."""
+        if not self.divides_state:
+            return self.replicate(state)
+        place = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda part: x[part])  # noqa: E731
+        host = jax.tree.map(np.asarray, state)
+        return jax.tree.map(place, host, sharding.of_state(host, self.mesh))
+
+    def to_host(self, state: Any) -> Any:
+        """Returns a state's arrays whole, on every host, one after the other."""
+
+        def whole(x: jax.Array) -> np.ndarray:
+            if x.is_fully_addressable or x.is_fully_replicated:
+                return np.array(x)  # a copy, because the next step donates what it was
+            return multihost_utils.process_allgather(x, tiled=True)
+
+        return jax.tree.map(whole, state)
+
+    @property
+    def divides_state(self) -> bool:
+        """Whether a device has only a part of the state."""
+        return self.devices != self.mesh.shape[AXIS]
+
+    @property
+    def _rows(self) -> PartitionSpec:
+        return PartitionSpec(AXIS if self.mode == "pmap" else (AXIS, sharding.FSDP))
+
+    def compile_train(self, step: Callable[..., Any], shapes: Any = None, replicas: int = 0) -> Callable[..., Any]:
         """Compiles `step(state, batch, learning_rate)` into `call(state, batches, learning_rates)`.
 
         A call takes as many steps as it has batches: written out on CPU, where convolutions inside a scan are slow, and
@@ -90,6 +119,7 @@ class Parallel:
 
         Args:
           step: a train step; it donates its state.
+          shapes: of the state, for where it is divided.
           replicas: R runs take their steps in one program, and each argument and result is a tuple of R; 0: one run
             by itself.
 
@@ -103,25 +133,34 @@ class Parallel:
             return jax.pmap(
                 call, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=self._pmap_devices()
             )
-        state, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
-        return jax.jit(call, in_shardings=(state, rows, state), out_shardings=state, donate_argnums=0)
+        whole, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), self._rows))
+        state = sharding.of_state(shapes, self.mesh) if self.divides_state else whole
+        return jax.jit(call, in_shardings=(state, rows, whole), out_shardings=(state, whole), donate_argnums=0)
 
     def compile_eval(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Compiles `step(params, batch_stats, batch)`, whose result is the same on every device."""
         if self.mode == "pmap":
             return jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, devices=self._pmap_devices())
-        state, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
-        return jax.jit(step, in_shardings=(state, state, rows), out_shardings=state)
+        whole, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), self._rows))
+        return jax.jit(step, in_shardings=(None, None, rows), out_shardings=whole)  # None: the state as it is divided
 
     def _pmap_devices(self) -> list[Any] | None:
         # Named only when they are not all: with several hosts `pmap` must be left to take each host's own.
         return None if self.devices == jax.device_count() else list(self.mesh.devices.flat)
 
 
-def make(mode: str, devices: int = 0) -> Parallel:
-    """Returns the parallelism over the first `devices` devices; 0 means all of them."""
-    every = jax.devices()
-    return Parallel(mode, Mesh(np.array(every[: devices or len(every)]), (AXIS,)))
+def make(mode: str, devices: int = 0, fsdp: int = 1, model: int = 1) -> Parallel:
+    """Returns the parallelism over the first `devices` devices; 0 means all of them.
+
+    Args:
+      mode: `pmap` or `jit`.
+      devices: how many.
+      fsdp, model: sizes of these axes of the mesh, under `jit`; the data axis takes the rest.
+    """
+    every = np.array(jax.devices()[: devices or None])
+    if mode == "pmap":
+        return Parallel(mode, Mesh(every, (AXIS,)))
+    return Parallel(mode, Mesh(every.reshape(-1, fsdp, model), sharding.AXES))
 
 
 def steps_per_call(asked: int, platform: str, boundaries: Sequence[int]) -> int:

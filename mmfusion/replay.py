@@ -103,11 +103,11 @@ def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Pa
         raise UserError(f"--step={step}: the checkpoint before it is gone; {workdir} has those of steps {have}")
     if saved is None:
         drawn, _ = transfer.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed))
-        return parts.parallel.replicate(drawn), Progress()
+        return parts.parallel.put_state(drawn), Progress()
     host_state, meta = checkpoints.restore(saved, parts.state_shapes())
     if meta["data"] != dataset.saved():
         raise UserError(f"the data has changed since {workdir} was trained: bring the old data back")
-    return parts.parallel.replicate(host_state), Progress(**meta["progress"])
+    return parts.parallel.put_state(host_state), Progress(**meta["progress"])
 
 
 def _noting(optimizer: optax.GradientTransformation, gradients: dict[str, float]) -> optax.GradientTransformation:

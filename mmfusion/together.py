@@ -67,4 +67,4 @@ def _compile(spread: Parallel, call: Call, replicas: int) -> Callable[..., Any]:
         with as_patches():  # while it is traced
             return step(*args)
 
-    return spread.compile_train(with_patches, replicas)
+    return spread.compile_train(with_patches, replicas=replicas)

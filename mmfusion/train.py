@@ -149,12 +149,12 @@ def _attempt(
     progress, begun = Progress(), []
     if (saved := checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes))) is None:
         drawn, begun = transfer.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed))
-        state = spread.replicate(drawn)
+        state = spread.put_state(drawn)
     else:
         host_state, meta = saved
         _check_data(meta["data"], dataset, place.name)
         # Through an identity program: restored arrays may silently refuse to be donated.
-        state = jax.jit(lambda tree: tree)(spread.replicate(host_state))
+        state = jax.jit(lambda tree: tree)(spread.put_state(host_state))
         progress = Progress(**meta["progress"])
     progress.rollbacks = max(progress.rollbacks, wrong.rollbacks + 1 if wrong else 0)
     parallel.check_same(str(progress.step), "newest checkpoint")
@@ -193,7 +193,8 @@ def _attempt(
         try:
             if primary:
                 place.send()
-            checkpoints.save(progress.step, state, {**meta, "progress": dataclasses.asdict(progress)}, scored)
+            own = {**meta, "progress": dataclasses.asdict(progress)}
+            checkpoints.save(progress.step, spread.to_host(state), own, scored)
             unsaved.clear()
         except UserError as error:
             unsaved.append(error)
@@ -259,7 +260,7 @@ def _attempt(
 
         # Test, once, the checkpoint that validation chose
         host_state, chosen = checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes), best=True)
-        state, best = spread.replicate(host_state), chosen["step"]
+        state, best = spread.put_state(host_state), chosen["step"]
         result = {split: score(rows_of(dataset.splits[split]), parts.tasks) for split in ("valid", "test")}
         log.log(best, result["test"], "test")
         result |= {

@@ -18,8 +18,8 @@ from tests import ways
 from tests.conftest import ROOT
 
 Result = dict[str, np.ndarray]
-EIGHT = ("pmap", "jit", "accumulated scanned", "batch norm", "batch norm jit")
-HOSTS = ("pmap", "jit", "loop")
+EIGHT = ("pmap", "jit", "accumulated scanned", "batch norm", "batch norm jit", "fsdp and model")
+HOSTS = ("pmap", "jit", "loop", "loop fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 
 
@@ -116,6 +116,14 @@ def test_eight_devices(eight: dict[str, Result], one: Callable[[str], Result], w
     agree(eight[way], one("pmap"))
 
 
+def test_a_divided_state_is_the_same_and_takes_less_of_each_device(
+    eight: dict[str, Result], one: Callable[[str], Result]
+):
+    agree(eight["fsdp and model"], one("pmap"), but=("held",))
+    assert one("pmap")["held"] == eight["jit"]["held"] == 1
+    assert eight["fsdp and model"]["held"] < 0.4  # a quarter, but for arrays of odd lengths
+
+
 @pytest.mark.parametrize("way", ["batch norm", "batch norm jit"])
 def test_batch_normalisation_counts_all_devices_rows(eight: dict[str, Result], one: Callable[[str], Result], way: str):
     agree(eight[way], one("batch norm"))
@@ -140,9 +148,12 @@ def test_two_hosts(hosts: list[dict[str, Result]], one: Callable[[str], Result],
     np.testing.assert_array_equal(np.concatenate([host[way]["ids"] for host in hosts], axis=1), one("pmap")["ids"])
 
 
-def test_the_loop_of_two_hosts_is_the_loop_of_one(hosts: list[dict[str, Result]], one: Callable[[str], Result]):
+@pytest.mark.parametrize("way", ["loop", "loop fsdp"])
+def test_the_loop_of_two_hosts_is_the_loop_of_one(
+    hosts: list[dict[str, Result]], one: Callable[[str], Result], way: str
+):
     for host in hosts:
-        agree(host["loop"], one("loop"), but=("read",))
+        agree(host[way], one("loop"), but=("read",))
 
 
 def test_a_host_reads_only_its_share(hosts: list[dict[str, Result]], one: Callable[[str], Result]):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmfusion import parallel
+from mmfusion import parallel, sharding
 from mmfusion import train as loop
 from mmfusion.assemble import Parts, assemble
 from mmfusion.data.dataset import Dataset
@@ -26,10 +26,12 @@ ROWS = {"train": 200, "valid": 45, "test": 45}  # training crosses an epoch; no 
 SCORES = ("loss", "accuracy", "auroc", "ece", "examples")
 CONCAT = {"fusion": "concat", "model.encoders.text.tokens": "mean"}
 BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
+LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
 # What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
+    "fsdp and model": {"parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2},
     "accumulated scanned": {"optim.accumulate": 4, "scanned": True},
     "concat": {**CONCAT, "steps": 4},
     "concat accumulated": {**CONCAT, "steps": 4, "optim.accumulate": 2},
@@ -37,7 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "concat four a call scanned": {**CONCAT, "steps": 4, "parallel.steps_per_call": 4, "scanned": True},
     "batch norm": BATCH_NORM,
     "batch norm jit": {**BATCH_NORM, "parallel.mode": "jit"},
-    "loop": {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5},
+    "loop": LOOP,
+    "loop fsdp": {**LOOP, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
 }
 
 
@@ -45,16 +48,17 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     """Returns what a way of running ends with: parameters and statistics by path, losses, ids, scores.
 
     Args:
-      way: a key of `WAYS`; `loop` is the whole of `mmfusion.train.train`.
-      folder: where `loop` works.
+      way: a key of `WAYS`; a `loop` is the whole of `mmfusion.train.train`.
+      folder: where a `loop` works.
     """
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
     fusion, scanned = changes.pop("fusion", "co_attention"), changes.pop("scanned", False)
     config = synthetic.config(changes, fusion)
-    dataset = synthetic.dataset(config, ROWS, in_memory=way != "loop")
-    with mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu"):
-        if way == "loop":
-            return _loop(config, dataset, folder / "workdir")
+    dataset = synthetic.dataset(config, ROWS, in_memory="loop" not in way)
+    platform = mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu")
+    with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
+        if "loop" in way:
+            return _loop(config, dataset, folder / way)
         return _steps(config, dataset, assemble(config, dataset))
 
 
@@ -68,10 +72,12 @@ def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.n
         losses += jax.device_get(numbers["loss"]).tolist()
         ids += [batch.id for batch in hosts]
     leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
-    result = {jax.tree_util.keystr(path): np.asarray(jax.device_get(x)) for path, x in leaves}
+    result = {jax.tree_util.keystr(path): parts.parallel.to_host(x) for path, x in leaves}
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     rows = collect(parts.eval_step(), state, dataset.splits["test"], parts, batch_size=config.batch_size)
     scores = score(rows, parts.tasks)
     return result | {
+        "held": np.array(held / sum(x.nbytes for x in jax.tree.leaves(state))),  # the share that one device has
         "losses": np.array(losses),
         "ids": np.array(ids),
         "evaluated": rows["id"],
