@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -35,8 +36,8 @@ class Place:
     bucket: epath.Path | None = None
 
     def send(self) -> None:
-        """Copies the folder's files to the bucket; raises UserError where that fails."""
-        if self.bucket is None:
+        """Copies the folder's files to the bucket, on the first of several hosts; raises UserError where that fails."""
+        if self.bucket is None or jax.process_index():
             return
         with reaching(self.name):
             for path in sorted(self.folder.rglob("*"), key=lambda path: path.name == "result.json"):  # that one last

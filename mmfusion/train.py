@@ -99,6 +99,7 @@ def run(
       stop: set where the run shall save itself and stop.
       alone: whether its updates are taken by themselves, so that the time they take says how fast it is.
     """
+    began = time.monotonic()
     with bucket.opened(workdir) as place:
         bucket.check_owner(place, config)
         wrong, rollbacks = None, config.recovery.rollbacks
@@ -106,14 +107,13 @@ def run(
             while True:
                 try:
                     dataset = dataset or datasets.load(config.data, seed=config.seed)
-                    return (yield from _attempt(config, place, stop, profile, dataset, alone, wrong))
+                    return (yield from _attempt(config, place, stop, profile, dataset, alone, began, wrong))
                 except recovery.WentWrong as error:
                     if error.rollbacks >= rollbacks:
                         raise FloatingPointError(recovery.report(error, place, jax.process_index() == 0)) from error
                     wrong = error
         finally:
-            if jax.process_index() == 0:
-                place.send()
+            place.send()
 
 
 def _attempt(
@@ -123,10 +123,11 @@ def _attempt(
     profile: bool,
     dataset: Dataset,
     alone: bool,
+    began: float,
     wrong: recovery.WentWrong | None,
 ) -> Run:
     """Does what `run` does, from the checkpoint before `wrong`, the newest one where nothing was."""
-    began, made_with, workdir = time.monotonic(), provenance.environment(), place.folder
+    made_with, workdir = provenance.environment(), place.folder
 
     # Model
     parts = assemble(config, dataset)
@@ -190,17 +191,21 @@ def _attempt(
 
     def save(scored: float | None, stopping: bool) -> None:
         progress.seconds = time.monotonic() - began_at
-        try:
-            if primary:
-                place.send()
-            own = {**meta, "progress": dataclasses.asdict(progress)}
-            checkpoints.save(progress.step, spread.to_host(state), own, scored)
+        own = {**meta, "progress": dataclasses.asdict(progress)}
+        errors = []
+        # What was logged first: a run goes on after its checkpoint. And then that, in which every host takes part.
+        for write in (place.send, lambda: checkpoints.save(progress.step, spread.to_host(state), own, scored)):
+            try:
+                write()
+            except UserError as error:
+                errors.append(error)
+        if not errors:
             unsaved.clear()
-        except UserError as error:
-            unsaved.append(error)
-            if stopping or len(unsaved) > may_fail:
-                raise
-            log.print(f"train  warning: {error}; going on, this is failure {len(unsaved)} of {may_fail} allowed")
+            return
+        unsaved.append(errors[-1])
+        if stopping or len(unsaved) > may_fail:
+            raise errors[-1]
+        log.print(f"train  warning: {errors[-1]}; going on, this is failure {len(unsaved)} of {may_fail} allowed")
 
     with (
         contextlib.closing(checkpoints),
