@@ -7,8 +7,9 @@ import functools
 import hashlib
 import math
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -218,6 +219,21 @@ def join_hosts(where: str) -> None:
         jax.distributed.initialize(**given)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
+    stop = threading.Event()
+    # Of several hosts JAX listens, and tells all of them, see `Parallel.stopping`.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_same(described: str, what: str) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -72,7 +71,7 @@ def train(
       FloatingPointError: too many updates in a row went wrong; `wrong.json` in the directory says which.
       Preempted: SIGTERM came; the run saved itself and the same command continues it.
     """
-    with stop_on_sigterm() as stop, contextlib.closing(run(config, workdir, stop, profile, dataset)) as steps:
+    with parallel.stop_on_sigterm() as stop, contextlib.closing(run(config, workdir, stop, profile, dataset)) as steps:
         answer = compiled = None
         while True:
             try:
@@ -343,18 +342,3 @@ def _introduce(
     log.print(model_table(summarize(parts.model, variables, shapes)))
     if step:
         log.print(f"train  continued from step {step}")
-
-
-@contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
-    stop = threading.Event()
-    # Of several hosts JAX listens, and tells all of them, see `Parallel.stopping`.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

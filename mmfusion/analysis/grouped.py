@@ -14,8 +14,9 @@ from mmfusion.analysis import runner
 from mmfusion.analysis.plan import Cell
 from mmfusion.analysis.runner import Work
 from mmfusion.errors import Preempted
+from mmfusion.parallel import stop_on_sigterm
 from mmfusion.together import train_together
-from mmfusion.train import Run, stop_on_sigterm
+from mmfusion.train import Run
 from mmfusion.train import run as run_of
 
 NO_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA says
