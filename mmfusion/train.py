@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import threading
 import time
@@ -48,6 +49,7 @@ class Call:
     rates: jax.Array
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 Run = Generator[Call, tuple[TrainState, Any], dict[str, Any]]  # returns what `result.json` holds
 
 
@@ -111,6 +113,13 @@ def run(
                     if error.rollbacks >= rollbacks:
                         raise FloatingPointError(recovery.report(error, place, jax.process_index() == 0)) from error
                     wrong = error
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            where = error.filename or place.name
+            raise UserError(
+                f"cannot write {where}: {error.strerror}; what was saved is untouched, and the same command goes on"
+            ) from error
         finally:
             place.send()
 

@@ -106,7 +106,7 @@ def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[
         raise UserError("failing writes need a C compiler, cc, for the layer that fails")
     library = folder / "fault.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, PRELOADED, "-ldl"], check=True)
-    case, counter = CASES[0], folder / "counter"
+    case, counter = runs.SHORTEST, folder / "counter"
     environment = {"FAULT_UNDER": str(folder / "runs"), "FAULT_COUNT": str(counter)}
     (folder / "runs").mkdir()
 

@@ -69,6 +69,13 @@ CASES = (
 )  # fmt: skip
 
 
+SHORTEST = dataclasses.replace(
+    CASES[0],
+    changes=(*CASES[0].changes, "--config.steps=12", "--config.eval_every=6", "--config.checkpoint_every=6",
+             "--config.log_every=4"),
+)  # fmt: skip
+
+
 def start(case: Case, workdir: Path, places: Sequence[str] = (), **environment: str) -> multiprocessing.Process:
     """Starts a run, or lets it go on; what it prints goes to `log.txt` beside its directory.
 
@@ -125,9 +132,10 @@ def whole(case: Case, workdir: Path, places: Sequence[str] = ()) -> None:
 
 
 def said(workdir: Path) -> str:
-    """Returns the last line that a run printed."""
+    """Returns the last error that a run told, else the last line that it printed."""
     with contextlib.suppress(OSError):
-        return (Path(f"{workdir}.log").read_text().strip().splitlines() or [""])[-1]
+        lines = Path(f"{workdir}.log").read_text().strip().splitlines() or [""]
+        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     return ""
 
 
