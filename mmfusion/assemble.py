@@ -99,7 +99,7 @@ class Parts:
 def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
     """Builds the parts of a run; no parameter is made yet."""
     mesh = config.parallel.mesh
-    spread = parallel.make(config.parallel.mode, config.parallel.devices, mesh.fsdp, mesh.model)
+    spread = parallel.make(config.parallel.mode, config.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
     return Parts(
         model=models.build(
             config.model,

@@ -150,18 +150,18 @@ class Parallel:
         return None if self.devices == jax.device_count() else list(self.mesh.devices.flat)
 
 
-def make(mode: str, devices: int = 0, fsdp: int = 1, model: int = 1) -> Parallel:
+def make(mode: str, devices: int = 0, axes: tuple[int, int, int] = (-1, 1, 1)) -> Parallel:
     """Returns the parallelism over the first `devices` devices; 0 means all of them.
 
     Args:
       mode: `pmap` or `jit`.
       devices: how many.
-      fsdp, model: sizes of these axes of the mesh, under `jit`; the data axis takes the rest.
+      axes: sizes of the mesh's data, fsdp and model axes, under `jit`; -1: what the others leave.
     """
     every = np.array(jax.devices()[: devices or None])
     if mode == "pmap":
         return Parallel(mode, Mesh(every, (AXIS,)))
-    return Parallel(mode, Mesh(every.reshape(-1, fsdp, model), sharding.AXES))
+    return Parallel(mode, Mesh(every.reshape(axes), sharding.AXES))
 
 
 def steps_per_call(asked: int, platform: str, boundaries: Sequence[int]) -> int:
