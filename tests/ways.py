@@ -31,7 +31,7 @@ LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
-    "fsdp and model": {"parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2},
+    "mesh": {**CONCAT, "steps": 4, "parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2},
     "accumulated scanned": {"optim.accumulate": 4, "scanned": True},
     "concat": {**CONCAT, "steps": 4},
     "concat accumulated": {**CONCAT, "steps": 4, "optim.accumulate": 2},
