@@ -41,7 +41,7 @@ class Checkpoints:
     def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
         path = epath.Path(directory)
         self._directory = path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
-        self._readonly, self._damaged = readonly, set()
+        self._readonly, self._damaged, self._failed = readonly, set(), False
         for step in self._folders():
             if why := _unsound(self._directory / step):
                 self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
@@ -62,7 +62,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
-        return sorted(set(self._manager.all_steps()) - self._damaged)
+        known = set(self._manager.all_steps()) - self._damaged
+        if self._failed:  # Orbax counts a step as saved that it began to save
+            known &= {int(name) for name in self._folders()}
+        return sorted(known)
 
     def newest(self) -> int | None:
         """Returns the newest step, or None where there is none."""
@@ -100,7 +103,7 @@ class Checkpoints:
                 metrics={"score": finite, "step": step},
             )
         except (OSError, ValueError) as error:
-            self._manager.reload()  # it counts a step as saved that it began to save
+            self._failed = True
             raise _unsaved(self._directory, error) from error
 
     def meta(self, step: int) -> dict[str, Any]:
