@@ -108,7 +108,7 @@ class Meter:
         numbers = {"loss": values["loss"], "grad_norm": values["grad_norm"], "learning_rate": rate}
         own = {"step": step, "wrong": wrong, **numbers, "ids": batch.id.tolist()}
         self._wrong = [*self._wrong, own] if wrong else []
-        if wrong and progress.watched["row"] >= section.updates:
+        if progress.watched["row"] >= section.updates:
             raise recovery.WentWrong(self._wrong, progress.watched["first"], progress.rollbacks)
         if not batch.weight.all():  # training batches have no padding: these rows could not be read
             self._unreadable |= set(batch.id[batch.weight == 0].tolist())
