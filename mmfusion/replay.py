@@ -105,8 +105,7 @@ def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Pa
         drawn, _ = transfer.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed))
         return parts.parallel.put_state(drawn), Progress()
     host_state, meta = checkpoints.restore(saved, parts.state_shapes())
-    if meta["data"] != dataset.saved():
-        raise UserError(f"the data has changed since {workdir} was trained: bring the old data back")
+    dataset.check_unchanged(meta["data"], str(workdir))
     return parts.parallel.put_state(host_state), Progress(**meta["progress"])
 
 

@@ -96,6 +96,14 @@ class Dataset:
         learned = self.reader.learned
         return {m: KINDS[o["kind"]].supplied(o, learned.get(m)) for m, o in self.reader.modalities.items()}
 
+    def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
+        """Raises UserError where this is not the data of which `saved` was kept by a run in `workdir`."""
+        if saved != self.saved():
+            raise UserError(
+                f"the data has changed since {workdir} began (fingerprint {saved['fingerprint']}, now "
+                f"{self.fingerprint}): bring the old data back, or give another --workdir"
+            )
+
     def saved(self) -> dict[str, Any]:
         """Returns what a run keeps of its data, as JSON values; `load` takes it back."""
         return {
