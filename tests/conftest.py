@@ -66,15 +66,21 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def prepare(shared_dir: Path) -> Callable[..., str]:
-    """`prepare("shapes/match", manual_dir="")` -> the TFDS folder with that dataset prepared, once for all workers."""
+    """`prepare("shapes/match", manual_dir="")` -> the TFDS folder with that dataset prepared, once for all workers.
+
+    Of the shapes there is a tenth.
+    """
 
     def prepare(name: str, manual_dir: str = "") -> str:
         from mmfusion.data import sources
+        from mmfusion.data.builders.shapes import shapes_dataset_builder as shapes
 
         data_dir = shared_dir / "tfds"
         data_dir.mkdir(exist_ok=True)
-        with (shared_dir / "tfds.lock").open("w") as lock:
+        tenth = {n: (*how, tuple(x // 10 for x in sizes), what) for n, (*how, sizes, what) in shapes.VARIANTS.items()}
+        with (shared_dir / "tfds.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            patch.setattr(shapes, "VARIANTS", tenth)
             sources.open_source(name, "train", data_dir=str(data_dir), manual_dir=manual_dir, seed=0)
         return str(data_dir)
 

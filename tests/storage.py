@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
                     session = f"?uploadType=resumable&session=1&name={quote(key[1], safe='')}"
                     self.extra = {"Location": f"{self._address()}{path}{session}"}
                     self._answer(200)
-                elif "session" in query and not self.headers["Content-Range"].startswith("bytes 0-"):
+                elif "session" in query and not self.headers["Content-Range"].startswith(("bytes 0-", "bytes */0")):
                     self._answer(501)  # files of several pieces
                 elif status := self._refused(key, query):
                     self._answer(status)

@@ -20,7 +20,7 @@ from tests.storage import serving
 from tests.test_resume import assert_same_run
 
 SMALL = "fusion=concat,modalities=image"
-CHANGES = {"steps": 8, "eval_every": 4, "checkpoint_every": 2}
+CHANGES = {"steps": 4, "eval_every": 2, "checkpoint_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     config, url = tiny_config(SMALL, CHANGES), f"{storage}/run"
     train(config, tmp_path / "here")
 
-    stops = iter([False] * 4 + [True])  # asked for after every call: a signal at step 5
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 5"):
+    stops = iter([False] * 2 + [True])  # asked for after every call: a signal at step 3
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3"):
         patch.setattr(loop.parallel.Parallel, "stopping", lambda *_: next(stops))
         train(config, url)
     there = epath.Path(url)
-    assert sorted(path.name for path in (there / "checkpoints").iterdir())[-1] == "5"
+    assert sorted(path.name for path in (there / "checkpoints").iterdir())[-1] == "3"
     assert not (there / "result.json").exists()
     result = train(config, url)  # as from a machine that has nothing of it
     assert json.loads((there / "result.json").read_text())["test"] == result["test"]
-    assert_same_run(fetched(url, tmp_path / "there"), tmp_path / "here", 8)
+    assert_same_run(fetched(url, tmp_path / "there"), tmp_path / "here", 4)
     assert evaluate(url)["accuracy"] == result["test"]["accuracy"]
 
     with pytest.raises(UserError, match=f"{url} belongs to another run: its config.seed is 0, here it is 1"):

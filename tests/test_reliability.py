@@ -53,8 +53,13 @@ def test_a_difference_is_seen(places: list[str], tmp_path: Path):
     assert runs.differences(one, one) == []
 
 
-def test_the_command_prints_its_table(command: Callable[..., Any]):
-    done = command("experiments.reliability", "fuzzed_archives", "--share=0.02")
-    assert done.returncode == 0, done.stderr
-    assert "| an archive damaged or hostile | 20 | as it was, or refused | 20 |" in done.stdout
+def test_the_command_writes_its_table(command: Callable[..., Any], tmp_path: Path):
+    table = tmp_path / "table.md"
+    for fault, share in (("fuzzed_archives", "0.02"), ("fuzzed_configs", "0.002"), ("fuzzed_archives", "0.01")):
+        done = command("experiments.reliability", fault, f"--share={share}", f"--output={table}")
+        assert done.returncode == 0, done.stderr
+    configs, archives = table.read_text().splitlines()[-2:]
+    assert configs.startswith("| fuzzed_configs | a config made at random | 2 | taken, or refused in a line | 2 |")
+    assert archives.startswith("| fuzzed_archives | an archive damaged or hostile | 10 | as it was, or refused | 10 |")
+    assert archives in done.stdout
     assert command("experiments.reliability", "fuzz").returncode == 2

@@ -32,9 +32,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
     "mesh": {**CONCAT, "steps": 4, "parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2},
-    "accumulated scanned": {"optim.accumulate": 4, "scanned": True},
+    "concat accumulated scanned": {**CONCAT, "steps": 4, "optim.accumulate": 4, "scanned": True},
     "concat": {**CONCAT, "steps": 4},
-    "concat accumulated": {**CONCAT, "steps": 4, "optim.accumulate": 2},
     "concat two a call": {**CONCAT, "steps": 4, "parallel.steps_per_call": 2},
     "concat four a call scanned": {**CONCAT, "steps": 4, "parallel.steps_per_call": 4, "scanned": True},
     "batch norm": BATCH_NORM,
@@ -52,7 +51,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
       folder: where a `loop` works.
     """
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
-    fusion, scanned = changes.pop("fusion", "co_attention"), changes.pop("scanned", False)
+    fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
     config = synthetic.config(changes, fusion)
     dataset = synthetic.dataset(config, ROWS, in_memory="loop" not in way)
     platform = mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu")

@@ -2,7 +2,8 @@
 
 `python -m experiments.reliability [NAME ...] [--share=0.05] [--output=FILE.md] [--config.data.dir=DIR]`
 
-Exit status 1 where something was not survived. A share below 1 does each fault less often.
+Exit status 1 where something was not survived. A share below 1 does each fault less often. A file that the same machine
+has written keeps its lines of the faults that are not named.
 """
 
 import contextlib
@@ -43,12 +44,13 @@ def main(argv: Sequence[str]) -> None:
         "fuzzed_archives": (fuzz.fuzzed_archives, 1000, "an archive damaged or hostile", "as it was, or refused"),
         "nan_planted": (faults.nan_planted, 20, "NaN in an update", "skipped and counted"),
         "killed_hosts": (faults.killed_hosts, 20, "one of two hosts killed", "the other ends; the same run"),
+        "killed_ablations": (faults.killed_ablations, 5, "kill -9 of an ablation at a random moment", "the same table"),
         "soak": (faults.soak, 7200, "seconds of training", "memory is flat"),
     }
     for name in names:
         if name not in table:
             raise UserError(f"fault {name!r}: {nearest(name, table)}")
-    lines, lost = ["| fault | times | expected | survived | seconds |", "| --- | ---: | --- | ---: | ---: |"], 0
+    lines, lost = {}, 0
     for name in names or table:
         fault, times, what, expected = table[name]
         began = time.monotonic()
@@ -62,16 +64,29 @@ def main(argv: Sequence[str]) -> None:
         wrong = [said for survived, said in outcomes if not survived]
         # the soak's times are its seconds
         done, well = (times, times * (not wrong)) if name == "soak" else (len(outcomes), len(outcomes) - len(wrong))
-        lines.append(f"| {what} | {done:,} | {expected} | {well:,} | {time.monotonic() - began:.0f} |")
-        print(lines[-1], flush=True)
+        lines[name] = f"| {name} | {what} | {done:,} | {expected} | {well:,} | {time.monotonic() - began:.0f} |"
+        print(lines[name], flush=True)
         print("\n".join(f"  not survived: {said[:500]}" for said in wrong[:SHOWN]), end="\n" * bool(wrong), flush=True)
         lost += len(wrong)
-    command = " ".join(["python -m experiments.reliability", *names, *([f"--share={SHARE.value}"] * (SHARE.value < 1))])
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, jax {jax.__version__}"
     if OUTPUT.value:
-        text = "\n".join(["# What runs survive", "", f"`{command}`; {machine}.", "", *lines, ""])
-        Path(OUTPUT.value).write_text(text, encoding="utf-8")
+        _write(Path(OUTPUT.value), lines, list(table), jax.__version__)
     sys.exit(1 if lost else 0)
+
+
+def _write(path: Path, lines: dict[str, str], order: list[str], version: str) -> None:
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, jax {version}"
+    head = [
+        "# What runs survive",
+        "",
+        f"`python -m experiments.reliability [NAME ...] --output=FILE.md`; {machine}.",
+        "",
+        "| name | fault | times | expected | survived | seconds |",
+        "| --- | --- | ---: | --- | ---: | ---: |",
+    ]
+    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if old[: len(head)] == head:
+        lines = {line.split(" | ")[0].removeprefix("| "): line for line in old[len(head) :]} | lines
+    path.write_text("\n".join([*head, *(lines[name] for name in order if name in lines), ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

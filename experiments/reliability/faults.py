@@ -213,6 +213,47 @@ def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: fl
                 host.wait()
 
 
+def killed_ablations(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
+    """Kills ablations at random moments, and compares their tables of runs with that of one that was left alone."""
+    strategies = ("--fusions=mean,concat", "--seeds=2", "--config=configs/quickstart.py")
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.ablate",
+        *strategies,
+        *runs.SHORT,
+        *runs.PICTURES,
+        *runs.WORDS,
+        *places,
+    ]
+
+    def start(workdir: Path, seconds: float | None) -> bool:
+        """Returns whether it ended by itself, before it was killed."""
+        with open(f"{workdir}.log", "ab") as log:
+            process = subprocess.Popen([*command, f"--workdir={workdir}"], stdout=log, stderr=log)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return False
+        if process.returncode:
+            raise RuntimeError(f"exit {process.returncode}: {runs.said(workdir)}")
+        return True
+
+    began = time.monotonic()
+    start(folder / "unbroken", None)
+    length, dealt, draw = time.monotonic() - began, 0, np.random.default_rng(0)
+    tables = ("runs.csv", "claims.json")
+    while dealt < count:
+        workdir, killed = folder / f"killed {dealt}", 0
+        while not start(workdir, draw.uniform(0, length / 2) if dealt + killed < count else None):
+            killed += 1
+        found = [name for name in tables if (folder / "unbroken" / name).read_bytes() != (workdir / name).read_bytes()]
+        yield from [(not found, f"{killed} kills: {', '.join(found)} differ")] * killed
+        dealt += killed
+
+
 def soak(seconds: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
     """Trains for so long, and measures the memory of the process: its last quarter is as flat as its second."""
     steps = 10**7
