@@ -9,13 +9,14 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import Started
 
 # Before anything imports JAX. Programs compiled for another platform would test something else than CI does.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,7 +28,6 @@ if importlib.metadata.version("jax").startswith("0.10."):
     quick = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = "MMFUSION_TESTS_SHARED"  # environment variable: the folder that all processes of one pytest run share
 
 
@@ -117,12 +117,11 @@ def tiny_flags(data_dir: str) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess]:
-    """`command("experiments.train", *flags)` -> the finished process, with its text output; about 6 s of imports."""
+    """`command("experiments.train", *flags)` -> the finished process, with its text output."""
 
     def command(module: str, *flags: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", module, *flags],
-            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+        process = Started(module, flags, **environment)
+        out, err = process.communicate(timeout)
+        return subprocess.CompletedProcess([module, *flags], process.poll(), out, err)
 
     return command

@@ -23,11 +23,11 @@ from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import options as module_options
 from mmfusion.train import train
 from tests import key_reads, tiny
-from tests.conftest import ROOT
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 from tests.data.test_given import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
 from tests.data.test_stand_ins import small_stand_ins  # noqa: F401 (fixture)
+from tests.processes import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 # Where a dataset comes from archives, the fixture that makes a small one of the same layout.

@@ -3,8 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 
 from mmfusion import parallel
 from mmfusion.errors import UserError
-from tests.conftest import ROOT
+from tests.processes import Started
 
 STEPS = 200  # seconds, so that the signal comes in between
 SGD = {"optim.schedule.warmup_steps": 1, "steps": STEPS, "checkpoint_every": STEPS, "eval_every": STEPS}
@@ -24,18 +22,18 @@ def start(flags, workdir, hosts=2):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", *flags, f"--workdir={workdir}",
-             f"--distributed=localhost:{port},{host},{hosts}"],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        Started(
+            "experiments.train",
+            [*flags, f"--workdir={workdir}", f"--distributed=localhost:{port},{host},{hosts}"],
+            merged=True,
         )
         for host in range(hosts)
-    ]  # fmt: skip
+    ]
 
 
 def finish(processes):
     said = [process.communicate(timeout=240)[0] for process in processes]
-    return [process.returncode for process in processes], said
+    return [process.poll() for process in processes], said
 
 
 def losses(workdir):

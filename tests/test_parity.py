@@ -6,8 +6,6 @@ unreadable rows that come in runs, so that devices and micro-batches differ in h
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +15,7 @@ import pytest
 
 from mmfusion import sharding
 from tests import ways
-from tests.conftest import ROOT
+from tests.processes import Started
 
 Result = dict[str, np.ndarray]
 EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh")
@@ -38,17 +36,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
     return one
 
 
-def start(output: Path, names: tuple[str, ...], *flags: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.ways", str(output), *names, *flags],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def start(output: Path, names: tuple[str, ...], *flags: str, **environment: str) -> Started:
+    return Started("tests.ways", [str(output), *names, *flags], merged=True, **environment)
 
 
-def finish(process: subprocess.Popen, output: Path) -> dict[str, Result]:
+def finish(process: Started, output: Path) -> dict[str, Result]:
     said, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, said[-3000:]
+    assert process.poll() == 0, said[-3000:]
     results: dict[str, Result] = {}
     with np.load(output) as arrays:
         for name, array in arrays.items():

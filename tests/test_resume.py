@@ -1,11 +1,8 @@
 """A run that is stopped, however often and wherever, ends as the run that was not: bit for bit."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +17,7 @@ from mmfusion.checkpoint import Checkpoints
 from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import open_run
 from mmfusion.train import train
-from tests.conftest import ROOT
+from tests.processes import Started
 
 STEPS = 240
 # Dropout is on in the tiny config. 230 rows in batches of 16: every stop is in the middle of an epoch.
@@ -71,15 +68,15 @@ def assert_same_run(broken: Path, unbroken: Path, steps: int) -> None:
         assert results[0][name] == results[1][name], name
 
 
-def stop_at(process: subprocess.Popen, workdir: Path, step: int, how: signal.Signals) -> tuple[int, str]:
+def stop_at(process: Started, workdir: Path, step: int, how: signal.Signals) -> tuple[int, str]:
     """Sends a signal once the run has logged `step`; returns its exit status and what it printed."""
     patience = time.monotonic() + 300
     while last_step(workdir) < step and process.poll() is None and time.monotonic() < patience:
         time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[0][-3000:]
+    assert process.poll() is None, process.communicate(300)[0][-3000:]
     process.send_signal(how)
     said, _ = process.communicate(timeout=300)
-    return process.returncode, said
+    return process.poll(), said
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -88,16 +85,13 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_killed_and_stopped_by_signals(tiny_flags: Callable[..., list[str]], tmp_path: Path):
-    def start(workdir: Path) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", *tiny_flags(CHANGES), f"--workdir={workdir}"],
-            cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+    def start(workdir: Path) -> Started:
+        return Started("experiments.train", [*tiny_flags(CHANGES), f"--workdir={workdir}"], merged=True)
 
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     whole = start(unbroken)
     said, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said[-3000:]
+    assert whole.poll() == 0, said[-3000:]
     rates = {line["step"]: line["learning_rate"] for line in lines(unbroken) if line["split"] == "train"}
     assert rates[1] < rates[10] < rates[30]  # it warms up
     assert rates[STEPS] < rates[30]  # it has met a plateau
@@ -117,14 +111,14 @@ def test_killed_and_stopped_by_signals(tiny_flags: Callable[..., list[str]], tmp
 
     rest = start(broken)
     said, _ = rest.communicate(timeout=300)
-    assert rest.returncode == 0, said[-3000:]
+    assert rest.poll() == 0, said[-3000:]
     assert f"continued from step {at}" in said
     assert_same_run(broken, unbroken, STEPS)
 
     before = files(broken)
     again = start(broken)
     said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said[-3000:]
+    assert again.poll() == 0, said[-3000:]
     assert files(broken) == before
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.processes import ROOT
 
 SOURCES = [path for folder in ("mmfusion", "experiments", "configs") for path in sorted((ROOT / folder).rglob("*.py"))]
 # They run what they read, or write where what they read says.

@@ -9,8 +9,8 @@ from mmfusion.data import image, knowledge
 from mmfusion.data.builders import generate
 from mmfusion.data.builders.stand_ins import signals
 from mmfusion.data.builders.stand_ins import stand_ins_dataset_builder as stand_ins
-from tests.conftest import ROOT
 from tests.data.prepare import prepare, rows
+from tests.processes import ROOT
 
 WORDS = ("shoes", "books", "games", "music", "plants")
 

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from mmfusion.errors import UserError
 from mmfusion.models import pretrained
 from mmfusion.models.encoders import ENCODERS
-from tests.conftest import ROOT
 from tests.models.random_variables import random_variables
+from tests.processes import ROOT
 
 FIXTURES = np.load(ROOT / "tests/published/encoders.npz")
 VGG, RESNET = {"channels": 2}, {"channels": 3, "stem": "imagenet", "norm": "batch"}
