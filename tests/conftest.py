@@ -5,6 +5,7 @@ commands that tests start find it in the environment.
 """
 
 import fcntl
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -27,6 +28,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if importlib.metadata.version("jax").startswith("0.10."):
     quick = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+
+gc.set_threshold(50_000, 20, 20)  # traced programs are many small objects that stay
 
 SHARED = "MMFUSION_TESTS_SHARED"  # environment variable: the folder that all processes of one pytest run share
 
