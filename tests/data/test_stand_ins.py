@@ -1,6 +1,7 @@
 """Generated data: each signal shows its class to whoever knows how, and each modality is silent in its share."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -144,3 +145,18 @@ def test_png_keeps_every_number_of_channels():
         np.testing.assert_array_equal(
             image.decode(generate.png(pixels), (5, 6), channels), pixels.reshape(5, 6, channels)
         )
+
+
+def test_the_readme_says_what_is_possible():
+    """Where every modality is silent at once only a guess is left: that is the table's column "at most"."""
+    table = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text().splitlines() if line.count("|") == 9]
+    said = {row[2].strip().strip("`"): row[5].strip() for row in table if row[5].strip().startswith("0.")}
+    assert len(said) >= 8
+    for command, most in said.items():
+        file, _, arg = command.partition(":")
+        config = importlib.import_module(f"configs.{file.removesuffix('.py')}").get_config(arg)
+        variant = stand_ins.VARIANTS[config.data.name.removeprefix("stand_ins/")]
+        seen = {options.feature for options in config.data.modalities.values()}
+        guess = np.prod([signal.silent for name, signal in variant.signals.items() if name in seen])
+        possible = 1 - guess * (1 - 1 / len(variant.classes))
+        assert most == f"{possible:.{len(most) - 2}f}", command
