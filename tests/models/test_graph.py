@@ -1,0 +1,75 @@
+"""The encoders of graphs against their formulas, node by node in float64 NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmfusion.models.encoders import ENCODERS
+from tests.models.random_variables import random_variables
+from tests.models.test_encoders import GRAPH, KNOWN, NODES, WIDTH
+
+
+def softmax(scores):
+    weights = np.exp(scores - np.max(scores))
+    return weights / weights.sum()
+
+
+def attended(params, layer, told, neighbours, kinds=None):
+    """Returns each node's Σ_j a_ij (told_j + e_ij) over its neighbours, all heads after one another."""
+    to, of = params[f"layer{layer}_to"], params[f"layer{layer}_from"]
+    mixed = np.zeros_like(told)  # [N, h, d]
+    for i, around in enumerate(neighbours):
+        for head in range(told.shape[1]):
+            heard = [told[j, head] + (0 if kinds is None else kinds[relation, head]) for j, relation in around]
+            scores = [to[head] @ told[i, head] + of[head] @ one for one in heard]
+            if around:
+                mixed[i, head] = softmax([s if s > 0 else 0.2 * s for s in scores]) @ heard
+    return mixed.reshape(len(told), -1)
+
+
+def elu(x):
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def finished(params, h):
+    """Returns the tokens: projected, then normalised over their features."""
+    tokens = h @ params["project"]["kernel"] + params["project"]["bias"]
+    tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
+    return tokens * params["norm"]["scale"] + params["norm"]["bias"]
+
+
+def knowledge_attention(params, row, real):
+    h = params["entity"]["embedding"][row[:, 0]] + params["named"]["embedding"][row[:, 1]]
+    neighbours = [
+        [(j, row[i, 2 + j]) for j in real if j == i or row[i, 2 + j] > 0] if i in real else [] for i in range(len(row))
+    ]
+    for layer in range(2):
+        told = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
+        h = h + elu(attended(params, layer, told, neighbours, params[f"layer{layer}_relations"]))
+    return finished(params, h)
+
+
+def graph_attention(params, row, real):
+    h, edges = row[:, : -len(row)], row[:, -len(row) :]
+    neighbours = [[(j, 0) for j in real if j == i or edges[i, j]] if i in real else [] for i in range(len(row))]
+    for layer in range(2):
+        told = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
+        h = elu(attended(params, layer, told, neighbours))
+    return finished(params, h)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "x", "rendering"),
+    [
+        ("knowledge_attention", {"entities": 6, "relations": 3}, KNOWN, knowledge_attention),
+        ("graph_attention", {}, GRAPH[0], graph_attention),
+    ],
+)
+def test_is_its_formula(name, more, x, rendering):
+    encoder = ENCODERS[name](width=WIDTH, hidden=8, heads=2, **more)
+    variables = random_variables(encoder, x, NODES, train=False)
+    tokens, _ = jax.jit(lambda v: encoder.apply(v, x, NODES, train=False))(variables)
+    params = jax.tree.map(np.float64, variables["params"])
+    for row, real, found in zip(x, NODES, tokens, strict=True):
+        expected = rendering(params, row, np.flatnonzero(real))
+        np.testing.assert_allclose(found[real], expected[real], rtol=2e-5, atol=2e-5)
