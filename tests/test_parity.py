@@ -101,7 +101,9 @@ def test_one_device(one: Callable[[str], Result]):
     agree(one("jit"), one("pmap"))
 
 
-@pytest.mark.parametrize("way", ["concat accumulated scanned", "concat two a call", "concat four a call scanned"])
+@pytest.mark.parametrize(
+    "way", ["concat accumulated", "concat accumulated scanned", "concat two a call", "concat four a call scanned"]
+)
 def test_micro_batches_and_steps_per_call(one: Callable[[str], Result], way: str):
     agree(one(way), one("concat"))
 
@@ -116,9 +118,9 @@ def test_eight_devices(eight: dict[str, Result], one: Callable[[str], Result], w
 def test_a_divided_state_is_the_same_and_takes_less_of_each_device(
     eight: dict[str, Result], one: Callable[[str], Result]
 ):
-    agree(eight["mesh"], one("concat"), but=("held",))
-    assert one("concat")["held"] == eight["jit"]["held"] == 1
-    assert eight["mesh"]["held"] < 0.6  # half, but for arrays of odd lengths: no name here is one of the model axis
+    agree(eight["mesh"], one("pmap"), but=("held",))
+    assert one("pmap")["held"] == eight["jit"]["held"] == 1
+    assert 0.25 < eight["mesh"]["held"] < 0.45  # a half, and a quarter of attention and of words' vectors
 
 
 @pytest.mark.parametrize(

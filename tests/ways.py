@@ -31,9 +31,10 @@ LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
-    "mesh": {**CONCAT, "steps": 4, "parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2},
+    "mesh": {"parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2},
     "concat accumulated scanned": {**CONCAT, "steps": 4, "optim.accumulate": 4, "scanned": True},
     "concat": {**CONCAT, "steps": 4},
+    "concat accumulated": {**CONCAT, "steps": 4, "optim.accumulate": 2},
     "concat two a call": {**CONCAT, "steps": 4, "parallel.steps_per_call": 2},
     "concat four a call scanned": {**CONCAT, "steps": 4, "parallel.steps_per_call": 4, "scanned": True},
     "batch norm": BATCH_NORM,

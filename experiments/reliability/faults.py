@@ -215,17 +215,8 @@ def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: fl
 
 def killed_ablations(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
     """Kills ablations at random moments, and compares their tables of runs with that of one that was left alone."""
-    strategies = ("--fusions=mean,concat", "--seeds=2", "--config=configs/quickstart.py")
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.ablate",
-        *strategies,
-        *runs.SHORT,
-        *runs.PICTURES,
-        *runs.WORDS,
-        *places,
-    ]
+    flags = ["--config=configs/quickstart.py", "--fusions=mean,concat", "--seeds=2", *runs.SHORT]
+    command = [sys.executable, "-m", "experiments.ablate", *flags, *runs.PICTURES, *runs.WORDS, *places]
 
     def start(workdir: Path, seconds: float | None) -> bool:
         """Returns whether it ended by itself, before it was killed."""

@@ -29,6 +29,8 @@ SHORT_OF_BAYES, ABOVE_CHANCE = 0.03, 0.06
 UNDECIDED = 0.1  # a probability this near to one half is no decision, and counts as half right
 EARLY = 10  # steps within which every parameter must have changed
 WARMUP = 20
+LONGER = 3
+SHORT = "short of the Bayes rate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Size:
 
     Attributes:
       width, tokens, heads: D, N, and the attention heads of strategies that have any.
-      steps, batch, learning_rate: of Adam, with a short warmup and a cosine to 0.
+      steps, batch, learning_rate: of Adam, with a short warmup and a cosine to 0; what falls short is trained once
+        more, `LONGER` times as many steps.
       rows: fresh examples that are scored.
       dial, absent: how sure the label is, and how often a modality is missing in the variant `absent`.
       variants: of VARIANTS: whole, with padded tokens, with those and absent modalities.
@@ -97,6 +100,8 @@ def check(
     cells = []
     for count in properties.taken(strategy, modalities):
         more, unmoved = learn(strategy, count, size)
+        if any(SHORT in cell.failure for cell in more):  # a slow start: what cannot be learned is short again
+            more, _ = learn(strategy, count, dataclasses.replace(size, steps=LONGER * size.steps))
         cells += more
         failures += unmoved
     failures += [cell.failure for cell in cells if cell.failure]
@@ -243,5 +248,5 @@ def _cell(strategy: nn.Module, task: str, modalities: int, variant: str, score: 
         if score > chance + ABOVE_CHANCE:
             failure = f"{where}: {score:.3f}, though it declares no synergy"
     elif not score >= bayes - SHORT_OF_BAYES:
-        failure = f"{where}: {score:.3f}, short of the Bayes rate {bayes:.3f}"
+        failure = f"{where}: {score:.3f}, {SHORT} {bayes:.3f}"
     return Cell(task, modalities, variant, score, bayes, failure)
