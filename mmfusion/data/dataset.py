@@ -1,16 +1,18 @@
 """A config's `data` section -> its splits, ready to be gathered by whole batches, and what a run must keep of them."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mmfusion.data import sources
 from mmfusion.data.batch import Batch
+from mmfusion.data.chunks import Chunks, each
 from mmfusion.data.kinds import KINDS, as_string, features, value_of
 from mmfusion.data.missing import lose
 from mmfusion.data.rows import BadRow, BadTarget, Reader, empty_batch, fill_row
@@ -58,16 +60,16 @@ class Split:
     def decode(self, places: np.ndarray) -> Batch:
         """Reads and decodes the rows at `places` `[B]` from the source; a bad one is named in `bad`, with weight 0."""
         batch = empty_batch(self.reader, len(places))
-        for i, place in enumerate(places):
-            if place >= 0:
-                number = int(self.numbers[place])
-                try:
-                    fill_row(batch, i, self.source[number], number, self.reader)
-                except BadRow as error:
-                    self.bad[number] = str(error)
-                    batch.id[i] = number
-                except BadTarget as error:
-                    raise UserError(f"split {self.name!r}, {error}; correct the data or config.data.targets") from error
+        real = np.flatnonzero(places >= 0)
+        numbers = self.numbers[places[real]]
+        for i, number, row in zip(real, numbers.tolist(), each(self.source, numbers), strict=True):
+            try:
+                fill_row(batch, i, row, number, self.reader)
+            except BadRow as error:
+                self.bad[number] = str(error)
+                batch.id[i] = number
+            except BadTarget as error:
+                raise UserError(f"split {self.name!r}, {error}; correct the data or config.data.targets") from error
         return lose(batch, self.missing)
 
 
@@ -139,10 +141,15 @@ def load(
         )
         for expression in dict.fromkeys(names[split] for split in needed)
     }
+    opened = {
+        expression: dataclasses.replace(source, rows=Chunks(source.rows)) for expression, source in opened.items()
+    }
     for source in opened.values():
         _check_features(config, source)
+    carved = functools.cache(lambda rows: carve(_groups(rows, config.group), config.valid_fraction))
     numbers = {
-        split: _numbers(split, opened[names[split]].rows, carved=not config.valid, config=config) for split in needed
+        split: _numbers(split, opened[names[split]].rows, None if config.valid or split == "test" else carved, config)
+        for split in needed
     }
     if saved:
         class_names = {task: tuple(classes) for task, classes in saved["class_names"].items()}
@@ -188,12 +195,11 @@ def _check_features(config: Any, source: sources.Source) -> None:
             )
 
 
-def _numbers(split: str, rows: Sequence[Any], *, carved: bool, config: Any) -> np.ndarray:
+def _numbers(split: str, rows: Chunks, carved: Callable[[Chunks], np.ndarray] | None, config: Any) -> np.ndarray:
     """Returns the rows of a split; train and valid share one source by a hash of each row's group."""
     numbers = np.arange(len(rows))
-    if carved and split != "test":
-        in_valid = carve(_groups(rows, config.group), config.valid_fraction)
-        numbers = numbers[in_valid if split == "valid" else ~in_valid]
+    if carved:
+        numbers = numbers[carved(rows) if split == "valid" else ~carved(rows)]
     if len(numbers) == 0:
         raise UserError(f"split {split!r} of {config.name!r} is empty: check config.data.{split} and valid_fraction")
     return numbers
@@ -208,16 +214,12 @@ def carve(groups: Sequence[Any], fraction: float) -> np.ndarray:
     return np.array([share(group) < fraction for group in groups], bool)
 
 
-def _groups(rows: Sequence[Any], feature: str) -> Sequence[Any]:
+def _groups(rows: Chunks, feature: str) -> Sequence[Any]:
     if not feature:  # of a pair, the second's row: one that has several partners must not be in both
-        return rows.partner if isinstance(rows, sources.PairedRows) else range(len(rows))
+        return rows.rows.partner if isinstance(rows.rows, sources.PairedRows) else range(len(rows))
     if feature not in rows[0]:
         raise UserError(f"config.data.group={feature!r} is not a feature: they are {', '.join(sorted(rows[0]))}")
-    return [as_string(row[feature]) for row in _each(rows)]
-
-
-def _each(rows: Sequence[Any]) -> Any:
-    return (rows[i] for i in range(len(rows)))
+    return [as_string(row[feature]) for row in rows]
 
 
 def _class_names(targets: Any, named: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -238,7 +240,7 @@ def _class_names(targets: Any, named: Mapping[str, tuple[str, ...]]) -> dict[str
     return class_names
 
 
-def _learn(modalities: Any, rows: Sequence[Any], train: np.ndarray) -> dict[str, str]:
+def _learn(modalities: Any, rows: Chunks, train: np.ndarray) -> dict[str, str]:
     """Returns what rows of the train split teach of each modality: vocabularies, and the columns of tables."""
     teaching = {m: options for m, options in modalities.items() if KINDS[options.kind].learn}
     if not teaching:
@@ -250,14 +252,12 @@ def _learn(modalities: Any, rows: Sequence[Any], train: np.ndarray) -> dict[str,
     }
 
 
-def _ready(name: str, numbers: np.ndarray, source: Sequence[Any], reader: Reader, config: Any) -> Split:
+def _ready(name: str, numbers: np.ndarray, rows: Chunks, reader: Reader, config: Any) -> Split:
     missing = config.get("missing", 0.0) if name == "train" else 0.0  # older runs do not have the key
-    split = Split(name, numbers, source, reader, None, {}, missing)
+    split = Split(name, numbers, rows.rows, reader, None, {}, missing)
     if len(numbers) * reader.bytes_per_row() > config.memory_gb * 1e9:
         return split
-    parts = np.array_split(np.arange(len(numbers)), max(1, len(numbers) // 1024))
-    with ThreadPoolExecutor(2) as pool:  # picture decoders release the interpreter lock
-        arrays = _concatenate(list(pool.map(split.decode, parts)))
+    arrays = dataclasses.replace(split, source=rows).decode(np.arange(len(numbers)))
     check_bad(split, split.bad, config.max_bad_fraction)
     for modality, present in arrays.present.items():
         if not present.any():
@@ -279,20 +279,6 @@ def check_bad(split: Split, unreadable: Collection[int], max_fraction: float) ->
         )
 
 
-def _map(function: Any, first: Batch, *rest: Batch) -> Batch:
-    def field(*values: Any) -> Any:
-        if isinstance(values[0], dict):
-            return {key: function(*(value[key] for value in values)) for key in values[0]}
-        return function(*values)
-
-    names = [f.name for f in dataclasses.fields(first)]
-    return Batch(**{n: field(*(getattr(b, n) for b in (first, *rest))) for n in names})
-
-
-def _concatenate(batches: list[Batch]) -> Batch:
-    return _map(lambda *arrays: np.concatenate(arrays), *batches)
-
-
 def _take(arrays: Batch, places: np.ndarray) -> Batch:
     """Gathers whole batches; a place of -1 becomes padding."""
     padding = places < 0
@@ -303,6 +289,6 @@ def _take(arrays: Batch, places: np.ndarray) -> Batch:
             taken[padding] = 0
         return taken
 
-    batch = _map(gather, arrays)
+    batch = jax.tree.map(gather, arrays)
     batch.id[padding] = -1
     return batch

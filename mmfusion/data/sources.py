@@ -20,6 +20,7 @@ from etils import epath
 from tensorflow_datasets.core.download import download_manager, downloader
 
 from mmfusion.data import builders
+from mmfusion.data.chunks import Chunks, each
 from mmfusion.errors import UserError, nearest, reaching
 
 # TFDS would try ten times: more than three minutes until it says that there is no network.
@@ -62,6 +63,12 @@ class PreparedRows:
                 f"command prepares it again ({_one_line(error)})"
             ) from error
 
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
+        try:
+            return self.rows.__getitems__(rows)
+        except RuntimeError:
+            return [self[row] for row in rows]  # which of them it is
+
 
 @dataclasses.dataclass(frozen=True)
 class PairedRows:
@@ -76,8 +83,11 @@ class PairedRows:
         return len(self.first)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        first, second = self.first[row], self.second[int(self.partner[row])]
-        return {**{(f"{self.prefix}/{k}" if k in first else k): v for k, v in second.items()}, **first}
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        both = zip(each(self.first, np.array(rows)), each(self.second, self.partner[rows]), strict=True)
+        return [{**{(f"{self.prefix}/{k}" if k in a else k): v for k, v in b.items()}, **a} for a, b in both]
 
 
 def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: int) -> Source:
@@ -242,7 +252,7 @@ def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> 
 
 def _partners_by_label(first: Source, second: Source, seed: int) -> np.ndarray:
     """For each row of `first`, a row of `second` of its label; each is used once before any is used again."""
-    labels = [np.array([int(rows[i]["label"]) for i in range(len(rows))]) for rows in (first.rows, second.rows)]
+    labels = [np.array([int(row["label"]) for row in Chunks(source.rows)]) for source in (first, second)]
     missing = np.setdiff1d(labels[0], labels[1])
     if missing.size:
         raise UserError(

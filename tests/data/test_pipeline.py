@@ -1,5 +1,6 @@
 import zlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,11 @@ def same(one, other):
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
     return True
+
+
+def joined(batches):
+    """Returns the batch of all rows of the batches."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
 
 @pytest.fixture
@@ -69,7 +75,7 @@ def test_hosts_read_disjoint_shares_of_one_global_batch(hosts, splits):
     for step in range(4):
         here = [share[step] for share in shares]
         assert {len(batch.id) for batch in here} == {B // hosts}
-        assert same(dataset._concatenate(here), whole[step])
+        assert same(joined(here), whole[step])
 
 
 def test_resuming_at_any_step_gives_the_same_batches(splits):
@@ -104,7 +110,7 @@ def test_memory_stream_and_worker_processes_give_the_same_batches(workers, split
 def test_evaluation_meets_every_row_once_in_order_and_pads_the_last_batch(hosts, mode, splits):
     split = splits[mode]["test"]
     shares = [list(pipeline.eval_batches(split, batch_size=B, host=h, hosts=hosts)) for h in range(hosts)]
-    batches = [dataset._concatenate(list(here)) for here in zip(*shares, strict=True)]
+    batches = [joined(here) for here in zip(*shares, strict=True)]
     ids = np.concatenate([batch.id for batch in batches])
     weight = np.concatenate([batch.weight for batch in batches])
     assert ids.tolist() == [*range(21), -1, -1, -1]
