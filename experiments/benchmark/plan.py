@@ -15,6 +15,7 @@ from mmfusion.analysis import plan, runner
 
 FUSIONS, SEEDS, STEPS = ("concat", "gmu", "low_rank_tensor"), 4, 200
 CHANGES = {"steps": STEPS, "eval_every": STEPS, "checkpoint_every": STEPS}
+ROWS = {"train": "train[:8000]", "test": "test[:1000]"}
 
 
 def ablation() -> list[dict[str, Any]]:
@@ -48,6 +49,7 @@ def _config(fusion: str, seed: int, modalities: str) -> Any:
     given = {"fusion": fusion, "seed": str(seed), "modalities": modalities}
     config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items() if value))
     config.update(CHANGES)
+    config.data.update(ROWS)
     return config
 
 
@@ -57,6 +59,7 @@ def _one_by_one(cells: Any, folder: Path) -> None:
         arg = f"fusion={config.model.fusion.name},seed={config.seed},modalities={'+'.join(config.data.modalities)}"
         subprocess.run(
             [sys.executable, "-m", "experiments.train", f"--config=configs/quickstart.py:{arg}",
-             f"--workdir={folder / cell.name}", *(f"--config.{key}={value}" for key, value in CHANGES.items())],
+             f"--workdir={folder / cell.name}", *(f"--config.{key}={value}" for key, value in CHANGES.items()),
+             *(f"--config.data.{key}={value}" for key, value in ROWS.items())],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip

@@ -52,7 +52,7 @@ def test_only_so_many_bytes_are_kept(monkeypatch):
 
 
 def test_what_counts_as_bytes():
-    row = {"a": b"four", "b": np.zeros(2, np.float32), "c": [b"x", {"d": "yz"}], "e": np.array([[b"abc"], [b""]], object)}
+    row = {"a": b"four", "b": np.zeros(2, np.float32), "c": [b"x", {"d": "yz"}], "e": np.array([[b"abc"], [b""]], "O")}
     assert chunks._bytes([row, row]) == 2 * (4 + 8 + 3 + 3)
     assert chunks._bytes(np.array(b"alone", object)) == 5
 
