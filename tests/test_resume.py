@@ -24,9 +24,6 @@ STEPS = 240
 CHANGES: dict[str, Any] = {
     "model.fusion.name": "concat",
     "model.fusion.heads": None,
-    "model.encoders.text.name": "bow",
-    "model.encoders.text.embedding": None,
-    "model.encoders.text.hidden": None,
     "optim.schedule.name": "plateau",
     "optim.schedule.warmup_steps": 20,
     "optim.schedule.patience": 1,

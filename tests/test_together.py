@@ -47,6 +47,10 @@ def lines(workdir):
 
 def test_together_is_as_alone(config_of, tmp_path):
     each = {name: config_of(name) for name in RUNS}
+    for config in each.values():
+        with config.unlocked():
+            configs.choose(config, "model.encoders.text", "rnn")
+            config.model.encoders.text.update(embedding=8, hidden=8, dropout=0.1)
     results = train_together([run(config, tmp_path / name, threading.Event()) for name, config in each.items()])
     for (name, config), result in zip(each.items(), results, strict=True):
         alone = train(config, tmp_path / f"{name} alone")
