@@ -155,7 +155,7 @@ def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
     np.testing.assert_allclose(np.sum(runs[1], axis=1), 2, rtol=1e-5)
 
 
-def test_gradnorm_is_given_the_gradients_at_the_features(rows):
+def test_gradnorm_is_given_the_gradients_at_the_features_of_all_devices(rows):
     made = config("gradnorm", tasks="label+amount", fusion="concat")
     dataset = datasets.load(made.data, seed=0)
     parts, batch = assemble(made, dataset), dataset.splits["train"].gather(np.arange(6))
@@ -171,6 +171,10 @@ def test_gradnorm_is_given_the_gradients_at_the_features(rows):
         objectives=dataclasses.replace(parts.objectives, gradnorm=Seen()),
     )  # fmt: skip
     seen = jax.jit(step)(state, batch, jnp.float32(0.1))[0].balance
+    halves = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), batch)
+    of_two = jax.vmap(functools.partial(step, axis_name="data"), (None, 0, None), axis_name="data")
+    each = jax.jit(of_two)(state, halves, jnp.float32(0.1))[0].balance
+    jax.tree.map(lambda two, one: np.testing.assert_allclose(two, [one, one], rtol=1e-5), each, seen)
     outputs = parts.model.apply({"params": state.params}, parts.preprocess(batch, None), train=False)
     for task, spec in parts.tasks.items():
         head = state.params[f"heads_{task}"]
