@@ -61,6 +61,23 @@ def test_a_strategy_for_two_modalities_is_learned_with_two():
     assert not said(report.failures, "any_modalities")
 
 
+@pytest.mark.parametrize(("late", "failures"), [(0.95, 0), (0.6, 1)])
+def test_what_falls_short_is_trained_once_more_and_longer(monkeypatch, late, failures):
+    steps = []
+
+    def learn(strategy, modalities, size):
+        steps.append(size.steps)
+        score = 0.6 if len(steps) == 1 else late
+        return [gate._cell(strategy, "redundant", modalities, "plain", score, size)], []
+
+    monkeypatch.setattr(gate, "learn", learn)
+    monkeypatch.setattr(properties, "failures", lambda *_: [])
+    report = gate.check(FUSIONS["mean"], size=BRIEF, modalities=(2,))
+    assert steps == [10, 30]
+    assert len(report.failures) == failures
+    assert [cell.score for cell in report.cells] == [late]
+
+
 def test_a_gradient_that_is_zero_is_caught():
     assert said(after_training(planted.Blocked, BRIEF), "branch_a", "no gradient")
 
