@@ -46,7 +46,7 @@ class Parts:
 
     def drawn_state(self, seed: int) -> step.TrainState:
         """Returns the state before the first step, every parameter drawn, on the host."""
-        return jax.device_get(jax.jit(self._init)(self.example, seed=np.uint32(seed)))
+        return jax.device_get(self._init(self.example, seed=np.uint32(seed)))
 
     def initial_state(self, seed: int) -> step.TrainState:
         """Returns the same on the devices."""
@@ -56,12 +56,13 @@ class Parts:
         """Returns the state's shapes and dtypes, without computing it."""
         return jax.eval_shape(self._init, self.example, seed=np.uint32(0))
 
-    @property
+    @functools.cached_property
     def _init(self) -> Callable[..., step.TrainState]:
-        return functools.partial(
+        # One function, so that whoever asks for shapes and whoever draws trace it once.
+        return jax.jit(functools.partial(
             step.init_state, self.model, self.optimizer, preprocess=self.preprocess,
             balance=self.objectives.balance(self.tasks, self.model.modalities),
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def step(self, accumulate: int) -> Callable[..., Any]:
         """Returns the pure `(state, batch, learning_rate) -> (state, metrics)`."""
