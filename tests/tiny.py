@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
     "model.width": 8,
     "model.encoders.image.channels": (4, 8),
     "model.encoders.image.strides": (4, 2),
-    "model.encoders.text.name": "bow",  # an LSTM takes three times as long to compile
+    "model.encoders.text.name": "bow",  # a recurrent network takes longer to compile
     "model.encoders.text.tokens": "all",
     "model.encoders.text.dropout": 0.1,
     "model.fusion.layers": 1,
