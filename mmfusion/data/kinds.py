@@ -278,7 +278,7 @@ KINDS: dict[str, Kind] = {
     "graph": Kind(GRAPH_OPTIONS, _graph_shape, _read_graph, joined=True),
     "knowledge": Kind(
         KNOWLEDGE_OPTIONS,
-        lambda o, _: ((o["nodes"], 2 + o["nodes"]), np.int32, o["nodes"]),
+        lambda o, graph: ((o["nodes"], 2 + graph.parallel * o["nodes"]), np.int32, o["nodes"]),
         lambda value, o, graph: knowledge.read(_said(value), o, graph),
         learn=lambda values, o: knowledge.learn([_said(value) for value in values], o),
         load=knowledge.load,

@@ -32,7 +32,7 @@ class Graph:
     Attributes:
       entities: names in small letters, words divided by one space.
       relations: names.
-      triples: each is read both ways, as a relation and as its inverse; of several between two entities the first.
+      triples: each is read both ways, as a relation and as its inverse.
     """
 
     entities: tuple[str, ...]
@@ -50,13 +50,18 @@ class Graph:
         return max((len(words) for words in self.number), default=0)
 
     @functools.cached_property
-    def neighbours(self) -> dict[int, dict[int, int]]:
+    def neighbours(self) -> dict[int, dict[int, list[int]]]:
         """Of each entity its neighbours and how they are related: r from 0 on, or its inverse, r + len(relations)."""
-        result: dict[int, dict[int, int]] = {}
-        for head, relation, tail in self.triples:
-            result.setdefault(head, {}).setdefault(tail, relation)
-            result.setdefault(tail, {}).setdefault(head, relation + len(self.relations))
+        result: dict[int, dict[int, list[int]]] = {}
+        for head, relation, tail in dict.fromkeys(self.triples):
+            result.setdefault(head, {}).setdefault(tail, []).append(relation)
+            result.setdefault(tail, {}).setdefault(head, []).append(relation + len(self.relations))
         return result
+
+    @functools.cached_property
+    def parallel(self) -> int:
+        """The most relations between two entities, at least 1."""
+        return max((len(kinds) for around in self.neighbours.values() for kinds in around.values()), default=1)
 
     def link(self, text: str) -> list[int]:
         """Returns the entities that a text names, in order, each once; of overlapping names the longest."""
@@ -154,8 +159,9 @@ def read(value: Mapping[str, str], options: Mapping[str, Any], graph: Graph) -> 
     """Returns what a row knows: the entities that it names, and as many of their neighbours as fit.
 
     Returns:
-      `[N, 2 + N]` int32: an entity's number from 1 on; 1 where the row names it; to each other node 0 where it is not
-      linked, else its relation from 1 on; and which nodes are real `[N]`. None where the row names nothing.
+      `[N, 2 + P · N]` int32: an entity's number from 1 on; 1 where the row names it; then P times, P the graph's most
+      parallel relations, a relation to each node, from 1 on, or 0; and which nodes are real `[N]`. None where the row
+      names nothing.
     """
     most = options["nodes"]
     named = graph.link(" ".join(value.values()))[:most]
@@ -166,9 +172,10 @@ def read(value: Mapping[str, str], options: Mapping[str, Any], graph: Graph) -> 
     for entity in itertools.chain.from_iterable(itertools.zip_longest(*rings)):  # by turns, so that each has some
         if entity is not None and len(nodes) < most:
             nodes[entity] = None
-    x = np.zeros((most, 2 + most), np.int32)
+    x = np.zeros((most, 2 + graph.parallel * most), np.int32)
     for i, entity in enumerate(nodes):
         x[i, :2] = entity + 1, entity in named
         for j, other in enumerate(nodes):
-            x[i, 2 + j] = graph.neighbours.get(entity, {}).get(other, -1) + 1
+            for p, relation in enumerate(graph.neighbours.get(entity, {}).get(other, ())):
+                x[i, 2 + p * most + j] = relation + 1
     return x, np.arange(most) < len(nodes)

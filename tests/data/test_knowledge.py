@@ -38,7 +38,8 @@ def test_a_file_of_triples(graph):
     assert graph.entities == ("sparrow", "bird", "house sparrow", "trout", "fish", "wings", "fresh water")
     assert graph.relations == ("is a", "has", "lives in")
     assert graph.triples == ((0, 0, 1), (2, 0, 0), (3, 0, 4), (1, 1, 5), (3, 2, 6))
-    assert graph.neighbours[1] == {0: 3, 5: 1}  # the sparrow is a bird: read backwards, relation 0 + 3
+    assert graph.neighbours[1] == {0: [3], 5: [1]}  # the sparrow is a bird: read backwards, relation 0 + 3
+    assert graph.parallel == 1
 
 
 def test_the_longest_name_is_linked(graph):
@@ -56,11 +57,26 @@ def test_a_row_knows_its_entities_and_their_neighbours(graph):
     assert x[:, 1].tolist() == [1, 1, 0, 0, 0, 0]
     for i, one in enumerate(ids):
         for j, other in enumerate(ids):
-            assert x[i, 2 + j] == graph.neighbours[one].get(other, -1) + 1
+            assert x[i, 2 + j] == graph.neighbours[one].get(other, [-1])[0] + 1
     assert x[0, 2 + ids.index(4)] == 1 and x[ids.index(4), 2] == 4  # is a, and its inverse
     small, mask = knowledge.read({"text": "trout"}, options(nodes=8), graph)
     assert mask.tolist() == [True] * 3 + [False] * 5 and not small[3:].any()
     assert knowledge.read({"text": "a horse"}, options(), graph) is None
+
+
+def test_several_relations_between_two(file):
+    file.write_text(TRIPLES + "bird\tgrows\twings\nwings\tlift\tbird\nbird\tgrows\twings\n")
+    graph = knowledge.from_triples(str(file))
+    assert graph.neighbours[1][5] == [1, 3, 4 + 5] and graph.parallel == 3  # has, grows, is lifted by; each once
+    given = options(triples=str(file), nodes=4)
+    assert KINDS["knowledge"].shape(given, graph) == ((4, 2 + 3 * 4), np.int32, 4)
+    x, _ = knowledge.read({"text": "a bird and a trout"}, given, graph)
+    assert (x[:, 0] - 1).tolist() == [1, 3, 0, 4]  # the wings have no place
+    x, _ = knowledge.read({"text": "wings"}, given, graph)
+    planes = x[:, 2:].reshape(4, 3, 4)  # [N, P, N]
+    assert (x[:2, 0] - 1).tolist() == [5, 1]
+    assert planes[0, :, 1].tolist() == [1 + 5 + 1, 3 + 5 + 1, 4 + 1] and planes[1, :, 0].tolist() == [2, 4, 10]
+    assert not planes[0, :, 0].any() and not planes[2:].any()
 
 
 def test_words_that_occur_together():

@@ -26,8 +26,8 @@ TABLE = ROWS, np.array([[True, True, False], [True, True, True], [False, True, T
 NODES = np.arange(5) < np.array([[3], [5], [1]])
 EDGES = np.triu(RANDOM.random((3, 5, 5)) < 0.5, 1).astype(np.float32)
 GRAPH = np.concatenate([RANDOM.normal(size=(3, 5, 2)), EDGES + EDGES.swapaxes(1, 2)], 2).astype(np.float32), NODES
-KNOWN = RANDOM.integers(1, 6, (3, 5, 7)).astype(np.int32)  # entity, whether named, relation to each node
-KNOWN[..., 1:] = KNOWN[..., 1:] % 4 * (RANDOM.random((3, 5, 6)) < 0.5)
+KNOWN = RANDOM.integers(1, 6, (3, 5, 12)).astype(np.int32)  # entity, whether named, twice a relation to each node
+KNOWN[..., 1:] = KNOWN[..., 1:] % 4 * (RANDOM.random((3, 5, 11)) < 0.5)
 KNOWN[..., 1] = KNOWN[..., 1] > 0
 TINY_FRAMES = {"channels": (4,), "strides": (4,), "heads": 2}
 TINY_CNN = {"channels": (8, 4), "strides": (2, 1)}

@@ -1,5 +1,7 @@
 """The encoders of graphs against their formulas, node by node in float64 NumPy."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ def attended(params, layer, told, neighbours, kinds=None):
     mixed = np.zeros_like(told)  # [N, h, d]
     for i, around in enumerate(neighbours):
         for head in range(told.shape[1]):
-            heard = [told[j, head] + (0 if kinds is None else kinds[relation, head]) for j, relation in around]
+            heard = [told[j, head] + sum(kinds[relation, head] for relation in to_it) for j, to_it in around]
             scores = [to[head] @ told[i, head] + of[head] @ one for one in heard]
             if around:
                 mixed[i, head] = softmax([s if s > 0 else 0.2 * s for s in scores]) @ heard
@@ -40,9 +42,12 @@ def finished(params, h):
 
 def knowledge_attention(params, row, real):
     h = params["entity"]["embedding"][row[:, 0]] + params["named"]["embedding"][row[:, 1]]
-    neighbours = [
-        [(j, row[i, 2 + j]) for j in real if j == i or row[i, 2 + j] > 0] if i in real else [] for i in range(len(row))
-    ]
+    nodes = len(row)
+    neighbours = [[] for _ in row]
+    for i, j in itertools.product(real, real):
+        relations = [r for r in (row[i, 2 + j], row[i, 2 + nodes + j]) if r > 0] + ([0] if i == j else [])
+        if relations:
+            neighbours[i].append((j, relations))
     for layer in range(2):
         told = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
         h = h + elu(attended(params, layer, told, neighbours, params[f"layer{layer}_relations"]))
@@ -51,7 +56,7 @@ def knowledge_attention(params, row, real):
 
 def graph_attention(params, row, real):
     h, edges = row[:, : -len(row)], row[:, -len(row) :]
-    neighbours = [[(j, 0) for j in real if j == i or edges[i, j]] if i in real else [] for i in range(len(row))]
+    neighbours = [[(j, []) for j in real if j == i or edges[i, j]] if i in real else [] for i in range(len(row))]
     for layer in range(2):
         told = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
         h = elu(attended(params, layer, told, neighbours))

@@ -1,6 +1,6 @@
 """Encoders of graphs with a dense adjacency, padded to a set number of nodes.
 
-B batch · N nodes · F features of a node · R relations · h heads · D width
+B batch · N nodes · F features of a node · R relations · P parallel ones · h heads · D width
 """
 
 from typing import Any, ClassVar
@@ -24,19 +24,19 @@ def graph_attention(
     to: jax.Array,
     of: jax.Array,
     linked: jax.Array,
-    relation: jax.Array | None = None,
+    kinds: jax.Array | None = None,
     table: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attends along edges, by scores that add what a node says as the one and as the other end.
 
     Σ_j a_ij (h_j + e_ij), a_ij the softmax over the j that i is linked to of LeakyReLU(to · h_i + of · (h_j + e_ij),
-    slope 0.2), e_ij the vector of their relation, or nothing.
+    slope 0.2), e_ij the sum of the vectors of their relations, or nothing.
 
     Args:
       h: nodes `[B, N, h, d]`.
       to, of: the ends' vectors `[h, d]`.
       linked: `[B, N, N]` bool, from i to j.
-      relation: numbers `[B, N, N]` of how i is related to j, of those that are linked; None: there is but one.
+      kinds: `[B, N, N, R]`, 1 where i has that relation to j; None: there is but one.
       table: the relations' vectors `[R, h, d]`.
 
     Returns:
@@ -44,13 +44,12 @@ def graph_attention(
     """
     sides = [jnp.einsum("bnhd,hd->bhn", h, side) for side in (to, of)]
     scores = sides[0][..., :, None] + sides[1][..., None, :]  # [B, h, N, N]
-    if relation is not None:
-        kinds = jax.nn.one_hot(relation, len(table), dtype=h.dtype)  # [B, N, N, R]
-        table = table.astype(h.dtype)
+    if kinds is not None:
+        kinds, table = kinds.astype(h.dtype), table.astype(h.dtype)
         scores += jnp.einsum("bijr,rh->bhij", kinds, jnp.einsum("rhd,hd->rh", table, of.astype(h.dtype)))
     weights = masked_softmax(nn.leaky_relu(scores, 0.2), linked[:, None])
     mixed = jnp.einsum("bhij,bjhd->bihd", weights.astype(h.dtype), h)
-    if relation is not None:
+    if kinds is not None:
         of_kind = jnp.einsum("bhij,bijr->bhir", weights.astype(h.dtype), kinds)  # [B, h, N, R]
         mixed += jnp.einsum("bhir,rhd->bihd", of_kind, table)
     return mixed, weights
@@ -136,8 +135,8 @@ class KnowledgeAttention(nn.Module):
     """Relation-aware attention over a row's part of a knowledge graph (Busbridge et al. 2019, arXiv:1904.05811).
 
     A node begins as its entity's embedding, with a vector that says whether the row names it or only knows of it; then
-    h'_i = h_i + ELU(Σ_j a_ij (W h_j + e_ij)) a layer, over i's neighbours and itself, e_ij the embedding of their
-    relation (see `graph_attention`). Each node is a token.
+    h'_i = h_i + ELU(Σ_j a_ij (W h_j + e_ij)) a layer, over i's neighbours and itself, e_ij the sum of the embeddings of
+    their relations (see `graph_attention`). Each node is a token.
 
     Attributes:
       width: token width D.
@@ -162,15 +161,17 @@ class KnowledgeAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes nodes and relations `[B, N, 2 + N]` int32 with `mask [B, N]` as tokens `[B, N, D]` and mask.
+        """Encodes nodes and relations `[B, N, 2 + P · N]` int32 with `mask [B, N]` as tokens `[B, N, D]` and mask.
 
         Raises:
           UserError: `heads` does not divide `hidden`.
         """
-        x = zero_masked(x, mask)
-        relation = zero_masked(x[..., 2:].swapaxes(1, 2), mask).swapaxes(1, 2)  # [B, N, N], 0 where not linked
-        oneself = jnp.eye(x.shape[1], dtype=bool)
-        linked = (relation > 0) | (oneself & mask[:, None])
+        x, nodes = zero_masked(x, mask), mask.shape[1]
+        relation = x[..., 2:].reshape(len(x), nodes, -1, nodes).swapaxes(2, 3)  # [B, N, N, P], 0: none
+        oneself = jnp.eye(nodes, dtype=bool) & mask[:, None]
+        both = mask[:, :, None] & mask[:, None, :]
+        kinds = jax.nn.one_hot(relation, self.relations + 1).sum(axis=3).at[..., 0].set(oneself) * both[..., None]
+        linked = kinds.any(axis=3)
 
         def table(rows: int, name: str) -> nn.Embed:
             return nn.Embed(rows, self.hidden, dtype=self.dtype, embedding_init=nn.initializers.normal(0.1), name=name)
@@ -180,7 +181,7 @@ class KnowledgeAttention(nn.Module):
         for layer in range(self.layers):
             told = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(h)
             ends = [self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from")]
-            kinds = self.param(f"layer{layer}_relations", nn.initializers.normal(0.1), (self.relations + 1, *shape))
-            mixed, _ = graph_attention(told, *ends, linked, relation, kinds)  # 0: to oneself
+            vectors = self.param(f"layer{layer}_relations", nn.initializers.normal(0.1), (self.relations + 1, *shape))
+            mixed, _ = graph_attention(told, *ends, linked, kinds, vectors)  # 0: to oneself
             h = h + Dropout(self.dropout)(nn.elu(mixed).reshape(h.shape), train=train)
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(h), mask, self.dtype), mask
