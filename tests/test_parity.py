@@ -19,7 +19,7 @@ from tests.processes import Started
 
 Result = dict[str, np.ndarray]
 EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh")
-HOSTS = ("pmap", "jit", "loop", "loop fsdp")
+HOSTS = ("pmap", "jit", "loop", "loop blended fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 
 
@@ -166,12 +166,13 @@ def test_two_hosts(hosts: list[dict[str, Result]], one: Callable[[str], Result],
     np.testing.assert_array_equal(np.concatenate([host[way]["ids"] for host in hosts], axis=1), one("pmap")["ids"])
 
 
-@pytest.mark.parametrize("way", ["loop", "loop fsdp"])
+@pytest.mark.parametrize(("way", "alone"), [("loop", "loop"), ("loop blended fsdp", "loop blended")])
 def test_the_loop_of_two_hosts_is_the_loop_of_one(
-    hosts: list[dict[str, Result]], one: Callable[[str], Result], way: str
+    hosts: list[dict[str, Result]], one: Callable[[str], Result], way: str, alone: str
 ):
     for host in hosts:
-        agree(host[way], one("loop"), but=("read",))
+        agree(host[way], one(alone), but=("read",))
+    assert (one(alone)["weights"].std() > 0) == (alone == "loop blended")
 
 
 def test_a_host_reads_only_its_share(hosts: list[dict[str, Result]], one: Callable[[str], Result]):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import base
 from mmfusion import parallel, sharding
 from mmfusion import train as loop
 from mmfusion.assemble import Parts, assemble
@@ -27,7 +28,8 @@ SCORES = ("loss", "accuracy", "auroc", "ece", "examples")
 CONCAT = {"fusion": "concat", "model.encoders.text.tokens": "mean"}
 BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
 LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
-# What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans.
+# What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans; where
+# `blended`, each modality has a head, and validation weighs them.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
@@ -40,7 +42,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "batch norm": BATCH_NORM,
     "batch norm jit": {**BATCH_NORM, "parallel.mode": "jit"},
     "loop": LOOP,
-    "loop fsdp": {**LOOP, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
+    "loop blended": {**LOOP, "blended": True},
+    "loop blended fsdp": {**LOOP, "blended": True, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
 }
 
 
@@ -53,7 +56,11 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     """
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
     fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
+    blended = changes.pop("blended", False)
     config = synthetic.config(changes, fusion)
+    if blended:
+        with config.unlocked():
+            config.objectives.gradient_blending = base.objective("gradient_blending")
     dataset = synthetic.dataset(config, ROWS, in_memory="loop" not in way)
     platform = mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu")
     with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
@@ -95,6 +102,7 @@ def _loop(config: ConfigDict, dataset: Dataset, workdir: Path) -> dict[str, np.n
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
         "losses": np.array([line["loss"] for line in lines if line["split"] != "test"]),  # host 0 may yet write it
+        "weights": np.array([line.get("weight/joint", 1) for line in lines if "grad_norm" in line]),
         "scores": np.array([result["test"][name] for name in SCORES]),
         "best": np.array(result["best_step"]),
         "read": np.array(sorted(seen)),
