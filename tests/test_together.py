@@ -1,5 +1,6 @@
 """Runs in one program are what they are by themselves."""
 
+import functools
 import contextlib
 import json
 import threading
@@ -114,3 +115,16 @@ def test_a_convolution_as_patches_is_one(kernel, stride, groups, padding):
         text = jax.make_jaxpr(lambda: module.apply(variables, x))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, patches)
     assert "dot_general" in str(text)
+
+
+@pytest.mark.parametrize(("sides", "kernel"), [((2, 2), 3), ((1, 4), 3), ((3, 9), 7)])
+def test_a_map_smaller_than_the_kernel_is_convolved_as_patches(sides, kernel):
+    x = np.random.default_rng(0).normal(size=(2, *sides, 3)).astype(np.float32)
+    module = conv(4, kernel, 1, np.float32, bias=False)
+    weights = np.float64(module.init(jax.random.key(0), x)["params"]["kernel"])
+    around = np.pad(np.float64(x), ((0, 0), *[(kernel // 2,) * 2] * 2, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(around, (kernel, kernel), (1, 2))  # [B, H, W, C, k, k]
+    expected = np.einsum("bhwckl,klco->bhwo", windows, weights)
+    apply = functools.partial(module.apply, {"params": {"kernel": np.float32(weights)}})
+    np.testing.assert_allclose(apply(x), expected, rtol=1e-5, atol=1e-5)
+    assert "dot_general" in str(jax.make_jaxpr(apply)(x))
