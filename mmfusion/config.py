@@ -269,13 +269,14 @@ def _check_devices(config: ConfigDict, devices: int) -> None:
             f"config.parallel.mesh: {mesh.data} x {mesh.fsdp} x {mesh.model} are not the {asked} devices: "
             "choose fsdp and model whose product divides them, and data=-1"
         )
-    parts = asked // mesh.model * config.optim.accumulate
+    pairs = any(name in config.objectives for name in MIXES)
+    parts = asked // mesh.model * config.optim.accumulate * (2 if pairs else 1)
     if config.batch_size % parts:
         below, above = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts
         choices = " or ".join(str(size) for size in (below, above) if size)
         raise UserError(
             f"config.batch_size={config.batch_size} does not divide over {asked // mesh.model} devices x "
-            f"{config.optim.accumulate} micro-batches: choose {choices}"
+            f"{config.optim.accumulate} micro-batches{' of pairs that are mixed' * pairs}: choose {choices}"
         )
 
 

@@ -18,7 +18,7 @@ class Mix(NamedTuple):
 
     Attributes:
       partner: the other row's place `[B]`; rows are paired, so it is each other's.
-      share: of the row itself `[B]`, from 0 to 1; 1 where a partner does not count, or is of another size.
+      share: of the row itself `[B]`, from 0 to 1; 1 where a partner does not count, or has other modalities.
       corner: (top, left) of the rectangle that comes from the partner `[B, 2]`, in shares of the picture.
     """
 
@@ -31,8 +31,9 @@ class Mix(NamedTuple):
 class Mixing:
     """MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-    A row's partner is its neighbour in the batch, the same on any number of devices as long as each has an even number
-    of rows; a pair's draw depends on its rows' ids alone.
+    A row's partner is its neighbour in the batch, the same on any number of devices and in micro-batches; a pair's draw
+    depends on its rows' ids alone. Of what a partner lacks nothing could be mixed in: rows are mixed that have the same
+    modalities.
 
     Attributes:
       kind: `mixup`, a weighted mean, or `cutmix`, where a rectangle is the partner's.
@@ -45,22 +46,18 @@ class Mixing:
     where: str
 
     def draw(self, batch: Batch, key: jax.Array) -> Mix:
-        """Returns how the rows of a batch are mixed; an odd last row is left alone."""
-        rows = batch.id.shape[0]
-        place = jnp.arange(rows)
-        partner = jnp.minimum(place ^ 1, rows - 1)
+        """Returns how the rows of a batch, an even number, are mixed."""
+        partner = jnp.arange(batch.id.shape[0]) ^ 1
         keys = rng.row_keys(key, jnp.minimum(batch.id, batch.id[partner]))
         share = jax.vmap(lambda k: jax.random.beta(k, self.alpha, self.alpha))(keys)
         corner = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1), (2,)))(keys)
         counts = (batch.weight > 0) & (batch.weight[partner] > 0)
-        return Mix(partner, jnp.where(counts, share, 1.0), corner)
+        same = [there == there[partner] for there in batch.present.values()]
+        return Mix(partner, jnp.where(jnp.stack([counts, *same]).all(axis=0), share, 1.0), corner)
 
     def inputs(self, batch: Batch, mix: Mix) -> tuple[Batch, Mix]:
         """Returns the batch of normalised pictures mixed, and the mix with each row's share as it came out."""
-        # Of a picture that its partner does not have nothing could be mixed in.
-        same = jnp.stack([there == there[mix.partner] for there in batch.present.values()]).all(axis=0)  # [B]
-        share = jnp.where(same, mix.share, 1.0)
-        inputs = dict(batch.inputs)
+        share, inputs = mix.share, dict(batch.inputs)
         for m, x in batch.inputs.items():  # [B, H, W, C]
             if self.kind == "mixup":
                 weight = share[:, None, None, None]
@@ -68,7 +65,7 @@ class Mixing:
             else:
                 outside = _outside(x.shape[1:3], share, mix.corner)  # [B, H, W, 1]
                 inputs[m], mix = jnp.where(outside, x, x[mix.partner]), mix._replace(share=outside.mean((1, 2, 3)))
-        return batch.replace(inputs=inputs), mix if self.kind == "cutmix" else mix._replace(share=share)
+        return batch.replace(inputs=inputs), mix
 
 
 def _outside(size: tuple[int, int], share: jax.Array, corner: jax.Array) -> jax.Array:

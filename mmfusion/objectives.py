@@ -173,9 +173,12 @@ def _classification(logits: jax.Array, target: jax.Array, spec: Task) -> jax.Arr
     if spec.loss == "emd":
         # Between ordered classes the mass that must move is the difference of the cumulative shares.
         loss = jnp.square(jnp.cumsum(jax.nn.softmax(logits) - labels, axis=1)).sum(axis=1)
+    elif spec.loss == "mse":
+        loss = jnp.square(jax.nn.softmax(logits) - labels).sum(axis=1)
     elif spec.loss == "focal":
         logs = jax.nn.log_softmax(logits)
-        loss = -(labels * (1 - jnp.exp(logs)) ** spec.gamma * logs).sum(axis=1)
+        wrong = jnp.maximum(-jnp.expm1(logs), 1e-12)  # the slope of 0^gamma would be infinite
+        loss = -(labels * wrong**spec.gamma * logs).sum(axis=1)
     else:
         loss = optax.softmax_cross_entropy(logits, labels)
     # A one-hot row outside the classes is all zero, a loss of 0 that hides the mistake: make it loud.
@@ -197,10 +200,10 @@ def _regression(logits: jax.Array, target: jax.Array, spec: Task) -> jax.Array:
 
 REGRESSION_LOSSES = {"mse": jnp.square, "mae": jnp.abs, "huber": optax.huber_loss}
 
-# Focal: Lin et al. 2017, arXiv:1708.02002. Squared earth mover's distance, for ordered classes: Hou et al. 2016,
+# Focal: Lin et al. 2017, arXiv:1708.02002. Of classes mse is Brier's score (1950). Squared earth mover's distance, for ordered classes: Hou et al. 2016,
 # arXiv:1611.05916. Huber's threshold is 1.
 LOSSES = {
-    "classification": ("cross_entropy", "focal", "emd"),
+    "classification": ("cross_entropy", "focal", "emd", "mse"),
     "multilabel": ("cross_entropy", "focal"),
     "regression": tuple(REGRESSION_LOSSES),
 }

@@ -4,6 +4,7 @@ Every loss is a sum over examples and a sum of weights. The weights are summed f
 hosts, so that each example's gradient is divided by the whole batch's weight once, wherever the example sits.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,6 +44,8 @@ class TrainState:
     opt_state: Any
     balance: Any = flax.struct.field(default_factory=dict)
 
+
+UNCERTAIN = {"regression": 0.5}  # what else a task's loss over its variance is multiplied by; 1 where not named
 
 Preprocess = Callable[[Batch, jax.Array | None], Batch]
 
@@ -98,8 +101,9 @@ def train_step(
 
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `skipped` (1 where the loss or
-      the gradient was not finite, and the state was left as it was), `accuracy` of classification tasks, and
-      `objective/NAME`, the mean loss of each auxiliary objective, and `weight/NAME` of each head or task that has one.
+      the gradient was not finite, and the state was left as it was), `accuracy` of classification tasks,
+      `objective/NAME`, the mean loss of each auxiliary objective and of the modalities' own heads (`unimodal`),
+      `task/NAME`, that of each of several tasks, and `weight/NAME` of each head or task that has one.
     """
     if objectives.modality_dropout:
         key = rng.key(state.seed, "modality_dropout", state.step)
@@ -132,19 +136,35 @@ def train_step(
         # a batch without weight has loss 0, not NaN
         shares = {task: _weight(rows, task, spec) / jnp.maximum(weights[task], 1e-9) for task, spec in tasks.items()}
         loss, more = jnp.zeros(()), {}
+
+        def answered(values: Callable[[jax.Array], jax.Array], task: str, weight: jax.Array) -> jax.Array:
+            """Returns the sum over rows of weight · value, `values(targets)`; a mixed row answers for both."""
+            if not objectives.mixing:
+                return jnp.sum(weight * values(rows.targets[task]))
+            theirs = values(rows.targets[task][mix.partner])
+            mine = mix.share * weight * values(rows.targets[task])
+            return jnp.sum(mine + (1 - mix.share) * weight[mix.partner] * theirs)
+
+        def head_loss(logits: jax.Array, task: str, there: Any = True) -> jax.Array:
+            """Returns a head's mean loss, over the rows that are `there`."""
+
+            def each(targets: jax.Array) -> jax.Array:
+                return jnp.where(there, task_loss(logits, targets, tasks[task]), 0.0)
+
+            return answered(each, task, shares[task])
+
         for task, spec in tasks.items():
-
-            def own_loss(logits: jax.Array, task: str = task, spec: Task = spec) -> jax.Array:
-                losses = task_losses(logits, outputs, rows.targets[task], task, spec, heads)
-                if objectives.mixing:
-                    others = task_losses(logits, outputs, rows.targets[task][mix.partner], task, spec, heads)
-                    losses = mix.share * losses + (1 - mix.share) * others
-                return jnp.sum(shares[task] * losses)
-
-            own = own_loss(outputs.logits[task])
+            joint = head_loss(outputs.logits[task], task)
+            own = heads["joint"] * joint
             if objectives.gradnorm:
-                slope = jax.grad(own_loss)(outputs.logits[task]) @ params[f"heads_{task}"]["kernel"].T  # [B, D]
-                more |= {f"task/{task}": own, f"slope/{task}": jnp.sum(jnp.square(slope))}
+                slope = jax.grad(head_loss)(outputs.logits[task], task) @ params[f"heads_{task}"]["kernel"].T  # [B, D]
+                more[f"slope/{task}"] = jnp.sum(jnp.square(heads["joint"] * slope))
+            if model.own_losses:
+                alone = {m: head_loss(x, task, outputs.present[m]) for m, x in outputs.unimodal[task].items()}
+                more["objective/unimodal"] = more.get("objective/unimodal", 0.0) + spec.weight * sum(alone.values())
+                own += sum(heads[m] * value for m, value in alone.items())
+            if len(tasks) > 1:
+                more[f"task/{task}"] = joint
             if outputs.log_variance:
                 own = by_uncertainty(own, outputs.log_variance[task], jnp.sum(shares[task]), spec)
             loss += spec.weight * task_weights.get(task, 1.0) * own
@@ -155,9 +175,11 @@ def train_step(
         }
         loss += sum(weight * more[f"objective/{name}"] for name, weight in objectives.auxiliary.items())
         for m, there in _presence(rows, model, scored).items():
-            right = rows.weight * there * _probability(outputs.unimodal[scored][m], rows.targets[scored])
-            more[f"score/{m}"] = jnp.sum(right) / jnp.maximum(present[m], 1e-9)
-        return loss, (updated.get("batch_stats", {}), {"loss": loss, **more, **_correct(outputs.logits, rows, tasks)})
+            right = answered(functools.partial(_probability, outputs.unimodal[scored][m]), scored, rows.weight * there)
+            more[f"score/{m}"] = right / jnp.maximum(present[m], 1e-9)
+        for name, task in _classified(tasks).items():
+            more[name] = answered(functools.partial(jnp.equal, outputs.logits[task].argmax(-1)), task, rows.weight)
+        return loss, (updated.get("batch_stats", {}), {"loss": loss, **more})
 
     def accumulated(carry: tuple[Any, Any, Metrics], rows: Batch) -> tuple[tuple[Any, Any, Metrics], None]:
         batch_stats, grads, sums = carry
@@ -172,11 +194,19 @@ def train_step(
         )
     else:
         names = [*(f"objective/{name}" for name in objectives.auxiliary), *(f"score/{m}" for m in present)]
-        names += [f"{what}/{task}" for task in task_weights for what in ("task", "slope")]
+        names += [f"task/{task}" for task in tasks if len(tasks) > 1] + [f"slope/{task}" for task in task_weights]
+        names += ["objective/unimodal"] * model.own_losses
         zeros = {name: jnp.zeros(()) for name in ("loss", *names, *_classified(tasks))}
         carry = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params), zeros)
-        # Every K-th row together, so that under `jit` each micro-batch stays spread over all devices.
-        micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)  # [K, B/K, ...]
+        # Every K-th row (or pair that is mixed) together, so that under `jit` each micro-batch stays spread over all
+        # devices.
+        some = 2 if objectives.mixing else 1
+        micro = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, some, *x.shape[1:])
+            .swapaxes(0, 1)
+            .reshape(accumulate, -1, *x.shape[1:]),
+            batch,
+        )  # [K, B/K, ...]
         if unroll:
             for k in range(accumulate):
                 carry, _ = accumulated(carry, jax.tree.map(lambda x, k=k: x[k], micro))
@@ -207,13 +237,19 @@ def train_step(
     )
     # A step whose numbers went wrong leaves no trace: chosen with `where`, since NaN times zero is NaN.
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    weighed = task_weights
+    if model.uncertain:
+        weighed = {
+            task: UNCERTAIN.get(spec.kind, 1.0) * jnp.exp(-state.params[f"log_variance_{task}"])
+            for task, spec in tasks.items()
+        }
     metrics = {
         "loss": sums["loss"],
         "grad_norm": grad_norm,
         "weight": count,
         "skipped": 1.0 - finite,
-        **{name: value for name, value in sums.items() if name.startswith(("objective/", "score/"))},
-        **{f"weight/{name}": weight for name, weight in (task_weights | state.balance.get("heads", {})).items()},
+        **{name: value for name, value in sums.items() if name.startswith(("objective/", "score/", "task/"))},
+        **{f"weight/{name}": weight for name, weight in (weighed | state.balance.get("heads", {})).items()},
         **{name: sums[name] / jnp.maximum(count, 1) for name in _classified(tasks)},
     }
     return after.replace(step=state.step + 1), metrics
@@ -258,32 +294,13 @@ def _total(axis_name: str | None) -> Callable[[Any], Any]:
     return lambda tree: jax.lax.psum(tree, axis_name) if axis_name else tree
 
 
-def task_losses(
-    logits: jax.Array, outputs: Any, targets: jax.Array, task: str, spec: Task, heads: Mapping[str, Any]
-) -> jax.Array:
-    """Returns the loss of each row `[B]`, with each present modality's own where modalities are scored.
-
-    Args:
-      logits: of the joint head `[B, C]`.
-      outputs: the model's, for the modalities' heads.
-      targets: `[B, ...]`.
-      task, spec: the task.
-      heads: the weight of the `joint` head and of each modality's.
-    """
-    losses = heads["joint"] * task_loss(logits, targets, spec)
-    for m, own in outputs.unimodal.get(task, {}).items():
-        losses += heads[m] * jnp.where(outputs.present[m], task_loss(own, targets, spec), 0.0)
-    return losses
-
-
 def by_uncertainty(loss: jax.Array, log_variance: jax.Array, share: jax.Array, spec: Task) -> jax.Array:
     """Returns a task's loss weighed by a learned variance s² = e^v (Kendall et al. 2018, arXiv:1705.07115).
 
     L / s² + v / 2, or L / (2 s²) + v / 2 of regression; `share` is the part of the batch's weight that is here, so that
     v / 2 is added once over devices and micro-batches.
     """
-    factor = 0.5 if spec.kind == "regression" else 1.0
-    return factor * jnp.exp(-log_variance) * loss + share * log_variance / 2
+    return UNCERTAIN.get(spec.kind, 1.0) * jnp.exp(-log_variance) * loss + share * log_variance / 2
 
 
 def _weight(batch: Batch, task: str, spec: Task) -> jax.Array:
@@ -313,10 +330,3 @@ def _classified(tasks: Mapping[str, Task]) -> dict[str, str]:
     """Names of the running accuracies: `accuracy` for one classification task, else one a task."""
     classified = [task for task, spec in tasks.items() if spec.kind == "classification"]
     return {"accuracy" if len(classified) == 1 else f"{task}/accuracy": task for task in classified}
-
-
-def _correct(logits: Mapping[str, jax.Array], batch: Batch, tasks: Mapping[str, Task]) -> Metrics:
-    return {
-        name: jnp.sum(batch.weight * (jnp.argmax(logits[task], -1) == batch.targets[task]))
-        for name, task in _classified(tasks).items()
-    }

@@ -13,6 +13,7 @@ import pytest
 
 from configs import base, quickstart
 from mmfusion import config as configs
+from mmfusion import rng
 from mmfusion.assemble import assemble
 from mmfusion.balance import GradNorm
 from mmfusion.data import dataset as datasets
@@ -110,14 +111,15 @@ def test_modalities_are_scored_alone(rows, tmp_path, fusion):
     assert len(heads) == (2 if fusion == "concat" else 0)
 
 
-def test_probes_leave_the_encoders_alone(rows, tmp_path):
+@pytest.mark.parametrize("fusion", ["concat", "late_mean"])
+def test_probes_leave_the_encoders_alone(rows, tmp_path, fusion):
     """What only watches changes nothing: with the gradients as they are, the run is the one without probes."""
-    watched = config("ogm_ge", fusion="concat")
+    watched = config("ogm_ge", fusion=fusion)
     with watched.unlocked():
         watched.objectives.ogm_ge.update(alpha=0.0, noise=False)
         watched.optim.clip_norm = 0.0  # of the norm of all gradients, the probes' too
     train(watched, tmp_path / "watched")
-    plain = config(fusion="concat")
+    plain = config(fusion=fusion)
     with plain.unlocked():
         plain.optim.clip_norm = 0.0
     train(plain, tmp_path / "plain")
@@ -129,6 +131,10 @@ def test_probes_leave_the_encoders_alone(rows, tmp_path):
 def test_tasks_are_weighed_by_what_is_learned(rows, tmp_path):
     made = config("uncertainty", tasks="label+amount")
     train(made, tmp_path / "run")
+    for line in logged(tmp_path / "run"):
+        assert line["task/label"] > 0 and line["task/amount"] > 0
+    assert [line["weight/label"], line["weight/amount"]] != [1.0, 0.5]
+    assert [logged(tmp_path / "run")[0][f"weight/{task}"] for task in ("label", "amount")] == [1.0, 0.5]
     found = open_run(tmp_path / "run", []).state.params
     assert {float(found[f"log_variance_{task}"]) != 0 for task in ("label", "amount")} == {True}
 
@@ -243,6 +249,38 @@ def test_what_is_done_at_random_changes_the_run_and_not_its_evaluation(rows, tmp
     assert results[0]["test"]["loss"] != results[1]["test"]["loss"]
     again = evaluate(tmp_path / "True")
     assert again["loss"] == pytest.approx(results[1]["test"]["loss"], rel=1e-5)
+
+
+def test_mixed_rows_answer_for_both_in_every_head_and_in_micro_batches(rows):
+    made = config(
+        "mixup", "unimodal", fusion="concat",
+        **{"data.targets.label.class_weights": (1.0, 3.0), "parallel.mode": "jit", "optim.clip_norm": 0.0},
+    )  # fmt: skip
+    dataset = datasets.load(made.data, seed=0)
+    parts, batch = assemble(made, dataset), dataset.splits["train"].gather(np.arange(8))
+    state = parts.drawn_state(0)
+    numbers = [jax.jit(parts.step(k))(state, batch, jnp.float32(0.1))[1] for k in (1, 2)]
+    for name in ("loss", "accuracy", "objective/unimodal", "grad_norm"):
+        assert float(numbers[0][name]) == pytest.approx(float(numbers[1][name]), rel=1e-5)
+
+    mix = parts.objectives.mixing.draw(batch, rng.key(state.seed, "mixing", state.step))
+    variables = {"params": state.params, "rows": {"id": batch.id, "mix": mix}}
+    inputs = parts.preprocess(batch, rng.key(state.seed, "augment", state.step))
+    outputs = parts.model.apply(variables, inputs, train=True, rngs={"dropout": jax.random.key(0)})
+    target, share = batch.targets["label"], np.asarray(mix.share)
+    weight = np.array([1.0, 3.0])[target]
+    assert share.min() < 1 and len(set(target[:2].tolist())) == 2
+
+    def loss(logits):
+        own, other = (-np.asarray(jax.nn.log_softmax(logits))[np.arange(8), t] for t in (target, target[mix.partner]))
+        return (share * weight * own + (1 - share) * weight[mix.partner] * other).sum() / weight.sum()
+
+    alone = sum(loss(logits) for logits in outputs.unimodal["label"].values())
+    assert float(numbers[0]["objective/unimodal"]) == pytest.approx(alone, rel=1e-5)
+    assert float(numbers[0]["loss"]) == pytest.approx(loss(outputs.logits["label"]) + alone, rel=1e-5)
+    right = np.asarray(outputs.logits["label"].argmax(-1))
+    hit = (share * (right == target) + (1 - share) * (right == target[mix.partner])).mean()
+    assert float(numbers[0]["accuracy"]) == pytest.approx(hit, rel=1e-5)
 
 
 def test_every_objective_is_tried_here():

@@ -101,7 +101,7 @@ def test_shapes_must_fit():
     [
         {"kind": "ranking", "outputs": 2},
         {"kind": "regression", "outputs": 1, "loss": "l3"},
-        {"kind": "classification", "outputs": 2, "loss": "mse"},
+        {"kind": "classification", "outputs": 2, "loss": "mae"},
         {"kind": "regression", "outputs": 2},
         {"kind": "regression", "outputs": 1, "label_smoothing": 0.1},
         {"kind": "classification", "outputs": 2, "label_smoothing": 1.0},
@@ -135,6 +135,22 @@ def test_focal_is_cross_entropy_times_how_wrong_it_is(kind):
         np.testing.assert_allclose(focal, (-((1 - right) ** 2) * np.log(right)).mean(axis=1), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_has_a_finite_slope_where_the_answer_is_certain(kind, gamma):
+    target = jnp.array([0]) if kind == "classification" else jnp.array([[1.0, 0.0]])
+    task = Task(kind, 2, loss="focal", gamma=gamma)
+    for certain in (1.0, -1.0):
+        slope = jax.grad(lambda x: task_loss(x, target, task).sum())(certain * jnp.array([[60.0, -60.0]]))
+        assert jnp.isfinite(slope).all()
+
+
+def test_squared_error_of_classes_is_of_their_probabilities():
+    found = task_loss(LOGITS, TARGET, Task("classification", 4, loss="mse"))
+    expected = ((softmax(LOGITS, axis=1) - np.eye(4)[TARGET]) ** 2).sum(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_the_earth_movers_distance_counts_how_far_off_a_class_is():
     logits = 50.0 * jnp.eye(4)[jnp.array([0, 1, 2, 3])]
     loss = task_loss(logits, jnp.zeros(4, jnp.int32), Task("classification", 4, loss="emd"))
@@ -143,7 +159,7 @@ def test_the_earth_movers_distance_counts_how_far_off_a_class_is():
     np.testing.assert_allclose(even, [0.75**2 + 0.5**2 + 0.25**2], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "loss"), [("classification", "mse"), ("multilabel", "emd"), ("regression", "focal")])
+@pytest.mark.parametrize(("kind", "loss"), [("classification", "mae"), ("multilabel", "emd"), ("regression", "focal")])
 def test_a_loss_of_another_kind_is_told(kind, loss):
     with pytest.raises(UserError, match=f"loss {loss!r} of a {kind} task is unknown; choose "):
         Task(kind, 1, loss=loss)

@@ -96,7 +96,7 @@ def _read_number(value: Any, _: int) -> np.ndarray:
 
 CLASS_OPTIONS = {
     "classes": 0,  # 0: as many as the dataset names
-    "loss": "cross_entropy",  # or focal; of classes in order also emd, the squared earth mover's distance
+    "loss": "cross_entropy",  # or focal; of classes mse, too, and emd, the earth mover's distance of those in order
     "gamma": 2.0,  # of focal: how much less an example counts that is predicted well
     "label_smoothing": 0.0,
     "class_weights": (),  # one weight a class; empty: all 1

@@ -75,8 +75,8 @@ class FusionModel(nn.Module):
       joins: modality -> those whose channels its encoder reads beside its own; they have no tokens of their own.
       frozen: modalities whose encoders do not learn: they are as in evaluation, and no gradient reaches them.
       auxiliaries: objectives beside the tasks'; one of them may predict the features of an absent modality.
-      unimodal: of feature-level strategies, which have none: `heads` that score each modality alone, `probes`, whose
-        gradient does not reach the encoders, or empty.
+      unimodal: what scores each modality alone: `heads`; `probes`, which only watch (those of feature-level strategies
+        learn, and no gradient reaches the encoders); or empty.
       uncertain: learn a variance for each task.
     """
 
@@ -94,6 +94,15 @@ class FusionModel(nn.Module):
     def modalities(self) -> list[str]:
         """The modalities that have tokens, sorted."""
         return sorted({*self.encoders, *self.shares})
+
+    @property
+    def own_losses(self) -> bool:
+        """Whether the modalities' own losses are part of the loss: not where they are heads anyway and only watched."""
+        return bool(self.unimodal) if self._by_features else self.unimodal == "heads" or self.fusion.declares.unimodal_loss
+
+    @property
+    def _by_features(self) -> bool:
+        return self.fusion.declares.level == "feature"
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Returns the Outputs of a batch whose pictures are normalised float32 by now.
@@ -124,8 +133,9 @@ class FusionModel(nn.Module):
         tokens, mask = {}, {}
         for m in self.modalities:
             x, there = self._input(batch, m)
-            learns = m not in self.frozen
-            encoded, real = self.encoders[self.shares.get(m, m)](x, there, train=train and learns)
+            owner = self.shares.get(m, m)
+            learns = owner not in self.frozen
+            encoded, real = self.encoders[owner](x, there, train=train and learns)
             encoded = encoded if learns else jax.lax.stop_gradient(encoded)
             tokens[m], mask[m] = zero_masked(encoded, real), real  # [B, N, D], [B, N]
         return tokens, mask
@@ -149,11 +159,12 @@ class FusionModel(nn.Module):
         pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
         names = [task for task, _ in self.tasks] if self.uncertain else []
         log_variance = {task: self.param(f"log_variance_{task}", nn.initializers.zeros, ()) for task in names}
-        if self.fusion.declares.level == "feature":
+        if self._by_features:
             fused = self.fusion(tokens, mask, train=train)
             features = self._mixed(fused.features.astype(jnp.float32), train=train)
             logits = {task: self._head(size, task)(features) for task, size in self.tasks}
-            seen = jax.lax.stop_gradient(pooled) if self.unimodal == "probes" else pooled
+            seen = {m: self._mixed(x, train=train) for m, x in pooled.items()}
+            seen = jax.lax.stop_gradient(seen) if self.unimodal == "probes" else seen
             unimodal = {
                 task: {m: nn.Dense(size, name=f"unimodal_{task}_{m}")(x) for m, x in seen.items()}
                 for task, size in (self.tasks if self.unimodal else ())
