@@ -8,6 +8,7 @@ from mmfusion.config import choice_keys, parse_arg
 from mmfusion.data.kinds import KINDS
 from mmfusion.data.rows import TARGET_OPTIONS
 from mmfusion.errors import UserError, nearest
+from mmfusion.objectives import fewest
 
 
 def get_config() -> ConfigDict:
@@ -129,6 +130,9 @@ def finish(config: ConfigDict, args: ConfigDict) -> ConfigDict:
     """Returns the config, locked, with what the arguments of `begin` ask for of its modalities and objectives."""
     keep_modalities(config, args.modalities)
     add_objectives(config, args.objectives)
+    if args.modalities:
+        for name in [one for one in config.objectives if fewest(one) > len(config.model.encoders)]:
+            del config.objectives[name]  # it says nothing of so few
     if args.encoders:
         for name, section in config.model.encoders.items():
             if section.share:
@@ -162,6 +166,14 @@ def keep_modalities(config: ConfigDict, names: str) -> None:
             if section.share and name in kept and reader[section.share] != name:
                 section.share = reader[section.share]
                 config.model.encoders[name] = section
+
+
+def add_tasks(config: ConfigDict, names: str) -> None:
+    """Adds a target for each feature named by `label+shown`, all classes; validation chooses by the first."""
+    tasks = names.split("+")
+    for task in tasks:
+        config.data.targets[task] = target("classification", task)
+    config.select = "accuracy" if len(tasks) == 1 else f"{tasks[0]}/accuracy"
 
 
 def add_objectives(config: ConfigDict, names: str) -> None:

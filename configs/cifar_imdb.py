@@ -36,10 +36,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.targets.label = base.target("classification", "label")
 
     config.model.width = 64 if args.network == "small" else 128
-    config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
+    config.model.encoders.image, tokens = base.encoder("image", "cnn", norm="batch"), "all"
     if args.network == "article" and args.fusion == "concat":
-        config.model.encoders.image = base.encoder("image", "pooled_cnn")
+        config.model.encoders.image, tokens = base.encoder("image", "pooled_cnn"), "last"
         config.model.fusion.layers = 1
-    config.model.encoders.text = base.encoder("text", "rnn", embedding=32)
+    config.model.encoders.text = base.encoder("text", "rnn", embedding=32, tokens=tokens)
     config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
     return base.finish(config, args)

@@ -5,7 +5,8 @@ python -m experiments.train --config=configs/three_pictures.py --workdir=DIR
 The data is generated (`stand_ins/three_pictures`): each picture shows nothing in 30 % of the examples, so that one
 alone is right in at most 0.73 of them, and all in 0.976. Fusion of features: `concat`, the default. Fusion of
 structure, branches joined at several depths: `:fusion=central` and `:fusion=bottleneck,encoder=cnn`, which keeps the
-cells of the map as tokens. A graph attention network over them: `:fusion=gat,encoder=cnn`.
+cells of the map as tokens. A graph attention network over them: `:fusion=gat,encoder=cnn`. Two tasks, the second how
+many of the pictures show something: `:tasks=label+shown`, which `,objectives=uncertainty` (or `gradnorm`) weighs.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +16,8 @@ from mmfusion.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: those of `base.begin`, and encoder (pooled_cnn or cnn)."""
-    config, args = base.begin(arg, encoder="pooled_cnn")
+    """Returns the config; arguments: those of `base.begin`, encoder (pooled_cnn or cnn), and tasks (label+shown)."""
+    config, args = base.begin(arg, encoder="pooled_cnn", tasks="label")
     if args.encoder not in ("pooled_cnn", "cnn"):
         raise UserError(f"config argument encoder={args.encoder!r} must be pooled_cnn or cnn")
     config.steps = 1500
@@ -29,6 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
     for name, channels in (("gray", 1), ("colour", 3), ("deep", 4)):
         config.data.modalities[name] = base.modality("image", name, size=(28, 28), channels=channels)
         config.model.encoders[name] = base.encoder("image", args.encoder, **options)
-    config.data.targets.label = base.target("classification", "label")
+    base.add_tasks(config, args.tasks)
     config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 50})
     return base.finish(config, args)

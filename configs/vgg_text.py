@@ -23,16 +23,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 600
     config.batch_size = 32
     config.eval_every = config.checkpoint_every = 200
-    tasks = args.tasks.split("+")
-    config.select = "accuracy" if len(tasks) == 1 else f"{tasks[0]}/accuracy"
 
     config.data.name = "fashion_small"
     config.data.valid = "valid"
     config.data.modalities.image = base.modality("image", "image", size=(args.size, args.size))
     config.data.modalities.image.augment.update(flip=0.5, rotate=20.0)
     config.data.modalities.text = base.modality("text", "title", vocabulary_size=5000, length=100)
-    for task in tasks:
-        config.data.targets[task] = base.target("classification", task)
+    base.add_tasks(config, args.tasks)
 
     config.model.width = 128
     config.model.encoders.image = base.encoder("image", "vgg16", norm="batch")

@@ -113,7 +113,10 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
         ),
         optimizer=optim.make(config.optim),
         tasks=make_tasks(config.data.targets, dataset.reader.outputs),
-        preprocess=make_preprocess(config.data.modalities.to_dict()),
+        preprocess=make_preprocess(
+            config.data.modalities.to_dict(),
+            {other: m for m, options in config.model.encoders.items() for other in options.join},
+        ),
         parallel=spread,
         scale=optim.slowed(config.model.encoders),
         objectives=make_objectives(config.objectives),

@@ -16,7 +16,7 @@ from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import ENCODER_OPTIONS
 from mmfusion.models.model import options as module_options
-from mmfusion.objectives import MIXES, OBJECTIVES, objective_options
+from mmfusion.objectives import MIXES, OBJECTIVES, fewest, objective_options
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width", "recovery.updates")
@@ -149,6 +149,8 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
     for name, section in config.objectives.items():
         expected = choice_keys("objectives", name)
         check_exact(section, expected, f"objectives.{name}", expected)
+        if fewest(name) > len(config.model.encoders):
+            raise UserError(f"config.objectives.{name} is of several modalities, and here is one: leave it out")
     _check_mixing(config)
     _check_balance(config)
     fillers = [name for name, section in config.objectives.items() if section.get("fill")]

@@ -14,6 +14,7 @@ from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.objectives import LOSSES
+from mmfusion.optim import UNORDERED
 
 RESERVED = ("bias", "joint", "learned", "self")  # names that strategies give to what is no modality
 
@@ -49,6 +50,8 @@ def check_data(config: ConfigDict) -> None:
             raise UserError(
                 f"config.model.encoders.{m}.layer_decay={options.layer_decay} must be above 0 and at most 1"
             )
+        if options.layer_decay != 1 and options.name in UNORDERED:
+            raise UserError(f"config.model.encoders.{m}.layer_decay: {options.name} is not one layer after the other")
     for section, table in (("modalities", {k: v.options for k, v in KINDS.items()}), ("targets", TARGET_OPTIONS)):
         for name, options in data[section].items():
             path = f"data.{section}.{name}"
@@ -118,5 +121,14 @@ def _check_together(config: ConfigDict, name: str, others: Iterable[str], path: 
         kinds = [config.data.modalities[m].kind for m in (name, other)]
         if kinds[0] != kinds[1] or (path.endswith("join") and kinds[0] not in ("image", "video")):
             raise UserError(f"config.{path}={other!r}: one encoder cannot read {kinds[0]} and {kinds[1]} together")
+        sizes = [
+            [options.get(key) for key in ("size", "channels")]
+            for options in (config.data.modalities[m] for m in (name, other))
+        ]
+        if path.endswith("share") and sizes[0] != sizes[1]:
+            raise UserError(
+                f"config.{path}={other!r}: one encoder cannot read pictures of {sizes[0][0]} with {sizes[0][1]} "
+                f"channels and of {sizes[1][0]} with {sizes[1][1]}"
+            )
         if path.endswith("share") and other not in config.model.encoders:
             raise UserError(f"config.{path}={other!r} has no encoder of its own")

@@ -112,6 +112,11 @@ def objective_options(name: str) -> dict[str, Any]:
     return dict(OTHERS[name])
 
 
+def fewest(name: str) -> int:
+    """Returns how many modalities an objective takes at least."""
+    return AUXILIARIES[name].fewest if name in AUXILIARIES else 1
+
+
 def _fields(made: type) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(made)}
 

@@ -206,6 +206,13 @@ def slowed(encoders: Mapping[str, Any]) -> Callable[[Any, jax.Array], Any] | Non
     return scale
 
 
+# Encoders whose layers' names do not say their order, or that branch.
+UNORDERED = (
+    "cnn_rnn", "inception_v1", "inception_v3", "textcnn", "frame_cnn", "table_mlp", "ft_transformer",
+    "knowledge_attention",
+)  # fmt: skip
+
+
 def depth(name: str) -> tuple[float, ...]:
     """Returns what a layer of an encoder sorts by: its numbers; before them what reads the input, last the rest."""
     if name in READS_INPUT:

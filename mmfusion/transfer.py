@@ -17,25 +17,31 @@ CACHE = Path("~/.cache/mmfusion/hub")  # of weights that were fetched
 RUN = "run:"
 
 
-def begin(encoders: Mapping[str, Any], model: FusionModel, state: TrainState) -> tuple[TrainState, list[str]]:
+def begin(
+    encoders: Mapping[str, Any], model: FusionModel, state: TrainState, learned: Mapping[str, str]
+) -> tuple[TrainState, list[str]]:
     """Returns the state with every encoder's weights as its `init` says, and a line a person can read for each.
+
+    With the encoder of another run come the heads that this modality has of its own in both, those of a strategy of
+    decisions.
 
     Args:
       encoders: the section `model.encoders` of a config.
       model: what it describes.
       state: before the first step, on the host.
+      learned: what training rows have taught of each modality, such as a vocabulary.
 
     Raises:
-      UserError: the weights cannot be read or do not fit.
+      UserError: the weights cannot be read or do not fit, or the other run's vocabulary is another.
     """
     said = []
     for m, options in encoders.items():
         if not (source := options.init):
             continue
         name = f"encoders_{m}"
-        params, batch_stats = state.params[name], state.batch_stats.get(name, {})
+        params, batch_stats, heads = state.params[name], state.batch_stats.get(name, {}), {}
         if source.startswith(RUN):
-            params, batch_stats, line = _of_run(source, m, params, batch_stats)
+            params, batch_stats, heads, line = _of_run(source, m, state, learned.get(m))
         else:
             found = pretrained.load(
                 model.encoders[m], params, batch_stats, pretrained.read(source, CACHE.expanduser()), source
@@ -45,24 +51,36 @@ def begin(encoders: Mapping[str, Any], model: FusionModel, state: TrainState) ->
             line = f"init   {m}: {source}" + (f"; not used: {', '.join(names)}" if names else "")
         said.append(line)
         state = state.replace(
-            params={**state.params, name: params},
+            params={**state.params, **heads, name: params},
             batch_stats={**state.batch_stats, name: batch_stats} if batch_stats else state.batch_stats,
         )
     return state, said
 
 
-def _of_run(source: str, modality: str, params: Any, batch_stats: Any) -> tuple[Any, Any, str]:
-    """Returns the encoder's variables at the best checkpoint of another run, where they are of the same shapes."""
+def _of_run(source: str, modality: str, state: TrainState, learned: str | None) -> tuple[Any, Any, Any, str]:
+    """Returns the encoder's variables and its heads at the best checkpoint of another run, if of the same shapes."""
     run = open_run(source.removeprefix(RUN), [])
     theirs = jax.device_get(run.state)
     name = f"encoders_{modality}"
     if name not in theirs.params:
         known = [key.removeprefix("encoders_") for key in theirs.params if key.startswith("encoders_")]
         raise UserError(f"init={source!r}: that run has no encoder of {modality!r}: {nearest(modality, known)}")
-    own, other = (jax.tree.map(np.shape, tree) for tree in ((params, batch_stats), _parts(theirs, name)))
+    own, other = (jax.tree.map(np.shape, _parts(one, name)) for one in (state, theirs))
     if own != other:
         raise UserError(f"init={source!r}: its encoder of {modality!r} has other layers; give it the same options here")
-    return *_parts(theirs, name), f"init   {modality}: {source}, step {run.step}"
+    if run.dataset.learned.get(modality) != learned:
+        raise UserError(
+            f"init={source!r}: its {modality!r} has another vocabulary, whose numbers mean other things: train both on "
+            "the same rows, or give both the same tokenizer file"
+        )
+    heads = {
+        head: values
+        for head, values in theirs.params.items()
+        if head.startswith("heads_") and head.endswith(f"_{modality}")
+        and jax.tree.map(np.shape, values) == jax.tree.map(np.shape, state.params.get(head))
+    }  # fmt: skip
+    also = f" with {', '.join(heads)}" if heads else ""
+    return *_parts(theirs, name), heads, f"init   {modality}: {source}, step {run.step}{also}"
 
 
 def _parts(state: TrainState, name: str) -> tuple[Any, Any]:

@@ -95,6 +95,13 @@ def test_every_config_takes_objectives_and_wrong_ones_are_told():
         given.objectives.contrastive.temprature = 1.0
     with pytest.raises(UserError, match=r"objectives\.contrastive\.temprature is not read .* did you mean temperature"):
         configs.check(given, base.get_config(), 1)
+    alone = quickstart.get_config("objectives=contrastive+cca+gan+unimodal,modalities=text")
+    assert list(alone.objectives) == ["unimodal"]  # the others say nothing of one modality
+    configs.check(alone, base.get_config(), 1)
+    with alone.unlocked():
+        alone.objectives.cca = base.objective("cca")
+    with pytest.raises(UserError, match=r"objectives\.cca is of several modalities, and here is one"):
+        configs.check(alone, base.get_config(), 1)
     both = quickstart.get_config("objectives=mvae+gan")
     with pytest.raises(UserError, match="gan and mvae cannot both fill in"):
         configs.check(both, base.get_config(), 1)

@@ -128,6 +128,23 @@ def test_what_is_wrong_where_and_what_would_be_right(path, value, says):
     assert "\n" not in str(error.value)
 
 
+def test_one_encoder_reads_pictures_of_one_form():
+    config = SHIPPED["three_pictures"].get_config().unlock()
+    config.model.encoders.colour.share = "gray"
+    with pytest.raises(UserError, match=r"pictures of \(28, 28\) with 3 channels and of \(28, 28\) with 1"):
+        check(config)
+    check(SHIPPED["xray_ct"].get_config("joined=False,shared=True"))
+    with pytest.raises(UserError, match="are not joined"):
+        SHIPPED["xray_ct"].get_config("shared=True")
+
+
+def test_layers_in_no_order_have_no_decay():
+    config = SHIPPED["xray_ct"].get_config().unlock()
+    config.model.encoders.xray.layer_decay = 0.5
+    with pytest.raises(UserError, match=r"xray\.layer_decay: cnn_rnn is not one layer after the other"):
+        check(config)
+
+
 def test_a_missing_key_is_named():
     for path in ("steps", "data.dir", "model.fusion.heads", "model.encoders.text.cell", "optim.clip_norm"):
         config = quickstart.get_config()

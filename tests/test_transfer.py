@@ -1,5 +1,6 @@
 """Encoders that begin at weights of a file or of another run, and that are frozen for some steps or for all."""
 
+import functools
 import json
 
 import jax
@@ -47,6 +48,40 @@ def test_an_encoder_begins_at_another_runs_and_stays_where_it_is_frozen(rows, tm
     train(config(**{**frozen, "model__encoders__image__freeze": 1}), tmp_path / "thawed")
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), encoder_of(tmp_path / "thawed"), begun)
     assert all(0 < leaf < 0.01 for leaf in jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("fusion", ["concat", "late_mean"])
+def test_independent_then_fused(rows, tmp_path, fusion):
+    """Encoders, and of decisions the heads, begin as each modality's own run left them; the encoders stay."""
+    for modality in ("image", "text"):
+        alone = planted.config(modality)
+        with alone.unlocked():
+            alone.model.fusion = base.fusion(fusion)
+        train(alone, tmp_path / "runs" / modality)
+    fused = config(**{f"model__encoders__{m}__init": f"run:{tmp_path}/runs/{m}" for m in ("image", "text")})
+    with fused.unlocked():
+        fused.model.fusion = base.fusion(fusion)
+        for section in fused.model.encoders.values():
+            section.freeze = 10**9
+        fused.steps = fused.eval_every = 1
+        fused.optim.learning_rate = 1e-12  # so that the heads are seen where they begin
+    train(fused, tmp_path / "fused")
+    params = open_run(tmp_path / "fused", []).state.params
+    for modality in ("image", "text"):
+        own = open_run(tmp_path / "runs" / modality, []).state.params
+        same = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, atol=1e-6))
+        same(params[f"encoders_{modality}"], own[f"encoders_{modality}"])
+        if fusion == "late_mean":
+            same(params[f"heads_label_{modality}"], own[f"heads_label_{modality}"])
+
+
+def test_numbers_of_another_vocabulary_are_told(rows, tmp_path, monkeypatch):
+    train(config(), tmp_path / "first")
+    others = [planted.row(i, text=f"zebra {i} colour{i % 7}") for i in range(40)]
+    planted.plant(monkeypatch, train=others, test=others[:10])
+    with pytest.raises(UserError, match="'text' has another vocabulary, whose numbers mean other things"):
+        train(config(model__encoders__text__init=f"run:{tmp_path / 'first'}"), tmp_path / "second")
+    train(config(model__encoders__image__init=f"run:{tmp_path / 'first'}"), tmp_path / "third")
 
 
 def test_a_run_whose_encoder_has_other_layers_is_told(rows, tmp_path):

@@ -157,12 +157,13 @@ def load(
     else:
         source = opened[names["train"]]
         class_names = _class_names(config.targets, source.class_names)
-        learned = _learn(config.modalities, source.rows, numbers["train"])
+        learned = _learn(config.modalities, source, numbers["train"])
     reader = Reader(
         modalities=config.modalities.to_dict(),
         targets=config.targets.to_dict(),
         outputs={task: len(classes) or 1 for task, classes in class_names.items()},
         learned={m: KINDS[config.modalities[m].kind].load(string) for m, string in learned.items()},
+        named=next((source.class_names for source in opened.values()), {}),
     )
     rows = [
         {split: opened[names[split]].version for split in sorted(needed)},
@@ -240,14 +241,14 @@ def _class_names(targets: Any, named: Mapping[str, tuple[str, ...]]) -> dict[str
     return class_names
 
 
-def _learn(modalities: Any, rows: Chunks, train: np.ndarray) -> dict[str, str]:
+def _learn(modalities: Any, source: sources.Source, train: np.ndarray) -> dict[str, str]:
     """Returns what rows of the train split teach of each modality: vocabularies, and the columns of tables."""
     teaching = {m: options for m, options in modalities.items() if KINDS[options.kind].learn}
     if not teaching:
         return {}
-    sample = [rows[int(i)] for i in train[:LEARN_ROWS]]
+    sample = [source.rows[int(i)] for i in train[:LEARN_ROWS]]
     return {
-        m: KINDS[options.kind].learn([value_of(row, options) for row in sample], options)
+        m: KINDS[options.kind].learn([value_of(row, options, source.class_names) for row in sample], options)
         for m, options in teaching.items()
     }
 

@@ -50,10 +50,19 @@ def features(options: Options) -> list[str]:
     return options["feature"].split("+") if KINDS[options["kind"]].joined else [options["feature"]]
 
 
-def value_of(row: Mapping[str, Any], options: Options) -> Any:
-    """Returns a modality's raw value in a row: one feature's, or a dict of several."""
-    names = features(options)
-    return {name: row[name] for name in names} if KINDS[options["kind"]].joined else row[names[0]]
+def value_of(row: Mapping[str, Any], options: Options, named: Mapping[str, Sequence[str]]) -> Any:
+    """Returns a modality's raw value in a row: one feature's, or a dict of several.
+
+    `named` has the names of features that are classes; what is read as knowledge is what they say.
+    """
+    if not KINDS[options["kind"]].joined:
+        return row[options["feature"]]
+    values = {name: row[name] for name in features(options)}
+    if options["kind"] == "knowledge":
+        for name in values.keys() & named.keys():
+            if isinstance(values[name], (int, np.integer)):
+                values[name] = named[name][values[name]]
+    return values
 
 
 def as_string(value: Any) -> str:

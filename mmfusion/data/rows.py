@@ -27,12 +27,14 @@ class Reader:
       targets: per task `kind` and `feature`.
       outputs: per task the number of classes, 1 for regression.
       learned: per modality what training taught: of text a tokenizer, of tables their columns, else None.
+      named: per feature that is a class, the classes' names.
     """
 
     modalities: Mapping[str, Options]
     targets: Mapping[str, Options]
     outputs: Mapping[str, int]
     learned: Mapping[str, Any]
+    named: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Returns per modality the shape of one input, its dtype, and its number of positions."""
@@ -52,7 +54,8 @@ class Reader:
         values = {}
         for name, options in self.modalities.items():
             try:
-                values[name] = KINDS[options["kind"]].read(value_of(row, options), options, self.learned.get(name))
+                value = value_of(row, options, self.named)
+                values[name] = KINDS[options["kind"]].read(value, options, self.learned.get(name))
             except (ValueError, OSError) as error:
                 raise BadRow(f"row {number}, {name}: {error}") from error
         targets = {}

@@ -108,8 +108,8 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
     """Returns an encoder's variables with published weights in place of those that were drawn.
 
     What makes tokens of the cells (`tokens`, or `project` and `norm`) keeps the values it has. Kernels and stored
-    statistics are laid out anew; the kernels of three input channels are added up for pictures of one; a square grid of
-    position embeddings is resized.
+    statistics are laid out anew; kernels of three input channels are added up for pictures of one channel, and repeated
+    for others, times 3 over their number, as timm does; a square grid of position embeddings is resized, as timm does.
 
     Args:
       encoder: the module.
@@ -151,17 +151,13 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
         if (collection, path) not in filled and path.partition("/")[0] not in own
     ]
     if unknown or missing:
-        said = [f"{len(unknown)} left over: {_some(unknown)}"] * bool(unknown)
-        said += [f"{len(missing)} that the encoder has are not there: {_some(missing)}"] * bool(missing)
+        said = [f"{len(unknown)} left over: {', '.join(unknown)}"] * bool(unknown)
+        said += [f"{len(missing)} that the encoder has are not there: {', '.join(missing)}"] * bool(missing)
         raise UserError(f"init={source!r} does not fit {type(encoder).__name__}: of its tensors {'; '.join(said)}")
     for (collection, path), value in filled.items():
         ours[collection][path] = value
     nested = {name: flax.traverse_util.unflatten_dict(leaves, sep="/") for name, leaves in ours.items()}
     return Loaded(nested["params"], nested["batch_stats"], left_out)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _places(
@@ -193,8 +189,10 @@ def _fitted(tensor: np.ndarray, ours: Any, path: str, name: str, source: str) ->
             tensor = tensor.reshape(given[0], -1, side, side)
         if tensor.ndim == 4:
             tensor = tensor.transpose(2, 3, 1, 0)  # [h, w, I, O]
-            if len(shape) == 4 and shape[2] == 1 and tensor.shape[2] == 3 and path.startswith(FIRST):
-                tensor = tensor.sum(axis=2, keepdims=True)  # gray is the same in all three
+            if len(shape) == 4 and shape[2] != 3 and tensor.shape[2] == 3 and path.startswith(FIRST):
+                gray = tensor.sum(axis=2, keepdims=True)
+                many = np.resize(tensor.transpose(2, 0, 1, 3), (shape[2], *shape[:2], shape[3])).transpose(1, 2, 0, 3)
+                tensor = gray if shape[2] == 1 else many * (3 / shape[2])
             tensor = tensor.reshape(shape) if tensor.size == math.prod(shape) and len(shape) == 2 else tensor
         elif tensor.ndim == 2:
             tensor = tensor.T
@@ -213,7 +211,7 @@ def _resized(positions: np.ndarray, count: int) -> np.ndarray:
     if old**2 != len(positions) - 1 or new**2 != count - 1:
         return positions
     grid = positions[1:].reshape(old, old, -1).astype(np.float32)
-    grid = jax.image.resize(grid, (new, new, grid.shape[2]), "bicubic", antialias=False)
+    grid = jax.image.resize(grid, (new, new, grid.shape[2]), "bicubic")
     return np.concatenate([positions[:1], np.asarray(grid).reshape(new * new, -1)])
 
 

@@ -72,7 +72,7 @@ def test_a_table_is_standardised_by_what_training_taught():
     columns = learned()
     assert KINDS["table"].supplied(TABLE, columns) == {"categories": (0, 3, 0, 0)}
     assert KINDS["table"].shape(TABLE, columns) == ((4,), np.float32, 4)
-    read = [KINDS["table"].read(value_of({**row, "more": 1}, TABLE), TABLE, columns) for row in ROWS]
+    read = [KINDS["table"].read(value_of({**row, "more": 1}, TABLE, {}), TABLE, columns) for row in ROWS]
     np.testing.assert_allclose([x for x, _ in read], [[-1, 1, -1, -1], [1, 2, 1, 1], [0, 1, 0, 0]])
     np.testing.assert_array_equal([mask for _, mask in read], [[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 0]])
 

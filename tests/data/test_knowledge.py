@@ -7,6 +7,7 @@ import pytest
 
 from mmfusion.data import knowledge
 from mmfusion.data.kinds import KINDS
+from mmfusion.data.rows import Reader
 from mmfusion.errors import UserError
 
 TRIPLES = """Sparrow\tis a\tbird
@@ -126,6 +127,15 @@ def test_a_wrong_file_is_told(content, says, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"the triples .*none\.tsv cannot be read"):
         knowledge.learn([{"text": "a"}], options(triples=str(tmp_path / "none.tsv")))
+
+
+def test_labels_name_entities(file):
+    given = options(triples=str(file), feature="label+text")
+    reader = Reader({"known": given}, {}, {}, {"known": knowledge.from_triples(str(file))}, {"label": ("Trout", "none")})
+    x, mask = reader.read({"label": np.int64(0), "text": "a bird"}, 0)[0]["known"]
+    assert (x[mask][:2, 0] - 1).tolist() == [3, 1]
+    assert reader.read({"label": 1, "text": ""}, 0)[0]["known"] is None
+    assert reader.read({"label": "trout", "text": ""}, 0)[0]["known"] is not None  # as in a table of rows to predict
 
 
 def test_it_is_json():

@@ -100,9 +100,11 @@ def test_each_modality_is_silent_by_itself(name):
         for m, signal in variant.signals.items()
     }
     variant, draw = dataclasses.replace(variant, signals=told), source(0)
-    labels = [stand_ins.draw_example(variant, number, "train", draw)["label"] for number in range(count)]
+    drawn = [stand_ins.draw_example(variant, number, "train", draw) for number in range(count)]
+    labels = [one["label"] for one in drawn]
     assert np.ptp(np.bincount(labels, minlength=len(variant.classes))) <= 1
     silent = np.array([[one is None for one in shown[m]] for m in variant.signals])
+    np.testing.assert_array_equal([one["shown"] for one in drawn], (~silent).sum(axis=0))
     asked = [signal.silent for signal in variant.signals.values()]
     np.testing.assert_allclose(silent.mean(axis=1), asked, atol=0.03)
     assert np.abs(np.corrcoef(silent) - np.eye(len(silent))).max() < 0.06

@@ -47,6 +47,7 @@ CASES = {
     "resnet101": ("resnet101", {"channels": 4, "norm": "layer"}, IMAGE, 16),
     "cnn_rnn-rows": ("cnn_rnn", {"channels": (4,), "hidden": 4, "layers": 2}, IMAGE, 4),
     "cnn_rnn-cells": ("cnn_rnn", {"channels": (4, 4), "hidden": 4, "steps": "cells", "cell": "gru"}, IMAGE, 4),
+    "cnn_rnn-attention": ("cnn_rnn", {"channels": (4,), "hidden": 4, "tokens": "attention"}, IMAGE, 1),
     "cnn_rnn-last": ("cnn_rnn", {"channels": (4,), "hidden": 4, "tokens": "last", "norm": "none"}, IMAGE, 1),
     "pooled_cnn-flatten": ("pooled_cnn", {"channels": (4,)}, IMAGE, 1),
     "pooled_cnn-mean": ("pooled_cnn", {"channels": (4,), "reduce": "mean", "norm": "batch"}, IMAGE, 1),
@@ -325,3 +326,17 @@ def test_spans_of_a_spectrogram_are_masked_in_training_only():
     assert times[1::2, 15:].any()
     np.testing.assert_array_equal(masked(slice(7, 9)), whole[7:9])  # by its own id, whatever is beside it
     assert (masked(slice(None), step=1) != whole).any()
+
+
+def test_a_maps_steps_are_weighed_by_additive_attention():
+    x, mask = IMAGE
+    module = ENCODERS["cnn_rnn"](width=WIDTH, channels=(4,), hidden=4, tokens="attention")
+    variables = random_variables(module, x, mask, train=False)
+    _, seen = module.apply(variables, x, mask, train=False, capture_intermediates=True, mutable=["intermediates"])
+    seen, params = seen["intermediates"], jax.tree.map(np.float64, variables["params"])
+    steps = np.float64(seen["scan0"]["__call__"][0])  # [B, T, hidden]
+    keys = np.tanh(steps @ params["attend"]["kernel"] + params["attend"]["bias"])
+    scores = np.exp(keys @ params["score"]["kernel"])
+    pooled = (scores / scores.sum(axis=1, keepdims=True) * steps).sum(axis=1)
+    expected = pooled @ params["project"]["kernel"] + params["project"]["bias"]
+    np.testing.assert_allclose(seen["project"]["__call__"][0][:, 0], expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from mmfusion.data.batch import Batch
+from mmfusion.data.kinds import IMAGE_OPTIONS
+from mmfusion.data.preprocess import make_preprocess
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
@@ -219,6 +222,27 @@ def test_a_frozen_encoder_is_as_in_evaluation_and_gets_no_gradient():
     before = variables["batch_stats"]
     jax.tree.map(np.testing.assert_array_equal, stats["encoders_left"], before["encoders_left"])
     assert not np.allclose(jax.tree.leaves(stats["encoders_right"])[0], jax.tree.leaves(before["encoders_right"])[0])
+
+
+def test_a_frozen_encoder_is_frozen_for_whom_it_is_shared_with():
+    encoders = {"left": {**CNN, "norm": "batch", "dropout": 0.5}, "right": {**CNN, "share": "left"}}
+    model = build(config("concat", encoders), TWO, TASKS, frozen=["left"])
+    variables = random_variables(model, PAIR, train=False)
+    apply = functools.partial(model.apply, {**variables, "rows": {"id": PAIR.id}}, PAIR, method="encode")
+    (tokens, _), changed = apply(train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+    jax.tree.map(np.testing.assert_array_equal, tokens, apply(train=False)[0])
+    jax.tree.map(np.testing.assert_array_equal, changed["batch_stats"], variables["batch_stats"])
+
+
+def test_joined_pictures_are_augmented_alike():
+    options = {"kind": "image", **IMAGE_OPTIONS, "mean": (0.5,), "std": (0.25,)}
+    options["augment"] = {**options["augment"], "flip": 0.5, "crop": 2, "rotate": 20.0}
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), np.uint8)
+    batch = two_pictures(8).replace(inputs=dict.fromkeys(TWO, pixels))
+    for owner, alike in (({"right": "left"}, True), ({}, False)):
+        inputs = make_preprocess(dict.fromkeys(TWO, options), owner)(batch, jax.random.key(0)).inputs
+        assert np.allclose(inputs["left"], inputs["right"]) == alike
+        assert not np.allclose(inputs["left"], (pixels / 255 - 0.5) / 0.25)
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS.values(), *FUSIONS.values()])

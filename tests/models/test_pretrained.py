@@ -110,6 +110,9 @@ def test_what_is_left_over_or_missing_is_told():
     more = {**tensors_of(case), "layer9.0.conv1.weight": np.zeros(3, np.float32)}
     with pytest.raises(UserError, match=r"1 left over: layer9\.0\.conv1\.weight"):
         loaded(case, more)
+    many = {f"other{n}.weight": np.zeros(3, np.float32) for n in range(12)}
+    with pytest.raises(UserError, match=f"12 left over: {', '.join(many)}"):
+        loaded(case, {**tensors_of(case), **many})
     less = {name: tensor for name, tensor in tensors_of(case).items() if name != "layer2.0.conv2.weight"}
     with pytest.raises(UserError, match="1 that the encoder has are not there: stage1_block0/conv_2/kernel"):
         loaded(case, less)
@@ -136,6 +139,21 @@ def test_gray_pictures_see_the_sum_of_three_channels():
         for module, one, x in ((encoder, found, gray), (three, of_three, np.repeat(gray, 3, -1)))
     ]
     np.testing.assert_allclose(*outs, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_of_other_channels_see_the_three_in_turn(channels):
+    case = "resnet-torchvision"
+    more = np.repeat(given(case)[0][..., :1], channels, -1)
+    encoder, found = loaded(case, x=more)
+    three, of_three = loaded(case)
+    kernels = (of_three.params["conv_stem"]["kernel"], found.params["conv_stem"]["kernel"])
+    for channel in range(channels):
+        np.testing.assert_allclose(kernels[1][:, :, channel], kernels[0][:, :, channel % 3] * 3 / channels, rtol=1e-6)
+    tokens, _ = encoder.apply(
+        {"params": plain(found.params), "batch_stats": found.batch_stats}, more, given(case)[1], train=False
+    )
+    assert np.isfinite(tokens).all()
 
 
 def test_positions_are_resized_to_the_picture():

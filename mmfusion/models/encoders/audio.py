@@ -68,6 +68,8 @@ def standardize(features: jax.Array, mask: jax.Array) -> jax.Array:
 class SpecAugment(nn.Module):
     """Sets two spans of time and two of frequency to the mean, in training only (Park et al. 2019, arXiv:1904.08779).
 
+    A span takes at most a third of what there is, so that a short recording keeps a third of itself.
+
     Attributes:
       frames: the most frames of a span of time; 0: none.
       bands: the most mel bands of a span of frequency; 0: none.
@@ -84,7 +86,7 @@ class SpecAugment(nn.Module):
             return features
 
         def spans(key: jax.Array, most: int, size: jax.Array, places: int) -> jax.Array:
-            widths = jax.random.randint(key, (2,), 0, most + 1)
+            widths = jax.random.randint(key, (2,), 0, jnp.minimum(most, size // 3) + 1)
             share = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
             first = jnp.floor(share * (jnp.maximum(size - widths, 0) + 1)).astype(jnp.int32)
             place = jnp.arange(places)[:, None]

@@ -16,6 +16,9 @@ from mmfusion.models.encoders.text import CELLS
 from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
 
 
+TOKENS = ("all", "last", "attention")
+
+
 class CNNRNN(nn.Module):
     """Convolutions with pooling, then a recurrent network over the rows or the cells of the map, from the top left.
 
@@ -27,7 +30,8 @@ class CNNRNN(nn.Module):
       cell: `vanilla`, `gru` or `lstm`.
       layers: recurrent layers.
       hidden: units of a layer.
-      tokens: `all` returns the output at each step, `last` at the last.
+      tokens: `all` returns the output at each step, `last` at the last, `attention` their mean weighted by additive
+        attention (Bahdanau et al. 2015, arXiv:1409.0473): softmax over steps of v · tanh(W h + b).
       dropout: rate on the map and between the recurrent layers.
     """
 
@@ -52,7 +56,7 @@ class CNNRNN(nn.Module):
         Raises:
           UserError: `steps`, `cell` or `tokens` is unknown, or the pictures are too small for so many poolings.
         """
-        for name, choices in (("steps", ("rows", "cells")), ("cell", CELLS), ("tokens", ("all", "last"))):
+        for name, choices in (("steps", ("rows", "cells")), ("cell", CELLS), ("tokens", TOKENS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"cnn_rnn: {name}={getattr(self, name)!r} is unknown; choose {' or '.join(choices)}")
         rows = mask[:, 0]  # [B]
@@ -67,6 +71,11 @@ class CNNRNN(nn.Module):
             steps = Dropout(self.dropout)(steps, train=train)
             cell = CELLS[self.cell](self.hidden, dtype=self.dtype, name=f"rnn{layer}")
             steps = nn.RNN(cell, name=f"scan{layer}")(steps)  # [B, T, hidden]
-        steps = steps if self.tokens == "all" else steps[:, -1:]
+        if self.tokens == "attention":
+            keys = nn.tanh(nn.Dense(self.hidden, dtype=self.dtype, name="attend")(steps))
+            weights = nn.softmax(nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(keys), axis=1)  # [B, T, 1]
+            steps = (weights * steps).sum(axis=1, keepdims=True)
+        elif self.tokens == "last":
+            steps = steps[:, -1:]
         mask = jnp.broadcast_to(rows[:, None], steps.shape[:2])
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(steps), mask, self.dtype), mask

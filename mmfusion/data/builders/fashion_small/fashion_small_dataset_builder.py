@@ -22,6 +22,7 @@ ARTICLES = (
     "Perfume and Body Mist", "Sandals", "Sarees", "Shirts", "Shorts", "Socks", "Sports Shoes", "Sunglasses", "Sweaters",
     "Sweatshirts", "Ties", "Tops", "Track Pants", "Trousers", "Tshirts", "Wallets", "Watches",
 )  # fmt: skip
+GENDERS = ("Boys", "Girls", "Men", "Unisex", "Women")
 SEASONS = ("Fall", "Spring", "Summer", "Winter")
 
 
@@ -30,11 +31,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     Seven of the 15,000 rows have no season and are left out.
 
-    Features: `image` JPEG, `title`, `label` (the type of article), `season`, and as text `gender`, `colour`, `usage`;
+    Features: `image` JPEG, `title`, `label` (the type of article), `season`, `gender`, and as text `colour`, `usage`,
     `year`; `group` (the title), `id`. Splits train, valid, test.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Put {', '.join(FILES)} here."
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -48,7 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "title": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=ARTICLES),
                     "season": tfds.features.ClassLabel(names=SEASONS),
-                    "gender": tfds.features.Text(),
+                    "gender": tfds.features.ClassLabel(names=GENDERS),
                     "colour": tfds.features.Text(),
                     "usage": tfds.features.Text(),
                     "year": tfds.features.Text(),

@@ -170,10 +170,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     - sentence: fillers and the class's word.
     - events: things seen, opened and bought; the class is the thing that was both seen and bought.
 
-    Features: the variant's modalities, `label`, `group` and `id`.
+    Features: the variant's modalities, `label`, `shown` (how many modalities show it), `group` and `id`.
     """
 
-    VERSION = tfds.core.Version("1.0.1")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own convention)
         tfds.core.BuilderConfig(name=name, description=f"Generated; stands in for {variant.stands_for}.")
         for name, variant in VARIANTS.items()
@@ -188,6 +188,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 {
                     **{name: signal.feature for name, signal in variant.signals.items()},
                     "label": tfds.features.ClassLabel(names=variant.classes),
+                    "shown": tfds.features.ClassLabel(num_classes=len(variant.signals) + 1),
                     "group": tfds.features.Text(),
                     "id": tfds.features.Text(),
                 }
@@ -209,8 +210,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def draw_example(variant: Variant, number: int, split: str, draw: np.random.Generator) -> dict[str, Any]:
-    """Returns the modalities and the label of example `number`; each class is the label as often."""
-    label, values = number % len(variant.classes), {}
+    """Returns the modalities and the labels of example `number`; each class is the label as often."""
+    label, shown, values = number % len(variant.classes), 0, {}
     for name, signal in variant.signals.items():
-        values[name] = signal.draw(None if draw.random() < signal.silent else label, split, draw)
-    return {**values, "label": label}
+        shows = draw.random() >= signal.silent
+        shown += shows
+        values[name] = signal.draw(label if shows else None, split, draw)
+    return {**values, "label": label, "shown": int(shown)}
