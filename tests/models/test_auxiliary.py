@@ -1,5 +1,7 @@
 """Auxiliary objectives: their formulas, what absent modalities may do (nothing), and what they learn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +139,52 @@ def test_the_product_of_experts_is_that_of_gaussians():
     np.testing.assert_allclose(mean[row], expected, rtol=1e-5)
     np.testing.assert_allclose(np.exp(-log_variance[row]), precision, rtol=1e-5)
     np.testing.assert_array_equal(mean[0], 0)  # the first row has nothing: the prior
+
+
+@pytest.mark.parametrize("name", ["mvae", "mmvae"])
+def test_bounds_are_their_formula(name):
+    """In float64 NumPy, in evaluation, where each posterior is its mean."""
+    module, encoded = make(name, beta=0.7, latent=3), given(SOME)
+    variables = variables_of(module)
+    params = jax.tree.map(np.float64, variables["params"])
+
+    def dense(layer, x):
+        return x @ layer["kernel"] + layer["bias"]
+
+    def bound(row, experts):
+        precision = 1 + sum(np.exp(-v) for _, v in experts) if name == "mvae" else np.exp(-experts[0][1])
+        mean = sum(m * np.exp(-v) for m, v in experts) / precision
+        divergence = 0.5 * (mean**2 + 1 / precision + np.log(precision) - 1).sum()
+        there = [m for m in NAMES if SOME[m][row]]
+        made = {m: dense(params[f"decode_{m}"]["out"], gelu(dense(params[f"decode_{m}"]["hidden"], mean))) for m in there}
+        return sum(0.5 * ((made[m] - encoded.pooled[m][row]) ** 2).sum() for m in there) + 0.7 * divergence
+
+    expected = np.zeros(B)
+    for row in range(B):
+        own = {m: np.split(dense(params[f"infer_{m}"], encoded.pooled[m][row]), 2) for m in NAMES if SOME[m][row]}
+        each = [bound(row, [one]) for one in own.values()]
+        if own:
+            expected[row] = bound(row, list(own.values())) + sum(each) if name == "mvae" else np.mean(each)
+    np.testing.assert_allclose(module.apply(variables, encoded, train=False), expected / D, rtol=1e-4)
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def test_of_three_modalities_a_subset_is_learned_too():
+    module = make("mvae")
+    variables = {**variables_of(module), "rows": {"id": np.arange(B, dtype=np.int32)}}
+    apply = functools.partial(module.apply, variables, train=True, rngs={"dropout": jax.random.key(0)})
+    two = {**EVERY, "text": np.zeros(B, bool)}
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+        honest = type(module).product
+        patch.setattr(type(module), "product", lambda self, experts, there: calls.append(there) or honest(self, experts, there))
+        apply(given(two))
+    assert len(calls) == 5  # all, each alone, and a subset
+    drawn = np.stack([np.asarray(calls[-1][m]) for m in NAMES])
+    assert not drawn[NAMES.index("text")].any() and 0 < drawn[:2].mean() < 1
 
 
 @pytest.mark.parametrize("name", ["mvae", "mmvae"])

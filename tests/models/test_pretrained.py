@@ -171,6 +171,14 @@ def test_positions_are_resized_to_the_picture():
         loaded(case, x=np.zeros((1, 16, 24, 3), np.float32))
 
 
+@pytest.mark.parametrize("cells", [36, 9])
+def test_positions_are_resized_as_timm_does(cells):
+    grid = FIXTURES["positions/16"]
+    found = pretrained._resized(np.concatenate([np.ones((1, 8), np.float32), grid]), cells + 1)
+    np.testing.assert_array_equal(found[0], 1)
+    np.testing.assert_allclose(found[1:], FIXTURES[f"positions/{cells}"], atol=1e-5)
+
+
 def test_norms_named_by_tensorflow_are_known():
     names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     renamed = {}

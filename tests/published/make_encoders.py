@@ -165,6 +165,16 @@ def berts(ids):
     case("bert-transformers-pooled", model, ids, out.pooler_output[:, None])
 
 
+def positions():
+    """A grid of position embeddings as timm resizes it, larger and smaller."""
+    grid = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    CASES["positions/16"] = grid
+    for side in (6, 3):
+        map_ = torch.tensor(grid).reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
+        new = nn.functional.interpolate(map_, size=(side, side), mode="bicubic", antialias=True)
+        CASES[f"positions/{side * side}"] = cells(new)[0].numpy()
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     with torch.no_grad():
@@ -174,6 +184,7 @@ if __name__ == "__main__":
         convnexts(large)
         alexnets(torch.randn(1, 3, 95, 63))
         vits(torch.randn(2, 3, 16, 16))
+        positions()
         berts(torch.tensor([[5, 3, 19, 7, 0, 0], [2, 2, 11, 4, 9, 13]]))
     path = Path(__file__).with_name("encoders.npz")
     np.savez_compressed(path, **CASES)

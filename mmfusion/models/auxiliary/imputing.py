@@ -47,7 +47,8 @@ class MVAE(Imputer):
 
     arXiv:1802.05335. What is modelled are the pooled features, with unit variance; they are targets without a gradient,
     or the encoders would make them easy. Beside the evidence bound of all modalities that a row has, those of each one
-    alone are learned, as in the paper, so that any may be missing.
+    alone are learned, as in the paper, and of three or more one subset drawn for each row in a step, so that any may be
+    missing. Each must reconstruct all that the row has; in the paper one alone reconstructs itself.
 
     Attributes:
       latent: width Z.
@@ -88,6 +89,12 @@ class MVAE(Imputer):
             alone = {n: there & (n == m) for n, there in encoded.present.items()}
             own = self.bound(*self.product(experts, alone), encoded, keys, number)
             loss += jnp.where(encoded.present[m], own, 0.0)
+        if keys is not None and len(experts) > 2:
+            number, names = len(experts) + 1, sorted(experts)
+            drawn = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number + 1), 0.5, (len(names),)))(keys)
+            some = {m: encoded.present[m] & drawn[:, i] for i, m in enumerate(names)}
+            own = self.bound(*self.product(experts, some), encoded, keys, number)
+            loss += jnp.where(sum(some.values()) > 0, own, 0.0)
         return loss / self.width
 
     def bound(
@@ -110,8 +117,10 @@ class MVAE(Imputer):
 class MMVAE(MVAE):
     """The same with a mixture of experts: each modality's posterior must explain all (Shi et al. 2019).
 
-    arXiv:1911.03393. The bound is that of stratified sampling, the mean over the modalities that a row has; what is
-    absent is predicted by the mean of the others' predictions. Attributes as of MVAE.
+    arXiv:1911.03393. The bound is that of stratified sampling, the mean over the modalities that a row has, with the
+    divergence of each expert by itself, which is no less than the paper's of their mixture; the prior is normal, the
+    paper's a Laplace distribution. What is absent is predicted by the mean of the others' predictions. Attributes as of
+    MVAE.
     """
 
     def impute(self, encoded: Encoded) -> Vectors:
