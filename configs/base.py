@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = ""  # a TFDS name, or pair:FIRST+SECOND:by=label|index
+    config.data.instead = ""  # another name, that is taken where `name` cannot be prepared; the result says which
     config.data.dir = ""  # where datasets are prepared; empty: TFDS's own place
     config.data.manual_dir = ""  # a folder of archives fetched by hand, used before any download
     config.data.train = "train"  # TFDS split expressions

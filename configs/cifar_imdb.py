@@ -3,8 +3,9 @@
 python -m experiments.train --config=configs/cifar_imdb.py --workdir=DIR --config.data.manual_dir=ARCHIVES
 
 An article on fusing images and text trains a CNN and an LSTM, concatenated, on this pair and reports 60.00 % after 10
-epochs. Row i of the pictures meets review i modulo their number. `:data=tfds` takes the official `cifar10` and
-`imdb_reviews`; the default takes an archive of JPEG files and a subset of 10,000 reviews, which need no TensorFlow.
+epochs. Row i of the pictures meets review i modulo their number. The data is TFDS's official `cifar10` and
+`imdb_reviews`, or, where they cannot be prepared (no network; no TensorFlow), an archive of JPEG files and a subset of
+10,000 reviews; `result.json` says which. `:data=archives` takes the latter at once, `:data=tfds` nothing else.
 
 `:network=article` has the article's layers: 32 convolutions of 3×3, pooling, flattened; Embedding(10000, 32) and an
 LSTM of 64; concatenated, dense 128 and softmax. (Each modality is first projected to 128 and normalised, as in every
@@ -16,12 +17,13 @@ from ml_collections import ConfigDict
 from configs import base
 from mmfusion.errors import UserError, nearest
 
-PAIRS = {"archives": "pair:cifar10_images+imdb_subset:by=index", "tfds": "pair:cifar10+imdb_reviews:by=index"}
+TFDS, ARCHIVES = "pair:cifar10+imdb_reviews:by=index", "pair:cifar10_images+imdb_subset:by=index"
+PAIRS = {"any": (TFDS, ARCHIVES), "tfds": (TFDS, ""), "archives": (ARCHIVES, "")}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: those of `base.begin`, data (archives or tfds), network (small or article)."""
-    config, args = base.begin(arg, data="archives", network="small")
+    """Returns the config; arguments: those of `base.begin`, data (any, tfds or archives), network (small or article)."""
+    config, args = base.begin(arg, data="any", network="small")
     if args.data not in PAIRS:
         raise UserError(f"config argument data={args.data!r}: {nearest(args.data, PAIRS)}")
     if args.network not in ("small", "article"):
@@ -30,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 500
 
-    config.data.name = PAIRS[args.data]
+    config.data.name, config.data.instead = PAIRS[args.data]
     config.data.modalities.image = base.modality("image", "image", size=(32, 32))
     config.data.modalities.text = base.modality("text", "text", vocabulary_size=10_000, length=64)
     config.data.targets.label = base.target("classification", "label")

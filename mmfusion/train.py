@@ -288,7 +288,7 @@ def _attempt(
             "rollbacks": progress.rollbacks,
             "select": config.select,
             "data": {
-                "name": config.data.name,
+                "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
                 "rows": dataset.rows,
                 "examples": {name: len(split) for name, split in dataset.splits.items()},
@@ -331,7 +331,7 @@ def _introduce(
 ) -> None:
     """Prints what is about to run: data, model, and what could not be read."""
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    log.print(f"data   {config.data.name}: {sizes}")
+    log.print(f"data   {dataset.name}: {sizes}")
     for split in dataset.splits.values():
         if split.bad:
             named = "; ".join(itertools.islice(split.bad.values(), 3))

@@ -75,8 +75,9 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
             name: dataclasses.replace(one, arrays=one.decode(np.arange(len(one)))) for name, one in splits.items()
         }
     return Dataset(
-        splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.learned["text"])}, "synthetic", "synthetic"
-    )
+        splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.learned["text"])},
+        "synthetic", "synthetic", "synthetic",
+    )  # fmt: skip
 
 
 def split(name: str, source: Sequence[dict[str, Any]], reader: Reader) -> Split:

@@ -84,6 +84,7 @@ class Dataset:
       learned: per modality what training rows taught, as a string: of text a tokenizer, of tables their columns.
       fingerprint: of the sources, their splits and how they are read.
       rows: of the sources and their splits alone.
+      name: of the dataset that is there: the config's `name` or `instead`.
     """
 
     splits: dict[str, Split]
@@ -92,6 +93,7 @@ class Dataset:
     learned: dict[str, str]
     fingerprint: str
     rows: str
+    name: str
 
     def supplied(self) -> dict[str, dict[str, Any]]:
         """Returns per modality the encoder fields that the data decides, like a text's `vocabulary`."""
@@ -133,12 +135,12 @@ def load(
     Raises:
       UserError: the data is not there, is not what the config says, or too much of it is corrupt.
     """
+    place = {"data_dir": config.dir, "manual_dir": config.manual_dir}
+    name = sources.available(config.name, config.get("instead", ""), **place)  # older runs do not have the key
     names = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
     needed = dict.fromkeys([*splits, *(() if saved else ("train",))])
     opened = {
-        expression: sources.open_source(
-            config.name, expression, data_dir=config.dir, manual_dir=config.manual_dir, seed=seed
-        )
+        expression: sources.open_source(name, expression, **place, seed=seed)
         for expression in dict.fromkeys(names[split] for split in needed)
     }
     opened = {
@@ -176,6 +178,7 @@ def load(
         learned=learned,
         fingerprint=_digest([*rows, reader.modalities, reader.targets]),
         rows=_digest(rows),
+        name=name,
     )
 
 

@@ -130,11 +130,38 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
     return Source(PreparedRows(rows, str(builder.data_dir)), names, f"{builder.info.full_name}:{split}")
 
 
+def available(name: str, instead: str, *, data_dir: str, manual_dir: str) -> str:
+    """Returns `name`, prepared; where that cannot be, or `instead` alone is prepared already, `instead`.
+
+    Args:
+      name, instead: as `open_source` takes them; an empty `instead` is none.
+      data_dir, manual_dir: see `open_source`.
+    """
+    if not instead:
+        return name
+    ready = [all(_builder(part, data_dir).is_prepared() for part in _parts(one)) for one in (name, instead)]
+    try:
+        if ready != [False, True]:
+            for part in _parts(name):
+                _prepared(part, data_dir, manual_dir)
+            return name
+        why = "it is prepared here"  # what failed once is not tried each time
+    except UserError as error:
+        why = str(error)
+    print(f"data   {instead} in place of {name}: {why}", flush=True)
+    return instead
+
+
+def _parts(name: str) -> list[str]:
+    match = PAIR.match(name)
+    return [match["first"], match["second"]] if match else [name]
+
+
 def check_name(name: str, data_dir: str) -> None:
     """Raises UserError where no dataset has this name: ours, TFDS's, or prepared under `data_dir`."""
-    if match := PAIR.match(name):
-        check_name(match["first"], data_dir)
-        check_name(match["second"], data_dir)
+    if len(parts := _parts(name)) > 1:
+        for part in parts:
+            check_name(part, data_dir)
         return
     if name.startswith("pair:"):
         raise UserError(f"config.data.name={name!r} must be like pair:cifar10+imdb_reviews:by=index (or by=label)")
@@ -162,15 +189,18 @@ def known_names() -> list[str]:
     ]
 
 
-def _prepared(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     own = builders.BUILDERS.get(name.split("/")[0])
     try:
         if own is not None:
-            builder = own(data_dir=data_dir or None, config=name.partition("/")[2] or None)
-        else:
-            builder = tfds.builder(name, data_dir=data_dir or None)
+            return own(data_dir=data_dir or None, config=name.partition("/")[2] or None)
+        return tfds.builder(name, data_dir=data_dir or None)
     except Exception as error:  # no such dataset, variant or version, or a package that it needs is missing
         raise UserError(f"dataset {name!r} cannot be opened: {_one_line(error)}") from error
+
+
+def _prepared(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
+    builder = _builder(name, data_dir)
     if builder.is_prepared():
         return builder
     if not sys.stderr.isatty():

@@ -7,8 +7,11 @@ import io
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
+from configs import cifar_imdb
+from mmfusion.data import dataset as datasets
 from mmfusion.data import sources
 from mmfusion.data.builders.cifar10_images import cifar10_images_dataset_builder as cifar
 from mmfusion.data.builders.imdb_subset import imdb_subset_dataset_builder as imdb
@@ -48,6 +51,31 @@ def small_cifar_imdb(tmp_path, monkeypatch):
     (folder / imdb.FILE).write_bytes(gzip.compress(data))
     monkeypatch.setattr(imdb, "DIGEST", hashlib.sha256(data).hexdigest())
     return folder
+
+
+def test_the_archives_are_taken_where_the_official_data_cannot_be_had(
+    small_cifar_imdb, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def get(_, url, **__):
+        asked.append(url)
+        raise requests.ConnectionError("Name or service not known", request=requests.Request("GET", url))
+
+    monkeypatch.setattr(requests.Session, "get", get)
+    config = cifar_imdb.get_config()
+    with config.unlocked():
+        config.data.update(dir=str(tmp_path / "data"), manual_dir=str(small_cifar_imdb), valid_fraction=0.3)
+    for times in (1, 1):  # what failed once is not tried again
+        dataset = datasets.load(config.data, seed=0)
+        assert dataset.name == cifar_imdb.ARCHIVES and len(dataset.splits["test"]) == 10
+        assert len(asked) == times
+    said = capsys.readouterr().out
+    assert f"{cifar_imdb.ARCHIVES} in place of {cifar_imdb.TFDS}: dataset 'cifar10' is not prepared yet" in said
+    with config.unlocked():
+        config.data.instead = ""
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        datasets.load(config.data, seed=0)
 
 
 def test_pictures_keep_their_bytes_and_classes(small_cifar_imdb, tmp_path):

@@ -340,3 +340,11 @@ def test_a_maps_steps_are_weighed_by_additive_attention():
     pooled = (scores / scores.sum(axis=1, keepdims=True) * steps).sum(axis=1)
     expected = pooled @ params["project"]["kernel"] + params["project"]["bias"]
     np.testing.assert_allclose(seen["project"]["__call__"][0][:, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_m5_has_half_a_million_parameters():
+    module = ENCODERS["waveform_cnn"](width=WIDTH)
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), *AUDIO, train=False))["params"]
+    own = {name: leaves for name, leaves in params.items() if name not in ("project", "norm")}
+    kernels = 80 * 128 + 3 * (128 * 128 + 128 * 256 + 256 * 512)
+    assert sum(x.size for x in jax.tree.leaves(own)) == kernels + 3 * (128 + 128 + 256 + 512)  # bias, scale, shift

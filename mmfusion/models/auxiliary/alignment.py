@@ -62,7 +62,7 @@ def _find(queries: jax.Array, keys: jax.Array, there: jax.Array, scale: jax.Arra
 
 
 class CCA(Auxiliary):
-    """Minus the canonical correlations of two modalities, summed (Andrew et al. 2013, ICML), averaged over pairs.
+    """Minus the mean canonical correlation of two modalities (Andrew et al. 2013, ICML), averaged over pairs.
 
     Of the batch of all devices, as a whole: every row that has both has the same loss.
 
@@ -98,9 +98,9 @@ class CCA(Auxiliary):
         """Returns the mean canonical correlation of `x [B, K]` and `y [B, K]` over rows of weight 1 `[B, 1]`."""
         total = (lambda tree: jax.lax.psum(tree, axis)) if axis else lambda tree: tree
         count, *sums = total((weight.sum(), (weight * x).sum(axis=0), (weight * y).sum(axis=0)))
-        count = jnp.maximum(count, 2.0)
-        x, y = (weight * (values - mean / count) for values, mean in zip((x, y), sums, strict=True))
-        xx, yy, xy = (product / (count - 1) for product in total((x.T @ x, y.T @ y, x.T @ y)))
+        means = [one / jnp.maximum(count, 1.0) for one in sums]
+        x, y = (weight * (values - mean) for values, mean in zip((x, y), means, strict=True))
+        xx, yy, xy = (product / jnp.maximum(count - 1, 1.0) for product in total((x.T @ x, y.T @ y, x.T @ y)))
         eye = self.ridge * jnp.eye(self.shared)
         left, right = (jnp.linalg.cholesky(variance + eye) for variance in (xx, yy))
         half = jax.scipy.linalg.solve_triangular(left, xy, lower=True)

@@ -163,9 +163,10 @@ class LogMelCNN(nn.Module):
 
 
 class WaveformCNN(nn.Module):
-    """One-dimensional convolutions over the bare samples, after M5 (Dai et al. 2017, arXiv:1610.00087).
+    """One-dimensional convolutions over the bare samples: M5 (Dai et al. 2017, arXiv:1610.00087), half a million weights.
 
-    A wide first convolution of stride 4, then narrow ones; the maximum of four places after each but the last.
+    A wide first convolution of stride 4, then narrow ones; the maximum of four places after each but the last, whose
+    places are the tokens (the paper takes one more maximum of four, then the mean).
 
     Attributes:
       width: token width D.
@@ -176,7 +177,7 @@ class WaveformCNN(nn.Module):
     """
 
     width: int
-    channels: tuple[int, ...] = (64, 64, 128, 128)
+    channels: tuple[int, ...] = (128, 128, 256, 512)
     kernel: int = 80
     norm: str = "batch"
     dropout: float = 0.0
