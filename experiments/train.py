@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion import parallel
     from mmfusion.train import train
 
-    configs.check(config, base.get_config(), jax.device_count())
+    configs.check(config, base.get_config(), jax.device_count(), jax.process_count())
     computed = {key: value for key, value in configs.flat(configs.to_json(config)).items() if key not in configs.PLACES}
     parallel.check_same(json.dumps(computed, sort_keys=True), "config")
     train(config, WORKDIR.value, profile=PROFILE.value)

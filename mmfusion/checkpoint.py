@@ -172,11 +172,10 @@ class Checkpoints:
             aside.mkdir(parents=True, exist_ok=True)
             target = next(place for k in range(10**6) if not (place := aside / f"{step}-{k}").exists())
             print(f"warning: {why}; it goes to {target}, and another one serves", file=sys.stderr)
-            (self._directory / str(step)).rename(target)
-        except FileNotFoundError:
-            pass  # another host was first
+            _move(self._directory / str(step), target)
         except OSError as error:
-            raise UserError(f"{why}; and it cannot be moved away: {error}") from error
+            if (self._directory / str(step)).exists():  # else another host was first
+                raise UserError(f"{why}; and it cannot be moved away: {error}") from error
         self._damaged.remove(step)  # its number is free again
 
     def wait(self) -> None:
@@ -208,6 +207,22 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     _check_sums(folder, state, meta)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}, meta
+
+
+def _move(folder: epath.Path, target: epath.Path) -> None:
+    if "://" not in str(folder):
+        folder.rename(target)
+        return
+    _copy(folder, target)  # a bucket has no folders that could be renamed
+    folder.rmtree()
+
+
+def _copy(folder: epath.Path, target: epath.Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            path.copy(target / path.name)
 
 
 @contextlib.contextmanager

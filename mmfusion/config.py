@@ -127,13 +127,14 @@ def selectable(config: ConfigDict) -> dict[str, bool]:
     return {**metrics, "loss": False}
 
 
-def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
+def check(config: ConfigDict, reference: ConfigDict, devices: int, hosts: int = 1) -> None:
     """Checks a whole config before anything is built.
 
     Args:
       config: what is to run.
       reference: `configs/base.py`'s, for the keys that every config has.
       devices: how many devices the machine has, over all hosts.
+      hosts: over how many hosts they are.
 
     Raises:
       UserError: the first thing that is wrong, where it is, and what would be right.
@@ -161,7 +162,7 @@ def check(config: ConfigDict, reference: ConfigDict, devices: int) -> None:
     check_member(config.parallel.mode, parallel.MODES, "parallel.mode")
     check_member(config.model.dtype, DTYPES, "model.dtype")
     check_member(config.select, selectable(config), "select")
-    _check_devices(config, devices)
+    _check_devices(config, devices, hosts)
 
 
 def _get(config: ConfigDict, path: str) -> Any:
@@ -256,13 +257,20 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
         yield path, value
 
 
-def _check_devices(config: ConfigDict, devices: int) -> None:
+def _check_devices(config: ConfigDict, devices: int, hosts: int) -> None:
     asked = config.parallel.devices or devices
     if asked > devices:
         raise UserError(f"config.parallel.devices={asked}, but this machine has {devices}")
+    if hosts > 1 and asked != devices:
+        raise UserError(f"config.parallel.devices={asked}: {hosts} hosts use all of their {devices} devices, set 0")
     mesh = config.parallel.mesh
     for axis in ("fsdp", "model"):
         check_positive(mesh[axis], f"parallel.mesh.{axis}")
+    if devices // hosts % mesh.model:
+        raise UserError(
+            f"config.parallel.mesh.model={mesh.model} must divide the {devices // hosts} devices of each host, whose "
+            "examples are its own"
+        )
     state_parts = mesh.fsdp * mesh.model
     if state_parts > 1 and config.parallel.mode != "jit":
         raise UserError("config.parallel.mesh divides the state, which takes --config.parallel.mode=jit")

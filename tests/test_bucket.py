@@ -51,8 +51,9 @@ def fetched(url: str, folder: Path) -> Path:
 
 
 def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
-    storage: str, tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+    storage: str, tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):  # fmt: skip
     config, url = tiny_config(SMALL, CHANGES), f"{storage}/run"
     train(config, tmp_path / "here")
 
@@ -67,6 +68,14 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     assert json.loads((there / "result.json").read_text())["test"] == result["test"]
     assert_same_run(fetched(url, tmp_path / "there"), tmp_path / "here", 4)
     assert evaluate(url)["accuracy"] == result["test"]["accuracy"]
+
+    damaged = there / "checkpoints" / "4" / "meta" / "metadata"
+    spoilt = damaged.read_text().replace('"step"', '"stop"', 1)
+    damaged.write_text(spoilt)
+    whole = train(config, url)  # from step 3 on
+    assert whole["test"] == result["test"]
+    assert "4 is damaged" in capsys.readouterr().err
+    assert (there / "damaged-checkpoints" / "4-0" / "meta" / "metadata").read_text() == spoilt
 
     with pytest.raises(UserError, match=f"{url} belongs to another run: its config.seed is 0, here it is 1"):
         train(tiny_config(f"{SMALL},seed=1", CHANGES), url)
