@@ -91,24 +91,25 @@ GCLOUD = r"""#!/usr/bin/env bash
 count() { echo x >> "$HOME/$1"; wc -l < "$HOME/$1"; }
 echo "$*" >> "$HOME/asked"
 case "$*" in
-  *"queued-resources create"*) [ "$(count created)" -ne 1 ] ;;
+  *"queued-resources create"*) [ -z "$REFUSED" ] && [ "$(count created)" -ne 1 ] ;;
   *"queued-resources describe"*)
-    states=(PROVISIONING ACTIVE ACTIVE SUSPENDED ACTIVE ACTIVE ACTIVE)
+    states=(PROVISIONING ACTIVE ACTIVE "" SUSPENDED ACTIVE ACTIVE ACTIVE ACTIVE)  # "": not to be asked for a moment
     echo "${states[$(($(count described) - 1))]}" ;;
   *"cat mmfusion/status"*)
-    ended=("" 75 0)
+    ended=("" 75 134 0)
     echo "${ended[$(($(count looked) - 1))]}" ;;
 esac
 """
 
 
-def keep(home: Path, *flags: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+def keep(home: Path, *flags: str, refused: str = "") -> tuple[subprocess.CompletedProcess, list[str]]:
     tool = home / "bin" / "gcloud"
     tool.parent.mkdir()
     tool.write_text(GCLOUD)
     tool.chmod(0o755)
     path = f"{tool.parent}:{os.environ['PATH']}"
-    done = script("tpu.sh", "keep", "t", *flags, **PLACE, HOME=str(home), TMPDIR=str(home), PATH=path, EVERY="0")
+    here = {"HOME": str(home), "TMPDIR": str(home), "PATH": path, "REFUSED": refused}
+    done = script("tpu.sh", "keep", "t", *flags, **PLACE, **here, EVERY="0")
     asked = (home / "asked").read_text().splitlines() if (home / "asked").exists() else []
     return done, [_kind(line) for line in asked if "describe" not in line]
 
@@ -128,8 +129,14 @@ def test_keep_goes_on_through_refusals_preemptions_and_stops(tmp_path: Path):
     assert asked == [
         *("create", "delete"),  # refused
         *(*begin, look, "delete"),  # runs, is preempted
-        *(*begin, look, "experiments.train", look, "delete"),  # stops itself, goes on, ends
+        *(*begin, *[look, "experiments.train"] * 2, look, "delete"),  # stops itself, loses a host, ends
     ]
+
+
+def test_keep_gives_up_where_nothing_can_be_begun(tmp_path: Path):
+    done, asked = keep(tmp_path, "--config=c.py", "--workdir=gs://b/d", refused="always")
+    assert (done.returncode, asked) == (1, ["create", "delete"] * 5)
+    assert "could not be begun, 5 times in a row" in done.stderr
 
 
 def test_keep_needs_a_bucket(tmp_path: Path):

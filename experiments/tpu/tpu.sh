@@ -162,14 +162,29 @@ keep() {
       exit 2
       ;;
   esac
+  local failed=0 unknown=0 lost=0 now
   while true; do
     if ! { create && setup && run "$@"; }; then
-      say "could not be begun, another one is asked for"
       delete || true
+      if [ "$((failed += 1))" -ge 5 ]; then
+        say "could not be begun, $failed times in a row: see above what is wrong"
+        return 1
+      fi
+      say "could not be begun, another one is asked for"
       pause
       continue
     fi
-    while pause; [ "$(state)" = ACTIVE ]; do
+    failed=0
+    while pause; do
+      now=$(state)
+      case "$now" in
+        ACTIVE) unknown=0 ;;
+        "") # nothing could be asked for a moment, or it is no more
+          [ "$((unknown += 1))" -lt 10 ] || break
+          continue
+          ;;
+        *) break ;;
+      esac
       case "$(ended)" in
         "") ;; # still running, or not to be asked for a moment
         0)
@@ -180,6 +195,14 @@ keep() {
           say "it was stopped and saved itself, it goes on"
           run "$@"
           ;;
+        134) # aborted: another host was lost, without which this one cannot go on
+          if [ "$((lost += 1))" -ge 10 ]; then
+            say "it was aborted $lost times; the TPU is still there: look, then delete it"
+            return 1
+          fi
+          say "it was aborted, it goes on from its newest checkpoint"
+          run "$@"
+          ;;
         *)
           on_hosts 0 "tail -n 30 mmfusion/run.log"
           say "the run failed; the TPU is still there: look, then delete it"
@@ -187,7 +210,8 @@ keep() {
           ;;
       esac
     done
-    say "preempted, another one is asked for"
+    say "it is ${now:-gone}, another one is asked for"
+    unknown=0
     delete || true
   done
 }
