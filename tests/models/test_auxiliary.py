@@ -29,7 +29,7 @@ def make(name, **changes):
 
 
 def given(present, pooled=POOLED):
-    return Encoded({m: np.where(present[m][:, None], pooled[m], 0).astype(np.float32) for m in pooled}, present)
+    return Encoded({m: jnp.where(present[m][:, None], pooled[m], 0).astype(jnp.float32) for m in pooled}, present)
 
 
 def variables_of(module):
@@ -248,3 +248,10 @@ def test_rows_count_from_as_many_modalities_as_the_objective_needs():
     assert {name: AUXILIARIES[name].fewest for name in AUXILIARIES} == {
         "contrastive": 2, "cca": 2, "adversarial": 1, "mvae": 1, "mmvae": 1, "gan": 2,
     }  # fmt: skip
+
+
+def test_a_generator_leaves_the_encoders_alone():
+    module = make("gan")
+    variables = variables_of(module)
+    loss = jax.grad(lambda pooled: module.apply(variables, given(EVERY, pooled), train=False).sum())
+    assert all((slope == 0).all() for slope in loss(POOLED).values())

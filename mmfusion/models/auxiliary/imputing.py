@@ -162,7 +162,7 @@ class GAN(Imputer):
 
     Goodfellow et al. 2014, arXiv:1406.2661; Mirza & Osindero 2014, arXiv:1411.1784. Both learn in one step: the
     generator by the non-saturating loss through a critic that holds still, plus the squared error; the critic on
-    features that hold still.
+    features that hold still. No gradient reaches the encoders, which would make features that are easy to predict.
 
     Attributes:
       noise: width of the noise; it is 0 in evaluation.
@@ -204,12 +204,13 @@ class GAN(Imputer):
 
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
         keys, losses, there = row_keys(self, train=train), {}, {}
+        encoded = jax.lax.stop_gradient(encoded)
         for m in sorted(self.modalities):
             made, given = self.made(encoded, m, keys)
-            real, still = jax.lax.stop_gradient((encoded.pooled[m], given))
-            deceive = nn.softplus(-self.critic[m](made, still, frozen=True))
-            tell = nn.softplus(-self.critic[m](real, still, frozen=False))
-            tell += nn.softplus(self.critic[m](jax.lax.stop_gradient(made), still, frozen=False))
+            real = encoded.pooled[m]
+            deceive = nn.softplus(-self.critic[m](made, given, frozen=True))
+            tell = nn.softplus(-self.critic[m](real, given, frozen=False))
+            tell += nn.softplus(self.critic[m](jax.lax.stop_gradient(made), given, frozen=False))
             losses[m] = deceive + tell + self.error * jnp.square(made - real).mean(axis=-1)
             others = [encoded.present[n] for n in self.modalities if n != m]
             there[m] = encoded.present[m] & (jnp.stack(others).any(axis=0) if others else False)
