@@ -116,6 +116,29 @@ def settle_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def output_file(name: str) -> Path | None:
+    """Returns what `--output` names, None where it names nothing; raises UserError where its folder is not there."""
+    if not name:
+        return None
+    if not Path(name).parent.is_dir():
+        raise UserError(f"--output={name}: there is no folder {Path(name).parent}")
+    return Path(name)
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, output: Path | None) -> None:
+    """Prints a table, and writes it to `output` as Markdown where there is one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, caption=caption)
+    for cells in rows:
+        table.add_row(*cells)
+    Console(width=None if Console().is_terminal else 120).print(table)
+    if output:
+        lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+        output.write_text("\n".join([*lines, "", caption, ""]), encoding="utf-8")
+
+
 def cache_folder() -> Path:
     """Returns the folder that keeps what need not be kept."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion"

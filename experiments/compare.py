@@ -6,7 +6,6 @@
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -22,11 +21,9 @@ COLUMNS = ("method", "test", "worst seed", "seeds", "parameters", "seconds")
 
 def main(argv: Sequence[str]) -> None:
     directories = cli.parse(argv, positional=True)
-    output = Path(OUTPUT.value) if OUTPUT.value else None
+    output = cli.output_file(OUTPUT.value)
     if not directories:
         raise UserError("no run is given: python -m experiments.compare RUN RUN ...")
-    if output and not output.parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {output.parent}")
     found = methods([read(directory) for directory in directories])
     results = [run.result for method in found for run in method.runs]
     data = {(result["data"]["name"], result["data"].get("rows", "?")) for result in results}
@@ -37,9 +34,6 @@ def main(argv: Sequence[str]) -> None:
     found.sort(key=lambda method: worst_last(method.scores("test", metric), higher=configs.selectable(config)[metric]))
     rows = [row(method, metric, higher=configs.selectable(config)[metric]) for method in found]
 
-    from rich.console import Console
-    from rich.table import Table
-
     made = ", ".join(f"{what} {'/'.join(sorted({str(v) for v in values}))}" for what, values in {
         "data": [" ".join(one) for one in data],
         "metric": [f"{metric} of the test split"],
@@ -47,13 +41,7 @@ def main(argv: Sequence[str]) -> None:
         "device": [result["device"] for result in results],
         **{name: [result["versions"][name] for result in results] for name in results[0]["versions"]},
     }.items())  # fmt: skip
-    table = Table(*COLUMNS, caption=made)
-    for cells in rows:
-        table.add_row(*cells)
-    Console(width=None if Console().is_terminal else 120).print(table)
-    if output:
-        lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
-        output.write_text("\n".join([*lines, "", made, ""]))
+    cli.show_table(COLUMNS, rows, made, output)
 
 
 def worst_last(scores: Sequence[float], *, higher: bool) -> float:

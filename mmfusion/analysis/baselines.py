@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ COMPONENTS = 64  # directions that a picture is reduced to, and a text for model
 SIDE = 32  # pixels; a larger picture is thinned out to at most so many a side
 TERMS = {"token_pattern": r"\S+", "ngram_range": (1, 2), "max_features": 5000}  # words and pairs, the most frequent
 HOP_MS = 10.0  # from one frame of sound to the next, milliseconds
+MOST_ROWS = 20_000  # training rows that are used
 CHUNK = 256  # rows that are decoded at a time
 
 
@@ -81,7 +82,14 @@ MODELS = {  # per kind of target; the first sees no modality
 }
 
 
-def baselines(dataset: Dataset, task: str, metric: str, seed: int = 0, most_rows: int = 20_000) -> list[Baseline]:
+def baselines(
+    dataset: Dataset,
+    task: str,
+    metric: str,
+    seed: int = 0,
+    most_rows: int = MOST_ROWS,
+    models: Collection[str] | None = None,
+) -> list[Baseline]:
     """Fits and scores the classical models on each modality alone and on all together.
 
     Args:
@@ -90,6 +98,7 @@ def baselines(dataset: Dataset, task: str, metric: str, seed: int = 0, most_rows
       metric: that chooses from each model's grid on validation, and is scored; one of `METRICS` of the task's kind.
       seed: of the subsample and the models.
       most_rows: of the train split that are used.
+      models: names of those that are fitted; None: all.
 
     Returns:
       The majority (the mean), then every model for each modality and for all; the same for the same data and seed.
@@ -129,10 +138,11 @@ def baselines(dataset: Dataset, task: str, metric: str, seed: int = 0, most_rows
         valid, options, fitted = max(tried, key=lambda one: -math.inf if math.isnan(one[0]) else sign * one[0])
         return Baseline(model.name, names, metric, options, valid, score(fitted, "test"), time.perf_counter() - start)
 
-    found = [run(MODELS[kind][0], ())]
+    chosen = [model for model in MODELS[kind] if models is None or model.name in models]
+    found = [run(model, ()) for model in chosen if model is MODELS[kind][0]]
     for names in dict.fromkeys([*((m,) for m in tables), tuple(tables)]):  # one modality is also all of them
         texts = all(reader.modalities[m]["kind"] == "text" for m in names)
-        found += [run(model, names) for model in MODELS[kind][1:] if model.texts in (None, texts)]
+        found += [run(model, names) for model in chosen if model is not MODELS[kind][0] and model.texts in (None, texts)]
     return found
 
 

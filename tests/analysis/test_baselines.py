@@ -268,3 +268,16 @@ def test_information_in_clusters_of_features(label, most, monkeypatch):
     assert bits.pop(most) == pytest.approx(1.0, abs=0.05)
     assert max(bits.values()) < 0.05
     assert max(dataclasses.asdict(chance).values()) < 0.05
+
+
+def test_the_command_fits_the_named_models(tiny_flags, command, tmp_path):
+    flags = [*tiny_flags(), "--config.data.train=train[:200]", "--config.data.test=test[:40]"]
+    done = command("experiments.baselines", *flags, "--models=naive_bayes", f"--output={tmp_path}/table.md")
+    assert done.returncode == 0, done.stderr
+    header, _, *rows, _, made = (tmp_path / "table.md").read_text().splitlines()
+    assert header == "| model | of | chosen by validation | validation | test | seconds |"
+    assert [row.split(" | ")[:2] for row in rows] == [["| naive_bayes", of] for of in ("image", "text", "image + text")]
+    assert all(0 <= float(row.split(" | ")[4]) <= 1 for row in rows)
+    assert made.startswith("accuracy of 'label', shapes/match")
+    done = command("experiments.baselines", *flags, "--models=linear_svn")
+    assert (done.returncode, done.stderr) == (2, "error: --models=linear_svn: did you mean linear_svm?\n")

@@ -1,0 +1,54 @@
+"""Fits classical models on simple features of a config's data: what any network has to beat.
+
+`python -m experiments.baselines --config=configs/X.py[:arg=value,...] [--models=linear_svm,naive_bayes]
+[--output=FILE.md]`
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import cli
+from mmfusion.errors import UserError, nearest
+
+MODELS = flags.DEFINE_list("models", [], "which of them (default: all)")
+OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
+COLUMNS = ("model", "of", "chosen by validation", "validation", "test", "seconds")
+
+
+def main(argv: Sequence[str]) -> None:
+    config = cli.parse_config(argv)
+    output = cli.output_file(OUTPUT.value)
+
+    from configs import base
+    from mmfusion import config as configs
+    from mmfusion.analysis import baselines
+    from mmfusion.data import dataset as datasets
+
+    configs.check(config, base.get_config(), 1)
+    task, _, metric = config.select.rpartition("/")
+    task = task or next(iter(config.data.targets))
+    known = [model.name for model in baselines.MODELS[config.data.targets[task].kind]]
+    for name in MODELS.value:
+        if name not in known:
+            raise UserError(f"--models={name}: {nearest(name, known)}")
+    dataset = datasets.load(config.data, seed=config.seed)
+    found = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known)
+
+    made = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MOST_ROWS:,} training rows"
+    rows = [
+        (
+            one.name,
+            " + ".join(one.modalities) or "nothing",
+            ", ".join(f"{name} {value:g}" for name, value in one.chosen.items()),
+            f"{one.valid:.4f}",
+            f"{one.test:.4f}",
+            f"{one.seconds:.0f}",
+        )
+        for one in found
+    ]
+    cli.show_table(COLUMNS, rows, made, output)
+
+
+if __name__ == "__main__":
+    cli.run(main)
