@@ -5,12 +5,11 @@
 Nothing is changed below DIR, a run's directory or its `checkpoints/`. Exit status 1 where one is damaged.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 
 from experiments import cli
 from mmfusion.errors import UserError, nearest
@@ -25,12 +24,13 @@ def main(argv: Sequence[str]) -> None:
     named = cli.parse(argv, positional=True)
     if len(named) != 1:
         raise UserError("give one directory: python -m experiments.checkpoints DIR")
-    folder = Path(named[0])
+    folder = epath.Path(named[0])
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    steps = sorted((path.name for path in folder.glob("*") if path.name.isdigit()), key=int)
+    there = folder.iterdir() if folder.exists() else ()
+    steps = sorted((path.name for path in there if path.name.isdigit()), key=int)
     if not steps:
         raise UserError(f"{folder} has no checkpoints")
-    if COPY.value and (not TO.value or Path(TO.value).exists()):
+    if COPY.value and (not TO.value or epath.Path(TO.value).exists()):
         raise UserError(f"--to={TO.value}: give a directory that is not there yet")
     pair = COMPARE.value.split(",") if COMPARE.value else []
     if pair and len(pair) != 2:
@@ -44,53 +44,57 @@ def main(argv: Sequence[str]) -> None:
     elif pair:
         compare(folder, *pair)
     elif COPY.value:
-        verified(folder, COPY.value)
-        shutil.copytree(folder / COPY.value, TO.value)
-        verified(Path(TO.value).parent, Path(TO.value).name)
-        print(f"step {COPY.value} is in {TO.value}")
+        copy(folder, COPY.value, epath.Path(TO.value))
     elif not list_steps(folder, steps):
         sys.exit(1)
 
 
-def verified(folder: Path, step: str) -> tuple[dict, dict]:
+def copy(folder: epath.Path, step: str, target: epath.Path) -> None:
+    """Copies a step that is what was saved; nothing is left where it cannot be copied whole."""
+    from mmfusion.checkpoint import copy_tree
+
+    verified(folder, step)
+    try:
+        copy_tree(folder / step, target)
+        verified(target.parent, target.name)
+    except (OSError, UserError) as error:
+        target.rmtree(missing_ok=True)
+        raise UserError(f"--to={target}: {getattr(error, 'strerror', None) or error}; nothing is left there") from error
+    print(f"step {step} is in {target}")
+
+
+def verified(folder: epath.Path, step: str) -> tuple[dict, dict]:
     """Returns a step's arrays by path and what was saved beside them; raises UserError where it is damaged."""
     from mmfusion.checkpoint import load_verified
 
     return load_verified(folder / step)
 
 
-def list_steps(folder: Path, steps: Sequence[str]) -> bool:
+def list_steps(folder: epath.Path, steps: Sequence[str]) -> bool:
     """Prints a line a step, and returns whether all are what was saved."""
     lines, sound = [], True
     for step in steps:
-        size = sum(path.stat().st_size for path in (folder / step).rglob("*") if path.is_file())
         try:
             arrays, meta = verified(folder, step)
             score = "" if meta["score"] is None else f"{meta['score']:.5g}"
-            lines.append((step, score, f"{len(arrays)}", f"{size / 1e6:.1f}", "as it was saved"))
+            size = sum(x.nbytes for x in arrays.values()) / 1e6
+            lines.append((step, score, f"{len(arrays)}", f"{size:.1f}", "as it was saved"))
         except UserError as error:
             sound = False
-            lines.append(
-                (
-                    step,
-                    "?",
-                    "?",
-                    f"{size / 1e6:.1f}",
-                    str(error).removeprefix(f"checkpoint {(folder / step).absolute()} "),
-                )
-            )
-    show(("step", "score", "arrays", "MB", ""), lines)
+            lines.append((step, "?", "?", "?", str(error).partition(f"{step} ")[2]))
+    cli.show_table(("step", "score", "arrays", "MB", ""), lines, "", None)
     return sound
 
 
-def show_tree(folder: Path, step: str) -> None:
+def show_tree(folder: epath.Path, step: str) -> None:
     """Prints each array's path, shape, type and size."""
     arrays, _ = verified(folder, step)
-    show(("array", "shape", "type"), [(path, "x".join(map(str, x.shape)), f"{x.dtype}") for path, x in arrays.items()])
+    rows = [(path, "x".join(map(str, x.shape)), f"{x.dtype}") for path, x in arrays.items()]
+    cli.show_table(("array", "shape", "type"), rows, "", None)
     print(f"{sum(x.size for x in arrays.values()):,} numbers in {len(arrays)} arrays")
 
 
-def compare(folder: Path, first: str, second: str) -> None:
+def compare(folder: epath.Path, first: str, second: str) -> None:
     """Prints how far each array moved from one step to another, relative to its own size, the farthest first."""
     import numpy as np
 
@@ -106,19 +110,8 @@ def compare(folder: Path, first: str, second: str) -> None:
             moved = float(np.linalg.norm(b - a) / max(np.linalg.norm(a), 1e-12))
             rows.append((moved, path, f"{moved:.3g}"))
     rows.sort(key=lambda row: -row[0])
-    show(("array", "relative change"), [row[1:] for row in rows])
+    cli.show_table(("array", "relative change"), [row[1:] for row in rows], "", None)
     print(f"{len(rows)} of {len({*one, *other})} arrays differ")
-
-
-def show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*heads)
-    for cells in rows:
-        table.add_row(*cells)
-    Console(width=None if Console().is_terminal else 120).print(table)
 
 
 if __name__ == "__main__":

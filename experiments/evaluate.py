@@ -1,7 +1,6 @@
 """Scores a run's best checkpoint on any split, with any subset of its modalities; prints a table, writes JSON."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     title = f"{scores['split']}: {'+'.join(scores['modalities'])}"
     numbers = {name: value for name, value in scores.items() if name not in ("split", "modalities", "step")}
     Console().print(results_table({title: numbers}))
-    write_json(Path(WORKDIR.value) / "evaluation.json", scores)
+    write_json(f"{WORKDIR.value.rstrip('/')}/evaluation.json", scores)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     first = read(named[0])
     output = Path(OUTPUT.value or f"{Path(named[0])}-again")
     config = moved(first.config, overrides)
-    if (output / "config.json").exists():
+    if (output / "result.json").exists():
         raise UserError(f"--again={output} holds a run already: give a directory that is not there yet")
     cli.settle(config)
 

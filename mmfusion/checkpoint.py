@@ -39,8 +39,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
-        path = epath.Path(directory)
-        self._directory = path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
+        self._directory = _absolute(directory)
         self._readonly, self._damaged, self._failed = readonly, set(), False
         for step in self._folders():
             if why := _unsound(self._directory / step):
@@ -198,9 +197,9 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
       Damaged: it is not what was saved.
       UserError: it may not be read.
     """
-    folder = epath.Path(folder).absolute()
+    folder = _absolute(folder)
     if why := _unsound(folder):
-        raise Damaged(f"checkpoint {folder} is damaged: {why}", int(folder.name))
+        raise Damaged(f"checkpoint {folder} is damaged: {why}", _step(folder))
     meta = json.loads((folder / META / "metadata").read_text())
     with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(folder / STATE)
@@ -209,18 +208,29 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}, meta
 
 
+def _absolute(folder: epath.PathLike) -> epath.Path:
+    path = epath.Path(folder)
+    return path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
+
+
+def _step(folder: epath.Path) -> int:
+    return int(folder.name) if folder.name.isdigit() else 0  # a copy may have any name
+
+
 def _move(folder: epath.Path, target: epath.Path) -> None:
     if "://" not in str(folder):
         folder.rename(target)
         return
-    _copy(folder, target)  # a bucket has no folders that could be renamed
+    copy_tree(folder, target)  # a bucket has no folders that could be renamed
     folder.rmtree()
 
 
-def _copy(folder: epath.Path, target: epath.Path) -> None:
+def copy_tree(folder: epath.Path, target: epath.Path) -> None:
+    """Copies a folder's files; each of the two may be in a bucket."""
+    target.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.is_dir():
-            _copy(path, target / path.name)
+            copy_tree(path, target / path.name)
         else:
             path.copy(target / path.name)
 
@@ -237,7 +247,7 @@ def _reading(folder: epath.Path) -> Iterator[None]:
             raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
         if _passes(error):
             raise
-        raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})", int(folder.name)) from error
+        raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})", _step(folder)) from error
 
 
 def _passes(error: Exception) -> bool:
@@ -254,7 +264,7 @@ def _check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None
     sums = integrity.checksums(state)
     if wrong := sorted(path for path in {*sums, *meta["sums"]} if sums.get(path) != meta["sums"].get(path)):
         more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
-        raise Damaged(f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved", int(folder.name))
+        raise Damaged(f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved", _step(folder))
 
 
 def _unsound(folder: epath.Path) -> str:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from etils import epath
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -123,10 +124,14 @@ def write_json(path: str | os.PathLike, obj) -> None:
     """Writes an object as JSON, whole or not at all; NumPy becomes plain and non-finite numbers null.
 
     Args:
-      path: the file, replaced if there is one.
+      path: the file, replaced if there is one; it may be in a bucket.
       obj: dicts, lists, numbers, strings, NumPy arrays.
     """
-    write_text(pathlib.Path(path), json.dumps(plain(obj), indent=2) + "\n")
+    text = json.dumps(plain(obj), indent=2) + "\n"
+    if "://" in str(path):
+        epath.Path(path).write_text(text)  # an object of a bucket is there whole, or not
+    else:
+        write_text(pathlib.Path(path), text)
 
 
 def plain(value):

@@ -281,6 +281,8 @@ def _attempt(
             "examples_per_second": progress.training_examples / max(progress.training_seconds, 1e-9) if alone else None,
             "seconds": time.monotonic() - began_at,
             "seconds_to_first_step": progress.seconds_to_first_step,
+            "seed": config.seed,
+            "config": configs.to_json(config),
             "steps": config.steps,
             "best_step": best,
             "skipped": progress.watched["skipped"],

@@ -9,12 +9,16 @@ from typing import Any
 import fsspec
 import fsspec.config
 import pytest
+from absl.testing import flagsaver
 from etils import epath
 
+from experiments import checkpoints
 from mmfusion import bucket
 from mmfusion import train as loop
+from mmfusion.checkpoint import load_verified
 from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import evaluate
+from mmfusion.logger import write_json
 from mmfusion.train import train
 from tests.storage import serving
 from tests.test_resume import assert_same_run
@@ -68,6 +72,13 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     assert json.loads((there / "result.json").read_text())["test"] == result["test"]
     assert_same_run(fetched(url, tmp_path / "there"), tmp_path / "here", 4)
     assert evaluate(url)["accuracy"] == result["test"]["accuracy"]
+    write_json(f"{url}/evaluation.json", {"accuracy": 0.5})
+    assert json.loads((there / "evaluation.json").read_text()) == {"accuracy": 0.5}
+    with flagsaver.flagsaver():
+        checkpoints.main(["checkpoints", url])
+        assert capsys.readouterr().out.count("as it was saved") >= 2
+        checkpoints.main(["checkpoints", url, "--copy=4", f"--to={tmp_path}/copy"])
+    assert load_verified(tmp_path / "copy")[1]["step"] == 4
 
     damaged = there / "checkpoints" / "4" / "meta" / "metadata"
     spoilt = damaged.read_text().replace('"step"', '"stop"', 1)
