@@ -22,7 +22,7 @@ PAIRS = {"any": (TFDS, ARCHIVES), "tfds": (TFDS, ""), "archives": (ARCHIVES, "")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: those of `base.begin`, data (any, tfds or archives), network (small or article)."""
+    """Returns the config; arguments: those of `base.begin`, data (any, tfds, archives), network (small or article)."""
     config, args = base.begin(arg, data="any", network="small")
     if args.data not in PAIRS:
         raise UserError(f"config argument data={args.data!r}: {nearest(args.data, PAIRS)}")

@@ -4,11 +4,11 @@ python -m experiments.train --config=configs/xray_ct.py --workdir=DIR
 
 The data is generated and only stands in for such pictures (`stand_ins/xray_ct`): each shows nothing in 30 % of the
 examples, so that one alone is right in at most 0.775 of them, and both in 0.9325. `:joined=False` gives each its own
-encoder, fused by a strategy, and `,shared=True` both the same weights; `:size=128` reads larger pictures. `--config.model.encoders.xray.channels="(16,32,64)"`
-makes the CNN deeper, `.layers=2` the recurrent network, `.steps=cells` reads the map cell by cell, `.tokens=attention`
-weighs its steps. Other improvements: `--config.data.modalities.xray.augment.flip=0.5` (and `ct` the same: both are
-turned alike), `--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`, and published weights:
-`--config.model.encoders.xray.name=resnet18 --config.model.encoders.xray.init=FILE_OR_HUB_ID`.
+encoder, fused by a strategy, and `,shared=True` both the same weights; `:size=128` reads larger pictures. Of
+`--config.model.encoders.xray`, `.channels="(16,32,64)"` makes the CNN deeper, `.layers=2` the recurrent network,
+`.steps=cells` reads the map cell by cell, `.tokens=attention` weighs its steps, and `.name=resnet18` with
+`.init=FILE_OR_HUB_ID` begins at published weights. `--config.data.modalities.xray.augment.flip=0.5` (and of `ct` the
+same: both are turned alike), `--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, joined, shared, and size (pixels of a side)."""
     config, args = base.begin(arg, joined=True, shared=False, size=64)
     if args.joined and args.shared:
-        raise UserError("config arguments: pictures that share an encoder are not joined: give joined=False, shared=True")
+        raise UserError(
+            "config arguments: pictures that share an encoder are not joined: give joined=False, shared=True"
+        )
     config.steps = 600
     config.batch_size = 32
     config.eval_every = config.checkpoint_every = 200

@@ -205,8 +205,8 @@ def _regression(logits: jax.Array, target: jax.Array, spec: Task) -> jax.Array:
 
 REGRESSION_LOSSES = {"mse": jnp.square, "mae": jnp.abs, "huber": optax.huber_loss}
 
-# Focal: Lin et al. 2017, arXiv:1708.02002. Of classes mse is Brier's score (1950). Squared earth mover's distance, for ordered classes: Hou et al. 2016,
-# arXiv:1611.05916. Huber's threshold is 1.
+# Focal: Lin et al. 2017, arXiv:1708.02002. Of classes mse is Brier's score (1950). Squared earth mover's distance, for
+# ordered classes: Hou et al. 2016, arXiv:1611.05916. Huber's threshold is 1.
 LOSSES = {
     "classification": ("cross_entropy", "focal", "emd", "mse"),
     "multilabel": ("cross_entropy", "focal"),

@@ -202,9 +202,9 @@ def train_step(
         # devices.
         some = 2 if objectives.mixing else 1
         micro = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, some, *x.shape[1:])
-            .swapaxes(0, 1)
-            .reshape(accumulate, -1, *x.shape[1:]),
+            lambda x: (
+                x.reshape(-1, accumulate, some, *x.shape[1:]).swapaxes(0, 1).reshape(accumulate, -1, *x.shape[1:])
+            ),
             batch,
         )  # [K, B/K, ...]
         if unroll:

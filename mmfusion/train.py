@@ -157,7 +157,9 @@ def _attempt(
         checkpoints.drop_from(wrong.first)
     progress, begun = Progress(), []
     if (saved := checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes))) is None:
-        drawn, begun = transfer.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned)
+        drawn, begun = transfer.begin(
+            config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned
+        )
         state = spread.put_state(drawn)
     else:
         host_state, meta = saved

@@ -87,7 +87,11 @@ def test_modalities_are_lost_at_their_rate_and_one_stays():
         ("mixup+cutmix", {}, "mixup and cutmix cannot both mix"),
         ("mixup", {"mixup.where": "input"}, "'text' is text"),
         ("mixup", {"mixup.where": "logits"}, r"mixup\.where='logits' is unknown"),
-        ("mixup", {"batch_size": 65}, r"divide over 1 devices x 1 micro-batches of pairs that are mixed: choose 64 or 66"),
+        (
+            "mixup",
+            {"batch_size": 65},
+            r"divide over 1 devices x 1 micro-batches of pairs that are mixed: choose 64 or 66",
+        ),
         ("mixup", {"mixup.alpha": 0.0}, r"mixup\.alpha=0\.0 must be above 0"),
         ("modality_dropout", {"modality_dropout.rate": 1.0}, r"rate=1\.0 must be at least 0 and below 1"),
     ],

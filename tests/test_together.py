@@ -1,7 +1,7 @@
 """Runs in one program are what they are by themselves."""
 
-import functools
 import contextlib
+import functools
 import json
 import threading
 

@@ -142,7 +142,9 @@ def baselines(
     found = [run(model, ()) for model in chosen if model is MODELS[kind][0]]
     for names in dict.fromkeys([*((m,) for m in tables), tuple(tables)]):  # one modality is also all of them
         texts = all(reader.modalities[m]["kind"] == "text" for m in names)
-        found += [run(model, names) for model in chosen if model is not MODELS[kind][0] and model.texts in (None, texts)]
+        found += [
+            run(model, names) for model in chosen if model is not MODELS[kind][0] and model.texts in (None, texts)
+        ]
     return found
 
 

@@ -98,7 +98,9 @@ class FusionModel(nn.Module):
     @property
     def own_losses(self) -> bool:
         """Whether the modalities' own losses are part of the loss: not where they are heads anyway and only watched."""
-        return bool(self.unimodal) if self._by_features else self.unimodal == "heads" or self.fusion.declares.unimodal_loss
+        return (
+            bool(self.unimodal) if self._by_features else self.unimodal == "heads" or self.fusion.declares.unimodal_loss
+        )
 
     @property
     def _by_features(self) -> bool:

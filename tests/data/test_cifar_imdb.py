@@ -53,9 +53,7 @@ def small_cifar_imdb(tmp_path, monkeypatch):
     return folder
 
 
-def test_the_archives_are_taken_where_the_official_data_cannot_be_had(
-    small_cifar_imdb, tmp_path, monkeypatch, capsys
-):
+def test_the_archives_are_taken_where_the_official_data_cannot_be_had(small_cifar_imdb, tmp_path, monkeypatch, capsys):
     asked = []
 
     def get(_, url, **__):

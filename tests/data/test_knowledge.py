@@ -131,7 +131,9 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_labels_name_entities(file):
     given = options(triples=str(file), feature="label+text")
-    reader = Reader({"known": given}, {}, {}, {"known": knowledge.from_triples(str(file))}, {"label": ("Trout", "none")})
+    reader = Reader(
+        {"known": given}, {}, {}, {"known": knowledge.from_triples(str(file))}, {"label": ("Trout", "none")}
+    )
     x, mask = reader.read({"label": np.int64(0), "text": "a bird"}, 0)[0]["known"]
     assert (x[mask][:2, 0] - 1).tolist() == [3, 1]
     assert reader.read({"label": 1, "text": ""}, 0)[0]["known"] is None

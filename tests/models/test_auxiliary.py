@@ -156,7 +156,9 @@ def test_bounds_are_their_formula(name):
         mean = sum(m * np.exp(-v) for m, v in experts) / precision
         divergence = 0.5 * (mean**2 + 1 / precision + np.log(precision) - 1).sum()
         there = [m for m in NAMES if SOME[m][row]]
-        made = {m: dense(params[f"decode_{m}"]["out"], gelu(dense(params[f"decode_{m}"]["hidden"], mean))) for m in there}
+        made = {
+            m: dense(params[f"decode_{m}"]["out"], gelu(dense(params[f"decode_{m}"]["hidden"], mean))) for m in there
+        }
         return sum(0.5 * ((made[m] - encoded.pooled[m][row]) ** 2).sum() for m in there) + 0.7 * divergence
 
     expected = np.zeros(B)
@@ -180,7 +182,9 @@ def test_of_three_modalities_a_subset_is_learned_too():
     with pytest.MonkeyPatch.context() as patch:
         calls = []
         honest = type(module).product
-        patch.setattr(type(module), "product", lambda self, experts, there: calls.append(there) or honest(self, experts, there))
+        patch.setattr(
+            type(module), "product", lambda self, experts, there: calls.append(there) or honest(self, experts, there)
+        )
         apply(given(two))
     assert len(calls) == 5  # all, each alone, and a subset
     drawn = np.stack([np.asarray(calls[-1][m]) for m in NAMES])

@@ -91,7 +91,9 @@ class MVAE(Imputer):
             loss += jnp.where(encoded.present[m], own, 0.0)
         if keys is not None and len(experts) > 2:
             number, names = len(experts) + 1, sorted(experts)
-            drawn = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number + 1), 0.5, (len(names),)))(keys)
+            drawn = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number + 1), 0.5, (len(names),)))(
+                keys
+            )
             some = {m: encoded.present[m] & drawn[:, i] for i, m in enumerate(names)}
             own = self.bound(*self.product(experts, some), encoded, keys, number)
             loss += jnp.where(sum(some.values()) > 0, own, 0.0)

@@ -163,7 +163,7 @@ class LogMelCNN(nn.Module):
 
 
 class WaveformCNN(nn.Module):
-    """One-dimensional convolutions over the bare samples: M5 (Dai et al. 2017, arXiv:1610.00087), half a million weights.
+    """One-dimensional convolutions over the bare samples: M5, half a million weights (Dai et al., arXiv:1610.00087).
 
     A wide first convolution of stride 4, then narrow ones; the maximum of four places after each but the last, whose
     places are the tokens (the paper takes one more maximum of four, then the mean).

@@ -15,7 +15,6 @@ from mmfusion.models.encoders.classic import pool
 from mmfusion.models.encoders.text import CELLS
 from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
 
-
 TOKENS = ("all", "last", "attention")
 
 

@@ -51,7 +51,7 @@ class GraphFusion(nn.Module):
         return Fused(features=pooled_features(x, real, self.width, self.dtype), attention=attention)
 
     def _relations(self, names: list[str], sizes: list[int], name: str, shape: tuple[int, int]) -> tuple[Any, Any]:
-        """Returns the relation `[1, N, N, M · M]` of each pair of tokens, and the relations' vectors `[M · M, h, d]`."""
+        """Returns how tokens are related `[1, N, N, M · M]`, and the relations' vectors `[M · M, h, d]`."""
         number = jnp.repeat(jnp.arange(len(names)), jnp.array(sizes), total_repeat_length=sum(sizes))
         drawn = nn.initializers.normal(0.1)
         table = [self.param(f"{name}_relation_{q}_{k}", drawn, shape) for q in names for k in names]
