@@ -154,6 +154,7 @@ def _settle() -> None:
     parallel.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads show errors that it raises, too
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 

@@ -19,6 +19,7 @@ from mmfusion.errors import UserError
 
 STATE, META = "state", "meta"
 PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")  # in TensorStore's errors
+TEMPORARY = "orbax-checkpoint-tmp"  # in the names of what is not whole yet
 ASIDE = "damaged-checkpoints"  # where those go that are damaged, beside the others' folder
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
         self._directory = _absolute(directory)
-        self._readonly, self._damaged, self._failed = readonly, set(), False
+        self._readonly, self._damaged, self._failed, self._begun = readonly, set(), False, False
         for step in self._folders():
             if why := _unsound(self._directory / step):
                 self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
@@ -77,7 +78,7 @@ class Checkpoints:
         return max(scored, key=lambda step: _rank(saved[step]), default=self.newest())
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None) -> None:
-        """Saves a step unless it is there already; writing goes on in the background.
+        """Saves a step unless it is there already; writing goes on in the background, and `outcome` says how it ends.
 
         Args:
           step: steps taken.
@@ -86,14 +87,21 @@ class Checkpoints:
           score: validation score, higher is better; None where this step was not validated.
 
         Raises:
-          UserError: an earlier save failed (no space left, no permission); the older checkpoints are untouched.
+          UserError: it fails at once (no space left, no permission); the older checkpoints are untouched.
         """
         if step in self.steps():
             return
+        self._begun = True
         # Copied, because the next step donates these buffers while the writer still reads them.
         host = jax.tree.map(np.array, state)
         finite = score if score is not None and math.isfinite(score) else None
-        described = {**meta, "step": step, "score": finite, "tree": describe(host), "sums": integrity.checksums(host)}
+        described = {
+            **meta,
+            "step": step,
+            "score": finite,
+            "tree": integrity.describe(host),
+            "sums": integrity.checksums(host),
+        }
         sealed = integrity.sealed(canonical(described))
         try:
             self._manager.save(
@@ -101,9 +109,36 @@ class Checkpoints:
                 args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(host), META: ocp.args.JsonSave(sealed)}),
                 metrics={"score": finite, "step": step},
             )
-        except (OSError, ValueError) as error:
-            self._failed = True
-            raise _unsaved(self._directory, error) from error
+        except Exception as error:  # whatever the storage's library raises
+            raise self._unsaved(error) from error
+
+    def outcome(self, *, wait: bool = False) -> UserError | bool:
+        """Returns, once, how the save that was begun last has ended: True, or its error; False: nothing is known anew.
+
+        Args:
+          wait: for one that goes on.
+        """
+        if not self._begun or (not wait and self._manager.is_saving_in_progress()):
+            return False
+        self._begun = False
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            return self._unsaved(error)
+        return True
+
+    def _unsaved(self, error: Exception) -> UserError:
+        """Returns what a write that failed means, and takes away what it left."""
+        self._failed, self._begun = True, False
+        if jax.process_index() == 0:
+            for name in self._names():
+                if TEMPORARY in name:
+                    (self._directory / name).rmtree(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        if found := re.search(r"([^:\[\]]+) \[os_error_code=", reason):  # arrays are written by a library of its own
+            reason = found[1]
+        reason = " ".join(reason.split())[:300]
+        return UserError(f"cannot write a checkpoint under {self._directory}: {reason}; older ones are untouched")
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the state of `step`; raises Damaged where it is not that."""
@@ -121,7 +156,7 @@ class Checkpoints:
             be read.
         """
         meta = self.meta(step)
-        if differences := compare(describe(like), meta["tree"]):
+        if differences := integrity.compare(integrity.describe(like), meta["tree"]):
             shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if differences[5:] else "")
             raise UserError(f"checkpoint {self._directory}/{step} is of another architecture: {shown}")
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
@@ -157,9 +192,11 @@ class Checkpoints:
             )
         return None
 
+    def _names(self) -> list[str]:
+        return [path.name for path in self._directory.iterdir()] if self._directory.exists() else []
+
     def _folders(self) -> list[str]:
-        there = self._directory.iterdir() if self._directory.exists() else ()
-        return [path.name for path in there if path.name.isdigit()]
+        return [name for name in self._names() if name.isdigit()]
 
     def _set_aside(self, step: int, why: str) -> None:
         self._damaged.add(step)
@@ -179,10 +216,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises UserError where it could not be written."""
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise _unsaved(self._directory, error) from error
+        if isinstance(outcome := self.outcome(wait=True), UserError):
+            raise outcome
 
     def close(self) -> None:
         """Waits and lets go of the directory."""
@@ -288,26 +323,6 @@ def _unsound(folder: epath.Path) -> str:
     return "" if sound else "what was saved beside the state is not what it was"
 
 
-def describe(tree: Any) -> dict[str, list[Any]]:
-    """Returns `{path: [shape, dtype]}` of a pytree of arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): [list(x.shape), str(x.dtype)] for path, x in leaves}
-
-
-def compare(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """Returns a line for each leaf in which two descriptions differ, the model's parameters first."""
-    lines = []
-    for path in sorted({*wanted, *saved}, key=lambda p: (not p.startswith("params"), p)):
-        if path not in saved:
-            lines.append(f"{path} {wanted[path][0]} is in the model, not in the checkpoint")
-        elif path not in wanted:
-            lines.append(f"{path} {saved[path][0]} is in the checkpoint, not in the model")
-        elif list(wanted[path]) != list(saved[path]):
-            (shape, dtype), (saved_shape, saved_dtype) = wanted[path], saved[path]
-            lines.append(f"{path} is {shape} {dtype} in the model, {saved_shape} {saved_dtype} in the checkpoint")
-    return lines
-
-
 def canonical(config: Mapping[str, Any]) -> Any:
     """Returns a config as JSON values, so that a saved one and a live one compare equal."""
     return json.loads(json.dumps(config, sort_keys=True))
@@ -322,14 +337,3 @@ def _score(metrics: Any) -> float:
 def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:
     """The first of equal scores is the best one, whichever others are still there."""
     return _score(metrics), -metrics["step"]
-
-
-def _unsaved(directory: epath.Path, error: OSError | ValueError) -> Exception:
-    """Returns the error of a write that failed; arrays are written by a library that has only ValueError for it."""
-    reason = getattr(error, "strerror", None) or str(error)
-    if not isinstance(error, OSError):
-        found = re.search(r"([^:\[\]]+) \[os_error_code=", reason)
-        if found is None:
-            return error
-        reason = found[1].strip()
-    return UserError(f"cannot write a checkpoint under {directory}: {reason}; older ones are untouched")

@@ -38,3 +38,23 @@ def is_sealed(values: Mapping[str, Any]) -> bool:
 
 def _digest(values: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())
+
+
+def describe(tree: Any) -> dict[str, list[Any]]:
+    """Returns `{path: [shape, dtype]}` of a pytree of arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): [list(x.shape), str(x.dtype)] for path, x in leaves}
+
+
+def compare(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each leaf in which two descriptions differ, the model's parameters first."""
+    lines = []
+    for path in sorted({*wanted, *saved}, key=lambda p: (not p.startswith("params"), p)):
+        if path not in saved:
+            lines.append(f"{path} {wanted[path][0]} is in the model, not in the checkpoint")
+        elif path not in wanted:
+            lines.append(f"{path} {saved[path][0]} is in the checkpoint, not in the model")
+        elif list(wanted[path]) != list(saved[path]):
+            (shape, dtype), (saved_shape, saved_dtype) = wanted[path], saved[path]
+            lines.append(f"{path} is {shape} {dtype} in the model, {saved_shape} {saved_dtype} in the checkpoint")
+    return lines

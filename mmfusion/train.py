@@ -28,6 +28,7 @@ from mmfusion.evaluate import collect, head_losses, score
 from mmfusion.logger import Logger, model_table, results_table, write_json
 from mmfusion.models.summary import summarize
 from mmfusion.progress import Meter, Progress, Trace
+from mmfusion.saving import Saver
 from mmfusion.step import TrainState
 
 
@@ -197,26 +198,6 @@ def _attempt(
         heads = spread.replicate({head: np.float32(weight) for head, weight in weights.items()})
         return state.replace(balance={**state.balance, "heads": heads})
 
-    may_fail, unsaved = config.recovery.failed_saves, []  # errors of the newest saves, while they fail
-
-    def save(scored: float | None, stopping: bool) -> None:
-        progress.seconds = time.monotonic() - began_at
-        own = {**meta, "progress": dataclasses.asdict(progress)}
-        errors = []
-        # What was logged first: a run goes on after its checkpoint. And then that, in which every host takes part.
-        for write in (place.send, lambda: checkpoints.save(progress.step, spread.to_host(state), own, scored)):
-            try:
-                write()
-            except UserError as error:
-                errors.append(error)
-        if not errors:
-            unsaved.clear()
-            return
-        unsaved.append(errors[-1])
-        if stopping or len(unsaved) > may_fail:
-            raise errors[-1]
-        log.print(f"train  warning: {errors[-1]}; going on, this is failure {len(unsaved)} of {may_fail} allowed")
-
     with (
         contextlib.closing(checkpoints),
         Logger(workdir, primary, progress.step, total_steps=config.steps, plain_every=quiet) as log,
@@ -229,6 +210,7 @@ def _attempt(
             _introduce(log, config, dataset, parts, state, progress.step, begun)
 
         # Steps
+        saver = Saver(checkpoints, place.send, log, config.recovery.failed_saves)
         if parts.objectives.blending and not progress.heads:
             state = blended(rows_of(dataset.splits["valid"]))
         meter = Meter(log, config, dataset.splits["train"], progress)
@@ -238,6 +220,7 @@ def _attempt(
             compiled_now = progress.step == first_step
             if not compiled_now:
                 meter.flush()
+                saver.hear()
             meter.hold(progress.step, numbers, rates, hosts)
             progress.step += k
             if profile and primary:
@@ -265,13 +248,13 @@ def _attempt(
                     )
                 if parts.objectives.blending:
                     state = blended(rows)
-            save(scored, stopping)
+            progress.seconds = time.monotonic() - began_at
+            own = {**meta, "progress": dataclasses.asdict(progress)}
+            saver.save(progress.step, spread.to_host(state), own, scored, last=stopping)
             if stopping:
                 raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
-        if unsaved:
-            raise unsaved[-1]
-        checkpoints.wait()
+        saver.finish()
 
         # Test, once, the checkpoint that validation chose
         host_state, chosen = checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes), best=True)

@@ -1,0 +1,54 @@
+"""Saves that fail in the background: each is told by the next step, and counted, and the next one is written again."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mmfusion.checkpoint import Checkpoints
+from mmfusion.errors import UserError
+from mmfusion.saving import Saver
+from tests.test_checkpoint import CONTEXT, files_of_at_most, noise
+
+TIMES = 3
+
+
+def fail_in_a_row(folder: Path) -> None:
+    """Ends this process, and with it Orbax's writers, after saves that fail, and then one that does not."""
+    said: list[str] = []
+    checkpoints = Checkpoints(folder)
+    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append), may_fail=TIMES)
+    saver.save(1, noise(1), {}, 0.5, last=False)
+    saver.finish()
+    with files_of_at_most(20_000):
+        for step in range(2, 2 + TIMES):
+            saver.save(step, noise(step), {}, 0.5, last=False)
+            while len(said) < step - 1:  # as the loop does after each step
+                saver.hear()
+            assert f"this is failure {step - 1} of {TIMES} allowed" in said[-1] and "\n" not in said[-1]
+            assert sorted(path.name for path in folder.iterdir()) == ["1"]  # nothing half-written on a full disk
+    saver.save(9, noise(9), {}, 0.5, last=True)
+    assert saver.failed == [] and checkpoints.steps() == [1, 9]
+
+    with files_of_at_most(20_000):
+        with pytest.raises(UserError, match="cannot write a checkpoint"):
+            saver.save(10, noise(10), {}, 0.5, last=True)
+        saver.failed.clear()
+        for step in range(11, 11 + TIMES):
+            saver.save(step, noise(step), {}, 0.5, last=False)
+            saver.hear(wait=True)
+        saver.save(20, noise(20), {}, 0.5, last=False)
+        with pytest.raises(UserError, match="cannot write a checkpoint"):
+            saver.hear(wait=True)
+    os._exit(0)
+
+
+def test_saves_that_fail_in_the_background_are_told_and_counted(tmp_path: Path):
+    process = CONTEXT.Process(target=fail_in_a_row, args=(tmp_path,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    again = Checkpoints(tmp_path)
+    assert again.steps() == [1, 9]
+    again.close()
