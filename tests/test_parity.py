@@ -21,6 +21,7 @@ Result = dict[str, np.ndarray]
 EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh")
 HOSTS = ("pmap", "jit", "loop", "loop blended fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
+TWO = "--xla_force_host_platform_device_count=2"
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +61,14 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
-    """What the ways of `HOSTS` give in two processes of one device each."""
+    """What the ways of `HOSTS` give in two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("hosts")
     outputs = [folder / f"{host}.npz" for host in range(2)]
     processes = [
-        start(output, HOSTS, f"--host={host}", "--hosts=2", f"--port={port}", XLA_FLAGS=FLAGS)
+        start(output, HOSTS, f"--host={host}", "--hosts=2", f"--port={port}", XLA_FLAGS=f"{FLAGS} {TWO}")
         for host, output in enumerate(outputs)
     ]
     try:
