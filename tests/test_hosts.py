@@ -1,6 +1,7 @@
-"""The train command in two processes of one device each: stopped by a signal to one of them, and continued."""
+"""The train command in two processes of two devices each: stopped by a signal to one of them, and continued."""
 
 import json
+import os
 import signal
 import socket
 import time
@@ -26,6 +27,7 @@ def start(flags, workdir, hosts=2):
             "experiments.train",
             [*flags, f"--workdir={workdir}", f"--distributed=localhost:{port},{host},{hosts}"],
             merged=True,
+            XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         )
         for host in range(hosts)
     ]
