@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
-from mmfusion import parallel
+from mmfusion import hosts, parallel
 from mmfusion.errors import Preempted, UserError, nearest
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
@@ -28,15 +29,19 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     _settle()
     try:
         main(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except Preempted as stop:
         print(f"preempted: {stop}", file=sys.stderr)
         sys.exit(75)
+    except (UserError, FloatingPointError) as error:
+        status = 2 if isinstance(error, UserError) else 1
+        print(f"error: {error}", file=sys.stderr)
+        hosts.leave(status, str(error))
+        sys.exit(status)
+    except Exception as error:
+        if hosts.several():
+            traceback.print_exc()
+            hosts.leave(1, repr(error))
+        raise
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, positional: bool = False) -> list[str]:
@@ -94,9 +99,8 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
     return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
 
 
-def settle(config: ConfigDict, distributed: str = "") -> None:
-    """Joins other hosts (`parallel.join_hosts`) and does what a config asks of the process, before JAX has devices."""
-    parallel.join_hosts(distributed)
+def settle(config: ConfigDict) -> None:
+    """Does what a config asks of the process, before JAX has devices."""
     if config.deterministic:
         parallel.settle_determinism()
     settle_compilation_cache()

@@ -6,26 +6,28 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
+from mmfusion import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
-DISTRIBUTED = flags.DEFINE_string("distributed", "", "auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
+flags.DEFINE_string("distributed", "", "auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
 PROFILE = flags.DEFINE_bool("profile", False, "write a JAX trace of a few early steps to WORKDIR/profile")
 
 
 def main(argv: Sequence[str]) -> None:
-    config = cli.parse_config(argv)
-    cli.settle(config, DISTRIBUTED.value)
+    where, rest = cli.take_flag(list(argv), "distributed")
+    hosts.join(where or "")  # first, so that all hear of a host whose config is wrong
+    config = cli.parse_config(rest)
+    cli.settle(config)
 
     import jax
 
     from configs import base
     from mmfusion import config as configs
-    from mmfusion import parallel
     from mmfusion.train import train
 
     configs.check(config, base.get_config(), jax.device_count(), jax.process_count())
     computed = {key: value for key, value in configs.flat(configs.to_json(config)).items() if key not in configs.PLACES}
-    parallel.check_same(json.dumps(computed, sort_keys=True), "config")
+    hosts.check_same(json.dumps(computed, sort_keys=True), "config")
     train(config, WORKDIR.value, profile=PROFILE.value)
 
 

@@ -1,10 +1,9 @@
-"""Devices, meshes, hosts: the only file that knows them. `pmap` by default, `jit` over a mesh one config line away."""
+"""Devices and meshes: the only file that knows them. `pmap` by default, `jit` over a mesh one config line away."""
 
 import contextlib
 import ctypes
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 import signal
@@ -194,33 +193,6 @@ def _replicated(call: Callable[..., Any], states: tuple, batches: tuple, rates: 
     return tuple(jax.tree.map(lambda x, r=r: x[r], together) for r in range(len(states)))
 
 
-def join_hosts(where: str) -> None:
-    """Joins the other hosts of a run; to be called before JAX looks for devices.
-
-    Args:
-      where: `auto` where the machine knows (Cloud TPU, Slurm), or `HOST:PORT,PROCESS,PROCESSES`, the address of process
-        0, which one this is, and how many there are; empty: there are no others.
-
-    Raises:
-      UserError: it is neither, or the others do not come.
-    """
-    if not where:
-        return
-    given = {}
-    if where != "auto":
-        try:
-            address, process, processes = where.split(",")
-            given = {"coordinator_address": address, "process_id": int(process), "num_processes": int(processes)}
-        except ValueError:
-            raise UserError(f"--distributed={where} is neither auto nor HOST:PORT,PROCESS,PROCESSES") from None
-    if jax.config.jax_platforms == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(**given)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
-
-
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
@@ -234,15 +206,6 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def check_same(described: str, what: str) -> None:
-    """Raises UserError on every host where hosts have different things, such as configs; `what` names them."""
-    if jax.process_count() > 1:
-        digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
-        every = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, len(digest))
-        if others := [host for host in range(len(every)) if (every[host] != every[0]).any()]:
-            raise UserError(f"hosts {', '.join(map(str, others))} have another {what} than host 0: give all the same")
 
 
 def settle_determinism() -> None:

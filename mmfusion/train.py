@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import mmfusion
-from mmfusion import bucket, optim, parallel, provenance, recovery, transfer
+from mmfusion import bucket, hosts, optim, parallel, provenance, recovery, transfer
 from mmfusion import config as configs
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
@@ -115,7 +115,8 @@ def run(
                         raise FloatingPointError(recovery.report(error, place, jax.process_index() == 0)) from error
                     wrong = error
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            ours = str(error.filename or "").startswith(str(place.folder))  # it vanished, or may not be written
+            if error.errno not in NO_ROOM and not ours:
                 raise
             where = error.filename or place.name
             raise UserError(
@@ -169,7 +170,7 @@ def _attempt(
         state = jax.jit(lambda tree: tree)(spread.put_state(host_state))
         progress = Progress(**meta["progress"])
     progress.rollbacks = max(progress.rollbacks, wrong.rollbacks + 1 if wrong else 0)
-    parallel.check_same(str(progress.step), "newest checkpoint")
+    hosts.check_same(str(progress.step), "newest checkpoint")
     first_step = progress.step
     meta = {"data": dataset.saved(), "config": configs.to_json(config), "version": mmfusion.__version__}
     if progress.step >= config.steps and (workdir / "result.json").exists():
@@ -210,18 +211,19 @@ def _attempt(
             _introduce(log, config, dataset, parts, state, progress.step, begun)
 
         # Steps
-        saver = Saver(checkpoints, place.send, log, config.recovery.failed_saves)
+        # Where one of several hosts went on after a failure, the others would wait for it.
+        saver = Saver(checkpoints, place.send, log, config.recovery.failed_saves if spread.hosts == 1 else 0)
         if parts.objectives.blending and not progress.heads:
             state = blended(rows_of(dataset.splits["valid"]))
         meter = Meter(log, config, dataset.splits["train"], progress)
-        for hosts, devices in _calls(dataset.splits["train"], config, parts, first=progress.step, k=k):
+        for batches, devices in _calls(dataset.splits["train"], config, parts, first=progress.step, k=k):
             rates = progress.learning_rates(config, k)
             state, numbers = yield Call(parts, config.optim.accumulate, state, devices, spread.replicate(rates))
             compiled_now = progress.step == first_step
             if not compiled_now:
                 meter.flush()
                 saver.hear()
-            meter.hold(progress.step, numbers, rates, hosts)
+            meter.hold(progress.step, numbers, rates, batches)
             progress.step += k
             if profile and primary:
                 trace.after_call(numbers)
@@ -301,8 +303,8 @@ def _calls(
     )  # fmt: skip
     pairs = pipeline.to_device(batches, spread.put_batch)
     while call := tuple(itertools.islice(pairs, k)):
-        hosts, devices = zip(*call, strict=True)
-        yield hosts, devices
+        own, devices = zip(*call, strict=True)
+        yield own, devices
 
 
 def _selection_score(scores: dict[str, Any], config: ConfigDict) -> float:

@@ -153,6 +153,14 @@ def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.parametrize("folder", ["/proc/none", "file/run"])
+def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, folder):
+    (tmp_path / "file").write_text("")
+    plant(monkeypatch)
+    with pytest.raises(UserError, match=rf"{folder}.*(No such file|no folder that you may write to)"):
+        train(planted.config(), tmp_path / folder)
+
+
 def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
     from mmfusion.checkpoint import ocp
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from mmfusion import parallel
+from mmfusion import hosts
 from mmfusion.errors import UserError
 from tests.processes import Started
 
@@ -17,19 +17,22 @@ STEPS = 200  # seconds, so that the signal comes in between
 SGD = {"optim.schedule.warmup_steps": 1, "steps": STEPS, "checkpoint_every": STEPS, "eval_every": STEPS}
 
 
-def start(flags, workdir, hosts=2):
-    """Starts the hosts of a run."""
+def start(flags, workdir, count=2, last=()):
+    """Starts the hosts of a run; `last` are more flags of the last one."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
         Started(
             "experiments.train",
-            [*flags, f"--workdir={workdir}", f"--distributed=localhost:{port},{host},{hosts}"],
+            [
+                *(*flags, f"--workdir={workdir}", f"--distributed=localhost:{port},{host},{count}"),
+                *(last if host == count - 1 else ()),
+            ],
             merged=True,
             XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         )
-        for host in range(hosts)
+        for host in range(count)
     ]
 
 
@@ -50,12 +53,12 @@ def test_a_signal_to_one_host_stops_both_and_they_go_on(tiny_flags, command, tmp
     done = command("experiments.train", *flags, f"--workdir={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
 
-    hosts = start(flags, tmp_path / "two")
+    two = start(flags, tmp_path / "two")
     path, deadline = tmp_path / "two" / "metrics.jsonl", time.monotonic() + 200
     while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    hosts[1].send_signal(signal.SIGTERM)
-    statuses, said = finish(hosts)
+    two[1].send_signal(signal.SIGTERM)
+    statuses, said = finish(two)
     assert statuses == [75, 75], said
     assert "saved at step" in said[0] and "saved at step" in said[1]
     assert len(losses(tmp_path / "two")) < STEPS
@@ -64,8 +67,25 @@ def test_a_signal_to_one_host_stops_both_and_they_go_on(tiny_flags, command, tmp
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("--config.nokey=5", "nokey"),  # found before anything is built
+        ("--workdir=/proc/none", "/proc/none"),  # in the middle of what all do together
+    ],
+)
+def test_where_one_host_fails_all_end_and_say_why(tiny_flags, tmp_path, wrong, says):
+    flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
+    began = time.monotonic()
+    statuses, said = finish(start([*flags, "--config.model.fusion.name=concat"], tmp_path / "run", last=[wrong]))
+    assert time.monotonic() - began < 100  # and not the five minutes that a barrier waits
+    assert statuses == [2, 2], said
+    assert "error: host 1 failed, and this one ends with it: " in said[0] and says in said[0] and says in said[1]
+    assert "Traceback" not in said[0] + said[1]
+
+
 def test_what_is_no_address_is_told():
     for wrong in ("somewhere", "localhost:1,a,2", "localhost:1,0"):
         with pytest.raises(UserError, match="is neither auto nor HOST:PORT,PROCESS,PROCESSES"):
-            parallel.join_hosts(wrong)
-    parallel.join_hosts("")
+            hosts.join(wrong)
+    hosts.join("")

@@ -1,0 +1,97 @@
+"""The hosts of one run: they join, have one config, and where one fails the others end, too, and say why."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+from jax._src import distributed  # the service that hosts meet at has no other way in
+from jax.experimental import multihost_utils
+
+from mmfusion.errors import UserError
+
+FAILED = "mmfusion/failed"  # what the service knows the first failure by
+EVERY = 1.0  # seconds after which a host looks again whether another one has failed
+GRACE = 5 * EVERY  # seconds that host 0, whose service it is, leaves the others to read why
+
+
+def join(where: str) -> None:
+    """Joins the other hosts of a run; to be called before JAX looks for devices.
+
+    Args:
+      where: `auto` where the machine knows (Cloud TPU, Slurm), or `HOST:PORT,PROCESS,PROCESSES`, the address of process
+        0, which one this is, and how many there are; empty: there are no others.
+
+    Raises:
+      UserError: it is neither, or the others do not come.
+    """
+    if not where:
+        return
+    given = {}
+    if where != "auto":
+        try:
+            address, process, processes = where.split(",")
+            given = {"coordinator_address": address, "process_id": int(process), "num_processes": int(processes)}
+        except ValueError:
+            raise UserError(f"--distributed={where} is neither auto nor HOST:PORT,PROCESS,PROCESSES") from None
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def several() -> bool:
+    """Returns whether this process has joined others."""
+    return (distributed.global_state.num_processes or 1) > 1
+
+
+def leave(status: int, said: str) -> None:
+    """Ends this process where it failed and is one of several, whose others wait for it: they end with what it said."""
+    service = distributed.global_state
+    if not several():
+        return
+    with contextlib.suppress(Exception):  # another one was first, or the service is gone
+        service.client.key_value_set(FAILED, json.dumps([service.process_id, status, said]))
+    _end(status)
+
+
+def _watch() -> None:
+    service = distributed.global_state
+    while True:
+        time.sleep(EVERY)
+        try:
+            host, status, said = json.loads(service.client.key_value_try_get(FAILED))
+        except Exception:  # nobody has, or the run is at its end
+            continue
+        if host != service.process_id:
+            print(f"error: host {host} failed, and this one ends with it: {said}", file=sys.stderr)
+            _end(status)
+        return
+
+
+def _end(status: int) -> None:
+    """Ends without what JAX does at its end, which waits for all hosts; host 0 last, or the others would abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    silent = os.open(os.devnull, os.O_WRONLY)  # why is said; what comes of the others' end is not
+    for stream in (1, 2):
+        os.dup2(silent, stream)
+    time.sleep(GRACE if distributed.global_state.process_id == 0 else 2 * EVERY)
+    os._exit(status)
+
+
+def check_same(described: str, what: str) -> None:
+    """Raises UserError on every host where hosts have different things, such as configs; `what` names them."""
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
+        every = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, len(digest))
+        if others := [host for host in range(len(every)) if (every[host] != every[0]).any()]:
+            raise UserError(f"hosts {', '.join(map(str, others))} have another {what} than host 0: give all the same")
