@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One training run over the nodes of a Slurm job, a process a node; see README.md beside this file.
-#   sbatch --nodes=2 experiments/tpu/slurm.sh [--dry-run] --config=configs/X.py --workdir=/shared/DIR
+# One training run over the nodes of a Slurm job, a process a GPU (JAX takes one each); see README.md beside this file.
+#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 experiments/tpu/slurm.sh [--dry-run] --config=configs/X.py \
+#     --workdir=/shared/DIR
 #SBATCH --job-name=mmfusion
-#SBATCH --ntasks-per-node=1
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
@@ -20,7 +20,7 @@ if [ "$#" -eq 0 ]; then
 fi
 "${command[@]}" "$@" # Slurm's warning goes to every process, and all save themselves at one step
 status=$?
-if [ "$status" -eq 75 ]; then
+if [ "$status" -eq 75 ] || [ "$status" -eq 134 ]; then # 134: a host was lost, without which the others cannot go on
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
