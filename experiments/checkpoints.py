@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 def copy(folder: epath.Path, step: str, target: epath.Path) -> None:
     """Copies a step that is what was saved; nothing is left where it cannot be copied whole."""
-    from mmfusion.checkpoint import copy_tree
+    from mmfusion.files import copy_tree
 
     verified(folder, step)
     try:

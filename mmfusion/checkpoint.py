@@ -14,11 +14,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from mmfusion import integrity
+from mmfusion import files, integrity
 from mmfusion.errors import UserError
 
 STATE, META = "state", "meta"
 PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")  # in TensorStore's errors
+GONE = "let-go"  # the folder of those that are being deleted
 TEMPORARY = "orbax-checkpoint-tmp"  # in the names of what is not whole yet
 ASIDE = "damaged-checkpoints"  # where those go that are damaged, beside the others' folder
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
         self._directory = _absolute(directory)
-        self._readonly, self._damaged, self._failed, self._begun = readonly, set(), False, False
+        self._readonly, self._damaged, self._failed, self._begun = readonly, set(), False, None
         for step in self._folders():
             if why := _unsound(self._directory / step):
                 self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
@@ -57,8 +58,12 @@ class Checkpoints:
                     ]
                 ),
                 cleanup_tmp_directories=not readonly,
+                # Renamed first: what a kill leaves of one half deleted is not taken for a damaged one.
+                todelete_subdir=None if readonly or "://" in str(self._directory) else GONE,
             ),
         )
+        if not readonly:
+            self._clear()
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
@@ -91,7 +96,7 @@ class Checkpoints:
         """
         if step in self.steps():
             return
-        self._begun = True
+        self._begun = step
         # Copied, because the next step donates these buffers while the writer still reads them.
         host = jax.tree.map(np.array, state)
         finite = score if score is not None and math.isfinite(score) else None
@@ -118,18 +123,26 @@ class Checkpoints:
         Args:
           wait: for one that goes on.
         """
-        if not self._begun or (not wait and self._manager.is_saving_in_progress()):
+        if self._begun is None or (not wait and self._manager.is_saving_in_progress()):
             return False
-        self._begun = False
+        step, self._begun = self._begun, None
         try:
             self._manager.wait_until_finished()
+            if jax.process_index() == 0 and "://" not in str(self._directory):
+                files.sync(self._directory / str(step))  # so that a power loss spares it once the next one is there
+            self._clear()
         except Exception as error:
             return self._unsaved(error)
         return True
 
+    def _clear(self) -> None:
+        """Deletes what was let go."""
+        if jax.process_index() == 0 and (self._directory / GONE).exists():
+            (self._directory / GONE).rmtree(missing_ok=True)
+
     def _unsaved(self, error: Exception) -> UserError:
         """Returns what a write that failed means, and takes away what it left."""
-        self._failed, self._begun = True, False
+        self._failed, self._begun = True, None
         if jax.process_index() == 0:
             for name in self._names():
                 if TEMPORARY in name:
@@ -170,6 +183,7 @@ class Checkpoints:
         """Deletes the checkpoints of a step and of all after it."""
         for later in [saved for saved in self.steps() if saved >= step]:
             self._manager.delete(later)
+        self._clear()
 
     def first_sound(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
         """Returns what `read(step)` gives of the newest checkpoint, or of the best, that is not damaged.
@@ -208,7 +222,7 @@ class Checkpoints:
             aside.mkdir(parents=True, exist_ok=True)
             target = next(place for k in range(10**6) if not (place := aside / f"{step}-{k}").exists())
             print(f"warning: {why}; it goes to {target}, and another one serves", file=sys.stderr)
-            _move(self._directory / str(step), target)
+            files.move(self._directory / str(step), target)
         except OSError as error:
             if (self._directory / str(step)).exists():  # else another host was first
                 raise UserError(f"{why}; and it cannot be moved away: {error}") from error
@@ -250,24 +264,6 @@ def _absolute(folder: epath.PathLike) -> epath.Path:
 
 def _step(folder: epath.Path) -> int:
     return int(folder.name) if folder.name.isdigit() else 0  # a copy may have any name
-
-
-def _move(folder: epath.Path, target: epath.Path) -> None:
-    if "://" not in str(folder):
-        folder.rename(target)
-        return
-    copy_tree(folder, target)  # a bucket has no folders that could be renamed
-    folder.rmtree()
-
-
-def copy_tree(folder: epath.Path, target: epath.Path) -> None:
-    """Copies a folder's files; each of the two may be in a bucket."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.is_dir():
-            copy_tree(path, target / path.name)
-        else:
-            path.copy(target / path.name)
 
 
 @contextlib.contextmanager

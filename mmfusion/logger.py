@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from mmfusion.files import sync_file
+
 
 class Logger:
     """Writes one line of `metrics.jsonl` and the same scalars to TensorBoard a call, and shows how the run goes.
@@ -105,6 +107,12 @@ class Logger:
         if self.primary:
             self._console.print(renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False)
 
+    def sync(self) -> None:
+        """Brings what was logged to the disk, where a power loss leaves it."""
+        if self.primary:
+            os.fsync(self._lines.fileno())
+            sync_file(self._workdir)
+
     def close(self) -> None:
         """Ends the bar and the files; what was logged stays."""
         if self.primary:
@@ -158,11 +166,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name is durable only with its directory
-    finally:
-        os.close(directory)
+    sync_file(path.parent)  # the new name is durable only with its directory
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:

@@ -43,7 +43,7 @@ class Saver:
         self.hear(wait=True)
         errors = []
         # What was logged first: a run goes on after its checkpoint. And then that, in which every host takes part.
-        for write in (self.send, lambda: self.checkpoints.save(step, state, meta, score)):
+        for write in (self._sync, self.send, lambda: self.checkpoints.save(step, state, meta, score)):
             try:
                 write()
             except UserError as error:
@@ -54,6 +54,12 @@ class Saver:
             self._fail(errors[-1])
         if last:
             self.finish()
+
+    def _sync(self) -> None:
+        try:
+            self.log.sync()
+        except OSError as error:
+            raise UserError(f"cannot write what was logged: {error.strerror}") from error
 
     def finish(self) -> None:
         """Waits for what is under way; raises UserError where the newest step is not saved."""

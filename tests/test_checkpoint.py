@@ -326,3 +326,22 @@ def test_what_the_machine_lacks_is_no_damage(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(type(error)):
         Checkpoints(directory)
     assert (directory / "1").exists()
+
+
+def test_one_that_was_being_deleted_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    deleted: list[str] = []
+    honest = Checkpoints._clear
+    monkeypatch.setattr(
+        Checkpoints, "_clear", lambda self: deleted.extend(p.name for p in tmp_path.glob("let-go/*")) or honest(self)
+    )
+    saved(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3}).close()
+    assert deleted == ["1"] and sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+    (tmp_path / "let-go" / "1" / "state").mkdir(parents=True)  # as a kill in the middle of it leaves it
+    again = Checkpoints(tmp_path)
+    assert again.steps() == [2, 3] and not (tmp_path / "let-go").exists()
+    again.drop_from(2)
+    assert again.steps() == [] and list(tmp_path.iterdir()) == []
+    assert again.first_sound(lambda step: step) is None
+    again.close()
+    assert not (tmp_path.parent / "damaged-checkpoints").exists()

@@ -8,6 +8,7 @@ import pytest
 
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.errors import UserError
+from mmfusion.logger import Logger
 from mmfusion.saving import Saver
 from tests.test_checkpoint import CONTEXT, files_of_at_most, noise
 
@@ -18,7 +19,7 @@ def fail_in_a_row(folder: Path) -> None:
     """Ends this process, and with it Orbax's writers, after saves that fail, and then one that does not."""
     said: list[str] = []
     checkpoints = Checkpoints(folder)
-    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append), may_fail=TIMES)
+    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), may_fail=TIMES)
     saver.save(1, noise(1), {}, 0.5, last=False)
     saver.finish()
     with files_of_at_most(20_000):
@@ -52,3 +53,34 @@ def test_saves_that_fail_in_the_background_are_told_and_counted(tmp_path: Path):
     again = Checkpoints(tmp_path)
     assert again.steps() == [1, 9]
     again.close()
+
+
+def test_files_are_on_the_disk_before_what_relies_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was logged before its checkpoint, and a checkpoint before the next one, which lets older ones go."""
+    events: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        events.append(str(Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    begin = checkpoints._manager.save
+    monkeypatch.setattr(checkpoints._manager, "save", lambda s, **o: events.append(f"begin {s}") or begin(s, **o))
+    with Logger(tmp_path, total_steps=4) as log:
+        saver = Saver(checkpoints, lambda: None, log, may_fail=0)
+        for step in (1, 2, 3, 4):
+            log.log(step, {"loss": 1.0})
+            events.append(f"logged {step}")
+            saver.save(step, noise(step), {}, 0.5, last=step == 4)
+    checkpoints.close()
+    for step in (1, 2, 3, 4):
+        own = events[events.index(f"logged {step}") : events.index(f"begin {step}")]
+        assert {"metrics.jsonl", "."} <= set(own)
+        until = events.index(f"begin {step + 1}") if step < 4 else None
+        synced = events[events.index(f"begin {step}") : until]
+        assert "checkpoints" in synced and f"checkpoints/{step}" in synced
+        files = [path for path in (tmp_path / "checkpoints" / str(step)).rglob("*") if path.is_file()]
+        assert {str(path.relative_to(tmp_path)) for path in files} <= set(synced)  # of those that are still there
+    assert checkpoints.steps() == [1, 3, 4]
