@@ -1,5 +1,6 @@
 """A run that is stopped, however often and wherever, ends as the run that was not: bit for bit."""
 
+import itertools
 import json
 import re
 import signal
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from mmfusion import progress
+from mmfusion import train as loop
+from mmfusion.assemble import Parts
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import open_run
@@ -148,6 +151,33 @@ def test_stopped_by_sigterm_at_a_step(
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.newest() == step
     checkpoints.close()
+    train(short, tmp_path)
+    assert_same_run(tmp_path, unbroken, 8)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at"),
+    [
+        (Parts, "train_step", 1),  # what is compiled
+        (loop, "score", 4),  # validation
+        (Checkpoints, "save", 3),
+    ],
+)
+def test_stopped_by_sigterm_in_the_middle_of_things(
+    short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int
+):
+    """What is under way ends, and the run is saved at the step that it has come to."""
+    honest, times = getattr(owner, name), itertools.count()
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        if next(times) == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return honest(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match=r"saved at step \d of 8"):
+        patch.setattr(owner, name, stopped)
+        train(short, tmp_path)
+    assert at <= last_step(tmp_path) <= at + 1  # the signal is heard between two steps
     train(short, tmp_path)
     assert_same_run(tmp_path, unbroken, 8)
 
