@@ -18,7 +18,7 @@ from tests import ways
 from tests.processes import Started
 
 Result = dict[str, np.ndarray]
-EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh")
+EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh", "loop 1 2 1")
 HOSTS = ("pmap", "jit", "loop", "loop blended fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 TWO = "--xla_force_host_platform_device_count=2"
@@ -172,8 +172,13 @@ def test_the_loop_of_two_hosts_is_the_loop_of_one(
     hosts: list[dict[str, Result]], one: Callable[[str], Result], way: str, alone: str
 ):
     for host in hosts:
-        agree(host[way], one(alone), but=("read",))
+        agree(host[way], one(alone), but=("read", "examples"))  # which are each host's own
     assert (one(alone)["weights"].std() > 0) == (alone == "loop blended")
+
+
+def test_a_run_goes_on_with_more_devices_and_with_fewer(eight: dict[str, Result], one: Callable[[str], Result]):
+    agree(eight["loop 1 2 1"], one("loop"), but=("read",))
+    np.testing.assert_array_equal(eight["loop 1 2 1"]["examples"], one("loop")["examples"])
 
 
 def test_a_host_reads_only_its_share(hosts: list[dict[str, Result]], one: Callable[[str], Result]):

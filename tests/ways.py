@@ -5,6 +5,7 @@ As a command, in a process with other devices or beside other hosts: `python -m 
 """
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from mmfusion import parallel, sharding
 from mmfusion import train as loop
 from mmfusion.assemble import Parts, assemble
 from mmfusion.data.dataset import Dataset
+from mmfusion.errors import Preempted
 from mmfusion.evaluate import collect, score
-from tests import synthetic
+from tests import synthetic, tiny
 
 STEPS = 5
 ROWS = {"train": 200, "valid": 45, "test": 45}  # training crosses an epoch; no evaluation batch is full
@@ -29,7 +31,8 @@ CONCAT = {"fusion": "concat", "model.encoders.text.tokens": "mean"}
 BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
 LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
 # What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans; where
-# `blended`, each modality has a head, and validation weighs them.
+# there are `attempts`, each has so many devices and stops after a step, and the next goes on; where `blended`, each
+# modality has a head, and validation weighs them.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
@@ -42,6 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "batch norm": BATCH_NORM,
     "batch norm jit": {**BATCH_NORM, "parallel.mode": "jit"},
     "loop": LOOP,
+    "loop 1 2 1": {**LOOP, "attempts": ((1, 2), (2, 4), (1, STEPS))},
     "loop blended": {**LOOP, "blended": True},
     "loop blended fsdp": {**LOOP, "blended": True, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
 }
@@ -56,7 +60,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     """
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
     fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
-    blended = changes.pop("blended", False)
+    blended, attempts = changes.pop("blended", False), changes.pop("attempts", ((0, STEPS),))
     config = synthetic.config(changes, fusion)
     if blended:
         with config.unlocked():
@@ -65,7 +69,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     platform = mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu")
     with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
         if "loop" in way:
-            return _loop(config, dataset, folder / way)
+            return _loop(config, dataset, folder / way, attempts)
         return _steps(config, dataset, assemble(config, dataset))
 
 
@@ -92,15 +96,26 @@ def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.n
     }
 
 
-def _loop(config: ConfigDict, dataset: Dataset, workdir: Path) -> dict[str, np.ndarray]:
+def _loop(
+    config: ConfigDict, dataset: Dataset, workdir: Path, attempts: tuple[tuple[int, int], ...]
+) -> dict[str, np.ndarray]:
     """Trains in the loop on data that is read as it goes, and notes which rows this host has read."""
     seen = []
     for split in dataset.splits.values():
         object.__setattr__(split, "source", Noting(split.source, seen if split.name == "train" else []))
     with mock.patch("mmfusion.train.datasets.load", lambda *_, **__: dataset):
+        for devices, last in attempts[:-1]:
+            tiny.put(config, "parallel.devices", devices)
+            stopping = mock.patch.object(
+                parallel.Parallel, "stopping", lambda _, stop, step, k, last=last: step >= last
+            )
+            with stopping, contextlib.suppress(Preempted):
+                loop.train(config, workdir)
+        tiny.put(config, "parallel.devices", attempts[-1][0])
         result = loop.train(config, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
+        "examples": np.array([line["ids"] for line in lines if "ids" in line]),
         "losses": np.array([line["loss"] for line in lines if line["split"] != "test"]),  # host 0 may yet write it
         "weights": np.array([line.get("weight/joint", 1) for line in lines if "grad_norm" in line]),
         "scores": np.array([result["test"][name] for name in SCORES]),
