@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion import metrics
+from mmfusion import metrics, parallel
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets
@@ -143,6 +143,8 @@ def open_run(
     config = read_config(workdir)
     if overrides:
         overrides(config)
+    with config.unlocked():
+        config.parallel.update(parallel.fitting(config.parallel, config.batch_size))
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet")
     checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)

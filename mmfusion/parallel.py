@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -161,6 +161,24 @@ def make(mode: str, devices: int = 0, axes: tuple[int, int, int] = (-1, 1, 1)) -
     if mode == "pmap":
         return Parallel(mode, Mesh(every, (AXIS,)))
     return Parallel(mode, Mesh(every.reshape(axes), sharding.AXES))
+
+
+def fitting(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+    """Returns how a run that was spread elsewhere is spread here to be read: what of `config.parallel` must change.
+
+    As it was, where this machine has such devices, else over as many as the batch divides over; the state stays divided
+    where they allow it.
+    """
+    count = jax.device_count()
+    fsdp, model = asked["mesh"]["fsdp"], asked["mesh"]["model"]
+    wanted = asked["devices"] or count
+    if wanted <= count and wanted % (fsdp * model) == 0 and batch_size % (wanted // model) == 0:
+        return {}
+    if count % (fsdp * model):
+        fsdp = model = 1
+    sizes = range(fsdp * model, count + 1, fsdp * model)
+    devices = max(size for size in sizes if batch_size % (size // model) == 0)
+    return {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
 
 
 def steps_per_call(asked: int, platform: str, boundaries: Sequence[int]) -> int:

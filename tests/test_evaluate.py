@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from mmfusion import parallel
 from mmfusion.errors import UserError
 from mmfusion.evaluate import collect, evaluate, open_run
 from mmfusion.metrics import METRICS
@@ -47,6 +48,36 @@ def test_the_whole_set_gives_what_training_reported(split, trained):
     assert scores["confusion"] == result[split]["confusion"]
     assert scores["step"] == result["best_step"]
     assert json.loads((workdir / "result.json").read_text())["test"] == result["test"]
+
+
+def test_a_run_of_many_devices_is_read_on_one(trained, tmp_path):
+    workdir, result = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["parallel"] |= {"mode": "jit", "devices": 8, "mesh": {"data": 1, "fsdp": 4, "model": 2}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert numbers(evaluate(tmp_path / "run")) == pytest.approx(numbers(result["test"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("here", "devices", "fsdp", "model", "batch", "expected"),
+    [
+        (8, 0, 4, 2, 16, {}),
+        (8, 0, 1, 1, 16, {}),
+        (16, 8, 4, 2, 12, {}),
+        (1, 8, 4, 2, 16, (1, 1, 1)),
+        (4, 0, 1, 1, 15, (3, 1, 1)),  # the batch divides over three of them
+        (6, 8, 4, 1, 16, (4, 1, 1)),
+        (16, 32, 4, 2, 16, (16, 4, 2)),
+    ],
+)
+def test_how_a_run_is_spread_where_it_is_read(here, devices, fsdp, model, batch, expected, monkeypatch):
+    monkeypatch.setattr(parallel.jax, "device_count", lambda: here)
+    asked = {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
+    found = parallel.fitting(asked, batch)
+    assert found == (
+        {"devices": expected[0], "mesh": {"data": -1, "fsdp": expected[1], "model": expected[2]}} if expected else {}
+    )
 
 
 def test_every_row_is_met_once_whatever_the_batch(opened):
