@@ -34,15 +34,19 @@ def _version(package: str) -> str | None:
 
 
 def commit(repository: Path) -> dict[str, Any] | None:
-    """Returns the commit that is checked out and whether tracked files differ from it, or None where it is no clone."""
+    """Returns the commit that is checked out and whether files differ from it, or None where it is no clone.
+
+    An archive of one commit says in `COMMIT` of which.
+    """
     if not (repository / ".git").exists():
-        return None
+        said = repository / "COMMIT"
+        return {"id": said.read_text().strip(), "dirty": False} if said.exists() else None
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(repository), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):  # no git, or not ours to read
         return None

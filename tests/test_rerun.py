@@ -67,6 +67,9 @@ def test_a_result_says_what_it_was_made_with(first, tmp_path):
     assert result["versions"] == provenance.environment()["versions"]
     assert {"jax", "jaxlib", "flax", "orbax-checkpoint", "python", "mmfusion"} <= set(result["versions"])
     assert provenance.commit(tmp_path) is None
+    (tmp_path / "COMMIT").write_text("0123abc\n")  # of an archive
+    assert provenance.commit(tmp_path) == {"id": "0123abc", "dirty": False}
+    (tmp_path / "COMMIT").unlink()
     for command in (
         ["init", "-q"], ["config", "user.email", "a@b"], ["config", "user.name", "a"],
         ["commit", "-q", "--allow-empty", "-m", "one"],

@@ -51,7 +51,11 @@ def test_creates():
 
 def test_sets_up_every_host():
     archive, copy, install = lines("tpu.sh", "setup", "t", **PLACE, TMPDIR="/somewhere")
-    assert archive == f"git -C {ROOT} archive --output=/somewhere/mmfusion.tar.gz --format=tar.gz HEAD"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert archive == (
+        f"git -C {ROOT} archive --output=/somewhere/mmfusion.tar.gz --format=tar.gz "
+        f"--add-virtual-file=COMMIT:{head.strip()} HEAD"
+    )
     assert copy == "gcloud compute tpus tpu-vm scp /somewhere/mmfusion.tar.gz t: --zone=us-central1-a --worker=all"
     assert install.startswith(f"{SSH} --worker=all '--command=mkdir -p mmfusion && tar xzf mmfusion.tar.gz -C mmfusion")
     assert "uv pip install --python env/bin/python -r requirements.txt" in install

@@ -119,9 +119,14 @@ create() {
 }
 
 setup() {
-  local archive=mmfusion.tar.gz folder
-  folder=$(git rev-parse --show-toplevel) || return
-  do_it git -C "$folder" archive "--output=${TMPDIR:-/tmp}/$archive" --format=tar.gz HEAD || return
+  local archive=mmfusion.tar.gz folder commit
+  folder=$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel) || return
+  commit=$(git -C "$folder" rev-parse HEAD) || return
+  if [ -n "$(git -C "$folder" status --porcelain)" ]; then
+    say "changes that are not committed stay here: $commit is sent"
+  fi
+  do_it git -C "$folder" archive "--output=${TMPDIR:-/tmp}/$archive" --format=tar.gz \
+    "--add-virtual-file=COMMIT:$commit" HEAD || return # results say of which commit they are
   do_it gcloud compute tpus tpu-vm scp "${TMPDIR:-/tmp}/$archive" "$name:" "${where[@]}" --worker=all || return
   # The hosts' own Python may be older than 3.11.
   on_hosts all "mkdir -p mmfusion && tar xzf $archive -C mmfusion && cd mmfusion && python3 -m pip install --user uv && \
