@@ -33,7 +33,7 @@ def test_hostile_configs_and_archives(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_runs_survive(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faults, "CASES", [runs.SHORTEST])
-    for fault, count in ((faults.kills, 1), (faults.failing_writes, 2)):
+    for fault, count in ((faults.kills, 1), (faults.bit_flips, 3), (faults.nan_planted, 2), (faults.failing_writes, 2)):
         folder = tmp_path / fault.__name__
         folder.mkdir()
         outcomes = list(fault(count, folder, places))

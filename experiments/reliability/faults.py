@@ -145,7 +145,7 @@ def nan_planted(count: int, folder: Path, places: Sequence[str]) -> Iterator[Out
     from mmfusion.data import pipeline
     from mmfusion.train import train
 
-    config = runs.cli.make_config(CASES[0].source, (*CASES[0].changes, *places))
+    config = runs.cli.make_config(CASES[0].source, (*CASES[0].changes, "--config.log_every=1", *places))
     configs.check(config, base.get_config(), 1)
     planted = set((np.random.default_rng(0).permutation(config.steps)[:count] + 1).tolist())
     honest = pipeline.train_batches
