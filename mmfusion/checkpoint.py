@@ -144,9 +144,10 @@ class Checkpoints:
         """Returns what a write that failed means, and takes away what it left."""
         self._failed, self._begun = True, None
         if jax.process_index() == 0:
-            for name in self._names():
-                if TEMPORARY in name:
-                    (self._directory / name).rmtree(missing_ok=True)
+            with contextlib.suppress(OSError):  # where nothing can be written, nothing can be taken away
+                for name in self._names():
+                    if TEMPORARY in name:
+                        (self._directory / name).rmtree(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
         if found := re.search(r"([^:\[\]]+) \[os_error_code=", reason):  # arrays are written by a library of its own
             reason = found[1]

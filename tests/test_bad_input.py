@@ -140,52 +140,12 @@ def test_no_space_left_while_preparing(tmp_path, monkeypatch):
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
-def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
-    from mmfusion.checkpoint import ocp
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    plant(monkeypatch)
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(UserError, match=r"cannot write a checkpoint under .*No space left on device; older ones are"):
-        train(planted.config(), tmp_path / "run")
-    assert not (tmp_path / "run" / "result.json").exists()
-
-
 @pytest.mark.parametrize("folder", ["/proc/none", "file/run"])
 def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, folder):
     (tmp_path / "file").write_text("")
     plant(monkeypatch)
     with pytest.raises(UserError, match=rf"{folder}.*(No such file|no folder that you may write to)"):
         train(planted.config(), tmp_path / folder)
-
-
-def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
-    from mmfusion.checkpoint import ocp
-
-    save, calls = ocp.CheckpointManager.save, []
-
-    def full_at_first(self, *args, **options):
-        calls.append(None)
-        if len(calls) <= 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return save(self, *args, **options)
-
-    plant(monkeypatch)
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full_at_first)
-    config = planted.config()
-    with config.unlocked():
-        config.steps, config.eval_every, config.checkpoint_every, config.recovery.failed_saves = 6, 2, 2, 1
-    with pytest.raises(UserError, match="No space left on device"):
-        train(config, tmp_path / "one")
-    assert len(calls) == 2  # the second failure in a row ends it
-    calls.clear()
-    with config.unlocked():
-        config.recovery.failed_saves = 2
-    result = train(config, tmp_path / "two")
-    assert len(calls) == 3 and result["best_step"] == 6
-    assert "this is failure 2 of 2 allowed" in capsys.readouterr().out
 
 
 # --- rows ---

@@ -1,18 +1,22 @@
 """Saves that fail in the background: each is told by the next step, and counted, and the next one is written again."""
 
+import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from mmfusion.checkpoint import Checkpoints
+from mmfusion.checkpoint import Checkpoints, ocp
 from mmfusion.errors import UserError
 from mmfusion.logger import Logger
 from mmfusion.saving import Saver
+from mmfusion.train import train
+from tests import planted
 from tests.test_checkpoint import CONTEXT, files_of_at_most, noise
 
 TIMES = 3
+ROWS = [planted.row(i) for i in range(40)]
 
 
 def fail_in_a_row(folder: Path) -> None:
@@ -84,3 +88,39 @@ def test_files_are_on_the_disk_before_what_relies_on_them(tmp_path: Path, monkey
         files = [path for path in (tmp_path / "checkpoints" / str(step)).rglob("*") if path.is_file()]
         assert {str(path.relative_to(tmp_path)) for path in files} <= set(synced)  # of those that are still there
     assert checkpoints.steps() == [1, 3, 4]
+
+
+def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(UserError, match=r"cannot write a checkpoint under .*No space left on device; older ones are"):
+        train(planted.config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
+    save, calls = ocp.CheckpointManager.save, []
+
+    def full_at_first(self, *args, **options):
+        calls.append(None)
+        if len(calls) <= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, *args, **options)
+
+    planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full_at_first)
+    config = planted.config()
+    with config.unlocked():
+        config.steps, config.eval_every, config.checkpoint_every, config.recovery.failed_saves = 6, 2, 2, 1
+    with pytest.raises(UserError, match="No space left on device"):
+        train(config, tmp_path / "one")
+    assert len(calls) == 2  # the second failure in a row ends it
+    calls.clear()
+    with config.unlocked():
+        config.recovery.failed_saves = 2
+    result = train(config, tmp_path / "two")
+    assert len(calls) == 3 and result["best_step"] == 6
+    assert "this is failure 2 of 2 allowed" in capsys.readouterr().out
