@@ -32,6 +32,7 @@ class Parts:
       parallel: devices and hosts.
       scale: of the updates, see `optim.slowed`.
       objectives: what there is beside the tasks.
+      spike: from where a loss is one, see `step.train_step`.
       example: a host batch of two padding rows, for shapes.
     """
 
@@ -42,6 +43,7 @@ class Parts:
     parallel: parallel.Parallel
     scale: Callable[[Any, jax.Array], Any] | None
     objectives: Objectives
+    spike: float
     example: Batch
 
     def drawn_state(self, seed: int) -> step.TrainState:
@@ -61,7 +63,7 @@ class Parts:
         # One function, so that whoever asks for shapes and whoever draws trace it once.
         return jax.jit(functools.partial(
             step.init_state, self.model, self.optimizer, preprocess=self.preprocess,
-            balance=self.objectives.balance(self.tasks, self.model.modalities),
+            balance=self.objectives.balance(self.tasks, self.model.modalities), spike=self.spike,
         ))  # fmt: skip
 
     def step(self, accumulate: int) -> Callable[..., Any]:
@@ -77,6 +79,7 @@ class Parts:
             axis_name=self.parallel.axis_name,
             scale=self.scale,
             objectives=self.objectives,
+            spike=self.spike,
         )
 
     def train_step(self, accumulate: int) -> Callable[..., Any]:
@@ -120,6 +123,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
         parallel=spread,
         scale=optim.slowed(config.model.encoders),
         objectives=make_objectives(config.objectives),
+        spike=config.recovery.spike,
         example=empty_batch(dataset.reader, 2),
     )
 

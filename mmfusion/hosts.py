@@ -88,10 +88,15 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
+def gathered(own: np.ndarray) -> np.ndarray:
+    """Returns every host's array of one shape, `[hosts, ...]`; all hosts must ask."""
+    return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, *own.shape)
+
+
 def check_same(described: str, what: str) -> None:
     """Raises UserError on every host where hosts have different things, such as configs; `what` names them."""
     if jax.process_count() > 1:
         digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
-        every = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, len(digest))
+        every = gathered(digest)
         if others := [host for host in range(len(every)) if (every[host] != every[0]).any()]:
             raise UserError(f"hosts {', '.join(map(str, others))} have another {what} than host 0: give all the same")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import time
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ class Meter:
             values = {name: float(column[k]) for name, column in metrics.items()}
             self._check(step, values, float(rate), batch)
             if step % self._config.log_every == 0 or step == self._config.steps:
-                extra = {"learning_rate": float(rate), "ids": zlib.crc32(batch.id.tobytes())}
+                extra = {"learning_rate": float(rate), "ids": int(values["ids"])}
                 self._log.log(step, {**values, **extra, **self._pace(step)})
 
     def pause(self) -> None:
@@ -103,8 +102,8 @@ class Meter:
 
     def _check(self, step: int, values: dict[str, float], rate: float, batch: Batch) -> None:
         section, progress = self._config.recovery, self._progress
-        skipped = bool(values["skipped"])
-        progress.watched, wrong = recovery.watch(progress.watched, step, values["loss"], skipped, section.spike)
+        wrong = recovery.NOT_FINITE if values["skipped"] else recovery.SPIKE if values.get("spike") else ""
+        progress.watched = recovery.watch(progress.watched, step, wrong)
         numbers = {"loss": values["loss"], "grad_norm": values["grad_norm"], "learning_rate": rate}
         own = {"step": step, "wrong": wrong, **numbers, "ids": batch.id.tolist()}
         self._wrong = [*self._wrong, own] if wrong else []

@@ -1,16 +1,17 @@
 """Numbers that go wrong: which updates count as wrong, and what is told of them where they are too many in a row."""
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
+from mmfusion import hosts
 from mmfusion.bucket import Place
 from mmfusion.logger import write_json
 
 NOT_FINITE, SPIKE = "not finite", "a spike"
-WINDOW, ENOUGH = 100, 20  # losses that a spike is judged by, at most and at least
-DEVIATION = 1.4826  # a normal distribution's standard deviation in median absolute deviations
 FILE = "wrong.json"
 
 
@@ -19,7 +20,7 @@ class WentWrong(Exception):
     """Too many updates in a row were wrong.
 
     Attributes:
-      updates: those in a row that this process saw, oldest first: JSON values of each.
+      updates: those in a row that this process saw, oldest first: JSON values of each, with `ids` of its own rows.
       first: the number of the first of them, counted from 1.
       rollbacks: how often the run had gone back before.
     """
@@ -33,41 +34,25 @@ def unwatched() -> dict[str, Any]:
     """Returns what is known before the first update, JSON values.
 
     `skipped` and `spikes` count updates of the whole run; `row` is how many in a row were wrong up to now and `first`
-    the first of these; `losses` are the newest that were not wrong.
+    the first of these.
     """
-    return {"skipped": 0, "spikes": 0, "row": 0, "first": 0, "losses": []}
+    return {"skipped": 0, "spikes": 0, "row": 0, "first": 0}
 
 
-def watch(
-    known: Mapping[str, Any], step: int, loss: float, skipped: bool, threshold: float
-) -> tuple[dict[str, Any], str]:
-    """Returns what is known after one more update, and what is wrong with that one ("": nothing).
+def watch(known: Mapping[str, Any], step: int, wrong: str) -> dict[str, Any]:
+    """Returns what is known after one more update.
 
     Args:
       known: what was known before it.
       step: its number, counted from 1.
-      loss: before it.
-      skipped: whether its loss or its gradient was not finite, so that it changed nothing.
-      threshold: a loss is a spike that lies so many robust standard deviations above the median of the newest ones;
-        0: none is.
+      wrong: what is, of `NOT_FINITE` and `SPIKE`, or "": nothing.
     """
-    losses, wrong = known["losses"], NOT_FINITE if skipped else ""
-    if threshold and not skipped:
-        if len(losses) >= ENOUGH:
-            middle = statistics.median(losses)
-            spread = DEVIATION * statistics.median(abs(x - middle) for x in losses)
-            # losses that hardly differ shall not make a spike of the next one
-            if loss > middle + threshold * max(spread, 1e-3 * abs(middle)):
-                wrong = SPIKE
-        if not wrong:
-            losses = [*losses[1 - WINDOW :], loss]
     return {
         "skipped": known["skipped"] + (wrong == NOT_FINITE),
         "spikes": known["spikes"] + (wrong == SPIKE),
         "row": known["row"] + 1 if wrong else 0,
         "first": (known["first"] if known["row"] else step) if wrong else 0,
-        "losses": losses,
-    }, wrong
+    }
 
 
 def said(error: WentWrong) -> str:
@@ -80,12 +65,12 @@ def said(error: WentWrong) -> str:
     return f"{what} in the {last - error.first + 1} updates up to step {last}"
 
 
-def report(error: WentWrong, place: Place, primary: bool) -> str:
+def report(error: WentWrong, place: Place) -> str:
     """Writes what went wrong to `wrong.json` in the run's directory, and returns the line that says so."""
-    if primary:
-        write_json(
-            place.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": list(error.updates)}
-        )
+    ids = hosts.gathered(np.array([update["ids"] for update in error.updates]))  # [hosts, updates, rows]
+    updates = [{**update, "ids": ids[:, i].ravel().tolist()} for i, update in enumerate(error.updates)]
+    if jax.process_index() == 0:
+        write_json(place.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": updates})
     again = f", gone back {error.rollbacks} times before" * (error.rollbacks > 0)
     return (
         f"{said(error)}{again}: lower config.optim.learning_rate, or let it go back (config.recovery.rollbacks). The "

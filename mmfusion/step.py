@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmfusion import optim, rng
-from mmfusion.data.batch import Batch
+from mmfusion import optim, rng, spikes
+from mmfusion.data.batch import Batch, digest
 from mmfusion.data.preprocess import lose_modalities
 from mmfusion.models.auxiliary.contract import counts
 from mmfusion.objectives import NO_OBJECTIVES, Objectives, Task, task_loss, task_weight
@@ -35,6 +35,7 @@ class TrainState:
       batch_stats: running statistics of batch normalisation, empty without it.
       opt_state: the optimizer's.
       balance: numbers that weigh losses, see `Objectives.balance`.
+      recent: the newest losses, where spikes are looked for, see `spikes.start`.
     """
 
     step: jax.Array
@@ -43,6 +44,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     balance: Any = flax.struct.field(default_factory=dict)
+    recent: Any = flax.struct.field(default_factory=dict)
 
 
 UNCERTAIN = {"regression": 0.5}  # what else a task's loss over its variance is multiplied by; 1 where not named
@@ -57,6 +59,7 @@ def init_state(
     preprocess: Preprocess,
     seed: jax.Array,
     balance: Mapping[str, Any] = flax.core.FrozenDict(),
+    spike: float = 0.0,
 ) -> TrainState:
     """Returns the state before the first step; `batch` gives shapes only."""
     variables = model.init(rng.key(seed, "init"), preprocess(batch, None), train=False)
@@ -68,6 +71,7 @@ def init_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
         balance=dict(balance),
+        recent=spikes.start() if spike else {},
     )
 
 
@@ -85,6 +89,7 @@ def train_step(
     axis_name: str | None,
     scale: Callable[[Any, jax.Array], Any] | None = None,
     objectives: Objectives = NO_OBJECTIVES,
+    spike: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step.
 
@@ -98,10 +103,12 @@ def train_step(
       axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
       scale: `(updates, step) -> updates`, what encoders that are slowed down make of theirs; None: as they are.
       objectives: what there is beside the tasks.
+      spike: robust standard deviations above the newest losses, from which a loss is a spike; 0: none is.
 
     Returns:
-      The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `skipped` (1 where the loss or
-      the gradient was not finite, and the state was left as it was), `accuracy` of classification tasks,
+      The state after it, and scalars: `loss`, `grad_norm`, `weight` (examples counted), `ids` (a checksum of which
+      examples), `skipped` (1 where the loss or the gradient was not finite) and `spike` (1 where the loss was one), in
+      both of which cases the state was left as it was, `accuracy` of classification tasks,
       `objective/NAME`, the mean loss of each auxiliary objective and of the modalities' own heads (`unimodal`),
       `task/NAME`, that of each of several tasks, and `weight/NAME` of each head or task that has one.
     """
@@ -235,18 +242,24 @@ def train_step(
         opt_state=opt_state,
         balance=balance,
     )
+    sound, metrics = finite, {}
+    if spike:
+        far = spikes.is_spike(state.recent, sums["loss"], spike)
+        sound, metrics["spike"] = finite & ~far, 1.0 * (finite & far)
+        after = after.replace(recent=spikes.remember(state.recent, sums["loss"]))
     # A step whose numbers went wrong leaves no trace: chosen with `where`, since NaN times zero is NaN.
-    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, state)
     weighed = task_weights
     if model.uncertain:
         weighed = {
             task: UNCERTAIN.get(spec.kind, 1.0) * jnp.exp(-state.params[f"log_variance_{task}"])
             for task, spec in tasks.items()
         }
-    metrics = {
+    metrics |= {
         "loss": sums["loss"],
         "grad_norm": grad_norm,
         "weight": count,
+        "ids": total(digest(batch.id)),
         "skipped": 1.0 - finite,
         **{name: value for name, value in sums.items() if name.startswith(("objective/", "score/", "task/"))},
         **{f"weight/{name}": weight for name, weight in (weighed | state.balance.get("heads", {})).items()},

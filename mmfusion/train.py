@@ -112,7 +112,7 @@ def run(
                     return (yield from _attempt(config, place, stop, profile, dataset, alone, began, wrong))
                 except recovery.WentWrong as error:
                     if error.rollbacks >= rollbacks:
-                        raise FloatingPointError(recovery.report(error, place, jax.process_index() == 0)) from error
+                        raise FloatingPointError(recovery.report(error, place)) from error
                     wrong = error
         except OSError as error:
             ours = str(error.filename or "").startswith(str(place.folder))  # it vanished, or may not be written

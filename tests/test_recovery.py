@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.replay import told
-from mmfusion import recovery
+from mmfusion import recovery, spikes
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import pipeline
 from mmfusion.errors import UserError
@@ -43,27 +44,50 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return spoil_updates
 
 
-def watched(losses: list[float], threshold: float, known: dict[str, Any] | None = None) -> tuple[dict[str, Any], list]:
-    known, said = known or recovery.unwatched(), []
+def logged(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def watched(losses: list[float], threshold: float) -> tuple[dict[str, Any], list[str], list[float]]:
+    """Returns what is known after losses, what is said of each, and those that are remembered."""
+    known, recent, said = recovery.unwatched(), spikes.start(), []
+    judge = jax.jit(lambda recent, loss: (spikes.is_spike(recent, loss, threshold), spikes.remember(recent, loss)))
     for step, loss in enumerate(losses, start=1):
-        known, wrong = recovery.watch(known, step, loss, not math.isfinite(loss), threshold)
+        far, after = judge(recent, np.float32(loss))
+        wrong = recovery.SPIKE if threshold and far else "" if math.isfinite(loss) else recovery.NOT_FINITE
+        recent = recent if wrong else after
+        known = recovery.watch(known, step, wrong)
         said.append(wrong)
-    return known, said
+    return known, said, sorted(np.asarray(recent["losses"]).tolist())
 
 
 def test_counts_what_is_not_finite_and_the_row_of_it():
-    known, said = watched([1.0, math.nan, math.inf, 1.0, math.nan], 0.0)
-    assert [bool(wrong) for wrong in said] == [False, True, True, False, True]
-    assert (known["skipped"], known["row"], known["first"], known["spikes"]) == (3, 1, 5, 0)
+    known, said, _ = watched([1.0, math.nan, 1.0, 1.0, math.nan], 0.0)
+    assert [bool(wrong) for wrong in said] == [False, True, False, False, True]
+    assert (known["skipped"], known["row"], known["first"], known["spikes"]) == (2, 1, 5, 0)
 
 
 def test_a_spike_is_far_above_the_newest_losses_and_is_not_learned_from():
-    noise = np.random.default_rng(0).normal(1.0, 0.1, 200).tolist()
-    known, said = watched([*noise, 3.0, math.nan, 3.0], 10.0)
+    noise = np.random.default_rng(0).normal(1.0, 0.1, 200).astype(np.float32).tolist()
+    known, said, newest = watched([*noise, 3.0, math.nan, 3.0], 10.0)
     assert said[:200] == [""] * 200
     assert said[200:] == [recovery.SPIKE, recovery.NOT_FINITE, recovery.SPIKE]
-    assert known["losses"] == noise[-recovery.WINDOW :]
+    assert newest == sorted(noise[-spikes.WINDOW :])
     assert (known["row"], known["first"]) == (3, 201)
+
+
+def test_a_spike_is_judged_as_numpy_does():
+    losses = np.random.default_rng(1).standard_cauchy(300).astype(np.float32)
+    sound, expected = [], []
+    for loss in losses:
+        newest = np.array(sound[-spikes.WINDOW :])
+        middle = np.median(newest) if sound else 0.0
+        spread = spikes.DEVIATION * np.median(np.abs(newest - middle)) if sound else 0.0
+        far = len(sound) >= spikes.ENOUGH and loss > middle + 5.0 * spread
+        expected.append(recovery.SPIKE if far else "")
+        sound += [] if far else [loss]
+    assert 10 < expected.count(recovery.SPIKE) < 100
+    assert watched(losses.tolist(), 5.0)[1] == expected
 
 
 def test_no_spike_below_it_before_enough_is_known_or_where_none_is_asked_for():
@@ -97,12 +121,12 @@ def test_goes_back_to_the_beginning_with_a_lower_rate(
 ):
     spoil({1, 2, 3}, times=2)
     train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lower": 0.25}), tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(tmp_path)
     rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
     shutil.rmtree(tmp_path)
     spoil(set())
     train(tiny_config(SMALL, CHANGES), tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(tmp_path)
     usual = [line["learning_rate"] for line in lines if line["split"] == "train"]
     np.testing.assert_allclose(rates, np.array(usual) / 16, rtol=1e-6)
 
@@ -146,10 +170,12 @@ def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_p
     with pytest.raises(FloatingPointError, match="the loss was far above those before in the 3 updates"):
         train(tiny_config(SMALL, {**changes, "recovery.spike": 1e-6}), tmp_path)
     wrong = json.loads((tmp_path / recovery.FILE).read_text())
-    assert wrong["first"] > recovery.ENOUGH
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    logged = {line["step"]: line["loss"] for line in lines}
-    assert [update["loss"] for update in wrong["updates"][:-1]] == [logged[wrong["first"]], logged[wrong["first"] + 1]]
+    assert wrong["first"] > spikes.ENOUGH
+    lines = logged(tmp_path)
+    losses = {line["step"]: line["loss"] for line in lines}
+    assert [update["loss"] for update in wrong["updates"][:-1]] == [losses[wrong["first"]], losses[wrong["first"] + 1]]
+    assert {line["spike"] for line in lines if line["step"] < spikes.ENOUGH + 1} == {0.0}
+    assert lines[-1]["spike"] == 1.0 and lines[-1]["skipped"] == 0.0
     update = replay(tmp_path)
     assert update.since == 0
     assert "recorded   the same; a spike" in told(update)
@@ -157,12 +183,12 @@ def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_p
 
 def test_replays_a_sound_update_as_it_was_logged(tiny_config: Callable[..., Any], tmp_path: Path):
     train(tiny_config(SMALL, {**CHANGES, "checkpoint_every": 4}), tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    logged = next(line for line in lines if line["split"] == "train" and line["step"] == 11)
+    lines = logged(tmp_path)
+    told_then = next(line for line in lines if line["split"] == "train" and line["step"] == 11)
     update = replay(tmp_path, 11)
     assert update.since == 8
     assert {name: update.numbers[name] for name in ("loss", "grad_norm", "learning_rate")} == {
-        name: logged[name] for name in ("loss", "grad_norm", "learning_rate")
+        name: told_then[name] for name in ("loss", "grad_norm", "learning_rate")
     }
     assert 0 < max(update.gradients.values()) <= update.numbers["grad_norm"]
     assert len(update.losses) == 16

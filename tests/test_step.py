@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_softmax
 
 from mmfusion.assemble import Parts, assemble
-from mmfusion.data.batch import Batch
+from mmfusion.data.batch import Batch, digest
 from tests import synthetic
 
 STILL = {  # nothing random, so that the loss can be computed again
@@ -126,6 +126,30 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(clipped: Step):
     assert numbers["skipped"] == 1
     assert after.step == begin.step + 1 == 2
     equal(after.replace(step=begin.step), begin)
+
+
+def test_a_spike_leaves_the_state_as_it_was():
+    step = Step({"recovery.spike": 10.0})
+    begin, first = step(step.begin(), step.batch)
+    assert (first["spike"], begin.recent["seen"], begin.recent["losses"][0]) == (0, 1, np.float32(first["loss"]))
+    small = begin.replace(recent={"losses": np.full_like(begin.recent["losses"], 1e-3), "seen": np.int32(50)})
+    after, numbers = step(small, step.batch)
+    assert (numbers["spike"], numbers["skipped"]) == (1, 0)
+    assert after.step == small.step + 1
+    equal(after.replace(step=small.step), small)
+    usual = begin.replace(recent={"losses": np.full_like(begin.recent["losses"], 9.0), "seen": np.int32(50)})
+    after, numbers = step(usual, step.batch)
+    assert (numbers["spike"], after.recent["seen"], after.recent["losses"][50]) == (0, 51, np.float32(numbers["loss"]))
+    assert not np.array_equal(after.params["heads_label"]["bias"], usual.params["heads_label"]["bias"])
+
+
+def test_the_checksum_of_examples_is_of_their_ids_alone(step: Step):
+    ids = np.array([5, 3, 1000, 7, 2**31 - 1], np.int32)
+    whole = int(digest(ids))
+    assert int(digest(ids[::-1])) == whole == int(digest(ids[:2]) + digest(ids[2:]))
+    assert int(digest(np.append(ids, -1))) == whole
+    assert len({whole, int(digest(ids[1:])), *(int(digest(ids + k)) for k in (1, 2, 3))}) == 5
+    assert step(step.begin(), step.batch)[1]["ids"] == int(digest(step.batch.id))
 
 
 def test_clipping_is_by_the_norm_of_the_whole_gradient(clipped: Step):

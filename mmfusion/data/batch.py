@@ -5,6 +5,7 @@ B batch · N positions · H W image · C channels or classes · T time · S audi
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 
 @flax.struct.dataclass
@@ -26,3 +27,15 @@ class Batch:
     targets: dict[str, jax.Array]
     weight: jax.Array
     id: jax.Array
+
+
+def digest(ids: jax.Array) -> jax.Array:
+    """Returns a checksum, uint32, of which examples `[B]` there are; those of a batch's parts add up to the whole's.
+
+    Each is mixed by Chris Wellons' 32-bit hash of 2018 (github.com/skeeto/hash-prospector), so that other sets of ids
+    hardly have the same sum.
+    """
+    x = ids.astype(jnp.uint32)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return jnp.sum(jnp.where(ids < 0, 0, x ^ (x >> 16)), dtype=jnp.uint32)  # without padding
