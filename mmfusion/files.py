@@ -1,5 +1,6 @@
-"""Folders that are moved and copied, in a bucket, too, and files that a power loss leaves."""
+"""Folders that are moved and copied, in a bucket, too, and files that outlast a power loss or a full disk."""
 
+import contextlib
 import os
 
 from etils import epath
@@ -39,3 +40,32 @@ def sync_file(path: str | os.PathLike) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Appended:
+    """A file that is appended to; what cannot be written yet is kept, and goes before what comes after it.
+
+    Raises:
+      OSError: it cannot be opened; of `write` and `sync`, too: something is still kept.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._kept = b""
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes, and writes what there is."""
+        self._kept += data
+        while self._kept:
+            self._kept = self._kept[os.write(self._handle, self._kept) :]
+
+    def sync(self) -> None:
+        """Brings everything to the disk."""
+        self.write(b"")
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        """Closes the file; what is still kept is lost."""
+        with contextlib.suppress(OSError):
+            self.write(b"")
+        os.close(self._handle)

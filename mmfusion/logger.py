@@ -1,6 +1,7 @@
 """What a run leaves to read: metrics.jsonl, TensorBoard events, a progress bar or plain lines, and tables."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -16,9 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
-from mmfusion.files import sync_file
+from mmfusion.files import Appended, sync_file
+from mmfusion.tensorboard import Events
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Logger:
@@ -57,10 +60,8 @@ class Logger:
         path = self._workdir / "metrics.jsonl"
         continued = path.exists()
         _drop_after(path, resume_step)
-        self._lines = path.open("a", encoding="utf-8")
-        # TensorBoard hides events of an earlier attempt from purge_step on.
-        purge_step = resume_step + 1 if continued else None
-        self._events = SummaryWriter(str(self._workdir), purge_step=purge_step, flush_secs=10)
+        self._lines, self._failing = Appended(path), False
+        self._events = Events(self._workdir, after=resume_step if continued else None)
         self._bar = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = _progress(self._console)
@@ -70,7 +71,7 @@ class Logger:
             self._bar.start()
 
     def log(self, step: int, values: Mapping, split: str = "train") -> None:
-        """Records the scores of a split after `step` updates.
+        """Records the scores of a split after `step` updates; what the disk does not take is kept for the next call.
 
         Args:
           step: updates done.
@@ -81,11 +82,19 @@ class Logger:
         if not self.primary:
             return
         values = plain(values)
-        self._lines.write(json.dumps({"step": int(step), "split": split, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(f"{split}/{name}", value, step)
+        line = json.dumps({"step": int(step), "split": split, **values}) + "\n"
+        scalars = {f"{split}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+        failed = None
+        for write in (lambda: self._lines.write(line.encode()), lambda: self._events.log(int(step), scalars)):
+            try:
+                write()
+            except OSError as error:
+                failed = error
+        if failed and not self._failing:
+            self.print(
+                f"{split:>5}  warning: cannot write what is logged: {failed.strerror}; it is kept, and tried again"
+            )
+        self._failing = failed is not None
         if split == "train":
             self._show_progress(int(step), values)
         else:
@@ -105,12 +114,16 @@ class Logger:
     def print(self, renderable) -> None:
         """Prints text or a table, above the progress bar while there is one."""
         if self.primary:
-            self._console.print(renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False)
+            try:
+                self._console.print(renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False)
+            except OSError as error:
+                if error.errno not in NO_ROOM:  # standard output may be a file on a full disk
+                    raise
 
     def sync(self) -> None:
-        """Brings what was logged to the disk, where a power loss leaves it."""
+        """Brings what was logged to the disk, where a power loss leaves it; raises OSError where that cannot be."""
         if self.primary:
-            os.fsync(self._lines.fileno())
+            self._lines.sync()
             sync_file(self._workdir)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,29 @@ def environment() -> dict[str, Any]:
         "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(("XLA_FLAGS", "JAX_"))},
         "commit": commit(Path(mmfusion.__file__).parent.parent),
     }
+
+
+def code(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns of `environment()` what numbers may depend on: versions of the packages and the code's commit."""
+    return {"versions": made_with["versions"], "commit": made_with["commit"]}
+
+
+def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Returns in words what differs between two answers of `code`; "": nothing, or nothing is known of before."""
+    if before is None:
+        return ""
+    told = [
+        f"{package} was {before['versions'].get(package)} and is {version}"
+        for package, version in now["versions"].items()
+        if version != before["versions"].get(package)
+    ]
+    commits = [
+        commit and f"{commit['id'][:12]}{' with changes' * commit['dirty']}"
+        for commit in (before["commit"], now["commit"])
+    ]
+    if commits[0] != commits[1]:
+        told.append(f"the code was of commit {commits[0]} and is of {commits[1]}")
+    return ", ".join(told)
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import itertools
 import threading
 import time
@@ -14,7 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import mmfusion
 from mmfusion import bucket, hosts, optim, parallel, provenance, recovery, transfer
 from mmfusion import config as configs
 from mmfusion.assemble import Parts, assemble
@@ -25,7 +23,7 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset, Split
 from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import collect, head_losses, score
-from mmfusion.logger import Logger, model_table, results_table, write_json
+from mmfusion.logger import NO_ROOM, Logger, model_table, results_table, write_json
 from mmfusion.models.summary import summarize
 from mmfusion.progress import Meter, Progress, Trace
 from mmfusion.saving import Saver
@@ -50,7 +48,6 @@ class Call:
     rates: jax.Array
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 Run = Generator[Call, tuple[TrainState, Any], dict[str, Any]]  # returns what `result.json` holds
 
 
@@ -172,7 +169,7 @@ def _attempt(
     progress.rollbacks = max(progress.rollbacks, wrong.rollbacks + 1 if wrong else 0)
     hosts.check_same(str(progress.step), "newest checkpoint")
     first_step = progress.step
-    meta = {"data": dataset.saved(), "config": configs.to_json(config), "version": mmfusion.__version__}
+    meta = {"data": dataset.saved(), "config": configs.to_json(config), "made_with": provenance.code(made_with)}
     if progress.step >= config.steps and (workdir / "result.json").exists():
         checkpoints.close()
         return configs.read_json(workdir / "result.json")
@@ -209,6 +206,8 @@ def _attempt(
             log.print(f"train  {recovery.said(wrong)}: back to step {progress.step}, {rate:g} of the learning rate")
         else:
             _introduce(log, config, dataset, parts, state, progress.step, begun)
+            if saved and (changed := provenance.changes(saved[1].get("made_with"), meta["made_with"])):
+                log.print(f"train  warning: {changed} since its last checkpoint: it may go on in another way")
 
         # Steps
         # Where one of several hosts went on after a failure, the others would wait for it.
@@ -286,6 +285,7 @@ def _attempt(
             "device": f"{spread.devices} x {jax.devices()[0].device_kind}",
             **made_with,
         }
+        log.sync()
         if primary:
             write_json(workdir / "result.json", result)
         log.print(results_table({split: result[split] for split in ("valid", "test")}))

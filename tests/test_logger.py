@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from mmfusion import logger
+from tests.test_checkpoint import files_of_at_most
 
 
 def console(terminal=False, width=80):
@@ -20,17 +22,32 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def events(workdir):
-    """TFRecords: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+def crc32c(data):
+    crc = 2**32 - 1
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+    return crc ^ 2**32 - 1
+
+
+def records(workdir):
+    """Returns the events of TFRecords: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
     found = []
-    for path in sorted(workdir.glob("events.*")):
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
         data = path.read_bytes()
         while data:
             length = int.from_bytes(data[:8], "little")
-            event = event_pb2.Event.FromString(data[12 : 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            parts = data[:8], data[12 : 12 + length]
+            written = [int.from_bytes(x, "little") for x in (data[8:12], data[12 + length : 16 + length])]
+            assert [((x >> 15 | x << 17) + 0xA282EAD8) % 2**32 for x in map(crc32c, parts)] == written
+            found.append(event_pb2.Event.FromString(parts[1]))
             data = data[16 + length :]
     return found
+
+
+def events(workdir):
+    return [(event.step, value.tag, value.simple_value) for event in records(workdir) for value in event.summary.value]
 
 
 def test_every_call_is_on_disk_at_once_and_in_tensorboard_after_close(tmp_path):
@@ -46,6 +63,41 @@ def test_every_call_is_on_disk_at_once_and_in_tensorboard_after_close(tmp_path):
     }
     log.close()
     assert events(tmp_path / "run") == [(1, "train/loss", 0.5), (1, "train/accuracy", 0.25)]
+
+
+def test_what_a_full_disk_does_not_take_is_kept_and_written_later(tmp_path):
+    screen = console(width=200)
+    log = logger.Logger(tmp_path, total_steps=2000, plain_every=2000, console=screen)
+    with files_of_at_most(10_000):
+        for step in range(1, 1000):
+            log.log(step, {"loss": 0.5})
+        with pytest.raises(OSError, match="File too large"):
+            log.sync()
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 10_000  # the last line is torn
+    log.log(1000, {"loss": 0.25})
+    log.sync()
+    assert [line["step"] for line in lines(tmp_path)] == [*range(1, 1001)]
+    assert events(tmp_path) == [(step, "train/loss", 0.5) for step in range(1, 1000)] + [(1000, "train/loss", 0.25)]
+    assert screen.file.getvalue().count("warning: cannot write what is logged: File too large; it is kept") == 1
+    log.close()
+
+
+def test_a_full_disk_under_what_is_printed_does_not_end_it(tmp_path):
+    with open("/dev/full", "w") as full, logger.Logger(tmp_path, total_steps=9, console=Console(file=full)) as log:
+        for step in range(1, 10):
+            log.log(step, {"loss": 0.5})
+        with contextlib.suppress(OSError):
+            full.close()
+    assert len(lines(tmp_path)) == 9
+
+
+def test_a_run_that_goes_on_hides_later_events(tmp_path):
+    for step in (0, 3):
+        with logger.Logger(tmp_path, resume_step=step, total_steps=9, console=console()) as log:
+            log.log(step + 1, {"loss": 0.5})
+    begun = [event.step for event in records(tmp_path) if event.HasField("session_log")]
+    assert begun == [4]
+    assert [event.file_version for event in records(tmp_path) if event.file_version] == ["brain.Event:2"] * 2
 
 
 @pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2}'])

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmfusion import progress
+from mmfusion import progress, provenance
 from mmfusion import train as loop
 from mmfusion.assemble import Parts
 from mmfusion.checkpoint import Checkpoints
@@ -155,6 +156,18 @@ def test_stopped_by_sigterm_at_a_step(
     assert_same_run(tmp_path, unbroken, 8)
 
 
+def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Lets SIGTERM come when a function is called for the first time."""
+    honest, times = getattr(owner, name), itertools.count()
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        if next(times) == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return honest(*args, **options)
+
+    patch.setattr(owner, name, stopped)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
@@ -167,19 +180,27 @@ def test_stopped_by_sigterm_in_the_middle_of_things(
     short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int
 ):
     """What is under way ends, and the run is saved at the step that it has come to."""
-    honest, times = getattr(owner, name), itertools.count()
-
-    def stopped(*args: Any, **options: Any) -> Any:
-        if next(times) == 0:
-            signal.raise_signal(signal.SIGTERM)
-        return honest(*args, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match=r"saved at step \d of 8"):
-        patch.setattr(owner, name, stopped)
-        train(short, tmp_path)
+    with monkeypatch.context() as patch:
+        stop_in(patch, owner, name)
+        with pytest.raises(Preempted, match=r"saved at step \d of 8"):
+            train(short, tmp_path)
     assert at <= last_step(tmp_path) <= at + 1  # the signal is heard between two steps
     train(short, tmp_path)
     assert_same_run(tmp_path, unbroken, 8)
+
+
+def test_it_warns_where_it_goes_on_with_other_code(
+    short: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for commit, ends in (("a", pytest.raises(Preempted)), ("a", pytest.raises(Preempted)), ("b", nullcontext())):
+        assert "warning" not in capsys.readouterr().out
+        with monkeypatch.context() as patch, ends:
+            patch.setattr(provenance, "commit", lambda _, commit=commit: {"id": commit * 40, "dirty": False})
+            if commit == "a":
+                stop_in(patch, Checkpoints, "save")
+            train(short, tmp_path)
+    said = "warning: the code was of commit aaaaaaaaaaaa and is of bbbbbbbbbbbb since its last checkpoint"
+    assert said in capsys.readouterr().out
 
 
 def test_a_directory_of_another_config_is_refused(tiny_config: Callable[..., Any], unbroken: Path):
