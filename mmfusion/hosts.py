@@ -17,6 +17,7 @@ from mmfusion.errors import UserError
 
 FAILED = "mmfusion/failed"  # what the service knows the first failure by
 EVERY = 1.0  # seconds after which a host looks again whether another one has failed
+ALIVE = 30  # seconds without a sign of life, after which a host counts as lost
 GRACE = 5 * EVERY  # seconds that host 0, whose service it is, leaves the others to read why
 
 
@@ -42,7 +43,7 @@ def join(where: str) -> None:
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=ALIVE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
     threading.Thread(target=_watch, daemon=True).start()

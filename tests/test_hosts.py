@@ -1,4 +1,4 @@
-"""The train command in two processes of two devices each: stopped by a signal to one of them, and continued."""
+"""The train command in two processes of two devices each: one is stopped or killed, and both go on."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from mmfusion.errors import UserError
 from tests.processes import Started
 
 STEPS = 200  # seconds, so that the signal comes in between
-SGD = {"optim.schedule.warmup_steps": 1, "steps": STEPS, "checkpoint_every": STEPS, "eval_every": STEPS}
+SGD = {"optim.schedule.warmup_steps": 1, "steps": STEPS, "checkpoint_every": 20, "eval_every": STEPS}
 
 
 def start(flags, workdir, count=2, last=()):
@@ -47,20 +47,30 @@ def losses(workdir):
 
 
 @pytest.mark.spread
-def test_a_signal_to_one_host_stops_both_and_they_go_on(tiny_flags, command, tmp_path):
+def test_a_signal_to_one_host_ends_both_and_they_go_on(tiny_flags, command, tmp_path):
     flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
     flags += ["--config.optim.name=sgd", "--config.model.fusion.name=concat"]
     done = command("experiments.train", *flags, f"--workdir={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
 
-    two = start(flags, tmp_path / "two")
-    path, deadline = tmp_path / "two" / "metrics.jsonl", time.monotonic() + 200
-    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    two[1].send_signal(signal.SIGTERM)
-    statuses, said = finish(two)
+    def interrupt(how, lines):
+        """Starts both, and sends one of them a signal when so many lines are logged."""
+        two = start(flags, tmp_path / "two")
+        path, deadline = tmp_path / "two" / "metrics.jsonl", time.monotonic() + 200
+        while not (path.exists() and path.read_text().count("\n") >= lines) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        two[1].send_signal(how)
+        return finish(two)
+
+    statuses, said = interrupt(signal.SIGTERM, 1)
     assert statuses == [75, 75], said
     assert "saved at step" in said[0] and "saved at step" in said[1]
+    before = len(losses(tmp_path / "two"))
+    assert before < STEPS
+    began = time.monotonic()
+    statuses, said = interrupt(signal.SIGKILL, before + 1)
+    assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2), said
+    assert time.monotonic() - began < 100
     assert len(losses(tmp_path / "two")) < STEPS
     statuses, said = finish(start(flags, tmp_path / "two"))
     assert statuses == [0, 0], said

@@ -23,6 +23,7 @@ from mmfusion.errors import UserError
 HOSTS = dataclasses.replace(
     CASES[0], changes=(*runs.SHORT, *runs.PICTURES, *runs.WORDS, "--config.optim.name=sgd", "--config.seed=3")
 )
+PATIENCE = 400  # seconds; a host waits 300 for others to join
 PRELOADED = Path(__file__).with_name("fault.c")
 Outcome = tuple[bool, str]  # whether it went as expected, and what happened else
 
@@ -174,7 +175,7 @@ def killed_hosts(count: int, folder: Path, places: Sequence[str]) -> Iterator[Ou
         workdir = folder / f"killed {number}"
         ended = _together(flags, workdir, kill=int(draw.integers(2)), seconds=draw.uniform(0, length))
         if ended is None:
-            yield False, "the other host did not end within 300 seconds"
+            yield False, f"the other host did not end within {PATIENCE} seconds"
             continue
         _together(flags, workdir, kill=None, seconds=600)
         found = runs.differences(folder / "unbroken", workdir)
@@ -203,7 +204,7 @@ def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: fl
             with contextlib.suppress(subprocess.TimeoutExpired):
                 hosts[kill].wait(seconds)
             hosts[kill].kill()
-            status = hosts[1 - kill].wait(300)
+            status = hosts[1 - kill].wait(PATIENCE)
             return f"the other host ended with {status}"
         except subprocess.TimeoutExpired:
             return None
