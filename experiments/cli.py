@@ -96,7 +96,10 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
     config = _load(source)
     rest = _choose(config, argv)
     _check_paths(config, rest)
-    return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
+    try:
+        return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
+    except flags.Error as error:  # a section after a key of its own
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def settle(config: ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """The hosts of one run: they join, have one config, and where one fails the others end, too, and say why."""
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -46,7 +47,15 @@ def join(where: str) -> None:
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=ALIVE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
-    threading.Thread(target=_watch, daemon=True).start()
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(done,), daemon=True)
+    watcher.start()
+
+    def stop_watching() -> None:  # a thread that is in JAX's own code when Python ends would abort the process
+        done.set()
+        watcher.join()
+
+    atexit.register(stop_watching)  # and runs before what JAX has registered, which leaves the others
 
 
 def several() -> bool:
@@ -64,10 +73,9 @@ def leave(status: int, said: str) -> None:
     _end(status)
 
 
-def _watch() -> None:
+def _watch(done: threading.Event) -> None:
     service = distributed.global_state
-    while True:
-        time.sleep(EVERY)
+    while not done.wait(EVERY):
         try:
             host, status, said = json.loads(service.client.key_value_try_get(FAILED))
         except Exception:  # nobody has, or the run is at its end

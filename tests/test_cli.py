@@ -75,6 +75,9 @@ def test_an_empty_argument_is_none():
     assert parse(f"{QUICKSTART}:") == parse(QUICKSTART)
 
 
+SECTION = "config.data.modalities.image"
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -94,6 +97,10 @@ def test_an_empty_argument_is_none():
         ([QUICKSTART, "--config.steps=1.5"], r"config\.steps=1\.5"),
         ([QUICKSTART, "--config.optim.learning_rate=fast"], r"learning_rate=fast: could not convert"),
         ([QUICKSTART, "--config.steps"], r"[Mm]issing value"),
+        (
+            [QUICKSTART, f"--{SECTION}.augment.flip=0.5", f"--{SECTION}={{}}"],
+            r"image is provided after .*augment\.flip",
+        ),
         ([QUICKSTART, "--stepz=3"], r"Unknown command line flag 'stepz'"),
         ([QUICKSTART, "steps=3"], r"unexpected argument 'steps=3': flags begin with --"),
     ],

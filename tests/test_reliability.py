@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from configs import base
 from experiments.reliability import faults, fuzz, runs
 from experiments.reliability.faults import Outcome
+from mmfusion import config as configs
 from mmfusion.data import archives
 
 
@@ -29,6 +31,12 @@ def test_hostile_configs_and_archives(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(outcomes) == 300 and lost(outcomes) == []
     monkeypatch.setattr(archives, "BROKEN", (zipfile.BadZipFile,))  # which is not all that is raised
     assert lost(list(fuzz.fuzzed_archives(300, tmp_path, ()))) != []
+
+
+def test_every_case_is_a_config(places: list[str]):
+    assert len(runs.CASES) == 5
+    for case in (*runs.CASES, runs.SHORTEST, faults.HOSTS):
+        configs.check(runs.cli.make_config(case.source, (*case.changes, *places)), base.get_config(), case.devices)
 
 
 def test_runs_survive(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -63,7 +63,7 @@ CASES = (
     Case(
         "batch norm, pictures joined, their map read by an LSTM",
         "configs/xray_ct.py:size=16",
-        (*SHORT, "--config.model.encoders.xray.channels=(4,8)", "--config.model.encoders.xray.strides=(2,2)"),
+        (*SHORT, "--config.model.encoders.xray.channels=(4,8)", "--config.model.encoders.xray.hidden=8"),
     ),
     Case("a picture, words and a graph of knowledge", "configs/knowledge.py", SHORT),
 )  # fmt: skip
