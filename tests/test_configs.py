@@ -13,11 +13,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from mmfusion import assemble, optim
+from mmfusion import assemble, optim, parallel
 from mmfusion import config as configs
 from mmfusion.data import dataset as datasets
 from mmfusion.data import image, knowledge, preprocess, rows
 from mmfusion.data import kinds as data_kinds
+from mmfusion.errors import Preempted
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import options as module_options
@@ -28,6 +29,7 @@ from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 from tests.data.test_given import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
 from tests.data.test_stand_ins import small_stand_ins  # noqa: F401 (fixture)
 from tests.processes import ROOT
+from tests.test_resume import assert_same_run
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 # Where a dataset comes from archives, the fixture that makes a small one of the same layout.
@@ -47,9 +49,9 @@ def get_config(name: str, arg: str = "") -> ConfigDict:
 
 
 def shrunk(config: ConfigDict) -> ConfigDict:
-    """Returns the config with two steps of four rows of a small model; what it does stays the same."""
+    """Returns the config with four steps of four rows of a small model; what it does stays the same."""
     small = {
-        "steps": 2, "batch_size": 4, "eval_every": 2, "checkpoint_every": 2, "log_every": 1, "model.width": 8,
+        "steps": 4, "batch_size": 4, "eval_every": 2, "checkpoint_every": 4, "log_every": 1, "model.width": 8,
         "data.valid_fraction": 0.5, "model.fusion.layers": 1, "model.fusion.heads": 2,
     }  # fmt: skip
     for m, encoder in config.model.encoders.items():
@@ -105,14 +107,44 @@ def unread(config: ConfigDict, workdir: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_steps_and_every_key_of_it_is_read(name: str, prepared: Any, tmp_path: Path):
+def test_every_config_steps_and_goes_on_and_every_key_of_it_is_read(
+    name: str, prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     config = get_config(name)
     configs.check(config, base.get_config(), devices=1)
     config = prepared(shrunk(config))
     configs.check(config, base.get_config(), devices=1)
     assert unread(config, tmp_path / "run") == set()
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert sum('"train"' in line for line in lines) == 2
+    stop_and_go_on(config, tmp_path / "again", monkeypatch)
+    assert_same_run(tmp_path / "again", tmp_path / "run", 4)
+
+
+def stop_and_go_on(config: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until the third of four steps, which is between two validations, and then to the end."""
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 4"):
+        patch.setattr(parallel.Parallel, "stopping", lambda _, stop, step, k: step == 3)
+        train(config, workdir)
+    train(config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"),
+    [
+        ("applications", "application=surveillance"),
+        ("applications", "application=recommendation"),
+        ("av_digits", "objectives=ogm_ge+modality_dropout"),
+        ("av_digits", "objectives=gradient_blending"),
+        ("leaf", "objectives=gan+adversarial+mixup"),
+        ("three_pictures", "tasks=label+shown,objectives=gradnorm"),
+    ],
+)
+def test_what_else_there_is_goes_on_to_the_bit(
+    name: str, arg: str, prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = prepared(shrunk(get_config(name, arg)))
+    train(config, tmp_path / "run")
+    stop_and_go_on(config, tmp_path / "again", monkeypatch)
+    assert_same_run(tmp_path / "again", tmp_path / "run", 4)
 
 
 def test_a_planted_key_is_found(tiny_config: Callable[..., ConfigDict], tmp_path: Path):
