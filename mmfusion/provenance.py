@@ -10,6 +10,7 @@ from typing import Any
 
 import mmfusion
 
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_")  # what names of variables begin with
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
 
@@ -22,7 +23,7 @@ def environment() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(("XLA_FLAGS", "JAX_"))},
+        "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAGS)},
         "commit": commit(Path(mmfusion.__file__).parent.parent),
     }
 

@@ -231,7 +231,7 @@ def train_step(
         norms = {task: spec.weight * jnp.sqrt(sums[f"slope/{task}"]) for task, spec in tasks.items()}
         balance = {**balance, **objectives.gradnorm(balance, losses, norms)}
     count = total(jnp.sum(batch.weight))
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, optim.with_learning_rate(state.opt_state, learning_rate), state.params)
     if scale is not None:
         updates = scale(updates, state.step)

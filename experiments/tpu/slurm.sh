@@ -12,6 +12,7 @@ command=(srun --kill-on-bad-exit=1 python -m experiments.train --distributed=aut
 if [ "${1:-}" = "--dry-run" ]; then
   shift
   echo "${command[@]}" "$@"
+  echo "scontrol requeue JOB # after exit 75 or 134"
   exit 0
 fi
 if [ "$#" -eq 0 ]; then
