@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give one directory: python -m experiments.checkpoints DIR")
     folder = epath.Path(named[0])
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    there = folder.iterdir() if folder.exists() else ()
+    there = folder.iterdir() if folder.is_dir() else ()
     steps = sorted((path.name for path in there if path.name.isdigit()), key=int)
     if not steps:
         raise UserError(f"{folder} has no checkpoints")

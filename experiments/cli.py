@@ -37,7 +37,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         hosts.leave(status, str(error))
         sys.exit(status)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if hosts.several():
             traceback.print_exc()
             hosts.leave(1, repr(error))

@@ -70,7 +70,7 @@ def opened(workdir: str | os.PathLike) -> Iterator[Place]:
 def check_owner(place: Place, config: ConfigDict) -> None:
     """Raises UserError unless a run may be here: a directory belongs to the config that began it.
 
-    Only where things are may change.
+    Only where things are may change, and what is done about failures.
     """
     workdir = place.folder
     if workdir.exists() and not workdir.is_dir():
@@ -82,7 +82,7 @@ def check_owner(place: Place, config: ConfigDict) -> None:
     if not path.exists():
         return
     saved, mine = (configs.flat(values) for values in (configs.read_json(path), configs.to_json(config)))
-    for key in sorted({*saved, *mine} - set(configs.PLACES)):
+    for key in sorted({*saved, *mine} - {*configs.PLACES, *configs.PATIENCE}):
         if saved.get(key) != mine.get(key):
             raise UserError(
                 f"{place.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "

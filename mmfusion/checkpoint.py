@@ -34,7 +34,7 @@ class Damaged(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest two and the best one are kept.
+    """The checkpoints of one run: the newest two, the best one, and the newest one before updates that went wrong.
 
     Two newest, since the last one may be half-written when the machine dies. One that is not what was saved is set
     aside in a folder beside the others', or, where `readonly`, passed over: then nothing is moved or cleaned up.
@@ -42,7 +42,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
         self._directory = _absolute(directory)
-        self._readonly, self._damaged, self._failed, self._begun = readonly, set(), False, None
+        self._readonly, self._damaged, self._begun = readonly, set(), None
         for step in self._folders():
             if why := _unsound(self._directory / step):
                 self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
@@ -55,9 +55,12 @@ class Checkpoints:
                     [
                         checkpoint_managers.LatestN(n=2),
                         checkpoint_managers.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
+                        checkpoint_managers.BestN(get_metric_fn=_sound, n=1, keep_checkpoints_without_metrics=False),
                     ]
                 ),
                 cleanup_tmp_directories=not readonly,
+                # Else writers wait 20 minutes for a folder that could not be made, and the process with them.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 # Renamed first: what a kill leaves of one half deleted is not taken for a damaged one.
                 todelete_subdir=None if readonly or "://" in str(self._directory) else GONE,
             ),
@@ -67,10 +70,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
-        known = set(self._manager.all_steps()) - self._damaged
-        if self._failed:  # Orbax counts a step as saved that it began to save
-            known &= {int(name) for name in self._folders()}
-        return sorted(known)
+        return sorted(set(self._manager.all_steps()) - self._damaged)
 
     def newest(self) -> int | None:
         """Returns the newest step, or None where there is none."""
@@ -87,7 +87,7 @@ class Checkpoints:
 
         Args:
           step: steps taken.
-          state: a pytree of arrays, the same on every device.
+          state: a pytree of NumPy arrays, which nobody changes while they are written.
           meta: JSON values: config, tokenizers, class names, schedule state.
           score: validation score, higher is better; None where this step was not validated.
 
@@ -97,23 +97,24 @@ class Checkpoints:
         if step in self.steps():
             return
         self._begun = step
-        # Copied, because the next step donates these buffers while the writer still reads them.
-        host = jax.tree.map(np.array, state)
         finite = score if score is not None and math.isfinite(score) else None
         described = {
             **meta,
             "step": step,
             "score": finite,
-            "tree": integrity.describe(host),
-            "sums": integrity.checksums(host),
+            "tree": integrity.describe(state),
+            "sums": integrity.checksums(state),
         }
         sealed = integrity.sealed(canonical(described))
         try:
-            self._manager.save(
+            begun = self._manager.save(
                 step,
-                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(host), META: ocp.args.JsonSave(sealed)}),
-                metrics={"score": finite, "step": step},
+                force=True,  # also where a newer one is there
+                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(sealed)}),
+                metrics=_metrics(described),
             )
+            if not begun:
+                raise RuntimeError("it was not begun")
         except Exception as error:  # whatever the storage's library raises
             raise self._unsaved(error) from error
 
@@ -142,12 +143,14 @@ class Checkpoints:
 
     def _unsaved(self, error: Exception) -> UserError:
         """Returns what a write that failed means, and takes away what it left."""
-        self._failed, self._begun = True, None
+        self._begun = None
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):  # where nothing can be written, nothing can be taken away
                 for name in self._names():
                     if TEMPORARY in name:
                         (self._directory / name).rmtree(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._manager.reload()  # it counts a step as saved that it began to save
         reason = getattr(error, "strerror", None) or str(error)
         if found := re.search(r"([^:\[\]]+) \[os_error_code=", reason):  # arrays are written by a library of its own
             reason = found[1]
@@ -310,7 +313,8 @@ def _unsound(folder: epath.Path) -> str:
         score = json.loads((folder / "metrics" / "metrics").read_text())
         if "tree" in meta and not {"sums", integrity.SEAL} & set(meta):
             raise UserError(f"checkpoint {folder} is of an earlier version, without checksums: begin again elsewhere")
-        sound = integrity.is_sealed(meta) and score == {"score": meta["score"], "step": meta["step"]}
+        sound = integrity.is_sealed(meta) and {"score", "step"} <= score.keys()
+        sound = sound and score.items() <= _metrics(meta).items()
     except PermissionError as error:
         raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -329,6 +333,16 @@ def _score(metrics: Any) -> float:
     """A score to rank by: higher is better, and a missing or non-finite one is the worst."""
     score = (metrics or {}).get("score")
     return score if score is not None and math.isfinite(score) else -math.inf
+
+
+def _metrics(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decides which checkpoints are kept: `wrong` counts the updates just before that went wrong."""
+    watched = meta.get("progress", {}).get("watched", {})
+    return {"score": meta["score"], "step": meta["step"], "wrong": watched.get("row", 0)}
+
+
+def _sound(metrics: Mapping[str, Any]) -> int:
+    return -1 if metrics.get("wrong") else metrics["step"]
 
 
 def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:

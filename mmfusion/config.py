@@ -30,6 +30,8 @@ BELOW_ONE = (
 )  # keys, wherever they are
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
+# What a run may do otherwise from where it goes on: what it does about failures.
+PATIENCE = ("recovery.updates", "recovery.rollbacks", "recovery.lower", "recovery.failed_saves")
 MAY_BE_ZERO = (
     "fuse_from",
     "project",

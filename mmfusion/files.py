@@ -1,6 +1,7 @@
 """Folders that are moved and copied, in a bucket, too, and files that outlast a power loss or a full disk."""
 
 import contextlib
+import errno
 import os
 
 from etils import epath
@@ -50,6 +51,7 @@ class Appended:
     """
 
     def __init__(self, path: str | os.PathLike):
+        self._path = path
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._kept = b""
 
@@ -60,9 +62,11 @@ class Appended:
             self._kept = self._kept[os.write(self._handle, self._kept) :]
 
     def sync(self) -> None:
-        """Brings everything to the disk."""
+        """Brings everything to the disk; raises FileNotFoundError where the file is no longer where it was."""
         self.write(b"")
         os.fsync(self._handle)
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._handle)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
 
     def close(self) -> None:
         """Closes the file; what is still kept is lost."""

@@ -38,6 +38,7 @@ def join(where: str) -> None:
     if where != "auto":
         try:
             address, process, processes = where.split(",")
+            int(address.rpartition(":")[2])
             given = {"coordinator_address": address, "process_id": int(process), "num_processes": int(processes)}
         except ValueError:
             raise UserError(f"--distributed={where} is neither auto nor HOST:PORT,PROCESS,PROCESSES") from None

@@ -108,7 +108,7 @@ class Meter:
         own = {"step": step, "wrong": wrong, **numbers, "ids": batch.id.tolist()}
         self._wrong = [*self._wrong, own] if wrong else []
         if progress.watched["row"] >= section.updates:
-            raise recovery.WentWrong(self._wrong, progress.watched["first"], progress.rollbacks)
+            raise recovery.WentWrong(self._wrong, progress.watched["first"], progress.rollbacks, progress.watched)
         if not batch.weight.all():  # training batches have no padding: these rows could not be read
             self._unreadable |= set(batch.id[batch.weight == 0].tolist())
             check_bad(self._split, self._unreadable, self._config.data.max_bad_fraction)

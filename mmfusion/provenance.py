@@ -8,10 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 import mmfusion
 
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_")  # what names of variables begin with
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+PACKAGES = (  # that numbers may depend on
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-datasets", "pillow",
+    "soundfile", "tokenizers", "safetensors", "ml-collections",
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
@@ -43,7 +48,7 @@ def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
         if version != before["versions"].get(package)
     ]
     commits = [
-        commit and f"{commit['id'][:12]}{' with changes' * commit['dirty']}"
+        commit and commit["id"][:12] + (f" with changes ({commit['changes']})" if commit["dirty"] else "")
         for commit in (before["commit"], now["commit"])
     ]
     if commits[0] != commits[1]:
@@ -59,9 +64,9 @@ def _version(package: str) -> str | None:
 
 
 def commit(repository: Path) -> dict[str, Any] | None:
-    """Returns the commit that is checked out and whether files differ from it, or None where it is no clone.
+    """Returns the commit that is checked out, whether files differ from it, and a checksum of the `changes` if so.
 
-    An archive of one commit says in `COMMIT` of which.
+    None where it is no clone. An archive of one commit says in `COMMIT` of which.
     """
     if not (repository / ".git").exists():
         said = repository / "COMMIT"
@@ -69,9 +74,15 @@ def commit(repository: Path) -> dict[str, Any] | None:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(repository), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        done = subprocess.run(command, capture_output=True, check=True, timeout=20)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
-        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):  # no git, or not ours to read
+        found = {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        if found["dirty"]:  # two states of one commit are told apart
+            new = git("ls-files", "--others", "--exclude-standard", "*.py").splitlines()
+            texts = [git("diff", "HEAD", "--binary"), *((repository / name).read_text() for name in new)]
+            found["changes"] = xxhash.xxh3_64_hexdigest("\0".join(texts).encode())
+        return found
+    except (OSError, ValueError, subprocess.SubprocessError):  # no git, or not ours to read
         return None

@@ -23,11 +23,13 @@ class WentWrong(Exception):
       updates: those in a row that this process saw, oldest first: JSON values of each, with `ids` of its own rows.
       first: the number of the first of them, counted from 1.
       rollbacks: how often the run had gone back before.
+      watched: what is known after them, see `unwatched`.
     """
 
     updates: Sequence[Mapping[str, Any]]
     first: int
     rollbacks: int
+    watched: Mapping[str, Any]
 
 
 def unwatched() -> dict[str, Any]:
@@ -73,7 +75,7 @@ def report(error: WentWrong, place: Place) -> str:
         write_json(place.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": updates})
     again = f", gone back {error.rollbacks} times before" * (error.rollbacks > 0)
     return (
-        f"{said(error)}{again}: lower config.optim.learning_rate, or let it go back (config.recovery.rollbacks). The "
-        f"checkpoints hold the last good state; {place.name}/{FILE} names the examples, and `python -m "
-        f"experiments.replay {place.name}` takes the first of these updates again"
+        f"{said(error)}{again}: let it go back (config.recovery.rollbacks), or lower config.optim.learning_rate in "
+        f"another directory. The checkpoints hold the last good state; {place.name}/{FILE} names the examples, and "
+        f"`python -m experiments.replay {place.name}` takes the first of these updates again"
     )

@@ -11,7 +11,7 @@ import optax
 from etils import epath
 
 from mmfusion import config as configs
-from mmfusion import recovery, transfer
+from mmfusion import parallel, recovery, transfer
 from mmfusion.assemble import Parts, assemble
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets
@@ -60,6 +60,8 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     if not 0 < step <= config.steps:
         raise UserError(f"--step={step}: updates of {workdir} are 1 to {config.steps}; it has no {recovery.FILE}")
     recorded = next((update for update in wrong["updates"] if update["step"] == step), {})
+    with config.unlocked():
+        config.parallel.update(parallel.fitting(config.parallel, config.batch_size))
     dataset = datasets.load(config.data, seed=config.seed)
     parts = assemble(config, dataset)
     state, progress = _before(workdir, step, config, dataset, parts)

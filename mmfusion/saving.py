@@ -1,8 +1,12 @@
-"""Saving while a run goes on: a few checkpoints in a row may fail before it stops."""
+"""Saving while a run goes on: a few checkpoints in a row may fail before it stops, and the best of them is kept."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.errors import UserError
@@ -18,6 +22,9 @@ class Saver:
       send: brings what was logged to where the run's directory is, where that is not here.
       log: is told of a failure.
       may_fail: how many in a row may, before the next one's error is raised.
+      failed: the errors of those in a row.
+      owed: the arguments of the save that failed whose score is best, since it may be what the run shall be judged by;
+        it is tried again before the next one.
     """
 
     checkpoints: Checkpoints
@@ -25,6 +32,8 @@ class Saver:
     log: Logger
     may_fail: int
     failed: list[UserError] = dataclasses.field(default_factory=list)
+    owed: tuple[int, Any, Mapping[str, Any], float] | None = None
+    _newest: tuple[int, Any, Mapping[str, Any], float | None] | None = None
 
     def hear(self, *, wait: bool = False) -> None:
         """Takes note of how the newest save has ended, if it has."""
@@ -32,6 +41,7 @@ class Saver:
         if outcome is True:
             self.failed.clear()
         elif outcome:
+            self._owe()
             self._fail(outcome)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None, *, last: bool) -> None:
@@ -41,19 +51,43 @@ class Saver:
           UserError: too many have failed, or the last one.
         """
         self.hear(wait=True)
-        errors = []
-        # What was logged first: a run goes on after its checkpoint. And then that, in which every host takes part.
-        for write in (self._sync, self.send, lambda: self.checkpoints.save(step, state, meta, score)):
-            try:
-                write()
-            except UserError as error:
-                errors.append(error)
-        if errors and last:
-            raise errors[-1]
-        if errors:
-            self._fail(errors[-1])
+        self._try_again()
+        # Copied, because the next step donates these buffers while the writer, or a second attempt, still reads them.
+        self._newest = (step, jax.tree.map(np.array, state), meta, score)
+        try:
+            self._sync()  # first, since a run goes on after its checkpoint
+            self.send()
+            self.checkpoints.save(*self._newest)
+        except UserError as error:
+            self._owe()
+            if last:
+                raise
+            self._fail(error)
         if last:
             self.finish()
+
+    def _owe(self) -> None:
+        """Keeps the newest save, which failed, where its score is better than that of another one that did."""
+        score = self._newest[3]
+        if score is not None and math.isfinite(score) and (self.owed is None or score > self.owed[3]):
+            self.owed = self._newest
+
+    def _try_again(self) -> None:
+        """Saves what is owed, if it is still the best; where that fails, the next save tells of it, and it is owed."""
+        if not self.owed:
+            return
+        try:
+            best = self.checkpoints.best()
+            known = None if best is None else self.checkpoints.meta(best)["score"]
+            if known is None or known < self.owed[3]:
+                self._sync()
+                self.send()
+                self.checkpoints.save(*self.owed)
+                self.checkpoints.wait()
+                self.log.print(f"train  the checkpoint of step {self.owed[0]} is written now")
+            self.owed = None
+        except (UserError, OSError):
+            return
 
     def _sync(self) -> None:
         try:

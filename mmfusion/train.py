@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -106,7 +107,8 @@ def run(
             while True:
                 try:
                     dataset = dataset or datasets.load(config.data, seed=config.seed)
-                    return (yield from _attempt(config, place, stop, profile, dataset, alone, began, wrong))
+                    result = yield from _attempt(config, place, stop, profile, dataset, alone, began, wrong)
+                    break
                 except recovery.WentWrong as error:
                     if error.rollbacks >= rollbacks:
                         raise FloatingPointError(recovery.report(error, place)) from error
@@ -119,8 +121,14 @@ def run(
             raise UserError(
                 f"cannot write {where}: {error.strerror}; what was saved is untouched, and the same command goes on"
             ) from error
-        finally:
-            place.send()
+        except BaseException:
+            try:
+                place.send()
+            except UserError as error:  # why the run ends is to be told, not this
+                print(f"warning: {error}", file=sys.stderr)
+            raise
+        place.send()
+        return result
 
 
 def _attempt(
@@ -166,7 +174,9 @@ def _attempt(
         # Through an identity program: restored arrays may silently refuse to be donated.
         state = jax.jit(lambda tree: tree)(spread.put_state(host_state))
         progress = Progress(**meta["progress"])
-    progress.rollbacks = max(progress.rollbacks, wrong.rollbacks + 1 if wrong else 0)
+    if wrong:
+        progress.rollbacks = wrong.rollbacks + 1
+        progress.watched |= {name: wrong.watched[name] for name in ("skipped", "spikes")}
     hosts.check_same(str(progress.step), "newest checkpoint")
     first_step = progress.step
     meta = {"data": dataset.saved(), "config": configs.to_json(config), "made_with": provenance.code(made_with)}

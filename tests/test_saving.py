@@ -2,9 +2,13 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mmfusion.checkpoint import Checkpoints, ocp
@@ -90,10 +94,103 @@ def test_files_are_on_the_disk_before_what_relies_on_them(tmp_path: Path, monkey
     assert checkpoints.steps() == [1, 3, 4]
 
 
-def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_donation_after_a_save_does_not_reach_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither of one that is written at once, nor of one that fails and is written later."""
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path)
+    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), may_fail=1)
 
+    def save(step: int) -> None:
+        on_device = jax.device_put(noise(step))
+        saver.save(step, on_device, {}, step / 10, last=False)
+        jax.block_until_ready(jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)(on_device))
+
+    def saved(step: int) -> None:
+        np.testing.assert_array_equal(checkpoints.restore(step, noise(0))[0]["kernel"], noise(step)["kernel"])
+
+    save(1)
+    saver.hear(wait=True)
+    saved(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", full)
+        save(2)
+    saver.save(3, noise(3), {}, 0.0, last=True)
+    assert said[-1] == "train  the checkpoint of step 2 is written now"
+    saved(2)
+    checkpoints.close()
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("background", "newer"), [(False, False), (True, False), (False, True)])
+def test_the_best_checkpoint_is_written_later_where_it_could_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool, newer: bool
+):
+    """What a full disk does not take at once or, as a save ends, is kept, and is there before the next one."""
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path)
+    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), may_fail=4)
+    saver.save(1, noise(1), {}, 0.1, last=False)
+    saver.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished" if background else "save", full)
+        for step, score in ((2, 0.5), (3, 0.9), (4, 0.7), (5, None)):
+            saver.save(step, noise(step), {"from": step}, score, last=False)
+            saver.hear(wait=True)
+        assert saver.owed[0] == 3 and len(saver.failed) == 4
+        if newer:  # the disk takes one, and then not what is owed
+            patch.undo()
+            honest, fails = checkpoints._manager.save, iter([True])
+            patch.setattr(
+                checkpoints._manager, "save", lambda *a, **o: full() if next(fails, False) else honest(*a, **o)
+            )
+            saver.save(5, noise(5), {}, 0.3, last=False)
+            saver.hear(wait=True)
+            assert checkpoints.steps() == [1, 5] and saver.owed[0] == 3 and saver.failed == []
+    saver.save(6, noise(6), {}, 0.2, last=True)
+    assert said[-1] == "train  the checkpoint of step 3 is written now" and saver.owed is None
+    assert checkpoints.best() == 3 and checkpoints.newest() == 6
+    state, meta = checkpoints.restore(3, noise(0))
+    assert meta["from"] == 3
+    np.testing.assert_array_equal(state["kernel"], noise(3)["kernel"])
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("failing", ["sync", "send"])
+def test_what_is_logged_counts_as_a_save_that_fails(tmp_path: Path, failing: str):
+    """A checkpoint without the log before it would lose those lines, were the run killed then."""
+
+    def fails(*_: object) -> None:
+        raise {"sync": OSError(errno.ENOSPC, "No space left on device"), "send": UserError("no bucket")}[failing]
+
+    checkpoints = Checkpoints(tmp_path)
+    writes = {"sync": lambda: None, "send": lambda: None, failing: fails}
+    log = SimpleNamespace(print=lambda _: None, sync=writes["sync"])
+    saver = Saver(checkpoints, writes["send"], log, may_fail=2)
+    for step in (1, 2):
+        saver.save(step, noise(step), {}, 0.5, last=False)
+    with pytest.raises(UserError, match=r"No space left|no bucket"):
+        saver.save(3, noise(3), {}, 0.5, last=False)
+    assert checkpoints.steps() == []
+
+
+def test_a_directory_that_vanishes_is_noticed(tmp_path: Path):
+    with Logger(tmp_path / "run", total_steps=2) as log:
+        log.log(1, {"loss": 0.5})
+        log.sync()
+        shutil.rmtree(tmp_path / "run")
+        log.log(2, {"loss": 0.5})
+        with pytest.raises(FileNotFoundError):
+            log.sync()
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "metrics.jsonl").touch()  # another one in its place
+        with pytest.raises(FileNotFoundError):
+            log.sync()
+
+
+def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(UserError, match=r"cannot write a checkpoint under .*No space left on device; older ones are"):
@@ -102,13 +199,13 @@ def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
 
 
 def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
-    save, calls = ocp.CheckpointManager.save, []
+    save, calls, room = ocp.CheckpointManager.save, [], [False]
 
-    def full_at_first(self, *args, **options):
-        calls.append(None)
-        if len(calls) <= 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return save(self, *args, **options)
+    def full_at_first(self, step, *args, **options):
+        calls.append(step)
+        if len(calls) <= 3 and not room[0]:
+            full()
+        return save(self, step, *args, **options)
 
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.setattr(ocp.CheckpointManager, "save", full_at_first)
@@ -117,10 +214,13 @@ def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, caps
         config.steps, config.eval_every, config.checkpoint_every, config.recovery.failed_saves = 6, 2, 2, 1
     with pytest.raises(UserError, match="No space left on device"):
         train(config, tmp_path / "one")
-    assert len(calls) == 2  # the second failure in a row ends it
+    assert calls == [2, 2, 4]  # the second failure in a row ends it
     calls.clear()
     with config.unlocked():
         config.recovery.failed_saves = 2
     result = train(config, tmp_path / "two")
-    assert len(calls) == 3 and result["best_step"] == 6
+    assert calls[:4] == [2, 2, 4, 2] and calls[-1] == 6
     assert "this is failure 2 of 2 allowed" in capsys.readouterr().out
+    room[0] = True
+    whole = train(config, tmp_path / "three")  # where nothing fails
+    assert (result["best_step"], result["test"]) == (whole["best_step"], whole["test"])

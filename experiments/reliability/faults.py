@@ -23,7 +23,7 @@ from mmfusion.errors import UserError
 HOSTS = dataclasses.replace(
     CASES[0], changes=(*runs.SHORT, *runs.PICTURES, *runs.WORDS, "--config.optim.name=sgd", "--config.seed=3")
 )
-PATIENCE = 400  # seconds; a host waits 300 for others to join
+PATIENCE, HUNG = 400, -1  # seconds until a process counts as hung; a host waits 300 for others to join
 PRELOADED = Path(__file__).with_name("fault.c")
 Outcome = tuple[bool, str]  # whether it went as expected, and what happened else
 
@@ -62,7 +62,7 @@ def kills(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
 
 
 def bit_flips(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Flips a bit of any file of a checkpoint: what is restored is what was saved, of this step or an older one."""
+    """Flips a bit of any file of the newest checkpoint: what is restored is what was saved, of it or an older one."""
     from mmfusion.assemble import assemble
     from mmfusion.checkpoint import Checkpoints
     from mmfusion.data import dataset as datasets
@@ -77,7 +77,8 @@ def bit_flips(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outco
     for number in range(count):
         copy = folder / f"copy {number}" / "checkpoints"
         shutil.copytree(folder / "run" / "checkpoints", copy)
-        files = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.stat().st_size]
+        newest = copy / str(max(steps))  # the one that is restored
+        files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
         path = files[draw.integers(len(files))]
         data = bytearray(path.read_bytes())
         data[draw.integers(len(data))] ^= 1 << int(draw.integers(8))
@@ -114,8 +115,12 @@ def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[
     def begin(workdir: Path, at: int) -> int:
         counter.write_bytes(bytes(8))
         process = runs.start(case, workdir, places, FAULT_AT=str(at), **environment)
-        process.join(600)
-        return process.exitcode if process.exitcode is not None else -1
+        process.join(PATIENCE)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return HUNG
+        return process.exitcode
 
     with runs.preloaded(library):
         unbroken = folder / "runs" / "unbroken"
