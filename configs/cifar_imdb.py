@@ -9,13 +9,15 @@ epochs. Row i of the pictures meets review i modulo their number. The data is TF
 
 `:network=article` has the article's layers: 32 convolutions of 3×3, pooling, flattened; Embedding(10000, 32) and an
 LSTM of 64; concatenated, dense 128 and softmax. (Each modality is first projected to 128 and normalised, as in every
-model here.) `:network=article,fusion=cross_attention` has its attention, from each picture's cells on words.
+model here.) `:network=article,fusion=cross_attention` has its attention, from each picture's cells on words. Strategies
+of more tokens than one have the CNN of the small network there, whose map they read, and all states of the LSTM.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 from mmfusion.errors import UserError, nearest
+from mmfusion.models.fusion import FUSIONS
 
 TFDS, ARCHIVES = "pair:cifar10+imdb_reviews:by=index", "pair:cifar10_images+imdb_subset:by=index"
 PAIRS = {"any": (TFDS, ARCHIVES), "tfds": (TFDS, ""), "archives": (ARCHIVES, "")}
@@ -39,8 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model.width = 64 if args.network == "small" else 128
     config.model.encoders.image, tokens = base.encoder("image", "cnn", norm="batch"), "all"
-    if args.network == "article" and args.fusion == "concat":
+    if args.network == "article" and not FUSIONS[args.fusion].declares.needs_tokens:
         config.model.encoders.image, tokens = base.encoder("image", "pooled_cnn"), "last"
+    if args.network == "article" and args.fusion == "concat":
         config.model.fusion.layers = 1
     config.model.encoders.text = base.encoder("text", "rnn", embedding=32, tokens=tokens)
     config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})

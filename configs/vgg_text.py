@@ -2,7 +2,8 @@
 
 python -m experiments.train --config=configs/vgg_text.py --workdir=DIR --config.data.manual_dir=ARCHIVES
 
-Pictures are flipped and turned by up to 20°, texts have a vocabulary of 5,000 words and 100 places. VGG-16 at 224×224
+Pictures are flipped and turned by up to 20°; texts have a vocabulary of 5,000 words and 100 places, and are averaged
+embeddings of 128, a dense layer and dropout. VGG-16 at 224×224
 wants an accelerator; `:size=32` does for a processor. With published weights at hand:
 `--config.model.encoders.image.init=FILE_OR_HUB_ID` and `--config.model.encoders.image.norm=none`. Fusions to compare:
 `concat`, `mean`, `weighted`, `conv`.
@@ -33,8 +34,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model.width = 128
     config.model.encoders.image = base.encoder("image", "vgg16", norm="batch")
-    config.model.encoders.text = base.encoder("text", "bow", dropout=0.2)
-    if "dropout" in config.model.fusion:
-        config.model.fusion.dropout = 0.2
+    config.model.encoders.text = base.encoder("text", "bow", dense=128, dropout=0.2)
     config.optim = base.optimizer("adamw", 5e-4, schedule_options={"warmup_steps": 100})
     return base.finish(config, args)

@@ -33,6 +33,7 @@ PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "para
 # What a run may do otherwise from where it goes on: what it does about failures.
 PATIENCE = ("recovery.updates", "recovery.rollbacks", "recovery.lower", "recovery.failed_saves")
 MAY_BE_ZERO = (
+    "dense",
     "fuse_from",
     "project",
     "fc",
@@ -106,11 +107,12 @@ def choose(config: ConfigDict, path: str, name: str) -> None:
     section = config
     for part in path.split("."):
         section = section[part]
-    kept = {key: section[key] for key in (OPTIM_FIXED if path == "optim" else ())}
+    keeps = OPTIM_FIXED if path == "optim" else ENCODER_OPTIONS if path.startswith("model.encoders.") else ()
+    kept = {key: section[key] for key in keeps}
     with config.unlocked():
         for key in list(section.keys()):
             del section[key]
-        section.update({**kept, "name": name, **options})
+        section.update({**options, **kept, "name": name})
 
 
 def sections_that_choose(config: ConfigDict) -> list[str]:

@@ -115,6 +115,26 @@ def check_data(config: ConfigDict) -> None:
         check_member(options.loss, LOSSES[options.kind], f"data.targets.{name}.loss")
 
 
+# What one encoder asks of modalities that share it; of other kinds, numbers mean what their own data says.
+ALIKE = {
+    "image": ("size", "channels"),
+    "video": ("size", "channels", "frames"),
+    "audio": ("rate",),
+    "text": ("tokenizer",),
+}
+
+
+def _check_alike(one: ConfigDict, other: ConfigDict, where: str) -> None:
+    """Raises UserError unless one encoder reads two modalities of one kind with the same meaning."""
+    if one.kind not in ALIKE:
+        raise UserError(f"{where}: an encoder is shared by {', '.join(ALIKE)}, not by two of kind {one.kind}")
+    for key in ALIKE[one.kind]:
+        if one.get(key) != other.get(key):
+            raise UserError(f"{where}: one encoder cannot read a {key} of {one.get(key)} and of {other.get(key)}")
+    if one.kind == "text" and one.tokenizer in TOKENIZERS:
+        raise UserError(f"{where}: each text learns its own {one.tokenizer} vocabulary; give both a tokenizer's FILE")
+
+
 def _check_together(config: ConfigDict, name: str, others: Iterable[str], path: str) -> None:
     """Checks modalities that are read by one encoder: `others` beside or in place of `name`."""
     for other in others:
@@ -122,14 +142,7 @@ def _check_together(config: ConfigDict, name: str, others: Iterable[str], path: 
         kinds = [config.data.modalities[m].kind for m in (name, other)]
         if kinds[0] != kinds[1] or (path.endswith("join") and kinds[0] not in ("image", "video")):
             raise UserError(f"config.{path}={other!r}: one encoder cannot read {kinds[0]} and {kinds[1]} together")
-        sizes = [
-            [options.get(key) for key in ("size", "channels")]
-            for options in (config.data.modalities[m] for m in (name, other))
-        ]
-        if path.endswith("share") and sizes[0] != sizes[1]:
-            raise UserError(
-                f"config.{path}={other!r}: one encoder cannot read pictures of {sizes[0][0]} with {sizes[0][1]} "
-                f"channels and of {sizes[1][0]} with {sizes[1][1]}"
-            )
+        if path.endswith("share"):
+            _check_alike(config.data.modalities[name], config.data.modalities[other], f"config.{path}={other!r}")
         if path.endswith("share") and other not in config.model.encoders:
             raise UserError(f"config.{path}={other!r} has no encoder of its own")

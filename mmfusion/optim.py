@@ -25,13 +25,16 @@ READS_INPUT = (
     "norm_stem",
 )
 
+ASIDE = ("auxiliaries_", "probes_")  # modules beside the model: of auxiliary objectives, and what only watches
+
 
 def make(config: Mapping) -> optax.GradientTransformation:
     """Returns the optimizer that a config's `name`, `clip_norm` and own options describe.
 
     Weight decay spares parameters of fewer than two axes (biases, norms). Clipping is by the global norm of the
     gradients it is given, so they must be summed over devices and micro-batches before; one non-finite gradient would
-    make all of them non-finite, so the step must skip such an update.
+    make all of them non-finite, so the step must skip such an update. What auxiliary objectives and probes have for
+    themselves is clipped by its own norm: however large, it does not shorten the steps of the model.
 
     Args:
       config: `name`, `learning_rate` (initial; see `with_learning_rate`), `clip_norm` (0 is off), and every key of
@@ -49,11 +52,26 @@ def make(config: Mapping) -> optax.GradientTransformation:
     clip = float(config["clip_norm"])
 
     def inner(learning_rate):
-        return optax.chain(
-            optax.clip_by_global_norm(clip) if clip else optax.identity(), build(learning_rate=learning_rate, **own)
-        )
+        return optax.chain(_clipped(clip) if clip else optax.identity(), build(learning_rate=learning_rate, **own))
 
     return optax.inject_hyperparams(inner, hyperparam_dtype=jnp.float32)(learning_rate=float(config["learning_rate"]))
+
+
+def _clipped(limit: float) -> optax.GradientTransformation:
+    """Returns what clips the gradients of the model, and those of what stands beside it, each by their global norm."""
+
+    def clip(updates, params):
+        del params
+        leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
+        aside = [jax.tree_util.keystr(path, simple=True).startswith(ASIDE) for path, _ in leaves]
+        factor = {}
+        for group in set(aside):
+            norm = optax.tree.norm([x for (_, x), other in zip(leaves, aside, strict=True) if other == group])
+            factor[group] = jnp.where(norm < limit, 1.0, limit / norm)
+        shorter = [(x * factor[group]).astype(x.dtype) for (_, x), group in zip(leaves, aside, strict=True)]
+        return jax.tree.unflatten(tree, shorter)
+
+    return optax.stateless(clip)
 
 
 def options(name: str) -> dict[str, float]:

@@ -131,11 +131,39 @@ def test_what_is_wrong_where_and_what_would_be_right(path, value, says):
 def test_one_encoder_reads_pictures_of_one_form():
     config = SHIPPED["three_pictures"].get_config().unlock()
     config.model.encoders.colour.share = "gray"
-    with pytest.raises(UserError, match=r"pictures of \(28, 28\) with 3 channels and of \(28, 28\) with 1"):
+    with pytest.raises(UserError, match=r"share='gray': one encoder cannot read a channels of 3 and of 1"):
         check(config)
     check(SHIPPED["xray_ct"].get_config("joined=False,shared=True"))
     with pytest.raises(UserError, match="are not joined"):
         SHIPPED["xray_ct"].get_config("shared=True")
+
+
+@pytest.mark.parametrize(
+    ("application", "one", "other", "says"),
+    [
+        ("recommendation", "text", "behaviour", "each text learns its own word vocabulary"),
+        ("interaction", "speech", "second", "one encoder cannot read a rate of 8000 and of 16000"),
+    ],
+)
+def test_one_encoder_reads_what_means_the_same(application, one, other, says):
+    config = SHIPPED["applications"].get_config(f"application={application}").unlock()
+    if other == "second":
+        config.data.modalities.second = config.data.modalities[one].copy_and_resolve_references()
+        config.data.modalities.second.rate = 2 * config.data.modalities[one].rate
+        config.model.encoders.second = config.model.encoders[one].copy_and_resolve_references()
+    config.model.encoders[one].share = other
+    with pytest.raises(UserError, match=says):
+        check(config)
+
+
+def test_another_encoder_keeps_what_is_said_of_any():
+    config = SHIPPED["xray_ct"].get_config().unlock()
+    config.model.encoders.xray.update(init="weights.safetensors", freeze=3)
+    configs.choose(config, "model.encoders.xray", "resnet18")
+    assert config.model.encoders.xray.join == ("ct",)
+    assert (config.model.encoders.xray.init, config.model.encoders.xray.freeze) == ("weights.safetensors", 3)
+    config.model.encoders.xray.init = ""
+    check(config)
 
 
 def test_layers_in_no_order_have_no_decay():

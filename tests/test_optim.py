@@ -93,6 +93,16 @@ def test_clipping_is_by_global_norm_and_off_at_zero():
         same(updates, jax.tree.map(lambda g, f=factor: -0.1 * f * g, GRADS), rtol=1e-5)
 
 
+def test_what_stands_beside_the_model_is_clipped_by_itself():
+    grads = {name: {"kernel": jnp.full((2, 2), size)} for name, size in (
+        ("fusion", 1.0), ("heads_label", 1.0), ("auxiliaries_gan", 1e3), ("probes_label_image", 1e-3))}  # fmt: skip
+    transformation = optim.make(config("sgd", clip_norm=0.1))
+    updates, _ = transformation.update(grads, transformation.init(grads), grads)
+    norm = lambda *names: float(optax.tree.norm([updates[name] for name in names]))  # noqa: E731
+    assert norm("fusion", "heads_label") == pytest.approx(0.01)  # the rate of 0.1 times the limit
+    assert norm("auxiliaries_gan", "probes_label_image") == pytest.approx(0.01)
+
+
 def test_a_new_learning_rate_takes_effect_and_does_not_recompile():
     transformation = optim.make(config("sgd"))
     traces = []

@@ -177,8 +177,10 @@ def killed_hosts(count: int, folder: Path, places: Sequence[str]) -> Iterator[Ou
     length = time.monotonic() - began
     draw = np.random.default_rng(0)
     for number in range(count):
-        workdir = folder / f"killed {number}"
-        ended = _together(flags, workdir, kill=int(draw.integers(2)), seconds=draw.uniform(0, length))
+        workdir, ended = folder / f"killed {number}", ""
+        while ended == "":  # again where it came too late to kill anything
+            shutil.rmtree(workdir, ignore_errors=True)
+            ended = _together(flags, workdir, kill=int(draw.integers(2)), seconds=draw.uniform(0, length))
         if ended is None:
             yield False, f"the other host did not end within {PATIENCE} seconds"
             continue
@@ -189,7 +191,10 @@ def killed_hosts(count: int, folder: Path, places: Sequence[str]) -> Iterator[Ou
 
 
 def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: float) -> str | None:
-    """Runs two hosts of two devices each, and returns how the last one ended: None where it had to be ended, too."""
+    """Runs two hosts of two devices each, and returns how the one that is not killed ended.
+
+    None where it had to be ended, too; "" where nothing was killed.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -208,9 +213,10 @@ def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: fl
                 return ""
             with contextlib.suppress(subprocess.TimeoutExpired):
                 hosts[kill].wait(seconds)
+            late = hosts[kill].poll() is not None  # it had ended before
             hosts[kill].kill()
             status = hosts[1 - kill].wait(PATIENCE)
-            return f"the other host ended with {status}"
+            return "" if late else f"the other host ended with {status}"
         except subprocess.TimeoutExpired:
             return None
         finally:

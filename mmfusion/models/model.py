@@ -167,8 +167,9 @@ class FusionModel(nn.Module):
             logits = {task: self._head(size, task)(features) for task, size in self.tasks}
             seen = {m: self._mixed(x, train=train) for m, x in pooled.items()}
             seen = jax.lax.stop_gradient(seen) if self.unimodal == "probes" else seen
+            own = "probes" if self.unimodal == "probes" else "unimodal"
             unimodal = {
-                task: {m: nn.Dense(size, name=f"unimodal_{task}_{m}")(x) for m, x in seen.items()}
+                task: {m: nn.Dense(size, name=f"{own}_{task}_{m}")(x) for m, x in seen.items()}
                 for task, size in (self.tasks if self.unimodal else ())
             }
             return Outputs(logits, features, fused.attention, unimodal, present, {}, log_variance)

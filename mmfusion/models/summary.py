@@ -1,6 +1,7 @@
 """What a model is made of: shape, parameters and share of the floating-point operations of each part."""
 
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -68,7 +69,7 @@ def _is_part(module, method: str) -> bool:
 def _owns(path: str, child: str, model: FusionModel) -> bool:
     if path.startswith("heads.") and model.fusion.declares.level != "feature":
         return child in {f"{path.replace('.', '_', 1)}_{m}" for m in model.modalities}
-    if path.startswith("heads.") and child.startswith(f"unimodal_{path.partition('.')[2]}_"):
+    if path.startswith("heads.") and re.match(rf"(unimodal|probes)_{re.escape(path.partition('.')[2])}_", child):
         return True
     return child == path.replace(".", "_", 1) or (path == "fusion" and child.startswith("fusion_"))
 

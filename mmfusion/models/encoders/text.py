@@ -23,12 +23,14 @@ class BagOfWords(nn.Module):
       width: token width D.
       vocabulary: how many token ids there are.
       tokens: `mean` returns one token, the masked mean; `all` returns the T embeddings.
-      dropout: rate on the embeddings.
+      dense: units of a dense layer over what is returned; 0: there is none.
+      dropout: rate on that layer's units, or, without it, on the embeddings.
     """
 
     width: int
     vocabulary: int
     tokens: str = "mean"
+    dense: int = 0
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -44,9 +46,13 @@ class BagOfWords(nn.Module):
         if self.tokens not in ("mean", "all"):
             raise UserError(f"bow: tokens={self.tokens!r} is unknown; choose mean or all")
         words = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
-        words = Dropout(self.dropout)(words, train=train)  # [B, T, D]
+        if not self.dense:
+            words = Dropout(self.dropout)(words, train=train)  # [B, T, D]
         if self.tokens == "mean":
             words, mask = masked_mean(words, mask)[:, None], mask.any(axis=1, keepdims=True)  # [B, 1, D]
+        if self.dense:
+            words = nn.relu(nn.Dense(self.dense, dtype=self.dtype, name="dense")(words))
+            words = nn.Dense(self.width, dtype=self.dtype, name="project")(Dropout(self.dropout)(words, train=train))
         return normalised_tokens(words, mask, self.dtype), mask
 
 
