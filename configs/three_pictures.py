@@ -4,9 +4,10 @@ python -m experiments.train --config=configs/three_pictures.py --workdir=DIR
 
 The data is generated (`stand_ins/three_pictures`): each picture shows nothing in 30 % of the examples, so that one
 alone is right in at most 0.73 of them, and all in 0.976. Fusion of features: `concat`, the default. Fusion of
-structure, branches joined at several depths: `:fusion=central` and `:fusion=bottleneck,encoder=cnn`, which keeps the
-cells of the map as tokens. A graph attention network over them: `:fusion=gat,encoder=cnn`. Two tasks, the second how
-many of the pictures show something: `:tasks=label+shown`, which `,objectives=uncertainty` (or `gradnorm`) weighs.
+structure, branches joined at several depths: `:fusion=central`, whose branches are dense layers over the encoders, and
+`:fusion=bottleneck,encoder=cnn`, of transformer layers over the cells of the maps. A graph attention network over these
+cells: `:fusion=gat,encoder=cnn`. Two tasks, the second how many of the pictures show something: `:tasks=label+shown`,
+which `,objectives=uncertainty` (or `gradnorm`) weighs.
 """
 
 from ml_collections import ConfigDict

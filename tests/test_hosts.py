@@ -53,23 +53,23 @@ def test_a_signal_to_one_host_ends_both_and_they_go_on(tiny_flags, command, tmp_
     done = command("experiments.train", *flags, f"--workdir={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
 
-    def interrupt(how, lines):
+    def interrupt(how, which, lines):
         """Starts both, and sends one of them a signal when so many lines are logged."""
         two = start(flags, tmp_path / "two")
         path, deadline = tmp_path / "two" / "metrics.jsonl", time.monotonic() + 200
         while not (path.exists() and path.read_text().count("\n") >= lines) and time.monotonic() < deadline:
             time.sleep(0.02)
-        two[1].send_signal(how)
+        two[which].send_signal(how)
         return finish(two)
 
-    statuses, said = interrupt(signal.SIGTERM, 1)
+    statuses, said = interrupt(signal.SIGTERM, 1, 1)
     assert statuses == [75, 75], said
     assert "saved at step" in said[0] and "saved at step" in said[1]
     before = len(losses(tmp_path / "two"))
     assert before < STEPS
     began = time.monotonic()
-    statuses, said = interrupt(signal.SIGKILL, before + 1)
-    assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2), said
+    statuses, said = interrupt(signal.SIGKILL, 0, before + 1)  # whose service the other one needs
+    assert statuses[0] == -signal.SIGKILL and statuses[1] not in (0, 2), said
     assert time.monotonic() - began < 100
     assert len(losses(tmp_path / "two")) < STEPS
     statuses, said = finish(start(flags, tmp_path / "two"))

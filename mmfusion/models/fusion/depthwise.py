@@ -15,8 +15,8 @@ class Central(nn.Module):
     """CentralNet: at each depth the central layer reads itself and every modality's layer (Vielzeuf et al. 2018).
 
     arXiv:1808.07275. h_{m,l+1} = ReLU(W_{m,l} h_{m,l}), c_{l+1} = ReLU(V_l (α_l c_l + Σ_m α_{m,l} h_{m,l})), each α a
-    learned scalar, h_{m,0} = x_m, c_0 = 0. An absent modality has h = 0. The paper's loss on each modality's own
-    branch is not added.
+    learned scalar, h_{m,0} = x_m, c_0 = 0. An absent modality has h = 0. The branches are dense layers over what the
+    encoders return (the paper joins the networks' own hidden layers), and its loss on each is not added.
 
     Attributes:
       width: width D of every layer.
