@@ -92,6 +92,46 @@ def test_it_computes_what_the_published_one_does(case):
     np.testing.assert_allclose(tokens[real], layer_norm(expected)[np.asarray(real)], atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("norm", "places"),  # of the convolutions among torchvision's `features` of configuration D
+    [
+        ("none", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
+        ("batch", (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)),
+    ],
+)
+def test_vgg16_takes_each_published_convolution_in_its_place(norm, places):
+    draw = np.random.default_rng(0)
+    widths = [3, *(2 * size for size in (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8))]
+    tensors = {}
+    for place, inputs, outputs in zip(places, widths[:-1], widths[1:], strict=True):
+        kernel = draw.normal(0, np.sqrt(2 / 9 / inputs), (outputs, inputs, 3, 3))
+        tensors[f"features.{place}.weight"] = kernel.astype(np.float32)
+        names = [(place, "bias")] + [(place + 1, n) for n in ("weight", "bias", "running_mean")] * (norm == "batch")
+        tensors |= {f"features.{at}.{name}": draw.normal(size=outputs).astype(np.float32) for at, name in names}
+        if norm == "batch":
+            tensors[f"features.{place + 1}.running_var"] = draw.uniform(0.5, 2, outputs).astype(np.float32)
+    x, mask = draw.normal(size=(2, 32, 32, 3)).astype(np.float32), np.ones((2, 1), bool)
+    encoder = ENCODERS["vgg16"](width=16, channels=2, norm=norm)
+    variables = random_variables(encoder, x, mask, train=False)
+    found = pretrained.load(encoder, variables["params"], variables.get("batch_stats", {}), tensors, "a file")
+    assert set(found.left_out) == set()
+    maps = x
+    for i, place in enumerate(places):
+        kernel, bias = tensors[f"features.{place}.weight"], tensors[f"features.{place}.bias"]
+        maps = jax.lax.conv_general_dilated(
+            maps, kernel.transpose(2, 3, 1, 0), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        maps = maps + bias
+        if norm == "batch":
+            own = {n: tensors[f"features.{place + 1}.{n}"] for n in ("weight", "bias", "running_mean", "running_var")}
+            maps = (maps - own["running_mean"]) / np.sqrt(own["running_var"] + 1e-5) * own["weight"] + own["bias"]
+        maps = np.maximum(maps, 0)
+        if i in (1, 3, 6, 9, 12):
+            maps = maps.reshape(2, maps.shape[1] // 2, 2, maps.shape[2] // 2, 2, -1).max((2, 4))
+    tokens, _ = encoder.apply({"params": plain(found.params), "batch_stats": found.batch_stats}, x, mask, train=False)
+    np.testing.assert_allclose(tokens, layer_norm(maps.reshape(2, 1, -1)), atol=2e-4)
+
+
 def test_every_tensor_is_used_or_named():
     used = {case: set(tensors_of(case)) - set(loaded(case)[1].left_out) for case in CASES}
     dropped = {case: {name for name in loaded(case)[1].left_out if "num_batches" not in name} for case in CASES}

@@ -19,6 +19,8 @@ CELLS = {"vanilla": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCe
 class BagOfWords(nn.Module):
     """Word embeddings, averaged over the real positions.
 
+    A linear layer over a text's counts of words (a bag of words) is their sum, the same once it is normalised.
+
     Attributes:
       width: token width D.
       vocabulary: how many token ids there are.
