@@ -116,6 +116,16 @@ def test_goes_back_and_ends_as_if_nothing_had_been(
     assert_same_run(tmp_path / "back", tmp_path / "unbroken", 12)
 
 
+def test_goes_back_no_further_than_it_must_and_counts_what_it_skipped(
+    tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    spoil(range(6, 12), times=1)  # longer than two checkpoints
+    changes = {**CHANGES, "checkpoint_every": 1, "recovery.updates": 6, "recovery.rollbacks": 1}
+    result = train(tiny_config(SMALL, changes), tmp_path)
+    assert "in the 6 updates up to step 11: back to step 5, 0.5 of the learning rate" in capsys.readouterr().out
+    assert (result["skipped"], result["rollbacks"]) == (6, 1)
+
+
 def test_goes_back_to_the_beginning_with_a_lower_rate(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
