@@ -50,6 +50,14 @@ def test_runs_survive(places: list[str], tmp_path: Path, monkeypatch: pytest.Mon
     assert int(re.search(r"call \d+ of (\d+)", outcomes[0][1])[1]) > 20
 
 
+def test_a_soak_sees_whether_memory_is_flat(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(faults, "CASES", [runs.SHORTEST])
+    assert lost(list(faults.soak(8, tmp_path, places))) == []
+    start = [100.0] * 50
+    assert faults.flat([*start, *[500.0 + i % 7 for i in range(350)]])
+    assert not faults.flat([*start, *[500.0 + 0.1 * i for i in range(350)]])  # 4 MB of 500 a tenth of the time
+
+
 def test_a_difference_is_seen(places: list[str], tmp_path: Path):
     one, other = tmp_path / "one", tmp_path / "other"
     runs.whole(runs.SHORTEST, one, places)

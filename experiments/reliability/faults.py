@@ -266,7 +266,9 @@ def soak(seconds: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]
         CASES[0], changes=(*CASES[0].changes, f"--config.steps={steps}", "--config.eval_every=500",
                            "--config.checkpoint_every=500", "--config.log_every=100"),
     )  # fmt: skip
-    process = runs.start(case, folder / "run", places)
+    process, log = runs.start(case, folder / "run", places), folder / "run" / "metrics.jsonl"
+    while process.is_alive() and not (log.exists() and '"valid"' in log.read_text(encoding="utf-8")):
+        time.sleep(0.2)  # until everything is compiled
     memory, until = [], time.monotonic() + seconds
     while time.monotonic() < until and process.is_alive():
         time.sleep(max(0.05, seconds / 400))
@@ -275,10 +277,19 @@ def soak(seconds: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]
     alive = process.is_alive()
     process.terminate()
     process.join(120)
-    quarter = len(memory) // 4
-    early, late = np.median(memory[quarter : 2 * quarter]), np.median(memory[3 * quarter :])
-    flat = late <= 1.02 * early + 8
+    early, late = _quarters(memory)
     yield (
-        alive and process.exitcode == 75 and flat,
+        alive and process.exitcode == 75 and flat(memory),
         (f"exit {process.exitcode}, {early:.0f} MB in the second quarter, {late:.0f} MB in the last"),
     )
+
+
+def _quarters(memory: Sequence[float]) -> tuple[float, float]:
+    quarter = len(memory) // 4
+    return float(np.median(memory[quarter : 2 * quarter])), float(np.median(memory[3 * quarter :]))
+
+
+def flat(memory: Sequence[float]) -> bool:
+    """Whether megabytes `[n]`, measured at equal distances, rise by less than 2 % and 8 MB after their first half."""
+    early, late = _quarters(memory)
+    return late <= 1.02 * early + 8
