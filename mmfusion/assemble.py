@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mmfusion import optim, parallel, step
+from mmfusion import hosts, optim, parallel, step
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.data.preprocess import make_preprocess
@@ -104,6 +104,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
     """Builds the parts of a run; no parameter is made yet."""
     mesh = config.parallel.mesh
     spread = parallel.make(config.parallel.mode, config.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
+    hosts.meet(spread.mesh)
     return Parts(
         model=models.build(
             config.model,

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -13,13 +14,16 @@ import jax
 import numpy as np
 from jax._src import distributed  # the service that hosts meet at has no other way in
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmfusion.errors import UserError
 
 FAILED = "mmfusion/failed"  # what the service knows the first failure by
 EVERY = 1.0  # seconds after which a host looks again whether another one has failed
+BEHIND = 3600  # seconds that hosts may be apart when they meet, as where one prepares data
 ALIVE = 30  # seconds without a sign of life, after which a host counts as lost
 GRACE = 5 * EVERY  # seconds that host 0, whose service it is, leaves the others to read why
+_meetings = itertools.count()  # as many on every host
 
 
 def join(where: str) -> None:
@@ -96,6 +100,28 @@ def _end(status: int) -> None:
         os.dup2(silent, stream)
     time.sleep(GRACE if distributed.global_state.process_id == 0 else 2 * EVERY)
     os._exit(status)
+
+
+def meet(mesh: Mesh) -> None:
+    """Waits for all hosts of a mesh, and on CPU connects its devices.
+
+    There the first sum over some devices gives up on a host that is 30 seconds behind, as one that still compiles its
+    step may be; later ones wait.
+    """
+    if not several():
+        return
+    distributed.global_state.client.wait_at_barrier(f"mmfusion/meet/{next(_meetings)}", BEHIND * 1000)
+    if mesh.devices.flat[0].platform == "cpu":
+        axes = mesh.axis_names
+        subsets = [some for n in range(1, len(axes) + 1) for some in itertools.combinations(axes, n)]
+        left = tuple(PartitionSpec(*(None if axis in some else axis for axis in axes)) for some in subsets)
+        whole = PartitionSpec(*axes)
+        sums = jax.shard_map(
+            lambda x: tuple(jax.lax.psum(x, s) for s in subsets), mesh=mesh, in_specs=whole, out_specs=left
+        )
+        ones = np.ones(mesh.devices.shape, np.float32)
+        one_each = jax.make_array_from_callback(ones.shape, NamedSharding(mesh, whole), lambda part: ones[part])
+        jax.block_until_ready(jax.jit(sums)(one_each))
 
 
 def gathered(own: np.ndarray) -> np.ndarray:

@@ -17,11 +17,15 @@ STEPS = 200  # seconds, so that the signal comes in between
 SGD = {"optim.schedule.warmup_steps": 1, "steps": STEPS, "checkpoint_every": 20, "eval_every": STEPS}
 
 
-def start(flags, workdir, count=2, last=()):
-    """Starts the hosts of a run; `last` are more flags of the last one."""
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(flags, workdir, count=2, last=()):
+    """Starts the hosts of a run; `last` are more flags of the last one."""
+    port = free_port()
     return [
         Started(
             "experiments.train",
@@ -99,3 +103,16 @@ def test_what_is_no_address_is_told():
         with pytest.raises(UserError, match="is neither auto nor HOST:PORT,PROCESS,PROCESSES"):
             hosts.join(wrong)
     hosts.join("")
+
+
+@pytest.mark.spread
+def test_whoever_met_needs_no_further_connection():
+    """Those of Gloo fail where a host is 30 seconds late; what a step sums over is connected before it is compiled."""
+    port = free_port()
+    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    statuses, said = finish(
+        [Started("tests.meeting", [str(port), str(host)], merged=True, XLA_FLAGS=devices) for host in range(2)]
+    )
+    assert statuses == [0, 0], said
+    for counts in map(json.loads, said):
+        assert counts[0] > 0 and set(counts) == {counts[0]}
