@@ -7,8 +7,9 @@ examples, so that one alone is right in at most 0.775 of them, and both in 0.932
 encoder, fused by a strategy, and `,shared=True` both the same weights; `:size=128` reads larger pictures. Of
 `--config.model.encoders.xray`, `.channels="(16,32,64)"` makes the CNN deeper, `.layers=2` the recurrent network,
 `.steps=cells` reads the map cell by cell, `.tokens=attention` weighs its steps, and `.name=resnet18` with
-`.stem=imagenet`, `.norm=batch` and `.init=FILE_OR_HUB_ID` begins at published weights. `--config.data.modalities.xray.augment.flip=0.5` (and of `ct` the
-same: both are turned alike), `--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`.
+`.stem=imagenet`, `.norm=batch` and `.init=FILE_OR_HUB_ID` begins at published weights.
+`--config.data.modalities.xray.augment.flip=0.5` (and of `ct` the same: both are turned alike),
+`--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`.
 """
 
 from ml_collections import ConfigDict

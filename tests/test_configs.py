@@ -1,6 +1,7 @@
 """Every config that ships is built, checked and stepped, and every key of it is read by somebody."""
 
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from mmfusion import assemble, optim, parallel
+from mmfusion import assemble, optim
 from mmfusion import config as configs
+from mmfusion.checkpoint import Checkpoints
 from mmfusion.data import dataset as datasets
 from mmfusion.data import image, knowledge, preprocess, rows
 from mmfusion.data import kinds as data_kinds
-from mmfusion.errors import Preempted
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import options as module_options
@@ -51,7 +52,7 @@ def get_config(name: str, arg: str = "") -> ConfigDict:
 def shrunk(config: ConfigDict) -> ConfigDict:
     """Returns the config with four steps of four rows of a small model; what it does stays the same."""
     small = {
-        "steps": 4, "batch_size": 4, "eval_every": 2, "checkpoint_every": 4, "log_every": 1, "model.width": 8,
+        "steps": 4, "batch_size": 4, "eval_every": 2, "checkpoint_every": 3, "log_every": 1, "model.width": 8,
         "data.valid_fraction": 0.5, "model.fusion.layers": 1, "model.fusion.heads": 2,
     }  # fmt: skip
     for m, encoder in config.model.encoders.items():
@@ -107,24 +108,23 @@ def unread(config: ConfigDict, workdir: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_steps_and_goes_on_and_every_key_of_it_is_read(
-    name: str, prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_every_config_steps_and_goes_on_and_every_key_of_it_is_read(name: str, prepared: Any, tmp_path: Path):
     config = get_config(name)
     configs.check(config, base.get_config(), devices=1)
     config = prepared(shrunk(config))
     configs.check(config, base.get_config(), devices=1)
     assert unread(config, tmp_path / "run") == set()
-    stop_and_go_on(config, tmp_path / "again", monkeypatch)
-    assert_same_run(tmp_path / "again", tmp_path / "run", 4)
+    goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
 
 
-def stop_and_go_on(config: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains until the third of four steps, which is between two validations, and then to the end."""
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 4"):
-        patch.setattr(parallel.Parallel, "stopping", lambda _, stop, step, k: step == 3)
-        train(config, workdir)
+def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
+    """Takes a copy of a run as if it was killed after the third of four steps, which is between two validations."""
+    shutil.copytree(whole, workdir)
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "4")
     train(config, workdir)
+    assert Checkpoints(workdir / "checkpoints", readonly=True).steps()[-1] == 4
+    assert_same_run(workdir, whole, 4)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,10 @@ def stop_and_go_on(config: ConfigDict, workdir: Path, monkeypatch: pytest.Monkey
         ("three_pictures", "tasks=label+shown,objectives=gradnorm"),
     ],
 )
-def test_what_else_there_is_goes_on_to_the_bit(
-    name: str, arg: str, prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_else_there_is_goes_on_to_the_bit(name: str, arg: str, prepared: Any, tmp_path: Path):
     config = prepared(shrunk(get_config(name, arg)))
     train(config, tmp_path / "run")
-    stop_and_go_on(config, tmp_path / "again", monkeypatch)
-    assert_same_run(tmp_path / "again", tmp_path / "run", 4)
+    goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
 
 
 def test_a_planted_key_is_found(tiny_config: Callable[..., ConfigDict], tmp_path: Path):

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.reliability.runs import newest_state
 from mmfusion import progress, provenance
 from mmfusion import train as loop
 from mmfusion.assemble import Parts
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.errors import Preempted, UserError
-from mmfusion.evaluate import open_run
 from mmfusion.train import train
 from tests.processes import Started
 
@@ -52,18 +52,10 @@ def last_step(workdir: Path) -> int:
     return max((line["step"] for line in lines(workdir)), default=0)
 
 
-def final_state(workdir: Path) -> Any:
-    """Returns the newest checkpoint's state, on the host."""
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, _ = checkpoints.restore(checkpoints.newest(), open_run(workdir, []).parts.state_shapes())
-    checkpoints.close()
-    return state
-
-
 def assert_same_run(broken: Path, unbroken: Path, steps: int) -> None:
     assert lines(broken) == lines(unbroken)
     assert [line["step"] for line in lines(broken) if line["split"] == "train"] == [*range(1, steps + 1)]
-    jax.tree.map(np.testing.assert_array_equal, final_state(broken), final_state(unbroken))
+    jax.tree.map(np.testing.assert_array_equal, newest_state(broken), newest_state(unbroken))
     results = [json.loads((workdir / "result.json").read_text()) for workdir in (broken, unbroken)]
     for name in ("valid", "test", "best_step", "steps", "parameters", "data"):
         assert results[0][name] == results[1][name], name
