@@ -144,6 +144,8 @@ class Checkpoints:
     def _unsaved(self, error: Exception) -> UserError:
         """Returns what a write that failed means, and takes away what it left."""
         self._begun = None
+        with contextlib.suppress(Exception):  # a save that failed may still write, and its next error is no later one's
+            self._manager._checkpointer.wait_until_finished()  # the manager itself waits for whole saves alone
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):  # where nothing can be written, nothing can be taken away
                 for name in self._names():

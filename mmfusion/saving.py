@@ -23,8 +23,8 @@ class Saver:
       log: is told of a failure.
       may_fail: how many in a row may, before the next one's error is raised.
       failed: the errors of those in a row.
-      owed: the arguments of the save that failed whose score is best, since it may be what the run shall be judged by;
-        it is tried again before the next one.
+      owed: the arguments of the save that failed whose score is best, since it may be what the run shall be judged by.
+        No later one is saved before it: a run that goes on from there would not know of it.
     """
 
     checkpoints: Checkpoints
@@ -51,12 +51,12 @@ class Saver:
           UserError: too many have failed, or the last one.
         """
         self.hear(wait=True)
-        self._try_again()
         # Copied, because the next step donates these buffers while the writer, or a second attempt, still reads them.
         self._newest = (step, jax.tree.map(np.array, state), meta, score)
         try:
             self._sync()  # first, since a run goes on after its checkpoint
             self.send()
+            self._save_owed()
             self.checkpoints.save(*self._newest)
         except UserError as error:
             self._owe()
@@ -72,22 +72,20 @@ class Saver:
         if score is not None and math.isfinite(score) and (self.owed is None or score > self.owed[3]):
             self.owed = self._newest
 
-    def _try_again(self) -> None:
-        """Saves what is owed, if it is still the best; where that fails, the next save tells of it, and it is owed."""
+    def _save_owed(self) -> None:
+        """Saves what is owed, if it is still the best; raises UserError where that fails again."""
         if not self.owed:
             return
         try:
             best = self.checkpoints.best()
             known = None if best is None else self.checkpoints.meta(best)["score"]
-            if known is None or known < self.owed[3]:
-                self._sync()
-                self.send()
-                self.checkpoints.save(*self.owed)
-                self.checkpoints.wait()
-                self.log.print(f"train  the checkpoint of step {self.owed[0]} is written now")
-            self.owed = None
-        except (UserError, OSError):
-            return
+        except OSError as error:
+            raise UserError(f"cannot read the checkpoints: {error.strerror}") from error
+        if known is None or known < self.owed[3]:
+            self.checkpoints.save(*self.owed)
+            self.checkpoints.wait()
+            self.log.print(f"train  the checkpoint of step {self.owed[0]} is written now")
+        self.owed = None
 
     def _sync(self) -> None:
         try:
