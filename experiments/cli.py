@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -163,6 +164,13 @@ def _settle() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads show errors that it raises, too
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    sys.unraisablehook = _show
+
+
+def _show(unraisable: Any) -> None:
+    """Shows an error that cannot be raised, but those of TensorStore's own threads after a write that failed."""
+    if unraisable.object is not None or "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:

@@ -154,7 +154,8 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             self._manager.reload()  # it counts a step as saved that it began to save
         reason = getattr(error, "strerror", None) or str(error)
-        if found := re.search(r"([^:\[\]]+) \[os_error_code=", reason):  # arrays are written by a library of its own
+        # Arrays are written by a library of its own, which says much more.
+        if found := re.search(r"([^:\[\]]+) \[(?:os_error_code|tensorstore_spec)=", reason):
             reason = found[1]
         reason = " ".join(reason.split())[:300]
         return UserError(f"cannot write a checkpoint under {self._directory}: {reason}; older ones are untouched")

@@ -1,5 +1,7 @@
 import os
 import stat
+import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -186,3 +188,18 @@ def test_compiled_programs_are_the_owners_only(monkeypatch, tmp_path):
         assert stat.S_IMODE(os.stat(tmp_path / "mmfusion" / "jax").st_mode) == 0o700
     finally:
         jax.config.update("jax_compilation_cache_dir", told)
+
+
+def test_errors_of_other_libraries_threads_are_not_shown_and_others_are(monkeypatch):
+    """TensorStore's C++ threads tell theirs, which are of no object, in the midst of what else is said."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    cli._settle()
+    errors = [
+        SimpleNamespace(exc_value=RuntimeError(said), object=of)
+        for said, of in (("Event loop is closed", None), ("another one", None), ("Event loop is closed", "a loop"))
+    ]
+    for error in errors:
+        sys.unraisablehook(error)
+    assert shown == errors[1:]
