@@ -118,7 +118,7 @@ def test_modalities_are_scored_alone(rows, tmp_path, fusion):
     assert len(heads) == (2 if fusion == "concat" else 0)
 
 
-@pytest.mark.parametrize("fusion", ["concat", "late_mean"])
+@pytest.mark.parametrize("fusion", ["concat", pytest.param("late_mean", marks=pytest.mark.thorough)])
 def test_probes_leave_the_encoders_alone(rows, tmp_path, fusion):
     """What only watches changes nothing: with the gradients as they are, the run is the one without probes."""
     watched = config("ogm_ge", fusion=fusion)
@@ -247,7 +247,12 @@ AT_RANDOM = ("mixup", "cutmix", "modality_dropout")
 
 @pytest.mark.parametrize(
     ("name", "fusion"),
-    [("mixup", "concat"), ("mixup", "late_mean"), ("cutmix", "concat"), ("modality_dropout", "concat")],
+    [
+        ("mixup", "concat"),
+        pytest.param("mixup", "late_mean", marks=pytest.mark.thorough),
+        ("cutmix", "concat"),
+        ("modality_dropout", "concat"),
+    ],
 )
 def test_what_is_done_at_random_changes_the_run_and_not_its_evaluation(rows, tmp_path, name, fusion):
     modalities = "image" if name == "cutmix" else "image+text"

@@ -24,7 +24,7 @@ from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import options as module_options
 from mmfusion.train import train
-from tests import key_reads, tiny
+from tests import key_reads, tiny, tracing
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 from tests.data.test_given import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
@@ -113,8 +113,9 @@ def test_every_config_steps_and_goes_on_and_every_key_of_it_is_read(name: str, p
     configs.check(config, base.get_config(), devices=1)
     config = prepared(shrunk(config))
     configs.check(config, base.get_config(), devices=1)
-    assert unread(config, tmp_path / "run") == set()
-    goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
+    with tracing.once():
+        assert unread(config, tmp_path / "run") == set()
+        goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
 
 
 def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
@@ -127,6 +128,7 @@ def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
     assert_same_run(workdir, whole, 4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "arg"),
     [
@@ -140,8 +142,9 @@ def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
 )
 def test_what_else_there_is_goes_on_to_the_bit(name: str, arg: str, prepared: Any, tmp_path: Path):
     config = prepared(shrunk(get_config(name, arg)))
-    train(config, tmp_path / "run")
-    goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
+    with tracing.once():
+        train(config, tmp_path / "run")
+        goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
 
 
 def test_a_planted_key_is_found(tiny_config: Callable[..., ConfigDict], tmp_path: Path):

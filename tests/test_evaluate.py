@@ -18,7 +18,7 @@ from tests import planted
 def trained(tiny_config, tmp_path_factory):
     """A run of 8 steps of a tiny quickstart, traced; its directory and what `train` returned."""
     workdir = tmp_path_factory.mktemp("run") / "run"
-    return workdir, train(tiny_config(), workdir, profile=True)
+    return workdir, train(tiny_config("fusion=concat"), workdir, profile=True)
 
 
 @pytest.fixture(scope="module")

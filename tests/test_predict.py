@@ -14,7 +14,7 @@ from mmfusion.train import train
 def run(tiny_config, tmp_path_factory):
     """A tiny trained run's directory, and its first 20 test rows with what evaluation makes of them."""
     workdir = tmp_path_factory.mktemp("run") / "run"
-    train(tiny_config(), workdir)
+    train(tiny_config("fusion=concat"), workdir)
     opened = open_run(workdir, ["test"])
     split, run_eval = opened.dataset.splits["test"], opened.parts.eval_step()
     expected = {

@@ -18,10 +18,17 @@ from mmfusion.data import pipeline
 from mmfusion.errors import UserError
 from mmfusion.replay import replay
 from mmfusion.train import train
+from tests import tracing
 from tests.test_resume import assert_same_run
 
 SMALL = "fusion=concat,modalities=image"
 CHANGES: dict[str, Any] = {"steps": 12, "eval_every": 4, "checkpoint_every": 2, "recovery.updates": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    with tracing.once():
+        yield
 
 
 @pytest.fixture

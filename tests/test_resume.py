@@ -5,7 +5,7 @@ import json
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mmfusion.assemble import Parts
 from mmfusion.checkpoint import Checkpoints
 from mmfusion.errors import Preempted, UserError
 from mmfusion.train import train
+from tests import tracing
 from tests.processes import Started
 
 STEPS = 240
@@ -113,6 +114,12 @@ def test_killed_and_stopped_by_signals(tiny_flags: Callable[..., list[str]], tmp
     said, _ = again.communicate(timeout=300)
     assert again.poll() == 0, said[-3000:]
     assert files(broken) == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    with tracing.once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_an_encoder_begins_at_another_runs_and_stays_where_it_is_frozen(rows, tm
     assert all(0 < leaf < 0.01 for leaf in jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("fusion", ["concat", "late_mean"])
+@pytest.mark.parametrize("fusion", ["late_mean", pytest.param("concat", marks=pytest.mark.thorough)])
 def test_independent_then_fused(rows, tmp_path, fusion):
     """Encoders, and of decisions the heads, begin as each modality's own run left them; the encoders stay."""
     for modality in ("image", "text"):

@@ -101,7 +101,8 @@ def stop_all() -> None:
 def _train(case: Case, workdir: Path, places: Sequence[str], environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={case.devices}"
+    flags = f"--xla_force_host_platform_device_count={case.devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -222,6 +222,7 @@ def test_forms_of_one_strategy_are_held_against_the_first():
     assert not claims(lost, [], {}, {}, "accuracy", higher=True).against_reference
 
 
+@pytest.mark.thorough
 def test_a_part_as_large_as_the_bound_is_seldom_called_nothing():
     random = np.random.default_rng(3)
     called = 0
@@ -234,6 +235,7 @@ def test_a_part_as_large_as_the_bound_is_seldom_called_nothing():
     assert called <= 0.05 * 200
 
 
+@pytest.mark.thorough
 def test_null_experiments_give_at_most_the_nominal_rate_of_claims(monkeypatch):
     """Seven strategies and a modality alone, all alike; a run's validation and test scores go together."""
     monkeypatch.setattr(statistics, "RESAMPLES", 499)  # intervals a little rougher, in a tenth of the time

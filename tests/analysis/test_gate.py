@@ -19,8 +19,14 @@ BRIEF = dataclasses.replace(SMALL, steps=10)
 OPTIONS = {"moe, top 1": known_answer.VARIANTS["moe, top 1"]}  # FiLM's 3×3 blocks have their rendering, and the command
 
 
+FIRST = {kind.declares.family: name for name, kind in reversed(FUSIONS.items())}.values()  # of each family
+
+
 @pytest.mark.spread
-@pytest.mark.parametrize("name", [*FUSIONS, *OPTIONS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.thorough if name not in FIRST else ()) for name in [*FUSIONS, *OPTIONS]],
+)
 def test_a_strategy_is_what_it_declares(name):
     strategy, options = OPTIONS.get(name, (name, {}))
     if "layers" in FUSIONS[strategy].__dataclass_fields__:
@@ -103,7 +109,7 @@ def test_a_leaking_or_swapped_mask_is_caught(kind):
         (planted.OfFinite, ("what stands under the mask changes the output or a gradient",)),
         (planted.Traced, ("jit differs from eager",)),
         (planted.Idle, ("M=1: parameter scores gets no gradient",)),
-        (planted.SelfAttending, ("declares additive=False, and is so",)),
+        pytest.param(planted.SelfAttending, ("declares additive=False, and is so",), marks=pytest.mark.thorough),
     ],
 )
 def test_what_shows_without_training_is_caught(kind, parts):

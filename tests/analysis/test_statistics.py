@@ -81,7 +81,7 @@ def test_what_has_few_pairs_does_not_hide_what_is_clear():
     assert statistics.sign_flip_of_chosen(np.vstack([failing, clear]), 0) > 0.4
 
 
-@pytest.mark.parametrize("n", [6, 18])
+@pytest.mark.parametrize("n", [6, pytest.param(18, marks=pytest.mark.thorough)])
 def test_the_best_of_many_that_are_alike_is_seldom_told(n):
     random, told = np.random.default_rng(5), 0
     for _ in range(200):

@@ -1,0 +1,51 @@
+"""Runs of one config share their traced programs: tracing is most of a short run, and the second time is the same."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion import train as loop
+from mmfusion.assemble import Parts
+from mmfusion.data.dataset import Dataset
+
+OF_THE_LOOP = {"seed", "eval_every", "checkpoint_every", "recovery.updates", "recovery.rollbacks", "recovery.lower"}
+
+
+@contextlib.contextmanager
+def once() -> Iterator[None]:
+    """Within it, `train` builds and traces the parts of a config once; only for tests that leave the steps as they are.
+
+    That a run goes on to the bit with steps that another process has traced is shown where runs are killed.
+    """
+    parts: dict[str, Parts] = {}
+    compiled: dict[tuple[Any, ...], Any] = {}
+    assemble = loop.assemble
+
+    def assembled(config: ConfigDict, dataset: Dataset) -> Parts:
+        known = {path: x for path, x in configs.flat(configs.to_json(config)).items() if path not in OF_THE_LOOP}
+        key = json.dumps([known, dataset.fingerprint], sort_keys=True)
+        if key not in parts:
+            parts[key] = assemble(config, dataset)
+        return parts[key]
+
+    def kept(name: str) -> Callable[..., Any]:
+        honest = getattr(Parts, name)
+
+        def method(self: Parts, *args: Any) -> Any:
+            key = (id(self), name, *args)
+            if key not in compiled:
+                compiled[key] = honest(self, *args)
+            return compiled[key]
+
+        return method
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "assemble", assembled)
+        for name in ("train_step", "eval_step"):
+            patch.setattr(Parts, name, kept(name))
+        yield
