@@ -8,10 +8,10 @@ Exit status 1 where they differ by a bit. Only where the data is, and on how man
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     if len(named) != 1:
         raise UserError("give one finished run: python -m experiments.rerun WORKDIR")
     first = read(named[0])
-    output = Path(OUTPUT.value or f"{Path(named[0])}-again")
+    output = epath.Path(OUTPUT.value or f"{first.directory}-again")
     config = moved(first.config, overrides)
     if (output / "result.json").exists():
         raise UserError(f"--again={output} holds a run already: give a directory that is not there yet")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 
     configs.check(config, base.get_config(), jax.device_count())
     again = train(config, output)
-    differ = differences(Path(named[0]), output, first.result, again)
+    differ = differences(first.directory, output, first.result, again)
     show(first.result, again, differ)
     sys.exit(1 if differ else 0)
 
@@ -63,7 +63,7 @@ def moved(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
-def differences(first: Path, again: Path, result: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
+def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
     """Returns a line for what is not the same: the first step whose numbers differ, and each score that does."""
     lines = [
         f"{name}: {of(result)} and {of(repeated)}"
@@ -83,9 +83,9 @@ def differences(first: Path, again: Path, result: dict[str, Any], repeated: dict
     return lines
 
 
-def steps(workdir: Path) -> list[dict[str, Any]]:
+def steps(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the lines of `metrics.jsonl` without what measures time."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
 
 

@@ -31,6 +31,7 @@ class Parts:
       preprocess: `(batch, key or None) -> batch`, on the device.
       parallel: devices and hosts.
       scale: of the updates, see `optim.slowed`.
+      freeze: steps that modules stay as they are, see `step.train_step`.
       objectives: what there is beside the tasks.
       spike: from where a loss is one, see `step.train_step`.
       example: a host batch of two padding rows, for shapes.
@@ -42,16 +43,23 @@ class Parts:
     preprocess: step.Preprocess
     parallel: parallel.Parallel
     scale: Callable[[Any, jax.Array], Any] | None
+    freeze: dict[str, int]
     objectives: Objectives
     spike: float
     example: Batch
 
+    def drawn(self, seed: int) -> step.TrainState:
+        """Returns the state before the first step, every parameter drawn, where no device needs to hold all of it."""
+        divided = self.parallel.state_sharding(self.state_shapes())
+        init = self._init if divided is None else jax.jit(self._init, out_shardings=divided)
+        return init(self.example, seed=np.uint32(seed))
+
     def drawn_state(self, seed: int) -> step.TrainState:
-        """Returns the state before the first step, every parameter drawn, on the host."""
-        return jax.device_get(self._init(self.example, seed=np.uint32(seed)))
+        """Returns the same on the host."""
+        return self.parallel.to_host(self.drawn(seed))
 
     def initial_state(self, seed: int) -> step.TrainState:
-        """Returns the same on the devices."""
+        """Returns the same on the devices, as the steps take it."""
         return self.parallel.put_state(self.drawn_state(seed))
 
     def state_shapes(self) -> Any:
@@ -78,6 +86,7 @@ class Parts:
             unroll=self.parallel.platform == "cpu",
             axis_name=self.parallel.axis_name,
             scale=self.scale,
+            freeze=self.freeze,
             objectives=self.objectives,
             spike=self.spike,
         )
@@ -123,6 +132,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
         ),
         parallel=spread,
         scale=optim.slowed(config.model.encoders),
+        freeze={f"encoders_{m}": options.freeze for m, options in config.model.encoders.items() if options.freeze},
         objectives=make_objectives(config.objectives),
         spike=config.recovery.spike,
         example=empty_batch(dataset.reader, 2),

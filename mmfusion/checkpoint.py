@@ -105,7 +105,7 @@ class Checkpoints:
             "tree": integrity.describe(state),
             "sums": integrity.checksums(state),
         }
-        sealed = integrity.sealed(canonical(described))
+        sealed = integrity.sealed(json.loads(json.dumps(described)))  # tuples would come back as lists
         try:
             begun = self._manager.save(
                 step,
@@ -325,11 +325,6 @@ def _unsound(folder: epath.Path) -> str:
             raise
         return f"what was saved beside the state cannot be read ({' '.join(str(error).split())[:200]})"
     return "" if sound else "what was saved beside the state is not what it was"
-
-
-def canonical(config: Mapping[str, Any]) -> Any:
-    """Returns a config as JSON values, so that a saved one and a live one compare equal."""
-    return json.loads(json.dumps(config, sort_keys=True))
 
 
 def _score(metrics: Any) -> float:

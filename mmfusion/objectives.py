@@ -114,6 +114,8 @@ def objective_options(name: str) -> dict[str, Any]:
 
 def fewest(name: str) -> int:
     """Returns how many modalities an objective takes at least."""
+    if name in ("adversarial", "ogm_ge"):  # which of one modality would do nothing
+        return 2
     return AUXILIARIES[name].fewest if name in AUXILIARIES else 1
 
 

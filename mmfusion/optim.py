@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -34,7 +35,8 @@ def make(config: Mapping) -> optax.GradientTransformation:
     Weight decay spares parameters of fewer than two axes (biases, norms). Clipping is by the global norm of the
     gradients it is given, so they must be summed over devices and micro-batches before; one non-finite gradient would
     make all of them non-finite, so the step must skip such an update. What auxiliary objectives and probes have for
-    themselves is clipped by its own norm: however large, it does not shorten the steps of the model.
+    themselves is clipped by its own norm: however large, it does not shorten the steps of the model. Nor do those
+    modules that `update` is told are `held`, `{name: bool}`, since they do not learn yet.
 
     Args:
       config: `name`, `learning_rate` (initial; see `with_learning_rate`), `clip_norm` (0 is off), and every key of
@@ -57,21 +59,30 @@ def make(config: Mapping) -> optax.GradientTransformation:
     return optax.inject_hyperparams(inner, hyperparam_dtype=jnp.float32)(learning_rate=float(config["learning_rate"]))
 
 
-def _clipped(limit: float) -> optax.GradientTransformation:
-    """Returns what clips the gradients of the model, and those of what stands beside it, each by their global norm."""
+def _clipped(limit: float) -> optax.GradientTransformationExtraArgs:
+    """Returns what clips the gradients of the model, of what stands beside it, and of each held module."""
 
-    def clip(updates, params):
-        del params
+    def clip(updates, state, params=None, *, held=MappingProxyType({}), **_):
         leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
-        aside = [jax.tree_util.keystr(path, simple=True).startswith(ASIDE) for path, _ in leaves]
+        names = [jax.tree_util.keystr(path[:1], simple=True) for path, _ in leaves]
+        groups = ["aside" if name.startswith(ASIDE) else name if name in held else "model" for name in names]
+        square = {
+            group: optax.tree.norm(
+                [x for (_, x), own in zip(leaves, groups, strict=True) if own == group], squared=True
+            )
+            for group in {"model", *groups}
+        }
+        for name in held:
+            square["model"] += jnp.where(held[name], 0.0, square[name])
         factor = {}
-        for group in set(aside):
-            norm = optax.tree.norm([x for (_, x), other in zip(leaves, aside, strict=True) if other == group])
+        for group, squared in square.items():
+            norm = jnp.sqrt(squared)
             factor[group] = jnp.where(norm < limit, 1.0, limit / norm)
-        shorter = [(x * factor[group]).astype(x.dtype) for (_, x), group in zip(leaves, aside, strict=True)]
-        return jax.tree.unflatten(tree, shorter)
+        factor |= {name: jnp.where(held[name], factor[name], factor["model"]) for name in held}
+        shorter = [(x * factor[group]).astype(x.dtype) for (_, x), group in zip(leaves, groups, strict=True)]
+        return jax.tree.unflatten(tree, shorter), state
 
-    return optax.stateless(clip)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), clip)
 
 
 def options(name: str) -> dict[str, float]:

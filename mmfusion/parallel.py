@@ -86,11 +86,11 @@ class Parallel:
 
     def put_state(self, state: Any) -> Any:
         """Copies a state of host values, which every host has whole, to the devices, divided as the mesh says."""
-        if not self.divides_state:
-            return self.replicate(state)
-        place = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda part: x[part])  # noqa: E731
         host = jax.tree.map(np.asarray, state)
-        return jax.tree.map(place, host, sharding.of_state(host, self.mesh))
+        if (divided := self.state_sharding(host)) is None:
+            return self.replicate(host)
+        place = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda part: x[part])  # noqa: E731
+        return jax.tree.map(place, host, divided)
 
     def to_host(self, state: Any) -> Any:
         """Returns a state's arrays whole, on every host, one after the other."""
@@ -102,10 +102,9 @@ class Parallel:
 
         return jax.tree.map(whole, state)
 
-    @property
-    def divides_state(self) -> bool:
-        """Whether a device has only a part of the state."""
-        return self.devices != self.mesh.shape[AXIS]
+    def state_sharding(self, shapes: Any) -> Any:
+        """Returns which part of each array of a state a device has; None where each device has all."""
+        return None if self.devices == self.mesh.shape[AXIS] else sharding.of_state(shapes, self.mesh)
 
     @property
     def _rows(self) -> PartitionSpec:
@@ -134,7 +133,7 @@ class Parallel:
                 call, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=self._pmap_devices()
             )
         whole, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), self._rows))
-        state = sharding.of_state(shapes, self.mesh) if self.divides_state else whole
+        state = self.state_sharding(shapes) or whole
         return jax.jit(call, in_shardings=(state, rows, whole), out_shardings=(state, whole), donate_argnums=0)
 
     def compile_eval(self, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +183,8 @@ def fitting(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
 def steps_per_call(asked: int, platform: str, boundaries: Sequence[int]) -> int:
     """Returns how many steps one call takes: as asked, or (0) one on CPU and up to eight on an accelerator.
 
-    A call never reaches over a boundary (an evaluation, a checkpoint, the end): the number divides them all.
+    A call never reaches over a boundary (where the run goes on, an evaluation, a checkpoint, the end): the number
+    divides them all.
     """
     common = math.gcd(*boundaries)
     limit = asked or (1 if platform == "cpu" else 8)

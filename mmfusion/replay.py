@@ -114,14 +114,14 @@ def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Pa
 def _noting(optimizer: optax.GradientTransformation, gradients: dict[str, float]) -> optax.GradientTransformation:
     """Returns the optimizer, which fills the dictionary with each parameter's largest gradient as it is computed."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
         leaves = jax.tree_util.tree_leaves_with_path(grads)
         largest = {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.abs(x).max() for path, x in leaves}
         largest = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.nan), largest)
         jax.debug.callback(lambda every: gradients.update({name: float(x) for name, x in every.items()}), largest)
-        return optimizer.update(grads, state, params)
+        return optimizer.update(grads, state, params, **more)
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _losses(parts: Parts, state: Any, batch: Batch) -> dict[int, float]:

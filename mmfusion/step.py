@@ -88,6 +88,7 @@ def train_step(
     unroll: bool,
     axis_name: str | None,
     scale: Callable[[Any, jax.Array], Any] | None = None,
+    freeze: Mapping[str, int] = flax.core.FrozenDict(),
     objectives: Objectives = NO_OBJECTIVES,
     spike: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
@@ -102,6 +103,7 @@ def train_step(
       unroll: write the micro-batches out (fast on CPU, where convolutions inside a scan are slow) or scan them.
       axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
       scale: `(updates, step) -> updates`, what encoders that are slowed down make of theirs; None: as they are.
+      freeze: for how many steps each module that is named stays as it is, its statistics, too.
       objectives: what there is beside the tasks.
       spike: robust standard deviations above the newest losses, from which a loss is a spike; 0: none is.
 
@@ -232,15 +234,17 @@ def train_step(
         balance = {**balance, **objectives.gradnorm(balance, losses, norms)}
     count = total(jnp.sum(batch.weight))
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, optim.with_learning_rate(state.opt_state, learning_rate), state.params)
+    held = {name: state.step < steps for name, steps in freeze.items()}
+    opt_state = optim.with_learning_rate(state.opt_state, learning_rate)
+    updates, opt_state = optimizer.update(grads, opt_state, state.params, held=held)
     if scale is not None:
         updates = scale(updates, state.step)
+    for name in [name for name in held if name in batch_stats]:
+        stay = functools.partial(jnp.where, held[name])
+        batch_stats = {**batch_stats, name: jax.tree.map(stay, state.batch_stats[name], batch_stats[name])}
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
     after = state.replace(
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        balance=balance,
+        params=optax.apply_updates(state.params, updates), batch_stats=batch_stats, opt_state=opt_state, balance=balance
     )
     sound, metrics = finite, {}
     if spike:

@@ -150,9 +150,6 @@ def _attempt(
     if config.deterministic:
         parallel.check_determinism(spread.platform)
     primary = spread.host == 0
-    k = parallel.steps_per_call(
-        config.parallel.steps_per_call, spread.platform, (config.steps, config.eval_every, config.checkpoint_every)
-    )
 
     # Restore, or begin; a model that cannot be built is told of before anything is written
     shapes = parts.state_shapes()
@@ -179,6 +176,11 @@ def _attempt(
         progress.watched |= {name: wrong.watched[name] for name in ("skipped", "spikes")}
     hosts.check_same(str(progress.step), "newest checkpoint")
     first_step = progress.step
+    k = parallel.steps_per_call(
+        config.parallel.steps_per_call,
+        spread.platform,
+        (first_step, config.steps, config.eval_every, config.checkpoint_every),
+    )
     meta = {"data": dataset.saved(), "config": configs.to_json(config), "made_with": provenance.code(made_with)}
     if progress.step >= config.steps and (workdir / "result.json").exists():
         checkpoints.close()

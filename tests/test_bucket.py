@@ -12,7 +12,7 @@ import pytest
 from absl.testing import flagsaver
 from etils import epath
 
-from experiments import checkpoints
+from experiments import checkpoints, rerun
 from mmfusion import bucket
 from mmfusion import train as loop
 from mmfusion.checkpoint import load_verified
@@ -79,6 +79,10 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
         assert capsys.readouterr().out.count("as it was saved") >= 2
         checkpoints.main(["checkpoints", url, "--copy=4", f"--to={tmp_path}/copy"])
     assert load_verified(tmp_path / "copy")[1]["step"] == 4
+
+    with flagsaver.flagsaver(), pytest.raises(SystemExit, match="0"):
+        rerun.main(["rerun", url, f"--again={tmp_path}/again"])
+    assert "the same, bit for bit" in capsys.readouterr().out
 
     damaged = there / "checkpoints" / "4" / "meta" / "metadata"
     spoilt = damaged.read_text().replace('"step"', '"stop"', 1)

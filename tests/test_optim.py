@@ -103,6 +103,15 @@ def test_what_stands_beside_the_model_is_clipped_by_itself():
     assert norm("auxiliaries_gan", "probes_label_image") == pytest.approx(0.01)
 
 
+def test_what_does_not_learn_yet_does_not_shorten_the_steps_of_the_rest():
+    grads = {"encoders_image": {"kernel": jnp.full((2, 2), 50.0)}, "heads_label": {"kernel": jnp.full((2, 2), 0.02)}}
+    transformation = optim.make(config("sgd", clip_norm=1.0))
+    for held, head in ((True, 0.02), (False, 0.02 / 100)):
+        updates, _ = transformation.update(grads, transformation.init(grads), grads, held={"encoders_image": held})
+        same(updates["heads_label"]["kernel"], jnp.full((2, 2), -0.1 * head), rtol=1e-4)
+        assert float(optax.tree.norm(updates["encoders_image"])) == pytest.approx(0.1, rel=1e-4)
+
+
 def test_a_new_learning_rate_takes_effect_and_does_not_recompile():
     transformation = optim.make(config("sgd"))
     traces = []

@@ -120,8 +120,9 @@ def test_a_divided_state_is_the_same_and_takes_less_of_each_device(
     eight: dict[str, Result], one: Callable[[str], Result]
 ):
     agree(eight["mesh"], one("pmap"), but=("held",))
-    assert one("pmap")["held"] == eight["jit"]["held"] == 1
-    assert 0.25 < eight["mesh"]["held"] < 0.45  # a half, and a quarter of attention and of words' vectors
+    assert (one("pmap")["held"] == 1).all() and (eight["jit"]["held"] == 1).all()
+    assert (eight["mesh"]["held"] > 0.25).all()  # a half, and a quarter of attention and of words' vectors
+    assert (eight["mesh"]["held"] < 0.45).all()  # while it is drawn, too
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,18 @@ def test_the_state_is_donated_and_nothing_is_transferred_in_the_call(step: Step)
     assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
     with pytest.raises(Exception, match="transfer"), jax.transfer_guard("disallow"):
         step.run(after, (batch,), np.float32([0.3]))
+
+
+def test_what_is_frozen_for_some_steps_stays_as_it_is_and_then_learns():
+    held = Step({"model.encoders.image.freeze": 2, "model.encoders.image.norm": "batch"})
+    states = [held.begin()]
+    for _ in range(3):
+        states.append(held(states[-1], held.batch)[0])
+
+    def moved(one: Any, other: Any) -> list[bool]:
+        parts = [{"params": x.params["encoders_image"], "stats": x.batch_stats["encoders_image"]} for x in (one, other)]
+        return [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, parts), strict=True)]
+
+    assert not any(moved(states[0], states[2]))
+    assert all(moved(states[2], states[3]))
+    assert (states[0].params["heads_label"]["kernel"] != states[1].params["heads_label"]["kernel"]).any()

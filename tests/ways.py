@@ -22,6 +22,7 @@ from mmfusion.assemble import Parts, assemble
 from mmfusion.data.dataset import Dataset
 from mmfusion.errors import Preempted
 from mmfusion.evaluate import collect, score
+from mmfusion.step import TrainState
 from tests import synthetic, tiny
 
 STEPS = 5
@@ -75,6 +76,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
 
 def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.ndarray]:
     k = max(1, config.parallel.steps_per_call)
+    drawn = share(parts.drawn(config.seed))
     state, run_train = parts.initial_state(config.seed), parts.train_step(config.optim.accumulate)
     rates = parts.parallel.replicate(np.full(k, config.optim.learning_rate, np.float32))
     losses, ids = [], []
@@ -84,16 +86,21 @@ def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.n
         ids += [batch.id for batch in hosts]
     leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
     result = {jax.tree_util.keystr(path): parts.parallel.to_host(x) for path, x in leaves}
-    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     rows = collect(parts.eval_step(), state, dataset.splits["test"], parts, batch_size=config.batch_size)
     scores = score(rows, parts.tasks)
     return result | {
-        "held": np.array(held / sum(x.nbytes for x in jax.tree.leaves(state))),  # the share that one device has
+        "held": np.array([drawn, share(state)]),
         "losses": np.array(losses),
         "ids": np.array(ids),
         "evaluated": rows["id"],
         "scores": np.array([scores[name] for name in SCORES]),
     }
+
+
+def share(state: TrainState) -> float:
+    """Returns how much of a state one device has."""
+    leaves = jax.tree.leaves(state)
+    return sum(x.addressable_shards[0].data.nbytes for x in leaves) / sum(x.nbytes for x in leaves)
 
 
 def _loop(

@@ -6,9 +6,9 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
@@ -19,7 +19,7 @@ from mmfusion.errors import UserError, nearest
 class Run:
     """A finished run: its directory, its config, and what `result.json` holds."""
 
-    directory: Path
+    directory: epath.Path
     config: ConfigDict
     result: dict[str, Any]
 
@@ -44,13 +44,13 @@ class Method:
         return [float("nan") if value is None else value for value in values]
 
 
-def read(directory: str | Path) -> Run:
+def read(directory: epath.PathLike) -> Run:
     """Returns a finished run.
 
     Raises:
       UserError: the directory holds none.
     """
-    directory = Path(directory)
+    directory = epath.Path(directory)
     for name in ("config.json", "result.json"):
         if not (directory / name).is_file():
             raise UserError(f"{directory} holds no finished run: {name} is missing")

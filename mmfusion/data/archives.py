@@ -135,7 +135,8 @@ def read(archive: Archive, path: str, names: Iterable[str]) -> dict[str, bytes]:
             if name not in infos:
                 raise UserError(f"{path} has no member {name}: fetch it again from {archive.url}")
             try:
-                result[name] = file.read(infos[name])
+                with file.open(infos[name]) as member:
+                    result[name] = member.read(infos[name].file_size + 1)  # and no more, where it inflates to more
             except BROKEN as error:
                 raise UserError(f"{path}: member {name} is damaged ({error}): fetch it from {archive.url}") from error
     return result

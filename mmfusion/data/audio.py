@@ -24,7 +24,7 @@ def decode(
         [-1, 1], or integers as 16-bit PCM (also in a wider type, as TFDS stores them).
       rate: samples a second of the result.
       source_rate: samples a second of an array; None where it already has `rate`. A file states its own.
-      max_samples: longer recordings (over all channels) are refused by their header.
+      max_samples: longer recordings (over all channels) are refused by their header, or before they are resampled.
 
     Raises:
       ValueError: a short reason, if the data are corrupt, truncated, too long or not finite.
@@ -40,6 +40,8 @@ def decode(
     if source != rate and len(waveform):
         from scipy.signal import resample_poly  # takes a second to import, and most sets need no resampling
 
+        if len(waveform) * rate > max_samples * source:
+            raise ValueError(f"{len(waveform)} samples at {source} Hz, more than the limit of {max_samples} at {rate}")
         common = math.gcd(source, rate)
         waveform = resample_poly(waveform, rate // common, source // common)
     return waveform.astype(np.float32, copy=False)

@@ -102,7 +102,7 @@ class Dataset:
 
     def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
         """Raises UserError where this is not the data of which `saved` was kept by a run in `workdir`."""
-        if saved != self.saved():
+        if any(saved[key] != value for key, value in self.saved().items() if key in saved):
             raise UserError(
                 f"the data has changed since {workdir} began (fingerprint {saved['fingerprint']}, now "
                 f"{self.fingerprint}): bring the old data back, or give another --workdir"
@@ -114,6 +114,7 @@ class Dataset:
             "class_names": {task: list(names) for task, names in self.class_names.items()},
             "learned": self.learned,
             "fingerprint": self.fingerprint,
+            "name": self.name,
         }
 
 
@@ -136,7 +137,8 @@ def load(
       UserError: the data is not there, is not what the config says, or too much of it is corrupt.
     """
     place = {"data_dir": config.dir, "manual_dir": config.manual_dir}
-    name = sources.available(config.name, config.get("instead", ""), **place)  # older runs do not have the key
+    # Older runs do not have the keys.
+    name = (saved or {}).get("name") or sources.available(config.name, config.get("instead", ""), **place)
     names = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
     needed = dict.fromkeys([*splits, *(() if saved else ("train",))])
     opened = {

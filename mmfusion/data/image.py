@@ -4,7 +4,7 @@ B batch · H W image · C channels.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,39 @@ def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_p
     except Exception as error:
         reason = "empty" if not data else "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(f"{reason}"[:200]) from error
+
+
+def decode_film(
+    data: bytes,
+    chosen: Callable[[int], Sequence[int]],
+    size: tuple[int, int],
+    channels: int,
+    max_pixels: int = 2_000_000_000,
+) -> list[np.ndarray]:
+    """Returns those frames of an animated picture that `chosen` takes of so many, each as `decode` gives it.
+
+    Args:
+      data: an encoded file (GIF, WebP, APNG).
+      chosen: the number of frames -> which ones, ascending; no other is kept.
+      size: (H, W) in pixels.
+      channels: C, from 1 to 4.
+      max_pixels: a film of more, over all frames, is refused before they are decoded.
+
+    Raises:
+      ValueError: a short reason, if the data are corrupt or too large.
+    """
+    try:
+        film, frames = Image.open(io.BytesIO(data)), []
+        count = getattr(film, "n_frames", 1)
+        if count * film.width * film.height > max_pixels:
+            raise ValueError(f"{count} frames of {film.width} x {film.height} pixels, over the limit of {max_pixels}")
+        for i in chosen(count):
+            film.seek(i)
+            frames.append(_convert(film.convert("RGB"), size, channels))
+        return frames
+    # Pillow's format plugins let many kinds of exception through on broken bytes.
+    except Exception as error:
+        raise ValueError(f"not a moving picture: {error}"[:200]) from error
 
 
 def _convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:

@@ -4,14 +4,12 @@ H W picture · C channels · T tokens or frames · S samples · F columns or fea
 """
 
 import dataclasses
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageSequence
 
 from mmfusion.data import audio, image, knowledge, text
 from mmfusion.errors import UserError
@@ -105,21 +103,19 @@ def _read_video(value: Any, options: Options, _: None) -> Read:
     """Takes frames as pixels `[t, H, W, C]`, as encoded pictures, or as one animated picture's bytes."""
     if value is None or len(value) == 0:
         return None
+    most, size, channels = options["frames"], tuple(options["size"]), options["channels"]
+
+    def spread(count: int) -> list[int]:
+        # Of a longer video as many, evenly spread from the first to the last; a shorter one is padded at the end.
+        return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+
     if isinstance(value, bytes):
-        try:
-            frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(io.BytesIO(value)))]
-        # Pillow's format plugins let many kinds of exception through on broken bytes.
-        except Exception as error:
-            raise ValueError(f"not a moving picture: {error}"[:200]) from error
+        frames = image.decode_film(value, spread, size, channels)
     else:
-        frames = value
-    most, shape = options["frames"], (options["frames"], *options["size"], options["channels"])
-    # Of a longer video as many, evenly spread from the first to the last; a shorter one is padded at the end.
-    taken = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
-    pixels = np.zeros(shape, np.uint8)
-    for place, i in enumerate(taken):
-        pixels[place] = image.decode(frames[i], tuple(options["size"]), options["channels"])
-    return pixels, np.arange(most) < len(taken)
+        frames = [image.decode(value[i], size, channels) for i in spread(len(value))]
+    pixels = np.zeros((most, *size, channels), np.uint8)
+    pixels[: len(frames)] = frames
+    return pixels, np.arange(most) < len(frames)
 
 
 def _numbers(value: Any) -> np.ndarray:

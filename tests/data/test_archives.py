@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import pathlib
+import tracemalloc
 import zipfile
 
 import pytest
@@ -85,6 +86,21 @@ def manager(tmp_path, manual_dir=None):
     return tfds.download.DownloadManager(
         download_dir=tmp_path / "downloads", manual_dir=manual_dir, manual_dir_instructions="put it here"
     )
+
+
+def test_a_member_that_lies_about_its_size_is_not_inflated(archive):
+    _, path = archive
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("top-main/data/x.txt", bytes(50_000_000))
+    data = pathlib.Path(path).read_bytes()
+    pathlib.Path(path).write_bytes(data.replace((50_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    one = known(path)
+    assert archives.check(one, path)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"member data/x\.txt is damaged"):
+        archives.read(one, path, ["data/x.txt"])
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
 
 
 def test_archive_is_taken_by_hand_or_downloaded_once(archive, tmp_path, monkeypatch):

@@ -111,6 +111,13 @@ def test_long_recordings_are_refused_by_their_header(monkeypatch):
             audio.decode(recording, RATE, max_samples=7999)
 
 
+def test_a_recording_that_would_be_long_at_the_rate_that_is_asked_for_is_refused():
+    slow = file(TONE, rate=1000)
+    assert len(audio.decode(slow, 2000)) == 2 * len(TONE)
+    with pytest.raises(ValueError, match=f"{len(TONE)} samples at 1000 Hz, more than the limit of 9000 at 2000"):
+        audio.decode(slow, 2000, max_samples=9000)
+
+
 def test_pad_and_cut():
     waveform, mask = audio.pad(np.float32([1, 2, 3]), 5)
     np.testing.assert_array_equal(waveform, [1, 2, 3, 0, 0])

@@ -1,10 +1,12 @@
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmfusion.data import image
 from mmfusion.data.kinds import KINDS, features, value_of
 from mmfusion.errors import UserError
 
@@ -53,6 +55,19 @@ def test_nothing_is_absent(kind):
 def test_a_broken_video_is_told(broken):
     with pytest.raises(ValueError, match="not a"):
         KINDS["video"].read(broken, options("video", size=(4, 4)), None)
+
+
+def test_a_film_that_would_fill_the_memory_is_refused_and_of_a_long_one_only_what_is_taken_is_kept():
+    broad = np.zeros((40, 500, 500, 3), np.uint8)
+    broad[:, 0, 0, 0] = np.arange(40)  # so that no frame is left out as the same
+    film, size = gif(broad), (4, 4)
+    tracemalloc.start()
+    pixels, mask = KINDS["video"].read(film, options("video", frames=2, size=size), None)
+    assert tracemalloc.get_traced_memory()[1] < 12e6  # all frames are 30 MB
+    tracemalloc.stop()
+    assert mask.all() and pixels.shape == (2, 4, 4, 3)
+    with pytest.raises(ValueError, match="40 frames of 500 x 500 pixels, over the limit of 9999999"):
+        image.decode_film(film, range, size, 3, max_pixels=9_999_999)
 
 
 TABLE = options("table", "age+sex+sizes", categorical=("sex",))

@@ -164,7 +164,8 @@ class GAN(Imputer):
 
     Goodfellow et al. 2014, arXiv:1406.2661; Mirza & Osindero 2014, arXiv:1411.1784. Both learn in one step: the
     generator by the non-saturating loss through a critic that holds still, plus the squared error; the critic on
-    features that hold still. No gradient reaches the encoders, which would make features that are easy to predict.
+    features that hold still. No gradient of theirs reaches the encoders, which would make features that are easy to
+    predict; where a training row lacks a modality, the tasks train generator and encoders through what fills in.
 
     Attributes:
       noise: width of the noise; it is 0 in evaluation.
