@@ -23,7 +23,7 @@ OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", r
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command and exits: 0 done, 2 the input is wrong, 75 preempted and saved, 1 anything else.
+    """Runs a command and exits: 0 done, 2 the input is wrong, 75 preempted and saved, 134 another host lost, 1 else.
 
     Numbers that went wrong in training are a line, too; any other error shows where it came from.
     """
@@ -39,6 +39,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         hosts.leave(status, str(error))
         sys.exit(status)
     except (Exception, KeyboardInterrupt) as error:
+        if hosts.lost(error):
+            reason = " ".join(str(error).split())[:200]
+            said = f"another host was lost: run the same command again on all of them ({reason})"
+            print(f"error: {said}", file=sys.stderr)
+            hosts.leave(hosts.LOST, said)
         if hosts.several():
             traceback.print_exc()
             hosts.leave(1, repr(error))

@@ -23,6 +23,9 @@ EVERY = 1.0  # seconds after which a host looks again whether another one has fa
 BEHIND = 3600  # seconds that hosts may be apart when they meet, as where one prepares data
 ALIVE = 30  # seconds without a sign of life, after which a host counts as lost
 GRACE = 5 * EVERY  # seconds that host 0, whose service it is, leaves the others to read why
+LOST = 134  # exit status where another host is: as of a process that JAX aborts for that, which a script runs again
+# Words of what Gloo, XLA and the service that hosts meet at say of it.
+GONE = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "oordination service", "Connection reset")
 _meetings = itertools.count()  # as many on every host
 
 
@@ -66,6 +69,11 @@ def join(where: str) -> None:
 def several() -> bool:
     """Returns whether this process has joined others."""
     return (distributed.global_state.num_processes or 1) > 1
+
+
+def lost(error: BaseException) -> bool:
+    """Returns whether an error of one of several hosts says that another one is not there any more."""
+    return several() and isinstance(error, RuntimeError) and any(word in str(error) for word in GONE)
 
 
 def leave(status: int, said: str) -> None:

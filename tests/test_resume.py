@@ -122,9 +122,13 @@ def traced_once() -> Iterator[None]:
         yield
 
 
+DRAWING = "fusion=concat,objectives=mvae+modality_dropout"  # beside dropout
+SHORT = {"steps": 8, "eval_every": 4, "checkpoint_every": 3}
+
+
 @pytest.fixture(scope="module")
 def short(tiny_config: Callable[..., Any]) -> Any:
-    return tiny_config("fusion=concat", {"steps": 8, "eval_every": 4, "checkpoint_every": 3})
+    return tiny_config(DRAWING, SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +208,7 @@ def test_it_warns_where_it_goes_on_with_other_code(
 
 def test_a_directory_of_another_config_is_refused(tiny_config: Callable[..., Any], unbroken: Path):
     before = files(unbroken)
-    other = tiny_config("fusion=concat,seed=1", {"steps": 8, "eval_every": 4, "checkpoint_every": 3})
+    other = tiny_config(f"{DRAWING},seed=1", SHORT)
     with pytest.raises(UserError, match=r"belongs to another run: its config\.seed is 0, here it is 1"):
         train(other, unbroken)
     assert files(unbroken) == before

@@ -180,6 +180,6 @@ def test_a_kubernetes_manifest():
 def test_slurm():
     assert lines("slurm.sh", "--config=c.py") == [
         "srun --kill-on-bad-exit=1 python -m experiments.train --distributed=auto --config=c.py",
-        "scontrol requeue JOB # after exit 75 or 134",
+        "scontrol requeue JOB # after exit 75, 134 or 137",
     ]
     assert script("slurm.sh").returncode == 2

@@ -12,7 +12,7 @@ command=(srun --kill-on-bad-exit=1 python -m experiments.train --distributed=aut
 if [ "${1:-}" = "--dry-run" ]; then
   shift
   echo "${command[@]}" "$@"
-  echo "scontrol requeue JOB # after exit 75 or 134"
+  echo "scontrol requeue JOB # after exit 75, 134 or 137"
   exit 0
 fi
 if [ "$#" -eq 0 ]; then
@@ -21,7 +21,9 @@ if [ "$#" -eq 0 ]; then
 fi
 "${command[@]}" "$@" # Slurm's warning goes to every process, and all save themselves at one step
 status=$?
-if [ "$status" -eq 75 ] || [ "$status" -eq 134 ]; then # 134: a host was lost, without which the others cannot go on
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+case "$status" in
+  75 | 134 | 137) # 134, 137: a host was lost, without which the others cannot go on, or killed
+    scontrol requeue "$SLURM_JOB_ID"
+    ;;
+esac
 exit "$status"

@@ -200,12 +200,12 @@ keep() {
           say "it was stopped and saved itself, it goes on"
           run "$@"
           ;;
-        134) # aborted: another host was lost, without which this one cannot go on
+        134 | 137) # another host was lost, without which this one cannot go on, or this process was killed
           if [ "$((lost += 1))" -ge 10 ]; then
-            say "it was aborted $lost times; the TPU is still there: look, then delete it"
+            say "a host was lost $lost times; the TPU is still there: look, then delete it"
             return 1
           fi
-          say "it was aborted, it goes on from its newest checkpoint"
+          say "a host was lost, it goes on from its newest checkpoint"
           run "$@"
           ;;
         *)

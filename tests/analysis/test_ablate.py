@@ -38,6 +38,7 @@ def start(data_dir):
     return start
 
 
+@pytest.mark.thorough
 @pytest.mark.spread
 def test_an_ablation_that_is_killed_ends_as_one_that_is_not(start, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
