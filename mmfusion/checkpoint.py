@@ -92,10 +92,13 @@ class Checkpoints:
           score: validation score, higher is better; None where this step was not validated.
 
         Raises:
-          UserError: it fails at once (no space left, no permission); the older checkpoints are untouched.
+          UserError: it fails at once (no space left, no permission), or the older ones are gone; else these are as before.
         """
-        if step in self.steps():
+        if step in (known := self.steps()):
             return
+        if known and not self._directory.exists():
+            self._manager.reload()  # it still knows them, and makes the folder anew
+            raise UserError(f"{self._directory} is gone, and {len(known)} checkpoints with it")
         self._begun = step
         finite = score if score is not None and math.isfinite(score) else None
         described = {

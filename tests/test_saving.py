@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmfusion.checkpoint import Checkpoints, ocp
+from mmfusion.checkpoint import TEMPORARY, Checkpoints, ocp
 from mmfusion.errors import UserError
 from mmfusion.logger import Logger
 from mmfusion.saving import Saver
@@ -62,6 +62,49 @@ def test_saves_that_fail_in_the_background_are_told_and_counted(tmp_path: Path):
     again = Checkpoints(tmp_path)
     assert again.steps() == [1, 9]
     again.close()
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> tuple[Saver, list[str]]:
+    """One that has saved step 1, and what it says."""
+    said: list[str] = []
+    log = SimpleNamespace(print=said.append, sync=lambda: None)
+    made = Saver(Checkpoints(tmp_path / "run"), lambda: None, log, may_fail=TIMES)
+    made.save(1, noise(1), {}, 0.5, last=False)
+    made.finish()
+    return made, said
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_what_may_not_be_written_is_told_and_goes_on(
+    saver: tuple[Saver, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    made, said = saver
+    mkdir = os.mkdir
+
+    def refused(path: str, *rest: int, **options: int) -> None:
+        if TEMPORARY in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        mkdir(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", refused)
+        made.save(2, noise(2), {}, 0.9, last=False)
+        made.hear(wait=True)
+    (line,) = said
+    assert f"cannot write a checkpoint under {tmp_path}/run: {os.strerror(number)}; older ones are untouched" in line
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
+    made.save(3, noise(3), {}, 0.1, last=True)  # and before it the best one, which was owed
+    assert made.checkpoints.steps() == [2, 3] and made.checkpoints.best() == 2
+
+
+def test_a_folder_that_vanishes_is_told_and_made_anew(saver: tuple[Saver, list[str]], tmp_path: Path):
+    made, said = saver
+    shutil.rmtree(tmp_path / "run")
+    made.save(2, noise(2), {}, 0.4, last=False)
+    assert f"warning: {tmp_path}/run is gone, and 1 checkpoints with it; going on, this is failure 1 of 3" in said[0]
+    made.save(3, noise(3), {}, 0.3, last=True)
+    assert made.checkpoints.steps() == [2, 3] and made.checkpoints.best() == 2
 
 
 def test_files_are_on_the_disk_before_what_relies_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

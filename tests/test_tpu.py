@@ -137,6 +137,13 @@ def test_keep_goes_on_through_refusals_preemptions_and_stops(tmp_path: Path):
     ]
 
 
+def test_keep_says_what_it_would_do():
+    said = lines("tpu.sh", "keep", "t", "--config=c.py", "--workdir=gs://b/d", **PLACE)
+    assert [_kind(line) for line in said if " archive " not in line] == [
+        "create", "scp", "uv venv", "experiments.train", "delete",
+    ]  # fmt: skip
+
+
 def test_keep_gives_up_where_nothing_can_be_begun(tmp_path: Path):
     done, asked = keep(tmp_path, "--config=c.py", "--workdir=gs://b/d", refused="always")
     assert (done.returncode, asked) == (1, ["create", "delete"] * 5)

@@ -38,8 +38,13 @@ def main(argv: Sequence[str]) -> None:
     # name -> what is done, how often, and what is expected
     table = {
         "kills": (faults.kills, 200, "kill -9 or SIGTERM at a random moment, five configs", "the same run to the bit"),
-        "bit_flips": (faults.bit_flips, 100, "a bit flipped in a checkpoint", "seen, an older one serves"),
-        "failing_writes": (faults.failing_writes, 10**6, "each write call fails once", "said in a line; the same run"),
+        "bit_flips": (faults.bit_flips, 100, "a bit flipped in a checkpoint", "what was saved, or an older one"),
+        "failing_writes": (
+            faults.failing_writes,
+            10**6,
+            "each write call fails once",
+            "an error in one line, or none; the same run",
+        ),
         "fuzzed_configs": (fuzz.fuzzed_configs, 1000, "a config made at random", "taken, or refused in a line"),
         "fuzzed_archives": (fuzz.fuzzed_archives, 1000, "an archive damaged or hostile", "as it was, or refused"),
         "nan_planted": (faults.nan_planted, 20, "NaN in an update", "skipped and counted"),
@@ -64,13 +69,21 @@ def main(argv: Sequence[str]) -> None:
         wrong = [said for survived, said in outcomes if not survived]
         # the soak's times are its seconds
         done, well = (times, times * (not wrong)) if name == "soak" else (len(outcomes), len(outcomes) - len(wrong))
-        lines[name] = f"| {name} | {what} | {done:,} | {expected} | {well:,} | {time.monotonic() - began:.0f} |"
+        seconds = f"{time.monotonic() - began:.0f}"
+        lines[name] = f"| {name} | {what} | {done:,} | {expected} | {well:,} | {seconds} | {_commit()} |"
         print(lines[name], flush=True)
         print("\n".join(f"  not survived: {said[:500]}" for said in wrong[:SHOWN]), end="\n" * bool(wrong), flush=True)
         lost += len(wrong)
     if OUTPUT.value:
         _write(Path(OUTPUT.value), lines, list(table), jax.__version__)
     sys.exit(1 if lost else 0)
+
+
+def _commit() -> str:
+    from mmfusion import provenance
+
+    made_of = provenance.environment()["commit"]
+    return made_of["id"][:7] + "+" * made_of["dirty"] if made_of else "unknown"
 
 
 def _write(path: Path, lines: dict[str, str], order: list[str], version: str) -> None:
@@ -80,8 +93,8 @@ def _write(path: Path, lines: dict[str, str], order: list[str], version: str) ->
         "",
         f"`python -m experiments.reliability [NAME ...] --output=FILE.md`; {machine}.",
         "",
-        "| name | fault | times | expected | survived | seconds |",
-        "| --- | --- | ---: | --- | ---: | ---: |",
+        "| name | fault | times | expected | survived | seconds | commit |",
+        "| --- | --- | ---: | --- | ---: | ---: | --- |",
     ]
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if old[: len(head)] == head:

@@ -105,7 +105,10 @@ def _same(state: Any, honest: dict[str, np.ndarray]) -> bool:
 
 
 def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Lets each write call of a run fail once, evenly chosen where there are more: said in a line, and nothing lost."""
+    """Lets each write call of a run fail once, evenly chosen where there are more: an error is a line, nothing is lost.
+
+    Runs differ in their last few calls, so that some of those are not come to; these are not counted.
+    """
     if shutil.which("cc") is None:
         raise UserError("failing writes need a C compiler, cc, for the layer that fails")
     library = folder / "fault.so"
@@ -133,6 +136,8 @@ def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[
             workdir = folder / "runs" / f"call {at}"
             status = begin(workdir, at)
             line = runs.said(workdir)
+            if int.from_bytes(counter.read_bytes(), "little") < at:
+                continue
             if status == 2 and not line.startswith("error: "):
                 yield False, f"call {at} of {calls}: {line}"
             elif status not in (0, 2):
