@@ -92,7 +92,7 @@ class Checkpoints:
           score: validation score, higher is better; None where this step was not validated.
 
         Raises:
-          UserError: it fails at once (no space left, no permission), or the older ones are gone; else these are as before.
+          UserError: it fails at once (no space left, no permission), or the older ones are gone.
         """
         if step in (known := self.steps()):
             return
