@@ -112,7 +112,7 @@ def train_step(
       examples), `skipped` (1 where the loss or the gradient was not finite) and `spike` (1 where the loss was one), in
       both of which cases the state was left as it was, `accuracy` of classification tasks,
       `objective/NAME`, the mean loss of each auxiliary objective and of the modalities' own heads (`unimodal`),
-      `task/NAME`, that of each of several tasks, and `weight/NAME` of each head or task that has one.
+      `task/NAME`, each task's where there are several losses, and `weight/NAME` of each head or task that has one.
     """
     if objectives.modality_dropout:
         key = rng.key(state.seed, "modality_dropout", state.step)
@@ -124,6 +124,7 @@ def train_step(
     present = {m: total(jnp.sum(batch.weight * there)) for m, there in _presence(batch, model, scored).items()}
     heads = state.balance.get("heads") or {"joint": 1.0, **dict.fromkeys(model.modalities, objectives.unimodal)}
     task_weights = state.balance.get("tasks", {})
+    several = len(tasks) > 1 or objectives.auxiliary or model.own_losses
     dropout = rng.key(state.seed, "dropout", state.step)
     augment = rng.key(state.seed, "augment", state.step)
 
@@ -172,7 +173,7 @@ def train_step(
                 alone = {m: head_loss(x, task, outputs.present[m]) for m, x in outputs.unimodal[task].items()}
                 more["objective/unimodal"] = more.get("objective/unimodal", 0.0) + spec.weight * sum(alone.values())
                 own += sum(heads[m] * value for m, value in alone.items())
-            if len(tasks) > 1:
+            if several:
                 more[f"task/{task}"] = joint
             if outputs.log_variance:
                 own = by_uncertainty(own, outputs.log_variance[task], jnp.sum(shares[task]), spec)
@@ -203,7 +204,7 @@ def train_step(
         )
     else:
         names = [*(f"objective/{name}" for name in objectives.auxiliary), *(f"score/{m}" for m in present)]
-        names += [f"task/{task}" for task in tasks if len(tasks) > 1] + [f"slope/{task}" for task in task_weights]
+        names += [f"task/{task}" for task in tasks if several] + [f"slope/{task}" for task in task_weights]
         names += ["objective/unimodal"] * model.own_losses
         zeros = {name: jnp.zeros(()) for name in ("loss", *names, *_classified(tasks))}
         carry = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params), zeros)

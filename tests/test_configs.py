@@ -138,6 +138,15 @@ def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
         ("av_digits", "objectives=gradient_blending"),
         ("leaf", "objectives=gan+adversarial+mixup"),
         ("three_pictures", "tasks=label+shown,objectives=gradnorm"),
+        ("three_pictures", "fusion=gat,encoder=cnn"),
+        ("applications", "application=interaction"),
+        ("cifar_imdb", "network=article,data=archives"),
+        ("cifar_imdb", "network=article,data=archives,fusion=cross_attention"),
+        ("knowledge", "triples="),
+        ("sound_pictures", "classes=10"),
+        ("vgg_text", "size=32,fusion=conv,objectives=mvae,tasks=season+gender"),
+        ("vgg_text", "size=32,fusion=weighted,objectives=gan+modality_dropout"),
+        ("xray_ct", "joined=False,shared=True"),
     ],
 )
 def test_what_else_there_is_goes_on_to_the_bit(name: str, arg: str, prepared: Any, tmp_path: Path):

@@ -56,6 +56,7 @@ class FTTransformer(nn.Module):
     """Every column a token, then transformer blocks (Gorishniy et al. 2021, arXiv:2106.11959).
 
     A number x of column j is x · w_j + b_j, a category its embedding + b_j; the first token is the paper's class token.
+    The blocks are ours: GELU at twice the width where the paper has ReGLU at 4/3, and the first norm stays.
 
     Attributes:
       width: token width D of what is returned.

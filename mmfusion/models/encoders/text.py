@@ -19,7 +19,8 @@ CELLS = {"vanilla": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCe
 class BagOfWords(nn.Module):
     """Word embeddings, averaged over the real positions.
 
-    A linear layer over a text's counts of words (a bag of words) is their sum, the same once it is normalised.
+    A linear layer without a bias over a text's counts of words (a bag of words) is their sum, the same once it is
+    normalised, where there is no dense layer between.
 
     Attributes:
       width: token width D.

@@ -81,7 +81,7 @@ class FrameCNN(nn.Module):
 
 
 class CNN3D(nn.Module):
-    """3×3×3 convolutions over time and space (Tran et al. 2015, arXiv:1412.0767), strided in place of pooling.
+    """3×3×3 convolutions over time and space (Tran et al. 2015, arXiv:1412.0767): fewer, strided, not pooled.
 
     Attributes:
       width: token width D.
