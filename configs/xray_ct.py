@@ -6,8 +6,9 @@ The data is generated and only stands in for such pictures (`stand_ins/xray_ct`)
 examples, so that one alone is right in at most 0.775 of them, and both in 0.9325. `:joined=False` gives each its own
 encoder, fused by a strategy, and `,shared=True` both the same weights; `:size=128` reads larger pictures. Of
 `--config.model.encoders.xray`, `.channels="(16,32,64)"` makes the CNN deeper, `.layers=2` the recurrent network,
-`.steps=cells` reads the map cell by cell, `.tokens=attention` weighs its steps, and `.name=resnet18` with
-`.stem=imagenet`, `.norm=batch` and `.init=FILE_OR_HUB_ID` begins at published weights.
+`.steps=cells` reads the map cell by cell, and `.tokens=attention` weighs its steps. `.name=resnet18` with
+`.stem=imagenet`, `.norm=batch`, `.recurrent=rows` and `.init=FILE_OR_HUB_ID` begins at published weights, whose map an
+LSTM reads; `.freeze=600` leaves them as they are.
 `--config.data.modalities.xray.augment.flip=0.5` (and of `ct` the same: both are turned alike),
 `--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`.
 """

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mmfusion import hosts, optim, parallel, step
+from mmfusion import freezing, hosts, optim, parallel, step
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.data.preprocess import make_preprocess
@@ -31,7 +31,7 @@ class Parts:
       preprocess: `(batch, key or None) -> batch`, on the device.
       parallel: devices and hosts.
       scale: of the updates, see `optim.slowed`.
-      freeze: steps that modules stay as they are, see `step.train_step`.
+      freeze: which encoders stay as they are.
       objectives: what there is beside the tasks.
       spike: from where a loss is one, see `step.train_step`.
       example: a host batch of two padding rows, for shapes.
@@ -42,8 +42,8 @@ class Parts:
     tasks: dict[str, Task]
     preprocess: step.Preprocess
     parallel: parallel.Parallel
-    scale: Callable[[Any, jax.Array], Any] | None
-    freeze: dict[str, int]
+    scale: Callable[[Any], Any] | None
+    freeze: freezing.Freezing
     objectives: Objectives
     spike: float
     example: Batch
@@ -114,6 +114,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
     mesh = config.parallel.mesh
     spread = parallel.make(config.parallel.mode, config.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
     hosts.meet(spread.mesh)
+    freeze = freezing.make(config.model.encoders, config.steps)
     return Parts(
         model=models.build(
             config.model,
@@ -122,7 +123,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
             axis_name=spread.axis_name,
             dtype=_dtype(config.model.dtype, spread.platform),
             objectives=config.objectives,
-            frozen=[m for m, options in config.model.encoders.items() if options.freeze >= config.steps],
+            frozen=[m for m in config.model.encoders if f"encoders_{m}" in freeze.always],
         ),
         optimizer=optim.make(config.optim),
         tasks=make_tasks(config.data.targets, dataset.reader.outputs),
@@ -132,7 +133,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
         ),
         parallel=spread,
         scale=optim.slowed(config.model.encoders),
-        freeze={f"encoders_{m}": options.freeze for m, options in config.model.encoders.items() if options.freeze},
+        freeze=freeze,
         objectives=make_objectives(config.objectives),
         spike=config.recovery.spike,
         example=empty_batch(dataset.reader, 2),

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -35,8 +34,8 @@ def make(config: Mapping) -> optax.GradientTransformation:
     Weight decay spares parameters of fewer than two axes (biases, norms). Clipping is by the global norm of the
     gradients it is given, so they must be summed over devices and micro-batches before; one non-finite gradient would
     make all of them non-finite, so the step must skip such an update. What auxiliary objectives and probes have for
-    themselves is clipped by its own norm: however large, it does not shorten the steps of the model. Nor do those
-    modules that `update` is told are `held`, `{name: bool}`, since they do not learn yet.
+    themselves is clipped by its own norm: however large, it does not shorten the steps of the model. Nor does what
+    `update` is told is `held`, a tree of bool like the gradients, since it does not learn yet.
 
     Args:
       config: `name`, `learning_rate` (initial; see `with_learning_rate`), `clip_norm` (0 is off), and every key of
@@ -60,26 +59,22 @@ def make(config: Mapping) -> optax.GradientTransformation:
 
 
 def _clipped(limit: float) -> optax.GradientTransformationExtraArgs:
-    """Returns what clips the gradients of the model, of what stands beside it, and of each held module."""
+    """Returns what clips the gradients of the model, of what stands beside it, and of what is held, each for itself."""
 
-    def clip(updates, state, params=None, *, held=MappingProxyType({}), **_):
+    def clip(updates, state, params=None, *, held=None, **_):
         leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
-        names = [jax.tree_util.keystr(path[:1], simple=True) for path, _ in leaves]
-        groups = ["aside" if name.startswith(ASIDE) else name if name in held else "model" for name in names]
-        square = {
-            group: optax.tree.norm(
-                [x for (_, x), own in zip(leaves, groups, strict=True) if own == group], squared=True
-            )
-            for group in {"model", *groups}
-        }
-        for name in held:
-            square["model"] += jnp.where(held[name], 0.0, square[name])
-        factor = {}
-        for group, squared in square.items():
-            norm = jnp.sqrt(squared)
-            factor[group] = jnp.where(norm < limit, 1.0, limit / norm)
-        factor |= {name: jnp.where(held[name], factor[name], factor["model"]) for name in held}
-        shorter = [(x * factor[group]).astype(x.dtype) for (_, x), group in zip(leaves, groups, strict=True)]
+        aside = [jax.tree_util.keystr(path[:1], simple=True).startswith(ASIDE) for path, _ in leaves]
+        waits = [False] * len(leaves) if held is None else jax.tree.leaves(held)
+        groups = [1 if beside else jnp.where(stays, 2, 0) for beside, stays in zip(aside, waits, strict=True)]
+        squares = [jnp.sum(jnp.square(x)) for _, x in leaves]
+        factors = []
+        for group in range(3):
+            own = [jnp.where(one == group, square, 0.0) for one, square in zip(groups, squares, strict=True)]
+            norm = jnp.sqrt(sum(own))
+            factors.append(jnp.where(norm < limit, 1.0, limit / norm))
+        shorter = [
+            (x * jnp.stack(factors)[group]).astype(x.dtype) for (_, x), group in zip(leaves, groups, strict=True)
+        ]
         return jax.tree.unflatten(tree, shorter), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), clip)
@@ -202,33 +197,24 @@ def _lookup(table: Mapping, name: str, what: str):
     return table[name]
 
 
-def slowed(encoders: Mapping[str, Any]) -> Callable[[Any, jax.Array], Any] | None:
-    """Returns `(updates, step) -> updates`, those of slowed or frozen encoders made smaller; None where there is none.
+def slowed(encoders: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    """Returns what makes the updates of slowed encoders smaller; None where there is none.
 
     The last layer of an encoder with `layer_decay` d learns at the whole rate, the one before at d, then d², and so on
-    (Howard & Ruder 2018, arXiv:1801.06146); what `freeze` holds for so many steps is multiplied by 0.
+    (Howard & Ruder 2018, arXiv:1801.06146).
     """
-    slow = {
-        f"encoders_{m}": (options.freeze, options.layer_decay)
-        for m, options in encoders.items()
-        if options.freeze or options.layer_decay != 1
-    }
-    if not slow:
+    decays = {f"encoders_{m}": options.layer_decay for m, options in encoders.items() if options.layer_decay != 1}
+    if not decays:
         return None
 
-    def scale(updates: Any, step: jax.Array) -> Any:
+    def scale(updates: Any) -> Any:
         result = dict(updates)
-        for name, (freeze, decay) in slow.items():
-            learns = jnp.where(step >= freeze, 1.0, 0.0)
-            order = sorted({depth(child) for child in updates[name]})
+        for name, decay in decays.items():
+            order = sorted({depth(layer) for layer in updates[name]}, reverse=True)
+            times = {layer: decay ** order.index(depth(layer)) for layer in updates[name]}
             result[name] = {
-                child: jax.tree.map(
-                    lambda x, child=child, order=order, decay=decay, learns=learns: (
-                        x * (learns * decay ** (len(order) - 1 - order.index(depth(child)))).astype(x.dtype)
-                    ),
-                    leaves,
-                )
-                for child, leaves in updates[name].items()
+                layer: jax.tree.map(lambda x, factor=times[layer]: x * factor, leaves)
+                for layer, leaves in updates[name].items()
             }
         return result
 

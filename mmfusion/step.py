@@ -18,6 +18,7 @@ import optax
 from mmfusion import optim, rng, spikes
 from mmfusion.data.batch import Batch, digest
 from mmfusion.data.preprocess import lose_modalities
+from mmfusion.freezing import NOTHING, Freezing
 from mmfusion.models.auxiliary.contract import counts
 from mmfusion.objectives import NO_OBJECTIVES, Objectives, Task, task_loss, task_weight
 
@@ -87,8 +88,8 @@ def train_step(
     accumulate: int,
     unroll: bool,
     axis_name: str | None,
-    scale: Callable[[Any, jax.Array], Any] | None = None,
-    freeze: Mapping[str, int] = flax.core.FrozenDict(),
+    scale: Callable[[Any], Any] | None = None,
+    freeze: Freezing = NOTHING,
     objectives: Objectives = NO_OBJECTIVES,
     spike: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
@@ -102,8 +103,8 @@ def train_step(
       accumulate: micro-batches that the rows are split into.
       unroll: write the micro-batches out (fast on CPU, where convolutions inside a scan are slow) or scan them.
       axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
-      scale: `(updates, step) -> updates`, what encoders that are slowed down make of theirs; None: as they are.
-      freeze: for how many steps each module that is named stays as it is, its statistics, too.
+      scale: `updates -> updates`, what encoders that are slowed down make of theirs; None: as they are.
+      freeze: which encoders stay as they are, and their statistics, too.
       objectives: what there is beside the tasks.
       spike: robust standard deviations above the newest losses, from which a loss is a spike; 0: none is.
 
@@ -137,7 +138,7 @@ def train_step(
             else:
                 variables["mix"] = mix
         outputs, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats, "rows": variables},
+            {"params": freeze.stopped(params), "batch_stats": batch_stats, "rows": variables},
             inputs,
             train=True,
             rngs={"dropout": dropout},
@@ -235,14 +236,15 @@ def train_step(
         balance = {**balance, **objectives.gradnorm(balance, losses, norms)}
     count = total(jnp.sum(batch.weight))
     grad_norm = optax.tree.norm(grads)
-    held = {name: state.step < steps for name, steps in freeze.items()}
     opt_state = optim.with_learning_rate(state.opt_state, learning_rate)
+    held = freeze.held(state.params, state.step)
     updates, opt_state = optimizer.update(grads, opt_state, state.params, held=held)
     if scale is not None:
-        updates = scale(updates, state.step)
-    for name in [name for name in held if name in batch_stats]:
-        stay = functools.partial(jnp.where, held[name])
-        batch_stats = {**batch_stats, name: jax.tree.map(stay, state.batch_stats[name], batch_stats[name])}
+        updates = scale(updates)
+    if freeze:
+        updates = jax.tree.map(lambda x, stays: jnp.where(stays, jnp.zeros_like(x), x), updates, held)
+        stay = freeze.held(batch_stats, state.step)
+        batch_stats = jax.tree.map(jnp.where, stay, state.batch_stats, batch_stats)
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
     after = state.replace(
         params=optax.apply_updates(state.params, updates), batch_stats=batch_stats, opt_state=opt_state, balance=balance

@@ -14,7 +14,6 @@ from mmfusion.models.model import FusionModel
 from mmfusion.step import TrainState
 
 CACHE = Path("~/.cache/mmfusion/hub")  # of weights that were fetched
-RUN = "run:"
 
 
 def begin(
@@ -40,7 +39,7 @@ def begin(
             continue
         name = f"encoders_{m}"
         params, batch_stats, heads = state.params[name], state.batch_stats.get(name, {}), {}
-        if source.startswith(RUN):
+        if pretrained.from_run(source):
             params, batch_stats, heads, line = _of_run(source, m, state, learned.get(m))
         else:
             found = pretrained.load(
@@ -59,7 +58,7 @@ def begin(
 
 def _of_run(source: str, modality: str, state: TrainState, learned: str | None) -> tuple[Any, Any, Any, str]:
     """Returns the encoder's variables and its heads at the best checkpoint of another run, if of the same shapes."""
-    run = open_run(source.removeprefix(RUN), [])
+    run = open_run(source.removeprefix(pretrained.RUN), [])
     theirs = jax.device_get(run.state)
     name = f"encoders_{modality}"
     if name not in theirs.params:

@@ -110,6 +110,12 @@ def test_published_weights_are_where_a_run_begins(rows, tmp_path, capsys):
         found["patches"]["kernel"], tensors_of("vit-timm")["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
     )
     assert found["positions"].shape == (5, 8)  # of a picture of 8 by 8, resized
+    tiny.put(start, "steps", 1)
+    tiny.put(start, "eval_every", 1)
+    train(start, tmp_path / "shorter")
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), found, encoder_of(tmp_path / "shorter"))
+    learning = {layer for layer, leaves in moved.items() if any(jax.tree.leaves(leaves))}
+    assert learning == {"project", "norm"}  # which no publication has
 
     with start.unlocked():
         tiny.put(start, "model.encoders.image.hidden", 16)

@@ -73,7 +73,7 @@ class FusionModel(nn.Module):
       tasks: (task, number of outputs) pairs.
       shares: modality -> the modality whose encoder, the same weights, reads it, too.
       joins: modality -> those whose channels its encoder reads beside its own; they have no tokens of their own.
-      frozen: modalities whose encoders do not learn: they are as in evaluation, and no gradient reaches them.
+      frozen: modalities whose encoders do not learn and are as in evaluation.
       auxiliaries: objectives beside the tasks'; one of them may predict the features of an absent modality.
       unimodal: what scores each modality alone: `heads`; `probes`, which only watch (those of feature-level strategies
         learn, and no gradient reaches the encoders); or empty.
@@ -136,9 +136,7 @@ class FusionModel(nn.Module):
         for m in self.modalities:
             x, there = self._input(batch, m)
             owner = self.shares.get(m, m)
-            learns = owner not in self.frozen
-            encoded, real = self.encoders[owner](x, there, train=train and learns)
-            encoded = encoded if learns else jax.lax.stop_gradient(encoded)
+            encoded, real = self.encoders[owner](x, there, train=train and owner not in self.frozen)
             tokens[m], mask[m] = zero_masked(encoded, real), real  # [B, N, D], [B, N]
         return tokens, mask
 

@@ -26,6 +26,7 @@ from mmfusion.models.published import FAMILIES, Tensors
 
 HUB = "https://huggingface.co/{name}/resolve/main/model.safetensors"
 FILE = "model.safetensors"
+RUN = "run:"  # what `init` begins with where it names another run
 # What a published module's tensors are called, and ours; norms that come from TensorFlow have a gamma and a beta.
 LEAVES = {
     "weight": ("kernel", "scale", "embedding"), "gamma": ("scale",), "bias": ("bias",), "beta": ("bias",),
@@ -82,6 +83,16 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def from_run(source: str) -> bool:
+    """Whether `init` of a config names another run, and no published weights."""
+    return source.startswith(RUN)
+
+
+def unpublished(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns an encoder's layers that published weights cannot fill: what makes tokens of the cells."""
+    return ("tokens",) if "tokens" in params else ("project", "norm")
+
+
 def _fetch(name: str, cache: Path) -> Path:
     target = cache / name / FILE
     if target.exists():
@@ -128,7 +139,7 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
         "params": flax.traverse_util.flatten_dict(dict(params), sep="/"),
         "batch_stats": flax.traverse_util.flatten_dict(dict(batch_stats), sep="/"),
     }
-    own = ("tokens",) if "tokens" in params else ("project", "norm")  # what makes tokens of the cells
+    own = unpublished(params)
     rules, droppable = family(tensors)
     patterns = [
         (re.compile(rf"(?:{pattern})(?:[._](?P<leaf>{'|'.join(LEAVES)}))?"), target) for pattern, target in rules

@@ -7,6 +7,7 @@ import scipy.signal
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.encoders.audio import SpecAugment, log_mel
+from mmfusion.models.encoders.image import Positions
 from tests.models.random_variables import quick_jit, random_variables
 
 WIDTH, RATE = 8, 1000
@@ -45,6 +46,8 @@ CASES = {
     "resnet34": ("resnet34", {"channels": 4, "stem": "imagenet"}, IMAGE, 1),
     "resnet50": ("resnet50", {"channels": 4, "norm": "batch"}, IMAGE, 16),
     "resnet101": ("resnet101", {"channels": 4, "norm": "layer"}, IMAGE, 16),
+    "resnet18-rows": ("resnet18", {"channels": 4, "recurrent": "rows"}, IMAGE, 4),
+    "resnet18-cells": ("resnet18", {"channels": 4, "recurrent": "cells"}, IMAGE, 16),
     "cnn_rnn-rows": ("cnn_rnn", {"channels": (4,), "hidden": 4, "layers": 2}, IMAGE, 4),
     "cnn_rnn-cells": ("cnn_rnn", {"channels": (4, 4), "hidden": 4, "steps": "cells", "cell": "gru"}, IMAGE, 4),
     "cnn_rnn-attention": ("cnn_rnn", {"channels": (4,), "hidden": 4, "tokens": "attention"}, IMAGE, 1),
@@ -286,6 +289,7 @@ def test_log_mel_puts_a_tone_in_its_band():
         ("cnn", {"channels": (4,)}, IMAGE, "same length"),
         ("cnn", {"norm": "x"}, IMAGE, "norm"),
         ("resnet18", {"stem": "x"}, IMAGE, "stem"),
+        ("resnet18", {"recurrent": "x"}, IMAGE, "rows, cells or none"),
         ("bow", {"vocabulary": 7, "tokens": "x"}, TEXT, "tokens"),
         ("rnn", {"vocabulary": 7, "cell": "x"}, TEXT, "vanilla, gru, lstm"),
         ("rnn", {"vocabulary": 7, "tokens": "x"}, TEXT, "tokens"),
@@ -332,6 +336,18 @@ def test_a_maps_steps_are_weighed_by_additive_attention():
     pooled = (scores / scores.sum(axis=1, keepdims=True) * steps).sum(axis=1)
     expected = pooled @ params["project"]["kernel"] + params["project"]["bias"]
     np.testing.assert_allclose(seen["project"]["__call__"][0][:, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("recurrent", "after"), [("rows", {2, 3}), ("cells", {10, 11, 12, 13, 14, 15})])
+def test_a_map_is_read_from_the_top_left(recurrent, after):
+    """A change in the cell of row 2 and column 2 of a map of 4×4 is seen from its step on."""
+    cells = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
+    other = cells.copy()
+    other[0, 2, 2] += 1
+    module = Positions(WIDTH, recurrent)
+    variables = random_variables(module, cells, np.ones(1, bool))
+    one, two = (module.apply(variables, x, np.ones(1, bool))[0][0] for x in (cells, other))
+    assert {int(step) for step in np.flatnonzero((one != two).any(axis=-1))} == after
 
 
 def test_m5_has_half_a_million_parameters():

@@ -137,7 +137,7 @@ class LeNet5(nn.Module):
         x = self._subsample(x, "s4")
         x = _squash(conv(120, 5, 1, self.dtype, padding=0, name="c5")(x))  # [B, H', W', 120]
         x = _squash(nn.Dense(84, dtype=self.dtype, name="f6")(x))
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)
 
     def _subsample(self, x: jax.Array, name: str) -> jax.Array:
         sums = 4 * nn.avg_pool(x, (2, 2), (2, 2))
@@ -186,7 +186,7 @@ class AlexNet(nn.Module):
         x = pool(x, 3, 2, "alexnet")
         if self.fc:
             x = FullyConnected(self.fc, 6, self.dropout, self.dtype, name="top")(x, train=train)
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)
 
 
 class VGG16(nn.Module):
@@ -198,6 +198,7 @@ class VGG16(nn.Module):
       norm: `none` as in the paper, or `batch`, `group` or `layer` after each convolution.
       fc: units of the two fully connected layers (the paper: 4096); 0: none, and every cell is a token.
       dropout: rate after each fully connected layer.
+      recurrent: how an LSTM reads the last map, see `Positions`.
     """
 
     width: int
@@ -205,6 +206,7 @@ class VGG16(nn.Module):
     norm: str = "none"
     fc: int = 0
     dropout: float = 0.0
+    recurrent: str = "none"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -228,7 +230,7 @@ class VGG16(nn.Module):
             x = pool(x, 2, 2, "vgg")
         if self.fc:
             x = FullyConnected(self.fc, 7, self.dropout, self.dtype, name="top")(x, train=train)
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, self.recurrent, self.dtype, name="tokens")(x, rows)
 
 
 class VGG11(VGG16):

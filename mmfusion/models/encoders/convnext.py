@@ -67,4 +67,4 @@ class ConvNeXtT(nn.Module):
             for block in range(count):
                 x = ConvNeXtBlock(self.dropout, self.dtype, name=f"stage{stage}_block{block}")(x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)

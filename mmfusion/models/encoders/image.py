@@ -15,14 +15,31 @@ from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
 
 
 class Positions(nn.Module):
-    """Projects a feature map to tokens, adds a learned embedding of each cell's place, and normalises."""
+    """Projects a feature map to tokens, adds a learned embedding of each cell's place, and normalises.
+
+    Attributes:
+      width: token width D.
+      recurrent: `rows` or `cells` of the map are read by an LSTM of D units from the top left, and its outputs are
+        projected; `none`: the cells are.
+    """
 
     width: int
+    recurrent: str = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, cells: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Turns `cells [B, H', W', C]` and `rows [B]` bool into tokens `[B, H'·W', width]` and their mask."""
+        """Turns `cells [B, H', W', C]` and `rows [B]` bool into tokens `[B, H'·W' or H', D]` and their mask.
+
+        Raises:
+          UserError: `recurrent` is unknown.
+        """
+        if self.recurrent not in ("none", "rows", "cells"):
+            raise UserError(f"recurrent={self.recurrent!r} is unknown; choose rows, cells or none")
+        if self.recurrent != "none":
+            count = cells.shape[1] * (cells.shape[2] if self.recurrent == "cells" else 1)
+            cell = nn.OptimizedLSTMCell(self.width, dtype=self.dtype, name="rnn")
+            cells = nn.RNN(cell, name="scan")(cells.reshape(cells.shape[0], count, -1))  # [B, T, D]
         tokens = nn.Dense(self.width, dtype=self.dtype, name="project")(cells)
         tokens = tokens.reshape(tokens.shape[0], -1, self.width)  # [B, N, D]
         places = self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
@@ -68,4 +85,4 @@ class CNN(nn.Module):
             x = conv(channels, self.kernel, stride, self.dtype)(x)  # [B, H', W', C']
             x = nn.gelu(Norm(self.norm, self.axis_name, self.dtype)(x, rows, train=train))
         x = Dropout(self.dropout)(x, train=train)
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)

@@ -75,7 +75,7 @@ class InceptionV1(nn.Module):
                 unit(pool(x, 3, 1, "inception_v1", padding=1), after_pool, 1, f"{name}_pool"),
             ], axis=-1)  # fmt: skip
         x = Dropout(self.dropout)(x, train=train)
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)
 
 
 class InceptionV3(nn.Module):
@@ -160,4 +160,4 @@ class InceptionV3(nn.Module):
                 unit(mean(x), 192, 1),
             )  # fmt: skip
         x = Dropout(self.dropout)(x, train=train)
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)

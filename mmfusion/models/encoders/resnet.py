@@ -54,6 +54,7 @@ class ResNet18(nn.Module):
       stem: `imagenet` (7×7 stride 2, then 3×3 max pooling) or `small` (3×3 stride 1, for pictures around 32×32).
       norm: `group`, `batch` (over all devices), `layer` or `none`.
       dropout: rate on the last feature map.
+      recurrent: how an LSTM reads the last feature map, see `Positions`.
     """
 
     width: int
@@ -61,6 +62,7 @@ class ResNet18(nn.Module):
     stem: str = "small"
     norm: str = "group"
     dropout: float = 0.0
+    recurrent: str = "none"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -97,7 +99,7 @@ class ResNet18(nn.Module):
                     name=f"stage{stage}_block{block}",
                 )(x, rows, train=train)
         x = Dropout(self.dropout)(x, train=train)
-        return Positions(self.width, self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, self.recurrent, self.dtype, name="tokens")(x, rows)
 
 
 class ResNet34(ResNet18):
