@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     config.recovery.updates = 20  # in a row that go wrong, before the run goes back, or stops
     config.recovery.spike = 0.0  # a loss so many robust deviations above the newest 100 is wrong, too; 0: none is
     config.recovery.rollbacks = 0  # times that it goes back to the checkpoint before them
-    config.recovery.failed_saves = 3  # saves in a row that may fail before it stops; of several hosts none may
+    config.recovery.failed_saves = 3  # saves in a row that may fail before it stops
     config.recovery.lower = 0.5  # what the learning rate is multiplied by each time
 
     config.parallel = ConfigDict()

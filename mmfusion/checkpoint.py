@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -16,40 +16,43 @@ from orbax.checkpoint import checkpoint_managers
 
 from mmfusion import files, integrity
 from mmfusion.errors import UserError
+from mmfusion.soundness import META, Damaged, check_sums, meta_of, metrics_of, reading, unsound
 
-STATE, META = "state", "meta"
-PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")  # in TensorStore's errors
+STATE = "state"  # the item that META is beside
 GONE = "let-go"  # the folder of those that are being deleted
 TEMPORARY = "orbax-checkpoint-tmp"  # in the names of what is not whole yet
 ASIDE = "damaged-checkpoints"  # where those go that are damaged, beside the others' folder
 T = TypeVar("T")
 
 
-class Damaged(UserError):
-    """A checkpoint, of a step, that is not what was saved."""
-
-    def __init__(self, said: str, step: int = 0):
-        super().__init__(said)
-        self.step = step
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest two, the best one, and the newest one before updates that went wrong.
 
     Two newest, since the last one may be half-written when the machine dies. One that is not what was saved is set
-    aside in a folder beside the others', or, where `readonly`, passed over: then nothing is moved or cleaned up.
+    aside in a folder beside the others', or, where `readonly`, passed over: then nothing is moved or cleaned up. Of
+    several hosts the first one alone writes, so that none waits for a write of another that fails; the others' are
+    `readonly`.
     """
 
     def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
         self._directory = _absolute(directory)
-        self._readonly, self._damaged, self._begun = readonly, set(), None
+        self.readonly = readonly or jax.process_index() > 0
+        self._damaged, self._begun = set(), None
+        if not self.readonly:
+            self._directory.mkdir(parents=True, exist_ok=True)
         for step in self._folders():
-            if why := _unsound(self._directory / step):
+            if why := unsound(self._directory / step):
                 self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                read_only=readonly,
+                read_only=self.readonly,
+                create=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=jax.process_index(),
+                    active_processes={jax.process_index()},
+                    barrier_sync_key_prefix=f"host{jax.process_index()}",
+                ),
                 best_fn=_score,  # without it, scores are not written down
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
@@ -58,15 +61,19 @@ class Checkpoints:
                         checkpoint_managers.BestN(get_metric_fn=_sound, n=1, keep_checkpoints_without_metrics=False),
                     ]
                 ),
-                cleanup_tmp_directories=not readonly,
+                cleanup_tmp_directories=not self.readonly,
                 # Else writers wait 20 minutes for a folder that could not be made, and the process with them.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 # Renamed first: what a kill leaves of one half deleted is not taken for a damaged one.
-                todelete_subdir=None if readonly or "://" in str(self._directory) else GONE,
+                todelete_subdir=None if self.readonly or "://" in str(self._directory) else GONE,
             ),
         )
-        if not readonly:
+        if not self.readonly:
             self._clear()
+
+    def look(self) -> None:
+        """Takes note of what another process has written."""
+        self._manager.reload()
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
@@ -114,7 +121,7 @@ class Checkpoints:
                 step,
                 force=True,  # also where a newer one is there
                 args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(sealed)}),
-                metrics=_metrics(described),
+                metrics=metrics_of(described),
             )
             if not begun:
                 raise RuntimeError("it was not begun")
@@ -132,7 +139,7 @@ class Checkpoints:
         step, self._begun = self._begun, None
         try:
             self._manager.wait_until_finished()
-            if jax.process_index() == 0 and "://" not in str(self._directory):
+            if "://" not in str(self._directory):
                 files.sync(self._directory / str(step))  # so that a power loss spares it once the next one is there
             self._clear()
         except Exception as error:
@@ -141,7 +148,7 @@ class Checkpoints:
 
     def _clear(self) -> None:
         """Deletes what was let go."""
-        if jax.process_index() == 0 and (self._directory / GONE).exists():
+        if (self._directory / GONE).exists():
             (self._directory / GONE).rmtree(missing_ok=True)
 
     def _unsaved(self, error: Exception) -> UserError:
@@ -149,11 +156,10 @@ class Checkpoints:
         self._begun = None
         with contextlib.suppress(Exception):  # a save that failed may still write, and its next error is no later one's
             self._manager._checkpointer.wait_until_finished()  # the manager itself waits for whole saves alone
-        if jax.process_index() == 0:
-            with contextlib.suppress(OSError):  # where nothing can be written, nothing can be taken away
-                for name in self._names():
-                    if TEMPORARY in name:
-                        (self._directory / name).rmtree(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be taken away
+            for name in self._names():
+                if TEMPORARY in name:
+                    (self._directory / name).rmtree(missing_ok=True)
         with contextlib.suppress(OSError):
             self._manager.reload()  # it counts a step as saved that it began to save
         reason = getattr(error, "strerror", None) or str(error)
@@ -165,10 +171,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the state of `step`; raises Damaged where it is not that."""
-        folder = self._directory / str(step)
-        if why := _unsound(folder):
-            raise Damaged(f"checkpoint {folder} is damaged: {why}", step)
-        return json.loads((folder / META / "metadata").read_text())
+        return meta_of(self._directory / str(step))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the state of `step`, as host arrays shaped like `like`, and its meta.
@@ -184,9 +187,9 @@ class Checkpoints:
             raise UserError(f"checkpoint {self._directory}/{step} is of another architecture: {shown}")
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         folder, args = self._directory / str(step), ocp.args.StandardRestore(template)
-        with _reading(folder):
+        with reading(folder):
             state = self._manager.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
-        _check_sums(folder, state, meta)
+        check_sums(folder, state, meta)
         return state, meta
 
     def drop_from(self, step: int) -> None:
@@ -224,7 +227,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int, why: str) -> None:
         self._damaged.add(step)
-        if self._readonly:
+        if self.readonly:
             print(f"warning: {why}; another one serves", file=sys.stderr)
             return
         aside = self._directory.parent / ASIDE
@@ -234,8 +237,7 @@ class Checkpoints:
             print(f"warning: {why}; it goes to {target}, and another one serves", file=sys.stderr)
             files.move(self._directory / str(step), target)
         except OSError as error:
-            if (self._directory / str(step)).exists():  # else another host was first
-                raise UserError(f"{why}; and it cannot be moved away: {error}") from error
+            raise UserError(f"{why}; and it cannot be moved away: {error}") from error
         self._damaged.remove(step)  # its number is free again
 
     def wait(self) -> None:
@@ -257,12 +259,10 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
       UserError: it may not be read.
     """
     folder = _absolute(folder)
-    if why := _unsound(folder):
-        raise Damaged(f"checkpoint {folder} is damaged: {why}", _step(folder))
-    meta = json.loads((folder / META / "metadata").read_text())
-    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
+    meta = meta_of(folder)
+    with reading(folder), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(folder / STATE)
-    _check_sums(folder, state, meta)
+    check_sums(folder, state, meta)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}, meta
 
@@ -272,74 +272,10 @@ def _absolute(folder: epath.PathLike) -> epath.Path:
     return path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
 
 
-def _step(folder: epath.Path) -> int:
-    return int(folder.name) if folder.name.isdigit() else 0  # a copy may have any name
-
-
-@contextlib.contextmanager
-def _reading(folder: epath.Path) -> Iterator[None]:
-    """Turns what is raised where files are broken into Damaged, and leaves what is not the files' fault."""
-    try:
-        yield
-    # Orbax and TensorStore have many kinds of exception for files that are broken.
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
-            raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
-        if _passes(error):
-            raise
-        raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})", _step(folder)) from error
-
-
-def _passes(error: Exception) -> bool:
-    """Returns whether the machine or the network is at fault, and the files may be as they were."""
-    missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-    return (
-        (isinstance(error, OSError) and not missing)
-        or isinstance(error, MemoryError)
-        or any(word in str(error) for word in PASSING)
-    )
-
-
-def _check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:
-    sums = integrity.checksums(state)
-    if wrong := sorted(path for path in {*sums, *meta["sums"]} if sums.get(path) != meta["sums"].get(path)):
-        more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
-        raise Damaged(f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved", _step(folder))
-
-
-def _unsound(folder: epath.Path) -> str:
-    """Returns what is wrong with what was saved beside the state, which is small; "" where it is as it was.
-
-    Raises:
-      UserError: it may not be read, or was saved by a version that knew no checksums.
-    """
-    try:
-        meta = json.loads((folder / META / "metadata").read_text())
-        score = json.loads((folder / "metrics" / "metrics").read_text())
-        if "tree" in meta and not {"sums", integrity.SEAL} & set(meta):
-            raise UserError(f"checkpoint {folder} is of an earlier version, without checksums: begin again elsewhere")
-        sound = integrity.is_sealed(meta) and {"score", "step"} <= score.keys()
-        sound = sound and score.items() <= _metrics(meta).items()
-    except PermissionError as error:
-        raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        if _passes(error):
-            raise
-        return f"what was saved beside the state cannot be read ({' '.join(str(error).split())[:200]})"
-    return "" if sound else "what was saved beside the state is not what it was"
-
-
 def _score(metrics: Any) -> float:
     """A score to rank by: higher is better, and a missing or non-finite one is the worst."""
     score = (metrics or {}).get("score")
     return score if score is not None and math.isfinite(score) else -math.inf
-
-
-def _metrics(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decides which checkpoints are kept: `wrong` counts the updates just before that went wrong."""
-    watched = meta.get("progress", {}).get("watched", {})
-    return {"score": meta["score"], "step": meta["step"], "wrong": watched.get("row", 0)}
 
 
 def _sound(metrics: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -110,6 +111,22 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
+def wait() -> None:
+    """Waits until all hosts are here: what one of them has written before, the others can read then."""
+    if several():
+        distributed.global_state.client.wait_at_barrier(f"mmfusion/{next(_meetings)}", BEHIND * 1000)
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """What is within, the first host does first, and then the others."""
+    if jax.process_index():
+        wait()
+    yield
+    if not jax.process_index():
+        wait()
+
+
 def meet(mesh: Mesh) -> None:
     """Waits for all hosts of a mesh, and on CPU connects its devices.
 
@@ -118,7 +135,7 @@ def meet(mesh: Mesh) -> None:
     """
     if not several():
         return
-    distributed.global_state.client.wait_at_barrier(f"mmfusion/meet/{next(_meetings)}", BEHIND * 1000)
+    wait()
     if mesh.devices.flat[0].platform == "cpu":
         axes = mesh.axis_names
         subsets = [some for n in range(1, len(axes) + 1) for some in itertools.combinations(axes, n)]

@@ -15,7 +15,7 @@ from mmfusion.logger import Logger
 
 @dataclasses.dataclass
 class Saver:
-    """Saves, and counts the saves in a row that failed.
+    """Saves, on the first of several hosts, and counts the saves in a row that failed.
 
     Attributes:
       checkpoints: where to.
@@ -50,6 +50,8 @@ class Saver:
         Raises:
           UserError: too many have failed, or the last one.
         """
+        if self.checkpoints.readonly:
+            return
         self.hear(wait=True)
         # Copied, because the next step donates these buffers while the writer, or a second attempt, still reads them.
         self._newest = (step, jax.tree.map(np.array, state), meta, score)

@@ -156,9 +156,12 @@ def _attempt(
     workdir.mkdir(parents=True, exist_ok=True)
     if primary and not (workdir / "config.json").exists():
         write_json(workdir / "config.json", configs.to_json(config))
-    checkpoints = Checkpoints(place.checkpoints)
-    if wrong:
-        checkpoints.drop_from(wrong.first)
+    with hosts.in_turn():
+        checkpoints = Checkpoints(place.checkpoints)
+        if wrong and primary:
+            checkpoints.drop_from(wrong.first)
+    if place.bucket is None and not place.checkpoints.exists():
+        raise UserError(f"{place.checkpoints} is not what the first host has made: give all hosts a folder they share")
     progress, begun = Progress(), []
     if (saved := checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes))) is None:
         drawn, begun = transfer.begin(
@@ -222,8 +225,7 @@ def _attempt(
                 log.print(f"train  warning: {changed} since its last checkpoint: it may go on in another way")
 
         # Steps
-        # Where one of several hosts went on after a failure, the others would wait for it.
-        saver = Saver(checkpoints, place.send, log, config.recovery.failed_saves if spread.hosts == 1 else 0)
+        saver = Saver(checkpoints, place.send, log, config.recovery.failed_saves)
         if parts.objectives.blending and not progress.heads:
             state = blended(rows_of(dataset.splits["valid"]))
         meter = Meter(log, config, dataset.splits["train"], progress)
@@ -265,13 +267,17 @@ def _attempt(
             own = {**meta, "progress": dataclasses.asdict(progress)}
             saver.save(progress.step, spread.to_host(state), own, scored, last=stopping)
             if stopping:
+                hosts.wait()  # whoever ends ends the others, too
                 raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
         saver.finish()
+        hosts.wait()
+        checkpoints.look()
 
         # Test, once, the checkpoint that validation chose
         host_state, chosen = checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes), best=True)
         state, best = spread.put_state(host_state), chosen["step"]
+        hosts.check_same(str(best), "best checkpoint")
         result = {split: score(rows_of(dataset.splits[split]), parts.tasks) for split in ("valid", "test")}
         log.log(best, result["test"], "test")
         result |= {

@@ -19,7 +19,7 @@ from tests.processes import Started
 
 Result = dict[str, np.ndarray]
 EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh", "loop 1 2 1")
-HOSTS = ("pmap", "jit", "loop", "loop blended fsdp")
+HOSTS = ("pmap", "jit", "loop", "loop failing", "loop blended fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 TWO = "--xla_force_host_platform_device_count=2"
 
@@ -168,7 +168,9 @@ def test_two_hosts(hosts: list[dict[str, Result]], one: Callable[[str], Result],
     np.testing.assert_array_equal(np.concatenate([host[way]["ids"] for host in hosts], axis=1), one("pmap")["ids"])
 
 
-@pytest.mark.parametrize(("way", "alone"), [("loop", "loop"), ("loop blended fsdp", "loop blended")])
+@pytest.mark.parametrize(
+    ("way", "alone"), [("loop", "loop"), ("loop failing", "loop"), ("loop blended fsdp", "loop blended")]
+)
 def test_the_loop_of_two_hosts_is_the_loop_of_one(
     hosts: list[dict[str, Result]], one: Callable[[str], Result], way: str, alone: str
 ):

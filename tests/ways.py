@@ -6,6 +6,8 @@ As a command, in a process with other devices or beside other hosts: `python -m 
 
 import argparse
 import contextlib
+import errno
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from unittest import mock
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from orbax.checkpoint import CheckpointManager
 
 from configs import base
 from mmfusion import parallel, sharding
@@ -33,7 +36,7 @@ BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
 LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
 # What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans; where
 # there are `attempts`, each has so many devices and stops after a step, and the next goes on; where `blended`, each
-# modality has a head, and validation weighs them.
+# modality has a head, and validation weighs them; where `failing`, so many checkpoints cannot be written.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
@@ -47,6 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "batch norm jit": {**BATCH_NORM, "parallel.mode": "jit"},
     "loop": LOOP,
     "loop 1 2 1": {**LOOP, "attempts": ((1, 2), (2, 4), (1, STEPS))},
+    "loop failing": {**LOOP, "failing": 2},
     "loop blended": {**LOOP, "blended": True},
     "loop blended fsdp": {**LOOP, "blended": True, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
 }
@@ -62,6 +66,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
     fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
     blended, attempts = changes.pop("blended", False), changes.pop("attempts", ((0, STEPS),))
+    failing = changes.pop("failing", 0)
     config = synthetic.config(changes, fusion)
     if blended:
         with config.unlocked():
@@ -70,7 +75,8 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     platform = mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu")
     with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
         if "loop" in way:
-            return _loop(config, dataset, folder / way, attempts)
+            with mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing)):
+                return _loop(config, dataset, folder / way, attempts)
         return _steps(config, dataset, assemble(config, dataset))
 
 
@@ -129,6 +135,22 @@ def _loop(
         "best": np.array(result["best_step"]),
         "read": np.array(sorted(seen)),
     }
+
+
+class Failing:
+    """A manager's `save` that finds no room the first few times."""
+
+    def __init__(self, save: Any, times: int):
+        self.save, self.times = save, times
+
+    def __get__(self, manager: CheckpointManager, _: type) -> Any:
+        return functools.partial(self, manager)
+
+    def __call__(self, manager: CheckpointManager, *args: Any, **kwargs: Any) -> bool:
+        if self.times:
+            self.times -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.save(manager, *args, **kwargs)
 
 
 class Noting(list):
