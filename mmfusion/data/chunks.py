@@ -48,6 +48,23 @@ def each(rows: Sequence[dict[str, Any]], numbers: np.ndarray) -> Iterator[dict[s
         yield from rows.__getitems__(some) if hasattr(rows, "__getitems__") else (rows[number] for number in some)
 
 
+def leaves(value: Any) -> Iterator[bytes]:
+    """Yields what a value of rows is, as bytes: keys, sorted, arrays with their types and shapes, strings."""
+    if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
+        value = value.ravel().tolist()
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from (str(key).encode(), *leaves(value[key]))
+    elif isinstance(value, (list, tuple)):
+        yield f"{len(value)}".encode()
+        for one in value:
+            yield from leaves(one)
+    elif isinstance(value, (np.ndarray, np.generic)):
+        yield from (f"{value.dtype}{value.shape}".encode(), value.tobytes())
+    else:
+        yield value if isinstance(value, bytes) else repr(value).encode()
+
+
 def _bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_bytes, value.values()))

@@ -9,15 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import xxhash
 
 from mmfusion.data import sources
 from mmfusion.data.batch import Batch
-from mmfusion.data.chunks import Chunks, each
+from mmfusion.data.chunks import Chunks, each, leaves
 from mmfusion.data.kinds import KINDS, as_string, features, value_of
 from mmfusion.data.missing import lose
 from mmfusion.data.rows import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.errors import UserError
 
+SAMPLED = 100  # rows of each source that its fingerprint is of
 LEARN_ROWS = 100_000  # a vocabulary settles long before; streaming sets need not be read through
 
 
@@ -82,8 +84,8 @@ class Dataset:
       reader: turns raw rows into arrays.
       class_names: per task; empty for regression.
       learned: per modality what training rows taught, as a string: of text a tokenizer, of tables their columns.
-      fingerprint: of the sources, their splits and how they are read.
-      rows: of the sources and their splits alone.
+      fingerprint: of the sources, their splits, some of their rows as stored, and how they are read.
+      rows: of the sources, their splits and some of their rows alone.
       name: of the dataset that is there: the config's `name` or `instead`.
     """
 
@@ -104,7 +106,7 @@ class Dataset:
         """Raises UserError where this is not the data of which `saved` was kept by a run in `workdir`."""
         if any(saved[key] != value for key, value in self.saved().items() if key in saved):
             raise UserError(
-                f"the data has changed since {workdir} began (fingerprint {saved['fingerprint']}, now "
+                f"the data has changed since {workdir} began (fingerprint {saved.get('of', 'unknown')}, now "
                 f"{self.fingerprint}): bring the old data back, or give another --workdir"
             )
 
@@ -113,7 +115,7 @@ class Dataset:
         return {
             "class_names": {task: list(names) for task, names in self.class_names.items()},
             "learned": self.learned,
-            "fingerprint": self.fingerprint,
+            "of": self.fingerprint,  # `fingerprint`, in older runs, is without the rows
             "name": self.name,
         }
 
@@ -172,6 +174,7 @@ def load(
     rows = [
         {split: opened[names[split]].version for split in sorted(needed)},
         {split: len(numbers[split]) for split in sorted(needed)},
+        {expression: _sampled(source.rows.rows) for expression, source in sorted(opened.items())},
     ]
     return Dataset(
         splits={s: _ready(s, numbers[s], opened[names[s]].rows, reader, config) for s in splits},
@@ -182,6 +185,15 @@ def load(
         rows=_digest(rows),
         name=name,
     )
+
+
+def _sampled(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns a checksum of rows as stored, evenly spaced, at most `SAMPLED`."""
+    digest = xxhash.xxh3_64()
+    for row in each(rows, np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int))):
+        for part in leaves(row):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _digest(described: Any) -> str:

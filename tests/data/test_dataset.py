@@ -164,7 +164,24 @@ def test_the_fingerprint_is_of_what_is_read_and_not_of_where_or_how_fast(monkeyp
     ]
     planted.plant(monkeypatch, train=rows, test=rows[1:])
     others.append(load())
-    assert len({began, *(data.fingerprint for data in others)}) == 5
+    planted.plant(monkeypatch, train=rows, test=[*rows[:-1], planted.row(39, image=planted.picture(7))])
+    others.append(load())
+    assert len({began, *(data.fingerprint for data in others)}) == 6
+
+
+def test_the_fingerprint_is_of_every_part_of_a_row(monkeypatch):
+    def of(value):
+        rows = [{**planted.row(i), "more": value} for i in range(40)]
+        planted.plant(monkeypatch, train=rows, test=rows)
+        return load().fingerprint
+
+    values = [
+        b"ab", "ab", ["ab"], ["a", "b"], {"ab": 1}, {"ab": 2}, {"a": 1}, None, 1, 1.0,
+        np.zeros(4, np.int32), np.zeros(2, np.int64), np.zeros((2, 2), np.int32), np.array([b"ab", b"c"], object),
+        np.array([b"ab", b"d"], object), np.array(b"ab", object), np.float32(1), np.float32(2),
+    ]  # fmt: skip
+    assert len({of(value) for value in values}) == len(values)
+    assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1})
 
 
 # --- rows that cannot be read ---
