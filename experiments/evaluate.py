@@ -5,22 +5,29 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
+from mmfusion import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "train, valid or test")
+flags.DEFINE_string("distributed", "", "as of experiments.train")
 MODALITIES = flags.DEFINE_list("modalities", [], "those that stay; the others count as absent (default: all)")
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.parse(argv)
+    where, rest = cli.take_flag(list(argv), "distributed")
+    hosts.join(where or "")
+    cli.parse(rest)
     cli.settle_compilation_cache()
 
+    import jax
     from rich.console import Console
 
     from mmfusion.evaluate import evaluate
     from mmfusion.logger import results_table, write_json
 
     scores = evaluate(WORKDIR.value, SPLIT.value, MODALITIES.value or None)
+    if jax.process_index():
+        return
     title = f"{scores['split']}: {'+'.join(scores['modalities'])}"
     numbers = {name: value for name, value in scores.items() if name not in ("split", "modalities", "step")}
     Console().print(results_table({title: numbers}))

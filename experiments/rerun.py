@@ -65,11 +65,12 @@ def moved(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
     """Returns a line for what is not the same: the first step whose numbers differ, and each score that does."""
-    lines = [
-        f"{name}: {of(result)} and {of(repeated)}"
-        for name, of in (("data", lambda r: r["data"]["fingerprint"]), ("best step", lambda r: r["best_step"]))
-        if of(result) != of(repeated)
-    ]
+    compared = (
+        ("data", lambda r: r["data"]["fingerprint"]),
+        ("rows", lambda r: r["data"].get("content") if "content" in result["data"] else None),  # older runs lack it
+        ("best step", lambda r: r["best_step"]),
+    )
+    lines = [f"{name}: {of(result)} and {of(repeated)}" for name, of in compared if of(result) != of(repeated)]
     if len(steps(first)) != len(steps(again)):
         lines.append(f"logged lines: {len(steps(first))} and {len(steps(again))}")
     for one, other in zip(steps(first), steps(again), strict=False):

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from mmfusion import files, integrity
+from mmfusion import files, hosts, integrity
 from mmfusion.errors import UserError
 from mmfusion.soundness import META, Damaged, check_sums, meta_of, metrics_of, reading, unsound
 
@@ -23,6 +23,13 @@ GONE = "let-go"  # the folder of those that are being deleted
 TEMPORARY = "orbax-checkpoint-tmp"  # in the names of what is not whole yet
 ASIDE = "damaged-checkpoints"  # where those go that are damaged, beside the others' folder
 T = TypeVar("T")
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which asks whether the machine is to be taken away only where all hosts do: in the loop."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -38,12 +45,14 @@ class Checkpoints:
         self._directory = _absolute(directory)
         self.readonly = readonly or jax.process_index() > 0
         self._damaged, self._begun = set(), None
-        if not self.readonly:
+        if self.readonly:
+            files.forget_listings(self._directory)
+        else:
             self._directory.mkdir(parents=True, exist_ok=True)
         for step in self._folders():
             if why := unsound(self._directory / step):
                 self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 read_only=self.readonly,
@@ -70,10 +79,6 @@ class Checkpoints:
         )
         if not self.readonly:
             self._clear()
-
-    def look(self) -> None:
-        """Takes note of what another process has written."""
-        self._manager.reload()
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
@@ -192,6 +197,22 @@ class Checkpoints:
         check_sums(folder, state, meta)
         return state, meta
 
+    def restore_sound(self, like: Any, *, best: bool = False) -> tuple[Any, dict[str, Any]] | None:
+        """Returns the newest state, or the best, that is not damaged, and its meta; None where there is none at all.
+
+        Several hosts ask together, and all get the one that the first one finds.
+
+        Raises:
+          UserError: all are damaged, or as `restore` does.
+        """
+        first = jax.process_index() == 0
+        found = self.first_sound(lambda step: self.restore(step, like), best=best) if first else None
+        step = hosts.of_first(found[1]["step"] if found else -1)
+        if first or step < 0:
+            return found
+        files.forget_listings(self._directory)
+        return self.restore(step, like)
+
     def drop_from(self, step: int) -> None:
         """Deletes the checkpoints of a step and of all after it."""
         for later in [saved for saved in self.steps() if saved >= step]:
@@ -246,8 +267,9 @@ class Checkpoints:
             raise outcome
 
     def close(self) -> None:
-        """Waits and lets go of the directory."""
-        self.wait()
+        """Waits and lets go of the directory; a save that fails is told, but stands in the way of no other error."""
+        if isinstance(outcome := self.outcome(wait=True), UserError):
+            print(f"warning: {outcome}", file=sys.stderr)
         self._manager.close()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 
+import fsspec
 from etils import epath
 
 
@@ -24,6 +25,14 @@ def copy_tree(folder: epath.Path, target: epath.Path) -> None:
             copy_tree(path, target / path.name)
         else:
             path.copy(target / path.name)
+
+
+def forget_listings(folder: epath.Path) -> None:
+    """Has what is in a folder looked up anew, where it is in a bucket, whose library keeps what it was told."""
+    if "://" in str(folder):
+        kind = type(fsspec.url_to_fs(str(folder))[0])
+        for one in list(kind._cache.values()):  # epath has one of its own, which it does not give away
+            one.invalidate_cache()
 
 
 def sync(folder: str | os.PathLike) -> None:

@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -125,6 +127,26 @@ def in_turn() -> Iterator[None]:
     yield
     if not jax.process_index():
         wait()
+
+
+def of_first(number: int) -> int:
+    """Returns the first host's number; all hosts must ask."""
+    return int(gathered(np.array(number, np.int32))[0]) if several() else number
+
+
+def check_shared(folder: Path) -> None:
+    """Raises UserError on hosts for which a folder is not the first host's."""
+    if not several():
+        return
+    token, path = of_first(secrets.randbits(31)), folder / ".shared"
+    with in_turn():
+        if not jax.process_index():
+            path.write_text(str(token), encoding="utf-8")
+        if not path.exists() or path.read_text(encoding="utf-8") != str(token):
+            raise UserError(f"{folder} is not what it is on the first host: give all hosts a folder that they share")
+    wait()
+    if not jax.process_index():
+        path.unlink()
 
 
 def meet(mesh: Mesh) -> None:

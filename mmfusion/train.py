@@ -114,7 +114,8 @@ def run(
                         raise FloatingPointError(recovery.report(error, place)) from error
                     wrong = error
         except OSError as error:
-            ours = str(error.filename or "").startswith(str(place.folder))  # it vanished, or may not be written
+            path = Path(error.filename or "").absolute()
+            ours = path.is_relative_to(place.folder.absolute())  # it vanished, or may not be written
             if error.errno not in NO_ROOM and not ours:
                 raise
             where = error.filename or place.name
@@ -160,10 +161,10 @@ def _attempt(
         checkpoints = Checkpoints(place.checkpoints)
         if wrong and primary:
             checkpoints.drop_from(wrong.first)
-    if place.bucket is None and not place.checkpoints.exists():
-        raise UserError(f"{place.checkpoints} is not what the first host has made: give all hosts a folder they share")
+    if place.bucket is None:
+        hosts.check_shared(workdir)
     progress, begun = Progress(), []
-    if (saved := checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes))) is None:
+    if (saved := checkpoints.restore_sound(shapes)) is None:
         drawn, begun = transfer.begin(
             config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned
         )
@@ -177,7 +178,6 @@ def _attempt(
     if wrong:
         progress.rollbacks = wrong.rollbacks + 1
         progress.watched |= {name: wrong.watched[name] for name in ("skipped", "spikes")}
-    hosts.check_same(str(progress.step), "newest checkpoint")
     first_step = progress.step
     k = parallel.steps_per_call(
         config.parallel.steps_per_call,
@@ -271,13 +271,10 @@ def _attempt(
                 raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
         saver.finish()
-        hosts.wait()
-        checkpoints.look()
 
         # Test, once, the checkpoint that validation chose
-        host_state, chosen = checkpoints.first_sound(lambda step: checkpoints.restore(step, shapes), best=True)
+        host_state, chosen = checkpoints.restore_sound(shapes, best=True)
         state, best = spread.put_state(host_state), chosen["step"]
-        hosts.check_same(str(best), "best checkpoint")
         result = {split: score(rows_of(dataset.splits[split]), parts.tasks) for split in ("valid", "test")}
         log.log(best, result["test"], "test")
         result |= {
@@ -297,6 +294,7 @@ def _attempt(
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
                 "rows": dataset.rows,
+                "content": dataset.content,
                 "examples": {name: len(split) for name, split in dataset.splits.items()},
                 "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
             },

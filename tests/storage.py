@@ -5,12 +5,16 @@ Every object has a generation, and a request that asks for another one than it i
 
 import itertools
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+import fsspec
 
 OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)")
 LIST = re.compile(r"/storage/v1/b/([^/]+)/o/?")
@@ -160,6 +164,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _address(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}"
+
+
+@contextmanager
+def asked_by_clients(address: str) -> Iterator[None]:
+    """Has the client libraries of this process, and of those that it starts, ask the stand-in at an address."""
+    environment = {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google, not the stand-in, what kind it is
+    }
+    anonymous = {protocol: {"token": "anon", "project": "none"} for protocol in ("gs", "gcs")}
+    with mock.patch.dict(os.environ, environment), mock.patch.dict(fsspec.config.conf, anonymous):
+        yield
 
 
 @contextmanager

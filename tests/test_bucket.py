@@ -20,7 +20,7 @@ from mmfusion.errors import Preempted, UserError
 from mmfusion.evaluate import evaluate
 from mmfusion.logger import write_json
 from mmfusion.train import train
-from tests.storage import serving
+from tests.storage import asked_by_clients, serving
 from tests.test_resume import assert_same_run
 
 SMALL = "fusion=concat,modalities=image"
@@ -30,16 +30,7 @@ CHANGES = {"steps": 4, "eval_every": 2, "checkpoint_every": 2}
 @pytest.fixture(scope="module")
 def storage() -> Iterator[str]:
     """The address of a bucket, which is empty at first."""
-    with serving() as address, pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "STORAGE_EMULATOR_HOST": address,
-            "TENSORSTORE_GCS_HTTP_URL": address,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google, not the stand-in, what kind it is
-        }.items():
-            patch.setenv(name, value)
-        for protocol in ("gs", "gcs"):
-            patch.setitem(fsspec.config.conf, protocol, {"token": "anon", "project": "none"})
+    with serving() as address, asked_by_clients(address):
         yield "gs://bucket"
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from mmfusion import sharding
-from tests import ways
+from tests import storage, ways
 from tests.processes import Started
 
 Result = dict[str, np.ndarray]
 EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh", "loop 1 2 1")
-HOSTS = ("pmap", "jit", "loop", "loop failing", "loop blended fsdp")
+HOSTS = ("pmap", "jit", "loop", "loop failing", "loop in a bucket", "loop blended fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 TWO = "--xla_force_host_platform_device_count=2"
 
@@ -67,15 +67,17 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("hosts")
     outputs = [folder / f"{host}.npz" for host in range(2)]
-    processes = [
-        start(output, HOSTS, f"--host={host}", "--hosts=2", f"--port={port}", XLA_FLAGS=f"{FLAGS} {TWO}")
-        for host, output in enumerate(outputs)
-    ]
-    try:
-        return [finish(process, output) for process, output in zip(processes, outputs, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
+    with storage.serving() as address:
+        given = ["--hosts=2", f"--port={port}", f"--storage={address}"]
+        processes = [
+            start(output, HOSTS, f"--host={host}", *given, XLA_FLAGS=f"{FLAGS} {TWO}")
+            for host, output in enumerate(outputs)
+        ]
+        try:
+            return [finish(process, output) for process, output in zip(processes, outputs, strict=True)]
+        finally:
+            for process in processes:
+                process.kill()
 
 
 def agree(result: Result, reference: Result, but: tuple[str, ...] = ()) -> None:
@@ -169,7 +171,8 @@ def test_two_hosts(hosts: list[dict[str, Result]], one: Callable[[str], Result],
 
 
 @pytest.mark.parametrize(
-    ("way", "alone"), [("loop", "loop"), ("loop failing", "loop"), ("loop blended fsdp", "loop blended")]
+    ("way", "alone"),
+    [*((way, "loop") for way in ("loop", "loop failing", "loop in a bucket")), ("loop blended fsdp", "loop blended")],
 )
 def test_the_loop_of_two_hosts_is_the_loop_of_one(
     hosts: list[dict[str, Result]], one: Callable[[str], Result], way: str, alone: str

@@ -1,7 +1,7 @@
 """Trains and evaluates the synthetic run in several ways of spreading it, which must all agree.
 
 As a command, in a process with other devices or beside other hosts: `python -m tests.ways OUTPUT.npz WAY...`, with
-`--host=I --hosts=N --port=P` where it is one of several.
+`--host=I --hosts=N --port=P` where it is one of several, and `--storage=URL` of a stand-in for buckets.
 """
 
 import argparse
@@ -15,18 +15,19 @@ from unittest import mock
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
 from configs import base
-from mmfusion import parallel, sharding
+from mmfusion import files, hosts, parallel, sharding
 from mmfusion import train as loop
 from mmfusion.assemble import Parts, assemble
 from mmfusion.data.dataset import Dataset
 from mmfusion.errors import Preempted
 from mmfusion.evaluate import collect, score
 from mmfusion.step import TrainState
-from tests import synthetic, tiny
+from tests import storage, synthetic, tiny
 
 STEPS = 5
 ROWS = {"train": 200, "valid": 45, "test": 45}  # training crosses an epoch; no evaluation batch is full
@@ -36,7 +37,8 @@ BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
 LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
 # What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans; where
 # there are `attempts`, each has so many devices and stops after a step, and the next goes on; where `blended`, each
-# modality has a head, and validation weighs them; where `failing`, so many checkpoints cannot be written.
+# modality has a head, and validation weighs them; where `failing`, so many checkpoints cannot be written; where in
+# a `bucket`, the newest checkpoint is damaged before each further attempt.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
@@ -51,6 +53,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "loop": LOOP,
     "loop 1 2 1": {**LOOP, "attempts": ((1, 2), (2, 4), (1, STEPS))},
     "loop failing": {**LOOP, "failing": 2},
+    "loop in a bucket": {**LOOP, "attempts": ((4, 3), (4, STEPS)), "bucket": True},
     "loop blended": {**LOOP, "blended": True},
     "loop blended fsdp": {**LOOP, "blended": True, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
 }
@@ -66,7 +69,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
     fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
     blended, attempts = changes.pop("blended", False), changes.pop("attempts", ((0, STEPS),))
-    failing = changes.pop("failing", 0)
+    failing, bucket = changes.pop("failing", 0), changes.pop("bucket", False)
     config = synthetic.config(changes, fusion)
     if blended:
         with config.unlocked():
@@ -76,7 +79,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
         if "loop" in way:
             with mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing)):
-                return _loop(config, dataset, folder / way, attempts)
+                return _loop(config, dataset, epath.Path("gs://bucket" if bucket else folder) / way, attempts)
         return _steps(config, dataset, assemble(config, dataset))
 
 
@@ -86,10 +89,10 @@ def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.n
     state, run_train = parts.initial_state(config.seed), parts.train_step(config.optim.accumulate)
     rates = parts.parallel.replicate(np.full(k, config.optim.learning_rate, np.float32))
     losses, ids = [], []
-    for hosts, devices in loop._calls(dataset.splits["train"], config, parts, first=0, k=k):
+    for own, devices in loop._calls(dataset.splits["train"], config, parts, first=0, k=k):
         state, numbers = run_train(state, devices, rates)
         losses += jax.device_get(numbers["loss"]).tolist()
-        ids += [batch.id for batch in hosts]
+        ids += [batch.id for batch in own]
     leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
     result = {jax.tree_util.keystr(path): parts.parallel.to_host(x) for path, x in leaves}
     rows = collect(parts.eval_step(), state, dataset.splits["test"], parts, batch_size=config.batch_size)
@@ -110,7 +113,7 @@ def share(state: TrainState) -> float:
 
 
 def _loop(
-    config: ConfigDict, dataset: Dataset, workdir: Path, attempts: tuple[tuple[int, int], ...]
+    config: ConfigDict, dataset: Dataset, workdir: epath.Path, attempts: tuple[tuple[int, int], ...]
 ) -> dict[str, np.ndarray]:
     """Trains in the loop on data that is read as it goes, and notes which rows this host has read."""
     seen = []
@@ -124,12 +127,18 @@ def _loop(
             )
             with stopping, contextlib.suppress(Preempted):
                 loop.train(config, workdir)
+            if "://" in str(workdir) and not jax.process_index():
+                newest = workdir / "checkpoints" / str(last) / "meta" / "metadata"
+                newest.write_text(newest.read_text().replace("step", "stop"))
+            hosts.wait()
         tiny.put(config, "parallel.devices", attempts[-1][0])
         result = loop.train(config, workdir)
+    hosts.wait()  # until the first one has written all
+    files.forget_listings(workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
         "examples": np.array([line["ids"] for line in lines if "ids" in line]),
-        "losses": np.array([line["loss"] for line in lines if line["split"] != "test"]),  # host 0 may yet write it
+        "losses": np.array([line["loss"] for line in lines]),
         "weights": np.array([line.get("weight/joint", 1) for line in lines if "grad_norm" in line]),
         "scores": np.array([result["test"][name] for name in SCORES]),
         "best": np.array(result["best_step"]),
@@ -171,11 +180,13 @@ def main() -> None:
     parser.add_argument("ways", nargs="+", choices=WAYS)
     for name in ("host", "hosts", "port"):
         parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--storage", default="")
     args = parser.parse_args()
     if args.hosts:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{args.port}", args.hosts, args.host)
-    results = {way: run(way, args.output.parent) for way in args.ways}
+    with storage.asked_by_clients(args.storage):
+        results = {way: run(way, args.output.parent) for way in args.ways}
     np.savez(args.output, **{f"{way}/{name}": x for way, result in results.items() for name, x in result.items()})
 
 

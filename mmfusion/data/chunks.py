@@ -61,8 +61,12 @@ def leaves(value: Any) -> Iterator[bytes]:
             yield from leaves(one)
     elif isinstance(value, (np.ndarray, np.generic)):
         yield from (f"{value.dtype}{value.shape}".encode(), value.tobytes())
+    elif isinstance(value, bytes):
+        yield value
+    elif hasattr(value, "__getitem__") and not isinstance(value, str):  # TFDS's datasets within a row
+        yield from leaves(list(value))
     else:
-        yield value if isinstance(value, bytes) else repr(value).encode()
+        yield repr(value).encode()
 
 
 def _bytes(value: Any) -> int:

@@ -84,8 +84,9 @@ class Dataset:
       reader: turns raw rows into arrays.
       class_names: per task; empty for regression.
       learned: per modality what training rows taught, as a string: of text a tokenizer, of tables their columns.
-      fingerprint: of the sources, their splits, some of their rows as stored, and how they are read.
-      rows: of the sources, their splits and some of their rows alone.
+      fingerprint: of the sources, their splits and how they are read.
+      rows: of the sources and their splits alone.
+      content: a checksum of some rows as stored.
       name: of the dataset that is there: the config's `name` or `instead`.
     """
 
@@ -95,6 +96,7 @@ class Dataset:
     learned: dict[str, str]
     fingerprint: str
     rows: str
+    content: str
     name: str
 
     def supplied(self) -> dict[str, dict[str, Any]]:
@@ -105,9 +107,10 @@ class Dataset:
     def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
         """Raises UserError where this is not the data of which `saved` was kept by a run in `workdir`."""
         if any(saved[key] != value for key, value in self.saved().items() if key in saved):
+            before = (saved["fingerprint"], saved.get("content", "unknown"))
             raise UserError(
-                f"the data has changed since {workdir} began (fingerprint {saved.get('of', 'unknown')}, now "
-                f"{self.fingerprint}): bring the old data back, or give another --workdir"
+                f"the data has changed since {workdir} began (fingerprint and content {' '.join(before)}, now "
+                f"{self.fingerprint} {self.content}): bring the old data back, or give another --workdir"
             )
 
     def saved(self) -> dict[str, Any]:
@@ -115,7 +118,8 @@ class Dataset:
         return {
             "class_names": {task: list(names) for task, names in self.class_names.items()},
             "learned": self.learned,
-            "of": self.fingerprint,  # `fingerprint`, in older runs, is without the rows
+            "fingerprint": self.fingerprint,
+            "content": self.content,
             "name": self.name,
         }
 
@@ -174,7 +178,6 @@ def load(
     rows = [
         {split: opened[names[split]].version for split in sorted(needed)},
         {split: len(numbers[split]) for split in sorted(needed)},
-        {expression: _sampled(source.rows.rows) for expression, source in sorted(opened.items())},
     ]
     return Dataset(
         splits={s: _ready(s, numbers[s], opened[names[s]].rows, reader, config) for s in splits},
@@ -183,6 +186,7 @@ def load(
         learned=learned,
         fingerprint=_digest([*rows, reader.modalities, reader.targets]),
         rows=_digest(rows),
+        content=_digest({expression: _sampled(source.rows.rows) for expression, source in opened.items()}),
         name=name,
     )
 
@@ -192,7 +196,7 @@ def _sampled(rows: Sequence[dict[str, Any]]) -> str:
     digest = xxhash.xxh3_64()
     for row in each(rows, np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int))):
         for part in leaves(row):
-            digest.update(part)
+            digest.update(f"{len(part)} ".encode() + part)  # so that what moves from one part to another is seen
     return digest.hexdigest()
 
 

@@ -164,20 +164,30 @@ def test_the_fingerprint_is_of_what_is_read_and_not_of_where_or_how_fast(monkeyp
     ]
     planted.plant(monkeypatch, train=rows, test=rows[1:])
     others.append(load())
+    assert len({began, *(data.fingerprint for data in others)}) == 5
+
+
+def test_what_is_stored_is_part_of_what_a_run_keeps(monkeypatch):
+    rows = [planted.row(i) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=rows)
+    kept = load().saved()
+    load().check_unchanged(kept, "DIR")
+    older = {key: value for key, value in kept.items() if key != "content"}
     planted.plant(monkeypatch, train=rows, test=[*rows[:-1], planted.row(39, image=planted.picture(7))])
-    others.append(load())
-    assert len({began, *(data.fingerprint for data in others)}) == 6
+    load().check_unchanged(older, "DIR")  # which cannot tell
+    with pytest.raises(UserError, match=f"the data has changed since DIR began .*{kept['content']}"):
+        load().check_unchanged(kept, "DIR")
 
 
-def test_the_fingerprint_is_of_every_part_of_a_row(monkeypatch):
+def test_every_part_of_a_row_counts(monkeypatch):
     def of(value):
         rows = [{**planted.row(i), "more": value} for i in range(40)]
         planted.plant(monkeypatch, train=rows, test=rows)
-        return load().fingerprint
+        return load().content
 
     values = [
-        b"ab", "ab", ["ab"], ["a", "b"], {"ab": 1}, {"ab": 2}, {"a": 1}, None, 1, 1.0,
-        np.zeros(4, np.int32), np.zeros(2, np.int64), np.zeros((2, 2), np.int32), np.array([b"ab", b"c"], object),
+        b"ab", "ab", ["ab"], [b"ab", b"c"], [b"a", b"bc"], ["a", "b"], {"ab": 1}, {"ab": 2}, {"a": 1}, None, 1, 1.0,
+        np.zeros(4, np.int32), np.zeros(2, np.int64), np.zeros((2, 2), np.int32), np.array([b"ab", "c"], object),
         np.array([b"ab", b"d"], object), np.array(b"ab", object), np.float32(1), np.float32(2),
     ]  # fmt: skip
     assert len({of(value) for value in values}) == len(values)
