@@ -166,6 +166,24 @@ def test_a_full_disk_is_told_by_the_next_save_at_the_latest(tmp_path: Path, monk
     assert restored["step"] == 1
 
 
+def test_closing_tells_of_a_save_that_fails_and_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    checkpoints = saved(tmp_path, {1: 0.5})
+    checkpoints.wait()
+    checkpoints.save(2, noise(2), {}, 0.6)
+    wait, errors = checkpoints._manager.wait_until_finished, [OSError(errno.ENOSPC, "No space left on device")]
+
+    def full_once() -> None:
+        wait()
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full_once)
+    checkpoints.close()
+    assert f"warning: cannot write a checkpoint under {tmp_path}: No space left on device" in capsys.readouterr().err
+
+
 def test_what_a_killed_attempt_left_is_cleaned(tmp_path: Path):
     saved(tmp_path, {1: 0.5}).close()
     (tmp_path / "2.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)

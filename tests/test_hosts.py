@@ -25,12 +25,12 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(flags, workdir, count=2, last=()):
-    """Starts the hosts of a run; `last` are more flags of the last one."""
+def start(flags, workdir, count=2, last=(), module="experiments.train"):
+    """Starts the hosts of a command; `last` are more flags of the last one."""
     port = free_port()
     return [
         Started(
-            "experiments.train",
+            module,
             [
                 *(*flags, f"--workdir={workdir}", f"--distributed=localhost:{port},{host},{count}"),
                 *(last if host == count - 1 else ()),
@@ -83,6 +83,13 @@ def test_a_signal_to_one_host_ends_both_and_they_go_on(tiny_flags, command, tmp_
     assert len(losses(tmp_path / "two")) < STEPS
     statuses, said = finish(start(flags, tmp_path / "two"))
     assert statuses == [0, 0], said
+    statuses, said = finish(start([], tmp_path / "two", module="experiments.evaluate"))
+    assert statuses == [0, 0], said
+    assert "accuracy" in said[0] and "accuracy" not in said[1]
+    evaluated, result = (
+        json.loads((tmp_path / "two" / name).read_text()) for name in ("evaluation.json", "result.json")
+    )
+    assert evaluated["accuracy"] == result["test"]["accuracy"]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
 
 
@@ -91,12 +98,15 @@ def test_a_signal_to_one_host_ends_both_and_they_go_on(tiny_flags, command, tmp_
     [
         ("--config.nokey=5", "nokey"),  # found before anything is built
         ("--workdir=/proc/none", "/proc/none"),  # in the middle of what all do together
+        ("--workdir={}/other", "give all hosts a folder that they share"),
     ],
 )
 def test_where_one_host_fails_all_end_and_say_why(tiny_flags, tmp_path, wrong, says):
     flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
     began = time.monotonic()
-    statuses, said = finish(start([*flags, "--config.model.fusion.name=concat"], tmp_path / "run", last=[wrong]))
+    statuses, said = finish(
+        start([*flags, "--config.model.fusion.name=concat"], tmp_path / "run", last=[wrong.format(tmp_path)])
+    )
     assert time.monotonic() - began < 100  # and not the five minutes that a barrier waits
     assert statuses == [2, 2], said
     assert "error: host 1 failed, and this one ends with it: " in said[0] and says in said[0] and says in said[1]

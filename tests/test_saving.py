@@ -260,6 +260,15 @@ def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_what_may_not_be_written_in_a_relative_directory_is_told_in_a_line(tmp_path, monkeypatch):
+    planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+    with pytest.raises(UserError, match=r"cannot write .*run/checkpoints: File exists"):
+        train(planted.config(), Path("run"))
+
+
 def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
     save, calls, room = ocp.CheckpointManager.save, [], [False]
 
