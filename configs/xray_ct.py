@@ -8,7 +8,7 @@ encoder, fused by a strategy, and `,shared=True` both the same weights; `:size=1
 `--config.model.encoders.xray`, `.channels="(16,32,64)"` makes the CNN deeper, `.layers=2` the recurrent network,
 `.steps=cells` reads the map cell by cell, and `.tokens=attention` weighs its steps. `.name=resnet18` with
 `.stem=imagenet`, `.norm=batch`, `.recurrent=rows` and `.init=FILE_OR_HUB_ID` begins at published weights, whose map an
-LSTM reads; `.freeze=600` leaves them as they are.
+LSTM reads (with `:size=224`, or the map has two rows); `.freeze=600` leaves them as they are.
 `--config.data.modalities.xray.augment.flip=0.5` (and of `ct` the same: both are turned alike),
 `--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`.
 """

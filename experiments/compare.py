@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     found = methods([read(directory) for directory in directories])
     results = [run.result for method in found for run in method.runs]
     data = {(result["data"]["name"], result["data"].get("rows", "?")) for result in results}
-    contents = {result["data"]["content"] for result in results if "content" in result["data"]}  # older runs lack it
+    contents = {str(result["data"]["content"]) for result in results if "content" in result["data"]}  # older lack it
     if len(data) > 1 or len(contents) > 1:
         raise UserError(f"the runs are of different data: {', '.join(sorted([*map(' '.join, data), *contents]))}")
     config = found[0].runs[0].config

@@ -81,7 +81,8 @@ def check_owner(place: Place, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    saved, mine = (configs.flat(values) for values in (configs.read_json(path), configs.to_json(config)))
+    before = configs.to_json(configs.from_json(configs.read_json(path)))
+    saved, mine = (configs.flat(values) for values in (before, configs.to_json(config)))
     for key in sorted({*saved, *mine} - {*configs.PLACES, *configs.PATIENCE}):
         if saved.get(key) != mine.get(key):
             raise UserError(

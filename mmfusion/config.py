@@ -300,8 +300,17 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Returns the locked config that `to_json` gave; lists become tuples again."""
-    return ConfigDict(_tuples(values)).lock()
+    """Returns the locked config that `to_json` gave; lists become tuples again.
+
+    An option that an encoder or a strategy did not have when it was written is at its default.
+    """
+    config = _tuples(values)
+    model = config.get("model", {})
+    parts = [(ENCODERS, section) for section in model.get("encoders", {}).values()]
+    for known, section in [*parts, (FUSIONS, model.get("fusion", {}))]:
+        if section.get("name") in known:
+            section |= {**module_options(known[section["name"]]), **section}
+    return ConfigDict(config).lock()
 
 
 def _tuples(value: Any) -> Any:

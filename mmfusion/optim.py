@@ -64,17 +64,23 @@ def _clipped(limit: float) -> optax.GradientTransformationExtraArgs:
     def clip(updates, state, params=None, *, held=None, **_):
         leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
         aside = [jax.tree_util.keystr(path[:1], simple=True).startswith(ASIDE) for path, _ in leaves]
+        # Of each leaf False, or a scalar bool: what never waits costs nothing.
         waits = [False] * len(leaves) if held is None else jax.tree.leaves(held)
-        groups = [1 if beside else jnp.where(stays, 2, 0) for beside, stays in zip(aside, waits, strict=True)]
         squares = [jnp.sum(jnp.square(x)) for _, x in leaves]
-        factors = []
-        for group in range(3):
-            own = [jnp.where(one == group, square, 0.0) for one, square in zip(groups, squares, strict=True)]
+
+        def factor(counts):
+            own = [jnp.where(one, square, 0.0) for one, square in zip(counts, squares, strict=True) if one is not False]
             norm = jnp.sqrt(sum(own))
-            factors.append(jnp.where(norm < limit, 1.0, limit / norm))
-        shorter = [
-            (x * jnp.stack(factors)[group]).astype(x.dtype) for (_, x), group in zip(leaves, groups, strict=True)
+            return jnp.where(norm < limit, 1.0, limit / norm)
+
+        beside = factor(aside)
+        model = factor([not a if w is False else jnp.logical_not(w) for a, w in zip(aside, waits, strict=True)])
+        waiting = factor(waits)
+        factors = [
+            beside if a else model if w is False else jnp.where(w, waiting, model)
+            for a, w in zip(aside, waits, strict=True)
         ]
+        shorter = [(x * one).astype(x.dtype) for (_, x), one in zip(leaves, factors, strict=True)]
         return jax.tree.unflatten(tree, shorter), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), clip)

@@ -76,7 +76,7 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
         }
     return Dataset(
         splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.learned["text"])},
-        "synthetic", "synthetic", "synthetic", "synthetic",
+        "synthetic", "synthetic", {}, "synthetic",
     )  # fmt: skip
 
 

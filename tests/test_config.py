@@ -1,10 +1,12 @@
 import importlib
+import json
 import pathlib
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import av_digits, base, quickstart
+from mmfusion import bucket
 from mmfusion import config as configs
 from mmfusion.errors import UserError, nearest
 from tests import tiny
@@ -254,6 +256,20 @@ def test_json_keeps_every_value_and_type():
     assert again.is_locked
     assert again.data.modalities.image.size == (32, 32)
     check(again)
+
+
+def test_an_option_that_is_newer_than_a_saved_config_is_at_its_default(tmp_path):
+    config = quickstart.get_config("fusion=co_attention")
+    older = configs.to_json(config)
+    del older["model"]["encoders"]["image"]["kernel"], older["model"]["fusion"]["heads"]
+    assert configs.from_json(older) == config
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    place = bucket.Place(str(tmp_path), tmp_path, tmp_path / "checkpoints")
+    bucket.check_owner(place, config)
+    with config.unlocked():
+        config.model.encoders.image.kernel = 5
+    with pytest.raises(UserError, match=r"its config\.model\.encoders\.image\.kernel is 3, here it is 5"):
+        bucket.check_owner(place, config)
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "ste', "\0\0", "[1", "[1]", "null"])

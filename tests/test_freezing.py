@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from ml_collections import ConfigDict
 
 from mmfusion import freezing
@@ -31,6 +32,21 @@ def test_all_layers_wait_for_their_step():
 
 def test_what_no_publication_has_learns_from_the_first_step():
     assert held(make(init="owner/name", freeze=3), 0) == ["conv0", "norm"]
+
+
+@pytest.mark.parametrize(
+    ("init", "freeze", "learning"),
+    [
+        ("", 9, {"conv0", "norm", "tokens"}),  # it will, and its moments are kept until then
+        ("", 10, set()),
+        ("owner/name", 10, {"tokens"}),
+    ],
+)
+def test_no_gradient_is_computed_for_what_never_learns(init, freeze, learning):
+    frozen, params = make(init=init, freeze=freeze), jax.tree.map(jnp.float32, PARAMS)
+    gradient = jax.grad(lambda params: sum(jax.tree.leaves(frozen.stopped(params))))(params)
+    assert {layer for layer, leaves in gradient["encoders_image"].items() if any(jax.tree.leaves(leaves))} == learning
+    assert jax.tree.leaves([gradient["encoders_text"], gradient["log_variance_label"]]) == [1, 1]
 
 
 def test_what_never_learns():

@@ -53,10 +53,11 @@ def leaves(value: Any) -> Iterator[bytes]:
     if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
         value = value.ravel().tolist()
     if isinstance(value, Mapping):
+        yield f"{len(value)} keys".encode()
         for key in sorted(value):
             yield from (str(key).encode(), *leaves(value[key]))
     elif isinstance(value, (list, tuple)):
-        yield f"{len(value)}".encode()
+        yield f"{len(value)} parts".encode()
         for one in value:
             yield from leaves(one)
     elif isinstance(value, (np.ndarray, np.generic)):
@@ -66,7 +67,7 @@ def leaves(value: Any) -> Iterator[bytes]:
     elif hasattr(value, "__getitem__") and not isinstance(value, str):  # TFDS's datasets within a row
         yield from leaves(list(value))
     else:
-        yield repr(value).encode()
+        yield f"{type(value).__name__} {value!r}".encode()
 
 
 def _bytes(value: Any) -> int:

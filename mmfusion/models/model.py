@@ -73,7 +73,7 @@ class FusionModel(nn.Module):
       tasks: (task, number of outputs) pairs.
       shares: modality -> the modality whose encoder, the same weights, reads it, too.
       joins: modality -> those whose channels its encoder reads beside its own; they have no tokens of their own.
-      frozen: modalities whose encoders do not learn and are as in evaluation.
+      frozen: modalities whose encoders are as in evaluation.
       auxiliaries: objectives beside the tasks'; one of them may predict the features of an absent modality.
       unimodal: what scores each modality alone: `heads`; `probes`, which only watch (those of feature-level strategies
         learn, and no gradient reaches the encoders); or empty.
@@ -232,7 +232,7 @@ def build(
       tasks: number of outputs per task.
       axis_name: the device axis that batch normalisation adds over, None outside pmap.
       dtype: of the computation; parameters, statistics and logits are float32.
-      frozen: modalities whose encoders do not learn.
+      frozen: modalities whose encoders are as in evaluation; who takes steps leaves them as they are (`freezing`).
       objectives: the section `objectives` of a config, of which those that are modules are built.
 
     Raises:

@@ -9,6 +9,7 @@ O I channels out and in · h w kernel · N positions · D width
 import json
 import math
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +103,7 @@ def _fetch(name: str, cache: Path) -> Path:
         with requests.get(url, stream=True, timeout=30) as answer:
             answer.raise_for_status()
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(".part")
+            partial = target.with_suffix(f".{uuid.uuid4().hex}.part")  # others may fetch it, too
             with partial.open("wb") as file:
                 for chunk in answer.iter_content(1 << 20):
                     file.write(chunk)

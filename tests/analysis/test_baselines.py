@@ -47,7 +47,7 @@ def dataset(label, kind="classification", classes=2):
         bright, word = bits(seed)
         batch = arrays(seed, label(bright, word), bright, word)
         splits[name] = Split(name, np.arange(len(bright)), (), reader, batch, {})
-    return Dataset(splits, reader, {"label": ()}, {}, "bits", "bits", "bits", "bits")
+    return Dataset(splits, reader, {"label": ()}, {}, "bits", "bits", {}, "bits")
 
 
 def changed(data, split, **fields):
@@ -172,9 +172,7 @@ def test_an_absent_modality_is_zeros():
     modalities = {"picture": PICTURE, "words": WORDS, "sound": SOUND}
     reader = Reader(modalities, {"label": {"kind": "classification"}}, {"label": 2}, {})
     splits = {s: Split(s, np.arange(240), (), reader, batch, {}) for s in ("train", "valid", "test")}
-    tables, _ = module.features(
-        Dataset(splits, reader, {}, {}, "absent", "absent", "absent", "absent"), "label", 0, 500
-    )
+    tables, _ = module.features(Dataset(splits, reader, {}, {}, "absent", "absent", {}, "absent"), "label", 0, 500)
     assert [*tables] == [*modalities]
     for m, of_split in tables.items():
         for table in of_split.values():
@@ -203,7 +201,7 @@ def test_the_pitch_of_a_sound_is_found(svm_only):
             present={"sound": np.ones(60, bool)}, targets={"label": high}, weight=np.ones(60), id=np.arange(60),
         )  # fmt: skip
         splits[name] = Split(name, np.arange(60), (), reader, batch, {})
-    found = baselines(Dataset(splits, reader, {}, {}, "tones", "tones", "tones", "tones"), "label", "accuracy")
+    found = baselines(Dataset(splits, reader, {}, {}, "tones", "tones", {}, "tones"), "label", "accuracy")
     assert [one.modalities for one in found] == [(), ("sound",)]  # alone is also all
     assert found[-1].test == 1.0
 

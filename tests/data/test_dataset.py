@@ -173,9 +173,13 @@ def test_what_is_stored_is_part_of_what_a_run_keeps(monkeypatch):
     kept = load().saved()
     load().check_unchanged(kept, "DIR")
     older = {key: value for key, value in kept.items() if key != "content"}
-    planted.plant(monkeypatch, train=rows, test=[*rows[:-1], planted.row(39, image=planted.picture(7))])
+    other = [*rows[:-1], planted.row(39, image=planted.picture(7))]
+    planted.plant(monkeypatch, train=rows, test=other)
+    load().check_unchanged(kept, "DIR")  # rows to be tested on may be mended
+    assert load().content != kept["content"]
+    planted.plant(monkeypatch, train=other, test=rows)
     load().check_unchanged(older, "DIR")  # which cannot tell
-    with pytest.raises(UserError, match=f"the data has changed since DIR began .*{kept['content']}"):
+    with pytest.raises(UserError, match=f"the data has changed since DIR began .*{kept['content']['train']}"):
         load().check_unchanged(kept, "DIR")
 
 
@@ -183,7 +187,7 @@ def test_every_part_of_a_row_counts(monkeypatch):
     def of(value):
         rows = [{**planted.row(i), "more": value} for i in range(40)]
         planted.plant(monkeypatch, train=rows, test=rows)
-        return load().content
+        return load().content["train"]
 
     values = [
         b"ab", "ab", ["ab"], [b"ab", b"c"], [b"a", b"bc"], ["a", "b"], {"ab": 1}, {"ab": 2}, {"a": 1}, None, 1, 1.0,

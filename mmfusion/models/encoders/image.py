@@ -32,12 +32,17 @@ class Positions(nn.Module):
         """Turns `cells [B, H', W', C]` and `rows [B]` bool into tokens `[B, H'·W' or H', D]` and their mask.
 
         Raises:
-          UserError: `recurrent` is unknown.
+          UserError: `recurrent` is unknown, or the map has no two steps that could be read one after the other.
         """
         if self.recurrent not in ("none", "rows", "cells"):
             raise UserError(f"recurrent={self.recurrent!r} is unknown; choose rows, cells or none")
         if self.recurrent != "none":
             count = cells.shape[1] * (cells.shape[2] if self.recurrent == "cells" else 1)
+            if count < 2:
+                raise UserError(
+                    f"recurrent={self.recurrent}: the map is {cells.shape[1]}×{cells.shape[2]}, with nothing to read "
+                    "one after the other: give larger pictures, or a smaller stride"
+                )
             cell = nn.OptimizedLSTMCell(self.width, dtype=self.dtype, name="rnn")
             cells = nn.RNN(cell, name="scan")(cells.reshape(cells.shape[0], count, -1))  # [B, T, D]
         tokens = nn.Dense(self.width, dtype=self.dtype, name="project")(cells)
