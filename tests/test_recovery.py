@@ -18,7 +18,7 @@ from mmfusion.data import pipeline
 from mmfusion.errors import UserError
 from mmfusion.replay import replay
 from mmfusion.train import train
-from tests import tracing
+from tests import spoiled, tracing
 from tests.test_resume import assert_same_run
 
 SMALL = "fusion=concat,modalities=image"
@@ -33,22 +33,10 @@ def traced_once() -> Iterator[None]:
 
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Returns what makes the batches of some updates NaN, counted from 1, the first so many times they are read."""
-    honest = pipeline.train_batches
-
-    def spoil_updates(updates: range | set[int], times: float = math.inf) -> None:
-        read = dict.fromkeys(updates, 0)
-
-        def train_batches(*args: Any, first: int, **options: Any) -> Iterator[Any]:
-            for step, batch in enumerate(honest(*args, first=first, **options), start=first + 1):
-                if step in read and read[step] < times:
-                    read[step] += 1
-                    batch = batch.replace(weight=np.full_like(batch.weight, np.nan))
-                yield batch
-
-        monkeypatch.setattr(pipeline, "train_batches", train_batches)
-
-    return spoil_updates
+    """Returns what spoils batches, see `spoiled.train_batches`."""
+    return lambda *args, **options: monkeypatch.setattr(
+        pipeline, "train_batches", spoiled.train_batches(*args, **options)
+    )
 
 
 def logged(workdir: Path) -> list[dict[str, Any]]:

@@ -23,11 +23,12 @@ from configs import base
 from mmfusion import files, hosts, parallel, sharding
 from mmfusion import train as loop
 from mmfusion.assemble import Parts, assemble
+from mmfusion.data import pipeline
 from mmfusion.data.dataset import Dataset
 from mmfusion.errors import Preempted
 from mmfusion.evaluate import collect, score
 from mmfusion.step import TrainState
-from tests import storage, synthetic, tiny
+from tests import spoiled, storage, synthetic, tiny
 
 STEPS = 5
 ROWS = {"train": 200, "valid": 45, "test": 45}  # training crosses an epoch; no evaluation batch is full
@@ -37,8 +38,9 @@ BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
 LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
 # What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans; where
 # there are `attempts`, each has so many devices and stops after a step, and the next goes on; where `blended`, each
-# modality has a head, and validation weighs them; where `failing`, so many checkpoints cannot be written; where in
-# a `bucket`, the newest checkpoint is damaged before each further attempt.
+# modality has a head, and validation weighs them; where `failing`, so many checkpoints cannot be written; where
+# `spoiled`, the first host's rows of these updates are not finite when first read; where in a `bucket`, the newest
+# checkpoint is damaged before each further attempt.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
@@ -53,6 +55,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "loop": LOOP,
     "loop 1 2 1": {**LOOP, "attempts": ((1, 2), (2, 4), (1, STEPS))},
     "loop failing": {**LOOP, "failing": 2},
+    "loop going back": {
+        **LOOP,
+        "recovery.updates": 2,
+        "recovery.rollbacks": 1,
+        "recovery.lower": 1.0,
+        "spoiled": (3, 4),
+    },
     "loop in a bucket": {**LOOP, "attempts": ((4, 3), (4, STEPS)), "bucket": True},
     "loop blended": {**LOOP, "blended": True},
     "loop blended fsdp": {**LOOP, "blended": True, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
@@ -70,6 +79,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
     blended, attempts = changes.pop("blended", False), changes.pop("attempts", ((0, STEPS),))
     failing, bucket = changes.pop("failing", 0), changes.pop("bucket", False)
+    updates = {step for step in changes.pop("spoiled", ()) if jax.process_index() == 0}
     config = synthetic.config(changes, fusion)
     if blended:
         with config.unlocked():
@@ -78,7 +88,9 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     platform = mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu")
     with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
         if "loop" in way:
-            with mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing)):
+            saves = mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing))
+            batches = mock.patch.object(pipeline, "train_batches", spoiled.train_batches(updates, times=1))
+            with saves, batches:
                 return _loop(config, dataset, epath.Path("gs://bucket" if bucket else folder) / way, attempts)
         return _steps(config, dataset, assemble(config, dataset))
 
@@ -142,6 +154,7 @@ def _loop(
         "weights": np.array([line.get("weight/joint", 1) for line in lines if "grad_norm" in line]),
         "scores": np.array([result["test"][name] for name in SCORES]),
         "best": np.array(result["best_step"]),
+        "rollbacks": np.array(result["rollbacks"]),
         "read": np.array(sorted(seen)),
     }
 

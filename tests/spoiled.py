@@ -1,0 +1,25 @@
+"""Batches that are not finite, in place of those of some updates."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mmfusion.data import pipeline
+
+HONEST = pipeline.train_batches
+
+
+def train_batches(updates: range | set[int], times: float = math.inf) -> Callable[..., Iterator[Any]]:
+    """Returns a `pipeline.train_batches` that spoils some updates, counted from 1, the first so many times."""
+    read = dict.fromkeys(updates, 0)
+
+    def batches(*args: Any, first: int, **options: Any) -> Iterator[Any]:
+        for step, batch in enumerate(HONEST(*args, first=first, **options), start=first + 1):
+            if step in read and read[step] < times:
+                read[step] += 1
+                batch = batch.replace(weight=np.full_like(batch.weight, np.nan))
+            yield batch
+
+    return batches
