@@ -9,8 +9,9 @@ encoder, fused by a strategy, and `,shared=True` both the same weights; `:size=1
 `.steps=cells` reads the map cell by cell, and `.tokens=attention` weighs its steps. `.name=resnet18` with
 `.stem=imagenet`, `.norm=batch`, `.recurrent=rows` and `.init=FILE_OR_HUB_ID` begins at published weights, whose map an
 LSTM reads (with `:size=224`, or the map has two rows); `.freeze=600` leaves them as they are.
-`--config.data.modalities.xray.augment.flip=0.5` (and of `ct` the same: both are turned alike),
-`--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`.
+`--config.data.modalities.xray.augment.crop=4` (and of `ct` the same: both are moved alike; `flip=0.5` is for pictures
+whose mirror image means the same, which it does not here), `--config.data.targets.label.loss=focal`,
+`--config.optim.name=momentum`.
 """
 
 from ml_collections import ConfigDict
