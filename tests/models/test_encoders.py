@@ -350,9 +350,26 @@ def test_a_map_is_read_from_the_top_left(recurrent, after):
     assert {int(step) for step in np.flatnonzero((one != two).any(axis=-1))} == after
 
 
-def test_m5_has_half_a_million_parameters():
-    module = ENCODERS["waveform_cnn"](width=WIDTH)
-    params = jax.eval_shape(lambda: module.init(jax.random.key(0), *AUDIO, train=False))["params"]
-    own = {name: leaves for name, leaves in params.items() if name not in ("project", "norm")}
-    kernels = 80 * 128 + 3 * (128 * 128 + 128 * 256 + 256 * 512)
-    assert sum(x.size for x in jax.tree.leaves(own)) == kernels + 3 * (128 + 128 + 256 + 512)  # bias, scale, shift
+M5 = 80 * 128 + 3 * (128 * 128 + 128 * 256 + 256 * 512) + 3 * (128 + 128 + 256 + 512)  # with bias, scale, shift
+C3D = {"channels": (64, 128, 256, 256, 512, 512, 512, 512), "strides": (1, 2, 2, 1, 2, 1, 2, 1)}
+APART = ("project", "norm", "offsets", "embed")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "but", "parameters"),
+    [
+        ("waveform_cnn", {}, (1, 8000), APART, M5),  # M5's "half a million"
+        ("gcn", {"hidden": (16,)}, (1, 10, 1433 + 10), ("norm",), 23_063),  # Cora's 1,433 words, 7 classes
+        ("graph_attention", {"layers": 1, "heads": 8}, (1, 10, 1433 + 10), APART, 1433 * 64 + 2 * 64),  # first on Cora
+        ("textcnn", {"embedding": 300, "channels": 100}, (1, 10), APART, 360_300),  # words of 300, 3 × 100 maps
+        ("cnn3d", {**C3D, "time_strides": (1,) * 8, "norm": "none"}, (1, 16, 56, 56, 3), APART, 27_655_936),  # C3D's
+    ],
+)
+def test_has_as_many_parameters_as_its_paper(name, options, shape, but, parameters):
+    """Of the sizes that the paper gives, without what makes tokens and without the embeddings of words."""
+    text = name == "textcnn"
+    encoder = ENCODERS[name](width=7, **options, **({"vocabulary": 5} if text else {}))
+    x = jnp.zeros(shape, int if text else float)
+    mask = jnp.ones((1, 1) if name == "waveform_cnn" else shape[:2], bool)
+    params = jax.eval_shape(lambda: encoder.init(jax.random.key(0), x, mask, train=False))["params"]
+    assert sum(x.size for part in params if part not in but for x in jax.tree.leaves(params[part])) == parameters
