@@ -30,6 +30,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     _settle()
     try:
         main(sys.argv)
+        hosts.part()
     except Preempted as stop:
         print(f"preempted: {stop}", file=sys.stderr)
         sys.exit(75)

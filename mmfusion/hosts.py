@@ -26,6 +26,7 @@ EVERY = 1.0  # seconds after which a host looks again whether another one has fa
 BEHIND = 3600  # seconds that hosts may be apart when they meet, as where one prepares data
 ALIVE = 30  # seconds without a sign of life, after which a host counts as lost
 GRACE = 5 * EVERY  # seconds that host 0, whose service it is, leaves the others to read why
+PARTING = ALIVE / 3  # seconds for JAX's own end: with less than half, nobody counts as lost in it
 LOST = 134  # exit status where another host is: as of a process that JAX aborts for that, which a script runs again
 # Words of what Gloo, XLA and the service that hosts meet at say of it.
 GONE = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "oordination service", "Connection reset")
@@ -117,6 +118,19 @@ def wait() -> None:
     """Waits until all hosts are here: what one of them has written before, the others can read then."""
     if several():
         distributed.global_state.client.wait_at_barrier(f"mmfusion/{next(_meetings)}", BEHIND * 1000)
+
+
+def part() -> None:
+    """Waits until all hosts have done everything; this one has, then, whatever becomes of the others as JAX ends.
+
+    JAX's own end waits for a lost host, for up to five minutes, or aborts this one.
+    """
+    if several():
+        wait()
+        sys.stdout.flush()
+        end = threading.Timer(PARTING, os._exit, [0])
+        end.daemon = True
+        end.start()
 
 
 @contextlib.contextmanager

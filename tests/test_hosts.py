@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -133,6 +135,13 @@ def test_what_is_no_address_is_told():
         with pytest.raises(UserError, match="is neither auto nor HOST:PORT,PROCESS,PROCESSES"):
             hosts.join(wrong)
     hosts.join("")
+
+
+@pytest.mark.spread
+def test_who_is_lost_when_all_is_done_harms_nobody():
+    port = free_port()  # processes of their own: those of `Started` end without what JAX does at its end
+    two = [subprocess.Popen([sys.executable, "-m", "tests.parting", str(port), str(host)]) for host in range(2)]
+    assert [host.wait(100) for host in two] == [0, -signal.SIGKILL]
 
 
 @pytest.mark.spread

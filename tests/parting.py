@@ -1,0 +1,24 @@
+"""`python -m tests.parting PORT HOST`: one of two hosts whose command is done; the second is lost before JAX ends."""
+
+import os
+import signal
+import sys
+
+from experiments import cli
+from mmfusion import hosts
+
+
+def main(argv: list[str]) -> None:
+    hosts.join(f"localhost:{argv[1]},{argv[2]},2")
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "1":
+        part = hosts.part
+
+        def be_lost() -> None:
+            part()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        hosts.part = be_lost
+    cli.run(main)
