@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.evaluate import evaluate
     from mmfusion.logger import results_table, write_json
 
+    hosts.check_same(repr((WORKDIR.value, SPLIT.value, sorted(MODALITIES.value))), "command")
     scores = evaluate(WORKDIR.value, SPLIT.value, MODALITIES.value or None)
     if jax.process_index():
         return

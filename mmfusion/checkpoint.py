@@ -45,11 +45,14 @@ class Checkpoints:
         self._directory = _absolute(directory)
         self.readonly = readonly or jax.process_index() > 0
         self._damaged, self._begun = set(), None
+        self._emptied = False
         if self.readonly:
             files.forget_listings(self._directory)
         else:
             self._directory.mkdir(parents=True, exist_ok=True)
         for step in self._folders():
+            if not ocp.utils.is_checkpoint_finalized(self._directory / step):
+                continue  # a kill left it half-written, in a bucket under its own name; Orbax takes it away
             if why := unsound(self._directory / step):
                 self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
         self._manager = _Manager(
@@ -217,6 +220,7 @@ class Checkpoints:
         """Deletes the checkpoints of a step and of all after it."""
         for later in [saved for saved in self.steps() if saved >= step]:
             self._manager.delete(later)
+        self._emptied = not self.steps()
         self._clear()
 
     def first_sound(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
@@ -233,7 +237,7 @@ class Checkpoints:
             except Damaged as error:
                 self._set_aside(error.step, str(error))
                 self._manager.reload()
-        if self._damaged or (self._directory.parent / ASIDE).exists():
+        if self._damaged or (not self._emptied and (self._directory.parent / ASIDE).exists()):
             aside = self._directory.parent / ASIDE
             raise UserError(
                 f"no checkpoint under {self._directory} can be trusted (see {aside}): begin again in another directory"

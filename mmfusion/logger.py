@@ -22,6 +22,7 @@ from mmfusion.files import Appended, sync_file
 from mmfusion.tensorboard import Events
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+PARTIAL = 12  # digits in the name of a file that is not written whole yet
 
 
 class Logger:
@@ -59,6 +60,8 @@ class Logger:
         self._calls, self._start = 0, None
         path = self._workdir / "metrics.jsonl"
         continued = path.exists()
+        for torn in self._workdir.glob(f".*.{'[0-9a-f]' * PARTIAL}"):  # of `write_text`, which a kill ended
+            torn.unlink(missing_ok=True)
         _drop_after(path, resume_step)
         self._lines, self._failing = Appended(path), False
         self._events = Events(self._workdir, after=resume_step if continued else None)
@@ -168,7 +171,7 @@ def plain(value):
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file, whole or not at all, whoever else writes it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # process numbers are those of a container
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:PARTIAL]}")  # process numbers are those of a container
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -167,16 +167,25 @@ def fitting(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
 
     As it was, where this machine has such devices, else over as many as the batch divides over; the state stays divided
     where they allow it.
+
+    Raises:
+      UserError: of several hosts' devices it could take only some.
     """
     count = jax.device_count()
     fsdp, model = asked["mesh"]["fsdp"], asked["mesh"]["model"]
-    wanted = asked["devices"] or count
-    if wanted <= count and wanted % (fsdp * model) == 0 and batch_size % (wanted // model) == 0:
+    hosts, wanted = jax.process_count(), asked["devices"] or count
+    there = wanted == count or (wanted < count and hosts == 1)  # several hosts use all of their devices
+    if there and wanted % (fsdp * model) == 0 and count // hosts % model == 0 and batch_size % (wanted // model) == 0:
         return {}
-    if count % (fsdp * model):
+    if count % (fsdp * model) or count // hosts % model:
         fsdp = model = 1
     sizes = range(fsdp * model, count + 1, fsdp * model)
-    devices = max(size for size in sizes if batch_size % (size // model) == 0)
+    devices = max((size for size in sizes if batch_size % (size // model) == 0), default=0)
+    if hosts > 1 and devices < count:
+        raise UserError(
+            f"config.batch_size={batch_size} does not divide over the {count} devices of {hosts} hosts: "
+            "read this run on one of them"
+        )
     return {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
 
 

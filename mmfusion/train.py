@@ -155,7 +155,7 @@ def _attempt(
     # Restore, or begin; a model that cannot be built is told of before anything is written
     shapes = parts.state_shapes()
     workdir.mkdir(parents=True, exist_ok=True)
-    if primary and not (workdir / "config.json").exists():
+    if primary and not (workdir / "result.json").exists():  # what may change of it is what it goes on with
         write_json(workdir / "config.json", configs.to_json(config))
     with hosts.in_turn():
         checkpoints = Checkpoints(place.checkpoints)

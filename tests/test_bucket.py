@@ -52,13 +52,16 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     config, url = tiny_config(SMALL, CHANGES), f"{storage}/run"
     train(config, tmp_path / "here")
 
+    half = epath.Path(url) / "checkpoints" / "2" / "meta" / "metadata"  # of one that a kill ended
+    half.parent.mkdir(parents=True)
+    half.write_text("{")
     stops = iter([False] * 2 + [True])  # asked for after every call: a signal at step 3
     with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3"):
         patch.setattr(loop.parallel.Parallel, "stopping", lambda *_: next(stops))
         train(config, url)
     there = epath.Path(url)
     assert sorted(path.name for path in (there / "checkpoints").iterdir())[-1] == "3"
-    assert not (there / "result.json").exists()
+    assert not (there / "result.json").exists() and not (there / "damaged-checkpoints").exists()
     result = train(config, url)  # as from a machine that has nothing of it
     assert json.loads((there / "result.json").read_text())["test"] == result["test"]
     assert_same_run(fetched(url, tmp_path / "there"), tmp_path / "here", 4)

@@ -276,6 +276,14 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path: Path):
         assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
 
 
+def test_who_goes_back_to_the_beginning_begins_anew_whatever_was_damaged_before(tmp_path: Path):
+    (tmp_path / "damaged-checkpoints" / "1-0").mkdir(parents=True)
+    checkpoints = saved(tmp_path / "checkpoints", {2: 0.5})
+    checkpoints.drop_from(2)
+    assert checkpoints.restore_sound(state(0.0)) is None
+    checkpoints.close()
+
+
 def test_who_only_reads_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
     directory = tmp_path / "checkpoints"
     saved(directory, {1: 0.5, 2: 0.7}).close()

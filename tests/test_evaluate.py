@@ -80,6 +80,15 @@ def test_how_a_run_is_spread_where_it_is_read(here, devices, fsdp, model, batch,
     )
 
 
+def test_several_hosts_read_with_all_of_their_devices_or_not_at_all(monkeypatch):
+    monkeypatch.setattr(parallel.jax, "device_count", lambda: 4)
+    monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+    asked = {"devices": 2, "mesh": {"data": -1, "fsdp": 1, "model": 4}}
+    assert parallel.fitting(asked, 16) == {"devices": 4, "mesh": {"data": -1, "fsdp": 1, "model": 1}}
+    with pytest.raises(UserError, match="batch_size=50 does not divide over the 4 devices of 2 hosts"):
+        parallel.fitting(asked, 50)
+
+
 def test_every_row_is_met_once_whatever_the_batch(opened):
     run, rows_of = opened
     split = run.dataset.splits["test"]

@@ -88,6 +88,8 @@ def test_a_signal_to_one_host_ends_both_and_they_go_on(tiny_flags, command, tmp_
     statuses, said = finish(start([], tmp_path / "two", module="experiments.evaluate"))
     assert statuses == [0, 0], said
     assert "accuracy" in said[0] and "accuracy" not in said[1]
+    statuses, wrong = finish(start([], tmp_path / "two", last=["--split=valid"], module="experiments.evaluate"))
+    assert statuses == [2, 2] and "hosts 1 have another command than host 0" in wrong[0], wrong
     evaluated, result = (
         json.loads((tmp_path / "two" / name).read_text()) for name in ("evaluation.json", "result.json")
     )

@@ -108,6 +108,7 @@ def test_resume_drops_later_lines_and_a_torn_one_and_appends(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole) + torn)
+    (tmp_path / ".metrics.jsonl.0123456789ab").write_text("".join(whole[:1]))  # a kill, while it was written anew
     with logger.Logger(tmp_path, resume_step=3, total_steps=10, console=console()) as log:
         assert path.read_text() == "".join(whole[:3])
         log.log(4, {"loss": 9.0})

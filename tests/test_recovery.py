@@ -154,6 +154,11 @@ def test_stops_with_the_examples_and_replays_the_first(
     with pytest.raises(FloatingPointError, match="3 updates up to step 8, gone back 1 times before"):
         train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1}), tmp_path)
 
+    # and goes back as often, and as far down with its rate, as it is told now
+    with pytest.raises(FloatingPointError, match="3 updates up to step 8, gone back 2 times before"):
+        train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lower": 0.1}), tmp_path)
+    assert "recorded   the same; not finite" in told(replay(tmp_path))
+
 
 def test_what_went_wrong_is_remembered_by_a_checkpoint(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]

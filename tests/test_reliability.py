@@ -50,6 +50,13 @@ def test_runs_survive(places: list[str], tmp_path: Path, monkeypatch: pytest.Mon
     assert int(re.search(r"call \d+ of (\d+)", outcomes[0][1])[1]) > 20
 
 
+@pytest.mark.spread
+@pytest.mark.parametrize("fault", [faults.killed_hosts, faults.killed_ablations])
+def test_processes_together_survive(fault: Callable[..., Any], places: list[str], tmp_path: Path):
+    outcomes = list(fault(1, tmp_path, places))
+    assert len(outcomes) == 1 and lost(outcomes) == []
+
+
 def test_a_soak_sees_whether_memory_is_flat(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faults, "CASES", [runs.SHORTEST])
     assert lost(list(faults.soak(8, tmp_path, places))) == []

@@ -90,18 +90,21 @@ def test_follows_fetches_and_deletes():
     ]
 
 
-# What gcloud would answer: the first request is refused, the next TPU is preempted, the last one's run is stopped once.
+# What gcloud would answer: the first request is refused, the next TPU is preempted, the last one's run is stopped once,
+# and cannot be begun again at the first try, nor given back at the first.
 GCLOUD = r"""#!/usr/bin/env bash
 count() { echo x >> "$HOME/$1"; wc -l < "$HOME/$1"; }
 echo "$*" >> "$HOME/asked"
 case "$*" in
   *"queued-resources create"*) [ -z "$REFUSED" ] && [ "$(count created)" -ne 1 ] ;;
   *"queued-resources describe"*)
-    states=(PROVISIONING ACTIVE ACTIVE "" SUSPENDED ACTIVE ACTIVE ACTIVE ACTIVE)  # "": not to be asked for a moment
+    states=(PROVISIONING ACTIVE ACTIVE "" SUSPENDED ACTIVE ACTIVE ACTIVE ACTIVE ACTIVE)  # "": no answer
     echo "${states[$(($(count described) - 1))]}" ;;
   *"cat mmfusion/status"*)
-    ended=("" 75 134 0)
+    ended=("" 75 75 134 0)
     echo "${ended[$(($(count looked) - 1))]}" ;;
+  *experiments.train*) [ "$(count ran)" -ne 3 ] ;;
+  *"queued-resources delete"*) [ "$(count deleted)" -ne 3 ] ;;
 esac
 """
 
@@ -133,7 +136,7 @@ def test_keep_goes_on_through_refusals_preemptions_and_stops(tmp_path: Path):
     assert asked == [
         *("create", "delete"),  # refused
         *(*begin, look, "delete"),  # runs, is preempted
-        *(*begin, *[look, "experiments.train"] * 2, look, "delete"),  # stops itself, loses a host, ends
+        *(*begin, *[look, "experiments.train"] * 3, look, "delete", "delete"),  # stops itself, loses a host, ends
     ]
 
 
@@ -187,6 +190,18 @@ def test_a_kubernetes_manifest():
 def test_slurm():
     assert lines("slurm.sh", "--config=c.py") == [
         "srun --kill-on-bad-exit=1 python -m experiments.train --distributed=auto --config=c.py",
-        "scontrol requeue JOB # after exit 75, 134 or 137",
+        "scontrol requeue JOB # after exit 75, 134, 137 or 143, a hundred times at most",
     ]
     assert script("slurm.sh").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "before", "again"), [(75, 0, True), (137, 99, True), (143, 0, True), (137, 100, False), (2, 0, False)]
+)
+def test_slurm_puts_back_what_can_go_on(status: int, before: int, again: bool, tmp_path: Path):
+    for name, does in (("srun", f"exit {status}"), ("scontrol", f'echo "$@" > {tmp_path}/asked')):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(before), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert script("slurm.sh", "--config=c.py", **job).returncode == status
+    assert (tmp_path / "asked").exists() == again

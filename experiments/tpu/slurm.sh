@@ -12,7 +12,7 @@ command=(srun --kill-on-bad-exit=1 python -m experiments.train --distributed=aut
 if [ "${1:-}" = "--dry-run" ]; then
   shift
   echo "${command[@]}" "$@"
-  echo "scontrol requeue JOB # after exit 75, 134 or 137"
+  echo "scontrol requeue JOB # after exit 75, 134, 137 or 143, a hundred times at most"
   exit 0
 fi
 if [ "$#" -eq 0 ]; then
@@ -22,8 +22,11 @@ fi
 "${command[@]}" "$@" # Slurm's warning goes to every process, and all save themselves at one step
 status=$?
 case "$status" in
-  75 | 134 | 137) # 134, 137: a host was lost, without which the others cannot go on, or killed
-    scontrol requeue "$SLURM_JOB_ID"
+  # 134, 137: a host was lost, without which the others cannot go on, or killed; 143: stopped before it could hear of it
+  75 | 134 | 137 | 143)
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
     ;;
 esac
 exit "$status"

@@ -159,6 +159,20 @@ delete() {
   do_it gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
+# What it costs otherwise is worth some patience.
+give_back() {
+  local tries
+  for tries in 1 2 3 4 5; do
+    delete && return
+    [ "$tries" -eq 5 ] || pause
+  done
+  say "it could not be given back and costs: delete it"
+  return 1
+}
+
+# What cannot be begun now is tried again at the next look, which finds the same status.
+go_on() { run "$@" || say "it could not be begun now"; }
+
 keep() {
   case " $* " in
     *" --workdir=gs://"*) ;;
@@ -193,12 +207,12 @@ keep() {
       case "$(ended)" in
         "") ;; # still running, or not to be asked for a moment
         0)
-          delete
-          return 0
+          give_back
+          return
           ;;
-        75)
+        75 | 143) # 143: stopped before it could hear of that
           say "it was stopped and saved itself, it goes on"
-          run "$@"
+          go_on "$@"
           ;;
         134 | 137) # another host was lost, without which this one cannot go on, or this process was killed
           if [ "$((lost += 1))" -ge 10 ]; then
@@ -206,10 +220,10 @@ keep() {
             return 1
           fi
           say "a host was lost, it goes on from its newest checkpoint"
-          run "$@"
+          go_on "$@"
           ;;
         *)
-          on_hosts 0 "tail -n 30 mmfusion/run.log"
+          on_hosts 0 "tail -n 30 mmfusion/run.log" || true
           say "the run failed; the TPU is still there: look, then delete it"
           return 1
           ;;

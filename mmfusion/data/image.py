@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmfusion.errors import UserError
 
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # and none that starts a program, as EPS does
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 # Everything off: flip is a probability, crop the padding in pixels, rotate the largest angle in degrees, and
@@ -27,7 +28,7 @@ def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_p
     Transparency is dropped where C has no alpha; colour becomes luma where C is 1.
 
     Args:
-      data: an encoded file (any format that Pillow reads), or uint8 pixels `[h, w]` or `[h, w, c]`.
+      data: an encoded file of `FORMATS`, or uint8 pixels `[h, w]` or `[h, w, c]`.
       size: (H, W) in pixels.
       channels: C, from 1 to 4.
       max_pixels: larger pictures are refused by their header, before their pixels are decoded.
@@ -46,7 +47,7 @@ def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_p
         image = Image.fromarray(data[:, :, 0] if data.shape[2] == 1 else data)
         return _convert(image, size, channels)
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
         return _convert(image, size, channels)
@@ -78,7 +79,7 @@ def decode_film(
       ValueError: a short reason, if the data are corrupt or too large.
     """
     try:
-        film, frames = Image.open(io.BytesIO(data)), []
+        film, frames = Image.open(io.BytesIO(data), formats=FORMATS), []
         count = getattr(film, "n_frames", 1)
         if count * film.width * film.height > max_pixels:
             raise ValueError(f"{count} frames of {film.width} x {film.height} pixels, over the limit of {max_pixels}")

@@ -188,13 +188,19 @@ def _graph_shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
 
 def _read_graph(value: Mapping[str, Any], options: Options, _: None) -> Read:
     """Takes nodes `[n, F]`, and edges as pairs `[e, 2]`, each both ways, or as a matrix of weights `[n, n]`."""
-    nodes, edges = (
-        json.loads(value[name]) if isinstance(value[name], (str, bytes)) and value[name] else value[name]
-        for name in options["feature"].split("+")
-    )
-    if nodes is None or len(nodes) == 0:
-        return None
-    nodes = np.asarray(nodes, np.float32).reshape(len(nodes), -1)
+    try:
+        nodes, edges = (
+            json.loads(value[name]) if isinstance(value[name], (str, bytes)) and value[name] else value[name]
+            for name in options["feature"].split("+")
+        )
+        if nodes is None or len(nodes) == 0:
+            return None
+        nodes = np.asarray(nodes, np.float32).reshape(len(nodes), -1)
+        edges = None if edges is None or len(edges) == 0 else np.asarray(edges, np.float32)
+    except (TypeError, RecursionError) as error:  # JSON of another form
+        raise ValueError("not the lists of numbers that a graph has") from error
+    if not (np.isfinite(nodes).all() and (edges is None or np.isfinite(edges).all())):
+        raise ValueError("a graph has numbers that are not finite")
     count, most = len(nodes), options["nodes"]
     if nodes.shape[1] != options["features"] or count > most:
         raise ValueError(
@@ -202,11 +208,11 @@ def _read_graph(value: Mapping[str, Any], options: Options, _: None) -> Read:
         )
     weights = np.zeros((count, count), np.float32)
     if options["edges"] == "matrix":
-        weights[:] = edges  # a ValueError where it is none
-    elif edges is not None and len(edges):
-        first, second = np.asarray(edges, np.int64).T
-        if not 0 <= min(first.min(), second.min()) <= max(first.max(), second.max()) < count:
-            raise ValueError(f"an edge names a node outside 0 to {count - 1}")
+        weights[:] = 0 if edges is None else edges  # a ValueError where it is none
+    elif edges is not None:
+        first, second = edges.astype(np.int64).T
+        if (edges % 1).any() or not 0 <= min(first.min(), second.min()) <= max(first.max(), second.max()) < count:
+            raise ValueError(f"an edge names what is no node, outside 0 to {count - 1}")
         weights[first, second] = weights[second, first] = 1
     result = np.zeros((most, options["features"] + most), np.float32)
     result[:count, : options["features"]] = nodes

@@ -142,6 +142,12 @@ def test_a_graph_without_edges_and_one_with_weights():
         ({"edges": [[0, 3]]}, "outside 0 to 2"),
         ({"edges": [[-1, 0]]}, "outside 0 to 2"),
         ({"nodes": "no JSON"}, "Expecting value"),
+        ({"nodes": '{"a": 1}'}, "not the lists of numbers"),
+        ({"nodes": "5"}, "not the lists of numbers"),
+        ({"nodes": "[" * 100_000}, "not the lists of numbers"),
+        ({"nodes": "[[null, 1]]"}, "not finite"),
+        ({"edges": '{"a": 1}'}, "not the lists of numbers"),
+        ({"edges": [[0, 1.9]]}, "outside 0 to 2"),
     ],
 )
 def test_a_graph_that_does_not_fit_is_told(changes, said):
