@@ -172,6 +172,8 @@ def keep_modalities(config: ConfigDict, names: str) -> None:
 def add_tasks(config: ConfigDict, names: str) -> None:
     """Adds a target for each feature named by `label+shown`, all classes; validation chooses by the first."""
     tasks = names.split("+")
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"config argument tasks={names!r} names one twice")
     for task in tasks:
         config.data.targets[task] = target("classification", task)
     config.select = "accuracy" if len(tasks) == 1 else f"{tasks[0]}/accuracy"

@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.encoders.xray.join = ("ct",)
     elif args.shared:
         config.model.encoders.ct.share = "xray"
+        config.model.encoders.xray.norm = "group"  # each picture has statistics of its own
     config.data.targets.label = base.target("classification", "label")
     config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 50})
     return base.finish(config, args)

@@ -40,7 +40,9 @@ MAY_BE_ZERO = (
     "freeze",
     "mask_frames",
     "mask_bands",
-)  # of the model: the first, as the budget allows, none
+    "noise",
+    "until",
+)  # of the model and of objectives: the first, as the budget allows, none
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -237,7 +239,8 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UserError(f"config.{path}={value!r} must be a finite number and not negative")
         if path.rpartition(".")[2] in BELOW_ONE and value >= 1:
             raise UserError(f"config.{path}={value!r} must be at least 0 and below 1")
-        if path.startswith("model.") and type(value) is int and path.rpartition(".")[2] not in MAY_BE_ZERO:
+        size = path.startswith(("model.", "objectives.")) and type(value) is int
+        if size and path.rpartition(".")[2] not in MAY_BE_ZERO:
             check_positive(value, path)  # sizes and strides
     if config.seed >= 2**32:
         raise UserError(f"config.seed={config.seed} must be below 2**32")

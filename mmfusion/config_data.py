@@ -135,14 +135,26 @@ def _check_alike(one: ConfigDict, other: ConfigDict, where: str) -> None:
         raise UserError(f"{where}: each text learns its own {one.tokenizer} vocabulary; give both a tokenizer's FILE")
 
 
+def _check_statistics(config: ConfigDict, name: str, where: str) -> None:
+    """Raises UserError where an encoder that others share learns statistics, which each modality has of its own."""
+    encoder = config.model.encoders[name]
+    if encoder.get("norm") == "batch" and encoder.freeze < config.steps:
+        raise UserError(f"{where}: norm=batch keeps one mean and variance for both: choose group or layer for {name}")
+
+
 def _check_together(config: ConfigDict, name: str, others: Iterable[str], path: str) -> None:
     """Checks modalities that are read by one encoder: `others` beside or in place of `name`."""
+    others = tuple(others)
+    if len(set(others)) < len(others):
+        raise UserError(f"config.{path}={others} names one modality twice")
     for other in others:
         check_member(other, set(config.data.modalities) - {name}, path)
         kinds = [config.data.modalities[m].kind for m in (name, other)]
         if kinds[0] != kinds[1] or (path.endswith("join") and kinds[0] not in ("image", "video")):
             raise UserError(f"config.{path}={other!r}: one encoder cannot read {kinds[0]} and {kinds[1]} together")
         if path.endswith("share"):
-            _check_alike(config.data.modalities[name], config.data.modalities[other], f"config.{path}={other!r}")
-        if path.endswith("share") and other not in config.model.encoders:
-            raise UserError(f"config.{path}={other!r} has no encoder of its own")
+            where = f"config.{path}={other!r}"
+            _check_alike(config.data.modalities[name], config.data.modalities[other], where)
+            if other not in config.model.encoders:
+                raise UserError(f"{where} has no encoder of its own")
+            _check_statistics(config, other, where)

@@ -238,5 +238,7 @@ def depth(name: str) -> tuple[float, ...]:
     """Returns what a layer of an encoder sorts by: its numbers; before them what reads the input, last the rest."""
     if name in READS_INPUT:
         return (-1.0,)
+    if name == "top":  # dense layers, of which tokens are made
+        return (1e6,)
     numbers = tuple(float(number) for number in re.findall(r"\d+", name))
     return numbers or (float("inf"),)

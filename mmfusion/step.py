@@ -166,19 +166,20 @@ def train_step(
 
         for task, spec in tasks.items():
             joint = head_loss(outputs.logits[task], task)
-            own = heads["joint"] * joint
+            own, watched = heads["joint"] * joint, 0.0
             if objectives.gradnorm:
                 slope = jax.grad(head_loss)(outputs.logits[task], task) @ params[f"heads_{task}"]["kernel"].T  # [B, D]
                 more[f"slope/{task}"] = jnp.sum(jnp.square(heads["joint"] * slope))
             if model.own_losses:
                 alone = {m: head_loss(x, task, outputs.present[m]) for m, x in outputs.unimodal[task].items()}
                 more["objective/unimodal"] = more.get("objective/unimodal", 0.0) + spec.weight * sum(alone.values())
-                own += sum(heads[m] * value for m, value in alone.items())
+                each = sum(heads[m] * value for m, value in alone.items())
+                own, watched = (own, each) if model.probed else (own + each, 0.0)
             if several:
                 more[f"task/{task}"] = joint
             if outputs.log_variance:
                 own = by_uncertainty(own, outputs.log_variance[task], jnp.sum(shares[task]), spec)
-            loss += spec.weight * task_weights.get(task, 1.0) * own
+            loss += spec.weight * task_weights.get(task, 1.0) * (own + watched)
         more |= {
             f"objective/{name}": jnp.sum(_counted(rows, model, name) * outputs.auxiliary[name])
             / jnp.maximum(counted[name], 1e-9)

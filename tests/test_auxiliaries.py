@@ -118,15 +118,22 @@ def test_modalities_are_scored_alone(rows, tmp_path, fusion):
     assert len(heads) == (2 if fusion == "concat" else 0)
 
 
-@pytest.mark.parametrize("fusion", ["concat", pytest.param("late_mean", marks=pytest.mark.thorough)])
-def test_probes_leave_the_encoders_alone(rows, tmp_path, fusion):
+@pytest.mark.parametrize(
+    ("fusion", "beside", "tasks"),
+    [
+        ("concat", ("uncertainty",), "label+amount"),
+        pytest.param("concat", (), "label", marks=pytest.mark.thorough),
+        pytest.param("late_mean", (), "label", marks=pytest.mark.thorough),
+    ],
+)
+def test_probes_leave_the_encoders_alone(rows, tmp_path, fusion, beside, tasks):
     """What only watches changes nothing: with the gradients as they are, the run is the one without probes."""
-    watched = config("ogm_ge", fusion=fusion)
+    watched = config("ogm_ge", *beside, fusion=fusion, tasks=tasks)
     with watched.unlocked():
         watched.objectives.ogm_ge.update(alpha=0.0, noise=False)
         watched.optim.clip_norm = 0.1  # of the model's gradients, and of the probes' own
     train(watched, tmp_path / "watched")
-    plain = config(fusion=fusion)
+    plain = config(*beside, fusion=fusion, tasks=tasks)
     with plain.unlocked():
         plain.optim.clip_norm = 0.1
     train(plain, tmp_path / "plain")

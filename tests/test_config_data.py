@@ -71,7 +71,18 @@ def test_what_is_joined_or_shared_needs_an_encoder_of_its_own_or_none():
     with pytest.raises(UserError, match=r"encoders\.second is read by the encoder of image: leave it out here"):
         check(config)
     with config.unlocked():
+        config.model.encoders.image.join = ("second", "second")
+        del config.model.encoders["second"]
+    with pytest.raises(UserError, match="names one modality twice"):
+        check(config)
+    with config.unlocked():
+        config.model.encoders.second = base.encoder("image", "cnn_rnn")
         config.model.encoders.image.join = ()
+        config.model.encoders.image.share = "second"
+    with pytest.raises(UserError, match="norm=batch keeps one mean and variance for both: choose group or layer"):
+        check(config)
+    with config.unlocked():
+        config.model.encoders.second = base.encoder("image", "cnn")
         config.model.encoders.image.share = "second"
     check(config)
     with config.unlocked():

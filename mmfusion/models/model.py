@@ -103,6 +103,11 @@ class FusionModel(nn.Module):
         )
 
     @property
+    def probed(self) -> bool:
+        """Whether the modalities' own losses teach probes alone, and so must not weigh in what a task counts."""
+        return self.unimodal == "probes" and self._by_features
+
+    @property
     def _by_features(self) -> bool:
         return self.fusion.declares.level == "feature"
 

@@ -64,9 +64,7 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
         index = path / f"{FILE}.index.json"
         files = [path / FILE]
         if index.exists():
-            files = sorted(
-                {path / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-            )
+            files = [path / name for name in _shards(index, source)]
     elif path.exists():
         files = [path]
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -78,10 +76,24 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
         if file.suffix != ".safetensors":
             raise UserError(f"init={source!r}: {file.name} is not a .safetensors file; pickled weights are not read")
         try:
-            tensors |= load_file(file)
+            more = load_file(file)
         except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy does not have
             raise UserError(f"init={source!r}: {file} cannot be read as safetensors: {error}") from error
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise UserError(f"init={source!r}: {file.name} has {twice[0]!r}, which another file has, too")
+        tensors |= more
     return tensors
+
+
+def _shards(index: Path, source: str) -> list[str]:
+    """Returns the names of the files that an index lists, which are in its folder."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(name != Path(name).name for name in names):
+            raise ValueError("a file that it names is not beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"init={source!r}: {index.name} lists no files ({error!r})") from error
+    return names
 
 
 def from_run(source: str) -> bool:
@@ -151,8 +163,10 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
         places = _places(name, patterns, ours)
         if places:
             for place, part in zip(places, np.split(tensor, len(places)) if len(places) > 1 else [tensor], strict=True):
+                if place in filled:
+                    raise UserError(f"init={source!r}: {name!r} is a second tensor for {place[1]}")
                 filled[place] = _fitted(part, ours[place[0]][place[1]], place[1], name, source)
-        elif re.fullmatch(rf"(.*\.)?({droppable}|num_batches_tracked|position_ids)(\..*)?", name):
+        elif re.fullmatch(rf"(\w+\.)?({droppable})(\..*)?|(.*\.)?(num_batches_tracked|position_ids)", name):
             left_out.append(name)
         else:
             unknown.append(name)

@@ -275,6 +275,11 @@ def test_log_mel_is_the_written_formula():
             np.testing.assert_allclose(out[0, t, band], np.log(power @ triangle + 1e-6), rtol=1e-4, atol=1e-4)
 
 
+def test_frames_have_samples():
+    with pytest.raises(UserError, match="are no sample at rate=40"):
+        log_mel(np.zeros((1, 40), np.float32), 40, mels=8, hop_ms=10.0)
+
+
 def test_log_mel_puts_a_tone_in_its_band():
     tone = np.sin(2 * np.pi * 1000.0 * np.arange(4000) / 8000)[None].astype(np.float32)
     band = np.asarray(log_mel(tone, 8000, mels=40)[0, 5:-5]).argmax(axis=-1)

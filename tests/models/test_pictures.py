@@ -85,6 +85,7 @@ def test_lenet_reads_the_maps_of_its_table():
         ("alexnet", {}, 62, "too small"),
         ("vgg11", {}, 31, "too small"),
         ("inception_v3", {}, 74, "too small"),
+        ("convnext_t", {}, 31, "32 x 32 pixels or more, not 31 x 31"),
         ("vit_ti", {}, 40, "patch=16"),
         ("vit_ti", {"heads": 5}, 32, "heads=5"),
     ],

@@ -153,6 +153,12 @@ def test_what_is_left_over_or_missing_is_told():
     many = {f"other{n}.weight": np.zeros(3, np.float32) for n in range(12)}
     with pytest.raises(UserError, match=f"12 left over: {', '.join(many)}"):
         loaded(case, {**tensors_of(case), **many})
+    deeper = {**tensors_of(case), "layer1.0.se.fc.weight": np.zeros(3, np.float32)}  # of another architecture
+    with pytest.raises(UserError, match=r"1 left over: layer1\.0\.se\.fc\.weight"):
+        loaded(case, deeper)
+    twice = {**tensors_of(case), "embedder.embedder.convolution.weight": tensors_of(case)["conv1.weight"]}
+    with pytest.raises(UserError, match=r"'embedder\.embedder\.convolution\.weight' is a second tensor for conv_stem"):
+        loaded(case, twice)
     less = {name: tensor for name, tensor in tensors_of(case).items() if name != "layer2.0.conv2.weight"}
     with pytest.raises(UserError, match="1 that the encoder has are not there: stage1_block0/conv_2/kernel"):
         loaded(case, less)
@@ -243,6 +249,13 @@ def test_files_folders_and_shards(tmp_path):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert pretrained.read(str(tmp_path), tmp_path).keys() == {"a", "b"}
+    save_file({**first, **second}, tmp_path / "model-2.safetensors")
+    with pytest.raises(UserError, match="has 'a', which another file has, too"):
+        pretrained.read(str(tmp_path), tmp_path)
+    for wrong in ("{", "{}", '{"weight_map": {"a": "../model.safetensors"}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"model\.safetensors\.index\.json lists no files"):
+            pretrained.read(str(tmp_path), tmp_path)
 
 
 def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):

@@ -43,8 +43,13 @@ def log_mel(
       mels: mel bands F.
       frame_ms: length of a frame, milliseconds.
       hop_ms: from one frame's start to the next one's, milliseconds.
+
+    Raises:
+      UserError: a frame or a hop has no sample.
     """
     frame, hop = round(rate * frame_ms / 1000), round(rate * hop_ms / 1000)
+    if not (frame and hop):
+        raise UserError(f"{hop_ms} ms from frame to frame of {frame_ms} ms are no sample at rate={rate}")
     fft = 1 << (frame - 1).bit_length()
     count = math.ceil(waveform.shape[1] / hop)
     padded = jnp.pad(waveform, ((0, 0), (0, frame)))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.encoders.image import Positions
 from mmfusion.models.layers import Dropout, zero_masked
@@ -56,7 +57,13 @@ class ConvNeXtT(nn.Module):
         """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         The last layer norm is of each cell, where the classifier of the paper normalises the cells' mean.
+
+        Raises:
+          UserError: a side of the pictures is below 32 pixels.
         """
+        height, width, least = *x.shape[1:3], 2 ** (len(self.blocks) + 1)
+        if min(height, width) < least:
+            raise UserError(f"convnext_t takes pictures of {least} x {least} pixels or more, not {height} x {width}")
         rows = mask[:, 0]  # [B]
         x = zero_masked(x, rows).astype(self.dtype)
         for stage, count in enumerate(self.blocks):
