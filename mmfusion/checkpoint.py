@@ -1,6 +1,8 @@
 """Checkpoints: state, position, config, tokenizers and class names together. The only file that imports Orbax."""
 
 import contextlib
+import copy
+import functools
 import json
 import math
 import re
@@ -13,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from mmfusion import files, hosts, integrity
 from mmfusion.errors import UserError
@@ -291,6 +294,27 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     check_sums(folder, state, meta)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}, meta
+
+
+def _asked_once(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Returns Orbax's builder of TensorStore specs, which then asks TensorStore once a folder instead of once an array.
+
+    TensorStore 0.1.86, as all since 0.1.76, keeps some 200 bytes of each `KvStore.Spec.to_json` for ever, and Orbax
+    0.12.8 calls it for each array of each save: a run that saves often would grow without end.
+    """
+    of_folder = functools.lru_cache(16)(build)
+
+    @functools.wraps(build)
+    def built(directory: str, name: str | None = None, *, use_ocdbt: bool = True, **options: Any) -> dict[str, Any]:
+        if not use_ocdbt:
+            return build(directory, name, use_ocdbt=False, **options)
+        spec = copy.deepcopy(of_folder(directory, **options))  # its callers add to it
+        return spec if name is None else {**spec, "path": name}
+
+    return built
+
+
+tensorstore_utils.build_kvstore_tspec = _asked_once(tensorstore_utils.build_kvstore_tspec)
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:

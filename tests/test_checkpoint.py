@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from mmfusion import parallel
 from mmfusion.checkpoint import Checkpoints
@@ -191,6 +192,22 @@ def test_what_a_killed_attempt_left_is_cleaned(tmp_path: Path):
     assert again.steps() == [1, 3]
     again.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+
+
+def test_a_save_asks_tensorstore_no_more_for_more_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked, build = [], tensorstore_utils._build_ocdbt_kvstore_tspec  # what it asks is kept for ever
+    monkeypatch.setattr(
+        tensorstore_utils, "_build_ocdbt_kvstore_tspec", lambda *args, **how: asked.append(how) or build(*args, **how)
+    )
+    arrays = {f"array{k}": np.full(2, k, np.float32) for k in range(60)}
+    checkpoints = saved(tmp_path, {1: 0.5})
+    few = len(asked)
+    checkpoints.save(2, arrays, {}, 0.5)
+    checkpoints.wait()
+    assert len(asked) == 2 * few > 0
+    restored, _ = checkpoints.restore(2, arrays)
+    assert all(np.array_equal(restored[name], arrays[name]) for name in arrays)
+    checkpoints.close()
 
 
 def test_a_restored_state_can_be_donated(tmp_path: Path):
