@@ -17,14 +17,17 @@ from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
 from mmfusion import hosts, parallel
-from mmfusion.errors import Preempted, UserError, nearest
+from mmfusion.errors import Preempted, Unreachable, UserError, nearest
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
 
+STATUS = {UserError: 2, Unreachable: 75}
+
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command and exits: 0 done, 2 the input is wrong, 75 preempted and saved, 134 another host lost, 1 else.
+    """Runs a command and exits: 0 done, 2 the input is wrong, 75 try again, 134 another host lost, 1 anything else.
 
+    75 is for one that was preempted and saved itself, and for storage that cannot be read for now.
     Numbers that went wrong in training are a line, too; any other error shows where it came from.
     """
     _settle()
@@ -34,8 +37,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except Preempted as stop:
         print(f"preempted: {stop}", file=sys.stderr)
         sys.exit(75)
-    except (UserError, FloatingPointError) as error:
-        status = 2 if isinstance(error, UserError) else 1
+    except (UserError, Unreachable, FloatingPointError) as error:
+        status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 1)
         print(f"error: {error}", file=sys.stderr)
         hosts.leave(status, str(error))
         sys.exit(status)

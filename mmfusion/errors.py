@@ -1,4 +1,4 @@
-"""The two ways a run ends early on purpose; `experiments/cli.py` turns each into its exit status."""
+"""The ways a run ends early on purpose; `experiments/cli.py` turns each into its exit status."""
 
 import contextlib
 import difflib
@@ -11,6 +11,10 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The run was asked to stop and saved itself; the same command continues it (exit status 75)."""
+
+
+class Unreachable(Exception):
+    """What is stored cannot be read for now, and nothing says that it is damaged: try again later (exit status 75)."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

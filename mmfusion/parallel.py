@@ -177,10 +177,10 @@ def fitting(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
     there = wanted == count or (wanted < count and hosts == 1)  # several hosts use all of their devices
     if there and wanted % (fsdp * model) == 0 and count // hosts % model == 0 and batch_size % (wanted // model) == 0:
         return {}
-    if count % (fsdp * model) or count // hosts % model:
+    if count % (fsdp * model) or count // hosts % model or batch_size % fsdp:
         fsdp = model = 1
     sizes = range(fsdp * model, count + 1, fsdp * model)
-    devices = max((size for size in sizes if batch_size % (size // model) == 0), default=0)
+    devices = max(size for size in sizes if batch_size % (size // model) == 0)
     if hosts > 1 and devices < count:
         raise UserError(
             f"config.batch_size={batch_size} does not divide over the {count} devices of {hosts} hosts: "

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mmfusion.checkpoint import Checkpoints
-from mmfusion.errors import UserError
+from mmfusion.errors import Unreachable, UserError
 from mmfusion.logger import Logger
 
 
@@ -44,14 +44,17 @@ class Saver:
             self._owe()
             self._fail(outcome)
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None, *, last: bool) -> None:
-        """Saves a step; `last`: nothing may fail any more, and it returns when all is written.
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None, *, last: bool) -> int:
+        """Saves a step; returns the one that a run goes on from which stops now.
+
+        Args:
+          last: it stops, so wait until all is written; where that fails, an older checkpoint serves.
 
         Raises:
-          UserError: too many have failed, or the last one.
+          UserError: too many have failed, or the last one, and no older one is there.
         """
         if self.checkpoints.readonly:
-            return
+            return step
         self.hear(wait=True)
         # Copied, because the next step donates these buffers while the writer, or a second attempt, still reads them.
         self._newest = (step, jax.tree.map(np.array, state), meta, score)
@@ -60,13 +63,19 @@ class Saver:
             self.send()
             self._save_owed()
             self.checkpoints.save(*self._newest)
+            if last:
+                self.checkpoints.wait()
+                self.failed.clear()
         except UserError as error:
             self._owe()
-            if last:
+            if not last:
+                self._fail(error)
+            elif (older := self.checkpoints.newest()) is None:
                 raise
-            self._fail(error)
-        if last:
-            self.finish()
+            else:
+                self.log.print(f"train  warning: {error}")
+                return older
+        return step
 
     def _owe(self) -> None:
         """Keeps the newest save, which failed, where its score is better than that of another one that did."""
@@ -81,8 +90,8 @@ class Saver:
         try:
             best = self.checkpoints.best()
             known = None if best is None else self.checkpoints.meta(best)["score"]
-        except OSError as error:
-            raise UserError(f"cannot read the checkpoints: {error.strerror}") from error
+        except (OSError, Unreachable) as error:
+            raise UserError(f"cannot read the checkpoints: {error}") from error
         if known is None or known < self.owed[3]:
             self.checkpoints.save(*self.owed)
             self.checkpoints.wait()

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from mmfusion import integrity
-from mmfusion.errors import UserError
+from mmfusion.errors import Unreachable, UserError
 
 META = "meta"  # the item beside the state
 PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")  # in TensorStore's errors
@@ -27,6 +27,7 @@ def unsound(folder: epath.Path) -> str:
 
     Raises:
       UserError: it may not be read, or was saved by a version that knew no checksums.
+      Unreachable: it cannot be read for now.
     """
     try:
         meta = json.loads((folder / META / "metadata").read_text())
@@ -38,8 +39,7 @@ def unsound(folder: epath.Path) -> str:
     except PermissionError as error:
         raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        if _passes(error):
-            raise
+        _let_pass(folder, error)
         return f"what was saved beside the state cannot be read ({' '.join(str(error).split())[:200]})"
     return "" if sound else "what was saved beside the state is not what it was"
 
@@ -67,7 +67,7 @@ def check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def reading(folder: epath.Path) -> Iterator[None]:
-    """Turns what is raised where files are broken into Damaged, and leaves what is not the files' fault."""
+    """Turns what is raised where files are broken into Damaged, and what is not the files' fault into Unreachable."""
     try:
         yield
     # Orbax and TensorStore have many kinds of exception for files that are broken.
@@ -75,19 +75,21 @@ def reading(folder: epath.Path) -> Iterator[None]:
         said = " ".join(str(error).split())[:200]
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
             raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
-        if _passes(error):
-            raise
+        _let_pass(folder, error)
         raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})", _step(folder)) from error
 
 
-def _passes(error: Exception) -> bool:
-    """Returns whether the machine or the network is at fault, and the files may be as they were."""
+def _let_pass(folder: epath.Path, error: Exception) -> None:
+    """Raises Unreachable where the machine or the network is at fault, and the files may be as they were.
+
+    A MemoryError is raised again: later there is no more memory than now.
+    """
+    if isinstance(error, MemoryError):
+        raise error
     missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-    return (
-        (isinstance(error, OSError) and not missing)
-        or isinstance(error, MemoryError)
-        or any(word in str(error) for word in PASSING)
-    )
+    if (isinstance(error, OSError) and not missing) or any(word in str(error) for word in PASSING):
+        said = " ".join(str(error).split())[:200]
+        raise Unreachable(f"checkpoint {folder} cannot be read for now ({said}): try again later") from error
 
 
 def _step(folder: epath.Path) -> int:

@@ -265,10 +265,10 @@ def _attempt(
                     state = blended(rows)
             progress.seconds = time.monotonic() - began_at
             own = {**meta, "progress": dataclasses.asdict(progress)}
-            saver.save(progress.step, spread.to_host(state), own, scored, last=stopping)
+            saved_at = saver.save(progress.step, spread.to_host(state), own, scored, last=stopping)
             if stopping:
                 hosts.wait()  # whoever ends ends the others, too
-                raise Preempted(f"saved at step {progress.step} of {config.steps}; run the same command to continue")
+                raise Preempted(f"saved at step {saved_at} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
         saver.finish()
 

@@ -10,7 +10,8 @@ from absl import flags
 from configs import base
 from experiments import cli
 from mmfusion import config as configs
-from mmfusion.errors import Preempted, UserError
+from mmfusion.errors import Preempted, Unreachable, UserError
+from mmfusion.soundness import Damaged
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -121,7 +122,9 @@ def test_a_wrong_flag_is_named_in_one_line(argv, says):
     [
         (None, None, ""),
         (UserError("steps is wrong"), 2, "error: steps is wrong\n"),
+        (Damaged("checkpoint 3 is damaged"), 2, "error: checkpoint 3 is damaged\n"),
         (Preempted("saved at step 3"), 75, "preempted: saved at step 3\n"),
+        (Unreachable("checkpoint 3 cannot be read for now"), 75, "error: checkpoint 3 cannot be read for now\n"),
     ],
 )
 def test_each_end_has_its_status_and_one_line(raised, status, line, capsys):

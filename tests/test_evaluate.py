@@ -69,6 +69,7 @@ def test_a_run_of_many_devices_is_read_on_one(trained, tmp_path):
         (4, 0, 1, 1, 15, (3, 1, 1)),  # the batch divides over three of them
         (6, 8, 4, 1, 16, (4, 1, 1)),
         (16, 32, 4, 2, 16, (16, 4, 2)),
+        (4, 8, 4, 1, 2, (2, 1, 1)),  # the batch divides over none that the state is divided over
     ],
 )
 def test_how_a_run_is_spread_where_it_is_read(here, devices, fsdp, model, batch, expected, monkeypatch):

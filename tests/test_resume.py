@@ -192,6 +192,35 @@ def test_stopped_by_sigterm_in_the_middle_of_things(
     assert_same_run(tmp_path, unbroken, 8)
 
 
+def test_stopped_by_sigterm_where_nothing_more_can_be_written(
+    short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """It goes on from the checkpoint before, if there is one."""
+    hold = progress.Meter.hold
+
+    def full(*_: Any, **__: Any) -> None:
+        raise UserError("no space left")
+
+    def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
+        def hold_and_stop(self: progress.Meter, first: int, *rest: Any) -> None:
+            hold(self, first, *rest)
+            if first + 1 == step:
+                patch.setattr(Checkpoints, "save", full)
+                signal.raise_signal(signal.SIGTERM)
+
+        patch.setattr(progress.Meter, "hold", hold_and_stop)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no space left"):
+        stop_at(2, patch)
+        train(short, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 6 of 8"):
+        stop_at(7, patch)
+        train(short, tmp_path)
+    assert "warning: no space left" in capsys.readouterr().out
+    train(short, tmp_path)
+    assert_same_run(tmp_path, unbroken, 8)
+
+
 def test_it_warns_where_it_goes_on_with_other_code(
     short: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -42,9 +42,8 @@ def fail_in_a_row(folder: Path) -> None:
     assert saver.failed == [] and checkpoints.steps() == [1, 9]
 
     with files_of_at_most(20_000):
-        with pytest.raises(UserError, match="cannot write a checkpoint"):
-            saver.save(10, noise(10), {}, 0.5, last=True)
-        saver.failed.clear()
+        assert saver.save(10, noise(10), {}, 0.5, last=True) == 9  # an older one serves a run that stops
+        assert "warning: cannot write a checkpoint" in said[-1]
         for step in range(11, 11 + TIMES):
             saver.save(step, noise(step), {}, 0.5, last=False)
             saver.hear(wait=True)

@@ -181,7 +181,7 @@ keep() {
       exit 2
       ;;
   esac
-  local failed=0 unknown=0 lost=0 now
+  local failed=0 unknown=0 lost=0 stopped=0 now
   while true; do
     if ! { create && setup && run "$@"; }; then
       delete || true
@@ -210,8 +210,12 @@ keep() {
           give_back
           return
           ;;
-        75 | 143) # 143: stopped before it could hear of that
-          say "it was stopped and saved itself, it goes on"
+        75 | 143) # it was stopped, and with 143 before it could hear of that; or the bucket was away
+          if [ "$((stopped += 1))" -ge 100 ]; then
+            say "it was stopped $stopped times; the TPU is still there: look, then delete it"
+            return 1
+          fi
+          say "it was stopped, it goes on from its newest checkpoint"
           go_on "$@"
           ;;
         134 | 137) # another host was lost, without which this one cannot go on, or this process was killed
