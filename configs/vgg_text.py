@@ -10,7 +10,8 @@ wants an accelerator; `:size=32` does for a processor. With published weights at
 
 Independent, then fused: `:modalities=image` in RUNS/image and `:modalities=text` in RUNS/text, then `:encoders=RUNS`
 with a strategy of features (`fusion=concat`) or of decisions (`fusion=late_mean`). What predicts an absent modality:
-`:objectives=mvae` (or `mmvae`, `gan`). Several tasks: `:tasks=season+gender`.
+`:objectives=mvae` (or `mmvae`, `gan`). Several tasks: `:tasks=season+gender`. Two classes: `:tasks=summer`. A modality
+discriminator against the encoders: `:objectives=adversarial`.
 """
 
 from ml_collections import ConfigDict

@@ -31,11 +31,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     Seven of the 15,000 rows have no season and are left out.
 
-    Features: `image` JPEG, `title`, `label` (the type of article), `season`, `gender`, and as text `colour`, `usage`,
+    Features: `image` JPEG, `title`, `label` (the type of article), `season`, `summer` (of two), `gender`, and as text `colour`, `usage`,
     `year`; `group` (the title), `id`. Splits train, valid, test.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Put {', '.join(FILES)} here."
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -49,6 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "title": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=ARTICLES),
                     "season": tfds.features.ClassLabel(names=SEASONS),
+                    "summer": tfds.features.ClassLabel(names=("no", "yes")),
                     "gender": tfds.features.ClassLabel(names=GENDERS),
                     "colour": tfds.features.Text(),
                     "usage": tfds.features.Text(),
@@ -78,6 +79,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                         "title": row["title"],
                         "label": row["articleType"],
                         "season": row["season"],
+                        "summer": "yes" if row["season"] == "Summer" else "no",
                         "gender": row["gender"],
                         "colour": row["baseColour"],
                         "usage": row["usage"],
