@@ -112,6 +112,8 @@ def test_photos_have_their_titles_and_rows_without_a_season_are_left_out(small_f
     assert "5" not in read
     assert read["7"]["title"].decode() == f"train {fashion.ARTICLES[1]} 7"
     assert (read["7"]["label"], read["7"]["season"], read["7"]["gender"]) == (1, 3, 2)
+    assert all(row["summer"] == (fashion.SEASONS[row["season"]] == "Summer") for row in read.values())
+    assert {row["summer"] for row in read.values()} == {0, 1}
     assert abs(int(read["7"]["image"][40, 30, 0]) - 35) <= 2
     assert len(rows(builder, "valid")) == len(rows(builder, "test")) == 5
 

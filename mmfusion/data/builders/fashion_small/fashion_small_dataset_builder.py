@@ -31,8 +31,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     Seven of the 15,000 rows have no season and are left out.
 
-    Features: `image` JPEG, `title`, `label` (the type of article), `season`, `summer` (of two), `gender`, and as text `colour`, `usage`,
-    `year`; `group` (the title), `id`. Splits train, valid, test.
+    Features: `image` JPEG, `title`, `label` (the type of article), `season`, `summer` (no or yes), `gender`, and as
+    text `colour`, `usage`, `year`; `group` (the title), `id`. Splits train, valid, test.
     """
 
     VERSION = tfds.core.Version("1.2.0")
