@@ -41,11 +41,13 @@ def told(update: "Replayed") -> list[str]:
         f"numbers    loss {numbers['loss']:.6g}  gradient norm {numbers['grad_norm']:.6g}  learning rate "
         f"{numbers['learning_rate']:.3g}" + "  skipped" * bool(numbers["skipped"]),
     ]
-    if update.recorded:
+    if "loss" in update.recorded:
         then = {name: update.recorded[name] for name in ("loss", "grad_norm", "learning_rate")}
         now = {name: numbers[name] if math.isfinite(numbers[name]) else None for name in then}
         same = "the same" if then == now else f"not the same: loss {then['loss']}, gradient norm {then['grad_norm']}"
         lines.append(f"recorded   {same}; {update.recorded['wrong']}")
+    elif update.recorded:
+        lines.append(f"recorded   wrong {update.recorded['wrong']}")
     wrong = [name for name, x in update.gradients.items() if not math.isfinite(x)]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" * (len(wrong) > SHOWN)

@@ -105,8 +105,7 @@ class Meter:
         wrong = recovery.NOT_FINITE if values["skipped"] else recovery.SPIKE if values.get("spike") else ""
         progress.watched = recovery.watch(progress.watched, step, wrong)
         numbers = {"loss": values["loss"], "grad_norm": values["grad_norm"], "learning_rate": rate}
-        own = {"step": step, "wrong": wrong, **numbers, "ids": batch.id.tolist()}
-        self._wrong = [*self._wrong, own] if wrong else []
+        self._wrong = [*self._wrong, {"step": step, "wrong": wrong, **numbers}] if wrong else []
         if progress.watched["row"] >= section.updates:
             raise recovery.WentWrong(self._wrong, progress.watched["first"], progress.rollbacks, progress.watched)
         if not batch.weight.all():  # training batches have no padding: these rows could not be read

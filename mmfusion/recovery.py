@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from ml_collections import ConfigDict
 
-from mmfusion import hosts
 from mmfusion.bucket import Place
+from mmfusion.data import pipeline
+from mmfusion.data.dataset import Split
 from mmfusion.logger import write_json
 
 NOT_FINITE, SPIKE = "not finite", "a spike"
+EARLIER = "before the run was continued"  # which of the two is not known any more
 FILE = "wrong.json"
 
 
@@ -20,7 +22,7 @@ class WentWrong(Exception):
     """Too many updates in a row were wrong.
 
     Attributes:
-      updates: those in a row that this process saw, oldest first: JSON values of each, with `ids` of its own rows.
+      updates: those in a row that this process saw, oldest first: JSON values of each.
       first: the number of the first of them, counted from 1.
       rollbacks: how often the run had gone back before.
       watched: what is known after them, see `unwatched`.
@@ -67,10 +69,13 @@ def said(error: WentWrong) -> str:
     return f"{what} in the {last - error.first + 1} updates up to step {last}"
 
 
-def report(error: WentWrong, place: Place) -> str:
-    """Writes what went wrong to `wrong.json` in the run's directory, and returns the line that says so."""
-    ids = hosts.gathered(np.array([update["ids"] for update in error.updates]))  # [hosts, updates, rows]
-    updates = [{**update, "ids": ids[:, i].ravel().tolist()} for i, update in enumerate(error.updates)]
+def report(error: WentWrong, place: Place, config: ConfigDict, train: Split) -> str:
+    """Writes what went wrong, and each update's examples, to `wrong.json` in the run's directory; returns the line."""
+    earlier = [{"step": step, "wrong": EARLIER} for step in range(error.first, error.updates[0]["step"])]
+    updates = []
+    for update in (*earlier, *error.updates):
+        places = pipeline.train_places(config.seed, update["step"] - 1, size=len(train), batch_size=config.batch_size)
+        updates.append({**update, "ids": train.gather(places).id.tolist()})
     if jax.process_index() == 0:
         write_json(place.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": updates})
     again = f", gone back {error.rollbacks} times before" * (error.rollbacks > 0)

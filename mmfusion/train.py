@@ -111,7 +111,8 @@ def run(
                     break
                 except recovery.WentWrong as error:
                     if error.rollbacks >= rollbacks:
-                        raise FloatingPointError(recovery.report(error, place)) from error
+                        said = recovery.report(error, place, config, dataset.splits["train"])
+                        raise FloatingPointError(said) from error
                     wrong = error
         except OSError as error:
             path = Path(error.filename or "").absolute()

@@ -170,9 +170,15 @@ def test_what_went_wrong_is_remembered_by_a_checkpoint(
     checkpoints = Checkpoints(tmp_path / "checkpoints", readonly=True)
     assert checkpoints.newest() == 8
     assert checkpoints.meta(8)["progress"]["watched"] == {**recovery.unwatched(), "skipped": 4, "row": 4, "first": 5}
+    before = json.loads((tmp_path / recovery.FILE).read_text())["updates"]
     with pytest.raises(FloatingPointError, match="5 updates up to step 9"):
         train(tiny_config(SMALL, changes), tmp_path)
-    assert [update["step"] for update in json.loads((tmp_path / recovery.FILE).read_text())["updates"]] == [9]
+    again = json.loads((tmp_path / recovery.FILE).read_text())["updates"]
+    named = [[(update["step"], update["ids"]) for update in updates] for updates in (before, again)]
+    assert named[0] == named[1] and [step for step, _ in named[1]] == [5, 6, 7, 8, 9]
+    assert [update["wrong"] for update in again] == 4 * [recovery.EARLIER] + [recovery.NOT_FINITE]
+    update = replay(tmp_path)
+    assert update.step == 5 and recovery.EARLIER in "".join(told(update))
 
 
 def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_path: Path):
