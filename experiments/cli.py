@@ -171,7 +171,8 @@ def _settle() -> None:
     parallel.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads show errors that it raises, too
+    for name in ("absl", "asyncio"):  # Orbax's threads and tasks show errors that it raises, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     sys.unraisablehook = _show
 

@@ -1,3 +1,4 @@
+import logging
 import os
 import stat
 import sys
@@ -139,6 +140,17 @@ def test_each_end_has_its_status_and_one_line(raised, status, line, capsys):
             cli.run(main)
         assert stop.value.code == status
     assert capsys.readouterr().err == line
+
+
+def test_what_orbax_logs_of_an_error_that_it_raises_is_not_shown(caplog):
+    def main(_):
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).error("Task exception was never retrieved")
+        raise Damaged("checkpoint 3 is damaged")
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert caplog.records == []
 
 
 def test_a_bug_keeps_its_traceback():
