@@ -188,6 +188,8 @@ def _attempt(
     meta = {"data": dataset.saved(), "config": configs.to_json(config), "made_with": provenance.code(made_with)}
     if progress.step >= config.steps and (workdir / "result.json").exists():
         checkpoints.close()
+        if primary:
+            print(f"train  finished before, at step {progress.step}: what it found is in {place.name}/result.json")
         return configs.read_json(workdir / "result.json")
 
     run_eval = parts.eval_step()

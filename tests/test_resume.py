@@ -159,6 +159,16 @@ def test_stopped_by_sigterm_at_a_step(
     assert_same_run(tmp_path, unbroken, 8)
 
 
+def test_a_finished_run_says_so_and_stays_as_it_is(short: Any, unbroken: Path, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    found = train(short, unbroken)
+    assert capsys.readouterr().out == (
+        f"train  finished before, at step 8: what it found is in {unbroken}/result.json\n"
+    )
+    assert found == json.loads((unbroken / "result.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()} == before
+
+
 def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     """Lets SIGTERM come when a function is called for the first time."""
     honest, times = getattr(owner, name), itertools.count()
