@@ -14,7 +14,7 @@ to 40 % of the examples, independently.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 from mmfusion.errors import UserError, nearest
 
 # Modality: kind, its options, encoder, its options.
@@ -34,7 +34,7 @@ APPLICATIONS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, and application (see above)."""
-    config, args = base.begin(arg, application="medical_notes")
+    config, args = defaults.begin(arg, application="medical_notes")
     if args.application not in APPLICATIONS:
         raise UserError(f"config argument application={args.application!r}: {nearest(args.application, APPLICATIONS)}")
     config.steps = 800
@@ -43,8 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.name = f"stand_ins/{args.application}"
     for name, (kind, options, encoder, encoder_options) in APPLICATIONS[args.application].items():
-        config.data.modalities[name] = base.modality(kind, name, **options)
-        config.model.encoders[name] = base.encoder(kind, encoder, **encoder_options)
-    config.data.targets.label = base.target("classification", "label")
-    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 50})
-    return base.finish(config, args)
+        config.data.modalities[name] = defaults.modality(kind, name, **options)
+        config.model.encoders[name] = defaults.encoder(kind, encoder, **encoder_options)
+    config.data.targets.label = defaults.target("classification", "label")
+    config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 50})
+    return defaults.finish(config, args)

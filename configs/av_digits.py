@@ -10,24 +10,24 @@ measured with these encoders.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, and variant (clean or hard)."""
-    config, args = base.begin(arg, "co_attention", variant="hard")
+    config, args = defaults.begin(arg, "co_attention", variant="hard")
     config.steps = 1000
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 250
 
     config.data.name = f"av_digits/{args.variant}"
     config.data.group = "group"
-    config.data.modalities.image = base.modality("image", "image", size=(28, 28), channels=1)
-    config.data.modalities.audio = base.modality("audio", "audio", rate=8000, seconds=0.8)
-    config.data.targets.label = base.target("classification", "label")
+    config.data.modalities.image = defaults.modality("image", "image", size=(28, 28), channels=1)
+    config.data.modalities.audio = defaults.modality("audio", "audio", rate=8000, seconds=0.8)
+    config.data.targets.label = defaults.target("classification", "label")
 
     config.model.width = 64
-    config.model.encoders.image = base.encoder("image", "cnn")
-    config.model.encoders.audio = base.encoder("audio", "logmel_cnn")
-    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
-    return base.finish(config, args)
+    config.model.encoders.image = defaults.encoder("image", "cnn")
+    config.model.encoders.audio = defaults.encoder("audio", "logmel_cnn")
+    config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
+    return defaults.finish(config, args)

@@ -15,7 +15,7 @@ of more tokens than one have the CNN of the small network there, whose map they 
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 from mmfusion.errors import UserError, nearest
 from mmfusion.models.fusion import FUSIONS
 
@@ -25,7 +25,7 @@ PAIRS = {"any": (TFDS, ARCHIVES), "tfds": (TFDS, ""), "archives": (ARCHIVES, "")
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, data (any, tfds, archives), network (small or article)."""
-    config, args = base.begin(arg, data="any", network="small")
+    config, args = defaults.begin(arg, data="any", network="small")
     if args.data not in PAIRS:
         raise UserError(f"config argument data={args.data!r}: {nearest(args.data, PAIRS)}")
     if args.network not in ("small", "article"):
@@ -35,16 +35,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = config.checkpoint_every = 500
 
     config.data.name, config.data.instead = PAIRS[args.data]
-    config.data.modalities.image = base.modality("image", "image", size=(32, 32))
-    config.data.modalities.text = base.modality("text", "text", vocabulary_size=10_000, length=64)
-    config.data.targets.label = base.target("classification", "label")
+    config.data.modalities.image = defaults.modality("image", "image", size=(32, 32))
+    config.data.modalities.text = defaults.modality("text", "text", vocabulary_size=10_000, length=64)
+    config.data.targets.label = defaults.target("classification", "label")
 
     config.model.width = 64 if args.network == "small" else 128
-    config.model.encoders.image, tokens = base.encoder("image", "cnn", norm="batch"), "all"
+    config.model.encoders.image, tokens = defaults.encoder("image", "cnn", norm="batch"), "all"
     if args.network == "article" and not FUSIONS[args.fusion].declares.needs_tokens:
-        config.model.encoders.image, tokens = base.encoder("image", "pooled_cnn"), "last"
+        config.model.encoders.image, tokens = defaults.encoder("image", "pooled_cnn"), "last"
     if args.network == "article" and args.fusion == "concat":
         config.model.fusion.layers = 1
-    config.model.encoders.text = base.encoder("text", "rnn", embedding=32, tokens=tokens)
-    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
-    return base.finish(config, args)
+    config.model.encoders.text = defaults.encoder("text", "rnn", embedding=32, tokens=tokens)
+    config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
+    return defaults.finish(config, args)

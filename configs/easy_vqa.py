@@ -8,12 +8,12 @@ Test accuracy 0.999 in 6 minutes 43 seconds (seed 0) on two shared x86-64 cores,
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`."""
-    config, args = base.begin(arg, "co_attention")
+    config, args = defaults.begin(arg, "co_attention")
     config.steps = 3000
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 500
@@ -22,14 +22,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "easy_vqa"
     config.data.group = "group"
     config.data.valid_fraction = 0.05
-    config.data.modalities.image = base.modality("image", "image", size=(64, 64))
-    config.data.modalities.text = base.modality("text", "question", vocabulary_size=100, length=16)
-    config.data.targets.label = base.target("classification", "label")
+    config.data.modalities.image = defaults.modality("image", "image", size=(64, 64))
+    config.data.modalities.text = defaults.modality("text", "question", vocabulary_size=100, length=16)
+    config.data.targets.label = defaults.target("classification", "label")
 
     config.model.width = 64
-    config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
-    config.model.encoders.text = base.encoder("text", "rnn")
+    config.model.encoders.image = defaults.encoder("image", "cnn", norm="batch")
+    config.model.encoders.text = defaults.encoder("text", "rnn")
     if args.fusion == "film" and "image" in (args.modalities or "image"):
         config.model.fusion.kernel = 3  # the picture's tokens are a grid of 8 by 8
-    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 200})
-    return base.finish(config, args)
+    config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 200})
+    return defaults.finish(config, args)

@@ -7,24 +7,24 @@ The season, three seeds: 0.8075 ± 0.0004, 342,276 parameters, 20 minutes beside
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, and target (label or season)."""
-    config, args = base.begin(arg, "co_attention", target="season")
+    config, args = defaults.begin(arg, "co_attention", target="season")
     config.steps = 2000
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 500
 
     config.data.name = "fashion_small"
     config.data.valid = "valid"
-    config.data.modalities.image = base.modality("image", "image", size=(80, 60))
-    config.data.modalities.text = base.modality("text", "title", vocabulary_size=3000, length=12)
-    config.data.targets.label = base.target("classification", args.target)
+    config.data.modalities.image = defaults.modality("image", "image", size=(80, 60))
+    config.data.modalities.text = defaults.modality("text", "title", vocabulary_size=3000, length=12)
+    config.data.targets.label = defaults.target("classification", args.target)
 
     config.model.width = 64
-    config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
-    config.model.encoders.text = base.encoder("text", "rnn", embedding=32)
-    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
-    return base.finish(config, args)
+    config.model.encoders.image = defaults.encoder("image", "cnn", norm="batch")
+    config.model.encoders.text = defaults.encoder("text", "rnn", embedding=32)
+    config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 100})
+    return defaults.finish(config, args)

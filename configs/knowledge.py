@@ -10,24 +10,24 @@ triples of `configs/animals.tsv`. `:triples=` does without a file and links word
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, and triples (a file; empty: co-occurrences)."""
-    config, args = base.begin(arg, "knowledge_graph", triples="configs/animals.tsv")
+    config, args = defaults.begin(arg, "knowledge_graph", triples="configs/animals.tsv")
     config.steps = 800
     config.batch_size = 32
     config.eval_every = config.checkpoint_every = 200
 
     config.data.name = "stand_ins/creatures"
-    config.data.modalities.image = base.modality("image", "image", size=(32, 32))
-    config.data.modalities.text = base.modality("text", "text", vocabulary_size=200, length=14)
-    config.data.modalities.knowledge = base.modality("knowledge", "text", triples=args.triples, nodes=8)
-    config.data.targets.label = base.target("classification", "label")
+    config.data.modalities.image = defaults.modality("image", "image", size=(32, 32))
+    config.data.modalities.text = defaults.modality("text", "text", vocabulary_size=200, length=14)
+    config.data.modalities.knowledge = defaults.modality("knowledge", "text", triples=args.triples, nodes=8)
+    config.data.targets.label = defaults.target("classification", "label")
 
-    config.model.encoders.image = base.encoder("image", "cnn", norm="batch")
-    config.model.encoders.text = base.encoder("text", "rnn", embedding=32)
-    config.model.encoders.knowledge = base.encoder("knowledge", "knowledge_attention")
-    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 50})
-    return base.finish(config, args)
+    config.model.encoders.image = defaults.encoder("image", "cnn", norm="batch")
+    config.model.encoders.text = defaults.encoder("text", "rnn", embedding=32)
+    config.model.encoders.knowledge = defaults.encoder("knowledge", "knowledge_attention")
+    config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 50})
+    return defaults.finish(config, args)

@@ -8,28 +8,28 @@ everything included; `:modalities=image` and `:modalities=text` stay at 0.500, c
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, and variant (of `shapes`)."""
-    config, args = base.begin(arg, "co_attention", variant="match")
+    config, args = defaults.begin(arg, "co_attention", variant="match")
     config.steps = 6000
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 1000
 
     config.data.name = f"shapes/{args.variant}"
     config.data.group = "group"
-    config.data.modalities.image = base.modality("image", "image", size=(32, 32))
-    config.data.modalities.text = base.modality("text", "sentence", vocabulary_size=100, length=12)
-    config.data.targets.label = base.target("classification", "label")
+    config.data.modalities.image = defaults.modality("image", "image", size=(32, 32))
+    config.data.modalities.text = defaults.modality("text", "sentence", vocabulary_size=100, length=12)
+    config.data.targets.label = defaults.target("classification", "label")
 
     config.model.width = 64
-    config.model.encoders.image = base.encoder("image", "cnn", channels=(16, 32, 64), norm="batch")
-    config.model.encoders.text = base.encoder("text", "rnn", embedding=32)
+    config.model.encoders.image = defaults.encoder("image", "cnn", channels=(16, 32, 64), norm="batch")
+    config.model.encoders.text = defaults.encoder("text", "rnn", embedding=32)
     if "heads" in config.model.fusion and "layers" in config.model.fusion:
         config.model.fusion.layers = 1  # of 16 cells and 12 words; a second makes the run half as long again
     # with the higher rate some seeds of those with learned tokens get stuck, as their validation shows
     rate = 7.5e-4 if args.fusion in ("bottleneck", "perceiver", "qformer") else 1.5e-3
-    config.optim = base.optimizer("adamw", rate, b2=0.98, schedule_options={"warmup_steps": 100})
-    return base.finish(config, args)
+    config.optim = defaults.optimizer("adamw", rate, b2=0.98, schedule_options={"warmup_steps": 100})
+    return defaults.finish(config, args)

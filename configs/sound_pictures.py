@@ -11,13 +11,13 @@ adds an SVM and naive Bayes.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 from mmfusion.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, and classes (20 or 10)."""
-    config, args = base.begin(arg, classes=20)
+    config, args = defaults.begin(arg, classes=20)
     if args.classes not in (10, 20):
         raise UserError(f"config argument classes={args.classes} must be 10 or 20")
     config.steps = 600
@@ -27,18 +27,18 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.classes == 20:
         config.data.name, stored = "stand_ins/sound_pictures", 0
         pictures = {"small": ("small", 28, 1), "image": ("image", 224, 3)}
-        config.data.modalities.text = base.modality("text", "text", vocabulary_size=100, length=16)
-        config.model.encoders.text = base.encoder("text", "rnn", embedding=32)
+        config.data.modalities.text = defaults.modality("text", "text", vocabulary_size=100, length=16)
+        config.model.encoders.text = defaults.encoder("text", "rnn", embedding=32)
     else:
         config.data.name, stored, config.data.group = "av_digits/clean", 8000, "group"
         pictures = {"image": ("image", 28, 1)}
-    config.data.modalities.audio = base.modality("audio", "audio", rate=44_100, stored_rate=stored)
-    config.model.encoders.audio = base.encoder("audio", "waveform_cnn", channels=(32, 32, 64, 64, 64))
+    config.data.modalities.audio = defaults.modality("audio", "audio", rate=44_100, stored_rate=stored)
+    config.model.encoders.audio = defaults.encoder("audio", "waveform_cnn", channels=(32, 32, 64, 64, 64))
     for name, (feature, size, channels) in pictures.items():
-        config.data.modalities[name] = base.modality("image", feature, size=(size, size), channels=channels)
+        config.data.modalities[name] = defaults.modality("image", feature, size=(size, size), channels=channels)
         small = {"channels": (16, 32, 32), "strides": (2, 2, 1)}
         large = {"channels": (16, 32, 32, 64), "strides": (4, 2, 2, 2)}
-        config.model.encoders[name] = base.encoder("image", "cnn", norm="batch", **(small if size == 28 else large))
-    config.data.targets.label = base.target("classification", "label")
-    config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 50})
-    return base.finish(config, args)
+        config.model.encoders[name] = defaults.encoder("image", "cnn", norm="batch", **(small if size == 28 else large))
+    config.data.targets.label = defaults.target("classification", "label")
+    config.optim = defaults.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 50})
+    return defaults.finish(config, args)

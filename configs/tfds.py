@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -12,17 +12,17 @@ def get_config(arg: str = "") -> ConfigDict:
     `text` and the `target`, a class (a modality left out is not used); `size`, the pictures' height and width in
     pixels; `channels`.
     """
-    config, args = base.begin(
+    config, args = defaults.begin(
         arg, "co_attention", name="shapes/match", image="image", text="", target="label", size=32, channels=3
     )
     config.data.name = args.name
     if args.image:
-        config.data.modalities.image = base.modality(
+        config.data.modalities.image = defaults.modality(
             "image", args.image, size=(args.size, args.size), channels=args.channels
         )
-        config.model.encoders.image = base.encoder("image", "cnn")
+        config.model.encoders.image = defaults.encoder("image", "cnn")
     if args.text:
-        config.data.modalities.text = base.modality("text", args.text, length=64)
-        config.model.encoders.text = base.encoder("text", "rnn")
-    config.data.targets.label = base.target("classification", args.target)
-    return base.finish(config, args)
+        config.data.modalities.text = defaults.modality("text", args.text, length=64)
+        config.model.encoders.text = defaults.encoder("text", "rnn")
+    config.data.targets.label = defaults.target("classification", args.target)
+    return defaults.finish(config, args)

@@ -12,13 +12,13 @@ which `,objectives=uncertainty` (or `gradnorm`) weighs.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 from mmfusion.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, encoder (pooled_cnn or cnn), and tasks (label+shown)."""
-    config, args = base.begin(arg, encoder="pooled_cnn", tasks="label")
+    config, args = defaults.begin(arg, encoder="pooled_cnn", tasks="label")
     if args.encoder not in ("pooled_cnn", "cnn"):
         raise UserError(f"config argument encoder={args.encoder!r} must be pooled_cnn or cnn")
     config.steps = 1500
@@ -29,8 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
     options = {"channels": (32, 64), "norm": "batch"}
     options |= {"reduce": "mean"} if args.encoder == "pooled_cnn" else {"strides": (2, 2)}
     for name, channels in (("gray", 1), ("colour", 3), ("deep", 4)):
-        config.data.modalities[name] = base.modality("image", name, size=(28, 28), channels=channels)
-        config.model.encoders[name] = base.encoder("image", args.encoder, **options)
-    base.add_tasks(config, args.tasks)
-    config.optim = base.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 50})
-    return base.finish(config, args)
+        config.data.modalities[name] = defaults.modality("image", name, size=(28, 28), channels=channels)
+        config.model.encoders[name] = defaults.encoder("image", args.encoder, **options)
+    defaults.add_tasks(config, args.tasks)
+    config.optim = defaults.optimizer("adamw", 2e-3, schedule_options={"warmup_steps": 50})
+    return defaults.finish(config, args)

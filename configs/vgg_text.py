@@ -16,25 +16,25 @@ discriminator against the encoders: `:objectives=adversarial`.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, size (pixels of a side), tasks (features joined by +)."""
-    config, args = base.begin(arg, size=224, tasks="season")
+    config, args = defaults.begin(arg, size=224, tasks="season")
     config.steps = 600
     config.batch_size = 32
     config.eval_every = config.checkpoint_every = 200
 
     config.data.name = "fashion_small"
     config.data.valid = "valid"
-    config.data.modalities.image = base.modality("image", "image", size=(args.size, args.size))
+    config.data.modalities.image = defaults.modality("image", "image", size=(args.size, args.size))
     config.data.modalities.image.augment.update(flip=0.5, rotate=20.0)
-    config.data.modalities.text = base.modality("text", "title", vocabulary_size=5000, length=100)
-    base.add_tasks(config, args.tasks)
+    config.data.modalities.text = defaults.modality("text", "title", vocabulary_size=5000, length=100)
+    defaults.add_tasks(config, args.tasks)
 
     config.model.width = 128
-    config.model.encoders.image = base.encoder("image", "vgg16", norm="batch")
-    config.model.encoders.text = base.encoder("text", "bow", dense=128, dropout=0.2)
-    config.optim = base.optimizer("adamw", 5e-4, schedule_options={"warmup_steps": 100})
-    return base.finish(config, args)
+    config.model.encoders.image = defaults.encoder("image", "vgg16", norm="batch")
+    config.model.encoders.text = defaults.encoder("text", "bow", dense=128, dropout=0.2)
+    config.optim = defaults.optimizer("adamw", 5e-4, schedule_options={"warmup_steps": 100})
+    return defaults.finish(config, args)

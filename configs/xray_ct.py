@@ -16,13 +16,13 @@ whose mirror image means the same, which it does not here), `--config.data.targe
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 from mmfusion.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; arguments: those of `base.begin`, joined, shared, and size (pixels of a side)."""
-    config, args = base.begin(arg, joined=True, shared=False, size=64)
+    config, args = defaults.begin(arg, joined=True, shared=False, size=64)
     if args.joined and args.shared:
         raise UserError(
             "config arguments: pictures that share an encoder are not joined: give joined=False, shared=True"
@@ -33,14 +33,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.name = "stand_ins/xray_ct"
     for name in ("xray", "ct"):
-        config.data.modalities[name] = base.modality("image", name, size=(args.size, args.size), channels=1)
-        config.model.encoders[name] = base.encoder("image", "cnn_rnn")
+        config.data.modalities[name] = defaults.modality("image", name, size=(args.size, args.size), channels=1)
+        config.model.encoders[name] = defaults.encoder("image", "cnn_rnn")
     if args.joined:
         del config.model.encoders.ct
         config.model.encoders.xray.join = ("ct",)
     elif args.shared:
         config.model.encoders.ct.share = "xray"
         config.model.encoders.xray.norm = "group"  # each picture has statistics of its own
-    config.data.targets.label = base.target("classification", "label")
-    config.optim = base.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 50})
-    return base.finish(config, args)
+    config.data.targets.label = defaults.target("classification", "label")
+    config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": 50})
+    return defaults.finish(config, args)

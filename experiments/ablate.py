@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from configs import base
-from experiments import cli, grid
+from experiments import cli, trial_config
 from experiments.strategies import chosen
-from mmfusion.analysis import mirror, runner
+from mmfusion.analysis.ablation import remote_copy, runner
 from mmfusion.errors import UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory, a local one or gs://...", required=True)
@@ -43,19 +42,21 @@ def ablate(argv: Sequence[str]) -> None:
     source, rest = cli.take_config(argv)
     overrides = [arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig."))]
     cli.parse([arg for arg in rest if arg not in overrides])
-    directory, remote = mirror.local(WORKDIR.value, cli.cache_folder() / "ablations")
-    make = functools.partial(grid.config, source, tuple(overrides))
-    vary = dict(grid.values(item) for item in VARY.value)
-    published = dict(grid.score(item) for item in PUBLISHED.value)
+    directory, remote = remote_copy.local(WORKDIR.value, cli.cache_folder() / "ablations")
+    make = functools.partial(trial_config.config, source, tuple(overrides))
+    vary = dict(trial_config.values(item) for item in VARY.value)
+    published = dict(trial_config.score(item) for item in PUBLISHED.value)
     if SEEDS.value < 1:
         raise UserError(f"--seeds={SEEDS.value} must be at least 1")
 
     import jax
 
-    from experiments import live
+    from experiments import progress_table
     from mmfusion import config as configs
-    from mmfusion.analysis import ablation, budget, grouped, plan, report
-    from mmfusion.analysis.examine import compared_metric
+    from mmfusion.analysis import ablate as ablation
+    from mmfusion.analysis import report
+    from mmfusion.analysis.ablation import budget, plan, replicated_runner
+    from mmfusion.analysis.probing.probe import compared_metric
 
     names = chosen()
     example = make(names[0], 0, "")
@@ -65,29 +66,29 @@ def ablate(argv: Sequence[str]) -> None:
         raise UserError(f"--metric={metric}: {nearest(metric, have)}")
     if MATCH.value != "none":
         make, target, matches = budget.matched(make, names, MATCH.value)
-        live.matches(matches, MATCH.value, target)
+        progress_table.matches(matches, MATCH.value, target)
     planned = plan.build(make, names, SEEDS.value, vary)
     for cell in planned.cells:
-        configs.check(configs.from_json(cell.config), base.get_config(), jax.device_count())
+        configs.check(configs.from_json(cell.config), jax.device_count())
     try:
         mine = runner.shard(planned.cells, SHARD.value)
     except ValueError as error:
         raise UserError(f"--shard={error}") from error
-    shared = mirror.Mirror(remote, directory)
+    shared = remote_copy.Mirror(remote, directory)
     shared.fetch(planned.cells)
     settled = plan.settle(planned, directory)
     shared.send()
     jobs = JOBS.value or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
 
     with runner.Pool(directory, jobs, cli.settle_worker) as pool:
-        work_on = pool.run if jax.default_backend() == "cpu" else functools.partial(grouped.run, directory)
+        work_on = pool.run if jax.default_backend() == "cpu" else functools.partial(replicated_runner.run, directory)
 
         def look_at(cells: Sequence[plan.Cell]) -> None:
             names, work = {cell.name for cell in cells}, ablation.examining(metric)
             best = [cell for cell in ablation.chosen_cells(settled, directory, metric) if cell.name in names]
-            live.show("examine", best, directory, shared.sending(work_on(best, work)), work)
+            progress_table.show("examine", best, directory, shared.sending(work_on(best, work)), work)
 
-        live.show("train", mine, directory, shared.sending(work_on(mine, runner.TRAINING)), runner.TRAINING)
+        progress_table.show("train", mine, directory, shared.sending(work_on(mine, runner.TRAINING)), runner.TRAINING)
         shared.fetch(planned.cells)
         if ablation.unfinished(settled, directory):
             look_at(mine)  # and then, whether the others have finished
@@ -101,10 +102,10 @@ def ablate(argv: Sequence[str]) -> None:
     )
     _, again = cli.take_flag(list(argv), "shard")
     command = shlex.join(["python", "-m", "experiments.ablate", *again[1:]])
-    train = functools.partial(grid.command, source, tuple(overrides))
+    train = functools.partial(trial_config.command, source, tuple(overrides))
     report.write(outcome, settled, directory, command, train, LATEX.value)
     shared.send()
-    live.conclusion(outcome, remote or directory)
+    progress_table.conclusion(outcome, remote or directory)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse_config(argv)
     output = cli.output_file(OUTPUT.value)
 
-    from configs import base
     from mmfusion import config as configs
     from mmfusion.analysis import baselines
     from mmfusion.data import dataset as datasets
 
-    configs.check(config, base.get_config(), 1)
+    configs.check(config, 1)
     task, _, metric = config.select.rpartition("/")
     task = task or next(iter(config.data.targets))
     known = [model.name for model in baselines.MODELS[config.data.targets[task].kind]]

@@ -65,7 +65,7 @@ def copy(folder: epath.Path, step: str, target: epath.Path) -> None:
 
 def verified(folder: epath.Path, step: str) -> tuple[dict, dict]:
     """Returns a step's arrays by path and what was saved beside them; raises UserError where it is damaged."""
-    from mmfusion.checkpoint import load_verified
+    from mmfusion.checkpoints.manager import load_verified
 
     return load_verified(folder / step)
 

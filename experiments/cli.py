@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
-from mmfusion import hosts, parallel
+from mmfusion.distributed import hosts, mesh
 from mmfusion.errors import Preempted, Unreachable, UserError, nearest
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
@@ -52,6 +52,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             traceback.print_exc()
             hosts.leave(1, repr(error))
         raise
+
+
+def run_renamed(old: str, new: str, main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command under its old name, and names the new one on standard error."""
+    print(f"warning: experiments.{old} is now called experiments.{new}", file=sys.stderr)
+    run(main)
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, positional: bool = False) -> list[str]:
@@ -115,7 +121,7 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
 def settle(config: ConfigDict) -> None:
     """Does what a config asks of the process, before JAX has devices."""
     if config.deterministic:
-        parallel.settle_determinism()
+        mesh.settle_determinism()
     settle_compilation_cache()
 
 
@@ -168,7 +174,7 @@ def settle_worker() -> None:
 
 
 def _settle() -> None:
-    parallel.keep_freed_memory()
+    mesh.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.ERROR)
     for name in ("absl", "asyncio"):  # Orbax's threads and tasks show errors that it raises, too

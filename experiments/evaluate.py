@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
-from mmfusion import hosts
+from mmfusion.distributed import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "train, valid or test")
@@ -22,8 +22,9 @@ def main(argv: Sequence[str]) -> None:
     import jax
     from rich.console import Console
 
-    from mmfusion.evaluate import evaluate
-    from mmfusion.logger import results_table, write_json
+    from mmfusion.files import write_json
+    from mmfusion.inference.evaluate import evaluate
+    from mmfusion.tracking.tables import results_table
 
     hosts.check_same(repr((WORKDIR.value, SPLIT.value, sorted(MODALITIES.value))), "command")
     scores = evaluate(WORKDIR.value, SPLIT.value, MODALITIES.value or None)

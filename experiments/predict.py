@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
     cli.settle_compilation_cache()
 
-    from mmfusion.predict import predict
+    from mmfusion.inference.predict import predict
 
     done, errors = predict(WORKDIR.value, INPUT.value, OUTPUT.value)
     for line in errors:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
-from mmfusion import hosts
+from mmfusion.distributed import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 flags.DEFINE_string("distributed", "", "auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
@@ -21,11 +21,10 @@ def main(argv: Sequence[str]) -> None:
 
     import jax
 
-    from configs import base
     from mmfusion import config as configs
-    from mmfusion.train import train
+    from mmfusion.training.loop import train
 
-    configs.check(config, base.get_config(), jax.device_count(), jax.process_count())
+    configs.check(config, jax.device_count(), jax.process_count())
     computed = {key: value for key, value in configs.flat(configs.to_json(config)).items() if key not in configs.PLACES}
     hosts.check_same(json.dumps(computed, sort_keys=True), "config")
     train(config, WORKDIR.value, profile=PROFILE.value)

@@ -2,7 +2,12 @@
 
 import contextlib
 import errno
+import json
+import math
 import os
+import pathlib
+import uuid
+from collections.abc import Mapping
 
 import fsspec
 from etils import epath
@@ -82,3 +87,50 @@ class Appended:
         with contextlib.suppress(OSError):
             self.write(b"")
         os.close(self._handle)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+PARTIAL = 12  # digits in the name of a file that is not written whole yet
+
+
+def write_json(path: str | os.PathLike, obj) -> None:
+    """Writes an object as JSON, whole or not at all; NumPy becomes plain and non-finite numbers null.
+
+    Args:
+      path: the file, replaced if there is one; it may be in a bucket.
+      obj: dicts, lists, numbers, strings, NumPy arrays.
+    """
+    text = json.dumps(plain(obj), indent=2) + "\n"
+    if "://" in str(path):
+        epath.Path(path).write_text(text)  # an object of a bucket is there whole, or not
+    else:
+        write_text(pathlib.Path(path), text)
+
+
+def plain(value):
+    """Returns the value with NumPy and JAX numbers and arrays as Python's own, and None for non-finite numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file, whole or not at all, whoever else writes it."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:PARTIAL]}")  # process numbers are those of a container
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_file(path.parent)  # the new name is durable only with its directory

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, log_softmax
 
-from mmfusion.logger import plain
+from mmfusion.files import plain
 
 # Which scores may choose the best checkpoint, and whether higher is better.
 METRICS = {

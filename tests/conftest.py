@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def few_programs() -> Iterator[None]:
     """Forgets compiled programs where they are many: all of them take more memory maps than Linux gives a process."""
     yield
-    from mmfusion.analysis import runner
+    from mmfusion.analysis.ablation import runner
 
     runner.make_room(20_000)
 

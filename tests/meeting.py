@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmfusion import hosts, parallel
+from mmfusion.distributed import hosts, mesh
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         os.dup2(said.fileno(), 1)  # where Gloo says what it connects
         os.dup2(said.fileno(), 2)
         hosts.join(f"localhost:{port},{host},2")
-        spread = parallel.make("jit", 0, (2, 2, 1))
+        spread = mesh.make("jit", 0, (2, 2, 1))
         hosts.meet(spread.mesh)
         counts = [_connected(said)]
         for axes in ("data", "fsdp", ("data", "fsdp")):

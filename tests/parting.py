@@ -5,7 +5,7 @@ import signal
 import sys
 
 from experiments import cli
-from mmfusion import hosts
+from mmfusion.distributed import hosts
 
 
 def main(argv: list[str]) -> None:

@@ -8,7 +8,7 @@ import soundfile
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import base
+from mmfusion.config import defaults
 from mmfusion.data import sources
 from tests import tiny
 
@@ -28,20 +28,20 @@ SMALL = {
 
 def config(modalities: str = "image+text+audio", tasks: str = "label", **changes: Any) -> ConfigDict:
     """Returns a config of a few thousand parameters for `row`s; changes are by path, `__` for a dot."""
-    result = base.get_config()
+    result = defaults.get_config()
     with result.unlocked():
-        result.data.modalities.image = base.modality("image", "image", size=(8, 8))
-        result.data.modalities.text = base.modality("text", "text", length=6)
-        result.data.modalities.audio = base.modality("audio", "audio", rate=1000, seconds=0.1)
-        result.model.encoders.image = base.encoder("image", "cnn", channels=(4,), strides=(4,))
-        result.model.encoders.text = base.encoder("text", "bow", tokens="all")
-        result.model.encoders.audio = base.encoder("audio", "logmel_cnn", channels=(4,), strides=(2,), mels=8)
-        result.model.fusion = base.fusion("mean")  # compiles soonest
+        result.data.modalities.image = defaults.modality("image", "image", size=(8, 8))
+        result.data.modalities.text = defaults.modality("text", "text", length=6)
+        result.data.modalities.audio = defaults.modality("audio", "audio", rate=1000, seconds=0.1)
+        result.model.encoders.image = defaults.encoder("image", "cnn", channels=(4,), strides=(4,))
+        result.model.encoders.text = defaults.encoder("text", "bow", tokens="all")
+        result.model.encoders.audio = defaults.encoder("audio", "logmel_cnn", channels=(4,), strides=(2,), mels=8)
+        result.model.fusion = defaults.fusion("mean")  # compiles soonest
         for task in tasks.split("+"):
             options = {"classes": 3} if task == "tags" else {}
-            result.data.targets[task] = base.target(TASKS[task], task, **options)
+            result.data.targets[task] = defaults.target(TASKS[task], task, **options)
         result.select = "loss"
-    base.keep_modalities(result, modalities)
+    defaults.keep_modalities(result, modalities)
     for path, value in {**SMALL, **{path.replace("__", "."): value for path, value in changes.items()}}.items():
         tiny.put(result, path, value)
     return result.lock()

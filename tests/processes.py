@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mmfusion.train", "mmfusion.analysis.examine", "experiments.cli"])
+CONTEXT.set_forkserver_preload(["mmfusion.training.loop", "mmfusion.analysis.probing.probe", "experiments.cli"])
 
 
 class Started:

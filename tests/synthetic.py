@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
+from mmfusion.config import defaults
 from mmfusion.data import text
 from mmfusion.data.dataset import Dataset, Split
 from mmfusion.data.rows import Reader
@@ -25,9 +25,9 @@ def config(changes: dict[str, Any] | None = None, fusion: str = "co_attention") 
     draws, labels smoothed and weighted."""
     result = tiny.config(f"fusion={fusion}")
     with result.unlocked():
-        result.model.encoders.text = base.encoder("text", "bow", tokens="all", dropout=0.2)
-        result.objectives.mvae = base.objective("mvae", weight=0.3, latent=2, hidden=4)
-        result.optim = base.optimizer("sgd", 0.3, clip_norm=0.0, schedule="constant")
+        result.model.encoders.text = defaults.encoder("text", "bow", tokens="all", dropout=0.2)
+        result.objectives.mvae = defaults.objective("mvae", weight=0.3, latent=2, hidden=4)
+        result.optim = defaults.optimizer("sgd", 0.3, clip_norm=0.0, schedule="constant")
     small = {
         "batch_size": 64,
         "data.modalities.image.size": (8, 8),

@@ -9,9 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion import train as loop
-from mmfusion.assemble import Parts
 from mmfusion.data.dataset import Dataset
+from mmfusion.training import loop
+from mmfusion.training.setup import Parts
 
 OF_THE_LOOP = {"seed", "eval_every", "checkpoint_every", "recovery.updates", "recovery.rollbacks", "recovery.lower"}
 

@@ -19,15 +19,16 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
-from configs import base
-from mmfusion import files, hosts, parallel, sharding
-from mmfusion import train as loop
-from mmfusion.assemble import Parts, assemble
+from mmfusion import files
+from mmfusion.config import defaults
 from mmfusion.data import pipeline
 from mmfusion.data.dataset import Dataset
+from mmfusion.distributed import hosts, mesh, sharding
 from mmfusion.errors import Preempted
-from mmfusion.evaluate import collect, score
-from mmfusion.step import TrainState
+from mmfusion.training import loop
+from mmfusion.training.evaluation import collect, score
+from mmfusion.training.setup import Parts, assemble
+from mmfusion.training.state import TrainState
 from tests import spoiled, storage, synthetic, tiny
 
 STEPS = 5
@@ -72,7 +73,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     """Returns what a way of running ends with: parameters and statistics by path, losses, ids, scores.
 
     Args:
-      way: a key of `WAYS`; a `loop` is the whole of `mmfusion.train.train`.
+      way: a key of `WAYS`; a `loop` is the whole of `mmfusion.training.loop.train`.
       folder: where a `loop` works.
     """
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
@@ -83,9 +84,9 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     config = synthetic.config(changes, fusion)
     if blended:
         with config.unlocked():
-            config.objectives.gradient_blending = base.objective("gradient_blending")
+            config.objectives.gradient_blending = defaults.objective("gradient_blending")
     dataset = synthetic.dataset(config, ROWS, in_memory="loop" not in way)
-    platform = mock.patch.object(parallel.Parallel, "platform", "tpu" if scanned else "cpu")
+    platform = mock.patch.object(mesh.Parallel, "platform", "tpu" if scanned else "cpu")
     with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
         if "loop" in way:
             saves = mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing))
@@ -131,12 +132,10 @@ def _loop(
     seen = []
     for split in dataset.splits.values():
         object.__setattr__(split, "source", Noting(split.source, seen if split.name == "train" else []))
-    with mock.patch("mmfusion.train.datasets.load", lambda *_, **__: dataset):
+    with mock.patch("mmfusion.training.loop.datasets.load", lambda *_, **__: dataset):
         for devices, last in attempts[:-1]:
             tiny.put(config, "parallel.devices", devices)
-            stopping = mock.patch.object(
-                parallel.Parallel, "stopping", lambda _, stop, step, k, last=last: step >= last
-            )
+            stopping = mock.patch.object(mesh.Parallel, "stopping", lambda _, stop, step, k, last=last: step >= last)
             with stopping, contextlib.suppress(Preempted):
                 loop.train(config, workdir)
             if "://" in str(workdir) and not jax.process_index():

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
 
     from experiments.benchmark.loop import loop_overhead
     from experiments.benchmark.plan import ablation
-    from mmfusion.logger import write_json
+    from mmfusion.files import write_json
 
     benchmarks = {"loop_overhead": loop_overhead, "ablation": ablation}
     for name in names:

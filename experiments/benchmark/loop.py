@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from mmfusion.assemble import assemble
 from mmfusion.data import dataset as datasets
 from mmfusion.data import pipeline
-from mmfusion.train import train
+from mmfusion.training.loop import train
+from mmfusion.training.setup import assemble
 
 STEPS, ROUNDS = 150, 5
 

@@ -11,7 +11,7 @@ from typing import Any
 from configs import quickstart
 from experiments import cli
 from mmfusion import config as configs
-from mmfusion.analysis import plan, runner
+from mmfusion.analysis.ablation import plan, runner
 
 FUSIONS, SEEDS, STEPS = ("concat", "gmu", "low_rank_tensor"), 4, 200
 CHANGES = {"steps": STEPS, "eval_every": STEPS, "checkpoint_every": STEPS}

@@ -18,9 +18,9 @@ from sklearn.model_selection import ParameterGrid
 
 from mmfusion.data.dataset import Dataset, Split
 from mmfusion.errors import UserError, nearest
-from mmfusion.evaluate import SCORES
 from mmfusion.metrics import METRICS
 from mmfusion.models.encoders.audio import log_mel
+from mmfusion.training.evaluation import SCORES
 
 COMPONENTS = 64  # directions that a picture is reduced to, and a text for models that want dense features
 SIDE = 32  # pixels; a larger picture is thinned out to at most so many a side

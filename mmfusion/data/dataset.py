@@ -14,8 +14,8 @@ import xxhash
 from mmfusion.data import sources
 from mmfusion.data.batch import Batch
 from mmfusion.data.chunks import Chunks, each, leaves
-from mmfusion.data.kinds import KINDS, as_string, features, value_of
 from mmfusion.data.missing import lose
+from mmfusion.data.modalities import KINDS, as_string, features, value_of
 from mmfusion.data.rows import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.errors import UserError
 

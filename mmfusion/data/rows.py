@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmfusion.data.batch import Batch
-from mmfusion.data.kinds import KINDS, Options, value_of
+from mmfusion.data.modalities import KINDS, Options, value_of
 
 
 class BadRow(ValueError):

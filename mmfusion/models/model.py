@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError, nearest
-from mmfusion.models.auxiliary import AUXILIARIES, Auxiliary
-from mmfusion.models.auxiliary.contract import Encoded
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.layers import masked_mean, zero_masked
@@ -39,6 +37,19 @@ ENCODER_OPTIONS = {
     "share": "",  # another modality, whose encoder, the same weights, reads this one, too
     "join": (),  # other modalities of the same size, whose channels it reads beside its own (they need no encoder)
 }
+
+
+@flax.struct.dataclass
+class Encoded:
+    """A batch as the encoders leave it.
+
+    Attributes:
+      pooled: per modality the mean of its real tokens `[B, D]`; zeros where it is absent.
+      present: per modality which rows have it `[B]` bool.
+    """
+
+    pooled: dict[str, jax.Array]
+    present: dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -86,7 +97,7 @@ class FusionModel(nn.Module):
     shares: Mapping[str, str] = flax.core.FrozenDict()
     joins: Mapping[str, tuple[str, ...]] = flax.core.FrozenDict()
     frozen: tuple[str, ...] = ()
-    auxiliaries: Mapping[str, Auxiliary] = flax.core.FrozenDict()
+    auxiliaries: Mapping[str, nn.Module] = flax.core.FrozenDict()
     unimodal: str = ""
     uncertain: bool = False
 
@@ -227,6 +238,7 @@ def build(
     dtype: Any = jnp.float32,
     frozen: Collection[str] = (),
     objectives: Mapping[str, Any] = flax.core.FrozenDict(),
+    auxiliaries: Mapping[str, type[nn.Module]] = flax.core.FrozenDict(),
 ) -> FusionModel:
     """Returns the model that `config.model` describes.
 
@@ -238,7 +250,8 @@ def build(
       axis_name: the device axis that batch normalisation adds over, None outside pmap.
       dtype: of the computation; parameters, statistics and logits are float32.
       frozen: modalities whose encoders are as in evaluation; who takes steps leaves them as they are (`freezing`).
-      objectives: the section `objectives` of a config, of which those that are modules are built.
+      objectives: the section `objectives` of a config.
+      auxiliaries: classes of those objectives that are modules, by name.
 
     Raises:
       UserError: no encoder, a modality the data does not have, an unknown name or option, or an encoder that needs
@@ -255,16 +268,16 @@ def build(
         if encoder.get("share"):
             shares[m] = encoder["share"]
         else:
-            encoders[m] = _module(ENCODERS, own, f"model.encoders.{m}", {**supplied, **spec[m]})
+            encoders[m] = build_module(ENCODERS, own, f"model.encoders.{m}", {**supplied, **spec[m]})
         if encoder.get("join"):
             joins[m] = tuple(encoder["join"])
-    fusion = _module(FUSIONS, config["fusion"], "model.fusion", supplied)
-    auxiliaries = {}
-    for name, section in objectives.items():
-        if name in AUXILIARIES:
-            own = {"name": name, **{key: value for key, value in section.items() if key != "weight"}}
-            known = {**supplied, "modalities": tuple(sorted({*encoders, *shares}))}
-            auxiliaries[name] = _module(AUXILIARIES, own, f"objectives.{name}", known)
+    fusion = build_module(FUSIONS, config["fusion"], "model.fusion", supplied)
+    known = {**supplied, "modalities": tuple(sorted({*encoders, *shares}))}
+    modules = {
+        name: build_module(auxiliaries, {"name": name, **section}, f"objectives.{name}", known)
+        for name, section in objectives.items()
+        if name in auxiliaries
+    }
     return FusionModel(
         encoders=flax.core.FrozenDict(encoders),
         fusion=fusion,
@@ -272,7 +285,7 @@ def build(
         shares=flax.core.FrozenDict(shares),
         joins=flax.core.FrozenDict(joins),
         frozen=tuple(sorted(frozen)),
-        auxiliaries=flax.core.FrozenDict(auxiliaries),
+        auxiliaries=flax.core.FrozenDict(modules),
         unimodal="heads"
         if {"unimodal", "gradient_blending"} & set(objectives)
         else "probes" * ("ogm_ge" in objectives),
@@ -280,10 +293,10 @@ def build(
     )
 
 
-def _module(
+def build_module(
     classes: Mapping[str, type[nn.Module]], config: Mapping[str, Any], path: str, supplied: Mapping[str, Any]
 ) -> nn.Module:
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "weight"}
     name = given.pop("name")
     if name not in classes:
         raise UserError(f"{path}.name={name!r} is unknown: {nearest(name, classes)}")

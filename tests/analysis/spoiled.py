@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmfusion.analysis.corruption import corrupt
+from mmfusion.analysis.probing.corruption import corrupt
 from mmfusion.data import text
 from mmfusion.data.batch import Batch
 

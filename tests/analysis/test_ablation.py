@@ -14,8 +14,9 @@ import jax
 import pytest
 
 from mmfusion import config as configs
-from mmfusion.analysis import ablation, runner
-from mmfusion.analysis import plan as plans
+from mmfusion.analysis import ablate
+from mmfusion.analysis.ablation import plan as plans
+from mmfusion.analysis.ablation import runner
 from mmfusion.errors import Preempted, UserError
 from tests import tiny
 
@@ -129,11 +130,11 @@ def test_data_that_changed_is_no_comparison(tmp_path):
     plan = plans.build(make, ["gmu", "concat"], 2, {})
     for cell in plan.cells:
         leave(tmp_path, cell, "result.json", result("old"))
-    outcome = ablation.conclude(plan, tmp_path, "accuracy", [], {}, {})
+    outcome = ablate.conclude(plan, tmp_path, "accuracy", [], {}, {})
     assert not outcome.errors and len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(plan.cells)
     leave(tmp_path, plan.cells[-1], "result.json", result("new"))
     with pytest.raises(UserError, match=r"the data changed .*: gmu_seed=0 and text-alone_seed=1 differ"):
-        ablation.conclude(plan, tmp_path, "accuracy", [], {}, {})
+        ablate.conclude(plan, tmp_path, "accuracy", [], {}, {})
 
 
 def test_nothing_is_chosen_of_a_strategy_that_has_cells_to_run(tmp_path):
@@ -141,14 +142,14 @@ def test_nothing_is_chosen_of_a_strategy_that_has_cells_to_run(tmp_path):
     for cell in plan.cells:
         if cell.name != "gmu_seed=1":
             leave(tmp_path, cell, "result.json", result("same"))
-    assert [cell.name for cell in ablation.unfinished(plan, tmp_path)] == ["gmu_seed=1"]
-    chosen = ablation.chosen_cells(plan, tmp_path, "accuracy")
+    assert [cell.name for cell in ablate.unfinished(plan, tmp_path)] == ["gmu_seed=1"]
+    chosen = ablate.chosen_cells(plan, tmp_path, "accuracy")
     assert [cell.name for cell in chosen] == ["concat_seed=0", "concat_seed=1"]
     leave(tmp_path, next(cell for cell in plan.cells if cell.name == "gmu_seed=1"), "failed.json", {"error": "no"})
-    assert {cell.name for cell in ablation.chosen_cells(plan, tmp_path, "accuracy")} == {
+    assert {cell.name for cell in ablate.chosen_cells(plan, tmp_path, "accuracy")} == {
         "concat_seed=0", "concat_seed=1", "gmu_seed=0",
     }  # fmt: skip
-    assert ablation.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=1": "no"}
+    assert ablate.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=1": "no"}
 
 
 def test_a_failed_examination_is_an_error_of_the_report(tmp_path):
@@ -156,7 +157,7 @@ def test_a_failed_examination_is_an_error_of_the_report(tmp_path):
     for cell in plan.cells:
         leave(tmp_path, cell, "result.json", result("same"))
     leave(tmp_path, plan.cells[0], "failed.json", {"error": "no memory"})
-    assert ablation.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=0": "examination: no memory"}
+    assert ablate.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=0": "examination: no memory"}
 
 
 def test_shards_are_all_cells_once():
@@ -243,9 +244,9 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
     import jax
     import numpy as np
 
-    from mmfusion.assemble import assemble
     from mmfusion.data import dataset as datasets
     from mmfusion.data import pipeline
+    from mmfusion.training.setup import assemble
 
     plan = plans.build(functools.partial(make, **{"data.dir": data_dir}), ["gmu", "concat"], 2, {})
     seen = {}

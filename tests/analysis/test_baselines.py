@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmfusion.analysis import baselines as module
-from mmfusion.analysis import information
 from mmfusion.analysis.baselines import baselines
+from mmfusion.analysis.probing import pid
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset, Split
 from mmfusion.data.rows import Reader
@@ -258,12 +258,12 @@ def test_errors_say_what_would_be_right():
     ids=["one tells", "both together"],
 )
 def test_information_in_clusters_of_features(label, most, monkeypatch):
-    monkeypatch.setattr(information, "CLUSTERS", 2)
+    monkeypatch.setattr(pid, "CLUSTERS", 2)
     data = dataset(label)
     words = data.splits["train"].arrays.inputs["words"]
     inputs = {**data.splits["train"].arrays.inputs, "words": np.repeat(words[:, 3:], 4, axis=1)}  # only what tells
     data = changed(data, "train", inputs=inputs)
-    found, chance = information.of_dataset(data, "label")
+    found, chance = pid.of_dataset(data, "label")
     bits = dataclasses.asdict(found)
     assert bits.pop(most) == pytest.approx(1.0, abs=0.05)
     assert max(bits.values()) < 0.05

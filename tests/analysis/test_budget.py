@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from mmfusion.analysis import budget
+from mmfusion.analysis.ablation import budget
 from mmfusion.data import dataset
 from mmfusion.errors import UserError
 from tests import tiny

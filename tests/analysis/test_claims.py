@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmfusion.analysis import statistics
-from mmfusion.analysis.claims import claims
-from mmfusion.analysis.judge import Row
+from mmfusion.analysis.claims import significance
+from mmfusion.analysis.claims.claims import claims
+from mmfusion.analysis.claims.selection import Row
 
 SEEDS = 8
 
@@ -238,7 +238,7 @@ def test_a_part_as_large_as_the_bound_is_seldom_called_nothing():
 @pytest.mark.thorough
 def test_null_experiments_give_at_most_the_nominal_rate_of_claims(monkeypatch):
     """Seven strategies and a modality alone, all alike; a run's validation and test scores go together."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 499)  # intervals a little rougher, in a tenth of the time
+    monkeypatch.setattr(significance, "RESAMPLES", 499)  # intervals a little rougher, in a tenth of the time
     random, helps, told = np.random.default_rng(7), 0, 0
     for number in range(200):
         rows, spread = [], 0.01 * (number % 2)  # of the floor: a classical baseline has none

@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from mmfusion.analysis import calibration, contribution, information, interaction
+from mmfusion.analysis.probing import attribution, calibration, emap, pid
 
 RANDOM = np.random.default_rng(0)
 
 
 def test_shapley_values_share_what_is_gained():
-    value = {s: float(RANDOM.normal()) for s in contribution.subsets("abc")}
-    phi = contribution.shapley(value)
+    value = {s: float(RANDOM.normal()) for s in attribution.subsets("abc")}
+    phi = attribution.shapley(value)
     assert sum(phi.values()) == pytest.approx(value["a", "b", "c"] - value[()])
     orders = list(itertools.permutations("abc"))
     for m in "abc":
@@ -24,10 +24,10 @@ def test_shapley_values_of_xor_copy_and_one():
     xor = {(): 0.5, ("a",): 0.5, ("b",): 0.5, ("a", "b"): 1.0}
     copy = {(): 0.5, ("a",): 1.0, ("b",): 1.0, ("a", "b"): 1.0}
     one = {(): 0.5, ("a",): 1.0, ("b",): 0.5, ("a", "b"): 1.0}
-    assert contribution.shapley(xor) == contribution.shapley(copy) == {"a": 0.25, "b": 0.25}
-    assert contribution.shapley(one) == {"a": 0.5, "b": 0.0}
+    assert attribution.shapley(xor) == attribution.shapley(copy) == {"a": 0.25, "b": 0.25}
+    assert attribution.shapley(one) == {"a": 0.5, "b": 0.0}
     with pytest.raises(ValueError, match=r"missing \[\('b',\)\]"):
-        contribution.shapley({(): 0.5, ("a",): 1.0, ("a", "b"): 1.0})
+        attribution.shapley({(): 0.5, ("a",): 1.0, ("a", "b"): 1.0})
 
 
 def test_permuting_what_is_not_used_costs_nothing():
@@ -36,32 +36,32 @@ def test_permuting_what_is_not_used_costs_nothing():
     def score(rows):  # reads a only
         return float((label[rows["a"]] == label).mean())
 
-    lost = contribution.perceptual(score, "ab", 2000, repeats=5, seed=0)
+    lost = attribution.perceptual(score, "ab", 2000, repeats=5, seed=0)
     assert lost["b"] == 0.0
     assert lost["a"] == pytest.approx(0.75, abs=0.02)
     with pytest.raises(ValueError, match="not defined"):
-        contribution.perceptual(lambda rows: 0.0, "ab", 10, repeats=1, seed=0)
+        attribution.perceptual(lambda rows: 0.0, "ab", 10, repeats=1, seed=0)
 
 
 def test_an_additive_model_is_its_own_projection():
     left, right = RANDOM.normal(size=(2, 40, 3))
     table = left[:, None] + right[None]
-    np.testing.assert_allclose(interaction.emap(table), left + right, atol=1e-12)
+    np.testing.assert_allclose(emap.emap(table), left + right, atol=1e-12)
 
 
 def test_xor_is_all_interaction():
     a, b = np.array(list(itertools.product((0, 1), repeat=2)) * 10).T
     table = np.eye(2)[a[:, None] ^ b[None]]  # [n, n, 2]
-    np.testing.assert_allclose(interaction.emap(table), 0.5)
+    np.testing.assert_allclose(emap.emap(table), 0.5)
     with pytest.raises(ValueError, match="all pairs"):
-        interaction.emap(table[:3])
+        emap.emap(table[:3])
 
 
 def test_the_projection_is_the_nearest_additive_function():
     table = RANDOM.normal(size=(6, 6, 1))
     design = np.array([[*np.eye(6)[i], *np.eye(6)[j]] for i in range(6) for j in range(6)])
     fitted = design @ np.linalg.lstsq(design, table.reshape(36), rcond=None)[0]
-    np.testing.assert_allclose(interaction.emap(table)[:, 0], fitted.reshape(6, 6).diagonal(), atol=1e-12)
+    np.testing.assert_allclose(emap.emap(table)[:, 0], fitted.reshape(6, 6).diagonal(), atol=1e-12)
 
 
 BITS = list(itertools.product((0, 1), repeat=2))
@@ -82,23 +82,23 @@ def test_information_of_known_gates(name):
     table = np.zeros((2, 2, 4))
     for cell, chance in entries.items():
         table[cell] = chance
-    found = information.decompose(table)
+    found = pid.decompose(table)
     np.testing.assert_allclose((found.redundant, found.unique_1, found.unique_2, found.synergy), expected, atol=2e-4)
 
 
 def test_information_is_bounded_and_sums():
     for _ in range(5):
         p = RANDOM.dirichlet(np.full(3 * 4 * 2, 0.5)).reshape(3, 4, 2)
-        found = information.decompose(p)
-        first, second = information._information(p.sum(axis=1)), information._information(p.sum(axis=0))
-        both = information._information(p.reshape(12, 2))
+        found = pid.decompose(p)
+        first, second = pid._information(p.sum(axis=1)), pid._information(p.sum(axis=0))
+        both = pid._information(p.reshape(12, 2))
         assert found.redundant + found.unique_1 == pytest.approx(first, abs=1e-6)
         assert found.redundant + found.unique_2 == pytest.approx(second, abs=1e-6)
         assert found.redundant + found.unique_1 + found.unique_2 + found.synergy == pytest.approx(both, abs=1e-6)
         assert -1e-9 <= found.redundant <= min(first, second) + 1e-6
     for wrong in (np.zeros((2, 2, 2)), np.full((2, 2), 0.25), np.full((2, 2, 2), np.nan), -np.ones((2, 2, 2))):
         with pytest.raises(ValueError, match="finite probabilities"):
-            information.decompose(wrong)
+            pid.decompose(wrong)
 
 
 def drawn(rows=200_000, scale=2.0):

@@ -5,9 +5,9 @@ import difflib
 import numpy as np
 import pytest
 
-from mmfusion.analysis.corruption import CORRUPTIONS, corrupt, effective_robustness, relative_robustness
+from mmfusion.analysis.probing.corruption import CORRUPTIONS, corrupt, effective_robustness, relative_robustness
 from mmfusion.data.batch import Batch
-from mmfusion.data.kinds import KINDS
+from mmfusion.data.modalities import KINDS
 from mmfusion.errors import UserError
 from tests.analysis.spoiled import ABSENT, PADDING, ROWS, make_batch, real, spoil, touched
 

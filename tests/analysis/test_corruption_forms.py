@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import decoders
 
-from mmfusion.analysis import corruption
+from mmfusion.analysis.probing import corruption
 from mmfusion.data import text
 from tests.analysis.spoiled import COLUMNS, LENGTH, ROWS, TOKENIZERS, make_batch, real, spoil, touched
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from mmfusion.analysis.cost import Size, cost
+from mmfusion.analysis.ablation.cost import Size, cost
 from mmfusion.models.fusion import FUSIONS
 
 SIZE = Size(modalities=2, tokens=8, width=16, classes=5)
@@ -36,7 +36,7 @@ def test_memory_is_of_the_compiled_program():
 
 
 def test_the_command_lists_and_draws(command, tmp_path):
-    done = command("experiments.fusions", "--fusions=mean,tmc", "--width=8", f"--plot={tmp_path}/cost.png")
+    done = command("experiments.list_fusions", "--fusions=mean,tmc", "--width=8", f"--plot={tmp_path}/cost.png")
     assert done.returncode == 0, done.stderr
     assert "arXiv:2102.02051" in done.stdout
     assert f"{2 * (8 * 8 + 8)}" in done.stdout
@@ -44,6 +44,6 @@ def test_the_command_lists_and_draws(command, tmp_path):
 
 
 def test_an_unknown_name_is_the_users_error(command):
-    done = command("experiments.fusions", "--fusions=mean,tmcc")
+    done = command("experiments.list_fusions", "--fusions=mean,tmcc")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: --fusions: 'tmcc' is no strategy: did you mean tmc")

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from mmfusion.analysis import attention, contribution
-from mmfusion.analysis.examine import Probe, compared_metric, examine, mixed, some
-from mmfusion.evaluate import collect, open_run, score
-from mmfusion.train import train
+from mmfusion.analysis.probing import attention, attribution
+from mmfusion.analysis.probing.probe import Probe, compared_metric, examine, mixed, some
+from mmfusion.training.evaluation import collect, score
+from mmfusion.training.loop import train
+from mmfusion.training.restore import open_run
 from tests import tiny
 
 
@@ -112,4 +113,4 @@ def test_examples_show_what_the_model_saw(trained):
         weights = one.attention["text", "image"]  # [N_query, N_key]
         assert weights.shape[0] == len(one.inputs["text"])
         np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-3)
-    assert contribution.subsets(["a"]) == [(), ("a",)]
+    assert attribution.subsets(["a"]) == [(), ("a",)]

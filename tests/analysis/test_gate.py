@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import known_answer
-from mmfusion.analysis import gate, properties
+from experiments import gate as known_answer
+from mmfusion.analysis.gate import contract_checks, gate
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.contract import Declaration
 from tests.analysis import planted
@@ -35,7 +35,7 @@ def test_a_strategy_is_what_it_declares(name):
 
 
 def without_training(kind, size=SMALL):
-    return properties.failures(gate.build(kind, None, size))
+    return contract_checks.failures(gate.build(kind, None, size))
 
 
 def after_training(kind, size=SMALL):
@@ -77,7 +77,7 @@ def test_what_falls_short_is_trained_once_more_and_longer(monkeypatch, late, fai
         return [gate._cell(strategy, "redundant", modalities, "plain", score, size)], []
 
     monkeypatch.setattr(gate, "learn", learn)
-    monkeypatch.setattr(properties, "failures", lambda *_: [])
+    monkeypatch.setattr(contract_checks, "failures", lambda *_: [])
     report = gate.check(FUSIONS["mean"], size=BRIEF, modalities=(2,))
     assert steps == [10, 30]
     assert len(report.failures) == failures

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from mmfusion.analysis import grouped, plan, runner
+from mmfusion.analysis.ablation import plan, replicated_runner, runner
 from mmfusion.errors import Preempted, UserError
 from tests.analysis.test_ablation import make
 
@@ -18,7 +18,7 @@ def planned(data_dir):
 
 
 def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
-    found = grouped.groups(planned.cells)
+    found = replicated_runner.groups(planned.cells)
     assert [{cell.method for cell in group} for group in found] == [
         {"concat"}, {"mean"}, {"image alone"}, {"text alone"},
     ]  # fmt: skip
@@ -28,11 +28,13 @@ def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
 def test_a_group_leaves_what_its_cells_would(planned, tmp_path):
     cells = [cell for cell in planned.cells if cell.method == "concat" and cell.tried == planned.cells[0].tried]
     assert len(cells) == 2
-    assert {cell.name: error for cell, error in grouped.run(tmp_path, cells)} == {cell.name: "" for cell in cells}
+    assert {cell.name: error for cell, error in replicated_runner.run(tmp_path, cells)} == {
+        cell.name: "" for cell in cells
+    }
     assert all(runner.is_done(tmp_path, cell) for cell in cells)
     for cell in cells:
         assert (runner.cell_directory(tmp_path, cell) / "log.txt").read_text().count("test") > 0
-    assert not list(grouped.run(tmp_path, cells))
+    assert not list(replicated_runner.run(tmp_path, cells))
 
 
 def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(planned, tmp_path, monkeypatch):
@@ -45,14 +47,16 @@ def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
         return [UserError("wrong"), Preempted("saved")] if len(sizes) == 2 else [{}, {}]
 
-    monkeypatch.setattr(grouped, "train_together", small)
-    ended = grouped.run(tmp_path, cells)
+    monkeypatch.setattr(replicated_runner, "train_together", small)
+    ended = replicated_runner.run(tmp_path, cells)
     assert next(ended) == (cells[0], "UserError: wrong")
     with pytest.raises(Preempted):
         next(ended)
     failed = runner.cell_directory(tmp_path, cells[0]) / "failed.json"
     assert json.loads(failed.read_text()) == {"error": "UserError: wrong"}
-    assert [(cell, error) for cell, error in grouped.run(tmp_path, cells[:2])] == [(cell, "") for cell in cells[:2]]
+    assert [(cell, error) for cell, error in replicated_runner.run(tmp_path, cells[:2])] == [
+        (cell, "") for cell in cells[:2]
+    ]
     assert sizes == [4, 2, 2]
     assert not failed.exists()
 
@@ -66,6 +70,6 @@ def test_a_program_that_fails_is_its_group_s_own(planned, tmp_path, monkeypatch)
             raise TypeError("no such shape")
         return [{}] * len(runs)
 
-    monkeypatch.setattr(grouped, "train_together", train_together)
-    ended = [error for _, error in grouped.run(tmp_path, planned.cells)]
+    monkeypatch.setattr(replicated_runner, "train_together", train_together)
+    ended = [error for _, error in replicated_runner.run(tmp_path, planned.cells)]
     assert ended == ["TypeError: no such shape"] * 4 + [""] * 12

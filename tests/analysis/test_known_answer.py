@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmfusion.analysis.known_answer import _prototypes, bayes_rate, joint, sample, tasks
+from mmfusion.analysis.gate.synthetic_tasks import _prototypes, bayes_rate, joint, sample, tasks
 
 
 @pytest.mark.parametrize("modalities", [1, 2, 3, 4])

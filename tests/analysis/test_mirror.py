@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mmfusion.analysis import runner
-from mmfusion.analysis.mirror import Mirror, local
+from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.ablation.remote_copy import Mirror, local
 from mmfusion.errors import UserError
 
 BUCKET = "memory://bucket/ablation"

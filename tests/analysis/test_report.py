@@ -10,12 +10,15 @@ import matplotlib
 import numpy as np
 import pytest
 
-from mmfusion.analysis import attention, calibration, contribution, judge, report, runner
-from mmfusion.analysis import plan as plans
-from mmfusion.analysis.ablation import Outcome
-from mmfusion.analysis.attention import Shown
-from mmfusion.analysis.claims import claims
-from mmfusion.analysis.judge import Row
+from mmfusion.analysis import report
+from mmfusion.analysis.ablate import Outcome
+from mmfusion.analysis.ablation import plan as plans
+from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.claims import selection
+from mmfusion.analysis.claims.claims import claims
+from mmfusion.analysis.claims.selection import Row
+from mmfusion.analysis.probing import attention, attribution, calibration
+from mmfusion.analysis.probing.attention import Shown
 from mmfusion.analysis.report import cards, evidence, plots, tables
 from mmfusion.analysis.report.sections import MAKERS
 from mmfusion.analysis.report.study import Study
@@ -34,7 +37,7 @@ def scores(method, seed, level):
 
 
 def examination(level, sign, seed, names=NAMES):
-    subsets = {kept: sign * (level * len(kept) / len(names) + 0.01 * seed) for kept in contribution.subsets(names)}
+    subsets = {kept: sign * (level * len(kept) / len(names) + 0.01 * seed) for kept in attribution.subsets(names)}
     bins = {"count": [10, 20], "confidence": [0.61, 0.95], "accuracy": [0.5, 0.9]}
     half = {"nll": 0.3, "ece": 0.05, "ece_equal_mass": 0.04, "bins": bins}
     pair = {"whole": [sign * level] * 3, "additive": [sign * level / 2] * 3}
@@ -42,7 +45,7 @@ def examination(level, sign, seed, names=NAMES):
         "metric": "accuracy" if sign > 0 else "nll", "sign": sign, "severities": [0.0, 0.5, 1.0],
         "rows": 64, "paired": 32, "corrupted": 16,
         "subsets": {"+".join(kept): value for kept, value in subsets.items()},
-        "shapley": contribution.shapley(subsets),
+        "shapley": attribution.shapley(subsets),
         "missing": {"0.0": sign * level, "0.5": sign * level / 2},
         "perceptual": dict.fromkeys(names, 0.2 + 0.01 * seed) if sign > 0 else {},
         "interaction": {"image": pair} if len(names) > 1 else {},
@@ -84,7 +87,7 @@ def ablation(
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "sp')
     classical = [Row("linear_svm, text", True, {"C": 1.0}, (), tuple(range(seeds)), (), (0.5,) * seeds,
                      (0.5,) * seeds, None)] * higher  # fmt: skip
-    found = judge.rows(plan.cells, results, metric)
+    found = selection.rows(plan.cells, results, metric)
     said = claims(found, classical, examined, {}, metric, higher)
     return Outcome(metric, higher, (*found, *classical), said, results, examined, dict(errors), dict(published)), plan
 

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmfusion.analysis import statistics
+from mmfusion.analysis.claims import significance
 
 
 def test_sign_flip_counts_every_flip():
     differences = np.array([0.3, 0.1, -0.05, 0.2, 0.4])
     flips = np.array(list(itertools.product((1, -1), repeat=5))) * differences
     expected = (abs(flips.mean(axis=1)) >= abs(differences.mean()) - 1e-12).mean()
-    assert statistics.sign_flip(differences) == pytest.approx(expected)
-    assert statistics.sign_flip(np.full(6, 0.1)) == 2 / 2**6  # six pairs are the fewest that can be below 0.05
-    assert statistics.sign_flip(np.zeros(4)) == 1.0
+    assert significance.sign_flip(differences) == pytest.approx(expected)
+    assert significance.sign_flip(np.full(6, 0.1)) == 2 / 2**6  # six pairs are the fewest that can be below 0.05
+    assert significance.sign_flip(np.zeros(4)) == 1.0
 
 
 def test_holm_steps_down():
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert statistics.holm([]) == []
+    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert significance.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert significance.holm([]) == []
 
 
 def test_a_clear_difference_is_told_and_its_mirror():
@@ -29,25 +29,25 @@ def test_a_clear_difference_is_told_and_its_mirror():
     b = 0.9 + 0.01 * random.normal(size=8)
     a = b + 0.05 + 0.005 * random.normal(size=8)
     for first, second, sign, said in ((a, b, 1, "better"), (b, a, -1, "worse")):
-        found = statistics.compare(first, second)
+        found = significance.compare(first, second)
         assert sign * found.difference == pytest.approx(0.05, abs=0.01)
         assert found.interval[0] < found.difference < found.interval[1]
         assert found.better == (sign > 0)
         assert found.p == 2 / 2**8
-        assert statistics.verdict(found, found.p) == said
-        assert statistics.verdict(found, 0.06) == "cannot tell"  # not after correction
+        assert significance.verdict(found, found.p) == said
+        assert significance.verdict(found, 0.06) == "cannot tell"  # not after correction
 
 
 def test_equal_and_few_runs_tell_nothing():
-    same = statistics.compare([0.5] * 6, [0.5] * 6)
+    same = significance.compare([0.5] * 6, [0.5] * 6)
     assert (same.difference, same.interval, same.p, same.better) == (0.0, (0.0, 0.0), 1.0, 0.5)
-    rounded = statistics.mean_interval(np.array([0.499, 0.5, 0.501]) - np.array([0.699, 0.7, 0.701]))
+    rounded = significance.mean_interval(np.array([0.499, 0.5, 0.501]) - np.array([0.699, 0.7, 0.701]))
     assert rounded == pytest.approx((-0.2, -0.2))  # where BCa divides by a spread that is only rounding
-    few = statistics.compare([0.9] * 5, [0.5] * 5)
-    assert statistics.verdict(few, few.p) == "cannot tell"  # 2 / 2^5 is above 0.05
+    few = significance.compare([0.9] * 5, [0.5] * 5)
+    assert significance.verdict(few, few.p) == "cannot tell"  # 2 / 2^5 is above 0.05
     for a, b in (([0.5], [0.4]), ([0.5, 0.6], [0.4]), ([0.5, np.nan], [0.4, 0.5])):
         with pytest.raises(ValueError, match="finite pairs"):
-            statistics.compare(a, b)
+            significance.compare(a, b)
 
 
 def test_the_bootstrap_is_that_of_scipy_and_repeatable():
@@ -55,21 +55,23 @@ def test_the_bootstrap_is_that_of_scipy_and_repeatable():
     reference = stats.bootstrap(
         (values,), np.mean, n_resamples=50_000, method="BCa", rng=np.random.default_rng(1)
     ).confidence_interval
-    found = statistics.mean_interval(values)
+    found = significance.mean_interval(values)
     assert found == pytest.approx(tuple(reference), abs=0.02)
-    assert found == statistics.mean_interval(values)
+    assert found == significance.mean_interval(values)
 
 
 def test_what_was_chosen_of_one_is_the_sign_flip_test():
     random = np.random.default_rng(2)
     for _ in range(10):
         differences = 0.3 + random.normal(size=7)
-        assert statistics.sign_flip_of_chosen(differences[None], 0) == pytest.approx(statistics.sign_flip(differences))
-    assert statistics.sign_flip_of_chosen(np.zeros((2, 6)), 0) == 1.0
-    assert statistics.sign_flip_of_chosen(np.full((3, 6), 0.1), 1) == 2 / 2**6
+        assert significance.sign_flip_of_chosen(differences[None], 0) == pytest.approx(
+            significance.sign_flip(differences)
+        )
+    assert significance.sign_flip_of_chosen(np.zeros((2, 6)), 0) == 1.0
+    assert significance.sign_flip_of_chosen(np.full((3, 6), 0.1), 1) == 2 / 2**6
     several = np.vstack([np.full(6, 0.1), [0.1, np.nan, 0.2, -0.1, 0.3, np.nan]])
-    assert statistics.sign_flip_of_chosen(several, 0) == 2 / 2**6
-    assert 0.25 < statistics.sign_flip_of_chosen(several, 1) <= 1
+    assert significance.sign_flip_of_chosen(several, 0) == 2 / 2**6
+    assert 0.25 < significance.sign_flip_of_chosen(several, 1) <= 1
 
 
 def test_what_has_few_pairs_does_not_hide_what_is_clear():
@@ -77,8 +79,8 @@ def test_what_has_few_pairs_does_not_hide_what_is_clear():
     failing = np.full(9, np.nan)
     failing[:2] = 0.20, 0.21  # as far from 0 as two pairs can be
     noise = 0.05 * np.random.default_rng(0).normal(size=(5, 9))
-    assert statistics.sign_flip_of_chosen(np.vstack([failing, noise, clear]), 6) < 0.02
-    assert statistics.sign_flip_of_chosen(np.vstack([failing, clear]), 0) > 0.4
+    assert significance.sign_flip_of_chosen(np.vstack([failing, noise, clear]), 6) < 0.02
+    assert significance.sign_flip_of_chosen(np.vstack([failing, clear]), 0) > 0.4
 
 
 @pytest.mark.parametrize("n", [6, pytest.param(18, marks=pytest.mark.thorough)])
@@ -86,7 +88,7 @@ def test_the_best_of_many_that_are_alike_is_seldom_told(n):
     random, told = np.random.default_rng(5), 0
     for _ in range(200):
         differences = random.normal(size=(12, n)) + random.normal(size=n)  # from one floor
-        told += statistics.sign_flip_of_chosen(differences, int(differences.mean(axis=1).argmax())) < 0.05
+        told += significance.sign_flip_of_chosen(differences, int(differences.mean(axis=1).argmax())) < 0.05
     assert told <= 0.05 * 200 + 2 * (200 * 0.05 * 0.95) ** 0.5
 
 
@@ -95,17 +97,17 @@ def test_intervals_cover(n, least):
     random = np.random.default_rng(11)
     hits = 0
     for trial in range(300):
-        low, high = statistics.mean_interval(1.0 + random.normal(size=n), trial)
+        low, high = significance.mean_interval(1.0 + random.normal(size=n), trial)
         hits += low <= 1.0 <= high
     assert hits / 300 >= least
 
 
 def test_seeds_to_tell():
     seen = 0.5 + stats.norm.ppf((np.arange(20) + 0.5) / 20)  # a mean of half a deviation
-    wanted = statistics.seeds_to_tell(seen)
+    wanted = significance.seeds_to_tell(seen)
     assert 30 <= wanted <= 36  # 34 by tables of the paired t-test
-    assert statistics.seeds_to_tell(seen, comparisons=11) > wanted
-    assert statistics.seeds_to_tell([0.1, 0.101, 0.099]) == 6  # never fewer than the exact test asks for
-    assert statistics.seeds_to_tell([0.1, 0.101, 0.099] * 3) == 10
-    assert statistics.seeds_to_tell([0.1, -0.1]) is None
-    assert statistics.seeds_to_tell([1e-6, -1.0, 1.0]) is None
+    assert significance.seeds_to_tell(seen, comparisons=11) > wanted
+    assert significance.seeds_to_tell([0.1, 0.101, 0.099]) == 6  # never fewer than the exact test asks for
+    assert significance.seeds_to_tell([0.1, 0.101, 0.099] * 3) == 10
+    assert significance.seeds_to_tell([0.1, -0.1]) is None
+    assert significance.seeds_to_tell([1e-6, -1.0, 1.0]) is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmfusion.data import knowledge
-from mmfusion.data.kinds import KINDS
+from mmfusion.data.modalities import KINDS
 from mmfusion.data.rows import Reader
 from mmfusion.errors import UserError
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmfusion.data import text
-from mmfusion.data.kinds import as_string
+from mmfusion.data.modalities import as_string
 from mmfusion.data.rows import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.errors import UserError
 from tests import planted

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmfusion.data.batch import Batch
-from mmfusion.data.kinds import IMAGE_OPTIONS
+from mmfusion.data.modalities import IMAGE_OPTIONS
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS

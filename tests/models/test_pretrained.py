@@ -9,8 +9,8 @@ import requests
 from safetensors.numpy import save_file
 
 from mmfusion.errors import UserError
-from mmfusion.models import pretrained
 from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.pretrained import weights
 from tests.models.random_variables import random_variables
 from tests.processes import ROOT
 
@@ -62,7 +62,7 @@ def loaded(case, tensors=None, x=None):
     encoder = encoder_of(case)
     variables = random_variables(encoder, x, mask, train=False)
     tensors = tensors_of(case) if tensors is None else tensors
-    return encoder, pretrained.load(encoder, variables["params"], variables.get("batch_stats", {}), tensors, "a file")
+    return encoder, weights.load(encoder, variables["params"], variables.get("batch_stats", {}), tensors, "a file")
 
 
 def plain(params):
@@ -113,7 +113,7 @@ def test_vgg16_takes_each_published_convolution_in_its_place(norm, places):
     x, mask = draw.normal(size=(2, 32, 32, 3)).astype(np.float32), np.ones((2, 1), bool)
     encoder = ENCODERS["vgg16"](width=16, channels=2, norm=norm)
     variables = random_variables(encoder, x, mask, train=False)
-    found = pretrained.load(encoder, variables["params"], variables.get("batch_stats", {}), tensors, "a file")
+    found = weights.load(encoder, variables["params"], variables.get("batch_stats", {}), tensors, "a file")
     assert set(found.left_out) == set()
     maps = x
     for i, place in enumerate(places):
@@ -170,7 +170,7 @@ def test_what_is_left_over_or_missing_is_told():
 def test_an_encoder_without_published_weights_is_told():
     encoder = ENCODERS["cnn"](width=4)
     with pytest.raises(UserError, match="not CNN"):
-        pretrained.load(encoder, {}, {}, {}, "a file")
+        weights.load(encoder, {}, {}, {}, "a file")
 
 
 def test_gray_pictures_see_the_sum_of_three_channels():
@@ -220,7 +220,7 @@ def test_positions_are_resized_to_the_picture():
 @pytest.mark.parametrize("cells", [36, 9])
 def test_positions_are_resized_as_timm_does(cells):
     grid = FIXTURES["positions/16"]
-    found = pretrained._resized(np.concatenate([np.ones((1, 8), np.float32), grid]), cells + 1)
+    found = weights._resized(np.concatenate([np.ones((1, 8), np.float32), grid]), cells + 1)
     np.testing.assert_array_equal(found[0], 1)
     np.testing.assert_allclose(found[1:], FIXTURES[f"positions/{cells}"], atol=1e-5)
 
@@ -243,19 +243,19 @@ def test_norms_named_by_tensorflow_are_known():
 def test_files_folders_and_shards(tmp_path):
     first, second = {"a": np.ones(2, np.float32)}, {"b": np.zeros(3, np.float32)}
     save_file(first, tmp_path / "model.safetensors")
-    assert pretrained.read(str(tmp_path / "model.safetensors"), tmp_path).keys() == {"a"}
-    assert pretrained.read(str(tmp_path), tmp_path).keys() == {"a"}
+    assert weights.read(str(tmp_path / "model.safetensors"), tmp_path).keys() == {"a"}
+    assert weights.read(str(tmp_path), tmp_path).keys() == {"a"}
     save_file(second, tmp_path / "model-2.safetensors")
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert pretrained.read(str(tmp_path), tmp_path).keys() == {"a", "b"}
+    assert weights.read(str(tmp_path), tmp_path).keys() == {"a", "b"}
     save_file({**first, **second}, tmp_path / "model-2.safetensors")
     with pytest.raises(UserError, match="has 'a', which another file has, too"):
-        pretrained.read(str(tmp_path), tmp_path)
+        weights.read(str(tmp_path), tmp_path)
     for wrong in ("{", "{}", '{"weight_map": {"a": "../model.safetensors"}}'):
         (tmp_path / "model.safetensors.index.json").write_text(wrong)
         with pytest.raises(UserError, match=r"model\.safetensors\.index\.json lists no files"):
-            pretrained.read(str(tmp_path), tmp_path)
+            weights.read(str(tmp_path), tmp_path)
 
 
 def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):
@@ -272,5 +272,5 @@ def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):
         (str(tmp_path / "weights.bin"), "pickled weights are not read"),
     ):
         with pytest.raises(UserError, match=said):
-            pretrained.read(source, tmp_path)
+            weights.read(source, tmp_path)
     assert not (tmp_path / "owner").exists()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmfusion.analysis import information
+from mmfusion.analysis.probing import pid
 from mmfusion.models import layers
 from mmfusion.models.fusion import FUSIONS
 
@@ -72,7 +72,7 @@ def test_the_transformer_block_equals_torch():
 @pytest.mark.parametrize("case", range(8))
 def test_information_is_what_dit_finds(case):
     tables = np.load(Path(__file__).with_name("information.npz"))  # made by `make_information.py`
-    found = dataclasses.astuple(information.decompose(tables[f"{case}/table"]))
+    found = dataclasses.astuple(pid.decompose(tables[f"{case}/table"]))
     theirs = tables[f"{case}/parts"]
     np.testing.assert_allclose(found, theirs, atol=2e-3)
     assert found[0] > theirs[0] - 1e-5  # redundancy is a maximum, and dit stops a little below it

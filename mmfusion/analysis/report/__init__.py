@@ -8,15 +8,15 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from mmfusion.analysis.ablation import Outcome
-from mmfusion.analysis.budget import CLOSE
-from mmfusion.analysis.claims import Statement
-from mmfusion.analysis.plan import Cell, Plan
+from mmfusion.analysis.ablate import Outcome
+from mmfusion.analysis.ablation.budget import CLOSE
+from mmfusion.analysis.ablation.plan import Cell, Plan
+from mmfusion.analysis.claims.claims import Statement
 from mmfusion.analysis.report import evidence, tables
 from mmfusion.analysis.report.sections import sections
 from mmfusion.analysis.report.study import Study
 from mmfusion.analysis.report.tables import ALONE, FUSED, Table, Text, escape_markdown
-from mmfusion.logger import write_text
+from mmfusion.files import write_text
 
 SHOWN = ("interaction", "modality")  # statements of what is there, not of what is better
 LEAD = re.compile(r"[^:;]{1,140}[:;]")  # of a claim: what it says, before the numbers

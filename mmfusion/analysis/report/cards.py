@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmfusion.analysis.attention import Shown
+from mmfusion.analysis.probing.attention import Shown
 
 LARGEST = 192  # pixels of a picture's longer side, above which it is made smaller
 COLUMNS = 120  # of a drawn sound

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
-from mmfusion.analysis.calibration import BINS, Reliability
+from mmfusion.analysis.probing.calibration import BINS, Reliability
 from mmfusion.analysis.report.evidence import Curve, bin_of
 from mmfusion.analysis.report.theme import OTHER, PALETTE, PAPER, SOFT, STYLE, WIDE, Look, legend, svg
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmfusion.analysis import runner
-from mmfusion.analysis.ablation import Outcome
-from mmfusion.analysis.calibration import BINS, Reliability
-from mmfusion.analysis.corruption import effective_robustness, relative_robustness
-from mmfusion.analysis.judge import Row
-from mmfusion.analysis.plan import Cell
+from mmfusion.analysis.ablate import Outcome
+from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.ablation.plan import Cell
+from mmfusion.analysis.claims.selection import Row
+from mmfusion.analysis.probing.calibration import BINS, Reliability
+from mmfusion.analysis.probing.corruption import effective_robustness, relative_robustness
 
 LATE = "late_mean"  # what effective robustness is measured from
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mmfusion.analysis.judge import Difference
+from mmfusion.analysis.claims.selection import Difference
 from mmfusion.analysis.report.evidence import Span
-from mmfusion.analysis.report.theme import (
+from mmfusion.analysis.report.theme import (  # fmt: skip
     HEAT,
     INK,
     OTHER,
@@ -29,7 +29,7 @@ from mmfusion.analysis.report.theme import (
     VERDICTS,
     WIDE,
     svg,
-)  # fmt: skip
+)
 
 ROW = 0.25  # inches, of a method
 

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmfusion.analysis import attention, runner
-from mmfusion.analysis.attention import Shown
-from mmfusion.analysis.judge import REFERENCE, Row
+from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.claims.selection import REFERENCE, Row
+from mmfusion.analysis.probing import attention
+from mmfusion.analysis.probing.attention import Shown
 from mmfusion.analysis.report import curves, evidence, plots
 from mmfusion.analysis.report.cards import Card, card
 from mmfusion.analysis.report.study import MOST, Study

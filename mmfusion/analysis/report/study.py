@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfusion.analysis.ablation import Outcome
-from mmfusion.analysis.judge import REFERENCE, Row
-from mmfusion.analysis.plan import Cell, Plan
+from mmfusion.analysis.ablate import Outcome
+from mmfusion.analysis.ablation.plan import Cell, Plan
+from mmfusion.analysis.claims.selection import REFERENCE, Row
 from mmfusion.analysis.report.tables import FUSED, Line
 from mmfusion.analysis.report.theme import Look, looks
 

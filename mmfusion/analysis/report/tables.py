@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmfusion.analysis.ablation import Outcome
-from mmfusion.analysis.judge import REFERENCE, Difference, Row
-from mmfusion.analysis.plan import Plan
-from mmfusion.analysis.statistics import mean_interval
+from mmfusion.analysis.ablate import Outcome
+from mmfusion.analysis.ablation.plan import Plan
+from mmfusion.analysis.claims.selection import REFERENCE, Difference, Row
+from mmfusion.analysis.claims.significance import mean_interval
 
 NONE = "–"
 MANY = 4  # lost seeds that are counted and not named

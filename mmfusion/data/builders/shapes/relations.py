@@ -4,17 +4,7 @@ import functools
 import itertools
 
 from mmfusion.data.builders.generate import bits
-from mmfusion.data.builders.shapes.scenes import (
-    COLOURS,
-    PLACES,
-    SHAPES,
-    Draw,
-    Example,
-    Scene,
-    drawer,
-    quad,
-    sample,
-)
+from mmfusion.data.builders.shapes.scenes import COLOURS, PLACES, SHAPES, Draw, Example, Scene, drawer, quad, sample
 
 Kind = tuple[int, int]  # colour, shape
 Pair = frozenset[Kind]

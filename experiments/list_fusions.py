@@ -1,0 +1,127 @@
+"""Lists the fusion strategies: what each is, declares and costs. `python -m experiments.list_fusions [--plot=FILE.png]`
+
+FLOPs and memory are of one example's forward pass through the strategy alone, with its default options.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from experiments.strategies import chosen
+from mmfusion.errors import UserError
+
+PLOT = flags.DEFINE_string("plot", "", "a picture to draw: cost against tokens")
+WIDTH = flags.DEFINE_integer("width", 64, "width of tokens and features", lower_bound=1)
+TOKENS, MODALITIES = (16, 64, 256), (2, 3, 4)
+DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any_modalities", "any"),
+            ("needs_tokens", "tok"), ("unimodal_loss", "own"), ("classes_only", "cls"))  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    cli.parse(argv)
+    names = chosen()
+    if PLOT.value and not Path(PLOT.value).parent.is_dir():
+        raise UserError(f"--plot={PLOT.value}: there is no folder {Path(PLOT.value).parent}")
+    cli.settle_compilation_cache()
+
+    import jax
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mmfusion.analysis.ablation.cost import Size, cost
+    from mmfusion.models.fusion import FUSIONS
+
+    base = Size(width=WIDTH.value)
+    console = Console(width=None if Console().is_terminal else 170)
+    what = Table(
+        "name", "family", "level", "what it is", "paper", "declares",
+        title="Strategies (add: additive, syn: synergy, sym: symmetric, any: any modalities, tok: reads tokens, "
+        "own: each modality has its own loss, cls: single-label classes only)",
+    )  # fmt: skip
+    for name in names:
+        kind = FUSIONS[name]
+        declared = " ".join(short for field, short in DECLARED if getattr(kind.declares, field))
+        line = " ".join(kind.__doc__.split("\n\n")[0].split())
+        what.add_row(name, kind.declares.family, kind.declares.level, escape(line), kind.declares.paper, declared)
+    console.print(what)
+
+    def flops(name: str, **changes: int) -> str:
+        try:
+            return shown(cost(FUSIONS[name], dataclasses.replace(base, **changes)).flops)
+        except UserError:
+            return "refused"
+
+    costs = Table(
+        "name", "parameters", "FLOPs", "memory",
+        *(f"N={n}" for n in TOKENS), *(f"M={m}" for m in MODALITIES),
+        title=f"One example: M={base.modalities} modalities, N={base.tokens} tokens, width {base.width}; FLOPs as N or "
+        f"M grows; jax {jax.__version__}, {jax.devices()[0].device_kind}",
+    )  # fmt: skip
+    for name in names:
+        try:
+            one = cost(FUSIONS[name], base, compiled=True)
+            first = f"{one.parameters:,}", shown(one.flops), f"{shown(one.memory)}B"
+        except UserError:
+            first = "refused", "", ""
+        costs.add_row(
+            name, *first, *(flops(name, tokens=n) for n in TOKENS), *(flops(name, modalities=m) for m in MODALITIES)
+        )
+    console.print(costs)
+    if PLOT.value:
+        plot(names, base, Path(PLOT.value))
+
+
+def shown(number: float) -> str:
+    """Returns a number with three digits and a unit prefix."""
+    if math.isnan(number):
+        return "?"
+    for divisor, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= divisor:
+            return f"{number / divisor:.3g}{prefix}"
+    return f"{number:.0f} "
+
+
+def plot(names: Sequence[str], base, path: Path) -> None:
+    """Draws FLOPs against tokens, a line a strategy, those that cost the same under one label."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from mmfusion.analysis.ablation.cost import cost
+    from mmfusion.models.fusion import FUSIONS
+
+    tokens = [4, 16, 64, 256, 1024]
+    figure, axes = pyplot.subplots(figsize=(9, 9), layout="constrained")
+    families = sorted({kind.declares.family for kind in FUSIONS.values()})
+    ends = []
+    for name in names:
+        kind = FUSIONS[name]
+        try:
+            flops = [cost(kind, dataclasses.replace(base, tokens=n)).flops for n in tokens]
+        except UserError:
+            continue  # the table says so
+        colour = f"C{families.index(kind.declares.family)}"
+        axes.plot(tokens, flops, color=colour, linewidth=1, alpha=0.8)
+        ends.append((flops[-1], name, colour))
+    place = 0.0
+    for flops, name, colour in sorted(ends):
+        place = max(math.log10(max(flops, 1)), place + 0.11)
+        axes.annotate(name, (tokens[-1] * 1.1, 10**place), color=colour, fontsize=7, va="center", annotation_clip=False)
+    for i, family in enumerate(families):
+        axes.plot([], [], color=f"C{i}", label=family)
+    axes.set(xscale="log", yscale="log", xlabel="tokens a modality", ylabel="FLOPs an example, forward", xlim=(4, 4500))
+    axes.set_title(f"Cost of a strategy alone: {base.modalities} modalities, width {base.width}")
+    axes.set_xticks(tokens, [str(n) for n in tokens])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    cli.run(main)

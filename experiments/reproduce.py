@@ -1,0 +1,101 @@
+"""Trains a finished run again from its own config, in another directory, and compares every step and score.
+
+`python -m experiments.reproduce WORKDIR [--again=DIR] [--config.data.dir=DIR ...]`
+
+Exit status 1 where they differ by a bit. Only where the data is, and on how many devices, may be changed.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from experiments import cli
+from mmfusion.errors import UserError
+
+OUTPUT = flags.DEFINE_string("again", "", "the second run's directory (default: WORKDIR-again)")
+TIMES = ("seconds", "examples_per_second", "waiting")  # what names of measured times begin with
+
+
+def main(argv: Sequence[str]) -> None:
+    from mmfusion.analysis.runs import read
+
+    overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
+    named = cli.parse([arg for arg in argv if arg not in overrides], positional=True)
+    if len(named) != 1:
+        raise UserError("give one finished run: python -m experiments.reproduce WORKDIR")
+    first = read(named[0])
+    output = epath.Path(OUTPUT.value or f"{first.directory}-again")
+    config = moved(first.config, overrides)
+    if (output / "result.json").exists():
+        raise UserError(f"--again={output} holds a run already: give a directory that is not there yet")
+    cli.settle(config)
+
+    import jax
+
+    from mmfusion import config as configs
+    from mmfusion.training.loop import train
+
+    configs.check(config, jax.device_count())
+    again = train(config, output)
+    differ = differences(first.directory, output, first.result, again)
+    show(first.result, again, differ)
+    sys.exit(1 if differ else 0)
+
+
+def moved(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns a config with other places; raises UserError where an override changes what is computed."""
+    from mmfusion import config as configs
+
+    for item in overrides:
+        key = item.removeprefix("--config.").partition("=")[0]
+        if key not in configs.PLACES:
+            raise UserError(f"--config.{key}: a run is repeated as it was; only {', '.join(configs.PLACES)} may differ")
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=["", *overrides])
+    cli.parse(["", *overrides], flag_values)
+    return config
+
+
+def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
+    """Returns a line for what is not the same: the first step whose numbers differ, and each score that does."""
+    compared = (
+        ("data", lambda r: r["data"]["fingerprint"]),
+        ("rows", lambda r: r["data"].get("content") if "content" in result["data"] else None),  # older runs lack it
+        ("best step", lambda r: r["best_step"]),
+    )
+    lines = [f"{name}: {of(result)} and {of(repeated)}" for name, of in compared if of(result) != of(repeated)]
+    if len(steps(first)) != len(steps(again)):
+        lines.append(f"logged lines: {len(steps(first))} and {len(steps(again))}")
+    for one, other in zip(steps(first), steps(again), strict=False):
+        if named := [name for name in {**one, **other} if repr(one.get(name)) != repr(other.get(name))]:
+            lines.append(f"step {one['step']}: {', '.join(f'{n} {one.get(n)!r} and {other.get(n)!r}' for n in named)}")
+            break
+    for split in ("valid", "test"):
+        for name, value in result[split].items():
+            if repr(repeated[split].get(name)) != repr(value):
+                lines.append(f"{split} {name}: {value!r} and {repeated[split].get(name)!r}")
+    return lines
+
+
+def steps(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """Returns the lines of `metrics.jsonl` without what measures time."""
+    lines = [json.loads(line) for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
+
+
+def show(first: dict[str, Any], again: dict[str, Any], differ: Sequence[str]) -> None:
+    """Prints what the two were made with, where that differs, and what came out."""
+    for name in ("device", "versions", "machine", "flags", "commit"):
+        if first.get(name) != again.get(name):
+            print(f"{name}: {first.get(name)} and {again.get(name)}")
+    print("\n".join(differ) if differ else "the same, bit for bit: every logged step, every score")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,21 @@
+"""The config of a run: its defaults, its checks, and the arguments of a config file."""
+
+from mmfusion.config.arguments import parse_arg
+from mmfusion.config.choices import choice_keys, choose, sections_that_choose
+from mmfusion.config.schema import PATIENCE, PLACES, check, selectable
+from mmfusion.config.serialization import flat, from_json, read_json, to_json
+
+__all__ = [
+    "PATIENCE",
+    "PLACES",
+    "check",
+    "choice_keys",
+    "choose",
+    "flat",
+    "from_json",
+    "parse_arg",
+    "read_json",
+    "sections_that_choose",
+    "selectable",
+    "to_json",
+]

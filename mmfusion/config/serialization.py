@@ -1,0 +1,56 @@
+"""Configs as JSON."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmfusion.errors import UserError
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.model import options as module_options
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config as JSON values."""
+    return json.loads(json.dumps(config.to_dict(), sort_keys=True))
+
+
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns the locked config that `to_json` gave; lists become tuples again.
+
+    An option that an encoder or a strategy did not have when it was written is at its default.
+    """
+    config = _tuples(values)
+    model = config.get("model", {})
+    parts = [(ENCODERS, section) for section in model.get("encoders", {}).values()]
+    for known, section in [*parts, (FUSIONS, model.get("fusion", {}))]:
+        if section.get("name") in known:
+            section |= {**module_options(known[section["name"]]), **section}
+    return ConfigDict(config).lock()
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Returns nested JSON values by dotted path; an empty section is a value."""
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    return {k: v for key, inner in values.items() for k, v in flat(inner, f"{path}.{key}" if path else key).items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON file's object; raises UserError where it is torn or not JSON."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {values!r}, not an object")
+        return values
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error

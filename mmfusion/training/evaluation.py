@@ -1,0 +1,100 @@
+"""A run, a split, a subset of modalities -> metrics."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmfusion import metrics
+from mmfusion.data import dataset as datasets
+from mmfusion.data import pipeline
+from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Split
+from mmfusion.objectives import Task
+from mmfusion.training.setup import Parts
+
+
+def collect(
+    run_eval: Callable[..., Any],
+    state: Any,
+    split: Split,
+    parts: Parts,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    modalities: Collection[str] | None = None,
+    max_bad_fraction: float = 1.0,
+) -> dict[str, Any]:
+    """Runs a whole split through the model.
+
+    Args:
+      run_eval: what `Parts.eval_step` returned.
+      state: anything with `params` and `batch_stats` on the devices.
+      split: the rows.
+      parts: of the run.
+      batch_size: over all devices and hosts.
+      workers: processes that read a streamed split.
+      modalities: those that stay; the others count as absent in every row. None keeps all.
+      max_bad_fraction: share of rows that may be unreadable.
+
+    Returns:
+      `logits`, `targets`, `loss` and `loss_weight` per task, `weight` and `id`, all `[n, ...]` of every host's rows,
+      padding and unreadable rows left out.
+
+    Raises:
+      UserError: too many rows cannot be read.
+    """
+    spread = parts.parallel
+    batches = pipeline.eval_batches(split, batch_size=batch_size, host=spread.host, hosts=spread.hosts, workers=workers)
+    batches = (without(batch, modalities) for batch in batches)
+    results = []
+    for _, batch in pipeline.to_device(batches, spread.put_batch):
+        results.append(jax.device_get(run_eval(state.params, state.batch_stats, batch)))
+    every = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+    unreadable = every["id"][(every["weight"] == 0) & (every["id"] >= 0)]
+    datasets.check_bad(split, unreadable.tolist(), max_bad_fraction)
+    return jax.tree.map(lambda x: x[every["weight"] > 0], every)
+
+
+def without(batch: Batch, modalities: Collection[str] | None) -> Batch:
+    """Returns the batch with every modality absent but `modalities`; None keeps all."""
+    if modalities is None:
+        return batch
+    return batch.replace(present={m: p & (m in modalities) for m, p in batch.present.items()})
+
+
+def score(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Returns the metrics of what `collect` returned: of the one task, or `TASK/metric` of each, and `loss` of all."""
+    scores: dict[str, Any] = {"loss": 0.0, "examples": int(collected["weight"].sum())}
+    for task, spec in tasks.items():
+        logits, targets = collected["logits"][task], collected["targets"][task]
+        if spec.kind == "regression":
+            logits = logits[:, 0]
+        weight = collected["loss_weight"][task]
+        loss = float(np.sum(weight * collected["loss"][task], dtype=np.float64) / max(weight.sum(), 1e-9))
+        own = {**SCORES[spec.kind](logits, targets, collected["weight"]), "loss": loss}
+        scores["loss"] += spec.weight * loss
+        if len(tasks) == 1:
+            scores |= own
+        else:
+            scores |= {f"{task}/{name}": value for name, value in own.items()}
+    return scores
+
+
+def head_losses(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Returns the loss, over all tasks, of the `joint` head and of each modality's, on the rows that have it."""
+    sums: dict[str, float] = {}
+    for task, spec in tasks.items():
+        for head, losses in {"joint": collected["loss"][task], **collected["unimodal"][task]}.items():
+            weight = collected["loss_weight"][task] * collected["present"].get(head, 1.0)
+            mean = float(np.sum(weight * losses, dtype=np.float64) / max(weight.sum(), 1e-9))
+            sums[head] = sums.get(head, 0.0) + spec.weight * mean
+    return sums
+
+
+SCORES = {
+    "classification": metrics.classification,
+    "multilabel": metrics.multilabel,
+    "regression": metrics.regression,
+}

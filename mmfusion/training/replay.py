@@ -1,0 +1,141 @@
+"""One update of a run, taken again from the checkpoint before it, with what a step does not say of itself."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from mmfusion import config as configs
+from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.data import dataset as datasets
+from mmfusion.data import pipeline
+from mmfusion.data.batch import Batch
+from mmfusion.distributed import mesh
+from mmfusion.errors import UserError
+from mmfusion.training import recovery, warm_start
+from mmfusion.training.progress import Progress
+from mmfusion.training.restore import read_config
+from mmfusion.training.setup import Parts, assemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+    """What one update did.
+
+    Attributes:
+      step: its number, counted from 1; `since`: the step of the checkpoint that it was reached from.
+      numbers: of the step: loss, grad_norm, skipped and so on, and its learning_rate.
+      recorded: those that `wrong.json` holds of it, if it does.
+      gradients: parameter -> the largest absolute value of its gradient, NaN where one is not finite.
+      losses: example id -> its loss before the update, as in evaluation.
+      inputs: modality -> ids of the examples with values that are not finite.
+    """
+
+    step: int
+    since: int
+    numbers: dict[str, float]
+    recorded: dict[str, Any]
+    gradients: dict[str, float]
+    losses: dict[int, float]
+    inputs: dict[str, list[int]]
+
+
+def replay(workdir: str | Path, step: int = 0) -> Replayed:
+    """Takes an update of a run again; changes nothing there.
+
+    Args:
+      workdir: of the run.
+      step: the update's number, counted from 1; 0: the first of those in its `wrong.json`.
+
+    Raises:
+      UserError: no such run or update, other data, or no checkpoint is left from before it.
+    """
+    config, workdir = read_config(workdir), epath.Path(workdir)
+    wrong = _recorded(workdir)
+    step = step or wrong["first"]
+    if not 0 < step <= config.steps:
+        raise UserError(f"--step={step}: updates of {workdir} are 1 to {config.steps}; it has no {recovery.FILE}")
+    recorded = next((update for update in wrong["updates"] if update["step"] == step), {})
+    with config.unlocked():
+        config.parallel.update(mesh.fitting(config.parallel, config.batch_size))
+    dataset = datasets.load(config.data, seed=config.seed)
+    parts = assemble(config, dataset)
+    state, progress = _before(workdir, step, config, dataset, parts)
+    progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks
+
+    spread, since, gradients = parts.parallel, progress.step, {}
+    batches = pipeline.train_batches(
+        dataset.splits["train"], seed=config.seed, batch_size=config.batch_size, first=since, last=step,
+        host=spread.host, hosts=spread.hosts, workers=config.data.workers,
+    )  # fmt: skip
+    usual = parts.train_step(config.optim.accumulate)
+    noting = dataclasses.replace(parts, optimizer=_noting(parts.optimizer, gradients)).train_step(
+        config.optim.accumulate
+    )
+    losses, inputs = {}, {}
+    for rows, batch in pipeline.to_device(batches, spread.put_batch):
+        rates, last = progress.learning_rates(config, 1), progress.step + 1 == step
+        if last:
+            losses, inputs = _losses(parts, state, batch), _not_finite(rows)
+        state, numbers = (noting if last else usual)(state, (batch,), spread.replicate(rates))
+        progress.step += 1
+    numbers = {name: float(column[0]) for name, column in jax.device_get(numbers).items()}
+    jax.effects_barrier()
+    numbers["learning_rate"] = float(rates[0])
+    return Replayed(step, since, numbers, recorded, gradients, losses, inputs)
+
+
+def _recorded(workdir: epath.Path) -> dict[str, Any]:
+    path = workdir / recovery.FILE
+    return configs.read_json(path) if path.exists() else {"first": 0, "rollbacks": 0, "updates": []}
+
+
+def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Parts) -> tuple[Any, Progress]:
+    """Returns the newest state, on the devices, from which training leads to the update without a validation."""
+    checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
+    saved = max((kept for kept in checkpoints.steps() if kept < step), default=None)
+    since = saved or 0
+    # schedules and balances may change at a validation, and after each there was a checkpoint
+    if (step - 1) // config.eval_every > since // config.eval_every:
+        have = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise UserError(f"--step={step}: the checkpoint before it is gone; {workdir} has those of steps {have}")
+    if saved is None:
+        drawn, _ = warm_start.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned)
+        return parts.parallel.put_state(drawn), Progress()
+    host_state, meta = checkpoints.restore(saved, parts.state_shapes())
+    dataset.check_unchanged(meta["data"], str(workdir))
+    return parts.parallel.put_state(host_state), Progress(**meta["progress"])
+
+
+def _noting(optimizer: optax.GradientTransformation, gradients: dict[str, float]) -> optax.GradientTransformation:
+    """Returns the optimizer, which fills the dictionary with each parameter's largest gradient as it is computed."""
+
+    def update(grads: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(grads)
+        largest = {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.abs(x).max() for path, x in leaves}
+        largest = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.nan), largest)
+        jax.debug.callback(lambda every: gradients.update({name: float(x) for name, x in every.items()}), largest)
+        return optimizer.update(grads, state, params, **more)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _losses(parts: Parts, state: Any, batch: Batch) -> dict[int, float]:
+    rows = jax.device_get(parts.eval_step()(state.params, state.batch_stats, batch))
+    total = sum(spec.weight * rows["loss"][task] for task, spec in parts.tasks.items())
+    return {int(i): float(x) for i, x, weight in zip(rows["id"], total, rows["weight"], strict=True) if weight > 0}
+
+
+def _not_finite(rows: Batch) -> dict[str, list[int]]:
+    found = {}
+    for name, leaves in rows.inputs.items():
+        for x in jax.tree.leaves(leaves):
+            if np.issubdtype(x.dtype, np.floating):
+                wrong = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
+                found.setdefault(name, []).extend(rows.id[wrong].tolist())
+    return {name: ids for name, ids in found.items() if ids}

@@ -1,0 +1,73 @@
+"""Opens a trained run at its best checkpoint."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.data import dataset as datasets
+from mmfusion.data.dataset import Dataset
+from mmfusion.distributed import mesh
+from mmfusion.errors import UserError
+from mmfusion.training.setup import Parts, assemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, opened: its config, data, parts and the state of its best checkpoint."""
+
+    config: ConfigDict
+    dataset: Dataset
+    parts: Parts
+    state: Any
+    step: int
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """Returns the config of a run directory, local or in a bucket; raises UserError where it is none."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} is no run directory: it has no config.json; train into it first")
+    return configs.from_json(configs.read_json(path))
+
+
+def open_run(
+    workdir: str | Path, splits: Collection[str], overrides: Callable[[ConfigDict], None] | None = None
+) -> Run:
+    """Opens a run directory at its best checkpoint.
+
+    Args:
+      workdir: of the run.
+      splits: which to load; none gives a dataset without splits.
+      overrides: changes the config in place, such as where the data is now.
+
+    Raises:
+      UserError: no run, no checkpoint, or a checkpoint of another architecture.
+    """
+    workdir = epath.Path(workdir)
+    config = read_config(workdir)
+    if overrides:
+        overrides(config)
+    with config.unlocked():
+        config.parallel.update(mesh.fitting(config.parallel, config.batch_size))
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir} has no checkpoints yet")
+    checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
+
+    def read(step: int) -> Run:
+        saved = checkpoints.meta(step)["data"]
+        dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
+        parts = assemble(config, dataset)
+        state, _ = checkpoints.restore(step, parts.state_shapes())
+        return Run(config, dataset, parts, parts.parallel.put_state(state), step)
+
+    run = checkpoints.first_sound(read, best=True)
+    checkpoints.close()
+    if run is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    return run

@@ -1,0 +1,385 @@
+"""Checkpoints: which are kept, which is best, what a wrong or failed one says, and what is left on the disk."""
+
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.distributed import mesh
+from mmfusion.errors import Unreachable, UserError
+from tests.processes import CONTEXT
+
+
+def state(value: float, rows: int = 3) -> dict[str, Any]:
+    return {
+        "params": {"dense": {"kernel": np.full((rows, 2), value, np.float32), "bias": np.zeros(2, np.float32)}},
+        "step": np.int32(value),
+    }
+
+
+def saved(directory: Path, scores: dict[int, float | None]) -> Checkpoints:
+    checkpoints = Checkpoints(directory)
+    for step, score in scores.items():
+        checkpoints.save(step, state(step), {"data": {"names": ["a", "b"]}}, score)
+        checkpoints.wait()
+    return checkpoints
+
+
+def test_a_relative_directory_is_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert saved(Path("runs/a"), {1: 0.5}).newest() == 1
+    assert Checkpoints(tmp_path / "runs" / "a").newest() == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({1: 0.5, 2: 0.9, 3: 0.6, 4: None, 5: 0.7}, 2),
+        ({1: 0.5, 2: float("nan"), 3: 0.4, 4: float("inf"), 5: float("nan")}, 1),
+        ({1: -3.0, 2: -2.0, 3: -4.0, 4: None}, 2),  # of a loss
+        ({1: 0.5, 2: 0.9, 3: 0.8, 4: 0.9}, 2),  # the first of equals, also where others are gone
+        ({1: None, 2: float("nan"), 3: None}, 3),
+    ],
+)
+def test_the_best_and_the_newest_two_are_kept_also_by_the_next_attempt(
+    tmp_path: Path, scores: dict[int, float | None], best: int
+):
+    last = max(scores)
+    first = saved(tmp_path, scores)
+    assert first.best() == best
+    assert {best, last - 1, last} <= set(first.steps())
+    first.close()
+
+    again = saved(tmp_path, {last + 1: float("nan"), last + 2: None, last + 3: 0.0 if best == last else None})
+    expected = last + 3 if best == last else best
+    assert (again.newest(), again.best()) == (last + 3, expected)
+    assert len(again.steps()) <= 4
+    restored, meta = again.restore(expected, state(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(expected))
+    assert meta["data"] == {"names": ["a", "b"]}
+    again.close()
+
+
+def test_old_ones_are_deleted(tmp_path: Path):
+    checkpoints = saved(tmp_path, {step: step / 10 for step in range(1, 6)})
+    assert checkpoints.steps() == [4, 5]
+    checkpoints.close()
+
+
+def test_a_step_that_is_there_is_not_written_again(tmp_path: Path):
+    checkpoints = saved(tmp_path, {1: 0.5})
+    checkpoints.save(1, state(7), {}, 0.9)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, state(0))
+    assert restored["step"] == 1
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p: p["dense"].update(kernel=np.zeros((5, 2), np.float32)), r"dense/kernel is \[5, 2\] .*\[3, 2\]"),
+        (lambda p: p["dense"].update(bias=np.zeros(2, np.float16)), r"dense/bias is \[2\] float16 .* \[2\] float32"),
+        (lambda p: p["dense"].pop("bias"), r"dense/bias \[2\] is in the checkpoint, not in the model"),
+        (lambda p: p.update(head=np.zeros(4)), r"params/head \[4\] is in the model, not in the checkpoint"),
+    ],
+    ids=["shape", "dtype", "missing", "new"],
+)
+def test_another_architecture_is_told_by_its_difference(tmp_path: Path, change: Any, expected: str):
+    checkpoints = saved(tmp_path, {1: 0.5})
+    other = state(0)
+    change(other["params"])
+    with pytest.raises(UserError, match=expected) as error:
+        checkpoints.restore(1, other)
+    assert "\n" not in str(error.value)
+    checkpoints.close()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Makes writes past so many bytes a file fail, as on a full disk, whichever library writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def noise(step: int) -> dict[str, Any]:
+    """A state that does not compress."""
+    return {"kernel": np.random.default_rng(step).normal(size=(200, 200)).astype(np.float32)}
+
+
+def fail_to_write(folder: Path, size: int) -> None:
+    """Ends this process, and with it Orbax's writers, once the second checkpoint has met files of at most this size."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, noise(1), {}, 0.5)
+    checkpoints.wait()
+    with pytest.raises(UserError, match="cannot write a checkpoint") as error, files_of_at_most(size):
+        checkpoints.save(2, noise(2), {}, 0.9)
+        checkpoints.wait()
+    assert "\n" not in str(error.value)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("size", [20_000, 0])
+def test_a_write_that_fails_is_told_and_the_older_checkpoint_stays(tmp_path: Path, size: int):
+    process = CONTEXT.Process(target=fail_to_write, args=(tmp_path, size))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+    again = Checkpoints(tmp_path)
+    assert (again.steps(), again.best()) == ([1], 1)
+    again.save(2, noise(2), {}, 0.9)  # what failed can be written once there is room
+    again.wait()
+    assert again.steps() == [1, 2]
+    restored, _ = again.restore(1, noise(0))
+    np.testing.assert_array_equal(restored["kernel"], noise(1)["kernel"])
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # nothing half-written is left
+
+
+def test_a_full_disk_is_told_by_the_next_save_at_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = saved(tmp_path, {1: 0.5})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+        patch.setattr("orbax.checkpoint.JsonCheckpointHandler.async_save", full)
+        checkpoints.save(2, state(2), {}, 0.9)
+        checkpoints.save(3, state(3), {}, 0.9)
+    restored, _ = Checkpoints(tmp_path).restore(1, state(0))
+    assert restored["step"] == 1
+
+
+def test_closing_tells_of_a_save_that_fails_and_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    checkpoints = saved(tmp_path, {1: 0.5})
+    checkpoints.wait()
+    checkpoints.save(2, noise(2), {}, 0.6)
+    wait, errors = checkpoints._manager.wait_until_finished, [OSError(errno.ENOSPC, "No space left on device")]
+
+    def full_once() -> None:
+        wait()
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full_once)
+    checkpoints.close()
+    assert f"warning: cannot write a checkpoint under {tmp_path}: No space left on device" in capsys.readouterr().err
+
+
+def test_what_a_killed_attempt_left_is_cleaned(tmp_path: Path):
+    saved(tmp_path, {1: 0.5}).close()
+    (tmp_path / "2.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    again = saved(tmp_path, {3: 0.5})
+    assert again.steps() == [1, 3]
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+
+
+def test_a_save_asks_tensorstore_no_more_for_more_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked, build = [], tensorstore_utils._build_ocdbt_kvstore_tspec  # what it asks is kept for ever
+    monkeypatch.setattr(
+        tensorstore_utils, "_build_ocdbt_kvstore_tspec", lambda *args, **how: asked.append(how) or build(*args, **how)
+    )
+    arrays = {f"array{k}": np.full(2, k, np.float32) for k in range(60)}
+    checkpoints = saved(tmp_path, {1: 0.5})
+    few = len(asked)
+    checkpoints.save(2, arrays, {}, 0.5)
+    checkpoints.wait()
+    assert len(asked) == 2 * few > 0
+    restored, _ = checkpoints.restore(2, arrays)
+    assert all(np.array_equal(restored[name], arrays[name]) for name in arrays)
+    checkpoints.close()
+
+
+def test_a_restored_state_can_be_donated(tmp_path: Path):
+    spread = mesh.make("pmap")
+    checkpoints = saved(tmp_path, {1: 0.5})
+    restored, _ = checkpoints.restore(1, state(0))
+    on_device = jax.jit(lambda tree: tree)(spread.replicate(restored))
+    run = spread.compile_train(
+        lambda tree, batch, rate: (jax.tree.map(lambda x: x + x.dtype.type(1), tree), {"rate": rate})
+    )
+    moved, _ = run(on_device, (spread.put_batch({"id": np.arange(4)}),), spread.replicate(np.ones(1, np.float32)))
+    assert all(x.is_deleted() for x in jax.tree.leaves(on_device))
+    jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, old + 1), jax.device_get(moved), restored)
+    jax.tree.map(np.testing.assert_array_equal, restored, state(1))
+    checkpoints.close()
+
+
+def restored(directory: Path, *, best: bool = False) -> tuple[int, Any] | None:
+    checkpoints = Checkpoints(directory)
+    try:
+        found = checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)), best=best)
+    finally:
+        checkpoints.close()
+    return found and (found[1]["step"], found[0])
+
+
+def flip(path: Path, draw: np.random.Generator) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[draw.integers(len(data))] ^= 1 << int(draw.integers(8))
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_seen_or_changes_nothing(tmp_path: Path):
+    """In every file of the newest of two checkpoints: what is restored is one of them, to the bit."""
+    draw, kept, fell_back = np.random.default_rng(0), tmp_path / "kept" / "checkpoints", 0
+    saved(kept, {1: 0.5, 2: 0.7}).close()
+    files = [
+        path.relative_to(kept) for path in sorted((kept / "2").rglob("*")) if path.is_file() and path.stat().st_size
+    ]
+    assert any(path.suffix == "" for path in files)
+    for number, name in enumerate(files):
+        directory = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(kept, directory)
+        flip(directory / name, draw)
+        step, found = restored(directory, best=bool(number % 2))
+        assert step in (1, 2), name
+        jax.tree.map(np.testing.assert_array_equal, found, state(step))
+        aside = directory.parent / "damaged-checkpoints"
+        assert aside.exists() == (step == 1), name
+        fell_back += step == 1
+    assert fell_back >= 2  # the arrays and what was saved beside them at least
+
+
+def test_numbers_that_were_changed_behind_its_back_are_seen(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A whole other checkpoint in the place of one, which every file format would take for good."""
+    directory, other = tmp_path / "checkpoints", tmp_path / "other"
+    saved(directory, {1: 0.5, 2: 0.7}).close()
+    strange = Checkpoints(other)
+    strange.save(2, state(9), {}, 0.7)
+    strange.close()
+    shutil.rmtree(directory / "2" / "state")
+    shutil.copytree(other / "2" / "state", directory / "2" / "state")
+    assert restored(directory)[0] == 1
+    said = capsys.readouterr().err
+    assert re.search(r"warning: checkpoint .*/2 is damaged: params/dense/kernel and 1 more is not what was saved", said)
+    assert [path.name for path in (tmp_path / "damaged-checkpoints").iterdir()] == ["2-0"]
+    again = saved(directory, {2: 0.9})  # the step can be taken again
+    assert again.steps() == [1, 2] and again.best() == 2
+    again.close()
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    saved(directory, {1: 0.5, 2: 0.7}).close()
+    for step in ("1", "2"):
+        for path in (directory / step / "meta").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+    for _ in range(2):  # nor by the same command again
+        with pytest.raises(UserError, match=r"no checkpoint under .* can be trusted \(see .*damaged-checkpoints\)"):
+            restored(directory)
+        assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
+
+
+def test_who_goes_back_to_the_beginning_begins_anew_whatever_was_damaged_before(tmp_path: Path):
+    (tmp_path / "damaged-checkpoints" / "1-0").mkdir(parents=True)
+    checkpoints = saved(tmp_path / "checkpoints", {2: 0.5})
+    checkpoints.drop_from(2)
+    assert checkpoints.restore_sound(state(0.0)) is None
+    checkpoints.close()
+
+
+def test_who_only_reads_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+    directory = tmp_path / "checkpoints"
+    saved(directory, {1: 0.5, 2: 0.7}).close()
+    (directory / "2" / "meta" / "metadata").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    reader = Checkpoints(directory, readonly=True)
+    assert reader.steps() == [1]
+    found, _ = reader.first_sound(lambda step: reader.restore(step, state(0)), best=True)
+    jax.tree.map(np.testing.assert_array_equal, found, state(1))
+    reader.close()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_what_is_damaged_after_it_was_opened_is_seen(tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    checkpoints = saved(directory, {1: 0.5, 2: 0.7})
+    path = directory / "2" / "meta" / "metadata"
+    path.write_text(path.read_text().replace("0.7", "0.9"))
+    _, meta = checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)), best=True)
+    assert meta["step"] == 1
+    checkpoints.close()
+
+
+def test_one_of_an_earlier_version_is_told_and_stays(tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    saved(directory, {1: 0.5}).close()
+    path = directory / "1" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    del meta["sums"], meta["seal"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="is of an earlier version, without checksums"):
+        Checkpoints(directory)
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (MemoryError("no memory"), MemoryError),
+        (OSError(24, "Too many open files"), Unreachable),
+        (ValueError("UNAVAILABLE"), Unreachable),
+    ],
+)
+def test_what_the_machine_lacks_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
+):
+    directory = tmp_path / "checkpoints"
+    checkpoints = saved(directory, {1: 0.5})
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(raised, match=str(error.args[-1])):
+            checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)))
+    assert checkpoints.steps() == [1]
+    checkpoints.close()
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(raised, match=str(error.args[-1])):
+        Checkpoints(directory)
+    assert (directory / "1").exists()
+
+
+def test_one_that_was_being_deleted_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    deleted: list[str] = []
+    honest = Checkpoints._clear
+    monkeypatch.setattr(
+        Checkpoints, "_clear", lambda self: deleted.extend(p.name for p in tmp_path.glob("let-go/*")) or honest(self)
+    )
+    saved(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3}).close()
+    assert deleted == ["1"] and sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+    (tmp_path / "let-go" / "1" / "state").mkdir(parents=True)  # as a kill in the middle of it leaves it
+    again = Checkpoints(tmp_path)
+    assert again.steps() == [2, 3] and not (tmp_path / "let-go").exists()
+    again.drop_from(2)
+    assert again.steps() == [] and list(tmp_path.iterdir()) == []
+    assert again.first_sound(lambda step: step) is None
+    again.close()
+    assert not (tmp_path.parent / "damaged-checkpoints").exists()

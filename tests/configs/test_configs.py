@@ -1,0 +1,263 @@
+"""Every config that ships is built, checked and stepped, and every key of it is read by somebody."""
+
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion import optim
+from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.config import defaults as base
+from mmfusion.data import dataset as datasets
+from mmfusion.data import image, knowledge, preprocess, rows
+from mmfusion.data import modalities as data_kinds
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.model import options as module_options
+from mmfusion.training import setup
+from mmfusion.training.loop import train
+from tests import key_reads, tiny, tracing
+from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
+from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
+from tests.data.test_given import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
+from tests.data.test_stand_ins import small_stand_ins  # noqa: F401 (fixture)
+from tests.processes import ROOT
+from tests.training.test_resume import assert_same_run
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+# Where a dataset comes from archives, the fixture that makes a small one of the same layout.
+MINIATURES = {
+    "easy_vqa": "small_easy_vqa",
+    "av_digits": "small_av_digits",
+    "pair:cifar10_images+imdb_subset:by=index": "small_cifar_imdb",
+    "fashion_small": "small_fashion",
+    "leaf": "small_leaf",
+    "digit_views": "small_digits",
+    "stand_ins": "small_stand_ins",
+}
+
+
+def get_config(name: str, arg: str = "") -> ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def shrunk(config: ConfigDict) -> ConfigDict:
+    """Returns the config with four steps of four rows of a small model; what it does stays the same."""
+    small = {
+        "steps": 4, "batch_size": 4, "eval_every": 2, "checkpoint_every": 3, "log_every": 1, "model.width": 8,
+        "data.valid_fraction": 0.5, "model.fusion.layers": 1, "model.fusion.heads": 2,
+    }  # fmt: skip
+    for m, encoder in config.model.encoders.items():
+        channels = encoder.get("channels", 0)
+        small[f"model.encoders.{m}.channels"] = 4 if isinstance(channels, int) else (4,) * len(channels)
+        if config.data.modalities[m].kind == "audio":
+            small[f"data.modalities.{m}.seconds"] = 0.1
+        if "size" in config.data.modalities[m]:
+            small[f"data.modalities.{m}.size"] = tuple(min(side, 64) for side in config.data.modalities[m].size)
+        for width in ("embedding", "hidden"):
+            units = encoder.get(width, 0)
+            small[f"model.encoders.{m}.{width}"] = 8 if isinstance(units, int) else (8,) * len(units)
+    for path, value in small.items():
+        if tiny.has(config, path):
+            tiny.put(config, path, value)
+    return config.lock()
+
+
+@pytest.fixture
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[ConfigDict], ConfigDict]:
+    """`prepared(config)` -> the config with its dataset made ready: generated, or from a miniature archive."""
+
+    def prepared(config: ConfigDict) -> ConfigDict:
+        tiny.put(config, "data.name", config.data.instead or config.data.name)  # without asking the network
+        name = config.data.name.split("/")[0]
+        if name == "shapes":
+            prepare = request.getfixturevalue("prepare")
+            places = {"data.dir": prepare(config.data.name), "data.train": "train[:64]", "data.test": "test[:16]"}
+        else:
+            assert name in MINIATURES, f"{name} needs a fixture in MINIATURES that makes its archives small"
+            request.getfixturevalue(MINIATURES[name])
+            places = {"data.dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "manual")}
+            (tmp_path / "data").mkdir()
+        for path, value in places.items():
+            tiny.put(config, path, value)
+        return config
+
+    return prepared
+
+
+def unread(config: ConfigDict, workdir: Path) -> set[str]:
+    """Returns the keys that a run of the config never reads by name.
+
+    What names a module or is an option of one, and what the data's kinds take, arrives as keyword or whole: the tests
+    below look whether those are used.
+    """
+    with key_reads.noted_reads(config) as read:
+        result = train(config, workdir)
+    assert np.isfinite(result["test"]["loss"])
+    carved = set() if not config.data.valid else {"data.group", "data.valid_fraction"}  # no split to carve
+    whole = ("model.encoders.", "model.fusion.", "data.modalities.", "data.targets.")
+    return {path for path in key_reads.leaves(config) if path not in read | carved and not path.startswith(whole)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_steps_and_goes_on_and_every_key_of_it_is_read(name: str, prepared: Any, tmp_path: Path):
+    config = get_config(name)
+    configs.check(config, devices=1)
+    config = prepared(shrunk(config))
+    configs.check(config, devices=1)
+    with tracing.once():
+        assert unread(config, tmp_path / "run") == set()
+        goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
+
+
+def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
+    """Takes a copy of a run as if it was killed after the third of four steps, which is between two validations."""
+    shutil.copytree(whole, workdir)
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    train(config, workdir)
+    assert Checkpoints(workdir / "checkpoints", readonly=True).steps()[-1] == 4
+    assert_same_run(workdir, whole, 4)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("name", "arg"),
+    [
+        ("applications", "application=surveillance"),
+        ("applications", "application=recommendation"),
+        ("av_digits", "objectives=ogm_ge+modality_dropout"),
+        ("av_digits", "objectives=gradient_blending"),
+        ("leaf", "objectives=gan+adversarial+mixup"),
+        ("three_pictures", "tasks=label+shown,objectives=gradnorm"),
+        ("three_pictures", "fusion=gat,encoder=cnn"),
+        ("applications", "application=interaction"),
+        ("cifar_imdb", "network=article,data=archives"),
+        ("cifar_imdb", "network=article,data=archives,fusion=cross_attention"),
+        ("knowledge", "triples="),
+        ("sound_pictures", "classes=10"),
+        ("vgg_text", "size=32,fusion=conv,objectives=mvae,tasks=season+gender"),
+        ("vgg_text", "size=32,fusion=weighted,objectives=gan+modality_dropout"),
+        ("xray_ct", "joined=False,shared=True"),
+    ],
+)
+def test_what_else_there_is_goes_on_to_the_bit(name: str, arg: str, prepared: Any, tmp_path: Path):
+    config = prepared(shrunk(get_config(name, arg)))
+    with tracing.once():
+        train(config, tmp_path / "run")
+        goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
+
+
+def test_a_planted_key_is_found(tiny_config: Callable[..., ConfigDict], tmp_path: Path):
+    config = tiny_config("fusion=concat", {"steps": 1, "eval_every": 1, "checkpoint_every": 1}).unlock()
+    config.planted = 1
+    config.optim.schedule.planted = 2.0
+    assert unread(config, tmp_path) == {"planted", "optim.schedule.planted"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_arguments_of_every_config(name: str):
+    whole = get_config(name)
+    for fusion in FUSIONS:
+        for modality in whole.data.modalities:
+            config = get_config(name, f"fusion={fusion},seed=3,modalities={modality}")
+            configs.check(config, devices=1)
+            assert (config.model.fusion.name, config.seed) == (fusion, 3)
+            assert set(config.data.modalities) == set(config.model.encoders) == {modality}
+    every = "+".join(whole.data.modalities)
+    assert configs.to_json(get_config(name, f"modalities={every}")) == configs.to_json(whole)
+
+
+@pytest.fixture(scope="module")
+def shapes(tiny_config: Callable[..., ConfigDict]) -> datasets.Dataset:
+    return datasets.load(tiny_config().data, seed=0, splits=("train",))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_is_taken_by_a_step(fusion: str, tiny_config: Callable[..., ConfigDict], shapes: datasets.Dataset):
+    config = tiny_config(f"fusion={fusion}").unlock()
+    config.model.encoders.text = base.encoder("text", "bow")
+    config.parallel.mode = "jit"
+    parts, batch = setup.assemble(config, shapes), shapes.splits["train"].gather(np.arange(16))
+    before = parts.state_shapes()
+    # Traced, not compiled: the gate trains every one, and this says that the config's model and step take it.
+    after, numbers = jax.eval_shape(parts.step(1), before, batch, np.float32(0.1))
+    same = lambda one, other: (one.shape, one.dtype) == (other.shape, other.dtype)  # noqa: E731
+    assert all(jax.tree.leaves(jax.tree.map(same, before, after)))
+    assert {"loss", "grad_norm", "accuracy"} <= set(numbers)
+    assert any(leaf.size for leaf in jax.tree.leaves(before.params))
+
+
+class Planted(nn.Module):
+    used: int = 1
+    unused: int = 2
+
+    def __call__(self) -> int:
+        return self.used
+
+
+@pytest.mark.parametrize("module", [*ENCODERS.values(), *FUSIONS.values()])
+def test_every_option_of_a_module_is_used(module: type[nn.Module]):
+    assert key_reads.unused_fields(module, module_options(module)) == set()
+
+
+def test_an_unused_option_is_found():
+    assert key_reads.unused_fields(Planted, module_options(Planted)) == {"unused"}
+
+
+def test_every_option_of_the_datas_kinds_is_read():
+    read = key_reads.names_read(data_kinds, knowledge, rows, preprocess, image, datasets, setup)
+    kinds = {f"modality {name}": kind.options for name, kind in data_kinds.KINDS.items()}
+    kinds |= {f"target {name}": options for name, options in rows.TARGET_OPTIONS.items()}
+    kinds["augmentation"] = image.AUGMENT
+    assert {kind: set(options) - read for kind, options in kinds.items()} == {kind: set() for kind in kinds}
+    assert "planted" not in read
+
+
+def updates(name: str, options: dict[str, float]) -> np.ndarray:
+    """Returns a parameter after ten updates with random gradients, which turn often enough for every memory to show."""
+    optimizer = optim.make({"name": name, "learning_rate": 0.1, "clip_norm": 0.0, **options})
+    params = jnp.ones((2, 4))
+    state = optimizer.init(params)
+    for gradient in np.random.default_rng(0).normal(size=(10, 2, 4)).astype(np.float32):
+        update, state = optimizer.update(gradient, state, params)
+        params = params + update
+    return np.asarray(params)
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, key) for name in optim.OPTIMIZERS for key in optim.options(name)])
+def test_every_option_of_an_optimizer_changes_the_update(name: str, option: str):
+    defaults = optim.options(name)
+    other = {**defaults, option: defaults[option] * 0.5 + 0.05}
+    assert not np.allclose(updates(name, other), updates(name, defaults), rtol=1e-5, atol=0)
+
+
+def learning_rates(name: str, options: dict[str, Any]) -> list[float]:
+    """Returns the rates of a run of 40 steps whose score, higher is better, stands still but for small steps up."""
+    config, plateau, rates = {"name": name, **options}, optim.plateau_start(), []
+    for step in range(40):
+        rates.append(optim.learning_rate(config, 1.0, step, 40, plateau["scale"]))
+        if name == "plateau" and step % 2:
+            plateau = optim.plateau_update(plateau, 0.5 + 0.001 * (step == 21), config, higher_is_better=True)
+    return rates
+
+
+OTHER = {"warmup_steps": 8, "end_factor": 0.5, "boundaries": (0.2,), "factor": 0.3, "patience": 2, "min_delta": 0.1}
+OTHER["min_scale"] = 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, key) for name in optim.SCHEDULES for key in optim.schedule_options(name)]
+)
+def test_every_option_of_a_schedule_changes_the_rate(name: str, option: str):
+    defaults = optim.schedule_options(name)
+    assert learning_rates(name, {**defaults, option: OTHER[option]}) != learning_rates(name, defaults)

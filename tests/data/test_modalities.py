@@ -1,0 +1,155 @@
+import io
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmfusion.data import image
+from mmfusion.data.modalities import KINDS, features, value_of
+from mmfusion.errors import UserError
+
+FILM = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8) * 10
+
+
+def options(kind, feature="x", **changes):
+    return {"kind": kind, "feature": feature, **KINDS[kind].options, **changes}
+
+
+def gif(frames):
+    file = io.BytesIO()
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    first.save(file, "GIF", save_all=True, append_images=rest)
+    return file.getvalue()
+
+
+def png(frame):
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("stored", [FILM, list(FILM), [png(frame) for frame in FILM], gif(FILM)])
+def test_a_video_is_read_from_pixels_pictures_and_a_moving_picture(stored):
+    pixels, mask = KINDS["video"].read(stored, options("video", frames=7, size=(4, 4)), None)
+    assert (pixels.shape, pixels.dtype) == ((7, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(mask, [1, 1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(pixels[:5], FILM)
+    assert not pixels[5:].any()
+
+
+def test_a_longer_video_is_thinned_out_from_first_to_last():
+    pixels, mask = KINDS["video"].read(FILM, options("video", frames=3, size=(4, 4)), None)
+    assert mask.all()
+    np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 20, 40])
+
+
+@pytest.mark.parametrize("kind", ["video", "graph"])
+def test_nothing_is_absent(kind):
+    empty = {"nodes": None, "edges": None} if kind == "graph" else None
+    assert KINDS[kind].read(empty, options(kind, "nodes+edges" if kind == "graph" else "x"), None) is None
+
+
+@pytest.mark.parametrize("broken", [b"no film", [b"no picture"]])
+def test_a_broken_video_is_told(broken):
+    with pytest.raises(ValueError, match="not a"):
+        KINDS["video"].read(broken, options("video", size=(4, 4)), None)
+
+
+def test_a_film_that_would_fill_the_memory_is_refused_and_of_a_long_one_only_what_is_taken_is_kept():
+    broad = np.zeros((40, 500, 500, 3), np.uint8)
+    broad[:, 0, 0, 0] = np.arange(40)  # so that no frame is left out as the same
+    film, size = gif(broad), (4, 4)
+    tracemalloc.start()
+    pixels, mask = KINDS["video"].read(film, options("video", frames=2, size=size), None)
+    assert tracemalloc.get_traced_memory()[1] < 12e6  # all frames are 30 MB
+    tracemalloc.stop()
+    assert mask.all() and pixels.shape == (2, 4, 4, 3)
+    with pytest.raises(ValueError, match="40 frames of 500 x 500 pixels, over the limit of 9999999"):
+        image.decode_film(film, range, size, 3, max_pixels=9_999_999)
+
+
+TABLE = options("table", "age+sex+sizes", categorical=("sex",))
+ROWS = [
+    {"age": 30, "sex": "f", "sizes": np.array([1.0, 4.0])},
+    {"age": "50", "sex": b"m", "sizes": [3.0, 8.0]},
+    {"age": "", "sex": "f", "sizes": None},
+]
+
+
+def learned(rows=ROWS):
+    return json.loads(KINDS["table"].learn(rows, TABLE))
+
+
+def test_a_table_is_standardised_by_what_training_taught():
+    assert features(TABLE) == ["age", "sex", "sizes"]
+    columns = learned()
+    assert KINDS["table"].supplied(TABLE, columns) == {"categories": (0, 3, 0, 0)}
+    assert KINDS["table"].shape(TABLE, columns) == ((4,), np.float32, 4)
+    read = [KINDS["table"].read(value_of({**row, "more": 1}, TABLE, {}), TABLE, columns) for row in ROWS]
+    np.testing.assert_allclose([x for x, _ in read], [[-1, 1, -1, -1], [1, 2, 1, 1], [0, 1, 0, 0]])
+    np.testing.assert_array_equal([mask for _, mask in read], [[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 0]])
+
+
+def test_what_training_never_saw_is_the_unknown_category():
+    x, mask = KINDS["table"].read({"age": 40, "sex": "other", "sizes": [2, np.nan]}, TABLE, learned())
+    np.testing.assert_allclose(x, [0, 0, 0, 0])
+    np.testing.assert_array_equal(mask, [1, 1, 1, 0])
+    assert KINDS["table"].read({"age": None, "sex": "", "sizes": None}, TABLE, learned()) is None
+
+
+def test_a_column_that_never_changes_is_not_divided_by_zero():
+    x, _ = KINDS["table"].read(ROWS[0], TABLE, learned(ROWS[:1]))
+    np.testing.assert_array_equal(x, [0, 1, 0, 0])
+
+
+def test_columns_of_wrong_width_are_told():
+    with pytest.raises(ValueError, match="'sizes' holds 3 numbers, not 2"):
+        KINDS["table"].read({"age": 1, "sex": "f", "sizes": [1, 2, 3]}, TABLE, learned())
+    with pytest.raises(UserError, match=r"'sizes' holds \[2, 3\] numbers"):
+        learned([*ROWS, {"age": 1, "sex": "f", "sizes": [1, 2, 3]}])
+
+
+GRAPH = options("graph", "nodes+edges", nodes=4, features=2)
+NODES = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_graph_is_padded_and_its_edges_go_both_ways(as_json):
+    value = {"nodes": NODES, "edges": [[0, 1], [2, 1]]}
+    value = {name: json.dumps(part) for name, part in value.items()} if as_json else value
+    x, mask = KINDS["graph"].read(value, GRAPH, None)
+    np.testing.assert_array_equal(mask, [1, 1, 1, 0])
+    np.testing.assert_array_equal(x[:3, :2], NODES)
+    np.testing.assert_array_equal(x[:, 2:], [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    assert not x[3].any()
+
+
+def test_a_graph_without_edges_and_one_with_weights():
+    x, _ = KINDS["graph"].read({"nodes": NODES, "edges": []}, GRAPH, None)
+    assert not x[:, 2:].any()
+    weights = np.arange(9.0).reshape(3, 3)
+    x, _ = KINDS["graph"].read({"nodes": NODES, "edges": weights}, {**GRAPH, "edges": "matrix"}, None)
+    np.testing.assert_array_equal(x[:3, 2:5], weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"nodes": [[1.0]]}, "with 1 features"),
+        ({"nodes": NODES * 2}, "6 nodes"),
+        ({"edges": [[0, 3]]}, "outside 0 to 2"),
+        ({"edges": [[-1, 0]]}, "outside 0 to 2"),
+        ({"nodes": "no JSON"}, "Expecting value"),
+        ({"nodes": '{"a": 1}'}, "not the lists of numbers"),
+        ({"nodes": "5"}, "not the lists of numbers"),
+        ({"nodes": "[" * 100_000}, "not the lists of numbers"),
+        ({"nodes": "[[null, 1]]"}, "not finite"),
+        ({"edges": '{"a": 1}'}, "not the lists of numbers"),
+        ({"edges": [[0, 1.9]]}, "outside 0 to 2"),
+    ],
+)
+def test_a_graph_that_does_not_fit_is_told(changes, said):
+    with pytest.raises(ValueError, match=said):
+        KINDS["graph"].read({"nodes": NODES, "edges": [], **changes}, GRAPH, None)

@@ -1,0 +1,315 @@
+"""What the user may get wrong: one clear line or the documented behaviour; nothing lost, nothing half-written."""
+
+import errno
+import json
+import shutil
+import urllib.error
+import zipfile
+
+import numpy as np
+import pytest
+
+from configs import easy_vqa
+from mmfusion.data import archives
+from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder
+from mmfusion.data.builders.shapes import shapes_dataset_builder
+from mmfusion.data.dataset import carve
+from mmfusion.errors import UserError
+from mmfusion.training.loop import train
+from mmfusion.training.restore import open_run
+from tests import planted, tiny
+
+ROWS = 40
+
+
+def rows(changes=None):
+    """Good rows, among them some that lack a modality, with `changes` by number."""
+    lacking = {0: {"text": ""}, 1: {"audio": planted.sound(0.1, samples=0)}, 2: {"image": None}, 3: {"text": " \n"}}
+    changes = {**lacking, **(changes or {})}
+    return [planted.row(i, **changes.get(i, {})) for i in range(ROWS)]
+
+
+def plant(monkeypatch, train=None, test=None):
+    planted.plant(monkeypatch, train=rows(train), test=rows(test)[:20])
+
+
+def content(folder):
+    """Every file below a folder, with its bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def began(tmp_path_factory):
+    """A finished run on good rows, never changed."""
+    workdir = tmp_path_factory.mktemp("began") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        plant(monkeypatch)
+        train(planted.config(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def run(began, tmp_path, monkeypatch):
+    """A copy of that run, and its data again."""
+    plant(monkeypatch)
+    shutil.copytree(began, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# --- archives and disks ---
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """Where easy-VQA's archive is looked for, and no network."""
+
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(archives.urllib.request, "urlopen", unreachable)
+    (tmp_path / "manual").mkdir()
+    return tmp_path / "manual" / easy_vqa_dataset_builder.ARCHIVE.filename
+
+
+def easy_vqa_config(tmp_path):
+    config = easy_vqa.get_config()
+    tiny.put(config, "data.dir", f"{tmp_path}/data")
+    tiny.put(config, "data.manual_dir", f"{tmp_path}/manual")
+    return config
+
+
+def other_zip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("easy-VQA-master/README.md", "another archive " * 100)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("missing", r"cannot be downloaded \(Name or service not known\): put \S+\.zip into .*manual_dir=FOLDER"),
+        ("truncated", r"\.zip is truncated or not a zip .*: fetch it again from https://"),
+        ("another", r"\.zip holds 0 of the \d+ members that are used: fetch it again from https://"),
+    ],
+)  # fmt: skip
+def test_an_archive_that_cannot_be_used(damage, says, archive, tmp_path):
+    if damage != "missing":
+        other_zip(archive)
+    if damage == "truncated":
+        archive.write_bytes(archive.read_bytes()[:-50])
+    with pytest.raises(UserError, match=says):
+        train(easy_vqa_config(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+def test_an_archive_of_another_content(archive, tmp_path, monkeypatch):
+    other_zip(archive)
+    known = archives.dataclasses.replace(easy_vqa_dataset_builder.ARCHIVE, members=r"README\.md", count=1)
+    monkeypatch.setattr(easy_vqa_dataset_builder, "ARCHIVE", known)
+    with pytest.raises(
+        UserError, match=r"is not the known archive \(fingerprint \w{12}, known \w{12}\): fetch it again"
+    ):
+        train(easy_vqa_config(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_ends_with_2_and_one_line(tmp_path, command):
+    (tmp_path / "manual").mkdir()
+    path = tmp_path / "manual" / easy_vqa_dataset_builder.ARCHIVE.filename
+    other_zip(path)
+    ended = command(
+        "experiments.train", "--config=configs/easy_vqa.py", f"--workdir={tmp_path}/run",
+        f"--config.data.dir={tmp_path}/data", f"--config.data.manual_dir={tmp_path}/manual",
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {path} holds 0 of the ")
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_space_left_while_preparing(tmp_path, monkeypatch):
+    def full(*_):
+        yield from ()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shapes_dataset_builder.Builder, "_generate_examples", full)
+    config = tiny.config(changes={"data.dir": str(tmp_path / "data")})
+    with pytest.raises(UserError, match=r"no space left while preparing 'shapes/match' under \S+/data"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+@pytest.mark.parametrize("folder", ["/proc/none", "file/run"])
+def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, folder):
+    (tmp_path / "file").write_text("")
+    plant(monkeypatch)
+    with pytest.raises(UserError, match=rf"{folder}.*(No such file|no folder that you may write to)"):
+        train(planted.config(), tmp_path / folder)
+
+
+# --- rows ---
+
+CORRUPT = {6: {"image": planted.picture(9)[:50]}, 14: {"audio": planted.sound(0.1)[:90]}}
+NAMES = {6: "row 6, image: ", 14: "row 14, audio: truncated"}
+
+
+def test_corrupt_files_are_named_counted_and_weigh_nothing_in_memory_and_streamed(tmp_path, monkeypatch):
+    plant(monkeypatch, train=CORRUPT, test=CORRUPT)
+    results = [
+        train(planted.config(steps=4, data__max_bad_fraction=0.2, data__memory_gb=gb), tmp_path / f"{gb}")
+        for gb in (1.0, 0.0)
+    ]
+    for result in results:
+        assert result["test"]["examples"] == 18
+        named = result["data"]["unreadable"]
+        assert [a.startswith(b) for a, b in zip(named["test"], sorted(NAMES.values()), strict=True)] == [True, True]
+        assert len(named["train"]) + len(named["valid"]) == 2
+    for split in ("valid", "test"):
+        assert results[0][split] == results[1][split]
+    logs = [
+        [json.loads(line) for line in (tmp_path / f"{gb}" / "metrics.jsonl").read_text().splitlines()]
+        for gb in (1.0, 0.0)
+    ]
+    losses = [[line["loss"] for line in log if "grad_norm" in line] for log in logs]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+    assert np.isfinite(losses[0]).all()
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_too_many_corrupt_files_stop_the_run_and_name_one(memory_gb, where, tmp_path, monkeypatch):
+    in_valid = carve(range(ROWS), planted.SMALL["data.valid_fraction"])
+    corrupt = {number: {"image": b"no picture"} for number in range(20) if where == "test" or not in_valid[number]}
+    plant(monkeypatch, **{where: corrupt})
+    config = planted.config(data__max_bad_fraction=0.1, data__memory_gb=memory_gb)
+    says = rf"\d+ of \d+ rows of split '{where}' cannot be read, .*=0\.1 allows; the first: row \d+, image"
+    with pytest.raises(UserError, match=says):
+        train(config, tmp_path / "run")
+    if memory_gb:
+        assert not (tmp_path / "run").exists()
+        return
+    # a stream is found bad on the way: what was learned stays, and no result is claimed
+    assert not (tmp_path / "run" / "result.json").exists()
+    plant(monkeypatch)
+    assert train(config, tmp_path / "run")["steps"] == 2
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"label": 2}, r"split 'train', row 8, target 'label': class 2 is outside 0 to 1; correct the data or"),
+        (
+            {"amount": np.float32("nan")},
+            r"split 'train', row 8, target 'amount': a regression target must be one finite",
+        ),
+        ({"tags": [3]}, r"split 'train', row 8, target 'tags': classes \[3\] are outside 0 to 2"),
+    ],
+)
+def test_a_target_that_cannot_be(bad, says, memory_gb, tmp_path, monkeypatch):
+    plant(monkeypatch, train={8: bad})
+    (task,) = bad
+    config = planted.config("text", tasks=task, data__memory_gb=memory_gb, steps=8, eval_every=8)
+    with pytest.raises(UserError, match=says):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_an_empty_split_or_a_modality_that_no_row_has(tmp_path, monkeypatch):
+    planted.plant(monkeypatch, train=rows(), test=[])
+    with pytest.raises(UserError, match="'planted' is empty: planted:test"):
+        train(planted.config(), tmp_path / "run")
+    plant(monkeypatch, test={number: {"text": ""} for number in range(ROWS)})
+    with pytest.raises(UserError, match="modality 'text' is absent in every row of split 'test': leave it out"):
+        train(planted.config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- directories ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": 4}, r"belongs to another run: its config\.steps is 2, here it is 4; give another --workdir"),
+        ({"optim__learning_rate": 0.5}, r"its config\.optim\.learning_rate is 0\.001, here it is 0\.5"),
+        ({"model__width": 16}, r"its config\.model\.width is 8, here it is 16"),
+        ({"seed": 1}, r"its config\.seed is 0, here it is 1"),
+    ],
+)
+def test_a_directory_of_another_run(changes, says, run):
+    before = content(run)
+    with pytest.raises(UserError, match=says):
+        train(planted.config(**changes), run)
+    assert content(run) == before
+
+
+def test_a_run_may_move_to_other_places(run):
+    finished = json.loads((run / "result.json").read_text())
+    moved = planted.config(data__memory_gb=0.5, data__workers=1, data__dir="/elsewhere", data__manual_dir="/elsewhere")
+    assert train(moved, run) == finished
+
+
+def test_data_that_has_changed_since_the_run_began(run, monkeypatch):
+    before = content(run)
+    planted.plant(monkeypatch, train=rows(), test=rows()[:19])
+    with pytest.raises(UserError, match=r"the data has changed since .*run began .*: bring the old data back, or give"):
+        train(planted.config(), run)
+    assert content(run) == before
+
+
+def test_a_checkpoint_of_another_architecture(run):
+    saved = json.loads((run / "config.json").read_text())
+    saved["model"]["width"] = 16
+    (run / "config.json").write_text(json.dumps(saved))
+    before = content(run)
+    says = (
+        r"checkpoint .* is of another architecture: params/\S+ is \[.*16.*\] float32 in the model, \[.*8.*\] float32 in"
+    )
+    with pytest.raises(UserError, match=says):
+        train(planted.config(model__width=16), run)
+    with pytest.raises(UserError, match=says):
+        open_run(run, [])
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("torn", ["", '{"seed": 0, "st', "[]", "null"])
+def test_a_torn_config(torn, run):
+    (run / "config.json").write_text(torn)
+    before = content(run)
+    with pytest.raises(UserError, match=r"config\.json"):
+        train(planted.config(), run)
+    with pytest.raises(UserError, match=r"config\.json"):
+        open_run(run, [])
+    assert content(run) == before
+
+
+def test_a_workdir_that_is_a_file_or_below_one(tmp_path, monkeypatch):
+    plant(monkeypatch)
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"--workdir=\S+ (is a file; give a directory|cannot be made)"):
+            train(planted.config(), workdir)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(run):
+    finished = json.loads((run / "result.json").read_text())
+    shutil.rmtree(run / "checkpoints")
+    (run / "result.json").unlink()
+    again = train(planted.config(), run)
+    assert again["test"] == finished["test"]
+
+
+def test_a_model_that_cannot_be_built_leaves_no_directory(tmp_path, monkeypatch):
+    plant(monkeypatch)
+    for changes, says in (
+        ({"model__encoders__audio__strides": (2, 2)}, r"logmel_cnn: channels=\(4,\) and strides=\(2, 2\) differ"),
+        ({"model__encoders__image__norm": "layers"}, "norm='layers' is unknown"),
+        ({"data__targets__label__class_weights": (1.0, 2.0, 3.0)}, "class_weights has 3 entries for 2 classes"),
+    ):
+        with pytest.raises(UserError, match=says):
+            train(planted.config(**changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,76 @@
+"""The command that lists, verifies, shows, compares and copies checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from experiments import checkpoints as command
+from mmfusion.errors import UserError
+from tests.checkpoints.test_manager import flip, saved
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    saved(tmp_path / "run" / "checkpoints", {1: 0.5, 2: None}).close()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run():
+    """`run("DIR", "--tree=1")`, with the flags as they were before."""
+
+    def run(*args: str) -> None:
+        with flagsaver.flagsaver():
+            command.main(["checkpoints", *args])
+
+    return run
+
+
+def test_each_step_is_listed_and_verified(folder: Path, run, capsys):
+    run(str(folder))
+    said = capsys.readouterr().out
+    assert said.count("as it was saved") == 2 and "0.5" in said
+
+
+def test_a_damaged_one_is_told_and_stays_where_it_is(folder: Path, run, capsys):
+    (path,) = (folder / "checkpoints" / "2" / "meta").glob("metadata")
+    flip(path, np.random.default_rng(0))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run(str(folder / "checkpoints"))
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert said.count("as it was saved") == 1 and "damaged" in said
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(UserError, match="is damaged"):
+        run(str(folder), "--copy=2", f"--to={folder / 'copy'}")
+    assert not (folder / "copy").exists()
+
+
+def test_trees_are_shown_compared_and_copied(folder: Path, run, capsys):
+    run(str(folder), "--tree=1")
+    said = capsys.readouterr().out
+    assert "params/dense/kernel" in said and "3x2" in said and "9 numbers in 3 arrays" in said
+    run(str(folder), "--compare=1,2")
+    said = capsys.readouterr().out
+    assert "2 of 3 arrays differ" in said and "params/dense/bias" not in said
+    run(str(folder), "--copy=1", f"--to={folder / 'copy'}")
+    assert (folder / "copy" / "meta").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), "give one directory"),
+        (("--tree=3",), "has no step 3: choose one of 1, 2"),
+        (("--compare=1",), "--compare=1 is not STEP,STEP"),
+        (("--copy=1",), "give a directory that is not there yet"),
+    ],
+)
+def test_bad_input(folder: Path, run, args, says):
+    with pytest.raises(UserError, match=says):
+        run(*([str(folder)] if args else []), *args)
+    with pytest.raises(UserError, match="has no checkpoints"):
+        run(str(folder.parent / "none"))

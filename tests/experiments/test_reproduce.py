@@ -1,0 +1,94 @@
+"""What a result was made with, and a run that is made again."""
+
+import json
+import subprocess
+
+import pytest
+from absl.testing import flagsaver
+
+from experiments import reproduce
+from mmfusion import config as configs
+from mmfusion.distributed import mesh
+from mmfusion.errors import UserError
+from mmfusion.tracking import provenance
+from mmfusion.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def first(tiny_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("rerun") / "run"
+    train(tiny_config("fusion=concat"), workdir)
+    return workdir
+
+
+def again(*args):
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+        reproduce.main(["rerun", *args])
+    return stop.value.code
+
+
+def test_a_run_made_again_is_the_same_to_the_bit(first, capsys):
+    assert again(str(first)) == 0
+    assert "the same, bit for bit" in capsys.readouterr().out
+    assert (first.parent / "run-again" / "result.json").exists()
+
+
+def test_what_differs_is_told_from_the_first_step_on(first, tmp_path, capsys):
+    for name in ("config.json", "result.json", "metrics.jsonl"):
+        (tmp_path / name).write_text((first / name).read_text())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines[2]["loss"] += 1e-9
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = json.loads((tmp_path / "result.json").read_text())
+    result["test"]["accuracy"] += 0.1
+    result["versions"]["jax"], result["best_step"] = "0.1", 1
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert again(str(tmp_path), f"--again={tmp_path / 'other'}") == 1
+    said = capsys.readouterr().out
+    assert "step 3: loss" in said and "test accuracy:" in said and "'jax': '0.1'" in said
+    assert "best step: 1 and" in said
+
+
+def test_only_places_may_be_others(first):
+    with flagsaver.flagsaver():
+        with pytest.raises(UserError, match=r"a run is repeated as it was; only data\.dir"):
+            reproduce.main(["rerun", str(first), "--config.steps=3"])
+        with pytest.raises(UserError, match="give one finished run"):
+            reproduce.main(["rerun"])
+        with pytest.raises(UserError, match="holds a run already"):
+            reproduce.main(["rerun", str(first), f"--again={first}"])
+        with pytest.raises(UserError, match="holds no finished run"):
+            reproduce.main(["rerun", str(first.parent)])
+    config = configs.from_json(configs.read_json(first / "config.json"))
+    assert reproduce.moved(config, ["--config.data.dir=/else"]).data.dir == "/else"
+
+
+def test_a_result_says_what_it_was_made_with(first, tmp_path):
+    result = json.loads((first / "result.json").read_text())
+    assert result["versions"] == provenance.environment()["versions"]
+    assert {"jax", "jaxlib", "flax", "orbax-checkpoint", "python", "mmfusion"} <= set(result["versions"])
+    assert provenance.commit(tmp_path) is None
+    (tmp_path / "COMMIT").write_text("0123abc\n")  # of an archive
+    assert provenance.commit(tmp_path) == {"id": "0123abc", "dirty": False}
+    (tmp_path / "COMMIT").unlink()
+    for command in (
+        ["init", "-q"], ["config", "user.email", "a@b"], ["config", "user.name", "a"],
+        ["commit", "-q", "--allow-empty", "-m", "one"],
+    ):  # fmt: skip
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    assert provenance.commit(tmp_path)["dirty"] is False
+    (tmp_path / "file").write_text("a")
+    subprocess.run(["git", "-C", tmp_path, "add", "file"], check=True)
+    found = provenance.commit(tmp_path)
+    assert found["dirty"] is True and len(found["id"]) == 40
+
+
+def test_determinism_is_asked_of_xla_once_and_checked(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
+    with pytest.raises(UserError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
+        mesh.check_determinism("gpu")
+    mesh.check_determinism("cpu")
+    for _ in range(2):
+        mesh.settle_determinism()
+        assert mesh.os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_gpu_deterministic_ops=true"
+    mesh.check_determinism("gpu")

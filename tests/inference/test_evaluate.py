@@ -1,0 +1,203 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from mmfusion.distributed import mesh
+from mmfusion.errors import UserError
+from mmfusion.inference.evaluate import evaluate
+from mmfusion.inference.predict import predict
+from mmfusion.metrics import METRICS
+from mmfusion.training.evaluation import collect
+from mmfusion.training.loop import train
+from mmfusion.training.restore import open_run
+from tests import planted
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config, tmp_path_factory):
+    """A run of 8 steps of a tiny quickstart, traced; its directory and what `train` returned."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    return workdir, train(tiny_config("fusion=concat"), workdir, profile=True)
+
+
+@pytest.fixture(scope="module")
+def opened(trained):
+    """That run, opened, its compiled evaluation step, and the test rows' results with every modality."""
+    run = open_run(trained[0], ["test"])
+    run_eval = run.parts.eval_step()
+    return run, lambda split, modalities=None, batch_size=16: collect(
+        run_eval, run.state, split, run.parts, batch_size=batch_size, modalities=modalities
+    )
+
+
+def numbers(scores):
+    return {name: value for name, value in scores.items() if name in METRICS["classification"]}
+
+
+def test_profile_writes_a_trace(trained):
+    assert list((trained[0] / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_the_whole_set_gives_what_training_reported(split, trained):
+    workdir, result = trained
+    scores = evaluate(workdir, split)
+    assert set(numbers(scores)) == set(METRICS["classification"])
+    assert numbers(scores) == pytest.approx(numbers(result[split]), rel=1e-6)
+    assert scores["confusion"] == result[split]["confusion"]
+    assert scores["step"] == result["best_step"]
+    assert json.loads((workdir / "result.json").read_text())["test"] == result["test"]
+
+
+def test_a_run_of_many_devices_is_read_on_one(trained, tmp_path):
+    workdir, result = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["parallel"] |= {"mode": "jit", "devices": 8, "mesh": {"data": 1, "fsdp": 4, "model": 2}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert numbers(evaluate(tmp_path / "run")) == pytest.approx(numbers(result["test"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("here", "devices", "fsdp", "model", "batch", "expected"),
+    [
+        (8, 0, 4, 2, 16, {}),
+        (8, 0, 1, 1, 16, {}),
+        (16, 8, 4, 2, 12, {}),
+        (1, 8, 4, 2, 16, (1, 1, 1)),
+        (4, 0, 1, 1, 15, (3, 1, 1)),  # the batch divides over three of them
+        (6, 8, 4, 1, 16, (4, 1, 1)),
+        (16, 32, 4, 2, 16, (16, 4, 2)),
+        (4, 8, 4, 1, 2, (2, 1, 1)),  # the batch divides over none that the state is divided over
+    ],
+)
+def test_how_a_run_is_spread_where_it_is_read(here, devices, fsdp, model, batch, expected, monkeypatch):
+    monkeypatch.setattr(mesh.jax, "device_count", lambda: here)
+    asked = {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
+    found = mesh.fitting(asked, batch)
+    assert found == (
+        {"devices": expected[0], "mesh": {"data": -1, "fsdp": expected[1], "model": expected[2]}} if expected else {}
+    )
+
+
+def test_several_hosts_read_with_all_of_their_devices_or_not_at_all(monkeypatch):
+    monkeypatch.setattr(mesh.jax, "device_count", lambda: 4)
+    monkeypatch.setattr(mesh.jax, "process_count", lambda: 2)
+    asked = {"devices": 2, "mesh": {"data": -1, "fsdp": 1, "model": 4}}
+    assert mesh.fitting(asked, 16) == {"devices": 4, "mesh": {"data": -1, "fsdp": 1, "model": 1}}
+    with pytest.raises(UserError, match="batch_size=50 does not divide over the 4 devices of 2 hosts"):
+        mesh.fitting(asked, 50)
+
+
+def test_every_row_is_met_once_whatever_the_batch(opened):
+    run, rows_of = opened
+    split = run.dataset.splits["test"]
+    rows = rows_of(split)
+    assert rows["id"].tolist() == split.numbers.tolist()
+    assert rows["targets"]["label"].tolist() == [split.source[int(i)]["label"] for i in split.numbers]
+    uneven = rows_of(split, batch_size=24)  # 64 rows: the last batch is padded
+    assert uneven["id"].tolist() == rows["id"].tolist()
+    np.testing.assert_allclose(uneven["logits"]["label"], rows["logits"]["label"], atol=1e-5)
+
+
+def test_a_dropped_modality_is_absent_whatever_it_holds(opened):
+    run, rows_of = opened
+    split = run.dataset.splits["test"]
+    noise = np.random.default_rng(0).integers(0, 256, split.arrays.inputs["image"].shape, np.uint8)
+    noisy = dataclasses.replace(split, arrays=split.arrays.replace(inputs={**split.arrays.inputs, "image": noise}))
+    logits = {
+        (name, kept): rows_of(part, modalities=kept)["logits"]["label"]
+        for name, part in (("clean", split), ("noisy", noisy))
+        for kept in (None, ("text",), ("image",))
+    }
+    np.testing.assert_array_equal(logits["clean", ("text",)], logits["noisy", ("text",)])
+    for kept in (None, ("image",)):
+        assert np.abs(logits["clean", kept] - logits["noisy", kept]).max() > 1e-3
+    assert np.abs(logits["clean", None] - logits["clean", ("text",)]).max() > 1e-3
+
+
+def test_the_command_prints_a_table_and_writes_its_numbers(trained, command):
+    workdir, result = trained
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    run = command("experiments.evaluate", f"--workdir={workdir}", "--modalities=text", COLUMNS="200")
+    assert (run.returncode, run.stderr) == (0, "")
+    written = json.loads((workdir / "evaluation.json").read_text())
+    assert (written["split"], written["modalities"], written["examples"]) == ("test", ["text"], 64)
+    assert written["step"] == result["best_step"]
+    assert set(numbers(written)) == set(METRICS["classification"])
+    assert "test: text" in run.stdout
+    assert "balanced" in run.stdout
+    assert f"{written['accuracy']:.4f}" in run.stdout
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"split": "tests"}, "split 'tests': did you mean test"),
+        ({"modalities": ["img"]}, "modality 'img' is not in this run: did you mean image"),
+    ],
+)
+def test_a_wrong_split_or_modality_gets_its_nearest(options, says, trained):
+    with pytest.raises(UserError, match=says):
+        evaluate(trained[0], **options)
+
+
+def test_no_run_no_checkpoint_or_a_torn_config_is_one_line(trained, tmp_path):
+    with pytest.raises(UserError, match=r"is no run directory: it has no config\.json"):
+        evaluate(tmp_path)
+    shutil.copy(trained[0] / "config.json", tmp_path)
+    with pytest.raises(UserError, match="has no checkpoints yet"):
+        evaluate(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        evaluate(tmp_path)
+    (tmp_path / "config.json").write_text((trained[0] / "config.json").read_text()[:-40])
+    with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
+        evaluate(tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture_shows_where_the_trees_differ(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["model"]["width"] = 16
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"another architecture: params/\S+ is \[.*16.*\].* in the model, \[.*8.*\]"):
+        evaluate(tmp_path / "run")
+
+
+def test_several_tasks_of_every_kind_train_and_predict(monkeypatch, tmp_path):
+    rows = [planted.row(i) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=rows[:20])
+    config = planted.config(
+        "image+text", tasks="label+tags+amount", data__targets__amount__weight=0.5, select="label/accuracy"
+    )
+    result = train(config, tmp_path / "run")
+    expected = {
+        "label": {*METRICS["classification"], "per_class", "confusion"},
+        "tags": {*METRICS["multilabel"], "per_class"},
+        "amount": set(METRICS["regression"]),
+    }
+    for split in ("valid", "test"):
+        scores = result[split]
+        names = {f"{task}/{name}" for task, own in expected.items() for name in own}
+        assert set(scores) == names | {"loss", "examples"}
+        total = scores["label/loss"] + scores["tags/loss"] + 0.5 * scores["amount/loss"]
+        assert scores["loss"] == pytest.approx(total)
+        assert scores["amount/loss"] == pytest.approx(scores["amount/rmse"] ** 2, rel=1e-4)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("label/accuracy" in json.dumps(line) for line in lines)
+
+    (tmp_path / "rows.csv").write_text("text\nrow 3 number3\nrow 4 number4\n")
+    assert predict(tmp_path / "run", tmp_path / "rows.csv", tmp_path / "out.csv") == (2, [])
+    header, *cells = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
+    shown = ["row", "amount", "label", "label: no", "label: yes", "tags", "tags: 0", "tags: 1", "tags: 2", "error"]
+    assert header == shown
+    for cell in (dict(zip(header, row, strict=True)) for row in cells):
+        assert float(cell["label: no"]) + float(cell["label: yes"]) == pytest.approx(1, abs=2e-6)
+        assert set(filter(None, cell["tags"].split("|"))) == {k for k in "012" if float(cell[f"tags: {k}"]) >= 0.5}
+        assert np.isfinite(float(cell["amount"]))

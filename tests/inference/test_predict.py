@@ -1,0 +1,157 @@
+import csv
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from mmfusion.errors import UserError
+from mmfusion.inference.predict import predict
+from mmfusion.training.evaluation import collect
+from mmfusion.training.loop import train
+from mmfusion.training.restore import open_run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tmp_path_factory):
+    """A tiny trained run's directory, and its first 20 test rows with what evaluation makes of them."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    train(tiny_config("fusion=concat"), workdir)
+    opened = open_run(workdir, ["test"])
+    split, run_eval = opened.dataset.splits["test"], opened.parts.eval_step()
+    expected = {
+        kept: softmax(
+            collect(run_eval, opened.state, split, opened.parts, batch_size=16, modalities=kept)["logits"]["label"][
+                :20
+            ],
+            1,
+        )
+        for kept in (None, ("text",))
+    }
+    return workdir, [split.source[i] for i in range(20)], opened.dataset.class_names["label"], expected
+
+
+@pytest.fixture
+def table(run, tmp_path):
+    """Writes those rows as pictures and a CSV table with changed cells; returns its path."""
+
+    def write(columns=("image", "text"), changes=None, name="rows.csv"):
+        (tmp_path / "my pictures").mkdir(exist_ok=True)
+        with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["note", *columns])
+            writer.writeheader()
+            for i, row in enumerate(run[1]):
+                (tmp_path / "my pictures" / f"{i}.png").write_bytes(row["image"])
+                cells = {"image": f"my pictures/{i}.png", "text": row["sentence"].decode(), "sentence": "", "note": i}
+                cells |= {"sentence": cells["text"]} | (changes or {}).get(i, {})
+                writer.writerow({c: cells[c] for c in ("note", *columns)})
+        return tmp_path / name
+
+    return write
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(rows, names):
+    return np.array([[float(row[f"label: {name}"] or "nan") for name in names] for row in rows])
+
+
+def test_rows_come_back_in_order_as_evaluation_has_them(run, table, tmp_path):
+    workdir, _, names, expected = run
+    assert predict(workdir, table(), tmp_path / "out.csv") == (20, [])
+    rows = read(tmp_path / "out.csv")
+    assert list(rows[0]) == ["row", "label", "label: false", "label: true", "error"]
+    assert [row["row"] for row in rows] == [str(i) for i in range(20)]
+    np.testing.assert_allclose(probabilities(rows, names), expected[None], atol=2e-6)
+    np.testing.assert_allclose(probabilities(rows, names).sum(axis=1), 1, atol=2e-6)
+    assert [row["label"] for row in rows] == [names[i] for i in expected[None].argmax(axis=1)]
+    assert not any(row["error"] for row in rows)
+
+
+@pytest.mark.parametrize("column", ["text", "sentence"])
+def test_a_column_that_is_missing_is_an_absent_modality(column, run, table, tmp_path):
+    workdir, _, names, expected = run
+    assert predict(workdir, table(columns=(column,)), tmp_path / "out.csv") == (20, [])
+    np.testing.assert_allclose(probabilities(read(tmp_path / "out.csv"), names), expected["text",], atol=2e-6)
+
+
+def test_bad_rows_are_reported_and_the_others_are_as_before(run, table, tmp_path):
+    workdir, _, names, expected = run
+    (tmp_path / "broken.png").write_bytes(run[1][0]["image"][:100])
+    (tmp_path / "words.png").write_text("no picture")
+    bad = {
+        2: {"image": "nowhere.png"},
+        5: {"image": "broken.png"},
+        17: {"image": "words.png"},
+        18: {"image": "", "text": " "},
+    }
+    changes = {**bad, 4: {"image": ""}, 9: {"note": 'a "quoted",\nbroken line'}}
+    done, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv")
+    assert done == 16
+    assert [error.partition(":")[0] for error in errors] == [f"row {i}" for i in bad]
+    rows = read(tmp_path / "out.csv")
+    assert [row["row"] for row in rows] == [str(i) for i in range(20)]
+    assert {i: row["error"] for i, row in enumerate(rows) if row["error"]}.keys() == bad.keys()
+    assert "nowhere.png: No such file" in rows[2]["error"]
+    assert rows[17]["error"] == "image: not a picture"
+    assert rows[18]["error"] == "every modality is absent"
+    assert all(not value for i in bad for key, value in rows[i].items() if key not in ("row", "error"))
+    good = [i for i in range(20) if i not in changes]
+    np.testing.assert_allclose(probabilities([rows[i] for i in good], names), expected[None][good], atol=2e-6)
+    np.testing.assert_allclose(probabilities([rows[4]], names)[0], expected["text",][4], atol=2e-6)
+
+
+def test_an_empty_table_gives_an_empty_table(run, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,image\n")
+    assert predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv") == (0, [])
+    assert (tmp_path / "out.csv").read_text().strip() == "row,label,label: false,label: true,error"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "--input=.* cannot be read as a CSV table: .*No such file"),
+        (b"text\n\xff\xfe", "--input=.* cannot be read as a CSV table"),
+        (b'text\n"open', "--input=.* cannot be read as a CSV table: unexpected end"),
+        (b"words,pictures\na,b\n", "has none of the run's columns image, text: it has words, pictures"),
+        (b"", "is empty: its first line must name the columns"),
+    ],
+)
+def test_a_table_that_cannot_be_read_leaves_the_output_alone(content, says, run, tmp_path):
+    if content is not None:
+        (tmp_path / "rows.csv").write_bytes(content)
+    (tmp_path / "out.csv").write_text("mine")
+    with pytest.raises(UserError, match=says):
+        predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} <= {"rows.csv", "out.csv"}
+
+
+@pytest.mark.parametrize("output", ["none/out.csv", "."])
+def test_an_output_that_cannot_be_written_is_told_first(output, run, table, tmp_path):
+    with pytest.raises(UserError, match=r"--output=.*its folder must exist, and it must be a file"):
+        predict(run[0], table(), tmp_path / output)
+
+
+def test_a_prediction_that_fails_midway_leaves_nothing(run, table, tmp_path, monkeypatch):
+    source = table()
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def writerow(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(csv.DictWriter, "writerow", writerow)
+    with pytest.raises(UserError, match=r"cannot write .*out\.csv: No space left on device"):
+        predict(run[0], source, tmp_path / "out.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_command(run, table, command, tmp_path):
+    source = table(changes={3: {"image": "nowhere.png"}})
+    ended = command("experiments.predict", f"--workdir={run[0]}", f"--input={source}", f"--output={tmp_path}/out.csv")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "row 3: " in ended.stdout
+    assert "19 rows predicted, 1 could not be read" in ended.stdout
+    assert len(read(tmp_path / "out.csv")) == 20

@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmfusion.objectives.gradient_modulation import OGMGE
+from mmfusion.objectives.weighting import GradientBlending, GradNorm
+
+KEY, ZERO = jax.random.key(0), jnp.int32(0)
+GRADS = {
+    "encoders_image": {"kernel": jnp.arange(12.0).reshape(3, 4), "bias": jnp.ones(4)},
+    "encoders_text": {"kernel": jnp.linspace(-1, 1, 6)},
+    "heads_label": {"kernel": jnp.ones((4, 2))},
+}
+
+
+def scores(image, text):
+    return {"image": jnp.float32(image), "text": jnp.float32(text)}
+
+
+def test_who_leads_is_held_back_by_the_written_formula():
+    factors = OGMGE(alpha=0.5).factors(scores(0.8, 0.2))
+    assert factors["image"] == pytest.approx(1 - np.tanh(0.5 * 4), rel=1e-5)
+    assert factors["text"] == 1
+    three = OGMGE(alpha=0.3).factors({**scores(0.6, 0.2), "audio": jnp.float32(0.4)})
+    assert three["image"] == pytest.approx(1 - np.tanh(0.3 * 0.6 / 0.3), rel=1e-5)  # the others' mean is 0.3
+    assert three["audio"] == three["text"] == 1
+    assert all(factor == 1 for factor in OGMGE().factors(scores(0.5, 0.5)).values())
+
+
+def test_only_encoders_change_and_noise_has_the_gradients_deviation():
+    changed = OGMGE(alpha=0.5, noise=False)(GRADS, scores(0.8, 0.2), KEY, ZERO)
+    np.testing.assert_allclose(
+        changed["encoders_image"]["kernel"], (1 - np.tanh(2.0)) * GRADS["encoders_image"]["kernel"], rtol=1e-5
+    )
+    jax.tree.map(np.testing.assert_array_equal, changed["encoders_text"], GRADS["encoders_text"])
+    large = {"encoders_image": {"kernel": 3 * jax.random.normal(KEY, (200, 200))}, "heads_label": jnp.ones(3)}
+    noisy = OGMGE(noise=True)(large, scores(0.5, 0.5), KEY, ZERO)
+    added = noisy["encoders_image"]["kernel"] - large["encoders_image"]["kernel"]
+    assert np.std(added) == pytest.approx(3, rel=0.02)
+    assert abs(np.corrcoef(added.ravel(), large["encoders_image"]["kernel"].ravel())[0, 1]) < 0.02
+    np.testing.assert_array_equal(noisy["heads_label"], 1)
+
+
+def test_it_ends_where_it_is_told_to_and_one_modality_is_left():
+    ogm = OGMGE(until=3)
+    for step, acts in ((2, True), (3, False)):
+        changed = ogm(GRADS, scores(0.8, 0.2), KEY, jnp.int32(step))
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), changed, GRADS)
+        assert all(jax.tree.leaves(same)) != acts
+    assert ogm(GRADS, {"image": jnp.float32(0.9)}, KEY, ZERO) is GRADS
+
+
+def test_gradnorm_by_the_written_formula():
+    """One update against the derivative of Σ |w_i g_i - wanted_i|, taken by differences, with what is wanted fixed."""
+    gradnorm = GradNorm(alpha=1.5, rate=0.1)
+    balance = {
+        "tasks": {"a": jnp.float32(1.2), "b": jnp.float32(0.8)},
+        "first": {"a": jnp.float32(2.0), "b": jnp.float32(1.0)},
+    }
+    losses, norms = {"a": jnp.float32(1.0), "b": jnp.float32(0.9)}, {"a": jnp.float32(0.5), "b": jnp.float32(2.0)}
+    after = gradnorm(balance, losses, norms)
+    left = np.array([1 / 2, 0.9 / 1])
+    each = np.array([1.2 * 0.5, 0.8 * 2.0])
+    wanted = each.mean() * (left / left.mean()) ** 1.5
+    weights, tiny = np.array([1.2, 0.8]), 1e-6
+    slope = [
+        ((weights[i] + tiny) * norm - wanted[i], weights[i] * norm - wanted[i]) for i, norm in enumerate((0.5, 2.0))
+    ]
+    slope = np.array([(abs(up) - abs(at)) / tiny for up, at in slope])
+    moved = weights - 0.1 * slope
+    np.testing.assert_allclose(list(after["tasks"].values()), moved * 2 / moved.sum(), rtol=1e-4)
+    assert after["first"] == balance["first"]
+
+
+def test_gradnorm_draws_gradients_to_one_size():
+    gradnorm = GradNorm(alpha=0.0, rate=0.02)
+    balance, norms = gradnorm.start(("a", "b", "c")), {"a": 4.0, "b": 1.0, "c": 2.0}
+    for _ in range(500):
+        balance = gradnorm(balance, dict.fromkeys(norms, jnp.float32(1.0)), norms)
+    weighted = [float(balance["tasks"][task]) * norm for task, norm in norms.items()]
+    np.testing.assert_allclose(weighted, np.mean(weighted), rtol=0.15)
+    assert sum(balance["tasks"].values()) == pytest.approx(3, rel=1e-4)
+    first = gradnorm(gradnorm.start(("a", "b")), {"a": jnp.float32(5), "b": jnp.float32(3)}, {"a": 1.0, "b": 2.0})
+    assert (first["first"]["a"], first["first"]["b"]) == (5, 3)
+    then = gradnorm(first, {"a": jnp.float32(4), "b": jnp.float32(2)}, {"a": 1.0, "b": 2.0})
+    assert then["first"] == first["first"]
+
+
+def test_the_task_that_learns_slowly_gets_more():
+    gradnorm, losses = GradNorm(alpha=1.0, rate=0.01), {"a": jnp.float32(0.2), "b": jnp.float32(1.0)}
+    balance = {**gradnorm.start(losses), "first": dict.fromkeys(losses, jnp.float32(1.0))}
+    for _ in range(200):
+        balance = gradnorm(balance, losses, dict.fromkeys(losses, 1.0))
+    assert balance["tasks"]["b"] / balance["tasks"]["a"] == pytest.approx(5, rel=0.1)  # as (1.0 / 0.2)^1
+
+
+def test_gradient_blending_by_the_written_formula():
+    before = {"joint": (1.0, 1.1), "image": (1.2, 1.2), "text": (0.9, 1.0)}
+    now = {"joint": (0.5, 0.9), "image": (1.0, 1.1), "text": (0.3, 1.2)}
+    # G: 0.2, 0.1, nothing; O: 0.3, 0.1, 0.8
+    raw = np.array([0.2 / 0.3**2, 0.1 / 0.1**2, 0.0])
+    weights = GradientBlending(floor=0.01).weights(before, now)
+    np.testing.assert_allclose(list(weights.values()), 0.1 + 0.9 * 3 * raw / raw.sum(), rtol=1e-6)
+    assert sum(weights.values()) == pytest.approx(3)
+    floored = GradientBlending(floor=0.2, least=0.0).weights(before, now)
+    assert floored["image"] / floored["joint"] == pytest.approx((0.1 / 0.2**2) / (0.2 / 0.3**2))
+    assert GradientBlending().weights(now, now) is None
+    assert GradientBlending().weights(before, {**now, "joint": (float("nan"), 0.1)}) is None

@@ -1,0 +1,217 @@
+import contextlib
+import io
+import json
+import re
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboardX.proto import event_pb2
+
+from mmfusion.tracking import logger
+from tests.checkpoints.test_manager import files_of_at_most
+
+
+def console(terminal=False, width=80):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, _environ={"TERM": "xterm"})
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def crc32c(data):
+    crc = 2**32 - 1
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+    return crc ^ 2**32 - 1
+
+
+def records(workdir):
+    """Returns the events of TFRecords: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+    found = []
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            parts = data[:8], data[12 : 12 + length]
+            written = [int.from_bytes(x, "little") for x in (data[8:12], data[12 + length : 16 + length])]
+            assert [((x >> 15 | x << 17) + 0xA282EAD8) % 2**32 for x in map(crc32c, parts)] == written
+            found.append(event_pb2.Event.FromString(parts[1]))
+            data = data[16 + length :]
+    return found
+
+
+def events(workdir):
+    return [(event.step, value.tag, value.simple_value) for event in records(workdir) for value in event.summary.value]
+
+
+def test_every_call_is_on_disk_at_once_and_in_tensorboard_after_close(tmp_path):
+    log = logger.Logger(tmp_path / "run", total_steps=10, console=console())
+    log.log(1, {"loss": np.float32(0.5), "accuracy": jnp.float32(0.25)})
+    assert lines(tmp_path / "run") == [{"step": 1, "split": "train", "loss": 0.5, "accuracy": 0.25}]
+    log.log(1, {"loss": float("nan"), "per_class": {"f1": np.array([0.5, np.nan])}}, "valid")
+    assert lines(tmp_path / "run")[1] == {
+        "step": 1,
+        "split": "valid",
+        "loss": None,
+        "per_class": {"f1": [0.5, None]},
+    }
+    log.close()
+    assert events(tmp_path / "run") == [(1, "train/loss", 0.5), (1, "train/accuracy", 0.25)]
+
+
+def test_what_a_full_disk_does_not_take_is_kept_and_written_later(tmp_path):
+    screen = console(width=200)
+    log = logger.Logger(tmp_path, total_steps=2000, plain_every=2000, console=screen)
+    with files_of_at_most(10_000):
+        for step in range(1, 1000):
+            log.log(step, {"loss": 0.5})
+        with pytest.raises(OSError, match="File too large"):
+            log.sync()
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 10_000  # the last line is torn
+    log.log(1000, {"loss": 0.25})
+    log.sync()
+    assert [line["step"] for line in lines(tmp_path)] == [*range(1, 1001)]
+    assert events(tmp_path) == [(step, "train/loss", 0.5) for step in range(1, 1000)] + [(1000, "train/loss", 0.25)]
+    assert screen.file.getvalue().count("warning: cannot write what is logged: File too large; it is kept") == 1
+    log.close()
+
+
+def test_a_full_disk_under_what_is_printed_does_not_end_it(tmp_path):
+    with open("/dev/full", "w") as full, logger.Logger(tmp_path, total_steps=9, console=Console(file=full)) as log:
+        for step in range(1, 10):
+            log.log(step, {"loss": 0.5})
+        with contextlib.suppress(OSError):
+            full.close()
+    assert len(lines(tmp_path)) == 9
+
+
+def test_a_run_that_goes_on_hides_later_events(tmp_path):
+    for step in (0, 3):
+        with logger.Logger(tmp_path, resume_step=step, total_steps=9, console=console()) as log:
+            log.log(step + 1, {"loss": 0.5})
+    begun = [event.step for event in records(tmp_path) if event.HasField("session_log")]
+    assert begun == [4]
+    assert [event.file_version for event in records(tmp_path) if event.file_version] == ["brain.Event:2"] * 2
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2}'])
+def test_resume_drops_later_lines_and_a_torn_one_and_appends(tmp_path, torn):
+    with logger.Logger(tmp_path, total_steps=10, console=console()) as log:
+        for step in range(1, 6):
+            log.log(step, {"loss": step / 4})
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole) + torn)
+    (tmp_path / ".metrics.jsonl.0123456789ab").write_text("".join(whole[:1]))  # a kill, while it was written anew
+    with logger.Logger(tmp_path, resume_step=3, total_steps=10, console=console()) as log:
+        assert path.read_text() == "".join(whole[:3])
+        log.log(4, {"loss": 9.0})
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 9.0)]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_run_that_goes_on_drops_its_test_line(tmp_path):
+    with logger.Logger(tmp_path, total_steps=2, console=console()) as log:
+        log.log(1, {"loss": 1.0}, "valid")
+        log.log(1, {"loss": 2.0}, "test")
+    logger.Logger(tmp_path, resume_step=2, total_steps=2, console=console()).close()
+    assert [line["split"] for line in lines(tmp_path)] == ["valid"]
+
+
+def test_restart_from_the_beginning_drops_everything(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1}\n')
+    logger.Logger(tmp_path, total_steps=10, console=console()).close()
+    assert lines(tmp_path) == []
+
+
+def test_a_host_that_is_not_primary_leaves_nothing(tmp_path):
+    screen = console()
+    with logger.Logger(tmp_path / "run", primary=False, total_steps=10, console=screen) as log:
+        log.log(1, {"loss": 1.0})
+        log.print("hello")
+    assert not (tmp_path / "run").exists()
+    assert screen.file.getvalue() == ""
+
+
+def test_plain_lines_tell_step_loss_rate_and_time_left(tmp_path, monkeypatch):
+    clock = iter(range(0, 100, 2))
+    monkeypatch.setattr(logger, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    screen = console(width=40)
+    with logger.Logger(tmp_path, total_steps=100, plain_every=2, console=screen) as log:
+        for step in (10, 20, 30):
+            log.log(step, {"loss": 0.6931, "examples_per_second": 12345.6, "learning_rate": 1e-3})
+        log.log(30, {"loss": 0.5, "auroc": None, "confusion": [[1]]}, "valid")
+        log.log(100, {"loss": 0.25})
+    printed = screen.file.getvalue().splitlines()
+    assert printed == [
+        "train  step 10/100  12.3k ex/s  loss 0.6931  lr 1.0e-03  -:--:-- left",
+        "train  step 30/100  12.3k ex/s  loss 0.6931  lr 1.0e-03  0:00:14 left",  # 4 s for 20 steps, 70 to go
+        "valid  step 30  loss 0.5000  auroc –",
+        "train  step 100/100  loss 0.2500  0:00:00 left",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bar_fits_the_terminal_on_one_line(tmp_path, width):
+    screen = console(terminal=True, width=width)
+    values = {"loss": 0.6931, "accuracy": 0.987, "examples_per_second": 123456.7, "learning_rate": 1e-3}
+    with logger.Logger(tmp_path, total_steps=20000, console=screen) as log:
+        log.log(10000, values)
+        log.log(12000, values)
+        log._bar.refresh()
+        log.log(12000, {"accuracy": 0.5}, "valid")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.file.getvalue().replace("\r", "\n"))
+    bars = [line for line in shown.splitlines() if "12000/20000" in line]
+    assert bars
+    for bar in bars:
+        assert len(bar.rstrip()) <= width
+        assert all(part in bar for part in ("123.5k ex/s", "loss 0.6931", "acc 0.987", "lr 1.0e-03", "0:00:0"))
+
+
+def test_a_non_finite_loss_is_shown_as_such(tmp_path):
+    screen = console()
+    with logger.Logger(tmp_path, total_steps=2, console=screen) as log:
+        log.log(1, {"loss": float("inf")})
+    assert "loss not finite" in screen.file.getvalue()
+
+
+def test_write_json_replaces_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    logger.write_json(path, {"a": np.float32(0.5), "b": (np.int64(3), float("nan")), 4: "é"})
+    assert json.loads(path.read_text()) == {"a": 0.5, "b": [3, None], "4": "é"}
+    with pytest.raises(TypeError):
+        logger.write_json(path, {"a": object()})
+    assert json.loads(path.read_text())["a"] == 0.5
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_write_json_survives_a_failing_disk(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    logger.write_json(path, 1)
+    monkeypatch.setattr(logger.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        logger.write_json(path, 2)
+    assert path.read_text() == "1\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_tables_show_totals_and_leave_out_nested_scores():
+    screen = console()
+    screen.print(logger.model_table([("encoders/[image]", (64, 128), 1200, 0.75), ("head", "13", 34, None)]))
+    shown = screen.file.getvalue()
+    assert "encoders/[image]" in shown
+    assert "64×128" in shown
+    total = next(line for line in shown.splitlines() if "total" in line)
+    assert total.split() == ["total", "1,234", "75.0%"]
+    screen = console()
+    scores = {"valid": {"accuracy": 0.5, "auroc": None, "confusion": [[1]]}, "test": {"accuracy": np.float64(0.25)}}
+    screen.print(logger.results_table(scores))
+    rows = [line.split() for line in screen.file.getvalue().splitlines() if line.strip()]
+    assert rows[0] == ["valid", "test"]
+    assert rows[2:] == [["accuracy", "0.5000", "0.2500"], ["auroc", "–", "–"]]
