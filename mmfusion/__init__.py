@@ -1,3 +1,5 @@
 """Fusing modalities in JAX: encoders, fusion strategies, and a pure parallel train step."""
 
-__version__ = "0.1.0"
+from mmfusion.version import __version__
+
+__all__ = ["__version__"]

@@ -3,10 +3,26 @@
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class UserError(Exception):
-    """The user's input is wrong: one line that says what, where, and what would be right (exit status 2)."""
+    """The user's input is wrong (exit status 2).
+
+    Its text is one line: where and what was given, what is wrong, what would be right.
+
+    Args:
+      message: what is wrong, and what would be right.
+      path: where: a config key (`config.optim.name`), a flag, a file or a column.
+      value: what was given there; leave it out where the message says it better.
+      choices: what may stand there; the line ends with the nearest of them.
+    """
+
+    def __init__(self, message: str, *, path: str = "", value: Any = None, choices: Iterable[str] = ()):
+        self.message, self.path, self.value, self.choices = message, path, value, sorted(choices)
+        where = path if value is None else f"{path}={value!r}"
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text}; {nearest(value, self.choices)}" if self.choices else text)
 
 
 class Preempted(Exception):
@@ -17,7 +33,7 @@ class Unreachable(Exception):
     """What is stored cannot be read for now, and nothing says that it is damaged: try again later (exit status 75)."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: Any, choices: Iterable[str]) -> str:
     """Returns the end of an error line: the nearest choices, or the first thirty where none is near."""
     choices = sorted(choices)
     if not choices:

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
-from mmfusion import config as configs
-from mmfusion.errors import UserError, reaching
+from mmfusion.errors import reaching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,30 +63,6 @@ def opened(workdir: str | os.PathLike) -> Iterator[Place]:
                 if path.is_file():
                     (place.folder / path.name).write_bytes(path.read_bytes())
         yield place
-
-
-def check_owner(place: Place, config: ConfigDict) -> None:
-    """Raises UserError unless a run may be here: a directory belongs to the config that began it.
-
-    Only where things are may change, and what is done about failures.
-    """
-    workdir = place.folder
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
-    parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise UserError(f"--workdir={workdir} cannot be made: {parent} is no folder that you may write to")
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    before = configs.to_json(configs.from_json(configs.read_json(path)))
-    saved, mine = (configs.flat(values) for values in (before, configs.to_json(config)))
-    for key in sorted({*saved, *mine} - {*configs.PLACES, *configs.PATIENCE}):
-        if saved.get(key) != mine.get(key):
-            raise UserError(
-                f"{place.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
-                f"{mine.get(key)!r}; give another --workdir, or its own config"
-            )
 
 
 def is_url(workdir: str | os.PathLike) -> bool:

@@ -29,7 +29,7 @@ from mmfusion.models.summary import summarize
 from mmfusion.tracking import provenance, run_dir
 from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.tables import model_table, results_table
-from mmfusion.training import recovery, warm_start
+from mmfusion.training import recovery, restore, warm_start
 from mmfusion.training.evaluation import collect, head_losses, score
 from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.setup import Parts, assemble
@@ -106,7 +106,7 @@ def run(
     """
     began = time.monotonic()
     with run_dir.opened(workdir) as place:
-        run_dir.check_owner(place, config)
+        restore.check_owner(place, config)
         wrong, rollbacks = None, config.recovery.rollbacks
         try:
             while True:

@@ -10,6 +10,7 @@ from mmfusion import config as configs
 from mmfusion.config import defaults
 from mmfusion.errors import UserError, nearest
 from mmfusion.tracking import run_dir
+from mmfusion.training import restore
 from tests import tiny
 
 SHIPPED = {
@@ -266,11 +267,11 @@ def test_an_option_that_is_newer_than_a_saved_config_is_at_its_default(tmp_path)
     assert configs.from_json(older) == config
     (tmp_path / "config.json").write_text(json.dumps(older))
     place = run_dir.Place(str(tmp_path), tmp_path, tmp_path / "checkpoints")
-    run_dir.check_owner(place, config)
+    restore.check_owner(place, config)
     with config.unlocked():
         config.model.encoders.image.kernel = 5
     with pytest.raises(UserError, match=r"its config\.model\.encoders\.image\.kernel is 3, here it is 5"):
-        run_dir.check_owner(place, config)
+        restore.check_owner(place, config)
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "ste', "\0\0", "[1", "[1]", "null"])
