@@ -22,7 +22,7 @@ from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
 from mmfusion.files import plain, write_json, write_text
 
-EXAMINED_BY = ("examine", "calibration", "contribution", "corruption", "interaction")
+EXAMINED_BY = ("probing/probe", "probing/calibration", "probing/attribution", "probing/corruption", "probing/emap")
 
 
 @dataclasses.dataclass(frozen=True)

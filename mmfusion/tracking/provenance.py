@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-import mmfusion
+from mmfusion.version import __version__
 
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_")  # what names of variables begin with
 PACKAGES = (  # that numbers may depend on
@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
     """Returns as JSON `versions`, `machine`, `flags` of XLA and JAX, and `commit` (None where git says nothing)."""
     return {
         "versions": {
-            "mmfusion": mmfusion.__version__,
+            "mmfusion": __version__,
             **{name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
         },

@@ -22,7 +22,7 @@ from mmfusion.distributed import mesh as parallel
 from mmfusion.models import model as models
 from mmfusion.objectives import AUXILIARIES, Objectives, Task, make_objectives
 from mmfusion.optim import freezing
-from mmfusion.training import step
+from mmfusion.training import state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Parts:
     model: nn.Module
     optimizer: optax.GradientTransformation
     tasks: dict[str, Task]
-    preprocess: step.Preprocess
+    preprocess: state.Preprocess
     parallel: parallel.Parallel
     scale: Callable[[Any], Any] | None
     freeze: freezing.Freezing
@@ -52,17 +52,17 @@ class Parts:
     spike: float
     example: Batch
 
-    def drawn(self, seed: int) -> step.TrainState:
+    def drawn(self, seed: int) -> state.TrainState:
         """Returns the state before the first step, every parameter drawn, where no device needs to hold all of it."""
         divided = self.parallel.state_sharding(self.state_shapes())
         init = self._init if divided is None else jax.jit(self._init, out_shardings=divided)
         return init(self.example, seed=np.uint32(seed))
 
-    def drawn_state(self, seed: int) -> step.TrainState:
+    def drawn_state(self, seed: int) -> state.TrainState:
         """Returns the same on the host."""
         return self.parallel.to_host(self.drawn(seed))
 
-    def initial_state(self, seed: int) -> step.TrainState:
+    def initial_state(self, seed: int) -> state.TrainState:
         """Returns the same on the devices, as the steps take it."""
         return self.parallel.put_state(self.drawn_state(seed))
 
@@ -71,10 +71,10 @@ class Parts:
         return jax.eval_shape(self._init, self.example, seed=np.uint32(0))
 
     @functools.cached_property
-    def _init(self) -> Callable[..., step.TrainState]:
+    def _init(self) -> Callable[..., state.TrainState]:
         # One function, so that whoever asks for shapes and whoever draws trace it once.
         return jax.jit(functools.partial(
-            step.init_state, self.model, self.optimizer, preprocess=self.preprocess,
+            state.init_state, self.model, self.optimizer, preprocess=self.preprocess,
             balance=self.objectives.balance(self.tasks, self.model.modalities), spike=self.spike,
         ))  # fmt: skip
 

@@ -30,7 +30,7 @@ class Step:
         config = synthetic.config({**STILL, **changes}, "concat")
         if optimizer:
             with config.unlocked():
-                config.optim = synthetic.base.optimizer(**optimizer)
+                config.optim = synthetic.defaults.optimizer(**optimizer)
         self.dataset = synthetic.dataset(config, {"train": 64})
         self.parts: Parts = assemble(config, self.dataset)
         self.run = self.parts.train_step(1)

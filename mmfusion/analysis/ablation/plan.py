@@ -13,7 +13,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import mmfusion
 from mmfusion import config as configs
 from mmfusion.errors import UserError
 from mmfusion.files import write_json
@@ -111,7 +110,7 @@ def build(make: Make, fusions: Sequence[str], seeds: int, vary: Mapping[str, Seq
 
 def code_digest(of: Sequence[str] = ()) -> str:
     """Returns a digest of the sources that runs depend on, the library but its analysis, or of modules of that."""
-    root = Path(mmfusion.__file__).parent
+    root = Path(__file__).parents[2]
     analysis = root / "analysis"
     paths = [analysis / f"{name}.py" for name in of] or set(root.rglob("*.py")) - set(analysis.rglob("*.py"))
     digest = hashlib.sha256()
