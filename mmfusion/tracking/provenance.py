@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
         },
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAGS)},
-        "commit": commit(Path(mmfusion.__file__).parent.parent),
+        "commit": commit(Path(__file__).parents[2]),
     }
 
 
