@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -123,25 +122,3 @@ def test_published_scores():
     for wrong in ("0.6", "=0.6", "a=b", "a=nan"):
         with pytest.raises(UserError, match=f"--published={wrong} is not NAME=SCORE"):
             trial_config.score(wrong)
-
-
-def test_launchers_give_each_its_share(tmp_path):
-    folder = ROOT / "experiments" / "launch"
-    for script in folder.glob("*.sh"):
-        subprocess.run(["bash", "-n", script], check=True)
-    done = subprocess.run(
-        [folder / "tpu.sh", "--dry-run", "one two", "--fusions=all", "--workdir=/shared/a b"],
-        env={**os.environ, "ZONE": "z"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert [f"--shard={i}/2" in line for i, line in enumerate(done.stdout.splitlines())] == [True, True]
-    assert r"/shared/a\ b" in done.stdout
-    assert subprocess.run([folder / "tpu.sh", "one"], capture_output=True, check=False).returncode == 2
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$@"\n')
-    python.chmod(0o755)
-    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
-    done = subprocess.run(
-        [folder / "slurm.sh", "--seeds=6"], env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split() == ["-m", "experiments.ablate", "--shard=2/4", "--seeds=6"]

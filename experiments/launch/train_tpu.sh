@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# One training run on a Cloud TPU, on all of its hosts; see README.md beside this file.
+# Runs one training run on all hosts of a Cloud TPU; see README.md in this folder.
 set -euo pipefail
 
 usage() {
   cat >&2 <<'END'
-usage: ZONE=us-central1-a TYPE=v5litepod-8 experiments/tpu/tpu.sh [--dry-run] COMMAND NAME [...]
+usage: ZONE=us-central1-a TYPE=v5litepod-8 experiments/launch/train_tpu.sh [--dry-run] COMMAND NAME [...]
 
-  create NAME               ask for a TPU, and wait until it is there
-  setup NAME                bring this commit and its packages to every host
+  create NAME               request a TPU, and wait until it is active
+  setup NAME                copy this commit to every host and install its packages
   run NAME FLAG ...         train with these flags on all hosts, in the background
-  follow NAME               show what the first host prints
-  status NAME               say running, or the exit status, of each host
-  fetch NAME FROM TO        copy a run's directory (gs://..., or one on the first host) to this machine
-  delete NAME               give the TPU back
-  keep NAME FLAG ...        create, setup, run; again after each preemption, until the run ends; then delete
+  follow NAME               show the output of the first host
+  status NAME               print "running" or the exit status of each host
+  fetch NAME FROM TO        copy a run's directory (gs://..., or on the first host) to this machine
+  delete NAME               delete the TPU
+  keep NAME FLAG ...        create, setup, run, again after each preemption until the run ends; then delete
 
-ZONE, TYPE      where, and which: gcloud compute tpus accelerator-types list --zone=ZONE
-VERSION         of the TPU's software (default: the one of TYPE)
-SPOT=1          take a preemptible TPU
-PROJECT         of Google Cloud (default: gcloud's own)
-EVERY=60        seconds between two looks at it
+ZONE, TYPE      zone and accelerator type: gcloud compute tpus accelerator-types list --zone=ZONE
+VERSION         TPU software version (default: chosen by TYPE)
+SPOT=1          request a preemptible TPU
+PROJECT         Google Cloud project (default: gcloud's own)
+EVERY=60        seconds between two polls of its state
 END
   exit 2
 }
@@ -42,7 +42,7 @@ say() { echo "tpu $name: $*" >&2; }
 
 pause() { [ -n "$dry" ] || sleep "${EVERY:-60}"; }
 
-# Its arguments as they could be pasted.
+# Prints its arguments quoted for a shell.
 quoted() {
   local word line=""
   for word in "$@"; do
@@ -63,13 +63,13 @@ do_it() {
   fi
 }
 
-# Runs a command and gives its answer, "" where it fails; a dry run prints it, and gives the first argument.
-ask() {
-  local instead=$1
+# Runs a command and prints its output, "" on failure; a dry run prints the command, and returns the first argument.
+query() {
+  local dry_answer=$1
   shift
   if [ -n "$dry" ]; then
     do_it "$@" >&2
-    echo "$instead"
+    echo "$dry_answer"
   else
     "$@" 2>/dev/null || true
   fi
@@ -82,7 +82,7 @@ version() {
     :v5p-*) echo v2-alpha-tpuv5 ;;
     :v6e-*) echo v2-alpha-tpuv6e ;;
     :*)
-      echo "tpu.sh: TYPE=${TYPE:-} is none of v4-N, v5litepod-N, v5p-N, v6e-N: set VERSION, too" >&2
+      echo "train_tpu.sh: TYPE=${TYPE:-} is not one of v4-N, v5litepod-N, v5p-N, v6e-N: set VERSION too" >&2
       exit 2
       ;;
     *) echo "$VERSION" ;;
@@ -90,7 +90,7 @@ version() {
 }
 
 state() {
-  ask ACTIVE gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
+  query ACTIVE gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
 }
 
 on_hosts() { # WORKER COMMAND
@@ -109,11 +109,11 @@ create() {
   while now=$(state); [ "$now" != ACTIVE ]; do
     case "$now" in
       FAILED | SUSPENDED)
-        say "it is $now"
+        say "state $now"
         return 1
         ;;
     esac
-    say "waiting, it is ${now:-not there yet}"
+    say "waiting, state ${now:-unknown}"
     pause
   done
 }
@@ -123,12 +123,12 @@ setup() {
   folder=$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel) || return
   commit=$(git -C "$folder" rev-parse HEAD) || return
   if [ -n "$(git -C "$folder" status --porcelain)" ]; then
-    say "changes that are not committed stay here: $commit is sent"
+    say "uncommitted changes are not copied: sending $commit"
   fi
   do_it git -C "$folder" archive "--output=${TMPDIR:-/tmp}/$archive" --format=tar.gz \
-    "--add-virtual-file=COMMIT:$commit" HEAD || return # results say of which commit they are
+    "--add-virtual-file=COMMIT:$commit" HEAD || return # results record the commit
   do_it gcloud compute tpus tpu-vm scp "${TMPDIR:-/tmp}/$archive" "$name:" "${where[@]}" --worker=all || return
-  # The hosts' own Python may be older than 3.11.
+  # The hosts' Python may be older than 3.11.
   on_hosts all "mkdir -p mmfusion && tar xzf $archive -C mmfusion && cd mmfusion && python3 -m pip install --user uv && \
 python3 -m uv venv --clear --python 3.12 env && python3 -m uv pip install --python env/bin/python -r requirements.txt \
 \"jax[tpu]==\$(sed -n 's/^jax==//p' requirements.txt)\" gcsfs"
@@ -144,8 +144,8 @@ status() { on_hosts all "cat mmfusion/status 2> /dev/null || echo running"; }
 
 follow() { on_hosts 0 "tail -n 100 -F mmfusion/run.log"; }
 
-ended() {
-  ask 0 gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 "--command=cat mmfusion/status"
+exit_status() {
+  query 0 gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 "--command=cat mmfusion/status"
 }
 
 fetch() {
@@ -159,25 +159,25 @@ delete() {
   do_it gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-# What it costs otherwise is worth some patience.
-give_back() {
+# Retries: a TPU that is not deleted keeps costing money.
+delete_with_retries() {
   local tries
   for tries in 1 2 3 4 5; do
     delete && return
     [ "$tries" -eq 5 ] || pause
   done
-  say "it could not be given back and costs: delete it"
+  say "could not be deleted and still costs money: delete it"
   return 1
 }
 
-# What cannot be begun now is tried again at the next look, which finds the same status.
-go_on() { run "$@" || say "it could not be begun now"; }
+# A run that cannot be started now is retried at the next poll, which finds the same status.
+resume() { run "$@" || say "could not be started now"; }
 
 keep() {
   case " $* " in
     *" --workdir=gs://"*) ;;
     *)
-      echo "tpu.sh: keep needs --workdir=gs://BUCKET/DIR: a TPU's own disk is lost with it" >&2
+      echo "train_tpu.sh: keep needs --workdir=gs://BUCKET/DIR: the TPU's own disk is lost with the TPU" >&2
       exit 2
       ;;
   esac
@@ -186,10 +186,10 @@ keep() {
     if ! { create && setup && run "$@"; }; then
       delete || true
       if [ "$((failed += 1))" -ge 5 ]; then
-        say "could not be begun, $failed times in a row: see above what is wrong"
+        say "could not be started, $failed times in a row: see the errors above"
         return 1
       fi
-      say "could not be begun, another one is asked for"
+      say "could not be started, requesting another TPU"
       pause
       continue
     fi
@@ -198,42 +198,42 @@ keep() {
       now=$(state)
       case "$now" in
         ACTIVE) unknown=0 ;;
-        "") # nothing could be asked for a moment, or it is no more
+        "") # a failed query, or the TPU no longer exists
           [ "$((unknown += 1))" -lt 10 ] || break
           continue
           ;;
         *) break ;;
       esac
-      case "$(ended)" in
-        "") ;; # still running, or not to be asked for a moment
+      case "$(exit_status)" in
+        "") ;; # still running, or a failed query
         0)
-          give_back
+          delete_with_retries
           return
           ;;
-        75 | 143) # it was stopped, and with 143 before it could hear of that; or the bucket was away
+        75 | 143) # stopped (143: before the signal handler was set), or the bucket was unreachable
           if [ "$((stopped += 1))" -ge 100 ]; then
-            say "it was stopped $stopped times; the TPU is still there: look, then delete it"
+            say "stopped $stopped times; the TPU still exists: inspect it, then delete it"
             return 1
           fi
-          say "it was stopped, it goes on from its newest checkpoint"
-          go_on "$@"
+          say "stopped, resuming from the newest checkpoint"
+          resume "$@"
           ;;
-        134 | 137) # another host was lost, without which this one cannot go on, or this process was killed
+        134 | 137) # another host was lost, or this process was killed
           if [ "$((lost += 1))" -ge 10 ]; then
-            say "a host was lost $lost times; the TPU is still there: look, then delete it"
+            say "a host was lost $lost times; the TPU still exists: inspect it, then delete it"
             return 1
           fi
-          say "a host was lost, it goes on from its newest checkpoint"
-          go_on "$@"
+          say "a host was lost, resuming from the newest checkpoint"
+          resume "$@"
           ;;
         *)
           on_hosts 0 "tail -n 30 mmfusion/run.log" || true
-          say "the run failed; the TPU is still there: look, then delete it"
+          say "the run failed; the TPU still exists: inspect it, then delete it"
           return 1
           ;;
       esac
     done
-    say "it is ${now:-gone}, another one is asked for"
+    say "state ${now:-gone}, requesting another TPU"
     unknown=0
     delete || true
   done

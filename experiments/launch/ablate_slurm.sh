@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One ablation over a Slurm array; each task takes its share of the plan, and the last one writes the report.
-#   sbatch --array=0-7 experiments/launch/slurm.sh --config=configs/easy_vqa.py --fusions=all --seeds=6 --workdir=/shared/DIR
+# Runs one ablation as a Slurm array: each task runs its share of the plan, and the last one writes the report.
+#   sbatch --array=0-7 experiments/launch/ablate_slurm.sh --config=configs/easy_vqa.py --fusions=all --seeds=6 --workdir=/shared/DIR
 #SBATCH --job-name=mmfusion-ablation
 #SBATCH --cpus-per-task=4
 #SBATCH --time=24:00:00
@@ -10,8 +10,8 @@ set -uo pipefail
 
 python -m experiments.ablate --shard="$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT" "$@" &
 ablation=$!
-trap 'kill -TERM "$ablation"' TERM  # Slurm warns this shell; the cells under way save themselves
-wait "$ablation" # ends when the signal comes, too
+trap 'kill -TERM "$ablation"' TERM  # Slurm warns this shell; running trials save a checkpoint
+wait "$ablation" # also returns when the signal arrives
 wait "$ablation"
 status=$?
 if [ "$status" -eq 75 ]; then

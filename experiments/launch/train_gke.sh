@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One training run on a TPU slice of a GKE cluster that has the JobSet API; see README.md beside this file.
-#   IMAGE=... TPU=tpu-v5-lite-podslice TOPOLOGY=4x4 HOSTS=4 CHIPS=4 experiments/tpu/gke.sh [--dry-run] NAME FLAG ...
-# IMAGE has this repository as its working directory, with its requirements, jax[tpu] and gcsfs. HOSTS x CHIPS is what
-# TOPOLOGY multiplies to. A dry run prints the command and the manifest.
+# Runs one training run on a TPU slice of a GKE cluster with the JobSet API; see README.md in this folder.
+#   IMAGE=... TPU=tpu-v5-lite-podslice TOPOLOGY=4x4 HOSTS=4 CHIPS=4 experiments/launch/train_gke.sh [--dry-run] NAME FLAG ...
+# IMAGE's working directory is this repository, with its requirements, jax[tpu] and gcsfs. HOSTS x CHIPS must equal the
+# number of chips in TOPOLOGY. A dry run prints the command and the manifest.
 set -euo pipefail
 
 dry=""
@@ -11,14 +11,14 @@ if [ "${1:-}" = "--dry-run" ]; then
   shift
 fi
 if [ "$#" -lt 2 ] || [ -z "${IMAGE:-}" ] || [ -z "${TPU:-}" ] || [ -z "${TOPOLOGY:-}" ]; then
-  echo 'usage: IMAGE=... TPU=tpu-v5-lite-podslice TOPOLOGY=2x4 HOSTS=2 CHIPS=4 gke.sh [--dry-run] NAME FLAG ...' >&2
+  echo 'usage: IMAGE=... TPU=tpu-v5-lite-podslice TOPOLOGY=2x4 HOSTS=2 CHIPS=4 train_gke.sh [--dry-run] NAME FLAG ...' >&2
   exit 2
 fi
 name=$1
 shift
 hosts=${HOSTS:-1} chips=${CHIPS:-4}
 if [ "$((${TOPOLOGY//x/ * }))" -ne "$((hosts * chips))" ]; then
-  echo "gke.sh: TOPOLOGY=$TOPOLOGY is not HOSTS=$hosts x CHIPS=$chips" >&2
+  echo "train_gke.sh: TOPOLOGY=$TOPOLOGY is not HOSTS=$hosts x CHIPS=$chips" >&2
   exit 2
 fi
 
@@ -38,8 +38,8 @@ metadata:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   failurePolicy:
-    maxRestarts: 100 # all hosts begin again together, from the newest checkpoint
-    rules: # but not where the input is wrong or the numbers are
+    maxRestarts: 100 # all hosts restart together, from the newest checkpoint
+    rules: # but not after an input error or diverged training
       - name: hopeless
         action: FailJobSet
         onJobFailureReasons: [PodFailurePolicy]

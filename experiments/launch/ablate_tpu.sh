@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One ablation over several single-host TPU VMs that share a bucket or a folder; each takes its share of the plan.
-#   ZONE=us-central2-b experiments/launch/tpu.sh [--dry-run] "vm-0 vm-1 vm-2" --config=configs/easy_vqa.py --fusions=all \
+# Runs one ablation on several single-host TPU VMs that share a bucket or a folder: each runs its share of the plan.
+#   ZONE=us-central2-b experiments/launch/ablate_tpu.sh [--dry-run] "vm-0 vm-1 vm-2" --config=configs/easy_vqa.py --fusions=all \
 #     --seeds=6 --workdir=gs://BUCKET/DIR
-# The VMs have the repository at ~/mmfusion with its requirements, jax[tpu] and gcsfs; a VM that was preempted is started
-# again by the same line.
+# Each VM needs the repository at ~/mmfusion with its requirements, jax[tpu] and gcsfs. After a preemption, run the same
+# command again.
 set -euo pipefail
 
 run=()
@@ -12,7 +12,7 @@ if [ "${1:-}" = "--dry-run" ]; then
   shift
 fi
 if [ "$#" -lt 2 ] || [ -z "${ZONE:-}" ]; then
-  echo 'usage: ZONE=... tpu.sh [--dry-run] "VM VM ..." FLAG ...' >&2
+  echo 'usage: ZONE=... ablate_tpu.sh [--dry-run] "VM VM ..." FLAG ...' >&2
   exit 2
 fi
 read -ra vms <<<"$1"
