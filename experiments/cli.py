@@ -33,24 +33,24 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     _settle()
     try:
         main(sys.argv)
-        hosts.part()
+        hosts.shutdown_barrier()
     except Preempted as stop:
         print(f"preempted: {stop}", file=sys.stderr)
         sys.exit(75)
     except (UserError, Unreachable, FloatingPointError) as error:
         status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 1)
         print(f"error: {error}", file=sys.stderr)
-        hosts.leave(status, str(error))
+        hosts.abort_all(status, str(error))
         sys.exit(status)
     except (Exception, KeyboardInterrupt) as error:
-        if hosts.lost(error):
+        if hosts.is_lost_host_error(error):
             reason = " ".join(str(error).split())[:200]
             said = f"another host was lost: run the same command again on all of them ({reason})"
             print(f"error: {said}", file=sys.stderr)
-            hosts.leave(hosts.LOST, said)
-        if hosts.several():
+            hosts.abort_all(hosts.LOST_HOST_STATUS, said)
+        if hosts.is_multihost():
             traceback.print_exc()
-            hosts.leave(1, repr(error))
+            hosts.abort_all(1, repr(error))
         raise
 
 
@@ -121,7 +121,7 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
 def settle(config: ConfigDict) -> None:
     """Does what a config asks of the process, before JAX has devices."""
     if config.deterministic:
-        mesh.settle_determinism()
+        mesh.set_deterministic_flags()
     settle_compilation_cache()
 
 

@@ -15,7 +15,7 @@ MODALITIES = flags.DEFINE_list("modalities", [], "those that stay; the others co
 
 def main(argv: Sequence[str]) -> None:
     where, rest = cli.take_flag(list(argv), "distributed")
-    hosts.join(where or "")
+    hosts.initialize(where or "")
     cli.parse(rest)
     cli.settle_compilation_cache()
 

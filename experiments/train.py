@@ -15,7 +15,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "write a JAX trace of a few early 
 
 def main(argv: Sequence[str]) -> None:
     where, rest = cli.take_flag(list(argv), "distributed")
-    hosts.join(where or "")  # first, so that all hear of a host whose config is wrong
+    hosts.initialize(where or "")  # first, so that all hear of a host whose config is wrong
     config = cli.parse_config(rest)
     cli.settle(config)
 

@@ -46,7 +46,7 @@ def nearest(name: Any, choices: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def reaching(name: str) -> Iterator[None]:
+def storage_errors(name: str) -> Iterator[None]:
     """Turns what is raised where a bucket cannot be reached into one line; what reads it has errors of many kinds."""
     try:
         yield

@@ -32,7 +32,7 @@ def copy_tree(folder: epath.Path, target: epath.Path) -> None:
             path.copy(target / path.name)
 
 
-def forget_listings(folder: epath.Path) -> None:
+def invalidate_listings(folder: epath.Path) -> None:
     """Has what is in a folder looked up anew, where it is in a bucket, whose library keeps what it was told."""
     if "://" in str(folder):
         kind = type(fsspec.url_to_fs(str(folder))[0])
@@ -89,7 +89,7 @@ class Appended:
         os.close(self._handle)
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 PARTIAL = 12  # digits in the name of a file that is not written whole yet

@@ -18,12 +18,12 @@ def main() -> None:
         out = os.dup(1)
         os.dup2(said.fileno(), 1)  # where Gloo says what it connects
         os.dup2(said.fileno(), 2)
-        hosts.join(f"localhost:{port},{host},2")
-        spread = mesh.make("jit", 0, (2, 2, 1))
-        hosts.meet(spread.mesh)
+        hosts.initialize(f"localhost:{port},{host},2")
+        partitioner = mesh.make_partitioner("jit", 0, (2, 2, 1))
+        hosts.connect(partitioner.mesh)
         counts = [_connected(said)]
         for axes in ("data", "fsdp", ("data", "fsdp")):
-            rows = NamedSharding(spread.mesh, PartitionSpec(axes))
+            rows = NamedSharding(partitioner.mesh, PartitionSpec(axes))
             x = jax.make_array_from_callback((4, 2), rows, lambda part: np.ones((4, 2), np.float32)[part])
             assert float(jax.jit(jnp.sum)(x)) == 8
             counts.append(_connected(said))

@@ -9,16 +9,16 @@ from mmfusion.distributed import hosts
 
 
 def main(argv: list[str]) -> None:
-    hosts.join(f"localhost:{argv[1]},{argv[2]},2")
+    hosts.initialize(f"localhost:{argv[1]},{argv[2]},2")
 
 
 if __name__ == "__main__":
     if sys.argv[2] == "1":
-        part = hosts.part
+        part = hosts.shutdown_barrier
 
         def be_lost() -> None:
             part()
             os.kill(os.getpid(), signal.SIGKILL)
 
-        hosts.part = be_lost
+        hosts.shutdown_barrier = be_lost
     cli.run(main)

@@ -86,7 +86,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
         with config.unlocked():
             config.objectives.gradient_blending = defaults.objective("gradient_blending")
     dataset = synthetic.dataset(config, ROWS, in_memory="loop" not in way)
-    platform = mock.patch.object(mesh.Parallel, "platform", "tpu" if scanned else "cpu")
+    platform = mock.patch.object(mesh.Partitioner, "platform", "tpu" if scanned else "cpu")
     with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
         if "loop" in way:
             saves = mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing))
@@ -100,14 +100,14 @@ def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.n
     k = max(1, config.parallel.steps_per_call)
     drawn = share(parts.drawn(config.seed))
     state, run_train = parts.initial_state(config.seed), parts.train_step(config.optim.accumulate)
-    rates = parts.parallel.replicate(np.full(k, config.optim.learning_rate, np.float32))
+    rates = parts.partitioner.replicate(np.full(k, config.optim.learning_rate, np.float32))
     losses, ids = [], []
     for own, devices in loop._calls(dataset.splits["train"], config, parts, first=0, k=k):
         state, numbers = run_train(state, devices, rates)
         losses += jax.device_get(numbers["loss"]).tolist()
         ids += [batch.id for batch in own]
     leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
-    result = {jax.tree_util.keystr(path): parts.parallel.to_host(x) for path, x in leaves}
+    result = {jax.tree_util.keystr(path): parts.partitioner.to_host(x) for path, x in leaves}
     rows = collect(parts.eval_step(), state, dataset.splits["test"], parts, batch_size=config.batch_size)
     scores = score(rows, parts.tasks)
     return result | {
@@ -135,17 +135,19 @@ def _loop(
     with mock.patch("mmfusion.training.loop.datasets.load", lambda *_, **__: dataset):
         for devices, last in attempts[:-1]:
             tiny.put(config, "parallel.devices", devices)
-            stopping = mock.patch.object(mesh.Parallel, "stopping", lambda _, stop, step, k, last=last: step >= last)
+            stopping = mock.patch.object(
+                mesh.Partitioner, "should_stop", lambda _, stop, step, k, last=last: step >= last
+            )
             with stopping, contextlib.suppress(Preempted):
                 loop.train(config, workdir)
             if "://" in str(workdir) and not jax.process_index():
                 newest = workdir / "checkpoints" / str(last) / "meta" / "metadata"
                 newest.write_text(newest.read_text().replace("step", "stop"))
-            hosts.wait()
+            hosts.barrier()
         tiny.put(config, "parallel.devices", attempts[-1][0])
         result = loop.train(config, workdir)
-    hosts.wait()  # until the first one has written all
-    files.forget_listings(workdir)
+    hosts.barrier()  # until the first one has written all
+    files.invalidate_listings(workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
         "examples": np.array([line["ids"] for line in lines if "ids" in line]),

@@ -44,7 +44,7 @@ def _bare(config: Any, dataset: datasets.Dataset) -> float:
     parts = assemble(config, dataset)
     state, call = parts.initial_state(config.seed), parts.train_step(config.optim.accumulate)
     batch = next(pipeline.train_batches(dataset.splits["train"], seed=0, batch_size=config.batch_size, first=0, last=1))
-    resident, rates = (parts.parallel.put_batch(batch),), parts.parallel.replicate(np.array([1e-3], np.float32))
+    resident, rates = (parts.partitioner.put_batch(batch),), parts.partitioner.replicate(np.array([1e-3], np.float32))
     state, metrics = call(state, resident, rates)
     jax.block_until_ready(metrics)
     began = time.monotonic()

@@ -19,7 +19,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from mmfusion import files
 from mmfusion.checkpoints import checksums
-from mmfusion.checkpoints.verify import META, Damaged, check_sums, meta_of, metrics_of, reading, unsound
+from mmfusion.checkpoints.verify import META, CorruptCheckpoint, check_sums, meta_of, metrics_of, reading, unsound
 from mmfusion.distributed import hosts
 from mmfusion.errors import UserError
 
@@ -52,7 +52,7 @@ class Checkpoints:
         self._damaged, self._begun = set(), None
         self._emptied = False
         if self.readonly:
-            files.forget_listings(self._directory)
+            files.invalidate_listings(self._directory)
         else:
             self._directory.mkdir(parents=True, exist_ok=True)
         for step in self._folders():
@@ -183,14 +183,14 @@ class Checkpoints:
         return UserError(f"cannot write a checkpoint under {self._directory}: {reason}; older ones are untouched")
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Returns what was saved beside the state of `step`; raises Damaged where it is not that."""
+        """Returns what was saved beside the state of `step`; raises CorruptCheckpoint where it is not that."""
         return meta_of(self._directory / str(step))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the state of `step`, as host arrays shaped like `like`, and its meta.
 
         Raises:
-          Damaged: it is not what was saved.
+          CorruptCheckpoint: it is not what was saved.
           UserError: the checkpoint is of another architecture, and the line shows where the trees differ; or it may not
             be read.
         """
@@ -205,7 +205,7 @@ class Checkpoints:
         check_sums(folder, state, meta)
         return state, meta
 
-    def restore_sound(self, like: Any, *, best: bool = False) -> tuple[Any, dict[str, Any]] | None:
+    def restore_valid(self, like: Any, *, best: bool = False) -> tuple[Any, dict[str, Any]] | None:
         """Returns the newest state, or the best, that is not damaged, and its meta; None where there is none at all.
 
         Several hosts ask together, and all get the one that the first one finds.
@@ -214,21 +214,21 @@ class Checkpoints:
           UserError: all are damaged, or as `restore` does.
         """
         first = jax.process_index() == 0
-        found = self.first_sound(lambda step: self.restore(step, like), best=best) if first else None
-        step = hosts.of_first(found[1]["step"] if found else -1)
+        found = self.first_valid(lambda step: self.restore(step, like), best=best) if first else None
+        step = hosts.broadcast_from_primary(found[1]["step"] if found else -1)
         if first or step < 0:
             return found
-        files.forget_listings(self._directory)
+        files.invalidate_listings(self._directory)
         return self.restore(step, like)
 
-    def drop_from(self, step: int) -> None:
+    def delete_from(self, step: int) -> None:
         """Deletes the checkpoints of a step and of all after it."""
         for later in [saved for saved in self.steps() if saved >= step]:
             self._manager.delete(later)
         self._emptied = not self.steps()
         self._clear()
 
-    def first_sound(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
+    def first_valid(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
         """Returns what `read(step)` gives of the newest checkpoint, or of the best, that is not damaged.
 
         Those before it are set aside, with a warning, in a folder beside the others'. None where there is none at all.
@@ -239,7 +239,7 @@ class Checkpoints:
         while self.steps():
             try:
                 return read(self.best() if best else self.newest())
-            except Damaged as error:
+            except CorruptCheckpoint as error:
                 self._set_aside(error.step, str(error))
                 self._manager.reload()
         if self._damaged or (not self._emptied and (self._directory.parent / ASIDE).exists()):
@@ -286,7 +286,7 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     """Returns the arrays of one checkpoint by path, and what was saved beside them; changes nothing.
 
     Raises:
-      Damaged: it is not what was saved.
+      CorruptCheckpoint: it is not what was saved.
       UserError: it may not be read.
     """
     folder = _absolute(folder)

@@ -19,7 +19,7 @@ class Saver:
 
     Attributes:
       checkpoints: where to.
-      send: brings what was logged to where the run's directory is, where that is not here.
+      upload: brings what was logged to where the run's directory is, where that is not here.
       log: is told of a failure.
       may_fail: how many in a row may, before the next one's error is raised.
       failed: the errors of those in a row.
@@ -28,14 +28,14 @@ class Saver:
     """
 
     checkpoints: Checkpoints
-    send: Callable[[], None]
+    upload: Callable[[], None]
     log: Logger
     may_fail: int
     failed: list[UserError] = dataclasses.field(default_factory=list)
     owed: tuple[int, Any, Mapping[str, Any], float] | None = None
     _newest: tuple[int, Any, Mapping[str, Any], float | None] | None = None
 
-    def hear(self, *, wait: bool = False) -> None:
+    def poll(self, *, wait: bool = False) -> None:
         """Takes note of how the newest save has ended, if it has."""
         outcome = self.checkpoints.outcome(wait=wait)
         if outcome is True:
@@ -55,12 +55,12 @@ class Saver:
         """
         if self.checkpoints.readonly:
             return step
-        self.hear(wait=True)
+        self.poll(wait=True)
         # Copied, because the next step donates these buffers while the writer, or a second attempt, still reads them.
         self._newest = (step, jax.tree.map(np.array, state), meta, score)
         try:
             self._sync()  # first, since a run goes on after its checkpoint
-            self.send()
+            self.upload()
             self._save_owed()
             self.checkpoints.save(*self._newest)
             if last:
@@ -106,7 +106,7 @@ class Saver:
 
     def finish(self) -> None:
         """Waits for what is under way; raises UserError where the newest step is not saved."""
-        self.hear(wait=True)
+        self.poll(wait=True)
         if self.failed:
             raise self.failed[-1]
 

@@ -14,7 +14,7 @@ META = "meta"  # the item beside the state
 PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")  # in TensorStore's errors
 
 
-class Damaged(UserError):
+class CorruptCheckpoint(UserError):
     """A checkpoint, of a step, that is not what was saved."""
 
     def __init__(self, said: str, step: int = 0):
@@ -45,9 +45,9 @@ def unsound(folder: epath.Path) -> str:
 
 
 def meta_of(folder: epath.Path) -> dict[str, Any]:
-    """Returns what was saved beside the state of a checkpoint; raises Damaged where it is not that."""
+    """Returns what was saved beside the state of a checkpoint; raises CorruptCheckpoint where it is not that."""
     if why := unsound(folder):
-        raise Damaged(f"checkpoint {folder} is damaged: {why}", _step(folder))
+        raise CorruptCheckpoint(f"checkpoint {folder} is damaged: {why}", _step(folder))
     return json.loads((folder / META / "metadata").read_text())
 
 
@@ -58,16 +58,18 @@ def metrics_of(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:
-    """Raises Damaged where an array of a state is not the one whose checksum its meta has."""
+    """Raises CorruptCheckpoint where an array of a state is not the one whose checksum its meta has."""
     sums = checksums.checksums(state)
     if wrong := sorted(path for path in {*sums, *meta["sums"]} if sums.get(path) != meta["sums"].get(path)):
         more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
-        raise Damaged(f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved", _step(folder))
+        raise CorruptCheckpoint(
+            f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved", _step(folder)
+        )
 
 
 @contextlib.contextmanager
 def reading(folder: epath.Path) -> Iterator[None]:
-    """Turns what is raised where files are broken into Damaged, and what is not the files' fault into Unreachable."""
+    """Turns errors of reading into CorruptCheckpoint, or into Unreachable where the files are not at fault."""
     try:
         yield
     # Orbax and TensorStore have many kinds of exception for files that are broken.
@@ -76,7 +78,7 @@ def reading(folder: epath.Path) -> Iterator[None]:
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
             raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
         _let_pass(folder, error)
-        raise Damaged(f"checkpoint {folder} is damaged: it cannot be read ({said})", _step(folder)) from error
+        raise CorruptCheckpoint(f"checkpoint {folder} is damaged: it cannot be read ({said})", _step(folder)) from error
 
 
 def _let_pass(folder: epath.Path, error: Exception) -> None:

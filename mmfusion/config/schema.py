@@ -10,7 +10,7 @@ from mmfusion.config import defaults
 from mmfusion.config.checks import check_exact, check_member, check_positive, check_type
 from mmfusion.config.choices import OPTIM_FIXED, OPTIM_TYPED, choice_keys, sections_that_choose
 from mmfusion.config.data_checks import check_data
-from mmfusion.distributed import mesh as parallel
+from mmfusion.distributed.mesh import MODES
 from mmfusion.errors import UserError, nearest
 from mmfusion.metrics import METRICS
 from mmfusion.models.fusion import FUSIONS
@@ -86,7 +86,7 @@ def check(config: ConfigDict, devices: int | None = None, hosts: int = 1) -> Non
         raise UserError(f"config.objectives: {' and '.join(fillers)} cannot both fill in; set one's fill=False")
     check_data(config)
     _check_numbers(config)
-    check_member(config.parallel.mode, parallel.MODES, "parallel.mode")
+    check_member(config.parallel.mode, MODES, "parallel.mode")
     check_member(config.model.dtype, DTYPES, "model.dtype")
     check_member(config.select, selectable(config), "select")
     _check_devices(config, jax.device_count() if devices is None else devices, hosts)

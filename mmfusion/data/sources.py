@@ -21,7 +21,7 @@ from tensorflow_datasets.core.download import download_manager, downloader
 
 from mmfusion.data import builders
 from mmfusion.data.chunks import Chunks, each
-from mmfusion.errors import UserError, nearest, reaching
+from mmfusion.errors import UserError, nearest, storage_errors
 
 # TFDS would try ten times: more than three minutes until it says that there is no network.
 downloader.MAX_RETRIES = 5
@@ -170,7 +170,7 @@ def check_name(name: str, data_dir: str) -> None:
         if name not in known_names() and builders.BUILDERS[base].BUILDER_CONFIGS:
             raise UserError(f"config.data.name={name!r} is no variant of {base}: {nearest(name, known_names())}")
         return
-    with reaching(f"config.data.dir={data_dir}"):
+    with storage_errors(f"config.data.dir={data_dir}"):
         prepared = bool(data_dir) and epath.Path(data_dir, base).exists()
     if not prepared:
         known = tfds.list_builders(with_community_datasets=False)  # their list is on the network, read by TensorFlow

@@ -27,13 +27,15 @@ BEHIND = 3600  # seconds that hosts may be apart when they meet, as where one pr
 ALIVE = 30  # seconds without a sign of life, after which a host counts as lost
 GRACE = 5 * EVERY  # seconds that host 0, whose service it is, leaves the others to read why
 PARTING = ALIVE / 3  # seconds for JAX's own end: with less than half, nobody counts as lost in it
-LOST = 134  # exit status where another host is: as of a process that JAX aborts for that, which a script runs again
+LOST_HOST_STATUS = (
+    134  # exit status where another host is: as of a process that JAX aborts for that, which a script runs again
+)
 # Words of what Gloo, XLA and the service that hosts meet at say of it.
 GONE = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "oordination service", "Connection reset")
 _meetings = itertools.count()  # as many on every host
 
 
-def join(where: str) -> None:
+def initialize(where: str) -> None:
     """Joins the other hosts of a run; to be called before JAX looks for devices.
 
     Args:
@@ -70,20 +72,20 @@ def join(where: str) -> None:
     atexit.register(stop_watching)  # and runs before what JAX has registered, which leaves the others
 
 
-def several() -> bool:
+def is_multihost() -> bool:
     """Returns whether this process has joined others."""
     return (distributed.global_state.num_processes or 1) > 1
 
 
-def lost(error: BaseException) -> bool:
+def is_lost_host_error(error: BaseException) -> bool:
     """Returns whether an error of one of several hosts says that another one is not there any more."""
-    return several() and isinstance(error, RuntimeError) and any(word in str(error) for word in GONE)
+    return is_multihost() and isinstance(error, RuntimeError) and any(word in str(error) for word in GONE)
 
 
-def leave(status: int, said: str) -> None:
+def abort_all(status: int, said: str) -> None:
     """Ends this process where it failed and is one of several, whose others wait for it: they end with what it said."""
     service = distributed.global_state
-    if not several():
+    if not is_multihost():
         return
     with contextlib.suppress(Exception):  # another one was first, or the service is gone
         service.client.key_value_set(FAILED, json.dumps([service.process_id, status, said]))
@@ -114,19 +116,19 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Waits until all hosts are here: what one of them has written before, the others can read then."""
-    if several():
+    if is_multihost():
         distributed.global_state.client.wait_at_barrier(f"mmfusion/{next(_meetings)}", BEHIND * 1000)
 
 
-def part() -> None:
+def shutdown_barrier() -> None:
     """Waits until all hosts have done everything; this one has, then, whatever becomes of the others as JAX ends.
 
     JAX's own end waits for a lost host, for up to five minutes, or aborts this one.
     """
-    if several():
-        wait()
+    if is_multihost():
+        barrier()
         sys.stdout.flush()
         end = threading.Timer(PARTING, os._exit, [0])
         end.daemon = True
@@ -134,44 +136,44 @@ def part() -> None:
 
 
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
+def primary_first() -> Iterator[None]:
     """What is within, the first host does first, and then the others."""
     if jax.process_index():
-        wait()
+        barrier()
     yield
     if not jax.process_index():
-        wait()
+        barrier()
 
 
-def of_first(number: int) -> int:
+def broadcast_from_primary(number: int) -> int:
     """Returns the first host's number; all hosts must ask."""
-    return int(gathered(np.array(number, np.int32))[0]) if several() else number
+    return int(allgather(np.array(number, np.int32))[0]) if is_multihost() else number
 
 
 def check_shared(folder: Path) -> None:
     """Raises UserError on hosts for which a folder is not the first host's."""
-    if not several():
+    if not is_multihost():
         return
-    token, path = of_first(secrets.randbits(31)), folder / ".shared"
-    with in_turn():
+    token, path = broadcast_from_primary(secrets.randbits(31)), folder / ".shared"
+    with primary_first():
         if not jax.process_index():
             path.write_text(str(token), encoding="utf-8")
         if not path.exists() or path.read_text(encoding="utf-8") != str(token):
             raise UserError(f"{folder} is not what it is on the first host: give all hosts a folder that they share")
-    wait()
+    barrier()
     if not jax.process_index():
         path.unlink()
 
 
-def meet(mesh: Mesh) -> None:
+def connect(mesh: Mesh) -> None:
     """Waits for all hosts of a mesh, and on CPU connects its devices.
 
     There the first sum over some devices gives up on a host that is 30 seconds behind, as one that still compiles its
     step may be; later ones wait.
     """
-    if not several():
+    if not is_multihost():
         return
-    wait()
+    barrier()
     if mesh.devices.flat[0].platform == "cpu":
         axes = mesh.axis_names
         subsets = [some for n in range(1, len(axes) + 1) for some in itertools.combinations(axes, n)]
@@ -185,7 +187,7 @@ def meet(mesh: Mesh) -> None:
         jax.block_until_ready(jax.jit(sums)(one_each))
 
 
-def gathered(own: np.ndarray) -> np.ndarray:
+def allgather(own: np.ndarray) -> np.ndarray:
     """Returns every host's array of one shape, `[hosts, ...]`; all hosts must ask."""
     return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, *own.shape)
 
@@ -194,6 +196,6 @@ def check_same(described: str, what: str) -> None:
     """Raises UserError on every host where hosts have different things, such as configs; `what` names them."""
     if jax.process_count() > 1:
         digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
-        every = gathered(digest)
+        every = allgather(digest)
         if others := [host for host in range(len(every)) if (every[host] != every[0]).any()]:
             raise UserError(f"hosts {', '.join(map(str, others))} have another {what} than host 0: give all the same")

@@ -27,7 +27,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclasses.dataclass(frozen=True)
-class Parallel:
+class Partitioner:
     """How a run is spread: the batch over the devices of all hosts, and the state copied to each or divided.
 
     Attributes:
@@ -60,7 +60,7 @@ class Parallel:
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
-    def stopping(self, stop: threading.Event, step: int, k: int) -> bool:
+    def should_stop(self, stop: threading.Event, step: int, k: int) -> bool:
         """Returns whether to stop after `step`, the last of a call of `k`; several hosts say so at one, soon after one
         of them is told."""
         if self.hosts == 1:
@@ -148,7 +148,7 @@ class Parallel:
         return None if self.devices == jax.device_count() else list(self.mesh.devices.flat)
 
 
-def make(mode: str, devices: int = 0, axes: tuple[int, int, int] = (-1, 1, 1)) -> Parallel:
+def make_partitioner(mode: str, devices: int = 0, axes: tuple[int, int, int] = (-1, 1, 1)) -> Partitioner:
     """Returns the parallelism over the first `devices` devices; 0 means all of them.
 
     Args:
@@ -158,11 +158,11 @@ def make(mode: str, devices: int = 0, axes: tuple[int, int, int] = (-1, 1, 1)) -
     """
     every = np.array(jax.devices()[: devices or None])
     if mode == "pmap":
-        return Parallel(mode, Mesh(every, (AXIS,)))
-    return Parallel(mode, Mesh(every.reshape(axes), sharding.AXES))
+        return Partitioner(mode, Mesh(every, (AXIS,)))
+    return Partitioner(mode, Mesh(every.reshape(axes), sharding.AXES))
 
 
-def fitting(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+def fit_to_machine(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
     """Returns how a run that was spread elsewhere is spread here to be read: what of `config.parallel` must change.
 
     As it was, where this machine has such devices, else over as many as the batch divides over; the state stays divided
@@ -224,7 +224,7 @@ def _replicated(call: Callable[..., Any], states: tuple, batches: tuple, rates: 
 def stop_on_sigterm() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
     stop = threading.Event()
-    # Of several hosts JAX listens, and tells all of them, see `Parallel.stopping`.
+    # Of several hosts JAX listens, and tells all of them, see `Partitioner.should_stop`.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield stop
         return
@@ -235,7 +235,7 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def settle_determinism() -> None:
+def set_deterministic_flags() -> None:
     """Tells XLA to take only GPU kernels that add in a fixed order; to be called before JAX looks for devices."""
     if DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()

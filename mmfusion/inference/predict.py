@@ -107,7 +107,7 @@ def _predict_batch(
         else:
             if not any(batch.present[m][i] for m in reader.modalities):
                 errors[i] = "every modality is absent"
-    result = jax.device_get(run_eval(run.state.params, run.state.batch_stats, run.parts.parallel.put_batch(batch)))
+    result = jax.device_get(run_eval(run.state.params, run.state.batch_stats, run.parts.partitioner.put_batch(batch)))
     for i in range(len(rows)):
         cells = {} if i in errors else _cells(run, {task: logits[i] for task, logits in result["logits"].items()})
         yield {"row": first + i, **cells, "error": errors.get(i, "")}

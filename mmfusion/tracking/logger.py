@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from mmfusion.files import NO_ROOM, PARTIAL, Appended, plain, sync_file, write_text
+from mmfusion.files import DISK_FULL, PARTIAL, Appended, plain, sync_file, write_text
 from mmfusion.tracking.tensorboard import Events
 
 
@@ -110,7 +110,7 @@ class Logger:
             try:
                 self._console.print(renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False)
             except OSError as error:
-                if error.errno not in NO_ROOM:  # standard output may be a file on a full disk
+                if error.errno not in DISK_FULL:  # standard output may be a file on a full disk
                     raise
 
     def sync(self) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from mmfusion.errors import reaching
+from mmfusion.errors import storage_errors
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class RunDir:
     """A run's directory.
 
     Attributes:
@@ -33,11 +33,11 @@ class Place:
     checkpoints: epath.Path
     bucket: epath.Path | None = None
 
-    def send(self) -> None:
+    def upload(self) -> None:
         """Copies the folder's files to the bucket, on the first of several hosts; raises UserError where that fails."""
         if self.bucket is None or jax.process_index():
             return
-        with reaching(self.name):
+        with storage_errors(self.name):
             for path in sorted(self.folder.rglob("*"), key=lambda path: path.name == "result.json"):  # that one last
                 if path.is_file():
                     there = self.bucket / path.relative_to(self.folder).as_posix()
@@ -46,19 +46,19 @@ class Place:
 
 
 @contextlib.contextmanager
-def opened(workdir: str | os.PathLike) -> Iterator[Place]:
+def open_run_dir(workdir: str | os.PathLike) -> Iterator[RunDir]:
     """Yields a run's directory, with the small files that are in the bucket, where it is in one.
 
     Raises:
       UserError: the bucket cannot be read.
     """
     if not is_url(workdir):
-        yield Place(str(workdir), Path(workdir), epath.Path(workdir) / "checkpoints")
+        yield RunDir(str(workdir), Path(workdir), epath.Path(workdir) / "checkpoints")
         return
     with tempfile.TemporaryDirectory(prefix="mmfusion-") as folder:
         bucket = epath.Path(str(workdir).rstrip("/"))
-        place = Place(str(workdir), Path(folder), bucket / "checkpoints", bucket)
-        with reaching(place.name):
+        place = RunDir(str(workdir), Path(folder), bucket / "checkpoints", bucket)
+        with storage_errors(place.name):
             for path in bucket.iterdir() if bucket.exists() else ():
                 if path.is_file():
                     (place.folder / path.name).write_bytes(path.read_bytes())

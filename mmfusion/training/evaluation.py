@@ -45,11 +45,13 @@ def collect(
     Raises:
       UserError: too many rows cannot be read.
     """
-    spread = parts.parallel
-    batches = pipeline.eval_batches(split, batch_size=batch_size, host=spread.host, hosts=spread.hosts, workers=workers)
+    partitioner = parts.partitioner
+    batches = pipeline.eval_batches(
+        split, batch_size=batch_size, host=partitioner.host, hosts=partitioner.hosts, workers=workers
+    )
     batches = (without(batch, modalities) for batch in batches)
     results = []
-    for _, batch in pipeline.to_device(batches, spread.put_batch):
+    for _, batch in pipeline.to_device(batches, partitioner.put_batch):
         results.append(jax.device_get(run_eval(state.params, state.batch_stats, batch)))
     every = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
     unreadable = every["id"][(every["weight"] == 0) & (every["id"] >= 0)]

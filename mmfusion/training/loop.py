@@ -24,7 +24,7 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset, Split
 from mmfusion.distributed import hosts, mesh
 from mmfusion.errors import Preempted, UserError
-from mmfusion.files import NO_ROOM, write_json
+from mmfusion.files import DISK_FULL, write_json
 from mmfusion.models.summary import summarize
 from mmfusion.tracking import provenance, run_dir
 from mmfusion.tracking.logger import Logger
@@ -105,42 +105,42 @@ def run(
       alone: whether its updates are taken by themselves, so that the time they take says how fast it is.
     """
     began = time.monotonic()
-    with run_dir.opened(workdir) as place:
-        restore.check_owner(place, config)
+    with run_dir.open_run_dir(workdir) as directory:
+        restore.check_owner(directory, config)
         wrong, rollbacks = None, config.recovery.rollbacks
         try:
             while True:
                 try:
                     dataset = dataset or datasets.load(config.data, seed=config.seed)
-                    result = yield from _attempt(config, place, stop, profile, dataset, alone, began, wrong)
+                    result = yield from _attempt(config, directory, stop, profile, dataset, alone, began, wrong)
                     break
                 except recovery.WentWrong as error:
                     if error.rollbacks >= rollbacks:
-                        said = recovery.report(error, place, config, dataset.splits["train"])
+                        said = recovery.report(error, directory, config, dataset.splits["train"])
                         raise FloatingPointError(said) from error
                     wrong = error
         except OSError as error:
             path = Path(error.filename or "").absolute()
-            ours = path.is_relative_to(place.folder.absolute())  # it vanished, or may not be written
-            if error.errno not in NO_ROOM and not ours:
+            ours = path.is_relative_to(directory.folder.absolute())  # it vanished, or may not be written
+            if error.errno not in DISK_FULL and not ours:
                 raise
-            where = error.filename or place.name
+            where = error.filename or directory.name
             raise UserError(
                 f"cannot write {where}: {error.strerror}; what was saved is untouched, and the same command goes on"
             ) from error
         except BaseException:
             try:
-                place.send()
+                directory.upload()
             except UserError as error:  # why the run ends is to be told, not this
                 print(f"warning: {error}", file=sys.stderr)
             raise
-        place.send()
+        directory.upload()
         return result
 
 
 def _attempt(
     config: ConfigDict,
-    place: run_dir.Place,
+    directory: run_dir.RunDir,
     stop: threading.Event,
     profile: bool,
     dataset: Dataset,
@@ -149,37 +149,37 @@ def _attempt(
     wrong: recovery.WentWrong | None,
 ) -> Run:
     """Does what `run` does, from the checkpoint before `wrong`, the newest one where nothing was."""
-    made_with, workdir = provenance.environment(), place.folder
+    made_with, workdir = provenance.environment(), directory.folder
 
     # Model
     parts = assemble(config, dataset)
-    spread = parts.parallel
+    partitioner = parts.partitioner
     if config.deterministic:
-        mesh.check_determinism(spread.platform)
-    primary = spread.host == 0
+        mesh.check_determinism(partitioner.platform)
+    primary = partitioner.host == 0
 
     # Restore, or begin; a model that cannot be built is told of before anything is written
     shapes = parts.state_shapes()
     workdir.mkdir(parents=True, exist_ok=True)
     if primary and not (workdir / "result.json").exists():  # what may change of it is what it goes on with
         write_json(workdir / "config.json", configs.to_json(config))
-    with hosts.in_turn():
-        checkpoints = Checkpoints(place.checkpoints)
+    with hosts.primary_first():
+        checkpoints = Checkpoints(directory.checkpoints)
         if wrong and primary:
-            checkpoints.drop_from(wrong.first)
-    if place.bucket is None:
+            checkpoints.delete_from(wrong.first)
+    if directory.bucket is None:
         hosts.check_shared(workdir)
     progress, begun = Progress(), []
-    if (saved := checkpoints.restore_sound(shapes)) is None:
+    if (saved := checkpoints.restore_valid(shapes)) is None:
         drawn, begun = warm_start.begin(
             config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned
         )
-        state = spread.put_state(drawn)
+        state = partitioner.put_state(drawn)
     else:
         host_state, meta = saved
-        dataset.check_unchanged(meta["data"], place.name)
+        dataset.check_unchanged(meta["data"], directory.name)
         # Through an identity program: restored arrays may silently refuse to be donated.
-        state = jax.jit(lambda tree: tree)(spread.put_state(host_state))
+        state = jax.jit(lambda tree: tree)(partitioner.put_state(host_state))
         progress = Progress(**meta["progress"])
     if wrong:
         progress.rollbacks = wrong.rollbacks + 1
@@ -187,14 +187,14 @@ def _attempt(
     first_step = progress.step
     k = mesh.steps_per_call(
         config.parallel.steps_per_call,
-        spread.platform,
+        partitioner.platform,
         (first_step, config.steps, config.eval_every, config.checkpoint_every),
     )
     meta = {"data": dataset.saved(), "config": configs.to_json(config), "made_with": provenance.code(made_with)}
     if progress.step >= config.steps and (workdir / "result.json").exists():
         checkpoints.close()
         if primary:
-            print(f"train  finished before, at step {progress.step}: what it found is in {place.name}/result.json")
+            print(f"train  finished before, at step {progress.step}: what it found is in {directory.name}/result.json")
         return configs.read_json(workdir / "result.json")
 
     run_eval = parts.eval_step()
@@ -216,7 +216,7 @@ def _attempt(
         weights = parts.objectives.blending.weights(before, now)
         if weights is None:
             return state
-        heads = spread.replicate({head: np.float32(weight) for head, weight in weights.items()})
+        heads = partitioner.replicate({head: np.float32(weight) for head, weight in weights.items()})
         return state.replace(balance={**state.balance, "heads": heads})
 
     with (
@@ -233,17 +233,17 @@ def _attempt(
                 log.print(f"train  warning: {changed} since its last checkpoint: it may go on in another way")
 
         # Steps
-        saver = Saver(checkpoints, place.send, log, config.recovery.failed_saves)
+        saver = Saver(checkpoints, directory.upload, log, config.recovery.failed_saves)
         if parts.objectives.blending and not progress.heads:
             state = blended(rows_of(dataset.splits["valid"]))
         meter = Meter(log, config, dataset.splits["train"], progress)
         for batches, devices in _calls(dataset.splits["train"], config, parts, first=progress.step, k=k):
             rates = progress.learning_rates(config, k)
-            state, numbers = yield Call(parts, config.optim.accumulate, state, devices, spread.replicate(rates))
+            state, numbers = yield Call(parts, config.optim.accumulate, state, devices, partitioner.replicate(rates))
             compiled_now = progress.step == first_step
             if not compiled_now:
                 meter.flush()
-                saver.hear()
+                saver.poll()
             meter.hold(progress.step, numbers, rates, batches)
             progress.step += k
             if profile and primary:
@@ -255,7 +255,7 @@ def _attempt(
 
             # Validate and save
             validate = progress.step % config.eval_every == 0 or progress.step == config.steps
-            stopping = spread.stopping(stop, progress.step, k)
+            stopping = partitioner.should_stop(stop, progress.step, k)
             if not (validate or progress.step % config.checkpoint_every == 0 or stopping):
                 continue
             meter.pause()
@@ -273,16 +273,16 @@ def _attempt(
                     state = blended(rows)
             progress.seconds = time.monotonic() - began_at
             own = {**meta, "progress": dataclasses.asdict(progress)}
-            saved_at = saver.save(progress.step, spread.to_host(state), own, scored, last=stopping)
+            saved_at = saver.save(progress.step, partitioner.to_host(state), own, scored, last=stopping)
             if stopping:
-                hosts.wait()  # whoever ends ends the others, too
+                hosts.barrier()  # whoever ends ends the others, too
                 raise Preempted(f"saved at step {saved_at} of {config.steps}; run the same command to continue")
             meter.start(progress.step)
         saver.finish()
 
         # Test, once, the checkpoint that validation chose
-        host_state, chosen = checkpoints.restore_sound(shapes, best=True)
-        state, best = spread.put_state(host_state), chosen["step"]
+        host_state, chosen = checkpoints.restore_valid(shapes, best=True)
+        state, best = partitioner.put_state(host_state), chosen["step"]
         result = {split: score(rows_of(dataset.splits[split]), parts.tasks) for split in ("valid", "test")}
         log.log(best, result["test"], "test")
         result |= {
@@ -306,7 +306,7 @@ def _attempt(
                 "examples": {name: len(split) for name, split in dataset.splits.items()},
                 "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
             },
-            "device": f"{spread.devices} x {jax.devices()[0].device_kind}",
+            "device": f"{partitioner.devices} x {jax.devices()[0].device_kind}",
             **made_with,
         }
         log.sync()
@@ -320,12 +320,12 @@ def _calls(
     split: Split, config: ConfigDict, parts: Parts, *, first: int, k: int
 ) -> Iterator[tuple[tuple[Batch, ...], tuple[Batch, ...]]]:
     """Yields the host and the device batches of each compiled call, `k` of each."""
-    spread = parts.parallel
+    partitioner = parts.partitioner
     batches = pipeline.train_batches(
         split, seed=config.seed, batch_size=config.batch_size, first=first, last=config.steps,
-        host=spread.host, hosts=spread.hosts, workers=config.data.workers,
+        host=partitioner.host, hosts=partitioner.hosts, workers=config.data.workers,
     )  # fmt: skip
-    pairs = pipeline.to_device(batches, spread.put_batch)
+    pairs = pipeline.to_device(batches, partitioner.put_batch)
     while call := tuple(itertools.islice(pairs, k)):
         own, devices = zip(*call, strict=True)
         yield own, devices

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mmfusion.data import pipeline
 from mmfusion.data.dataset import Split
 from mmfusion.files import write_json
-from mmfusion.tracking.run_dir import Place
+from mmfusion.tracking.run_dir import RunDir
 
 NOT_FINITE, SPIKE = "not finite", "a spike"
 EARLIER = "before the run was continued"  # which of the two is not known any more
@@ -69,7 +69,7 @@ def said(error: WentWrong) -> str:
     return f"{what} in the {last - error.first + 1} updates up to step {last}"
 
 
-def report(error: WentWrong, place: Place, config: ConfigDict, train: Split) -> str:
+def report(error: WentWrong, directory: RunDir, config: ConfigDict, train: Split) -> str:
     """Writes what went wrong, and each update's examples, to `wrong.json` in the run's directory; returns the line."""
     earlier = [{"step": step, "wrong": EARLIER} for step in range(error.first, error.updates[0]["step"])]
     updates = []
@@ -77,10 +77,10 @@ def report(error: WentWrong, place: Place, config: ConfigDict, train: Split) -> 
         places = pipeline.train_places(config.seed, update["step"] - 1, size=len(train), batch_size=config.batch_size)
         updates.append({**update, "ids": train.gather(places).id.tolist()})
     if jax.process_index() == 0:
-        write_json(place.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": updates})
+        write_json(directory.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": updates})
     again = f", gone back {error.rollbacks} times before" * (error.rollbacks > 0)
     return (
         f"{said(error)}{again}: let it go back (config.recovery.rollbacks), or lower config.optim.learning_rate in "
-        f"another directory. The checkpoints hold the last good state; {place.name}/{FILE} names the examples, and "
-        f"`python -m experiments.debug_step {place.name}` takes the first of these updates again"
+        f"another directory. The checkpoints hold the last good state; {directory.name}/{FILE} names the examples, and "
+        f"`python -m experiments.debug_step {directory.name}` takes the first of these updates again"
     )

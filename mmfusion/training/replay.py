@@ -62,27 +62,27 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
         raise UserError(f"--step={step}: updates of {workdir} are 1 to {config.steps}; it has no {recovery.FILE}")
     recorded = next((update for update in wrong["updates"] if update["step"] == step), {})
     with config.unlocked():
-        config.parallel.update(mesh.fitting(config.parallel, config.batch_size))
+        config.parallel.update(mesh.fit_to_machine(config.parallel, config.batch_size))
     dataset = datasets.load(config.data, seed=config.seed)
     parts = assemble(config, dataset)
     state, progress = _before(workdir, step, config, dataset, parts)
     progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks
 
-    spread, since, gradients = parts.parallel, progress.step, {}
+    partitioner, since, gradients = parts.partitioner, progress.step, {}
     batches = pipeline.train_batches(
         dataset.splits["train"], seed=config.seed, batch_size=config.batch_size, first=since, last=step,
-        host=spread.host, hosts=spread.hosts, workers=config.data.workers,
+        host=partitioner.host, hosts=partitioner.hosts, workers=config.data.workers,
     )  # fmt: skip
     usual = parts.train_step(config.optim.accumulate)
     noting = dataclasses.replace(parts, optimizer=_noting(parts.optimizer, gradients)).train_step(
         config.optim.accumulate
     )
     losses, inputs = {}, {}
-    for rows, batch in pipeline.to_device(batches, spread.put_batch):
+    for rows, batch in pipeline.to_device(batches, partitioner.put_batch):
         rates, last = progress.learning_rates(config, 1), progress.step + 1 == step
         if last:
             losses, inputs = _losses(parts, state, batch), _not_finite(rows)
-        state, numbers = (noting if last else usual)(state, (batch,), spread.replicate(rates))
+        state, numbers = (noting if last else usual)(state, (batch,), partitioner.replicate(rates))
         progress.step += 1
     numbers = {name: float(column[0]) for name, column in jax.device_get(numbers).items()}
     jax.effects_barrier()
@@ -106,10 +106,10 @@ def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Pa
         raise UserError(f"--step={step}: the checkpoint before it is gone; {workdir} has those of steps {have}")
     if saved is None:
         drawn, _ = warm_start.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned)
-        return parts.parallel.put_state(drawn), Progress()
+        return parts.partitioner.put_state(drawn), Progress()
     host_state, meta = checkpoints.restore(saved, parts.state_shapes())
     dataset.check_unchanged(meta["data"], str(workdir))
-    return parts.parallel.put_state(host_state), Progress(**meta["progress"])
+    return parts.partitioner.put_state(host_state), Progress(**meta["progress"])
 
 
 def _noting(optimizer: optax.GradientTransformation, gradients: dict[str, float]) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mmfusion.distributed.mesh import Parallel
+from mmfusion.distributed.mesh import Partitioner
 from mmfusion.models.convolution import as_patches
 from mmfusion.training.loop import Call, Run
 
@@ -54,17 +54,17 @@ def train_together(runs: Sequence[Run], around: Around = lambda _: contextlib.nu
             given = [tuple(getattr(call, what) for call in calls.values()) for what in ("state", "batches", "rates")]
             if len(calls) not in compiled:
                 first = next(iter(calls.values()))
-                compiled[len(calls)] = _compile(first.parts.parallel, first, len(calls))
+                compiled[len(calls)] = _compile(first.parts.partitioner, first, len(calls))
             with jax.transfer_guard("disallow"):
                 answers = dict(zip(calls, compiled[len(calls)](*given), strict=True))
     return results
 
 
-def _compile(spread: Parallel, call: Call, replicas: int) -> Callable[..., Any]:
+def _compile(partitioner: Partitioner, call: Call, replicas: int) -> Callable[..., Any]:
     step = call.parts.step(call.accumulate)
 
     def with_patches(*args: Any) -> Any:
         with as_patches():  # while it is traced
             return step(*args)
 
-    return spread.compile_train(with_patches, replicas=replicas)
+    return partitioner.compile_train(with_patches, replicas=replicas)

@@ -56,7 +56,7 @@ def open_run(
     if overrides:
         overrides(config)
     with config.unlocked():
-        config.parallel.update(mesh.fitting(config.parallel, config.batch_size))
+        config.parallel.update(mesh.fit_to_machine(config.parallel, config.batch_size))
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet")
     checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
@@ -66,21 +66,21 @@ def open_run(
         dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
         parts = assemble(config, dataset)
         state, _ = checkpoints.restore(step, parts.state_shapes())
-        return Run(config, dataset, parts, parts.parallel.put_state(state), step)
+        return Run(config, dataset, parts, parts.partitioner.put_state(state), step)
 
-    run = checkpoints.first_sound(read, best=True)
+    run = checkpoints.first_valid(read, best=True)
     checkpoints.close()
     if run is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     return run
 
 
-def check_owner(place: run_dir.Place, config: ConfigDict) -> None:
+def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
     """Raises UserError unless a run may be here: a directory belongs to the config that began it.
 
     Only where things are may change, and what is done about failures.
     """
-    workdir = place.folder
+    workdir = directory.folder
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a directory")
     parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
@@ -94,6 +94,6 @@ def check_owner(place: run_dir.Place, config: ConfigDict) -> None:
     for key in sorted({*saved, *mine} - {*configs.PLACES, *configs.PATIENCE}):
         if saved.get(key) != mine.get(key):
             raise UserError(
-                f"{place.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
+                f"{directory.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
                 f"{mine.get(key)!r}; give another --workdir, or its own config"
             )

@@ -18,7 +18,7 @@ from mmfusion.data.dataset import Dataset
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.data.rows import empty_batch
 from mmfusion.distributed import hosts
-from mmfusion.distributed import mesh as parallel
+from mmfusion.distributed.mesh import Partitioner, make_partitioner
 from mmfusion.models import model as models
 from mmfusion.objectives import AUXILIARIES, Objectives, Task, make_objectives
 from mmfusion.optim import freezing
@@ -33,7 +33,7 @@ class Parts:
       model, optimizer: as the config says.
       tasks: one a target.
       preprocess: `(batch, key or None) -> batch`, on the device.
-      parallel: devices and hosts.
+      partitioner: devices and hosts.
       scale: of the updates, see `optim.slowed`.
       freeze: which encoders stay as they are.
       objectives: what there is beside the tasks.
@@ -45,7 +45,7 @@ class Parts:
     optimizer: optax.GradientTransformation
     tasks: dict[str, Task]
     preprocess: state.Preprocess
-    parallel: parallel.Parallel
+    partitioner: Partitioner
     scale: Callable[[Any], Any] | None
     freeze: freezing.Freezing
     objectives: Objectives
@@ -54,17 +54,17 @@ class Parts:
 
     def drawn(self, seed: int) -> state.TrainState:
         """Returns the state before the first step, every parameter drawn, where no device needs to hold all of it."""
-        divided = self.parallel.state_sharding(self.state_shapes())
+        divided = self.partitioner.state_sharding(self.state_shapes())
         init = self._init if divided is None else jax.jit(self._init, out_shardings=divided)
         return init(self.example, seed=np.uint32(seed))
 
     def drawn_state(self, seed: int) -> state.TrainState:
         """Returns the same on the host."""
-        return self.parallel.to_host(self.drawn(seed))
+        return self.partitioner.to_host(self.drawn(seed))
 
     def initial_state(self, seed: int) -> state.TrainState:
         """Returns the same on the devices, as the steps take it."""
-        return self.parallel.put_state(self.drawn_state(seed))
+        return self.partitioner.put_state(self.drawn_state(seed))
 
     def state_shapes(self) -> Any:
         """Returns the state's shapes and dtypes, without computing it."""
@@ -87,8 +87,8 @@ class Parts:
             tasks=self.tasks,
             preprocess=self.preprocess,
             accumulate=accumulate,
-            unroll=self.parallel.platform == "cpu",
-            axis_name=self.parallel.axis_name,
+            unroll=self.partitioner.platform == "cpu",
+            axis_name=self.partitioner.axis_name,
             scale=self.scale,
             freeze=self.freeze,
             objectives=self.objectives,
@@ -97,17 +97,17 @@ class Parts:
 
     def train_step(self, accumulate: int) -> Callable[..., Any]:
         """Returns the compiled `(state, batches, learning_rates) -> (state, metrics)`."""
-        return self.parallel.compile_train(self.step(accumulate), self.state_shapes())
+        return self.partitioner.compile_train(self.step(accumulate), self.state_shapes())
 
     def eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
-        return self.parallel.compile_eval(
+        return self.partitioner.compile_eval(
             functools.partial(
                 step.eval_step,
                 model=self.model,
                 tasks=self.tasks,
                 preprocess=self.preprocess,
-                axis_name=self.parallel.axis_name,
+                axis_name=self.partitioner.axis_name,
                 heads=self.objectives.blending is not None,
             )
         )
@@ -116,16 +116,16 @@ class Parts:
 def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
     """Builds the parts of a run; no parameter is made yet."""
     mesh = config.parallel.mesh
-    spread = parallel.make(config.parallel.mode, config.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
-    hosts.meet(spread.mesh)
+    partitioner = make_partitioner(config.parallel.mode, config.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
+    hosts.connect(partitioner.mesh)
     freeze = freezing.make(config.model.encoders, config.steps)
     return Parts(
         model=models.build(
             config.model,
             dataset.supplied(),
             dataset.reader.outputs,
-            axis_name=spread.axis_name,
-            dtype=_dtype(config.model.dtype, spread.platform),
+            axis_name=partitioner.axis_name,
+            dtype=_dtype(config.model.dtype, partitioner.platform),
             objectives=config.objectives,
             auxiliaries=AUXILIARIES,
             frozen=[m for m in config.model.encoders if f"encoders_{m}" in freeze.always],
@@ -136,7 +136,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
             config.data.modalities.to_dict(),
             {other: m for m, options in config.model.encoders.items() for other in options.join},
         ),
-        parallel=spread,
+        partitioner=partitioner,
         scale=optim.slowed(config.model.encoders),
         freeze=freeze,
         objectives=make_objectives(config.objectives),

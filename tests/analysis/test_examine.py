@@ -38,7 +38,7 @@ def test_two_halves_are_the_whole(trained):
     run = probe.run
     encoded = probe.encode(raw)
     assert {m: x.shape[2] for m, x in encoded.inputs.items()} == {"image": 8, "text": 8}
-    batch = run.parts.parallel.put_batch(jax.tree.map(np.asarray, raw))
+    batch = run.parts.partitioner.put_batch(jax.tree.map(np.asarray, raw))
     whole = jax.device_get(run.parts.eval_step()(run.state.params, run.state.batch_stats, batch))
     np.testing.assert_allclose(probe.fuse(encoded)["logits"]["label"], whole["logits"]["label"], atol=1e-5)
 

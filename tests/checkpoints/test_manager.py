@@ -211,14 +211,16 @@ def test_a_save_asks_tensorstore_no_more_for_more_arrays(tmp_path: Path, monkeyp
 
 
 def test_a_restored_state_can_be_donated(tmp_path: Path):
-    spread = mesh.make("pmap")
+    partitioner = mesh.make_partitioner("pmap")
     checkpoints = saved(tmp_path, {1: 0.5})
     restored, _ = checkpoints.restore(1, state(0))
-    on_device = jax.jit(lambda tree: tree)(spread.replicate(restored))
-    run = spread.compile_train(
+    on_device = jax.jit(lambda tree: tree)(partitioner.replicate(restored))
+    run = partitioner.compile_train(
         lambda tree, batch, rate: (jax.tree.map(lambda x: x + x.dtype.type(1), tree), {"rate": rate})
     )
-    moved, _ = run(on_device, (spread.put_batch({"id": np.arange(4)}),), spread.replicate(np.ones(1, np.float32)))
+    moved, _ = run(
+        on_device, (partitioner.put_batch({"id": np.arange(4)}),), partitioner.replicate(np.ones(1, np.float32))
+    )
     assert all(x.is_deleted() for x in jax.tree.leaves(on_device))
     jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, old + 1), jax.device_get(moved), restored)
     jax.tree.map(np.testing.assert_array_equal, restored, state(1))
@@ -228,7 +230,7 @@ def test_a_restored_state_can_be_donated(tmp_path: Path):
 def restored(directory: Path, *, best: bool = False) -> tuple[int, Any] | None:
     checkpoints = Checkpoints(directory)
     try:
-        found = checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)), best=best)
+        found = checkpoints.first_valid(lambda step: checkpoints.restore(step, state(0)), best=best)
     finally:
         checkpoints.close()
     return found and (found[1]["step"], found[0])
@@ -296,8 +298,8 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path: Path):
 def test_who_goes_back_to_the_beginning_begins_anew_whatever_was_damaged_before(tmp_path: Path):
     (tmp_path / "damaged-checkpoints" / "1-0").mkdir(parents=True)
     checkpoints = saved(tmp_path / "checkpoints", {2: 0.5})
-    checkpoints.drop_from(2)
-    assert checkpoints.restore_sound(state(0.0)) is None
+    checkpoints.delete_from(2)
+    assert checkpoints.restore_valid(state(0.0)) is None
     checkpoints.close()
 
 
@@ -308,7 +310,7 @@ def test_who_only_reads_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     before = sorted(tmp_path.rglob("*"))
     reader = Checkpoints(directory, readonly=True)
     assert reader.steps() == [1]
-    found, _ = reader.first_sound(lambda step: reader.restore(step, state(0)), best=True)
+    found, _ = reader.first_valid(lambda step: reader.restore(step, state(0)), best=True)
     jax.tree.map(np.testing.assert_array_equal, found, state(1))
     reader.close()
     assert sorted(tmp_path.rglob("*")) == before
@@ -320,7 +322,7 @@ def test_what_is_damaged_after_it_was_opened_is_seen(tmp_path: Path):
     checkpoints = saved(directory, {1: 0.5, 2: 0.7})
     path = directory / "2" / "meta" / "metadata"
     path.write_text(path.read_text().replace("0.7", "0.9"))
-    _, meta = checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)), best=True)
+    _, meta = checkpoints.first_valid(lambda step: checkpoints.restore(step, state(0)), best=True)
     assert meta["step"] == 1
     checkpoints.close()
 
@@ -357,7 +359,7 @@ def test_what_the_machine_lacks_is_no_damage(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "restore", fail)
         with pytest.raises(raised, match=str(error.args[-1])):
-            checkpoints.first_sound(lambda step: checkpoints.restore(step, state(0)))
+            checkpoints.first_valid(lambda step: checkpoints.restore(step, state(0)))
     assert checkpoints.steps() == [1]
     checkpoints.close()
     monkeypatch.setattr(json, "loads", fail)
@@ -378,8 +380,8 @@ def test_one_that_was_being_deleted_is_no_damage(tmp_path: Path, monkeypatch: py
     (tmp_path / "let-go" / "1" / "state").mkdir(parents=True)  # as a kill in the middle of it leaves it
     again = Checkpoints(tmp_path)
     assert again.steps() == [2, 3] and not (tmp_path / "let-go").exists()
-    again.drop_from(2)
+    again.delete_from(2)
     assert again.steps() == [] and list(tmp_path.iterdir()) == []
-    assert again.first_sound(lambda step: step) is None
+    assert again.first_valid(lambda step: step) is None
     again.close()
     assert not (tmp_path.parent / "damaged-checkpoints").exists()

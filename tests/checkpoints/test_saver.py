@@ -35,7 +35,7 @@ def fail_in_a_row(folder: Path) -> None:
         for step in range(2, 2 + TIMES):
             saver.save(step, noise(step), {}, 0.5, last=False)
             while len(said) < step - 1:  # as the loop does after each step
-                saver.hear()
+                saver.poll()
             assert f"this is failure {step - 1} of {TIMES} allowed" in said[-1] and "\n" not in said[-1]
             assert sorted(path.name for path in folder.iterdir()) == ["1"]  # nothing half-written on a full disk
     saver.save(9, noise(9), {}, 0.5, last=True)
@@ -46,10 +46,10 @@ def fail_in_a_row(folder: Path) -> None:
         assert "warning: cannot write a checkpoint" in said[-1]
         for step in range(11, 11 + TIMES):
             saver.save(step, noise(step), {}, 0.5, last=False)
-            saver.hear(wait=True)
+            saver.poll(wait=True)
         saver.save(20, noise(20), {}, 0.5, last=False)
         with pytest.raises(UserError, match="cannot write a checkpoint"):
-            saver.hear(wait=True)
+            saver.poll(wait=True)
     os._exit(0)
 
 
@@ -89,7 +89,7 @@ def test_what_may_not_be_written_is_told_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", refused)
         made.save(2, noise(2), {}, 0.9, last=False)
-        made.hear(wait=True)
+        made.poll(wait=True)
     (line,) = said
     assert f"cannot write a checkpoint under {tmp_path}/run: {os.strerror(number)}; older ones are untouched" in line
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
@@ -152,7 +152,7 @@ def test_donation_after_a_save_does_not_reach_the_file(tmp_path: Path, monkeypat
         np.testing.assert_array_equal(checkpoints.restore(step, noise(0))[0]["kernel"], noise(step)["kernel"])
 
     save(1)
-    saver.hear(wait=True)
+    saver.poll(wait=True)
     saved(1)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", full)
@@ -199,7 +199,7 @@ def test_the_best_checkpoint_is_written_later_where_it_could_not_be(
         patch.setattr(checkpoints._manager, "wait_until_finished" if background else "save", full)
         for step, score in ((2, 0.5), (3, 0.9), (4, 0.7), (5, None)):
             saver.save(step, noise(step), {"from": step}, score, last=False)
-            saver.hear(wait=True)
+            saver.poll(wait=True)
         assert saver.owed[0] == 3 and len(saver.failed) == 4
         if newer:  # the disk would take it, but not what is owed: a run that went on from it would know of no 3
             patch.undo()
@@ -208,7 +208,7 @@ def test_the_best_checkpoint_is_written_later_where_it_could_not_be(
                 checkpoints._manager, "save", lambda *a, **o: full() if next(fails, False) else honest(*a, **o)
             )
             saver.save(5, noise(5), {}, 0.3, last=False)
-            saver.hear(wait=True)
+            saver.poll(wait=True)
             assert checkpoints.steps() == [1] and saver.owed[0] == 3 and len(saver.failed) == 5
     saver.save(6, noise(6), {}, 0.2, last=True)
     assert said[-1] == "train  the checkpoint of step 3 is written now" and saver.owed is None
@@ -219,17 +219,17 @@ def test_the_best_checkpoint_is_written_later_where_it_could_not_be(
     checkpoints.close()
 
 
-@pytest.mark.parametrize("failing", ["sync", "send"])
+@pytest.mark.parametrize("failing", ["sync", "upload"])
 def test_what_is_logged_counts_as_a_save_that_fails(tmp_path: Path, failing: str):
     """A checkpoint without the log before it would lose those lines, were the run killed then."""
 
     def fails(*_: object) -> None:
-        raise {"sync": OSError(errno.ENOSPC, "No space left on device"), "send": UserError("no bucket")}[failing]
+        raise {"sync": OSError(errno.ENOSPC, "No space left on device"), "upload": UserError("no bucket")}[failing]
 
     checkpoints = Checkpoints(tmp_path)
-    writes = {"sync": lambda: None, "send": lambda: None, failing: fails}
+    writes = {"sync": lambda: None, "upload": lambda: None, failing: fails}
     log = SimpleNamespace(print=lambda _: None, sync=writes["sync"])
-    saver = Saver(checkpoints, writes["send"], log, may_fail=2)
+    saver = Saver(checkpoints, writes["upload"], log, may_fail=2)
     for step in (1, 2):
         saver.save(step, noise(step), {}, 0.5, last=False)
     with pytest.raises(UserError, match=r"No space left|no bucket"):

@@ -266,7 +266,7 @@ def test_an_option_that_is_newer_than_a_saved_config_is_at_its_default(tmp_path)
     del older["model"]["encoders"]["image"]["kernel"], older["model"]["fusion"]["heads"]
     assert configs.from_json(older) == config
     (tmp_path / "config.json").write_text(json.dumps(older))
-    place = run_dir.Place(str(tmp_path), tmp_path, tmp_path / "checkpoints")
+    place = run_dir.RunDir(str(tmp_path), tmp_path, tmp_path / "checkpoints")
     restore.check_owner(place, config)
     with config.unlocked():
         config.model.encoders.image.kernel = 5

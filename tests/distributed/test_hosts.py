@@ -77,11 +77,13 @@ def test_a_signal_to_one_host_ends_both_and_they_go_on(tiny_flags, command, tmp_
     assert before < STEPS
     began = time.monotonic()
     statuses, said = interrupt(signal.SIGKILL, 0, before + 1)  # whose service the other one needs
-    assert statuses[0] == -signal.SIGKILL and statuses[1] in (hosts.LOST, -signal.SIGABRT), said  # 134 in a shell
+    assert statuses[0] == -signal.SIGKILL and statuses[1] in (hosts.LOST_HOST_STATUS, -signal.SIGABRT), (
+        said
+    )  # 134 in a shell
     assert time.monotonic() - began < 100
     assert len(losses(tmp_path / "two")) < STEPS
     statuses, said = interrupt(signal.SIGKILL, 1, len(losses(tmp_path / "two")) + 1)  # which serves nobody
-    assert statuses[0] in (hosts.LOST, -signal.SIGABRT) and statuses[1] == -signal.SIGKILL, said
+    assert statuses[0] in (hosts.LOST_HOST_STATUS, -signal.SIGABRT) and statuses[1] == -signal.SIGKILL, said
     assert len(losses(tmp_path / "two")) < STEPS
     statuses, said = finish(start(flags, tmp_path / "two"))
     assert statuses == [0, 0], said
@@ -119,12 +121,12 @@ def test_where_one_host_fails_all_end_and_say_why(tiny_flags, tmp_path, wrong, s
 
 def test_a_host_that_misses_another_ends_with_a_status_that_scripts_run_again(monkeypatch, capsys):
     left = []
-    monkeypatch.setattr(hosts, "several", lambda: True)
-    monkeypatch.setattr(hosts, "leave", lambda status, said: left.append(status))
+    monkeypatch.setattr(hosts, "is_multihost", lambda: True)
+    monkeypatch.setattr(hosts, "abort_all", lambda status, said: left.append(status))
     for error in (RuntimeError("Gloo all-reduce failed: Connection closed by peer"), RuntimeError("out of memory")):
         with pytest.raises(RuntimeError):
             cli.run(functools.partial(_raise, error))
-    assert left == [hosts.LOST, 1, 1]  # `leave` does not come back, where it is not replaced
+    assert left == [hosts.LOST_HOST_STATUS, 1, 1]  # `leave` does not come back, where it is not replaced
     assert "error: another host was lost: run the same command again on all of them (Gloo" in capsys.readouterr().err
 
 
@@ -135,8 +137,8 @@ def _raise(error, _):
 def test_what_is_no_address_is_told():
     for wrong in ("somewhere", "localhost:1,a,2", "localhost:1,0"):
         with pytest.raises(UserError, match="is neither auto nor HOST:PORT,PROCESS,PROCESSES"):
-            hosts.join(wrong)
-    hosts.join("")
+            hosts.initialize(wrong)
+    hosts.initialize("")
 
 
 @pytest.mark.spread

@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments import cli
 from mmfusion import config as configs
-from mmfusion.checkpoints.verify import Damaged
+from mmfusion.checkpoints.verify import CorruptCheckpoint
 from mmfusion.errors import Preempted, Unreachable, UserError
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -122,7 +122,7 @@ def test_a_wrong_flag_is_named_in_one_line(argv, says):
     [
         (None, None, ""),
         (UserError("steps is wrong"), 2, "error: steps is wrong\n"),
-        (Damaged("checkpoint 3 is damaged"), 2, "error: checkpoint 3 is damaged\n"),
+        (CorruptCheckpoint("checkpoint 3 is damaged"), 2, "error: checkpoint 3 is damaged\n"),
         (Preempted("saved at step 3"), 75, "preempted: saved at step 3\n"),
         (Unreachable("checkpoint 3 cannot be read for now"), 75, "error: checkpoint 3 cannot be read for now\n"),
     ],
@@ -145,7 +145,7 @@ def test_what_orbax_logs_of_an_error_that_it_raises_is_not_shown(caplog):
     def main(_):
         for name in ("absl", "asyncio"):
             logging.getLogger(name).error("Task exception was never retrieved")
-        raise Damaged("checkpoint 3 is damaged")
+        raise CorruptCheckpoint("checkpoint 3 is damaged")
 
     with pytest.raises(SystemExit):
         cli.run(main)

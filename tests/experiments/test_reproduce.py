@@ -89,6 +89,6 @@ def test_determinism_is_asked_of_xla_once_and_checked(monkeypatch):
         mesh.check_determinism("gpu")
     mesh.check_determinism("cpu")
     for _ in range(2):
-        mesh.settle_determinism()
+        mesh.set_deterministic_flags()
         assert mesh.os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_gpu_deterministic_ops=true"
     mesh.check_determinism("gpu")

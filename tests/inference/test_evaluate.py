@@ -77,7 +77,7 @@ def test_a_run_of_many_devices_is_read_on_one(trained, tmp_path):
 def test_how_a_run_is_spread_where_it_is_read(here, devices, fsdp, model, batch, expected, monkeypatch):
     monkeypatch.setattr(mesh.jax, "device_count", lambda: here)
     asked = {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
-    found = mesh.fitting(asked, batch)
+    found = mesh.fit_to_machine(asked, batch)
     assert found == (
         {"devices": expected[0], "mesh": {"data": -1, "fsdp": expected[1], "model": expected[2]}} if expected else {}
     )
@@ -87,9 +87,9 @@ def test_several_hosts_read_with_all_of_their_devices_or_not_at_all(monkeypatch)
     monkeypatch.setattr(mesh.jax, "device_count", lambda: 4)
     monkeypatch.setattr(mesh.jax, "process_count", lambda: 2)
     asked = {"devices": 2, "mesh": {"data": -1, "fsdp": 1, "model": 4}}
-    assert mesh.fitting(asked, 16) == {"devices": 4, "mesh": {"data": -1, "fsdp": 1, "model": 1}}
+    assert mesh.fit_to_machine(asked, 16) == {"devices": 4, "mesh": {"data": -1, "fsdp": 1, "model": 1}}
     with pytest.raises(UserError, match="batch_size=50 does not divide over the 4 devices of 2 hosts"):
-        mesh.fitting(asked, 50)
+        mesh.fit_to_machine(asked, 50)
 
 
 def test_every_row_is_met_once_whatever_the_batch(opened):

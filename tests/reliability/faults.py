@@ -87,7 +87,7 @@ def bit_flips(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outco
         path.write_bytes(data)
         try:
             checkpoints = Checkpoints(copy)
-            state, meta = checkpoints.first_sound(lambda step, c=checkpoints: c.restore(step, like))
+            state, meta = checkpoints.first_valid(lambda step, c=checkpoints: c.restore(step, like))
             checkpoints.close()
             same = _same(state, honest[meta["step"]])
             yield same, f"{path.relative_to(copy)}: step {meta['step']} is not what was saved"

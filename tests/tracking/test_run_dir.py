@@ -14,11 +14,11 @@ from etils import epath
 
 from experiments import checkpoints, reproduce
 from mmfusion.checkpoints.manager import load_verified
+from mmfusion.distributed import mesh
 from mmfusion.errors import Preempted, UserError
 from mmfusion.files import write_json
 from mmfusion.inference.evaluate import evaluate
 from mmfusion.tracking import run_dir
-from mmfusion.training import loop
 from mmfusion.training.loop import train
 from tests.storage import asked_by_clients, serving
 from tests.training.test_resume import assert_same_run
@@ -57,7 +57,7 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     half.write_text("{")
     stops = iter([False] * 2 + [True])  # asked for after every call: a signal at step 3
     with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3"):
-        patch.setattr(loop.parallel.Parallel, "stopping", lambda *_: next(stops))
+        patch.setattr(mesh.Partitioner, "should_stop", lambda *_: next(stops))
         train(config, url)
     there = epath.Path(url)
     assert sorted(path.name for path in (there / "checkpoints").iterdir())[-1] == "3"
@@ -102,8 +102,8 @@ def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.M
 
         with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
             patch.setattr(type(epath.Path("gs://b")), "exists", fail)
-            run_dir.opened("gs://b/run").__enter__()
-    with run_dir.opened(tmp_path) as place:
+            run_dir.open_run_dir("gs://b/run").__enter__()
+    with run_dir.open_run_dir(tmp_path) as place:
         assert (place.folder, place.bucket) == (tmp_path, None)
-        place.send()
+        place.upload()
     assert list(tmp_path.iterdir()) == []

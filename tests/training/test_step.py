@@ -38,9 +38,9 @@ class Step:
 
     def __call__(self, state: Any, batch: Batch, rate: float = 0.3) -> tuple[Any, dict[str, float]]:
         """Returns the state after one step and its numbers, on the host."""
-        spread = self.parts.parallel
-        put = spread.replicate(jax.device_get(state)), (spread.put_batch(batch),)
-        state, numbers = self.run(*put, spread.replicate(np.float32([rate])))
+        partitioner = self.parts.partitioner
+        put = partitioner.replicate(jax.device_get(state)), (partitioner.put_batch(batch),)
+        state, numbers = self.run(*put, partitioner.replicate(np.float32([rate])))
         return jax.tree.map(np.array, state), {name: float(x[0]) for name, x in numbers.items()}
 
     def begin(self) -> Any:
@@ -94,7 +94,7 @@ def test_a_padded_batch_is_the_batch_without_its_padding(step: Step):
 
 def test_loss_is_the_weighted_sum_over_the_sum_of_weights(step: Step):
     state, batch = step.begin(), step.batch
-    outputs = step.parts.eval_step()(state.params, state.batch_stats, step.parts.parallel.put_batch(batch))
+    outputs = step.parts.eval_step()(state.params, state.batch_stats, step.parts.partitioner.put_batch(batch))
     logits, labels = np.float64(outputs["logits"]["label"]), batch.targets["label"]
     smooth = 0.9 * np.eye(3)[labels] + 0.1 / 3
     weights = batch.weight * np.array([1.0, 3.0, 0.5])[labels]
@@ -175,9 +175,9 @@ def test_bfloat16_computes_and_float32_keeps(step: Step):
 
 
 def test_the_state_is_donated_and_nothing_is_transferred_in_the_call(step: Step):
-    spread = step.parts.parallel
-    state, rates = step.parts.initial_state(0), spread.replicate(np.float32([0.3]))
-    batch = spread.put_batch(step.batch)
+    partitioner = step.parts.partitioner
+    state, rates = step.parts.initial_state(0), partitioner.replicate(np.float32([0.3]))
+    batch = partitioner.put_batch(step.batch)
     with jax.transfer_guard("disallow"):
         after, _ = step.run(state, (batch,), rates)
     assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))

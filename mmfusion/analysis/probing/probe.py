@@ -91,11 +91,11 @@ def step_cost(run: Run) -> dict[str, float | None]:
     operations is another.
     """
     batch = jax.tree.map(lambda x: np.resize(x, (run.config.batch_size, *x.shape[1:])), run.parts.example)
-    spread = run.parts.parallel
-    rates = spread.replicate(np.zeros(1, np.float32))
-    lowered = run.parts.train_step(run.config.optim.accumulate).lower(run.state, (spread.put_batch(batch),), rates)
+    partitioner = run.parts.partitioner
+    rates = partitioner.replicate(np.zeros(1, np.float32))
+    lowered = run.parts.train_step(run.config.optim.accumulate).lower(run.state, (partitioner.put_batch(batch),), rates)
     flops = (lowered.cost_analysis() or {}).get("flops")
-    share = spread.devices if spread.mode == "pmap" else 1  # that is a program of one device's rows
+    share = partitioner.devices if partitioner.mode == "pmap" else 1  # that is a program of one device's rows
     memory = lowered.compile().memory_analysis()
     return {
         "flops": None if flops is None else flops * share / run.config.batch_size,
