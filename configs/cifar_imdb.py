@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 500
 
-    config.data.name, config.data.instead = PAIRS[args.data]
+    config.data.name, config.data.fallback_name = PAIRS[args.data]
     config.data.modalities.image = defaults.modality("image", "image", size=(32, 32))
     config.data.modalities.text = defaults.modality("text", "text", vocabulary_size=10_000, length=64)
     config.data.targets.label = defaults.target("classification", "label")

@@ -110,7 +110,7 @@ def make_config(source: str, overrides: Sequence[str]) -> ConfigDict:
 
 def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues) -> tuple[flags.FlagHolder, list[str]]:
     config = _load(source)
-    rest = _choose(config, argv)
+    rest = _choose(config, configs.rename_flags(argv))
     _check_paths(config, rest)
     try:
         return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
@@ -213,7 +213,9 @@ def _load(source: str) -> ConfigDict:
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise UserError(f"--config={path} defines no get_config(arg)")
-    return get_config(arg)
+    config = get_config(arg)
+    configs.rename_keys(config)
+    return config
 
 
 def _choose(config: ConfigDict, argv: list[str]) -> list[str]:

@@ -74,7 +74,7 @@ def values(item: str) -> tuple[str, list[Any]]:
     key, equals, listed = item.partition("=")
     if not (key and equals and listed):
         raise UserError(f"--vary={item} is not KEY=VALUE,VALUE")
-    return SHORT.get(key, key), [_literal(value) for value in listed.split(",")]
+    return configs.rename_key(SHORT.get(key, key)), [_literal(value) for value in listed.split(",")]
 
 
 def score(item: str) -> tuple[str, float]:

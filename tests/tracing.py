@@ -13,7 +13,14 @@ from mmfusion.data.dataset import Dataset
 from mmfusion.training import loop
 from mmfusion.training.setup import Parts
 
-OF_THE_LOOP = {"seed", "eval_every", "checkpoint_every", "recovery.updates", "recovery.rollbacks", "recovery.lower"}
+OF_THE_LOOP = {
+    "seed",
+    "eval_every",
+    "checkpoint_every",
+    "recovery.max_consecutive_bad_steps",
+    "recovery.rollbacks",
+    "recovery.lr_factor",
+}
 
 
 @contextlib.contextmanager

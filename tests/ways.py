@@ -58,9 +58,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "loop failing": {**LOOP, "failing": 2},
     "loop going back": {
         **LOOP,
-        "recovery.updates": 2,
+        "recovery.max_consecutive_bad_steps": 2,
         "recovery.rollbacks": 1,
-        "recovery.lower": 1.0,
+        "recovery.lr_factor": 1.0,
         "spoiled": (3, 4),
     },
     "loop in a bucket": {**LOOP, "attempts": ((4, 3), (4, STEPS)), "bucket": True},

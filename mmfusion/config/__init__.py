@@ -2,12 +2,14 @@
 
 from mmfusion.config.arguments import parse_arg
 from mmfusion.config.choices import choice_keys, choose, sections_that_choose
+from mmfusion.config.renamed import RENAMED_KEYS, rename_flags, rename_key, rename_keys
 from mmfusion.config.schema import PATIENCE, PLACES, check, selectable
 from mmfusion.config.serialization import flat, from_json, read_json, to_json
 
 __all__ = [
     "PATIENCE",
     "PLACES",
+    "RENAMED_KEYS",
     "check",
     "choice_keys",
     "choose",
@@ -15,6 +17,9 @@ __all__ = [
     "from_json",
     "parse_arg",
     "read_json",
+    "rename_flags",
+    "rename_key",
+    "rename_keys",
     "sections_that_choose",
     "selectable",
     "to_json",

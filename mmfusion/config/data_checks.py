@@ -22,7 +22,7 @@ RESERVED = ("bias", "joint", "learned", "self")  # names that strategies give to
 def check_data(config: ConfigDict) -> None:
     """Raises UserError where modalities, targets and encoders are not right, or not right for each other."""
     data = config.data
-    for name in filter(None, (data.name, data.instead)):
+    for name in filter(None, (data.name, data.fallback_name)):
         sources.check_name(name, data.dir)
     if not data.modalities:
         raise UserError("config.data.modalities is empty: a model needs at least one modality")

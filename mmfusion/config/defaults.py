@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from mmfusion.config.arguments import parse_arg
 from mmfusion.config.choices import choice_keys
+from mmfusion.config.renamed import rename_keys
 from mmfusion.data.modalities import KINDS
 from mmfusion.data.rows import TARGET_OPTIONS
 from mmfusion.errors import UserError, nearest
@@ -29,7 +30,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = ""  # a TFDS name, or pair:FIRST+SECOND:by=label|index
-    config.data.instead = ""  # another name, that is taken where `name` cannot be prepared; the result says which
+    config.data.fallback_name = ""  # another name, that is taken where `name` cannot be prepared; the result says which
     config.data.dir = ""  # where datasets are prepared; empty: TFDS's own place
     config.data.manual_dir = ""  # a folder of archives fetched by hand, used before any download
     config.data.train = "train"  # TFDS split expressions
@@ -55,11 +56,13 @@ def get_config() -> ConfigDict:
     config.optim = optimizer("adamw", learning_rate=1e-3)
 
     config.recovery = ConfigDict()
-    config.recovery.updates = 20  # in a row that go wrong, before the run goes back, or stops
-    config.recovery.spike = 0.0  # a loss so many robust deviations above the newest 100 is wrong, too; 0: none is
+    config.recovery.max_consecutive_bad_steps = 20  # in a row that go wrong, before the run goes back, or stops
+    config.recovery.spike_threshold = (
+        0.0  # a loss so many robust deviations above the newest 100 is wrong, too; 0: none is
+    )
     config.recovery.rollbacks = 0  # times that it goes back to the checkpoint before them
     config.recovery.failed_saves = 3  # saves in a row that may fail before it stops
-    config.recovery.lower = 0.5  # what the learning rate is multiplied by each time
+    config.recovery.lr_factor = 0.5  # what the learning rate is multiplied by each time
 
     config.parallel = ConfigDict()
     config.parallel.mode = "pmap"  # or jit, over a mesh of the same devices
@@ -130,6 +133,7 @@ def begin(arg: str, fusion_name: str = "concat", **own: Any) -> tuple[ConfigDict
 
 def finish(config: ConfigDict, args: ConfigDict) -> ConfigDict:
     """Returns the config, locked, with what the arguments of `begin` ask for of its modalities and objectives."""
+    rename_keys(config)
     keep_modalities(config, args.modalities)
     add_objectives(config, args.objectives)
     if args.modalities:

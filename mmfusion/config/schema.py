@@ -17,7 +17,15 @@ from mmfusion.models.fusion import FUSIONS
 from mmfusion.objectives import MIXES, fewest
 
 DTYPES = ("auto", "float32", "bfloat16")
-POSITIVE = ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "model.width", "recovery.updates")
+POSITIVE = (
+    "steps",
+    "batch_size",
+    "eval_every",
+    "checkpoint_every",
+    "log_every",
+    "model.width",
+    "recovery.max_consecutive_bad_steps",
+)
 BELOW_ONE = (
     "valid_fraction",
     "max_bad_fraction",
@@ -29,7 +37,7 @@ BELOW_ONE = (
 # What may differ when a run is continued: where things are and how fast, never what is computed.
 PLACES = ("data.dir", "data.manual_dir", "data.memory_gb", "data.workers", "parallel.devices")
 # What a run may do otherwise from where it goes on: what it does about failures.
-PATIENCE = ("recovery.updates", "recovery.rollbacks", "recovery.lower", "recovery.failed_saves")
+PATIENCE = ("recovery.max_consecutive_bad_steps", "recovery.rollbacks", "recovery.lr_factor", "recovery.failed_saves")
 MAY_BE_ZERO = (
     "dense",
     "fuse_from",
@@ -167,8 +175,8 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed} must be below 2**32")
     check_positive(config.optim.learning_rate, "optim.learning_rate")
     check_positive(config.optim.accumulate, "optim.accumulate")
-    if not 0 < config.recovery.lower <= 1:
-        raise UserError(f"config.recovery.lower={config.recovery.lower} must be above 0 and at most 1")
+    if not 0 < config.recovery.lr_factor <= 1:
+        raise UserError(f"config.recovery.lr_factor={config.recovery.lr_factor} must be above 0 and at most 1")
     if not config.data.valid and not config.data.valid_fraction:
         raise UserError("config.data.valid_fraction must be above 0, or config.data.valid must name a split")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmfusion.config.renamed import rename_keys
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
@@ -29,7 +30,9 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
     for known, section in [*parts, (FUSIONS, model.get("fusion", {}))]:
         if section.get("name") in known:
             section |= {**module_options(known[section["name"]]), **section}
-    return ConfigDict(config).lock()
+    result = ConfigDict(config)
+    rename_keys(result, warn=False)
+    return result.lock()
 
 
 def _tuples(value: Any) -> Any:

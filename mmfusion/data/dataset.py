@@ -87,7 +87,7 @@ class Dataset:
       fingerprint: of the sources, their splits and how they are read.
       rows: of the sources and their splits alone.
       content: per split, a checksum of some of its source's rows as stored.
-      name: of the dataset that is there: the config's `name` or `instead`.
+      name: of the dataset that is there: the config's `name` or `fallback_name`.
     """
 
     splits: dict[str, Split]
@@ -147,7 +147,7 @@ def load(
     """
     place = {"data_dir": config.dir, "manual_dir": config.manual_dir}
     # Older runs do not have the keys.
-    name = (saved or {}).get("name") or sources.available(config.name, config.get("instead", ""), **place)
+    name = (saved or {}).get("name") or sources.available(config.name, config.get("fallback_name", ""), **place)
     names = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
     needed = dict.fromkeys([*splits, *(() if saved else ("train",))])
     opened = {

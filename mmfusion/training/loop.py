@@ -225,7 +225,7 @@ def _attempt(
         contextlib.closing(Trace(workdir / "profile")) as trace,
     ):
         if wrong:
-            rate = config.recovery.lower**progress.rollbacks
+            rate = config.recovery.lr_factor**progress.rollbacks
             log.print(f"train  {recovery.said(wrong)}: back to step {progress.step}, {rate:g} of the learning rate")
         else:
             _introduce(log, config, dataset, parts, state, progress.step, begun)

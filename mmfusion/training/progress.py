@@ -45,7 +45,7 @@ class Progress:
 
     def learning_rates(self, config: ConfigDict, k: int) -> np.ndarray:
         """Returns the rates `[K]` float32 of the next `k` updates."""
-        section, scale = config.optim, self.plateau["scale"] * config.recovery.lower**self.rollbacks
+        section, scale = config.optim, self.plateau["scale"] * config.recovery.lr_factor**self.rollbacks
         steps = range(self.step, self.step + k)
         rates = [
             optim.learning_rate(section.schedule, section.learning_rate, step, config.steps, scale) for step in steps
@@ -107,7 +107,7 @@ class Meter:
         progress.watched = recovery.watch(progress.watched, step, wrong)
         numbers = {"loss": values["loss"], "grad_norm": values["grad_norm"], "learning_rate": rate}
         self._wrong = [*self._wrong, {"step": step, "wrong": wrong, **numbers}] if wrong else []
-        if progress.watched["row"] >= section.updates:
+        if progress.watched["row"] >= section.max_consecutive_bad_steps:
             raise recovery.WentWrong(self._wrong, progress.watched["first"], progress.rollbacks, progress.watched)
         if not batch.weight.all():  # training batches have no padding: these rows could not be read
             self._unreadable |= set(batch.id[batch.weight == 0].tolist())

@@ -140,7 +140,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
         scale=optim.slowed(config.model.encoders),
         freeze=freeze,
         objectives=make_objectives(config.objectives),
-        spike=config.recovery.spike,
+        spike=config.recovery.spike_threshold,
         example=empty_batch(dataset.reader, 2),
     )
 

@@ -77,7 +77,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Config
     """`prepared(config)` -> the config with its dataset made ready: generated, or from a miniature archive."""
 
     def prepared(config: ConfigDict) -> ConfigDict:
-        tiny.put(config, "data.name", config.data.instead or config.data.name)  # without asking the network
+        tiny.put(config, "data.name", config.data.fallback_name or config.data.name)  # without asking the network
         name = config.data.name.split("/")[0]
         if name == "shapes":
             prepare = request.getfixturevalue("prepare")

@@ -74,7 +74,7 @@ def test_the_archives_are_taken_where_the_official_data_cannot_be_had(small_cifa
         patch.setattr(sources, "available", lambda *_, **__: cifar_imdb.TFDS)  # as if it was prepared since
         assert datasets.load(config.data, seed=0, splits=("test",), saved=dataset.saved()).name == cifar_imdb.ARCHIVES
     with config.unlocked():
-        config.data.instead = ""
+        config.data.fallback_name = ""
     with pytest.raises(UserError, match="cannot be downloaded"):
         datasets.load(config.data, seed=0)
 

@@ -23,7 +23,7 @@ from tests import spoiled, tracing
 from tests.training.test_resume import assert_same_run
 
 SMALL = "fusion=concat,modalities=image"
-CHANGES: dict[str, Any] = {"steps": 12, "eval_every": 4, "checkpoint_every": 2, "recovery.updates": 3}
+CHANGES: dict[str, Any] = {"steps": 12, "eval_every": 4, "checkpoint_every": 2, "recovery.max_consecutive_bad_steps": 3}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +109,9 @@ def test_goes_back_and_ends_as_if_nothing_had_been(
 ):
     train(tiny_config(SMALL, CHANGES), tmp_path / "unbroken")
     spoil({7, 8, 9}, times=1)
-    result = train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1, "recovery.lower": 1.0}), tmp_path / "back")
+    result = train(
+        tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1, "recovery.lr_factor": 1.0}), tmp_path / "back"
+    )
     assert result["rollbacks"] == 1
     assert_same_run(tmp_path / "back", tmp_path / "unbroken", 12)
 
@@ -118,7 +120,7 @@ def test_goes_back_no_further_than_it_must_and_counts_what_it_skipped(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ):
     spoil(range(6, 12), times=1)  # longer than two checkpoints
-    changes = {**CHANGES, "checkpoint_every": 1, "recovery.updates": 6, "recovery.rollbacks": 1}
+    changes = {**CHANGES, "checkpoint_every": 1, "recovery.max_consecutive_bad_steps": 6, "recovery.rollbacks": 1}
     result = train(tiny_config(SMALL, changes), tmp_path)
     assert "in the 6 updates up to step 11: back to step 5, 0.5 of the learning rate" in capsys.readouterr().out
     assert (result["skipped"], result["rollbacks"]) == (6, 1)
@@ -128,7 +130,7 @@ def test_goes_back_to_the_beginning_with_a_lower_rate(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
     spoil({1, 2, 3}, times=2)
-    train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lower": 0.25}), tmp_path)
+    train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lr_factor": 0.25}), tmp_path)
     lines = logged(tmp_path)
     rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
     shutil.rmtree(tmp_path)
@@ -159,7 +161,7 @@ def test_stops_with_the_examples_and_replays_the_first(
 
     # and goes back as often, and as far down with its rate, as it is told now
     with pytest.raises(FloatingPointError, match="3 updates up to step 8, gone back 2 times before"):
-        train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lower": 0.1}), tmp_path)
+        train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lr_factor": 0.1}), tmp_path)
     assert "recorded   the same; not finite" in told(replay(tmp_path))
 
 
@@ -167,7 +169,7 @@ def test_what_went_wrong_is_remembered_by_a_checkpoint(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
     spoil(range(5, 13))
-    changes = {**CHANGES, "recovery.updates": 5}
+    changes = {**CHANGES, "recovery.max_consecutive_bad_steps": 5}
     with pytest.raises(FloatingPointError, match="5 updates up to step 9"):
         train(tiny_config(SMALL, changes), tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", readonly=True)
@@ -187,7 +189,7 @@ def test_what_went_wrong_is_remembered_by_a_checkpoint(
 def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_path: Path):
     changes = {**CHANGES, "steps": 60, "eval_every": 60, "checkpoint_every": 60}
     with pytest.raises(FloatingPointError, match="the loss was far above those before in the 3 updates"):
-        train(tiny_config(SMALL, {**changes, "recovery.spike": 1e-6}), tmp_path)
+        train(tiny_config(SMALL, {**changes, "recovery.spike_threshold": 1e-6}), tmp_path)
     wrong = json.loads((tmp_path / recovery.FILE).read_text())
     assert wrong["first"] > skip_step.ENOUGH
     lines = logged(tmp_path)

@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(clipped: Step):
 
 
 def test_a_spike_leaves_the_state_as_it_was():
-    step = Step({"recovery.spike": 10.0})
+    step = Step({"recovery.spike_threshold": 10.0})
     begin, first = step(step.begin(), step.batch)
     assert (first["spike"], begin.recent["seen"], begin.recent["losses"][0]) == (0, 1, np.float32(first["loss"]))
     small = begin.replace(recent={"losses": np.full_like(begin.recent["losses"], 1e-3), "seen": np.int32(50)})
