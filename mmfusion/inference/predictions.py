@@ -1,0 +1,111 @@
+"""Turns logits into labels, probabilities and values.
+
+n rows · C classes
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmfusion.errors import UserError
+
+THRESHOLD = 0.5  # probability from which a class of a multi-label task is predicted
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPredictions:
+    """The predictions of one task.
+
+    Attributes:
+      type: `classification`, `multilabel` or `regression`.
+      classes: names of the classes; empty for regression.
+      labels: per row the name of the most probable class, or for multi-label tasks a tuple of the names of all classes
+        of probability 0.5 or more; None for a row with an error. Empty for regression.
+      probabilities: of the classes `[n, C]` float64, NaN for a row with an error; None for regression.
+      values: predicted numbers `[n]` float64, NaN for a row with an error; None for classes.
+    """
+
+    type: str
+    classes: tuple[str, ...]
+    labels: list[Any]
+    probabilities: np.ndarray | None
+    values: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The predictions for rows, in their order.
+
+    Attributes:
+      tasks: predictions by task.
+      errors: per row why it could not be read, "" for a row that was predicted.
+    """
+
+    tasks: dict[str, TaskPredictions]
+    errors: list[str]
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    @property
+    def labels(self) -> list[Any]:
+        """The labels of the only task; see `TaskPredictions`."""
+        return self._only_task.labels
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """The probabilities of the only task; see `TaskPredictions`."""
+        return self._only_task.probabilities
+
+    @property
+    def values(self) -> np.ndarray | None:
+        """The values of the only task; see `TaskPredictions`."""
+        return self._only_task.values
+
+    @property
+    def _only_task(self) -> TaskPredictions:
+        if len(self.tasks) > 1:
+            raise UserError(f"the model has several tasks: use predictions.tasks[NAME] of {', '.join(self.tasks)}")
+        (task,) = self.tasks.values()
+        return task
+
+
+def predictions(
+    logits: Mapping[str, np.ndarray],
+    types: Mapping[str, str],
+    class_names: Mapping[str, tuple[str, ...]],
+    errors: Sequence[str],
+) -> Predictions:
+    """Returns predictions from logits.
+
+    Args:
+      logits: per task `[n, C]`, `[n, 1]` for regression.
+      types: per task its type.
+      class_names: per task the names of its classes.
+      errors: per row its error, or "".
+    """
+    bad = np.array([bool(error) for error in errors], bool)
+    tasks = {}
+    for task, names in class_names.items():
+        tasks[task] = _task_predictions(logits[task].astype(np.float64), types[task], names, bad)
+    return Predictions(tasks, list(errors))
+
+
+def _task_predictions(logits: np.ndarray, task_type: str, names: tuple[str, ...], bad: np.ndarray) -> TaskPredictions:
+    if task_type == "regression":
+        values = np.where(bad, np.nan, logits[:, 0])
+        return TaskPredictions(task_type, (), [], None, values)
+    labels: list[Any]
+    if task_type == "classification":
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = exp / exp.sum(axis=1, keepdims=True)  # [n, C]
+        labels = [names[i] for i in probabilities.argmax(axis=1)]
+    else:
+        probabilities = 1 / (1 + np.exp(-logits))
+        labels = [
+            tuple(name for name, p in zip(names, row, strict=True) if p >= THRESHOLD) for row in probabilities.tolist()
+        ]
+    labels = [None if wrong else label for wrong, label in zip(bad, labels, strict=True)]
+    return TaskPredictions(task_type, names, labels, np.where(bad[:, None], np.nan, probabilities), None)

@@ -1,0 +1,108 @@
+"""Turns rows from a user (arrays, encoded bytes, file paths, text) into full batches, with an error per bad row."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfusion.data.batch import Batch
+from mmfusion.data.modalities import features
+from mmfusion.data.rows import BadRow, Reader, empty_batch, fill_row
+from mmfusion.errors import UserError
+
+FILE_TYPES = ("image", "audio", "video")  # modality types whose text values are file paths
+
+Row = Mapping[str, Any]
+
+
+def check_columns(reader: Reader, columns: Sequence[str], path: str) -> None:
+    """Checks that at least one column holds a modality of the model.
+
+    Args:
+      reader: the reader of the run.
+      columns: names that the rows have.
+      path: where the rows come from, for the error.
+
+    Raises:
+      UserError: no column is the name of a modality or of its feature.
+    """
+    wanted, known = [], set()
+    for modality, options in reader.modalities.items():
+        names = features(options)
+        wanted += names if len(names) > 1 else [modality]
+        known |= {modality, *names}
+    if not known & set(columns):
+        raise UserError(
+            f"has none of the run's columns {', '.join(wanted)}: it has {', '.join(map(str, columns)) or 'none'}",
+            path=path,
+        )
+
+
+def batches(
+    reader: Reader, rows: Sequence[Row], batch_size: int, folder: str | Path = "."
+) -> Iterator[tuple[Batch, list[str]]]:
+    """Yields batches of `batch_size` rows and the error of each row, "" for a row that was read.
+
+    The last batch is padded, so that one compiled program serves every batch. A row with an error is padding, too.
+
+    Args:
+      reader: the reader of the run; its targets are not read.
+      rows: values keyed by modality or feature name. A modality without a value is absent.
+      batch_size: rows per batch.
+      folder: the folder that file paths are relative to.
+    """
+    untargeted = Reader(reader.modalities, {}, {}, reader.learned)
+    for first in range(0, len(rows), batch_size):
+        batch = empty_batch(reader, batch_size)
+        errors = []
+        for i, row in enumerate(rows[first : first + batch_size]):
+            error = ""
+            try:
+                fill_row(batch, i, _raw(untargeted, row, Path(folder)), first + i, untargeted)
+            except BadRow as bad:
+                error = str(bad).partition(", ")[2]
+            else:
+                if not any(batch.present[m][i] for m in reader.modalities):
+                    error = "every modality is absent"
+            if error:
+                batch.weight[i] = 0
+            errors.append(error)
+        yield batch, errors
+
+
+def _raw(reader: Reader, row: Row, folder: Path) -> dict[str, Any]:
+    """Returns the row as a dataset stores it: values by feature name, files as their bytes."""
+    raw: dict[str, Any] = {}
+    for modality, options in reader.modalities.items():
+        names = features(options)
+        for name in names:
+            value = _value(row, modality, name, only=len(names) == 1)
+            raw[name] = _content(value, modality, folder) if options["kind"] in FILE_TYPES else value
+    return raw
+
+
+def _content(value: Any, modality: str, folder: Path) -> Any:
+    """Returns the bytes of a file that is given by its path, and any other value as bytes, an array or frames."""
+    if isinstance(value, str | os.PathLike) and str(value):
+        try:
+            return (folder / value).read_bytes()
+        except OSError as error:
+            raise BadRow(f"row, {modality}: {value}: {error.strerror}") from error
+    if isinstance(value, str | bytes | list | tuple):
+        return value
+    if not hasattr(value, "__array__"):
+        raise BadRow(f"row, {modality}: must be an array, bytes or a file path, got {type(value).__name__}")
+    return np.asarray(value)
+
+
+def _value(row: Row, modality: str, feature: str, only: bool) -> Any:
+    """Returns the value of a feature: under the modality's name if that is its only feature, else under its own."""
+    whole = row.get(modality)
+    if only and whole is not None:
+        return whole
+    if isinstance(whole, Mapping) and feature in whole:
+        return whole[feature]
+    value = row.get(feature)
+    return "" if value is None else value

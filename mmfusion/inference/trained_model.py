@@ -1,0 +1,249 @@
+"""A trained run as an object: scores, predictions, features and attention weights.
+
+n rows · B batch · N positions · D width
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmfusion.data import dataset as datasets
+from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Split
+from mmfusion.data.rows import empty_batch
+from mmfusion.errors import UserError, nearest
+from mmfusion.inference import rows as input_rows
+from mmfusion.inference.predictions import Predictions, predictions
+from mmfusion.inference.rows import Row
+from mmfusion.models.layers import masked_mean
+from mmfusion.training.evaluation import collect, score
+from mmfusion.training.restore import Run, open_run
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a model computes from rows before its heads; arrays are float32, NaN for a row with an error.
+
+    Attributes:
+      fused: the features that the heads read `[n, D]`; for decision-level strategies the mean of the modalities'.
+      modalities: per modality the mean of its encoder's tokens `[n, D]`; zeros where the modality is absent.
+      present: per modality which rows have it `[n]` bool.
+      errors: per row why it could not be read, "" for a row that was read.
+    """
+
+    fused: np.ndarray
+    modalities: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    errors: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Attention weights of a fusion strategy.
+
+    Attributes:
+      weights: (query modality, key modality) -> weights `[n, heads, N_query, N_key]` float32, NaN for a row with an
+        error. Empty if the strategy has no attention.
+      errors: per row why it could not be read, "" for a row that was read.
+    """
+
+    weights: dict[tuple[str, str], np.ndarray]
+    errors: list[str]
+
+
+class TrainedModel:
+    """A run at its best checkpoint; `load` returns it.
+
+    Rows are mappings keyed by modality or by feature name, as the columns of the `predict` command. A value is an array
+    (uint8 pixels `[H, W, C]`, samples `[S]`, ...), encoded bytes, a file path (images, audio, video) or text. A
+    modality without a value is absent. A row that cannot be read has an entry in `errors` and does not stop the others.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._splits: dict[str, Split] = dict(run.dataset.splits)
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config of the run, locked."""
+        return self._run.config
+
+    @property
+    def step(self) -> int:
+        """The training step of the checkpoint."""
+        return self._run.step
+
+    @functools.cached_property
+    def params(self) -> dict[str, Any]:
+        """The parameters, as a tree of NumPy arrays."""
+        return self._run.parts.partitioner.to_host(self._run.state.params)
+
+    def evaluate(self, split: str = "test", modalities: Collection[str] | None = None) -> dict[str, Any]:
+        """Returns the metrics on a split of the run's dataset.
+
+        Args:
+          split: `train`, `valid` or `test`; opened on first use.
+          modalities: modalities to keep; the others count as absent in every row. None keeps all.
+
+        Returns:
+          `split`, `modalities`, `step`, and the metrics of `result.json`: `accuracy`, `loss`, ...
+
+        Raises:
+          UserError: no such split or modality, or the dataset cannot be opened.
+        """
+        config, parts = self._run.config, self._run.parts
+        check_request(config, split, modalities)
+        if split not in self._splits:
+            dataset = datasets.load(config.data, seed=config.seed, splits=(split,), saved=self._run.dataset.saved())
+            self._splits |= dataset.splits
+        collected = collect(
+            self._eval_step,
+            self._run.state,
+            self._splits[split],
+            parts,
+            batch_size=config.batch_size,
+            workers=config.data.workers,
+            modalities=modalities,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        kept = sorted(config.data.modalities if modalities is None else modalities)
+        return {"split": split, "modalities": kept, "step": self.step, **score(collected, parts.tasks)}
+
+    def predict(self, rows: Iterable[Row], folder: str | Path = ".") -> Predictions:
+        """Returns labels and probabilities, or values, for rows.
+
+        Args:
+          rows: see the class.
+          folder: the folder that file paths are relative to.
+
+        Raises:
+          UserError: no row has a modality of the model.
+        """
+        rows = self._checked(rows)
+        outputs, errors = self._apply(self._eval_step, rows, folder, keep=("logits",))
+        types = {task: spec.kind for task, spec in self._run.parts.tasks.items()}
+        return predictions(outputs["logits"], types, self._run.dataset.class_names, errors)
+
+    def features(self, rows: Iterable[Row], folder: str | Path = ".") -> Features:
+        """Returns the fused features and each modality's embedding; arguments and errors are those of `predict`."""
+        outputs, errors = self._apply(
+            self._inspect_step, self._checked(rows), folder, keep=("fused", "pooled", "present")
+        )
+        return Features(
+            _nan_where_bad(outputs["fused"], errors),
+            _nan_where_bad(outputs["pooled"], errors),
+            outputs["present"],
+            errors,
+        )
+
+    def attention(self, rows: Iterable[Row], folder: str | Path = ".") -> Attention:
+        """Returns the attention weights of the fusion strategy; arguments and errors are those of `predict`.
+
+        Weights of modalities that are absent from a row, and of padded positions, are zero.
+        """
+        outputs, errors = self._apply(self._inspect_step, self._checked(rows), folder, keep=("attention",))
+        return Attention(_nan_where_bad(outputs["attention"], errors), errors)
+
+    def _checked(self, rows: Iterable[Row]) -> Sequence[Row]:
+        if isinstance(rows, dict):
+            raise UserError("rows must be a sequence of mappings, one per row; got one mapping", path="rows")
+        rows = list(rows)
+        if rows:
+            columns = dict.fromkeys(name for row in rows for name in row)
+            input_rows.check_columns(self._run.dataset.reader, list(columns), "rows")
+        return rows
+
+    def _apply(
+        self, step: Callable[..., dict[str, Any]], rows: Sequence[Row], folder: str | Path, keep: Sequence[str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Returns those outputs of a compiled step for all rows, and the rows' errors."""
+        run, outputs, errors = self._run, [], []
+        reader, size = run.dataset.reader, run.config.batch_size
+        # No rows: one batch of padding gives the shapes.
+        batches = input_rows.batches(reader, rows, size, folder) if rows else [(empty_batch(reader, size), [])]
+        for batch, bad in batches:
+            output = step(run.state.params, run.state.batch_stats, run.parts.partitioner.put_batch(batch))
+            count = len(bad)
+            outputs.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], {name: output[name] for name in keep}))
+            errors += bad
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs), errors
+
+    @functools.cached_property
+    def _eval_step(self) -> Callable[..., dict[str, Any]]:
+        return self._run.parts.eval_step()
+
+    @functools.cached_property
+    def _inspect_step(self) -> Callable[..., dict[str, Any]]:
+        """The compiled step that returns fused features, each modality's embedding and attention weights."""
+        parts = self._run.parts
+        axis_name = parts.partitioner.axis_name
+
+        def step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
+            variables = {"params": params, "batch_stats": batch_stats}
+            result = parts.model.apply(variables, parts.preprocess(batch, None), method=_inspect)
+            if axis_name is None:
+                return result
+            return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)
+
+        return parts.partitioner.compile_eval(step)
+
+
+def load(workdir: str | Path, *, data_dir: str | Path | None = None) -> TrainedModel:
+    """Opens a trained run at its best checkpoint.
+
+    Args:
+      workdir: the run's directory, local or in a bucket (`gs://...`).
+      data_dir: where its dataset is prepared on this machine; None: where the run had it. Only `evaluate` reads it, and
+        models whose vocabularies are files.
+
+    Raises:
+      UserError: no run, no checkpoint, or a checkpoint of another architecture.
+    """
+
+    def place(config: ConfigDict) -> None:
+        if data_dir is not None:
+            config.data.dir = str(data_dir)
+
+    return TrainedModel(open_run(workdir, (), place))
+
+
+def check_request(config: ConfigDict, split: str, modalities: Collection[str] | None) -> None:
+    """Raises UserError for a split or a modality that a run does not have."""
+    if split not in SPLITS:
+        raise UserError(f"split {split!r}: {nearest(split, SPLITS)}")
+    for m in modalities or ():
+        if m not in config.data.modalities:
+            raise UserError(f"modality {m!r} is not in this run: {nearest(m, config.data.modalities)}")
+
+
+def _inspect(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    tokens, mask = model.encode(batch, train=False)
+    outputs = model(batch, train=False)
+    return {
+        "fused": outputs.features.astype(jnp.float32),
+        "pooled": {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens},
+        "present": outputs.present,
+        "attention": {pair: weights.astype(jnp.float32) for pair, weights in outputs.attention.items()},
+    }
+
+
+def _nan_where_bad(tree: Any, errors: Sequence[str]) -> Any:
+    """Returns arrays `[n, ...]` with NaN in the rows that have an error."""
+    bad = np.array([bool(error) for error in errors], bool)
+
+    def fill(x: np.ndarray) -> np.ndarray:
+        x = np.array(x, np.float32)
+        x[bad] = np.nan
+        return x
+
+    return jax.tree.map(fill, tree)
