@@ -10,8 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmfusion.analysis.ablation.plan import Make
-from mmfusion.analysis.claims.selection import REFERENCE
+from mmfusion.analysis.ablation.plan import REFERENCE, Make
 from mmfusion.data.dataset import Dataset, load
 from mmfusion.errors import UserError
 from mmfusion.training.setup import assemble

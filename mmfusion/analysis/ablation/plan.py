@@ -18,6 +18,7 @@ from mmfusion.errors import UserError
 from mmfusion.files import write_json
 
 PLAN = "plan.json"
+REFERENCE = "concat"  # the strategy that the others are compared with
 CHOSEN = "optim."  # keys below it are chosen on validation; any other key makes a method of its own
 MODALITIES = "modalities"  # a key beside the config's, such as image+text
 OBJECTIVES = "objectives"  # likewise, such as mvae+unimodal, or none

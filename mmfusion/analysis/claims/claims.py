@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmfusion.analysis.ablation.plan import REFERENCE
 from mmfusion.analysis.claims import selection
-from mmfusion.analysis.claims.selection import REFERENCE, Difference, Row
+from mmfusion.analysis.claims.selection import Difference, Row
 from mmfusion.analysis.claims.significance import Comparison, compare, fewest_pairs, holm, verdict
 
 RULE = (

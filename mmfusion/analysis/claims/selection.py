@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from mmfusion import config as configs
-from mmfusion.analysis.ablation.plan import Cell
+from mmfusion.analysis.ablation.plan import REFERENCE, Cell
 from mmfusion.analysis.claims.significance import Comparison, compare, holm, seeds_to_tell, sign_flip_of_chosen, verdict
 from mmfusion.errors import UserError
-
-REFERENCE = "concat"  # what a strategy has to beat to be worth its name
 
 
 @dataclasses.dataclass(frozen=True)

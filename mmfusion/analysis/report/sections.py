@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmfusion.analysis.ablation import runner
-from mmfusion.analysis.claims.selection import REFERENCE, Row
+from mmfusion.analysis.ablation.plan import REFERENCE
+from mmfusion.analysis.claims.selection import Row
 from mmfusion.analysis.probing import attention
 from mmfusion.analysis.probing.attention import Shown
 from mmfusion.analysis.report import curves, evidence, plots

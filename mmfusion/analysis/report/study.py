@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.analysis.ablate import Outcome
-from mmfusion.analysis.ablation.plan import Cell, Plan
-from mmfusion.analysis.claims.selection import REFERENCE, Row
+from mmfusion.analysis.ablation.plan import REFERENCE, Cell, Plan
+from mmfusion.analysis.claims.selection import Row
 from mmfusion.analysis.report.tables import FUSED, Line
 from mmfusion.analysis.report.theme import Look, looks
 

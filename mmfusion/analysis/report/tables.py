@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmfusion.analysis.ablate import Outcome
-from mmfusion.analysis.ablation.plan import Plan
-from mmfusion.analysis.claims.selection import REFERENCE, Difference, Row
+from mmfusion.analysis.ablation.plan import REFERENCE, Plan
+from mmfusion.analysis.claims.selection import Difference, Row
 from mmfusion.analysis.claims.significance import mean_interval
 
 NONE = "–"

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmfusion.analysis.claims.selection import REFERENCE
+from mmfusion.analysis.ablation.plan import REFERENCE
 
 WIDE = 10.9  # inches, of the page's column
 INK, SOFT, GRID, STRIPE, PAPER, OTHER = "#1c242c", "#5a6570", "#dfe4e8", "#f4f6f8", "#fefefe", "#a3adb7"

@@ -8,7 +8,7 @@ from tokenizers import decoders
 
 from mmfusion.analysis.probing import corruption
 from mmfusion.data import text
-from tests.analysis.spoiled import COLUMNS, LENGTH, ROWS, TOKENIZERS, make_batch, real, spoil, touched
+from tests.analysis.probing.spoiled import COLUMNS, LENGTH, ROWS, TOKENIZERS, make_batch, real, spoil, touched
 
 
 def test_gaussian_noise_has_its_deviation_and_one_direction():

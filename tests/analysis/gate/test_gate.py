@@ -10,7 +10,7 @@ from experiments import gate as known_answer
 from mmfusion.analysis.gate import contract_checks, gate
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.contract import Declaration
-from tests.analysis import planted
+from tests.analysis.gate import planted
 
 SMALL = gate.Size(
     width=8, tokens=4, heads=2, batch=32, steps=300, learning_rate=1e-2, rows=1024, variants=("absent",)
@@ -171,7 +171,7 @@ def test_synergy_is_declared_both_ways():
 
 
 def test_the_readmes_strategy_passes_the_gate():
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    readme = Path(__file__).parents[3].joinpath("README.md").read_text()
     (snippet,) = [
         code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "class GatedProduct" in code
     ]

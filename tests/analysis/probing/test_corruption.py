@@ -9,7 +9,7 @@ from mmfusion.analysis.probing.corruption import CORRUPTIONS, corrupt, effective
 from mmfusion.data.batch import Batch
 from mmfusion.data.modalities import KINDS
 from mmfusion.errors import UserError
-from tests.analysis.spoiled import ABSENT, PADDING, ROWS, make_batch, real, spoil, touched
+from tests.analysis.probing.spoiled import ABSENT, PADDING, ROWS, make_batch, real, spoil, touched
 
 EVERY = [(kind, name) for kind, names in CORRUPTIONS.items() for name in names]
 

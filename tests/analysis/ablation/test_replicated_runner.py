@@ -8,7 +8,7 @@ import pytest
 
 from mmfusion.analysis.ablation import plan, replicated_runner, runner
 from mmfusion.errors import Preempted, UserError
-from tests.analysis.test_ablation import make
+from tests.analysis.ablation.test_ablation import make
 
 
 @pytest.fixture
