@@ -60,7 +60,7 @@ def ablate(argv: Sequence[str]) -> None:
 
     names = chosen()
     example = make(names[0], 0, "")
-    cli.settle(example)  # the processes that train begin with this one's environment
+    cli.prepare(example)  # the processes that train begin with this one's environment
     metric = METRIC.value or compared_metric(example)
     if metric not in (have := configs.selectable(example)):
         raise UserError(f"--metric={metric}: {nearest(metric, have)}")
@@ -80,7 +80,7 @@ def ablate(argv: Sequence[str]) -> None:
     shared.send()
     jobs = JOBS.value or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
 
-    with runner.Pool(directory, jobs, cli.settle_worker) as pool:
+    with runner.Pool(directory, jobs, cli.prepare_worker) as pool:
         work_on = pool.run if jax.default_backend() == "cpu" else functools.partial(replicated_runner.run, directory)
 
         def look_at(cells: Sequence[plan.Cell]) -> None:

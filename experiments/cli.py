@@ -1,9 +1,8 @@
-"""What every command shares: flags to a checked config, errors to one line and an exit status."""
+"""Shared by all commands: flags to a config, errors to one line and an exit status."""
 
 import logging
 import os
 import re
-import runpy
 import sys
 import traceback
 import warnings
@@ -16,75 +15,85 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
+from mmfusion.config import files as config_files
 from mmfusion.distributed import hosts, mesh
-from mmfusion.errors import Preempted, Unreachable, UserError, nearest
+from mmfusion.errors import Preempted, Unreachable, UserError
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
-
-STATUS = {UserError: 2, Unreachable: 75}
+DONE, FAILED, USER_ERROR, TRY_AGAIN = 0, 1, 2, 75  # exit statuses
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command and exits: 0 done, 2 the input is wrong, 75 try again, 134 another host lost, 1 anything else.
+    """Runs a command and exits with its status.
 
-    75 is for one that was preempted and saved itself, and for storage that cannot be read for now.
-    Numbers that went wrong in training are a line, too; any other error shows where it came from.
+    0: done. 2: the user's input is wrong. 75: preempted after saving, or storage is unreachable for now; the same
+    command continues. 134: another host was lost. 1: any other error. Divergence (FloatingPointError) is printed as one
+    line too; errors that are not the user's keep their traceback.
     """
-    _settle()
+    _configure_process()
     try:
         main(sys.argv)
         hosts.shutdown_barrier()
     except Preempted as stop:
         print(f"preempted: {stop}", file=sys.stderr)
-        sys.exit(75)
+        sys.exit(TRY_AGAIN)
     except (UserError, Unreachable, FloatingPointError) as error:
-        status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 1)
+        status = exit_status(error)
         print(f"error: {error}", file=sys.stderr)
         hosts.abort_all(status, str(error))
         sys.exit(status)
     except (Exception, KeyboardInterrupt) as error:
         if hosts.is_lost_host_error(error):
-            reason = " ".join(str(error).split())[:200]
-            said = f"another host was lost: run the same command again on all of them ({reason})"
-            print(f"error: {said}", file=sys.stderr)
-            hosts.abort_all(hosts.LOST_HOST_STATUS, said)
+            message = f"another host was lost: run the same command again on all hosts ({one_line(error)[:200]})"
+            print(f"error: {message}", file=sys.stderr)
+            hosts.abort_all(hosts.LOST_HOST_STATUS, message)
         if hosts.is_multihost():
             traceback.print_exc()
-            hosts.abort_all(1, repr(error))
+            hosts.abort_all(FAILED, repr(error))
         raise
 
 
+def exit_status(error: Exception) -> int:
+    """Returns the exit status of a command that ends with this error."""
+    if isinstance(error, UserError):
+        return USER_ERROR
+    return TRY_AGAIN if isinstance(error, Unreachable) else FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's text on one line."""
+    return " ".join(str(error).split())
+
+
 def run_renamed(old: str, new: str, main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command under its old name, and names the new one on standard error."""
+    """Runs a command under its old name, with a warning that gives the new one."""
     print(f"warning: experiments.{old} is now called experiments.{new}", file=sys.stderr)
     run(main)
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, positional: bool = False) -> list[str]:
-    """Parses the flags that a command has defined, and returns the arguments that are none.
+    """Parses the flags that a command has defined, and returns its positional arguments.
 
     Raises:
-      UserError: an unknown flag, a missing or wrong value, an argument where the command takes none.
+      UserError: an unknown flag, a missing or wrong value, or an unexpected positional argument.
     """
     try:
         rest = flag_values(list(argv))[1:]
     except (flags.Error, KeyError) as error:  # KeyError: a key of a section that another flag has replaced
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
     return rest
 
 
 def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> ConfigDict:
-    """Takes `--config=FILE[:key=value,...]` and every `--config.a.b=v` from the arguments, and parses the other flags.
+    """Returns the config of `--config=FILE[:key=value,...]` and every `--config.a.b=v`, and parses the other flags.
 
-    A `--config.<section>.name=X` brings X's own options at their defaults; the other overrides come after.
-
-    Returns:
-      A config, not checked yet.
+    `--config.<section>.name=X` replaces the section's options with X's defaults; the other overrides are set after it.
+    The config is not checked yet.
 
     Raises:
-      UserError: no such file, an unknown key, a value of another type.
+      UserError: no such file, an unknown key, or a value of the wrong type.
     """
     source, rest = take_config(argv)
     config, rest = _overridden(source, rest, flag_values)
@@ -93,15 +102,15 @@ def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAG
 
 
 def take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns what `--config` says and the other arguments; raises UserError where it is missing."""
+    """Returns the value of `--config` and the other arguments; raises UserError without it."""
     source, rest = take_flag(list(argv), "config")
     if source is None:
-        raise UserError("--config=configs/X.py is missing: configs are in configs/")
+        raise UserError("is required: give a config file, such as --config=configs/quickstart.py", path="--config")
     return source, rest
 
 
 def make_config(source: str, overrides: Sequence[str]) -> ConfigDict:
-    """Returns the config of `FILE[:key=value,...]` with overrides `--config.a.b=v`; errors as of `parse_config`."""
+    """Returns the config of `FILE[:key=value,...]` with overrides `--config.a.b=v`; raises what `parse_config` does."""
     flag_values = flags.FlagValues()
     config, rest = _overridden(source, ["", *overrides], flag_values)
     parse(rest, flag_values)
@@ -109,24 +118,27 @@ def make_config(source: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues) -> tuple[flags.FlagHolder, list[str]]:
-    config = _load(source)
+    config = config_files.load_file(source)
     rest = _choose(config, configs.rename_flags(argv))
     _check_paths(config, rest)
     try:
         return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
-    except flags.Error as error:  # a section after a key of its own
-        raise UserError(" ".join(str(error).split())) from error
+    except flags.Error as error:  # a section after one of its keys
+        raise UserError(one_line(error)) from error
 
 
-def settle(config: ConfigDict) -> None:
-    """Does what a config asks of the process, before JAX has devices."""
+def prepare(config: ConfigDict) -> None:
+    """Sets what a config needs of the process; call it before JAX initialises its devices."""
     if config.deterministic:
-        mesh.set_deterministic_flags()
-    settle_compilation_cache()
+        mesh.settle_determinism()
+    enable_compilation_cache()
 
 
-def settle_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless JAX was told where to; the folder holds code: for its owner only."""
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX has a cache folder already.
+
+    The folder holds code, so only its owner may read it.
+    """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
@@ -135,21 +147,35 @@ def settle_compilation_cache() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         except OSError:
-            return  # a machine without a writable home works, and compiles each time
+            return  # without a writable home directory every run compiles
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def cache_folder() -> Path:
+    """Returns the folder for files that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion"
+
+
+def prepare_worker() -> None:
+    """Configures a process that a command starts as `run` and `enable_compilation_cache` configure its own."""
+    _configure_process()
+    enable_compilation_cache()
+
+
 def output_file(name: str) -> Path | None:
-    """Returns what `--output` names, None where it names nothing; raises UserError where its folder is not there."""
-    if not name:
-        return None
+    """Returns the path of `--output`, None if it is empty; raises UserError if its folder does not exist."""
+    return file_in_folder("--output", name) if name else None
+
+
+def file_in_folder(flag: str, name: str) -> Path:
+    """Returns the path of a file to write that a flag names; raises UserError if its folder does not exist."""
     if not Path(name).parent.is_dir():
-        raise UserError(f"--output={name}: there is no folder {Path(name).parent}")
+        raise UserError(f"there is no folder {Path(name).parent}", path=flag, value=name)
     return Path(name)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, output: Path | None) -> None:
-    """Prints a table, and writes it to `output` as Markdown where there is one."""
+    """Prints a table, and writes it as Markdown to `output` unless that is None."""
     from rich.console import Console
     from rich.table import Table
 
@@ -162,35 +188,24 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: s
         output.write_text("\n".join([*lines, "", caption, ""]), encoding="utf-8")
 
 
-def cache_folder() -> Path:
-    """Returns the folder that keeps what need not be kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion"
-
-
-def settle_worker() -> None:
-    """Does in a process that a command starts what `run` and `settle_compilation_cache` do in the command's own."""
-    _settle()
-    settle_compilation_cache()
-
-
-def _settle() -> None:
+def _configure_process() -> None:
     mesh.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.ERROR)
-    for name in ("absl", "asyncio"):  # Orbax's threads and tasks show errors that it raises, too
+    for name in ("absl", "asyncio"):  # Orbax logs errors that it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    sys.unraisablehook = _show
+    sys.unraisablehook = _show_unraisable
 
 
-def _show(unraisable: Any) -> None:
-    """Shows an error that cannot be raised, but those of TensorStore's own threads after a write that failed."""
+def _show_unraisable(unraisable: Any) -> None:
+    """Shows an error that cannot be raised, except those of TensorStore's threads after a failed write."""
     if unraisable.object is not None or "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
 
 def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Returns what `--name=value` or `--name value` says, None where it is missing, and the other arguments."""
+    """Returns the value of `--name=value` or `--name value`, None without the flag, and the other arguments."""
     value, rest, i = None, argv[:1], 1
     while i < len(argv):
         if argv[i] == f"--{name}" and i + 1 < len(argv):
@@ -203,26 +218,10 @@ def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _load(source: str) -> ConfigDict:
-    path, _, arg = source.partition(":")
-    if not Path(path).is_file():
-        have = [str(p) for p in sorted(Path("configs").glob("*.py")) if p.stem not in ("__init__", "base")]
-        raise UserError(
-            f"--config={path} is no file: {nearest(path, have) if have else 'run from the repository root'}"
-        )
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise UserError(f"--config={path} defines no get_config(arg)")
-    config = get_config(arg)
-    configs.rename_keys(config)
-    return config
-
-
 def _choose(config: ConfigDict, argv: list[str]) -> list[str]:
-    """Applies the overrides that choose a section's kind, and returns the arguments without them."""
-    chosen = {f"{path}.name": path for path in configs.sections_that_choose(config)}
-    for flag, path in chosen.items():
-        value, argv = take_flag(argv, f"config.{flag}")
+    """Applies the overrides of the `name` of a section, and returns the other arguments."""
+    for path in configs.sections_that_choose(config):
+        value, argv = take_flag(argv, f"config.{path}.name")
         if value is not None:
             configs.choose(config, path, value)
     return argv
@@ -231,12 +230,4 @@ def _choose(config: ConfigDict, argv: list[str]) -> list[str]:
 def _check_paths(config: ConfigDict, argv: Sequence[str]) -> None:
     for item in argv:
         if match := OVERRIDE.match(item):
-            section, walked = config, "config"
-            for part in match["path"].split("."):
-                if not isinstance(section, ConfigDict) or part not in section:
-                    known = section.keys() if isinstance(section, ConfigDict) else ()
-                    hint = nearest(part, known) if known else f"{walked} is a value"
-                    raise UserError(f"{walked}.{part} is no key: {hint}")
-                section, walked = section[part], f"{walked}.{part}"
-            if isinstance(section, ConfigDict) and not (match["value"] or "").startswith("{"):
-                raise UserError(f"{walked} is a section: set one of its keys, {', '.join(section.keys())}")
+            config_files.check_path(config, match["path"], is_section=(match["value"] or "").startswith("{"))

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.training.replay import replay
     from mmfusion.training.restore import read_config
 
-    cli.settle(read_config(named[0]))
+    cli.prepare(read_config(named[0]))
     print("\n".join(told(replay(named[0], STEP.value))))
 
 

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     where, rest = cli.take_flag(list(argv), "distributed")
     hosts.initialize(where or "")
     cli.parse(rest)
-    cli.settle_compilation_cache()
+    cli.enable_compilation_cache()
 
     import jax
     from rich.console import Console

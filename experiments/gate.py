@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output and not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}")
-    cli.settle_compilation_cache()
+    cli.enable_compilation_cache()
 
     from rich.console import Console
     from rich.text import Text
@@ -82,7 +82,7 @@ def checked(names: Sequence[str], jobs: int) -> Iterator[tuple]:
         return
     # JAX must not be forked; each worker starts afresh and reads the compiled programs of the others.
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, initializer=cli.settle_compilation_cache) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, initializer=cli.enable_compilation_cache) as pool:
         running = {pool.submit(check, name): name for name in names}
         for done in concurrent.futures.as_completed(running):
             yield running[done], done.result()

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     names = chosen()
     if PLOT.value and not Path(PLOT.value).parent.is_dir():
         raise UserError(f"--plot={PLOT.value}: there is no folder {Path(PLOT.value).parent}")
-    cli.settle_compilation_cache()
+    cli.enable_compilation_cache()
 
     import jax
     from rich.console import Console

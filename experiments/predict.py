@@ -13,7 +13,7 @@ OUTPUT = flags.DEFINE_string("output", None, "the CSV file to write", required=T
 
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
-    cli.settle_compilation_cache()
+    cli.enable_compilation_cache()
 
     from mmfusion.inference.predict import predict
 

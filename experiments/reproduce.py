@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     config = moved(first.config, overrides)
     if (output / "result.json").exists():
         raise UserError(f"--again={output} holds a run already: give a directory that is not there yet")
-    cli.settle(config)
+    cli.prepare(config)
 
     import jax
 

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     where, rest = cli.take_flag(list(argv), "distributed")
     hosts.initialize(where or "")  # first, so that all hear of a host whose config is wrong
     config = cli.parse_config(rest)
-    cli.settle(config)
+    cli.prepare(config)
 
     import jax
 

@@ -14,7 +14,7 @@ OUTPUT = flags.DEFINE_string("output", "benchmark.json", "the file to write")
 
 def main(argv: Sequence[str]) -> None:
     names = cli.parse(argv, positional=True)
-    cli.settle_compilation_cache()
+    cli.enable_compilation_cache()
 
     import jax
     from rich.console import Console

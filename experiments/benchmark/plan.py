@@ -26,11 +26,11 @@ def ablation() -> list[dict[str, Any]]:
     cells = plan.build(_config, FUSIONS, SEEDS, {}).cells
     with tempfile.TemporaryDirectory() as folder:
         _one_by_one(cells[: len(cells) // SEEDS], Path(folder) / "warm")
-        for _ in runner.run(cells[: len(cells) // SEEDS], Path(folder) / "pinned", 1, cli.settle_worker):
+        for _ in runner.run(cells[: len(cells) // SEEDS], Path(folder) / "pinned", 1, cli.prepare_worker):
             pass
         began = time.monotonic()
         errors = [
-            error for _, error in runner.run(cells, Path(folder) / "plan", os.cpu_count() or 1, cli.settle_worker)
+            error for _, error in runner.run(cells, Path(folder) / "plan", os.cpu_count() or 1, cli.prepare_worker)
         ]
         ours = time.monotonic() - began
         assert not any(errors), errors

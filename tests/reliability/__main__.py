@@ -29,7 +29,7 @@ SHOWN = 5  # of what was not survived
 def main(argv: Sequence[str]) -> None:
     places = [arg for arg in argv[1:] if arg.startswith("--config.data.")]
     names = cli.parse([arg for arg in argv if arg not in places], positional=True)
-    cli.settle_compilation_cache()
+    cli.enable_compilation_cache()
 
     import jax
 

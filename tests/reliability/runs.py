@@ -113,7 +113,7 @@ def _train(case: Case, workdir: Path, places: Sequence[str], environment: dict[s
         from mmfusion.training.loop import train
 
         config = cli.make_config(case.source, (*case.changes, *places))
-        cli.settle(config)
+        cli.prepare(config)
         configs.check(config, jax.device_count())
         train(config, workdir)
 

@@ -188,7 +188,7 @@ def test_every_family_is_named():
 def run_command(monkeypatch, *argv):
     """Runs the gate's command in this process, which has the flags of other commands, too."""
     monkeypatch.setattr("experiments.cli.parse", lambda argv: None)
-    monkeypatch.setattr("experiments.cli.settle_compilation_cache", lambda: None)
+    monkeypatch.setattr("experiments.cli.enable_compilation_cache", lambda: None)
     known_answer.flags.FLAGS(["known_answer", *argv])
     known_answer.main(["known_answer", *argv])
 
