@@ -2,6 +2,7 @@
 
 from mmfusion.config.arguments import parse_arg
 from mmfusion.config.choices import choice_keys, choose, sections_that_choose
+from mmfusion.config.fields import RunConfig, read
 from mmfusion.config.renamed import RENAMED_KEYS, rename_flags, rename_key, rename_keys
 from mmfusion.config.schema import PATIENCE, PLACES, check, selectable
 from mmfusion.config.serialization import flat, from_json, read_json, to_json
@@ -10,12 +11,14 @@ __all__ = [
     "PATIENCE",
     "PLACES",
     "RENAMED_KEYS",
+    "RunConfig",
     "check",
     "choice_keys",
     "choose",
     "flat",
     "from_json",
     "parse_arg",
+    "read",
     "read_json",
     "rename_flags",
     "rename_key",
