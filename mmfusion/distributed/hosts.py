@@ -1,4 +1,4 @@
-"""The hosts of one run: they join, have one config, and where one fails the others end, too, and say why."""
+"""The hosts of one run: they connect, check that they agree, and all stop when one of them fails."""
 
 import atexit
 import contextlib
@@ -15,129 +15,133 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax._src import distributed  # the service that hosts meet at has no other way in
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmfusion.distributed import coordination
 from mmfusion.errors import UserError
 
-FAILED = "mmfusion/failed"  # what the service knows the first failure by
-EVERY = 1.0  # seconds after which a host looks again whether another one has failed
-BEHIND = 3600  # seconds that hosts may be apart when they meet, as where one prepares data
-ALIVE = 30  # seconds without a sign of life, after which a host counts as lost
-GRACE = 5 * EVERY  # seconds that host 0, whose service it is, leaves the others to read why
-PARTING = ALIVE / 3  # seconds for JAX's own end: with less than half, nobody counts as lost in it
-LOST_HOST_STATUS = (
-    134  # exit status where another host is: as of a process that JAX aborts for that, which a script runs again
-)
-# Words of what Gloo, XLA and the service that hosts meet at say of it.
-GONE = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "oordination service", "Connection reset")
-_meetings = itertools.count()  # as many on every host
+FAILURE_KEY = "mmfusion/failed"  # key of the first failure in the coordination service
+POLL_SECONDS = 1.0  # between two looks for a failure of another host
+BARRIER_TIMEOUT = 3600  # seconds that hosts may be apart at a barrier, as where one of them prepares the dataset
+HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a host counts as lost
+ABORT_DELAY = (
+    5 * POLL_SECONDS
+)  # seconds that the primary host, which runs the service, lets the others read the failure
+SHUTDOWN_TIMEOUT = HEARTBEAT_TIMEOUT / 3  # seconds for JAX's own shutdown; below half of the heartbeat, no host is lost
+LOST_HOST_STATUS = 134  # exit status where another host was lost: that of a process that JAX aborts for this reason
+# Parts of the messages of Gloo, XLA and the coordination service for it.
+LOST_HOST_MESSAGES = (
+    "Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "oordination service", "Connection reset",
+)  # fmt: skip
+_barrier_numbers = itertools.count()  # the same on every host
 
 
-def initialize(where: str) -> None:
-    """Joins the other hosts of a run; to be called before JAX looks for devices.
+def initialize(distributed: str) -> None:
+    """Connects this process to the other hosts of a run; call it before JAX looks for devices.
 
     Args:
-      where: `auto` where the machine knows (Cloud TPU, Slurm), or `HOST:PORT,PROCESS,PROCESSES`, the address of process
-        0, which one this is, and how many there are; empty: there are no others.
+      distributed: `auto` where JAX can find the others itself (Cloud TPU, Slurm), `HOST:PORT,PROCESS,PROCESSES` (the
+        address of process 0, the index of this process, and their number), or empty for a single host.
 
     Raises:
-      UserError: it is neither, or the others do not come.
+      UserError: it is none of these, or the other hosts do not connect.
     """
-    if not where:
+    if not distributed:
         return
-    given = {}
-    if where != "auto":
+    arguments = {}
+    if distributed != "auto":
         try:
-            address, process, processes = where.split(",")
+            address, process, processes = distributed.split(",")
             int(address.rpartition(":")[2])
-            given = {"coordinator_address": address, "process_id": int(process), "num_processes": int(processes)}
+            arguments = {"coordinator_address": address, "process_id": int(process), "num_processes": int(processes)}
         except ValueError:
-            raise UserError(f"--distributed={where} is neither auto nor HOST:PORT,PROCESS,PROCESSES") from None
+            raise UserError(
+                "expected auto or HOST:PORT,PROCESS,PROCESSES", path="--distributed", value=distributed
+            ) from None
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=ALIVE)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"--distributed={where}: {' '.join(str(error).split())[:300]}") from error
-    done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(done,), daemon=True)
+        raise UserError(" ".join(str(error).split())[:300], path="--distributed", value=distributed) from error
+    stop = threading.Event()
+    watcher = threading.Thread(target=_abort_with_others, args=(stop,), daemon=True)
     watcher.start()
 
-    def stop_watching() -> None:  # a thread that is in JAX's own code when Python ends would abort the process
-        done.set()
+    def stop_watching() -> None:  # a thread inside JAX's native code while Python exits would abort the process
+        stop.set()
         watcher.join()
 
-    atexit.register(stop_watching)  # and runs before what JAX has registered, which leaves the others
+    atexit.register(stop_watching)  # runs before JAX's own handler, which disconnects
 
 
 def is_multihost() -> bool:
-    """Returns whether this process has joined others."""
-    return (distributed.global_state.num_processes or 1) > 1
+    """Returns whether this process is connected to other hosts."""
+    return coordination.num_hosts() > 1
 
 
 def is_lost_host_error(error: BaseException) -> bool:
-    """Returns whether an error of one of several hosts says that another one is not there any more."""
-    return is_multihost() and isinstance(error, RuntimeError) and any(word in str(error) for word in GONE)
+    """Returns whether an error says that another host is no longer there."""
+    message = str(error)
+    return is_multihost() and isinstance(error, RuntimeError) and any(part in message for part in LOST_HOST_MESSAGES)
 
 
-def abort_all(status: int, said: str) -> None:
-    """Ends this process where it failed and is one of several, whose others wait for it: they end with what it said."""
-    service = distributed.global_state
+def abort_all(status: int, message: str) -> None:
+    """Ends this process after a failure and has all other hosts end with its message; returns on a single host."""
     if not is_multihost():
         return
-    with contextlib.suppress(Exception):  # another one was first, or the service is gone
-        service.client.key_value_set(FAILED, json.dumps([service.process_id, status, said]))
-    _end(status)
+    with contextlib.suppress(Exception):  # another host failed first, or the service is gone
+        coordination.set_once(FAILURE_KEY, json.dumps([coordination.host_index(), status, message]))
+    _exit(status)
 
 
-def _watch(done: threading.Event) -> None:
-    service = distributed.global_state
-    while not done.wait(EVERY):
+def _abort_with_others(stop: threading.Event) -> None:
+    """Ends this process once another host has failed."""
+    while not stop.wait(POLL_SECONDS):
         try:
-            host, status, said = json.loads(service.client.key_value_try_get(FAILED))
-        except Exception:  # nobody has, or the run is at its end
+            host, status, message = json.loads(coordination.try_get(FAILURE_KEY))
+        except Exception:  # no host has failed, or the run is shutting down
             continue
-        if host != service.process_id:
-            print(f"error: host {host} failed, and this one ends with it: {said}", file=sys.stderr)
-            _end(status)
+        if host != coordination.host_index():
+            print(f"error: host {host} failed, so this host stops too: {message}", file=sys.stderr)
+            _exit(status)
         return
 
 
-def _end(status: int) -> None:
-    """Ends without what JAX does at its end, which waits for all hosts; host 0 last, or the others would abort."""
+def _exit(status: int) -> None:
+    """Exits without JAX's shutdown, which waits for all hosts; the primary host exits last, or the others would abort."""
     sys.stdout.flush()
     sys.stderr.flush()
-    silent = os.open(os.devnull, os.O_WRONLY)  # why is said; what comes of the others' end is not
+    devnull = os.open(os.devnull, os.O_WRONLY)  # the reason is printed; messages about the other hosts would hide it
     for stream in (1, 2):
-        os.dup2(silent, stream)
-    time.sleep(GRACE if distributed.global_state.process_id == 0 else 2 * EVERY)
+        os.dup2(devnull, stream)
+    time.sleep(ABORT_DELAY if coordination.host_index() == 0 else 2 * POLL_SECONDS)
     os._exit(status)
 
 
 def barrier() -> None:
-    """Waits until all hosts are here: what one of them has written before, the others can read then."""
+    """Waits for all hosts; files that one of them wrote before can then be read by the others."""
     if is_multihost():
-        distributed.global_state.client.wait_at_barrier(f"mmfusion/{next(_meetings)}", BEHIND * 1000)
+        coordination.wait_at_barrier(f"mmfusion/{next(_barrier_numbers)}", BARRIER_TIMEOUT)
 
 
 def shutdown_barrier() -> None:
-    """Waits until all hosts have done everything; this one has, then, whatever becomes of the others as JAX ends.
+    """Waits for all hosts at the end of a command, which then succeeds whatever happens to the others.
 
-    JAX's own end waits for a lost host, for up to five minutes, or aborts this one.
+    JAX's own shutdown waits up to five minutes for a lost host, or aborts this process.
     """
     if is_multihost():
         barrier()
         sys.stdout.flush()
-        end = threading.Timer(PARTING, os._exit, [0])
-        end.daemon = True
-        end.start()
+        timer = threading.Timer(SHUTDOWN_TIMEOUT, os._exit, [0])
+        timer.daemon = True
+        timer.start()
 
 
 @contextlib.contextmanager
 def primary_first() -> Iterator[None]:
-    """What is within, the first host does first, and then the others."""
+    """Runs the body on the primary host first, and then on the others."""
     if jax.process_index():
         barrier()
     yield
@@ -145,13 +149,13 @@ def primary_first() -> Iterator[None]:
         barrier()
 
 
-def broadcast_from_primary(number: int) -> int:
-    """Returns the first host's number; all hosts must ask."""
-    return int(allgather(np.array(number, np.int32))[0]) if is_multihost() else number
+def broadcast_from_primary(value: int) -> int:
+    """Returns the int32 value of the primary host; all hosts must call it."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def check_shared(folder: Path) -> None:
-    """Raises UserError on hosts for which a folder is not the first host's."""
+    """Raises UserError on hosts whose folder is not the one of the primary host."""
     if not is_multihost():
         return
     token, path = broadcast_from_primary(secrets.randbits(31)), folder / ".shared"
@@ -159,7 +163,7 @@ def check_shared(folder: Path) -> None:
         if not jax.process_index():
             path.write_text(str(token), encoding="utf-8")
         if not path.exists() or path.read_text(encoding="utf-8") != str(token):
-            raise UserError(f"{folder} is not what it is on the first host: give all hosts a folder that they share")
+            raise UserError("not the same folder as on host 0: give all hosts a shared folder", path=str(folder))
     barrier()
     if not jax.process_index():
         path.unlink()
@@ -168,34 +172,40 @@ def check_shared(folder: Path) -> None:
 def connect(mesh: Mesh) -> None:
     """Waits for all hosts of a mesh, and on CPU connects its devices.
 
-    There the first sum over some devices gives up on a host that is 30 seconds behind, as one that still compiles its
-    step may be; later ones wait.
+    On CPU the first sum over a set of devices fails where a host is 30 seconds late, as one that still compiles its
+    step may be; later sums wait.
     """
     if not is_multihost():
         return
     barrier()
     if mesh.devices.flat[0].platform == "cpu":
         axes = mesh.axis_names
-        subsets = [some for n in range(1, len(axes) + 1) for some in itertools.combinations(axes, n)]
-        left = tuple(PartitionSpec(*(None if axis in some else axis for axis in axes)) for some in subsets)
-        whole = PartitionSpec(*axes)
+        subsets = [subset for n in range(1, len(axes) + 1) for subset in itertools.combinations(axes, n)]
+        out_specs = tuple(PartitionSpec(*(None if axis in subset else axis for axis in axes)) for subset in subsets)
+        all_axes = PartitionSpec(*axes)
         sums = jax.shard_map(
-            lambda x: tuple(jax.lax.psum(x, s) for s in subsets), mesh=mesh, in_specs=whole, out_specs=left
-        )
+            lambda x: tuple(jax.lax.psum(x, subset) for subset in subsets),
+            mesh=mesh, in_specs=all_axes, out_specs=out_specs,
+        )  # fmt: skip
         ones = np.ones(mesh.devices.shape, np.float32)
-        one_each = jax.make_array_from_callback(ones.shape, NamedSharding(mesh, whole), lambda part: ones[part])
-        jax.block_until_ready(jax.jit(sums)(one_each))
+        sharded = jax.make_array_from_callback(ones.shape, NamedSharding(mesh, all_axes), lambda index: ones[index])
+        jax.block_until_ready(jax.jit(sums)(sharded))
 
 
-def allgather(own: np.ndarray) -> np.ndarray:
-    """Returns every host's array of one shape, `[hosts, ...]`; all hosts must ask."""
-    return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, *own.shape)
+def allgather(array: np.ndarray) -> np.ndarray:
+    """Returns the arrays of all hosts, `[hosts, ...]`; all hosts must call it with one shape."""
+    return np.asarray(multihost_utils.process_allgather(array)).reshape(-1, *array.shape)
 
 
-def check_same(described: str, what: str) -> None:
-    """Raises UserError on every host where hosts have different things, such as configs; `what` names them."""
-    if jax.process_count() > 1:
-        digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
-        every = allgather(digest)
-        if others := [host for host in range(len(every)) if (every[host] != every[0]).any()]:
-            raise UserError(f"hosts {', '.join(map(str, others))} have another {what} than host 0: give all the same")
+def check_same(value: str, name: str) -> None:
+    """Raises UserError on all hosts where a value, such as a config as JSON, is not the same on each of them.
+
+    Args:
+      value: as text.
+      name: what the error calls it.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = allgather(np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8))  # [hosts, 32]
+    if different := [str(host) for host, digest in enumerate(digests) if (digest != digests[0]).any()]:
+        raise UserError(f"hosts {', '.join(different)} have another {name} than host 0: give all hosts the same one")

@@ -1,4 +1,4 @@
-"""Devices and meshes: the only file that knows them. `pmap` by default, `jit` over a mesh one config line away."""
+"""Devices and meshes: data-parallel `pmap` by default, `jit` over a mesh with `config.parallel.mode=jit`."""
 
 import contextlib
 import ctypes
@@ -28,12 +28,12 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """How a run is spread: the batch over the devices of all hosts, and the state copied to each or divided.
+    """Places batches and states on the devices of all hosts, and compiles steps for them.
 
     Attributes:
       mode: `pmap`, or `jit` over a mesh.
-      mesh: all devices on the axes `data`, `fsdp` (which divides the batch, too, and the state) and `model` (which
-        divides the state); under `pmap` on the first alone.
+      mesh: all devices on the axes `data` (divides the batch), `fsdp` (divides the batch and the state) and `model`
+        (divides the state); under `pmap` on `data` alone.
     """
 
     mode: str
@@ -41,19 +41,19 @@ class Partitioner:
 
     @property
     def axis_name(self) -> str | None:
-        """The name to sum over inside a step; None where the compiler sums."""
+        """The axis to sum over inside a step; None where the compiler inserts the sums."""
         return AXIS if self.mode == "pmap" else None
 
     @property
-    def host(self) -> int:
+    def host_index(self) -> int:
         return jax.process_index()
 
     @property
-    def hosts(self) -> int:
+    def num_hosts(self) -> int:
         return jax.process_count()
 
     @property
-    def devices(self) -> int:
+    def num_devices(self) -> int:
         return self.mesh.size
 
     @property
@@ -61,50 +61,53 @@ class Partitioner:
         return self.mesh.devices.flat[0].platform
 
     def should_stop(self, stop: threading.Event, step: int, k: int) -> bool:
-        """Returns whether to stop after `step`, the last of a call of `k`; several hosts say so at one, soon after one
-        of them is told."""
-        if self.hosts == 1:
+        """Returns whether to stop after `step`, the last of a call of `k`; the answer is the same on all hosts."""
+        if self.num_hosts == 1:
             return stop.is_set()
-        # JAX waits for the number of one step: each of a call must be asked for, whatever the others say.
+        # JAX agrees on the number of one step: each step of a call has to be asked for, whatever the answers before.
         return sum(multihost_utils.reached_preemption_sync_point(step - i) for i in reversed(range(k))) > 0
 
     def put_batch(self, batch: Batch) -> Batch:
         """Starts the transfer of this host's rows `[B / hosts, ...]` to its devices."""
-        rows_of = NamedSharding(self.mesh, self._rows)
-        local = self.devices // self.hosts
+        rows_sharding = NamedSharding(self.mesh, self._rows)
+        local = self.num_devices // self.num_hosts
 
         def put(x: np.ndarray) -> jax.Array:
             rows = x.reshape(local, -1, *x.shape[1:]) if self.mode == "pmap" else x  # pmap: [devices, B / devices, ...]
-            return jax.make_array_from_process_local_data(rows_of, rows)
+            return jax.make_array_from_process_local_data(rows_sharding, rows)
 
         return jax.tree.map(put, batch)
 
     def replicate(self, tree: Any) -> Any:
         """Copies a tree of host values to every device."""
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)), tree)
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated, np.asarray(x)), tree)
 
     def put_state(self, state: Any) -> Any:
-        """Copies a state of host values, which every host has whole, to the devices, divided as the mesh says."""
-        host = jax.tree.map(np.asarray, state)
-        if (divided := self.state_sharding(host)) is None:
-            return self.replicate(host)
-        place = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda part: x[part])  # noqa: E731
-        return jax.tree.map(place, host, divided)
+        """Copies a state of host values, complete on every host, to the devices with the state's sharding."""
+        host_state = jax.tree.map(np.asarray, state)
+        shardings = self.state_sharding(host_state)
+        if shardings is None:
+            return self.replicate(host_state)
+
+        def put(x: np.ndarray, of: NamedSharding) -> jax.Array:
+            return jax.make_array_from_callback(x.shape, of, lambda index: x[index])
+
+        return jax.tree.map(put, host_state, shardings)
 
     def to_host(self, state: Any) -> Any:
-        """Returns a state's arrays whole, on every host, one after the other."""
+        """Returns a state with complete host arrays, on every host; arrays are gathered one after the other."""
 
-        def whole(x: jax.Array) -> np.ndarray:
+        def gather(x: jax.Array) -> np.ndarray:
             if x.is_fully_addressable or x.is_fully_replicated:
-                return np.array(x)  # a copy, because the next step donates what it was
-            return multihost_utils.process_allgather(x, tiled=True)
+                return np.array(x)  # a copy, because the next step donates the buffer
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
-        return jax.tree.map(whole, state)
+        return jax.tree.map(gather, state)
 
     def state_sharding(self, shapes: Any) -> Any:
-        """Returns which part of each array of a state a device has; None where each device has all."""
-        return None if self.devices == self.mesh.shape[AXIS] else sharding.of_state(shapes, self.mesh)
+        """Returns the sharding of each array of a state; None where every device holds the whole state."""
+        return None if self.num_devices == self.mesh.shape[AXIS] else sharding.of_state(shapes, self.mesh)
 
     @property
     def _rows(self) -> PartitionSpec:
@@ -113,17 +116,17 @@ class Partitioner:
     def compile_train(self, step: Callable[..., Any], shapes: Any = None, replicas: int = 0) -> Callable[..., Any]:
         """Compiles `step(state, batch, learning_rate)` into `call(state, batches, learning_rates)`.
 
-        A call takes as many steps as it has batches: written out on CPU, where convolutions inside a scan are slow, and
-        scanned on accelerators, where a call's overhead counts.
+        A call takes one step per batch: unrolled on CPU, where convolutions inside a scan are slow, and scanned on
+        accelerators, where the overhead of a call counts.
 
         Args:
-          step: a train step; it donates its state.
-          shapes: of the state, for where it is divided.
-          replicas: R runs take their steps in one program, and each argument and result is a tuple of R; 0: one run
-            by itself.
+          step: a train step; its state is donated.
+          shapes: of the state, needed where the state is sharded.
+          replicas: number R of runs whose steps are one program, with every argument and result a tuple of R; 0 for a
+            single run.
 
         Returns:
-          A function of a state, a tuple of batches and learning rates `[K]`, to a state and metrics `[K]`.
+          A function of a state, a tuple of K batches and learning rates `[K]`, to a state and metrics `[K]`.
         """
         call = functools.partial(_call, step, unroll=self.platform == "cpu")
         if replicas:
@@ -132,50 +135,57 @@ class Partitioner:
             return jax.pmap(
                 call, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=self._pmap_devices()
             )
-        whole, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), self._rows))
-        state = self.state_sharding(shapes) or whole
-        return jax.jit(call, in_shardings=(state, rows, whole), out_shardings=(state, whole), donate_argnums=0)
+        replicated, rows = NamedSharding(self.mesh, PartitionSpec()), NamedSharding(self.mesh, self._rows)
+        state = self.state_sharding(shapes) or replicated
+        return jax.jit(
+            call, in_shardings=(state, rows, replicated), out_shardings=(state, replicated), donate_argnums=0
+        )
 
     def compile_eval(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Compiles `step(params, batch_stats, batch)`, whose result is the same on every device."""
         if self.mode == "pmap":
             return jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, devices=self._pmap_devices())
-        whole, rows = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), self._rows))
-        return jax.jit(step, in_shardings=(None, None, rows), out_shardings=whole)  # None: the state as it is divided
+        replicated, rows = NamedSharding(self.mesh, PartitionSpec()), NamedSharding(self.mesh, self._rows)
+        return jax.jit(step, in_shardings=(None, None, rows), out_shardings=replicated)  # None: the state as it is
 
     def _pmap_devices(self) -> list[Any] | None:
-        # Named only when they are not all: with several hosts `pmap` must be left to take each host's own.
-        return None if self.devices == jax.device_count() else list(self.mesh.devices.flat)
+        # With several hosts `pmap` must choose each host's devices itself: name them only where they are a subset.
+        return None if self.num_devices == jax.device_count() else list(self.mesh.devices.flat)
 
 
 def make_partitioner(mode: str, devices: int = 0, axes: tuple[int, int, int] = (-1, 1, 1)) -> Partitioner:
-    """Returns the parallelism over the first `devices` devices; 0 means all of them.
+    """Returns a partitioner over the first devices.
 
     Args:
       mode: `pmap` or `jit`.
-      devices: how many.
-      axes: sizes of the mesh's data, fsdp and model axes, under `jit`; -1: what the others leave.
+      devices: number of devices; 0 for all of them.
+      axes: sizes of the data, fsdp and model axes of the mesh under `jit`; -1 for the remaining devices.
     """
-    every = np.array(jax.devices()[: devices or None])
+    used = np.array(jax.devices()[: devices or None])
     if mode == "pmap":
-        return Partitioner(mode, Mesh(every, (AXIS,)))
-    return Partitioner(mode, Mesh(every.reshape(axes), sharding.AXES))
+        return Partitioner(mode, Mesh(used, (AXIS,)))
+    return Partitioner(mode, Mesh(used.reshape(axes), sharding.AXES))
 
 
-def fit_to_machine(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
-    """Returns how a run that was spread elsewhere is spread here to be read: what of `config.parallel` must change.
+def fit_to_machine(parallel: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+    """Returns the changes of `config.parallel` with which a run trained elsewhere can be read on this machine.
 
-    As it was, where this machine has such devices, else over as many as the batch divides over; the state stays divided
-    where they allow it.
+    Nothing changes where this machine has the same devices. Otherwise as many devices are used as the batch divides
+    over; the state stays sharded where they allow it.
+
+    Args:
+      parallel: the section `config.parallel` of the run.
+      batch_size: over all devices.
 
     Raises:
-      UserError: of several hosts' devices it could take only some.
+      UserError: only some devices of several hosts could be used.
     """
-    count = jax.device_count()
-    fsdp, model = asked["mesh"]["fsdp"], asked["mesh"]["model"]
-    hosts, wanted = jax.process_count(), asked["devices"] or count
-    there = wanted == count or (wanted < count and hosts == 1)  # several hosts use all of their devices
-    if there and wanted % (fsdp * model) == 0 and count // hosts % model == 0 and batch_size % (wanted // model) == 0:
+    count, hosts = jax.device_count(), jax.process_count()
+    fsdp, model = parallel["mesh"]["fsdp"], parallel["mesh"]["model"]
+    wanted = parallel["devices"] or count
+    available = wanted == count or (wanted < count and hosts == 1)  # several hosts use all of their devices
+    divides = wanted % (fsdp * model) == 0 and count // hosts % model == 0 and batch_size % (wanted // model) == 0
+    if available and divides:
         return {}
     if count % (fsdp * model) or count // hosts % model or batch_size % fsdp:
         fsdp = model = 1
@@ -183,20 +193,23 @@ def fit_to_machine(asked: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
     devices = max(size for size in sizes if batch_size % (size // model) == 0)
     if hosts > 1 and devices < count:
         raise UserError(
-            f"config.batch_size={batch_size} does not divide over the {count} devices of {hosts} hosts: "
-            "read this run on one of them"
+            f"does not divide over the {count} devices of {hosts} hosts: read this run on one of them",
+            path="config.batch_size",
+            value=batch_size,
         )
     return {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
 
 
-def steps_per_call(asked: int, platform: str, boundaries: Sequence[int]) -> int:
-    """Returns how many steps one call takes: as asked, or (0) one on CPU and up to eight on an accelerator.
+def steps_per_call(requested: int, platform: str, boundaries: Sequence[int]) -> int:
+    """Returns the number of steps of one compiled call, which divides all boundaries.
 
-    A call never reaches over a boundary (where the run goes on, an evaluation, a checkpoint, the end): the number
-    divides them all.
+    Args:
+      requested: the largest number; 0 for one on CPU and up to eight on accelerators.
+      platform: `cpu`, `gpu` or `tpu`.
+      boundaries: steps that a call must not cross: resuming, an evaluation, a checkpoint, the end.
     """
     common = math.gcd(*boundaries)
-    limit = asked or (1 if platform == "cpu" else 8)
+    limit = requested or (1 if platform == "cpu" else 8)
     return max(k for k in range(1, limit + 1) if common % k == 0)
 
 
@@ -206,54 +219,56 @@ def _call(
     if not unroll and len(batches) > 1:
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
         return jax.lax.scan(lambda s, xs: step(s, *xs), state, (stacked, rates))
-    every = []
+    collected = []
     for k, batch in enumerate(batches):
         state, metrics = step(state, batch, rates[k])
-        every.append(metrics)
-    return state, jax.tree.map(lambda *x: jnp.stack(x), *every)
+        collected.append(metrics)
+    return state, jax.tree.map(lambda *x: jnp.stack(x), *collected)
 
 
 def _replicated(call: Callable[..., Any], states: tuple, batches: tuple, rates: tuple) -> tuple:
-    """Takes the calls of R runs as one with a leading axis; returns a (state, metrics) for each."""
+    """Takes the calls of R runs as one with a leading axis; returns (state, metrics) of each run."""
     stacked = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (states, batches, rates))
-    together = jax.vmap(call)(*stacked)
-    return tuple(jax.tree.map(lambda x, r=r: x[r], together) for r in range(len(states)))
+    results = jax.vmap(call)(*stacked)
+    return tuple(jax.tree.map(lambda x, r=r: x[r], results) for r in range(len(states)))
 
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets, so that the step under way ends and is saved."""
+    """Yields an event that SIGTERM sets, so that the current step ends and the run is saved."""
     stop = threading.Event()
-    # Of several hosts JAX listens, and tells all of them, see `Partitioner.should_stop`.
+    # With several hosts JAX handles the signal and tells all of them, see `Partitioner.should_stop`.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield stop
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def set_deterministic_flags() -> None:
-    """Tells XLA to take only GPU kernels that add in a fixed order; to be called before JAX looks for devices."""
+    """Restricts XLA to GPU kernels that add in a fixed order; call it before JAX looks for devices."""
     if DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
 def check_determinism(platform: str) -> None:
-    """Raises UserError on a GPU whose kernels may add in any order; those of other devices do not."""
+    """Raises UserError on a GPU whose kernels may add in any order; other platforms are deterministic."""
     if platform == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         raise UserError(
-            f"config.deterministic=True needs XLA_FLAGS={DETERMINISTIC} before JAX starts, as train sets it"
+            f"needs XLA_FLAGS={DETERMINISTIC} before JAX starts, as experiments.train sets it",
+            path="config.deterministic",
+            value=True,
         )
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what a step frees; to be called before JAX starts its threads.
+    """Lets glibc keep the memory that a step frees; call it before JAX starts its threads.
 
-    XLA's CPU client allocates its temporaries anew each step. Given back to the kernel in between, they cost the
-    easy-VQA step 46,000 page faults and a third of its processor time. One arena, because the others stop at 64 MiB.
+    XLA's CPU client allocates its temporaries anew in each step. Returned to the kernel in between, they cost the
+    easy-VQA step 46,000 page faults and a third of its processor time. One arena, because others are limited to 64 MiB.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")

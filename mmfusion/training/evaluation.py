@@ -47,7 +47,7 @@ def collect(
     """
     partitioner = parts.partitioner
     batches = pipeline.eval_batches(
-        split, batch_size=batch_size, host=partitioner.host, hosts=partitioner.hosts, workers=workers
+        split, batch_size=batch_size, host=partitioner.host_index, hosts=partitioner.num_hosts, workers=workers
     )
     batches = (without(batch, modalities) for batch in batches)
     results = []

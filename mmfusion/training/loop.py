@@ -156,7 +156,7 @@ def _attempt(
     partitioner = parts.partitioner
     if config.deterministic:
         mesh.check_determinism(partitioner.platform)
-    primary = partitioner.host == 0
+    primary = partitioner.host_index == 0
 
     # Restore, or begin; a model that cannot be built is told of before anything is written
     shapes = parts.state_shapes()
@@ -306,7 +306,7 @@ def _attempt(
                 "examples": {name: len(split) for name, split in dataset.splits.items()},
                 "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
             },
-            "device": f"{partitioner.devices} x {jax.devices()[0].device_kind}",
+            "device": f"{partitioner.num_devices} x {jax.devices()[0].device_kind}",
             **made_with,
         }
         log.sync()
@@ -323,7 +323,7 @@ def _calls(
     partitioner = parts.partitioner
     batches = pipeline.train_batches(
         split, seed=config.seed, batch_size=config.batch_size, first=first, last=config.steps,
-        host=partitioner.host, hosts=partitioner.hosts, workers=config.data.workers,
+        host=partitioner.host_index, hosts=partitioner.num_hosts, workers=config.data.workers,
     )  # fmt: skip
     pairs = pipeline.to_device(batches, partitioner.put_batch)
     while call := tuple(itertools.islice(pairs, k)):

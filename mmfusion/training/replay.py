@@ -71,7 +71,7 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     partitioner, since, gradients = parts.partitioner, progress.step, {}
     batches = pipeline.train_batches(
         dataset.splits["train"], seed=config.seed, batch_size=config.batch_size, first=since, last=step,
-        host=partitioner.host, hosts=partitioner.hosts, workers=config.data.workers,
+        host=partitioner.host_index, hosts=partitioner.num_hosts, workers=config.data.workers,
     )  # fmt: skip
     usual = parts.train_step(config.optim.accumulate)
     noting = dataclasses.replace(parts, optimizer=_noting(parts.optimizer, gradients)).train_step(

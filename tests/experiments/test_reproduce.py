@@ -83,7 +83,7 @@ def test_a_result_says_what_it_was_made_with(first, tmp_path):
     assert found["dirty"] is True and len(found["id"]) == 40
 
 
-def test_determinism_is_asked_of_xla_once_and_checked(monkeypatch):
+def test_mesh_deterministic_flags_are_set_once_and_checked(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     with pytest.raises(UserError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
         mesh.check_determinism("gpu")

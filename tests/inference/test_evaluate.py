@@ -88,8 +88,9 @@ def test_several_hosts_read_with_all_of_their_devices_or_not_at_all(monkeypatch)
     monkeypatch.setattr(mesh.jax, "process_count", lambda: 2)
     asked = {"devices": 2, "mesh": {"data": -1, "fsdp": 1, "model": 4}}
     assert mesh.fit_to_machine(asked, 16) == {"devices": 4, "mesh": {"data": -1, "fsdp": 1, "model": 1}}
-    with pytest.raises(UserError, match="batch_size=50 does not divide over the 4 devices of 2 hosts"):
+    with pytest.raises(UserError, match="does not divide over the 4 devices of 2 hosts") as error:
         mesh.fit_to_machine(asked, 50)
+    assert (error.value.path, error.value.value) == ("config.batch_size", 50)
 
 
 def test_every_row_is_met_once_whatever_the_batch(opened):

@@ -95,7 +95,7 @@ def step_cost(run: Run) -> dict[str, float | None]:
     rates = partitioner.replicate(np.zeros(1, np.float32))
     lowered = run.parts.train_step(run.config.optim.accumulate).lower(run.state, (partitioner.put_batch(batch),), rates)
     flops = (lowered.cost_analysis() or {}).get("flops")
-    share = partitioner.devices if partitioner.mode == "pmap" else 1  # that is a program of one device's rows
+    share = partitioner.num_devices if partitioner.mode == "pmap" else 1  # that is a program of one device's rows
     memory = lowered.compile().memory_analysis()
     return {
         "flops": None if flops is None else flops * share / run.config.batch_size,
