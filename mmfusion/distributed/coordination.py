@@ -4,8 +4,8 @@ All of them are attributes of `jax._src.distributed.global_state`, which have no
 
 - `num_processes`, `process_id`: known before JAX has devices. `jax.process_count()` and `jax.process_index()` start the
   backend, which waits for all hosts, and so cannot be asked while a host reports an error.
-- `client.wait_at_barrier`: a barrier with a timeout that needs no devices. `multihost_utils.sync_global_devices` sums over
-  all devices, and Gloo gives up on a host that is 30 seconds late.
+- `client.wait_at_barrier`: a barrier with a timeout that needs no devices. `multihost_utils.sync_global_devices` sums
+  over all devices, and Gloo gives up on a host that is 30 seconds late.
 - `client.key_value_set`, `client.key_value_try_get`: tell other hosts why one of them failed, whatever they are doing.
 """
 

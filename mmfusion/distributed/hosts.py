@@ -25,9 +25,7 @@ FAILURE_KEY = "mmfusion/failed"  # key of the first failure in the coordination 
 POLL_SECONDS = 1.0  # between two looks for a failure of another host
 BARRIER_TIMEOUT = 3600  # seconds that hosts may be apart at a barrier, as where one of them prepares the dataset
 HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a host counts as lost
-ABORT_DELAY = (
-    5 * POLL_SECONDS
-)  # seconds that the primary host, which runs the service, lets the others read the failure
+ABORT_DELAY = 5 * POLL_SECONDS  # seconds that the primary host, which runs the service, waits for the others
 SHUTDOWN_TIMEOUT = HEARTBEAT_TIMEOUT / 3  # seconds for JAX's own shutdown; below half of the heartbeat, no host is lost
 LOST_HOST_STATUS = 134  # exit status where another host was lost: that of a process that JAX aborts for this reason
 # Parts of the messages of Gloo, XLA and the coordination service for it.
@@ -59,7 +57,7 @@ def initialize(distributed: str) -> None:
             raise UserError(
                 "expected auto or HOST:PORT,PROCESS,PROCESSES", path="--distributed", value=distributed
             ) from None
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.values["jax_platforms"] == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
@@ -110,7 +108,7 @@ def _abort_with_others(stop: threading.Event) -> None:
 
 
 def _exit(status: int) -> None:
-    """Exits without JAX's shutdown, which waits for all hosts; the primary host exits last, or the others would abort."""
+    """Exits without JAX's shutdown, which waits for all hosts; the primary host last, or the others would abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     devnull = os.open(os.devnull, os.O_WRONLY)  # the reason is printed; messages about the other hosts would hide it

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP, MODEL = AXES = ("data", "fsdp", "model")
-# Axis that the model axis divides, by the end of a path (Shoeybi et al. 2019, arXiv:1909.08053): heads and hidden units,
-# so that each of a block's two products needs one sum over devices.
+# Array axis that the model axis divides, by the end of a path (Shoeybi et al. 2019, arXiv:1909.08053): heads and hidden
+# units, so that each of a block's two products needs one sum over devices.
 RULES = (
     (re.compile(r"(query|key|value|mlp_in)/(kernel|bias)$"), -1),  # [D, heads · D / heads], [D, hidden]
     (re.compile(r"(attention/out|mlp_out)/kernel$"), 0),  # [heads · D / heads, D], [hidden, D]
