@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mmfusion.config import defaults
 from mmfusion.data import text
 from mmfusion.data.dataset import Dataset, Split
-from mmfusion.data.rows import Reader
+from mmfusion.data.decoding import Reader
 from tests import tiny
 
 WORDS = ("red", "green", "blue", "round", "square", "big", "small", "left")
@@ -67,7 +67,7 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
         modalities=config.data.modalities.to_dict(),
         targets=config.data.targets.to_dict(),
         outputs={"label": len(CLASSES)},
-        learned={"text": text.train_tokenizer([" ".join(WORDS)], "word", 20)},
+        fitted={"text": text.train_tokenizer([" ".join(WORDS)], "word", 20)},
     )
     splits = {name: split(name, rows(count, seed), reader) for seed, (name, count) in enumerate(sizes.items())}
     if in_memory:
@@ -75,7 +75,7 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
             name: dataclasses.replace(one, arrays=one.decode(np.arange(len(one)))) for name, one in splits.items()
         }
     return Dataset(
-        splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.learned["text"])},
+        splits, reader, {"label": CLASSES}, {"text": text.to_json(reader.fitted["text"])},
         "synthetic", "synthetic", {}, "synthetic",
     )  # fmt: skip
 

@@ -174,7 +174,7 @@ def _read(split: Split, places: np.ndarray, task: str) -> tuple[dict[str, Any], 
     """Returns each modality's (described rows, present) and the targets, without the rows that cannot be read."""
     parts, targets = {m: ([], []) for m in split.reader.modalities}, []
     for start in range(0, len(places), CHUNK):
-        batch = split.gather(places[start : start + CHUNK])
+        batch = split.take(places[start : start + CHUNK])
         real = batch.weight > 0
         for m, options in split.reader.modalities.items():
             parts[m][0].append(FEATURES[options["kind"]][0](batch.inputs[m], batch.mask[m], options)[real])

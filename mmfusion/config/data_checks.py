@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from mmfusion.config.checks import check_exact, check_member, check_positive
 from mmfusion.data import sources
-from mmfusion.data.modalities import EDGES, KINDS, features
-from mmfusion.data.rows import TARGET_OPTIONS
+from mmfusion.data.decoding import TARGET_OPTIONS
+from mmfusion.data.modalities import EDGES, MODALITY_TYPES, feature_names
 from mmfusion.data.text import FILES, TOKENIZERS
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
@@ -53,7 +53,10 @@ def check_data(config: ConfigDict) -> None:
             )
         if options.layer_decay != 1 and options.name in UNORDERED:
             raise UserError(f"config.model.encoders.{m}.layer_decay: {options.name} is not one layer after the other")
-    for section, table in (("modalities", {k: v.options for k, v in KINDS.items()}), ("targets", TARGET_OPTIONS)):
+    for section, table in (
+        ("modalities", {k: v.options for k, v in MODALITY_TYPES.items()}),
+        ("targets", TARGET_OPTIONS),
+    ):
         for name, options in data[section].items():
             path = f"data.{section}.{name}"
             check_member(options.get("kind", ""), table, f"{path}.kind")
@@ -96,12 +99,12 @@ def check_data(config: ConfigDict) -> None:
             check_positive(options.frames, f"{path}.frames")
         if options.kind == "table":
             for column in options.categorical:
-                check_member(column, features(options), f"{path}.categorical")
+                check_member(column, feature_names(options), f"{path}.categorical")
         if options.kind == "graph":
             check_positive(options.nodes, f"{path}.nodes")
             check_positive(options.features, f"{path}.features")
             check_member(options.edges, EDGES, f"{path}.edges")
-            if len(features(options)) != 2:
+            if len(feature_names(options)) != 2:
                 raise UserError(f"config.{path}.feature={options.feature!r} must be NODES+EDGES, two features' names")
         if options.kind == "knowledge":
             check_positive(options.nodes, f"{path}.nodes")

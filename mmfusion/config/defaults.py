@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from mmfusion.config.arguments import parse_arg
 from mmfusion.config.choices import choice_keys
 from mmfusion.config.renamed import rename_keys
-from mmfusion.data.modalities import KINDS
-from mmfusion.data.rows import TARGET_OPTIONS
+from mmfusion.data.decoding import TARGET_OPTIONS
+from mmfusion.data.modalities import MODALITY_TYPES
 from mmfusion.errors import UserError, nearest
 from mmfusion.objectives import fewest
 
@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
     config.data.workers = 0  # processes that read a streamed split; 0: threads
     config.data.max_bad_fraction = 0.01  # share of unreadable rows that is tolerated; they get weight 0
     config.data.missing = 0.0  # chance with which a train row loses each modality, fixed by its id; one always stays
-    config.data.modalities = ConfigDict()  # name -> kind, feature, and the kind's options (mmfusion/data/kinds.py)
-    config.data.targets = ConfigDict()  # task -> kind, feature, and the kind's options (mmfusion/data/rows.py)
+    config.data.modalities = ConfigDict()  # name -> kind, feature, and the kind's options (mmfusion/data/modalities.py)
+    config.data.targets = ConfigDict()  # task -> kind, feature, and the kind's options (mmfusion/data/decoding.py)
 
     config.model = ConfigDict()
     config.model.width = 64  # of tokens and fused features
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
 
 def modality(kind: str, feature: str, **options: Any) -> ConfigDict:
     """Returns a modality read from `feature`, with the kind's defaults changed by `options`."""
-    return _filled({"kind": kind, "feature": feature, **KINDS[kind].options}, options)
+    return _filled({"kind": kind, "feature": feature, **MODALITY_TYPES[kind].options}, options)
 
 
 def target(kind: str, feature: str, **options: Any) -> ConfigDict:

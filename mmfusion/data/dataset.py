@@ -13,14 +13,14 @@ import xxhash
 
 from mmfusion.data import sources
 from mmfusion.data.batch import Batch
-from mmfusion.data.chunks import Chunks, each, leaves
+from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.data.missing import lose
-from mmfusion.data.modalities import KINDS, as_string, features, value_of
-from mmfusion.data.rows import BadRow, BadTarget, Reader, empty_batch, fill_row
+from mmfusion.data.modalities import MODALITY_TYPES, as_string, feature_names, raw_value
+from mmfusion.data.rows import Chunks, each, leaves
 from mmfusion.errors import UserError
 
 SAMPLED = 100  # rows of each source that its fingerprint is of
-LEARN_ROWS = 100_000  # a vocabulary settles long before; streaming sets need not be read through
+FIT_ROWS = 100_000  # a vocabulary settles long before; streaming sets need not be read through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +47,23 @@ class Split:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def gather(self, places: np.ndarray) -> Batch:
-        """Returns the batch of the rows at `places` `[B]` of this split; -1 makes a padding row of weight 0."""
+    def take(self, positions: np.ndarray) -> Batch:
+        """Returns the batch of the rows at `positions` `[B]` of this split; -1 makes a padding row of weight 0."""
         if self.arrays is not None:
-            return _take(self.arrays, places)
-        return self.decode(places)
+            return _take(self.arrays, positions)
+        return self.decode(positions)
 
-    def part(self, count: int) -> "Split":
+    def subset(self, count: int) -> "Split":
         """Returns a split of at most `count` of the rows, evenly spread."""
-        places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
-        arrays = None if self.arrays is None else _take(self.arrays, places)
-        return dataclasses.replace(self, numbers=self.numbers[places], arrays=arrays)
+        positions = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+        arrays = None if self.arrays is None else _take(self.arrays, positions)
+        return dataclasses.replace(self, numbers=self.numbers[positions], arrays=arrays)
 
-    def decode(self, places: np.ndarray) -> Batch:
-        """Reads and decodes the rows at `places` `[B]` from the source; a bad one is named in `bad`, with weight 0."""
-        batch = empty_batch(self.reader, len(places))
-        real = np.flatnonzero(places >= 0)
-        numbers = self.numbers[places[real]]
+    def decode(self, positions: np.ndarray) -> Batch:
+        """Reads and decodes the rows at `positions` `[B]`; an unreadable row is listed in `bad` and has weight 0."""
+        batch = empty_batch(self.reader, len(positions))
+        real = np.flatnonzero(positions >= 0)
+        numbers = self.numbers[positions[real]]
         for i, number, row in zip(real, numbers.tolist(), each(self.source, numbers), strict=True):
             try:
                 fill_row(batch, i, row, number, self.reader)
@@ -83,7 +83,7 @@ class Dataset:
       splits: `train`, `valid`, `test`, or those that were asked for.
       reader: turns raw rows into arrays.
       class_names: per task; empty for regression.
-      learned: per modality what training rows taught, as a string: of text a tokenizer, of tables their columns.
+      fitted: per modality what training rows taught, as a string: of text a tokenizer, of tables their columns.
       fingerprint: of the sources, their splits and how they are read.
       rows: of the sources and their splits alone.
       content: per split, a checksum of some of its source's rows as stored.
@@ -93,16 +93,19 @@ class Dataset:
     splits: dict[str, Split]
     reader: Reader
     class_names: dict[str, tuple[str, ...]]
-    learned: dict[str, str]
+    fitted: dict[str, str]
     fingerprint: str
     rows: str
     content: dict[str, str]
     name: str
 
-    def supplied(self) -> dict[str, dict[str, Any]]:
+    def encoder_kwargs(self) -> dict[str, dict[str, Any]]:
         """Returns per modality the encoder fields that the data decides, like a text's `vocabulary`."""
-        learned = self.reader.learned
-        return {m: KINDS[o["kind"]].supplied(o, learned.get(m)) for m, o in self.reader.modalities.items()}
+        fitted = self.reader.fitted
+        return {
+            modality: MODALITY_TYPES[options["kind"]].encoder_kwargs(options, fitted.get(modality))
+            for modality, options in self.reader.modalities.items()
+        }
 
     def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
         """Raises UserError where this is not the data of which `saved` was kept by a run in `workdir`."""
@@ -120,7 +123,7 @@ class Dataset:
         """Returns what a run keeps of its data, as JSON values; `load` takes it back."""
         return {
             "class_names": {task: list(names) for task, names in self.class_names.items()},
-            "learned": self.learned,
+            "learned": self.fitted,
             "fingerprint": self.fingerprint,
             "content": self.content,
             "name": self.name,
@@ -159,23 +162,23 @@ def load(
     }
     for source in opened.values():
         _check_features(config, source)
-    carved = functools.cache(lambda rows: carve(_groups(rows, config.group), config.valid_fraction))
+    carved = functools.cache(lambda rows: holdout_split(_groups(rows, config.group), config.valid_fraction))
     numbers = {
         split: _numbers(split, opened[names[split]].rows, None if config.valid or split == "test" else carved, config)
         for split in needed
     }
     if saved:
         class_names = {task: tuple(classes) for task, classes in saved["class_names"].items()}
-        learned = dict(saved["learned"])
+        fitted = dict(saved["learned"])
     else:
         source = opened[names["train"]]
         class_names = _class_names(config.targets, source.class_names)
-        learned = _learn(config.modalities, source, numbers["train"])
+        fitted = _fit(config.modalities, source, numbers["train"])
     reader = Reader(
         modalities=config.modalities.to_dict(),
         targets=config.targets.to_dict(),
         outputs={task: len(classes) or 1 for task, classes in class_names.items()},
-        learned={m: KINDS[config.modalities[m].kind].load(string) for m, string in learned.items()},
+        fitted={m: MODALITY_TYPES[config.modalities[m].kind].load(string) for m, string in fitted.items()},
         named=next((source.class_names for source in opened.values()), {}),
     )
     rows = [
@@ -186,7 +189,7 @@ def load(
         splits={s: _ready(s, numbers[s], opened[names[s]].rows, reader, config) for s in splits},
         reader=reader,
         class_names=class_names,
-        learned=learned,
+        fitted=fitted,
         fingerprint=_digest([*rows, reader.modalities, reader.targets]),
         rows=_digest(rows),
         content={split: _sampled(opened[names[split]].rows.rows) for split in sorted(needed)},
@@ -211,7 +214,7 @@ def _check_features(config: Any, source: sources.Source) -> None:
     if len(source.rows) == 0:
         raise UserError(f"dataset {config.name!r} is empty: {source.version}")
     have = sorted(source.rows[0])
-    wanted = [(f"modalities.{m}", name) for m, options in config.modalities.items() for name in features(options)]
+    wanted = [(f"modalities.{m}", name) for m, options in config.modalities.items() for name in feature_names(options)]
     wanted += [(f"targets.{task}", options.feature) for task, options in config.targets.items()]
     for path, name in wanted:
         if name not in have:
@@ -230,7 +233,7 @@ def _numbers(split: str, rows: Chunks, carved: Callable[[Chunks], np.ndarray] | 
     return numbers
 
 
-def carve(groups: Sequence[Any], fraction: float) -> np.ndarray:
+def holdout_split(groups: Sequence[Any], fraction: float) -> np.ndarray:
     """Returns which rows `[n]` go to validation, by a hash of each row's group: the same on every machine."""
 
     def share(group: Any) -> float:
@@ -265,14 +268,14 @@ def _class_names(targets: Any, named: Mapping[str, tuple[str, ...]]) -> dict[str
     return class_names
 
 
-def _learn(modalities: Any, source: sources.Source, train: np.ndarray) -> dict[str, str]:
+def _fit(modalities: Any, source: sources.Source, train: np.ndarray) -> dict[str, str]:
     """Returns what rows of the train split teach of each modality: vocabularies, and the columns of tables."""
-    teaching = {m: options for m, options in modalities.items() if KINDS[options.kind].learn}
+    teaching = {m: options for m, options in modalities.items() if MODALITY_TYPES[options.kind].fit}
     if not teaching:
         return {}
-    sample = [source.rows[int(i)] for i in train[:LEARN_ROWS]]
+    sample = [source.rows[int(i)] for i in train[:FIT_ROWS]]
     return {
-        m: KINDS[options.kind].learn([value_of(row, options, source.class_names) for row in sample], options)
+        m: MODALITY_TYPES[options.kind].fit([raw_value(row, options, source.class_names) for row in sample], options)
         for m, options in teaching.items()
     }
 
@@ -304,12 +307,12 @@ def check_bad(split: Split, unreadable: Collection[int], max_fraction: float) ->
         )
 
 
-def _take(arrays: Batch, places: np.ndarray) -> Batch:
-    """Gathers whole batches; a place of -1 becomes padding."""
-    padding = places < 0
+def _take(arrays: Batch, positions: np.ndarray) -> Batch:
+    """Gathers whole batches; a position of -1 becomes padding."""
+    padding = positions < 0
 
     def gather(array: np.ndarray) -> np.ndarray:
-        taken = array[places]  # [B, ...]
+        taken = array[positions]  # [B, ...]
         if padding.any():
             taken[padding] = 0
         return taken

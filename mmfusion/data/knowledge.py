@@ -82,7 +82,7 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower().replace("_", " "))
 
 
-def learn(rows: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
+def fit(rows: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
     """Returns the graph as JSON: of `options["triples"]`, or of the rows' words, up to `options["entities"]` of them.
 
     Raises:
@@ -100,7 +100,7 @@ def learn(rows: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
 
 
 def load(saved: str) -> Graph:
-    """Returns the graph that `learn` wrote."""
+    """Returns the graph that `fit` wrote."""
     entities, relations, triples = json.loads(saved)
     return Graph(tuple(entities), tuple(relations), tuple(tuple(one) for one in triples))
 

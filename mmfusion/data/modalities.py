@@ -20,42 +20,42 @@ Read = tuple[np.ndarray, np.ndarray] | None  # an input and its mask [N]; None w
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class ModalityType:
     """How one kind of modality is read.
 
     Attributes:
       options: its config keys and their defaults, beside `kind` and `feature`.
-      shape: (options, learned) -> input shape, dtype, positions.
-      read: (value, options, learned) -> the input and its mask, or None where the value is absent.
-      learn: (the training rows' values, options) -> what they teach, as a string that is saved with the run; None:
+      shape: (options, fitted) -> input shape, dtype, positions.
+      read: (value, options, fitted) -> the input and its mask, or None where the value is absent.
+      fit: (the training rows' values, options) -> what they teach, as a string that is saved with the run; None:
         they teach nothing.
-      load: that string -> learned.
-      supplied: (options, learned) -> fields of the modality's encoder that the data decides.
+      load: that string -> fitted.
+      encoder_kwargs: (options, fitted) -> fields of the modality's encoder that the data decides.
       joined: whether `feature` may name several, joined by `+`, whose values come as a dict.
     """
 
     options: dict[str, Any]
     shape: Callable[[Options, Any], tuple[tuple[int, ...], Any, int]]
     read: Callable[[Any, Options, Any], Read]
-    learn: Callable[[Sequence[Any], Options], str] | None = None
+    fit: Callable[[Sequence[Any], Options], str] | None = None
     load: Callable[[str], Any] = str
-    supplied: Callable[[Options, Any], dict[str, Any]] = lambda options, learned: {}
+    encoder_kwargs: Callable[[Options, Any], dict[str, Any]] = lambda options, fitted: {}
     joined: bool = False
 
 
-def features(options: Options) -> list[str]:
+def feature_names(options: Options) -> list[str]:
     """Returns the names of a dataset's features that a modality is read from."""
-    return options["feature"].split("+") if KINDS[options["kind"]].joined else [options["feature"]]
+    return options["feature"].split("+") if MODALITY_TYPES[options["kind"]].joined else [options["feature"]]
 
 
-def value_of(row: Mapping[str, Any], options: Options, named: Mapping[str, Sequence[str]]) -> Any:
+def raw_value(row: Mapping[str, Any], options: Options, named: Mapping[str, Sequence[str]]) -> Any:
     """Returns a modality's raw value in a row: one feature's, or a dict of several.
 
     `named` has the names of features that are classes; what is read as knowledge is what they say.
     """
-    if not KINDS[options["kind"]].joined:
+    if not MODALITY_TYPES[options["kind"]].joined:
         return row[options["feature"]]
-    values = {name: row[name] for name in features(options)}
+    values = {name: row[name] for name in feature_names(options)}
     if options["kind"] == "knowledge":
         for name in values.keys() & named.keys():
             if isinstance(values[name], (int, np.integer)):
@@ -79,8 +79,8 @@ def _read_image(value: Any, options: Options, _: None) -> Read:
     return image.decode(value, tuple(options["size"]), options["channels"]), np.ones(1, bool)
 
 
-def _read_text(value: Any, options: Options, learned: Any) -> Read:
-    ids, mask = text.encode(learned, [as_string(value)], options["length"])
+def _read_text(value: Any, options: Options, fitted: Any) -> Read:
+    ids, mask = text.encode(fitted, [as_string(value)], options["length"])
     return (ids[0], mask[0]) if mask.any() else None
 
 
@@ -125,7 +125,7 @@ def _numbers(value: Any) -> np.ndarray:
     return np.asarray(value, np.float32).reshape(-1)
 
 
-def _learn_table(values: Sequence[Mapping[str, Any]], options: Options) -> str:
+def _fit_table(values: Sequence[Mapping[str, Any]], options: Options) -> str:
     """Means and deviations of numbers, and the categories from the most frequent on, ties in their own order."""
     columns = {}
     for name in options["feature"].split("+"):
@@ -149,23 +149,23 @@ def _learn_table(values: Sequence[Mapping[str, Any]], options: Options) -> str:
     return json.dumps(columns)
 
 
-def _categories(options: Options, learned: Mapping[str, Any]) -> tuple[int, ...]:
+def _categories(options: Options, fitted: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns of each column how many categories it has, the unknown one counted; 0 of numbers."""
     sizes: list[int] = []
-    for column in learned.values():
+    for column in fitted.values():
         sizes += [len(column["categories"]) + 1] if "categories" in column else [0] * len(column["mean"])
     return tuple(sizes)
 
 
-def _table_shape(options: Options, learned: Mapping[str, Any]) -> tuple[tuple[int, ...], Any, int]:
-    count = len(_categories(options, learned))
+def _table_shape(options: Options, fitted: Mapping[str, Any]) -> tuple[tuple[int, ...], Any, int]:
+    count = len(_categories(options, fitted))
     return (count,), np.float32, count
 
 
-def _read_table(value: Mapping[str, Any], options: Options, learned: Mapping[str, Any]) -> Read:
+def _read_table(value: Mapping[str, Any], options: Options, fitted: Mapping[str, Any]) -> Read:
     """Numbers standardised by training's; a category's number from 1 on, 0 where training had none of it."""
     parts = []
-    for name, column in learned.items():
+    for name, column in fitted.items():
         if "categories" in column:
             word = as_string(value[name])
             known = column["categories"].index(word) + 1 if word in column["categories"] else 0
@@ -261,39 +261,39 @@ KNOWLEDGE_OPTIONS = {
     "nodes": 16,  # the most entities of a row: those that it names, then their neighbours
 }
 
-KINDS: dict[str, Kind] = {
-    "image": Kind(IMAGE_OPTIONS, lambda o, _: ((*o["size"], o["channels"]), np.uint8, 1), _read_image),
-    "text": Kind(
+MODALITY_TYPES: dict[str, ModalityType] = {
+    "image": ModalityType(IMAGE_OPTIONS, lambda o, _: ((*o["size"], o["channels"]), np.uint8, 1), _read_image),
+    "text": ModalityType(
         TEXT_OPTIONS,
         lambda o, _: ((o["length"],), np.int32, o["length"]),
         _read_text,
-        learn=lambda values, o: text.to_json(
+        fit=lambda values, o: text.to_json(
             text.train_tokenizer([as_string(value) for value in values], o["tokenizer"], o["vocabulary_size"])
         ),
         load=text.from_json,
-        supplied=lambda o, learned: {"vocabulary": text.id_count(learned)},
+        encoder_kwargs=lambda o, fitted: {"vocabulary": text.id_count(fitted)},
     ),
-    "audio": Kind(AUDIO_OPTIONS, _audio_shape, _read_audio, supplied=lambda o, _: {"rate": o["rate"]}),
-    "video": Kind(
+    "audio": ModalityType(AUDIO_OPTIONS, _audio_shape, _read_audio, encoder_kwargs=lambda o, _: {"rate": o["rate"]}),
+    "video": ModalityType(
         VIDEO_OPTIONS, lambda o, _: ((o["frames"], *o["size"], o["channels"]), np.uint8, o["frames"]), _read_video
     ),
-    "table": Kind(
+    "table": ModalityType(
         TABLE_OPTIONS,
         _table_shape,
         _read_table,
-        learn=_learn_table,
+        fit=_fit_table,
         load=json.loads,
-        supplied=lambda o, learned: {"categories": _categories(o, learned)},
+        encoder_kwargs=lambda o, fitted: {"categories": _categories(o, fitted)},
         joined=True,
     ),
-    "graph": Kind(GRAPH_OPTIONS, _graph_shape, _read_graph, joined=True),
-    "knowledge": Kind(
+    "graph": ModalityType(GRAPH_OPTIONS, _graph_shape, _read_graph, joined=True),
+    "knowledge": ModalityType(
         KNOWLEDGE_OPTIONS,
         lambda o, graph: ((o["nodes"], 2 + graph.parallel * o["nodes"]), np.int32, o["nodes"]),
         lambda value, o, graph: knowledge.read(_said(value), o, graph),
-        learn=lambda values, o: knowledge.learn([_said(value) for value in values], o),
+        fit=lambda values, o: knowledge.fit([_said(value) for value in values], o),
         load=knowledge.load,
-        supplied=lambda o, graph: {"entities": len(graph.entities), "relations": 2 * len(graph.relations)},
+        encoder_kwargs=lambda o, graph: {"entities": len(graph.entities), "relations": 2 * len(graph.relations)},
         joined=True,
     ),
 }

@@ -18,29 +18,29 @@ def _epoch(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def train_places(seed: int, step: int, *, size: int, batch_size: int) -> np.ndarray:
-    """Returns the places `[B]` in a split of `size` rows that the global batch of `step` takes.
+def train_positions(seed: int, step: int, *, size: int, batch_size: int) -> np.ndarray:
+    """Returns the positions `[B]` in a split of `size` rows that the global batch of `step` takes.
 
     Epochs are permutations laid end to end, so a batch may reach into the next one and none is dropped.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // size
-    places = np.empty(batch_size, np.int64)
+    offsets = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = offsets // size
+    positions = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        places[here] = _epoch(seed, int(epoch), size)[positions[here] % size]
-    return places
+        positions[here] = _epoch(seed, int(epoch), size)[offsets[here] % size]
+    return positions
 
 
-def eval_places(step: int, *, size: int, batch_size: int) -> np.ndarray:
-    """Returns the places `[B]` of evaluation batch `step`, in the split's own order, -1 past its end."""
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    return np.where(places < size, places, -1)
+def eval_positions(step: int, *, size: int, batch_size: int) -> np.ndarray:
+    """Returns the positions `[B]` of evaluation batch `step`, in the split's own order, -1 past its end."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    return np.where(positions < size, positions, -1)
 
 
-def host_share(places: np.ndarray, host: int, hosts: int) -> np.ndarray:
+def host_share(positions: np.ndarray, host: int, hosts: int) -> np.ndarray:
     """Returns the contiguous part of a global batch `[B]` that one host reads, `[B / hosts]`."""
-    return places.reshape(hosts, -1)[host]
+    return positions.reshape(hosts, -1)[host]
 
 
 def train_batches(
@@ -49,7 +49,7 @@ def train_batches(
     """Yields this host's share of the global batches of steps `first` to `last - 1`."""
 
     def batch(step: int) -> Batch:
-        return split.gather(host_share(train_places(seed, step, size=len(split), batch_size=batch_size), host, hosts))
+        return split.take(host_share(train_positions(seed, step, size=len(split), batch_size=batch_size), host, hosts))
 
     return _read_ahead(batch, first, last, workers)
 
@@ -58,7 +58,7 @@ def eval_batches(split: Split, *, batch_size: int, host: int = 0, hosts: int = 1
     """Yields this host's share of the batches of one pass over a split, the last one padded with weight 0."""
 
     def batch(step: int) -> Batch:
-        return split.gather(host_share(eval_places(step, size=len(split), batch_size=batch_size), host, hosts))
+        return split.take(host_share(eval_positions(step, size=len(split), batch_size=batch_size), host, hosts))
 
     return _read_ahead(batch, 0, -(-len(split) // batch_size), workers)
 

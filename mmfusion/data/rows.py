@@ -1,151 +1,80 @@
-"""One raw row -> fixed-shape arrays per modality and target, the same for training, evaluation and prediction."""
+"""Rows read many at a time: a record read by itself takes ten times as long as one of many."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmfusion.data.batch import Batch
-from mmfusion.data.modalities import KINDS, Options, value_of
+ROWS = 256  # read at a time
+BYTES = 1 << 30  # of chunks that are kept
 
 
-class BadRow(ValueError):
-    """A row that cannot be read: a corrupt picture or sound, a value of the wrong kind; it is quarantined."""
+class Chunks(Sequence):
+    """The rows of a source, a chunk read where one of it is asked for, and kept while there is room.
 
-
-class BadTarget(ValueError):
-    """A target that would train silently wrong (a label outside the classes, a value that is not finite)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """Turns raw rows into arrays.
+    A load passes over its rows up to three times in order: what fits is read once.
 
     Attributes:
-      modalities: per modality its options: `kind`, `feature` and the kind's own (`kinds.py`).
-      targets: per task `kind` and `feature`.
-      outputs: per task the number of classes, 1 for regression.
-      learned: per modality what training taught: of text a tokenizer, of tables their columns, else None.
-      named: per feature that is a class, the classes' names.
+      rows: of the source, by themselves.
     """
 
-    modalities: Mapping[str, Options]
-    targets: Mapping[str, Options]
-    outputs: Mapping[str, int]
-    learned: Mapping[str, Any]
-    named: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    def __init__(self, rows: Sequence[dict[str, Any]]):
+        self.rows = rows
+        self._chunks: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._bytes: dict[int, int] = {}
 
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
-        """Returns per modality the shape of one input, its dtype, and its number of positions."""
-        return {m: KINDS[o["kind"]].shape(o, self.learned.get(m)) for m, o in self.modalities.items()}
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def bytes_per_row(self) -> int:
-        """Returns the memory of one row once decoded, in bytes."""
-        return sum(int(np.prod(s)) * np.dtype(d).itemsize + n for s, d, n in self.shapes().values())
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        chunk, place = divmod(range(len(self))[row], ROWS)
+        if chunk not in self._chunks:
+            self._read(chunk)
+        self._chunks.move_to_end(chunk)
+        return self._chunks[chunk][place]
 
-    def read(self, row: Mapping[str, Any], number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns `{modality: (input, mask) or None where absent}` and `{task: target}`.
-
-        Raises:
-          BadRow: the row's data cannot be read.
-          BadTarget: a target is outside its classes or not finite.
-        """
-        values = {}
-        for name, options in self.modalities.items():
-            try:
-                value = value_of(row, options, self.named)
-                values[name] = KINDS[options["kind"]].read(value, options, self.learned.get(name))
-            except (ValueError, OSError) as error:
-                raise BadRow(f"row {number}, {name}: {error}") from error
-        targets = {}
-        for task, options in self.targets.items():
-            try:
-                targets[task] = TARGETS[options["kind"]](row[options["feature"]], self.outputs[task])
-            except ValueError as error:
-                raise BadTarget(f"row {number}, target {task!r}: {error}") from error
-        return values, targets
+    def _read(self, chunk: int) -> None:
+        rows = list(each(self.rows, np.arange(chunk * ROWS, min((chunk + 1) * ROWS, len(self)))))
+        self._chunks[chunk], self._bytes[chunk] = rows, _bytes(rows)
+        while len(self._chunks) > 1 and sum(self._bytes.values()) > BYTES:
+            del self._bytes[self._chunks.popitem(last=False)[0]]
 
 
-def _read_class(value: Any, classes: int) -> np.ndarray:
-    label = np.asarray(value)
-    if label.ndim or not np.issubdtype(label.dtype, np.integer):
-        raise ValueError(f"a class must be one whole number, got {value!r}")
-    if not 0 <= label < classes:
-        raise ValueError(f"class {int(label)} is outside 0 to {classes - 1}")
-    return label.astype(np.int32)
+def each(rows: Sequence[dict[str, Any]], numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yields the rows of these numbers `[n]`, read many at a time where the source has `__getitems__`."""
+    for start in range(0, len(numbers), ROWS):
+        some = numbers[start : start + ROWS].tolist()
+        yield from rows.__getitems__(some) if hasattr(rows, "__getitems__") else (rows[number] for number in some)
 
 
-def _read_classes(value: Any, classes: int) -> np.ndarray:
-    labels = np.asarray(value)
-    if labels.dtype == bool and labels.shape == (classes,):  # one truth value a class
-        return labels.astype(np.float32)
-    if labels.size and not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"classes must be whole numbers, or {classes} truth values, got {value!r}")
-    labels = labels.reshape(-1).astype(np.int64)
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"classes {labels.tolist()} are outside 0 to {classes - 1}")
-    hot = np.zeros(classes, np.float32)
-    hot[labels] = 1
-    return hot
+def leaves(value: Any) -> Iterator[bytes]:
+    """Yields what a value of rows is, as bytes: keys, sorted, arrays with their types and shapes, strings."""
+    if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
+        value = value.ravel().tolist()
+    if isinstance(value, Mapping):
+        yield f"{len(value)} keys".encode()
+        for key in sorted(value):
+            yield from (str(key).encode(), *leaves(value[key]))
+    elif isinstance(value, (list, tuple)):
+        yield f"{len(value)} parts".encode()
+        for one in value:
+            yield from leaves(one)
+    elif isinstance(value, (np.ndarray, np.generic)):
+        yield from (f"{value.dtype}{value.shape}".encode(), value.tobytes())
+    elif isinstance(value, bytes):
+        yield value
+    elif hasattr(value, "__getitem__") and not isinstance(value, str):  # TFDS's datasets within a row
+        yield from leaves(list(value))
+    else:
+        yield f"{type(value).__name__} {value!r}".encode()
 
 
-def _read_number(value: Any, _: int) -> np.ndarray:
-    number = np.asarray(value, np.float32)
-    if number.ndim or not np.isfinite(number):
-        raise ValueError(f"a regression target must be one finite number, got {value!r}")
-    return number
-
-
-CLASS_OPTIONS = {
-    "classes": 0,  # 0: as many as the dataset names
-    "loss": "cross_entropy",  # or focal; of classes mse, too, and emd, the earth mover's distance of those in order
-    "gamma": 2.0,  # of focal: how much less an example counts that is predicted well
-    "label_smoothing": 0.0,
-    "class_weights": (),  # one weight a class; empty: all 1
-    "weight": 1.0,  # of this task's mean loss in the sum over tasks
-}
-TARGETS = {"classification": _read_class, "multilabel": _read_classes, "regression": _read_number}
-TARGET_OPTIONS: dict[str, dict[str, Any]] = {
-    "classification": CLASS_OPTIONS,
-    "multilabel": CLASS_OPTIONS,
-    "regression": {"loss": "mse", "weight": 1.0},  # loss: mse, mae or huber
-}
-
-
-def empty_batch(reader: Reader, size: int) -> Batch:
-    """Returns a batch of `size` padding rows, NumPy arrays to be filled."""
-    shapes = reader.shapes()
-    target_shape = {
-        task: (size, reader.outputs[task]) if options["kind"] == "multilabel" else (size,)
-        for task, options in reader.targets.items()
-    }
-    return Batch(
-        inputs={m: np.zeros((size, *shape), dtype) for m, (shape, dtype, _) in shapes.items()},
-        mask={m: np.zeros((size, positions), bool) for m, (_, _, positions) in shapes.items()},
-        present={m: np.zeros(size, bool) for m in shapes},
-        targets={
-            task: np.zeros(target_shape[task], np.int32 if options["kind"] == "classification" else np.float32)
-            for task, options in reader.targets.items()
-        },
-        weight=np.zeros(size, np.float32),
-        id=np.full(size, -1, np.int32),
-    )
-
-
-def fill_row(batch: Batch, place: int, row: Mapping[str, Any], number: int, reader: Reader) -> None:
-    """Reads `row` into place `place` of a batch that `empty_batch` made.
-
-    Raises:
-      BadRow: the row's data cannot be read; the place is left as padding.
-      BadTarget: a target is outside its classes or not finite.
-    """
-    values, targets = reader.read(row, number)
-    for modality, value in values.items():
-        if value is not None:
-            batch.inputs[modality][place], batch.mask[modality][place] = value
-            batch.present[modality][place] = True
-    for task, target in targets.items():
-        batch.targets[task][place] = target
-    batch.weight[place] = 1
-    batch.id[place] = number
+def _bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
+        value = value.ravel().tolist()
+    if isinstance(value, (list, tuple)):
+        return sum(map(_bytes, value))
+    return len(value) if isinstance(value, (bytes, str)) else getattr(value, "nbytes", 0)

@@ -20,7 +20,7 @@ from etils import epath
 from tensorflow_datasets.core.download import download_manager, downloader
 
 from mmfusion.data import builders
-from mmfusion.data.chunks import Chunks, each
+from mmfusion.data.rows import Chunks, each
 from mmfusion.errors import UserError, nearest, storage_errors
 
 # TFDS would try ten times: more than three minutes until it says that there is no network.

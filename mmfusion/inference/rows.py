@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmfusion.data.batch import Batch
-from mmfusion.data.modalities import features
-from mmfusion.data.rows import BadRow, Reader, empty_batch, fill_row
+from mmfusion.data.decoding import BadRow, Reader, empty_batch, fill_row
+from mmfusion.data.modalities import feature_names
 from mmfusion.errors import UserError
 
 FILE_TYPES = ("image", "audio", "video")  # modality types whose text values are file paths
@@ -30,7 +30,7 @@ def check_columns(reader: Reader, columns: Sequence[str], path: str) -> None:
     """
     wanted, known = [], set()
     for modality, options in reader.modalities.items():
-        names = features(options)
+        names = feature_names(options)
         wanted += names if len(names) > 1 else [modality]
         known |= {modality, *names}
     if not known & set(columns):
@@ -53,7 +53,7 @@ def batches(
       batch_size: rows per batch.
       folder: the folder that file paths are relative to.
     """
-    untargeted = Reader(reader.modalities, {}, {}, reader.learned)
+    untargeted = Reader(reader.modalities, {}, {}, reader.fitted)
     for first in range(0, len(rows), batch_size):
         batch = empty_batch(reader, batch_size)
         errors = []
@@ -76,7 +76,7 @@ def _raw(reader: Reader, row: Row, folder: Path) -> dict[str, Any]:
     """Returns the row as a dataset stores it: values by feature name, files as their bytes."""
     raw: dict[str, Any] = {}
     for modality, options in reader.modalities.items():
-        names = features(options)
+        names = feature_names(options)
         for name in names:
             value = _value(row, modality, name, only=len(names) == 1)
             raw[name] = _content(value, modality, folder) if options["kind"] in FILE_TYPES else value

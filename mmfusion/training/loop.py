@@ -172,7 +172,7 @@ def _attempt(
     progress, begun = Progress(), []
     if (saved := checkpoints.restore_valid(shapes)) is None:
         drawn, begun = warm_start.begin(
-            config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned
+            config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.fitted
         )
         state = partitioner.put_state(drawn)
     else:
@@ -209,7 +209,7 @@ def _attempt(
 
     def blended(valid: dict[str, Any]) -> TrainState:
         """Returns the state with the weights of the heads that follow from their losses since the last validation."""
-        seen = dataset.splits["train"].part(len(dataset.splits["valid"]))
+        seen = dataset.splits["train"].subset(len(dataset.splits["valid"]))
         losses = [head_losses(rows, parts.tasks) for rows in (rows_of(seen, 1.0), valid)]
         now = {head: (losses[0][head], losses[1][head]) for head in losses[0]}
         before, progress.heads = progress.heads or now, now

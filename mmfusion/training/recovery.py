@@ -74,8 +74,10 @@ def report(error: WentWrong, directory: RunDir, config: ConfigDict, train: Split
     earlier = [{"step": step, "wrong": EARLIER} for step in range(error.first, error.updates[0]["step"])]
     updates = []
     for update in (*earlier, *error.updates):
-        places = pipeline.train_places(config.seed, update["step"] - 1, size=len(train), batch_size=config.batch_size)
-        updates.append({**update, "ids": train.gather(places).id.tolist()})
+        positions = pipeline.train_positions(
+            config.seed, update["step"] - 1, size=len(train), batch_size=config.batch_size
+        )
+        updates.append({**update, "ids": train.take(positions).id.tolist()})
     if jax.process_index() == 0:
         write_json(directory.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": updates})
     again = f", gone back {error.rollbacks} times before" * (error.rollbacks > 0)

@@ -105,7 +105,7 @@ def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Pa
         have = ", ".join(map(str, checkpoints.steps())) or "none"
         raise UserError(f"--step={step}: the checkpoint before it is gone; {workdir} has those of steps {have}")
     if saved is None:
-        drawn, _ = warm_start.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.learned)
+        drawn, _ = warm_start.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.fitted)
         return parts.partitioner.put_state(drawn), Progress()
     host_state, meta = checkpoints.restore(saved, parts.state_shapes())
     dataset.check_unchanged(meta["data"], str(workdir))

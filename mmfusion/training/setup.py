@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from mmfusion import optim
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
+from mmfusion.data.decoding import empty_batch
 from mmfusion.data.preprocess import make_preprocess
-from mmfusion.data.rows import empty_batch
 from mmfusion.distributed import hosts
 from mmfusion.distributed.mesh import Partitioner, make_partitioner
 from mmfusion.models import model as models
@@ -122,7 +122,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
     return Parts(
         model=models.build(
             config.model,
-            dataset.supplied(),
+            dataset.encoder_kwargs(),
             dataset.reader.outputs,
             axis_name=partitioner.axis_name,
             dtype=_dtype(config.model.dtype, partitioner.platform),

@@ -17,7 +17,7 @@ CACHE = Path("~/.cache/mmfusion/hub")  # of weights that were fetched
 
 
 def begin(
-    encoders: Mapping[str, Any], model: FusionModel, state: TrainState, learned: Mapping[str, str]
+    encoders: Mapping[str, Any], model: FusionModel, state: TrainState, fitted: Mapping[str, str]
 ) -> tuple[TrainState, list[str]]:
     """Returns the state with every encoder's weights as its `init` says, and a line a person can read for each.
 
@@ -28,7 +28,7 @@ def begin(
       encoders: the section `model.encoders` of a config.
       model: what it describes.
       state: before the first step, on the host.
-      learned: what training rows have taught of each modality, such as a vocabulary.
+      fitted: what training rows have taught of each modality, such as a vocabulary.
 
     Raises:
       UserError: the weights cannot be read or do not fit, or the other run's vocabulary is another.
@@ -40,7 +40,7 @@ def begin(
         name = f"encoders_{m}"
         params, batch_stats, heads = state.params[name], state.batch_stats.get(name, {}), {}
         if weights.from_run(source):
-            params, batch_stats, heads, line = _of_run(source, m, state, learned.get(m))
+            params, batch_stats, heads, line = _of_run(source, m, state, fitted.get(m))
         else:
             found = weights.load(
                 model.encoders[m], params, batch_stats, weights.read(source, CACHE.expanduser()), source
@@ -56,7 +56,7 @@ def begin(
     return state, said
 
 
-def _of_run(source: str, modality: str, state: TrainState, learned: str | None) -> tuple[Any, Any, Any, str]:
+def _of_run(source: str, modality: str, state: TrainState, fitted: str | None) -> tuple[Any, Any, Any, str]:
     """Returns the encoder's variables and its heads at the best checkpoint of another run, if of the same shapes."""
     run = open_run(source.removeprefix(weights.RUN), [])
     theirs = jax.device_get(run.state)
@@ -67,7 +67,7 @@ def _of_run(source: str, modality: str, state: TrainState, learned: str | None) 
     own, other = (jax.tree.map(np.shape, _parts(one, name)) for one in (state, theirs))
     if own != other:
         raise UserError(f"init={source!r}: its encoder of {modality!r} has other layers; give it the same options here")
-    if run.dataset.learned.get(modality) != learned:
+    if run.dataset.fitted.get(modality) != fitted:
         raise UserError(
             f"init={source!r}: its {modality!r} has another vocabulary, whose numbers mean other things: train both on "
             "the same rows, or give both the same tokenizer file"

@@ -11,7 +11,7 @@ from mmfusion.analysis.baselines import baselines
 from mmfusion.analysis.probing import pid
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset, Split
-from mmfusion.data.rows import Reader
+from mmfusion.data.decoding import Reader
 from mmfusion.errors import UserError
 from tests import synthetic
 
@@ -227,7 +227,7 @@ def test_no_more_than_most_rows_are_used_and_the_seed_draws_them(svm_only):
     kept = np.sort(np.random.default_rng(3).permutation(240)[:30])
     whole = data.splits["train"]
     small = dataclasses.replace(
-        data, splits={**data.splits, "train": dataclasses.replace(whole, numbers=kept, arrays=whole.gather(kept))}
+        data, splits={**data.splits, "train": dataclasses.replace(whole, numbers=kept, arrays=whole.take(kept))}
     )
     found = baselines(data, "label", "accuracy", seed=3, most_rows=30)
     assert found == baselines(small, "label", "accuracy", seed=3)

@@ -18,8 +18,7 @@ from mmfusion import optim
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import defaults as base
 from mmfusion.data import dataset as datasets
-from mmfusion.data import image, knowledge, preprocess, rows
-from mmfusion.data import modalities as data_kinds
+from mmfusion.data import decoding, image, knowledge, modalities, preprocess
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import options as module_options
@@ -187,7 +186,7 @@ def test_every_fusion_is_taken_by_a_step(fusion: str, tiny_config: Callable[...,
     config = tiny_config(f"fusion={fusion}").unlock()
     config.model.encoders.text = base.encoder("text", "bow")
     config.parallel.mode = "jit"
-    parts, batch = setup.assemble(config, shapes), shapes.splits["train"].gather(np.arange(16))
+    parts, batch = setup.assemble(config, shapes), shapes.splits["train"].take(np.arange(16))
     before = parts.state_shapes()
     # Traced, not compiled: the gate trains every one, and this says that the config's model and step take it.
     after, numbers = jax.eval_shape(parts.step(1), before, batch, np.float32(0.1))
@@ -215,9 +214,9 @@ def test_an_unused_option_is_found():
 
 
 def test_every_option_of_the_datas_kinds_is_read():
-    read = key_reads.names_read(data_kinds, knowledge, rows, preprocess, image, datasets, setup)
-    kinds = {f"modality {name}": kind.options for name, kind in data_kinds.KINDS.items()}
-    kinds |= {f"target {name}": options for name, options in rows.TARGET_OPTIONS.items()}
+    read = key_reads.names_read(modalities, knowledge, decoding, preprocess, image, datasets, setup)
+    kinds = {f"modality {name}": kind.options for name, kind in modalities.MODALITY_TYPES.items()}
+    kinds |= {f"target {name}": options for name, options in decoding.TARGET_OPTIONS.items()}
     kinds["augmentation"] = image.AUGMENT
     assert {kind: set(options) - read for kind, options in kinds.items()} == {kind: set() for kind in kinds}
     assert "planted" not in read

@@ -6,7 +6,7 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 
 
 def prepare(name: str, data_dir, manual_dir=None):

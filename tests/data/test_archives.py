@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import tensorflow_datasets as tfds
 
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 from mmfusion.errors import UserError
 from tests.data.prepare import known, write_zip
 

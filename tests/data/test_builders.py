@@ -10,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mmfusion.data import archives, builders
+from mmfusion.data import builders
+from mmfusion.data.builders import archives
 from mmfusion.data.builders.av_digits import av_digits_dataset_builder as av_digits
 from mmfusion.data.builders.av_digits import degrade
 from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder as easy_vqa

@@ -13,7 +13,7 @@ def load(config=None, **options):
 
 
 def words(data):
-    return set(text.from_json(data.learned["text"]).get_vocab())
+    return set(text.from_json(data.fitted["text"]).get_vocab())
 
 
 def digest(numbers):
@@ -24,20 +24,20 @@ def digest(numbers):
 
 
 def test_the_carve_is_the_same_on_every_machine():
-    chosen = dataset.carve(range(10_000), 0.1)
+    chosen = dataset.holdout_split(range(10_000), 0.1)
     assert digest(np.flatnonzero(chosen)) == "7ecd573eedd77270"
     assert abs(chosen.mean() - 0.1) < 0.01
-    named = dataset.carve([f"train-{i:05d}" for i in range(10_000)], 0.1)
+    named = dataset.holdout_split([f"train-{i:05d}" for i in range(10_000)], 0.1)
     assert digest(np.flatnonzero(named)) == "9d0a1abfa69f716a"
 
 
 def test_the_carve_looks_at_each_group_alone():
     groups = [f"g{i}" for i in range(500)]
-    chosen = dataset.carve(groups, 0.2)
-    backwards = dataset.carve(groups[::-1], 0.2)[::-1]
+    chosen = dataset.holdout_split(groups, 0.2)
+    backwards = dataset.holdout_split(groups[::-1], 0.2)[::-1]
     np.testing.assert_array_equal(chosen, backwards)
-    np.testing.assert_array_equal(chosen[100:], dataset.carve(groups[100:], 0.2))  # whatever else there is
-    assert chosen[dataset.carve(groups, 0.1)].all()  # a larger share keeps the smaller one's
+    np.testing.assert_array_equal(chosen[100:], dataset.holdout_split(groups[100:], 0.2))  # whatever else there is
+    assert chosen[dataset.holdout_split(groups, 0.1)].all()  # a larger share keeps the smaller one's
 
 
 def test_valid_comes_from_train_by_group_and_never_from_test(monkeypatch):
@@ -99,10 +99,10 @@ def test_the_vocabulary_is_of_train_rows_only(monkeypatch):
     known = words(data)
     assert known == {"[PAD]", "[OOV]", "row"} | {f"own{i}" for i in data.splits["train"].numbers}
     for split in ("valid", "test"):
-        ids = data.splits[split].gather(np.arange(4)).inputs["text"]
+        ids = data.splits[split].take(np.arange(4)).inputs["text"]
         assert (ids[:, 1] == text.OOV).all()
-    assert (data.splits["train"].gather(np.arange(4)).inputs["text"][:, 1] != text.OOV).all()
-    assert data.supplied() == {"text": {"vocabulary": len(known)}, "audio": {"rate": 1000}, "image": {}}
+    assert (data.splits["train"].take(np.arange(4)).inputs["text"][:, 1] != text.OOV).all()
+    assert data.encoder_kwargs() == {"text": {"vocabulary": len(known)}, "audio": {"rate": 1000}, "image": {}}
 
 
 def test_a_saved_run_keeps_its_vocabulary_and_classes_and_needs_no_train_split(monkeypatch):
@@ -211,7 +211,7 @@ def test_bad_rows_keep_their_place_with_weight_0(monkeypatch):
         7: "row 7, image: not a picture",
         9: f"row 9, audio: truncated: 90 of {len(rows[8]['audio'])} bytes",
     }
-    batch = test.gather(np.array([6, 7, 8, 9, -1]))
+    batch = test.take(np.array([6, 7, 8, 9, -1]))
     assert batch.id.tolist() == [6, 7, 8, 9, -1]
     assert batch.weight.tolist() == [1, 0, 1, 0, 0]
     assert not any(batch.inputs[m][[1, 3, 4]].any() or batch.present[m][[1, 3, 4]].any() for m in batch.inputs)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmfusion.data import knowledge
-from mmfusion.data.modalities import KINDS
-from mmfusion.data.rows import Reader
+from mmfusion.data.decoding import Reader
+from mmfusion.data.modalities import MODALITY_TYPES
 from mmfusion.errors import UserError
 
 TRIPLES = """Sparrow\tis a\tbird
@@ -20,7 +20,7 @@ trout\tlives in\tfresh water
 
 
 def options(**changes):
-    return {"kind": "knowledge", "feature": "text", **KINDS["knowledge"].options, **changes}
+    return {"kind": "knowledge", "feature": "text", **MODALITY_TYPES["knowledge"].options, **changes}
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_several_relations_between_two(file):
     graph = knowledge.from_triples(str(file))
     assert graph.neighbours[1][5] == [1, 3, 4 + 5] and graph.parallel == 3  # has, grows, is lifted by; each once
     given = options(triples=str(file), nodes=4)
-    assert KINDS["knowledge"].shape(given, graph) == ((4, 2 + 3 * 4), np.int32, 4)
+    assert MODALITY_TYPES["knowledge"].shape(given, graph) == ((4, 2 + 3 * 4), np.int32, 4)
     x, _ = knowledge.read({"text": "a bird and a trout"}, given, graph)
     assert (x[:, 0] - 1).tolist() == [1, 3, 0, 4]  # the wings have no place
     x, _ = knowledge.read({"text": "wings"}, given, graph)
@@ -95,15 +95,15 @@ def test_words_that_occur_together():
 
 def test_what_is_learned_is_saved_with_the_run(file):
     rows = [{"text": "a bird", "more": "fish"}, {"text": "none", "more": ""}]
-    kind, given = KINDS["knowledge"], options(triples=str(file), feature="text+more", nodes=4)
-    learned = kind.load(kind.learn(rows, given))
-    assert learned == knowledge.from_triples(str(file))
-    assert kind.supplied(given, learned) == {"entities": 7, "relations": 6}
-    assert kind.shape(given, learned) == ((4, 6), np.int32, 4)
-    x, mask = kind.read(rows[0], given, learned)
+    kind, given = MODALITY_TYPES["knowledge"], options(triples=str(file), feature="text+more", nodes=4)
+    fitted = kind.load(kind.fit(rows, given))
+    assert fitted == knowledge.from_triples(str(file))
+    assert kind.encoder_kwargs(given, fitted) == {"entities": 7, "relations": 6}
+    assert kind.shape(given, fitted) == ((4, 6), np.int32, 4)
+    x, mask = kind.read(rows[0], given, fitted)
     assert (x[mask][:2, 0] - 1).tolist() == [1, 4]
-    assert kind.read({"text": None, "more": b"  "}, given, learned) is None
-    alone = kind.load(kind.learn([{"text": "a b"}] * 4 + [{"text": "c"}] * 6, options()))
+    assert kind.read({"text": None, "more": b"  "}, given, fitted) is None
+    alone = kind.load(kind.fit([{"text": "a b"}] * 4 + [{"text": "c"}] * 6, options()))
     assert alone.entities == ("a", "b")
 
 
@@ -121,12 +121,12 @@ def test_a_wrong_file_is_told(content, says, tmp_path):
     path = tmp_path / "wrong.tsv"
     path.write_text(content)
     with pytest.raises(UserError, match=says):
-        knowledge.learn([{"text": "a bird"}], options(triples=str(path)))
+        knowledge.fit([{"text": "a bird"}], options(triples=str(path)))
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"the triples .*none\.tsv cannot be read"):
-        knowledge.learn([{"text": "a"}], options(triples=str(tmp_path / "none.tsv")))
+        knowledge.fit([{"text": "a"}], options(triples=str(tmp_path / "none.tsv")))
 
 
 def test_labels_name_entities(file):
@@ -141,4 +141,4 @@ def test_labels_name_entities(file):
 
 
 def test_it_is_json():
-    assert json.loads(knowledge.learn([{"text": "a b"}] * 3 + [{"text": "c"}] * 5, options()))[1] == ["with"]
+    assert json.loads(knowledge.fit([{"text": "a b"}] * 3 + [{"text": "c"}] * 5, options()))[1] == ["with"]

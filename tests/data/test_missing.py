@@ -42,8 +42,8 @@ def test_only_train_loses_modalities_in_memory_and_streamed(gb, monkeypatch):
     plain = dataset.load(planted.config(data__memory_gb=gb).data, seed=0).splits
     for name, split in splits.items():
         places = np.arange(len(split))
-        batch, before = split.gather(places), plain[name].gather(places)
+        batch, before = split.take(places), plain[name].take(places)
         keep = kept(batch.id, list(batch.present), 0.5) if name == "train" else {}
         for m, present in batch.present.items():
             np.testing.assert_array_equal(present, before.present[m] & keep.get(m, True))
-    assert any((~present).any() for present in splits["train"].gather(np.arange(40)).present.values())
+    assert any((~present).any() for present in splits["train"].take(np.arange(40)).present.values())

@@ -11,7 +11,7 @@ SIZE, B = 29, 8
 
 
 def places(step, seed=0, size=SIZE, batch_size=B):
-    return pipeline.train_places(seed, step, size=size, batch_size=batch_size)
+    return pipeline.train_positions(seed, step, size=size, batch_size=batch_size)
 
 
 def same(one, other):

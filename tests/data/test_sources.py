@@ -111,7 +111,7 @@ def test_mnist_is_one_line_of_config(public):
     config = tfds_config.get_config("name=mnist,channels=1,size=14")
     data = dataset.load(config.data, seed=0)
     assert data.class_names == {"label": tuple("0123456789")}
-    batch = data.splits["test"].gather(np.arange(24))
+    batch = data.splits["test"].take(np.arange(24))
     assert batch.inputs["image"].shape == (24, 14, 14, 1)
     assert batch.inputs["image"].std() > 10
     rows = opened("mnist", "", split="test").rows
@@ -122,12 +122,12 @@ def test_cifar10_with_imdb_is_one_line_of_config(public):
     config = tfds_config.get_config("name=pair:cifar10+imdb_reviews:by=index,text=text,target=imdb_reviews/label")
     data = dataset.load(config.data, seed=0)
     assert data.class_names == {"label": ("neg", "pos")}
-    batch = data.splits["test"].gather(np.arange(24))
+    batch = data.splits["test"].take(np.arange(24))
     assert batch.inputs["image"].shape == (24, 32, 32, 3)
     pictures, texts = (opened(name, "", split="test").rows for name in ("cifar10", "imdb_reviews"))
     assert batch.targets["label"].tolist() == [texts[i]["label"] for i in range(24)]
     np.testing.assert_array_equal(batch.inputs["image"][3], np.asarray(Image.open(io.BytesIO(pictures[3]["image"]))))
-    words = data.reader.learned["text"].encode(str(texts[3]["text"])).ids
+    words = data.reader.fitted["text"].encode(str(texts[3]["text"])).ids
     assert batch.inputs["text"][3][batch.mask["text"][3]].tolist() == words
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from configs import easy_vqa
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder
 from mmfusion.data.builders.shapes import shapes_dataset_builder
-from mmfusion.data.dataset import carve
+from mmfusion.data.dataset import holdout_split
 from mmfusion.errors import UserError
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
@@ -180,7 +180,7 @@ def test_corrupt_files_are_named_counted_and_weigh_nothing_in_memory_and_streame
 @pytest.mark.parametrize("where", ["train", "test"])
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_too_many_corrupt_files_stop_the_run_and_name_one(memory_gb, where, tmp_path, monkeypatch):
-    in_valid = carve(range(ROWS), planted.SMALL["data.valid_fraction"])
+    in_valid = holdout_split(range(ROWS), planted.SMALL["data.valid_fraction"])
     corrupt = {number: {"image": b"no picture"} for number in range(20) if where == "test" or not in_valid[number]}
     plant(monkeypatch, **{where: corrupt})
     config = planted.config(data__max_bad_fraction=0.1, data__memory_gb=memory_gb)

@@ -180,7 +180,7 @@ def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
 def test_gradnorm_is_given_the_gradients_at_the_features_of_all_devices(rows):
     made = config("gradnorm", tasks="label+amount", fusion="concat")
     dataset = datasets.load(made.data, seed=0)
-    parts, batch = assemble(made, dataset), dataset.splits["train"].gather(np.arange(6))
+    parts, batch = assemble(made, dataset), dataset.splits["train"].take(np.arange(6))
     state = parts.drawn_state(0)
 
     class Seen(GradNorm):
@@ -278,7 +278,7 @@ def test_mixed_rows_answer_for_both_in_every_head_and_in_micro_batches(rows):
         **{"data.targets.label.class_weights": (1.0, 3.0), "parallel.mode": "jit", "optim.clip_norm": 0.0},
     )  # fmt: skip
     dataset = datasets.load(made.data, seed=0)
-    parts, batch = assemble(made, dataset), dataset.splits["train"].gather(np.arange(8))
+    parts, batch = assemble(made, dataset), dataset.splits["train"].take(np.arange(8))
     state = parts.drawn_state(0)
     numbers = [jax.jit(parts.step(k))(state, batch, jnp.float32(0.1))[1] for k in (1, 2)]
     for name in ("loss", "accuracy", "objective/unimodal", "grad_norm"):

@@ -95,7 +95,7 @@ def _misspelt(draw: random.Random, path: str) -> str:
 def fuzzed_archives(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
     """Changes an archive's bytes, or adds members that mean harm: it is read as it was, or refused in one line."""
     del places
-    from mmfusion.data import archives
+    from mmfusion.data.builders import archives
 
     contents = {f"data/{i}.txt": f"row {i} ".encode() * (i + 1) for i in range(12)}
     honest = _zip({f"top/{name}": data for name, data in contents.items()})

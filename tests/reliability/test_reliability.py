@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmfusion import config as configs
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 from tests.reliability import faults, fuzz, runs
 from tests.reliability.faults import Outcome
 

@@ -34,7 +34,7 @@ class Step:
         self.dataset = synthetic.dataset(config, {"train": 64})
         self.parts: Parts = assemble(config, self.dataset)
         self.run = self.parts.train_step(1)
-        self.batch: Batch = self.dataset.splits["train"].gather(np.array([*range(4, 16), -1, -1, -1, -1]))
+        self.batch: Batch = self.dataset.splits["train"].take(np.array([*range(4, 16), -1, -1, -1, -1]))
 
     def __call__(self, state: Any, batch: Batch, rate: float = 0.3) -> tuple[Any, dict[str, float]]:
         """Returns the state after one step and its numbers, on the host."""
@@ -74,7 +74,7 @@ def with_rows(batch: Batch, rows: slice, source: Batch) -> Batch:
 
 
 def test_a_row_of_weight_0_changes_nothing(step: Step):
-    other = step.dataset.splits["train"].gather(np.arange(36, 52))
+    other = step.dataset.splits["train"].take(np.arange(36, 52))
     assert other.weight.all()
     padded, numbers = step(step.begin(), step.batch)
     filled, more = step(step.begin(), with_rows(step.batch, slice(12, 16), other))

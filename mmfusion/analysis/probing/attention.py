@@ -56,7 +56,7 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[Shown]:
         there = [m for m in reader.modalities if raw.present[m][i]]
         masks = {m: raw.mask[m][i] for m in there if reader.modalities[m]["kind"] in BY_POSITION}
         inputs = {
-            m: SHOWN[reader.modalities[m]["kind"]](raw.inputs[m][i], raw.mask[m][i], reader.learned.get(m))
+            m: SHOWN[reader.modalities[m]["kind"]](raw.inputs[m][i], raw.mask[m][i], reader.fitted.get(m))
             for m in there
         }
         absent = {m for m in reader.modalities if m not in there}
@@ -79,10 +79,10 @@ def _real(weights: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray
     return weights.compress(mask, axis)
 
 
-def _table_words(row: np.ndarray, mask: np.ndarray, learned: Mapping[str, Any]) -> list[str]:
+def _table_words(row: np.ndarray, mask: np.ndarray, fitted: Mapping[str, Any]) -> list[str]:
     """Returns `name value` of each column that is there: numbers in training's deviations, categories by name."""
     words = []
-    for name, column in learned.items():
+    for name, column in fitted.items():
         if "categories" in column:
             words.append(lambda x, name=name, known=("?", *column["categories"]): f"{name} {known[int(x)]}")
         else:
@@ -98,12 +98,12 @@ BY_POSITION = (
     "graph",
     "knowledge",
 )  # kinds whose encoders may give a token for each position
-SHOWN = {  # (input, mask, learned) -> what a person is shown
-    "image": lambda x, mask, learned: x,
-    "text": lambda x, mask, learned: [learned.id_to_token(int(k)) for k in x[mask]],
-    "audio": lambda x, mask, learned: x[mask],
-    "video": lambda x, mask, learned: x[mask],
+SHOWN = {  # (input, mask, fitted) -> what a person is shown
+    "image": lambda x, mask, fitted: x,
+    "text": lambda x, mask, fitted: [fitted.id_to_token(int(k)) for k in x[mask]],
+    "audio": lambda x, mask, fitted: x[mask],
+    "video": lambda x, mask, fitted: x[mask],
     "table": _table_words,
-    "graph": lambda x, mask, learned: [f"node {k}" for k in range(mask.sum())],
-    "knowledge": lambda x, mask, learned: [learned.entities[k - 1] for k in x[mask, 0]],
+    "graph": lambda x, mask, fitted: [f"node {k}" for k in range(mask.sum())],
+    "knowledge": lambda x, mask, fitted: [fitted.entities[k - 1] for k in x[mask, 0]],
 }

@@ -142,10 +142,10 @@ def _freeze(frames: np.ndarray, severity: float, random: np.random.Generator, _:
     return result
 
 
-def _column_noise(row: np.ndarray, severity: float, random: np.random.Generator, learned: Any) -> np.ndarray:
+def _column_noise(row: np.ndarray, severity: float, random: np.random.Generator, fitted: Any) -> np.ndarray:
     """Numbers get noise; a category becomes one that is drawn, as often as a value would be lost."""
     result, place = row.astype(np.float64), 0
-    for column in learned.values():
+    for column in fitted.values():
         if "categories" in column:
             chance, other = random.random(), random.integers(len(column["categories"]) + 1)
             if chance < severity * LOST and np.isfinite(row[place]):
@@ -200,9 +200,7 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
 }
 
 
-def corrupt(
-    batch: Batch, modality: str, kind: str, name: str, severity: float, seed: int, learned: Any = None
-) -> Batch:
+def corrupt(batch: Batch, modality: str, kind: str, name: str, severity: float, seed: int, fitted: Any = None) -> Batch:
     """Returns the batch with one modality spoiled in every row that has it; the same batch at severity 0.
 
     A row's draws come from (seed, name, id): not from its neighbours, its place, or the severity, so that a row is
@@ -215,7 +213,7 @@ def corrupt(
       name: of the corruption, a key of `CORRUPTIONS[kind]`.
       severity: from 0 (none) to 1.
       seed: at least 0.
-      learned: what training taught of the modality: a text's tokenizer, which only `typo` needs, or a table's columns.
+      fitted: what training taught of the modality: a text's tokenizer, which only `typo` needs, or a table's columns.
 
     Raises:
       UserError: the kind or the name is unknown.
@@ -235,18 +233,18 @@ def corrupt(
         random = np.random.default_rng([seed, zlib.crc32(name.encode()), int(batch.id[place])])
         values, mask = inputs[place], masks[place]  # views: what is written below is in the copies
         if kind == "image":
-            new = spoil(values, severity, random, learned)  # [H, W, C]
+            new = spoil(values, severity, random, fitted)  # [H, W, C]
             values[:] = np.clip(np.rint(new), 0, 255)
         elif kind == "video":
-            values[mask] = np.clip(np.rint(spoil(values[mask], severity, random, learned)), 0, 255)  # [T, H, W, C]
+            values[mask] = np.clip(np.rint(spoil(values[mask], severity, random, fitted)), 0, 255)  # [T, H, W, C]
         elif kind == "table":  # [F], what is missing anywhere
-            new = spoil(np.where(mask, values, np.nan), severity, random, learned)
+            new = spoil(np.where(mask, values, np.nan), severity, random, fitted)
             mask[:] = np.isfinite(new)
             values[:] = np.where(mask, new, 0)
         elif kind in ("graph", "knowledge"):  # [N, F + N]
-            values[:] = spoil(values, severity, random, learned)
+            values[:] = spoil(values, severity, random, fitted)
         else:  # [T] or [S], the real ones first
-            new = spoil(values[mask], severity, random, learned)[: len(values)]
+            new = spoil(values[mask], severity, random, fitted)[: len(values)]
             values[: len(new)], values[len(new) :] = new, text.PAD  # which is 0, as audio is padded
             mask[:] = np.arange(len(mask)) < len(new)
     return batch.replace(inputs={**batch.inputs, modality: inputs}, mask={**batch.mask, modality: masks})

@@ -114,7 +114,7 @@ def compared_metric(config: ConfigDict) -> str:
 
 def some(split: Split, rows: int) -> Batch:
     """Returns at most so many rows of a split as one host batch, drawn by a fixed seed, those of weight 0 left out."""
-    return _readable(split.gather(np.sort(np.random.default_rng(0).permutation(len(split))[:rows])))
+    return _readable(split.take(np.sort(np.random.default_rng(0).permutation(len(split))[:rows])))
 
 
 def _readable(batch: Batch) -> Batch:
@@ -217,7 +217,7 @@ def _subsets(
         return
     parts, split = {kept: [] for kept in subsets}, run.dataset.splits["test"]
     for start in range(0, len(split), ROWS):
-        encoded = probe.encode(_readable(split.gather(np.arange(start, min(start + ROWS, len(split))))))
+        encoded = probe.encode(_readable(split.take(np.arange(start, min(start + ROWS, len(split))))))
         for kept, collected in parts.items():
             collected.append(probe.fuse(without(encoded, kept)))
     for kept, collected in parts.items():
@@ -253,7 +253,7 @@ def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
 
     def at(m: str, name: str, severity: float) -> float:
         worse = corruption.corrupt(
-            raw, m, reader.modalities[m]["kind"], name, severity, seed=0, learned=reader.learned.get(m)
+            raw, m, reader.modalities[m]["kind"], name, severity, seed=0, fitted=reader.fitted.get(m)
         )
         return probe.value(probe.fuse(_joined(probe.encode(worse, [reads.get(m, m)]), encoded)))
 

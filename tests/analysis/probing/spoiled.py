@@ -71,8 +71,8 @@ def touched():
 
 
 def spoil(batch, kind, name, severity, seed=0, tokenizer="word"):
-    learned = {"text": TOKENIZERS[tokenizer], "table": COLUMNS}
-    return corrupt(batch, kind, kind, name, severity, seed, learned.get(kind))
+    fitted = {"text": TOKENIZERS[tokenizer], "table": COLUMNS}
+    return corrupt(batch, kind, kind, name, severity, seed, fitted.get(kind))
 
 
 def real(batch, kind, row):

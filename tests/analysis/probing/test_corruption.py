@@ -7,7 +7,7 @@ import pytest
 
 from mmfusion.analysis.probing.corruption import CORRUPTIONS, corrupt, effective_robustness, relative_robustness
 from mmfusion.data.batch import Batch
-from mmfusion.data.modalities import KINDS
+from mmfusion.data.modalities import MODALITY_TYPES
 from mmfusion.errors import UserError
 from tests.analysis.probing.spoiled import ABSENT, PADDING, ROWS, make_batch, real, spoil, touched
 
@@ -20,7 +20,7 @@ def take(batch, places):
 
 
 def test_every_kind_of_modality_has_corruptions():
-    assert set(CORRUPTIONS) == set(KINDS)
+    assert set(CORRUPTIONS) == set(MODALITY_TYPES)
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mmfusion.data import archives
-from mmfusion.data.builders import generate
+from mmfusion.data.builders import archives, generate
 from mmfusion.data.builders.av_digits import degrade
 from mmfusion.errors import UserError
 

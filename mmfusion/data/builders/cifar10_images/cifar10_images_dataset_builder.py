@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 
 ARCHIVE = archives.Archive(
     filename="CIFAR-10-images-master.zip",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 
 FILE = "handwritten_views/handwritten6.npz"
 DIGEST = "066c71a1276717c90dbe3b41063b517acecbd3006d3fffe86b53ffcf50560287"  # SHA-256

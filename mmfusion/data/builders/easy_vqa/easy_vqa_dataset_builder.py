@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 from mmfusion.errors import UserError
 
 ARCHIVE = archives.Archive(

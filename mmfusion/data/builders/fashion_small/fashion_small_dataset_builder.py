@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mmfusion.data import archives
+from mmfusion.data.builders import archives
 
 # File below `manual_dir`: its SHA-256.
 FILES = {

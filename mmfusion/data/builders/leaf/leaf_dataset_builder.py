@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmfusion.data import archives
-from mmfusion.data.builders import generate
+from mmfusion.data.builders import archives, generate
 
 # File below `manual_dir`: its SHA-256.
 FILES = {

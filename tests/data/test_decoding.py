@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from mmfusion.data import text
+from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
+from mmfusion.data.modalities import as_string
+from mmfusion.errors import UserError
+from tests import planted
+
+CONFIG = planted.config(tasks="label+tags+amount")
+READER = Reader(
+    CONFIG.data.modalities.to_dict(),
+    CONFIG.data.targets.to_dict(),
+    {"label": 2, "tags": 3, "amount": 1},
+    {"text": text.train_tokenizer([planted.row(i)["text"] for i in range(9)], "word", 50)},
+)
+
+
+def filled(*rows):
+    batch = empty_batch(READER, len(rows) + 1)  # one row of padding
+    for place, row in enumerate(rows):
+        fill_row(batch, place, row, 100 + place, READER)
+    return batch
+
+
+def test_a_row_becomes_its_arrays():
+    batch = filled(planted.row(5))
+    assert (batch.inputs["image"][0] == 25).all()
+    words = [READER.fitted["text"].id_to_token(i) for i in batch.inputs["text"][0]]
+    assert words == ["row", "5", "number5", "[PAD]", "[PAD]", "[PAD]"]
+    np.testing.assert_array_equal(batch.mask["text"][0], [1, 1, 1, 0, 0, 0])
+    np.testing.assert_allclose(batch.inputs["audio"][0], np.sin(np.arange(100) * 0.2), atol=1e-4)
+    assert {name: target[0].tolist() for name, target in batch.targets.items()} == {
+        "label": 1,
+        "tags": [0, 0, 1],
+        "amount": 0.5,
+    }
+    assert (batch.id.tolist(), batch.weight.tolist()) == ([100, -1], [1, 0])
+
+
+def test_shapes_and_types_are_the_contracts():
+    batch = filled(planted.row(0))
+    seen = {
+        "image": batch.inputs["image"], "text": batch.inputs["text"], "audio": batch.inputs["audio"],
+        "image mask": batch.mask["image"], "text mask": batch.mask["text"], "audio mask": batch.mask["audio"],
+        "present": batch.present["text"], **batch.targets, "weight": batch.weight, "id": batch.id,
+    }  # fmt: skip
+    assert {name: (array.shape, str(array.dtype)) for name, array in seen.items()} == {
+        "image": ((2, 8, 8, 3), "uint8"), "text": ((2, 6), "int32"), "audio": ((2, 100), "float32"),
+        "image mask": ((2, 1), "bool"), "text mask": ((2, 6), "bool"), "audio mask": ((2, 100), "bool"),
+        "present": ((2,), "bool"), "label": ((2,), "int32"), "tags": ((2, 3), "float32"), "amount": ((2,), "float32"),
+        "weight": ((2,), "float32"), "id": ((2,), "int32"),
+    }  # fmt: skip
+    per_row = sum(array[0].nbytes for name, array in seen.items() if name in READER.modalities)
+    assert READER.bytes_per_row() == per_row + 1 + 6 + 100  # and the masks
+
+
+@pytest.mark.parametrize(
+    ("modality", "values"),
+    [
+        ("image", [None, b""]),
+        ("text", [None, "", b"", " \n\t"]),
+        ("audio", [None, b"", planted.sound(0.1, samples=0), np.zeros(0, np.float32)]),
+    ],
+)
+def test_an_empty_value_is_an_absent_modality_in_a_row_that_counts(modality, values):
+    for value in values:
+        batch = filled(planted.row(3, **{modality: value}))
+        assert not batch.present[modality][0]
+        assert not batch.mask[modality][0].any()
+        assert not batch.inputs[modality][0].any()
+        assert all(batch.present[m][0] for m in READER.modalities if m != modality)
+        assert (batch.weight[0], batch.id[0]) == (1, 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image": planted.picture(9)[:50]}, "row 100, image: "),
+        ({"image": b"no picture"}, "row 100, image: not a picture"),
+        ({"audio": planted.sound(0.1)[:90]}, "row 100, audio: truncated"),
+        ({"audio": np.full(100, np.nan, np.float32)}, "row 100, audio: samples are not finite"),
+    ],
+)
+def test_a_bad_row_is_named_and_leaves_padding(changes, says):
+    batch = empty_batch(READER, 1)
+    with pytest.raises(BadRow, match=says):
+        fill_row(batch, 0, planted.row(1, **changes), 100, READER)
+    assert (batch.weight.tolist(), batch.id.tolist()) == ([0], [-1])
+    assert not any(batch.inputs[m].any() or batch.mask[m].any() or batch.present[m].any() for m in batch.inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"label": 2}, "row 100, target 'label': class 2 is outside 0 to 1"),
+        ({"label": -1}, "class -1 is outside"),
+        ({"label": 0.5}, "whole number"),
+        ({"label": [1]}, "whole number"),
+        ({"tags": [0, 3]}, r"row 100, target 'tags': classes \[0, 3\] are outside 0 to 2"),
+        ({"tags": [-1]}, "outside"),
+        ({"tags": [0.5]}, "whole numbers"),
+        ({"amount": np.nan}, "row 100, target 'amount': a regression target must be one finite number"),
+        ({"amount": np.inf}, "finite"),
+        ({"amount": [1.0]}, "one finite number"),
+    ],
+)
+def test_a_target_that_would_train_wrong_is_refused(changes, says):
+    with pytest.raises(BadTarget, match=says):
+        filled(planted.row(1, **changes))
+
+
+def test_labels_as_numbers_or_as_truth_values():
+    rows = [planted.row(0, tags=tags) for tags in ([2, 0], np.array([True, False, True]), [])]
+    np.testing.assert_array_equal(filled(*rows).targets["tags"][:3], [[1, 0, 1], [1, 0, 1], [0, 0, 0]])
+
+
+def test_text_may_be_bytes_or_none_but_not_several():
+    assert [as_string(x) for x in (b"h\xc3\xa9", None, "a", np.array(b"x", object), b"\xff")] == [
+        "hé",
+        "",
+        "a",
+        "x",
+        "�",
+    ]
+    with pytest.raises(UserError, match=r"one string, got an array"):
+        as_string(np.array([b"a", b"b"], object))
