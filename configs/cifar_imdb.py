@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mmfusion.config import defaults
 from mmfusion.errors import UserError, nearest
 from mmfusion.models.fusion import FUSIONS
+from mmfusion.registry import lookup
 
 TFDS, ARCHIVES = "pair:cifar10+imdb_reviews:by=index", "pair:cifar10_images+imdb_subset:by=index"
 PAIRS = {"any": (TFDS, ARCHIVES), "tfds": (TFDS, ""), "archives": (ARCHIVES, "")}
@@ -41,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model.width = 64 if args.network == "small" else 128
     config.model.encoders.image, tokens = defaults.encoder("image", "cnn", norm="batch"), "all"
-    if args.network == "article" and not FUSIONS[args.fusion].declares.needs_tokens:
+    if args.network == "article" and not lookup(FUSIONS, args.fusion, "config argument fusion").declares.needs_tokens:
         config.model.encoders.image, tokens = defaults.encoder("image", "pooled_cnn"), "last"
     if args.network == "article" and args.fusion == "concat":
         config.model.fusion.layers = 1

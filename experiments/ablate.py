@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli, trial_config
-from experiments.strategies import chosen
+from experiments.strategies import fusion_classes
 from mmfusion.analysis.ablation import remote_copy, runner
 from mmfusion.errors import UserError, nearest
 
@@ -58,7 +58,7 @@ def ablate(argv: Sequence[str]) -> None:
     from mmfusion.analysis.ablation import budget, plan, replicated_runner
     from mmfusion.analysis.probing.probe import compared_metric
 
-    names = chosen()
+    names = list(fusion_classes())
     example = make(names[0], 0, "")
     cli.prepare(example)  # the processes that train begin with this one's environment
     metric = METRIC.value or compared_metric(example)

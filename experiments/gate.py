@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.strategies import chosen
+from experiments.strategies import fusion_classes
 from mmfusion.errors import UserError
 
 OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
@@ -36,7 +36,7 @@ HOW = (
 
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
-    names = chosen()
+    names = list(fusion_classes())
     names += [row for row, (strategy, _) in VARIANTS.items() if strategy in names]
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output and not output.parent.is_dir():
@@ -92,10 +92,11 @@ def check(name: str):
     """Returns the gate's report of a row: a strategy with its default options, or one of VARIANTS."""
     from mmfusion.analysis.gate import gate
     from mmfusion.models.fusion import FUSIONS
+    from mmfusion.registry import lookup
 
     strategy, options = VARIANTS.get(name, (name, {}))
     try:
-        return gate.check(FUSIONS[strategy], options, modalities=MODALITIES)
+        return gate.check(lookup(FUSIONS, strategy, "--fusions"), options, modalities=MODALITIES)
     except Exception as error:  # of a strategy that does not work: the others go on
         return gate.Report((), (f"{type(error).__name__}: {' '.join(str(error).split())}",), 0.0)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.strategies import chosen
+from experiments.strategies import fusion_classes
 from mmfusion.errors import UserError
 
 PLOT = flags.DEFINE_string("plot", "", "a picture to draw: cost against tokens")
@@ -23,7 +23,7 @@ DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any
 
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
-    names = chosen()
+    fusions = fusion_classes()
     if PLOT.value and not Path(PLOT.value).parent.is_dir():
         raise UserError(f"--plot={PLOT.value}: there is no folder {Path(PLOT.value).parent}")
     cli.enable_compilation_cache()
@@ -34,7 +34,6 @@ def main(argv: Sequence[str]) -> None:
     from rich.table import Table
 
     from mmfusion.analysis.ablation.cost import Size, cost
-    from mmfusion.models.fusion import FUSIONS
 
     base = Size(width=WIDTH.value)
     console = Console(width=None if Console().is_terminal else 170)
@@ -43,16 +42,15 @@ def main(argv: Sequence[str]) -> None:
         title="Strategies (add: additive, syn: synergy, sym: symmetric, any: any modalities, tok: reads tokens, "
         "own: each modality has its own loss, cls: single-label classes only)",
     )  # fmt: skip
-    for name in names:
-        kind = FUSIONS[name]
+    for name, kind in fusions.items():
         declared = " ".join(short for field, short in DECLARED if getattr(kind.declares, field))
         line = " ".join(kind.__doc__.split("\n\n")[0].split())
         what.add_row(name, kind.declares.family, kind.declares.level, escape(line), kind.declares.paper, declared)
     console.print(what)
 
-    def flops(name: str, **changes: int) -> str:
+    def flops(kind: type, **changes: int) -> str:
         try:
-            return shown(cost(FUSIONS[name], dataclasses.replace(base, **changes)).flops)
+            return shown(cost(kind, dataclasses.replace(base, **changes)).flops)
         except UserError:
             return "refused"
 
@@ -62,18 +60,18 @@ def main(argv: Sequence[str]) -> None:
         title=f"One example: M={base.modalities} modalities, N={base.tokens} tokens, width {base.width}; FLOPs as N or "
         f"M grows; jax {jax.__version__}, {jax.devices()[0].device_kind}",
     )  # fmt: skip
-    for name in names:
+    for name, kind in fusions.items():
         try:
-            one = cost(FUSIONS[name], base, compiled=True)
+            one = cost(kind, base, compiled=True)
             first = f"{one.parameters:,}", shown(one.flops), f"{shown(one.memory)}B"
         except UserError:
             first = "refused", "", ""
         costs.add_row(
-            name, *first, *(flops(name, tokens=n) for n in TOKENS), *(flops(name, modalities=m) for m in MODALITIES)
+            name, *first, *(flops(kind, tokens=n) for n in TOKENS), *(flops(kind, modalities=m) for m in MODALITIES)
         )
     console.print(costs)
     if PLOT.value:
-        plot(names, base, Path(PLOT.value))
+        plot(fusions, base, Path(PLOT.value))
 
 
 def shown(number: float) -> str:
@@ -86,7 +84,7 @@ def shown(number: float) -> str:
     return f"{number:.0f} "
 
 
-def plot(names: Sequence[str], base, path: Path) -> None:
+def plot(fusions: dict[str, type], base, path: Path) -> None:
     """Draws FLOPs against tokens, a line a strategy, those that cost the same under one label."""
     import matplotlib
 
@@ -94,14 +92,12 @@ def plot(names: Sequence[str], base, path: Path) -> None:
     from matplotlib import pyplot
 
     from mmfusion.analysis.ablation.cost import cost
-    from mmfusion.models.fusion import FUSIONS
 
     tokens = [4, 16, 64, 256, 1024]
     figure, axes = pyplot.subplots(figsize=(9, 9), layout="constrained")
-    families = sorted({kind.declares.family for kind in FUSIONS.values()})
+    families = sorted({kind.declares.family for kind in fusions.values()})
     ends = []
-    for name in names:
-        kind = FUSIONS[name]
+    for name, kind in fusions.items():
         try:
             flops = [cost(kind, dataclasses.replace(base, tokens=n)).flops for n in tokens]
         except UserError:

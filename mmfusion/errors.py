@@ -22,7 +22,8 @@ class UserError(Exception):
         self.message, self.path, self.value, self.choices = message, path, value, sorted(choices)
         where = path if value is None else f"{path}={value!r}"
         text = f"{where}: {message}" if where else message
-        super().__init__(f"{text}; {nearest(value, self.choices)}" if self.choices else text)
+        given = path.rpartition(".")[2] if value is None else value  # of a key that is wrong itself, its last part
+        super().__init__(f"{text}; {nearest(given, self.choices)}" if self.choices else text)
 
 
 class Preempted(Exception):

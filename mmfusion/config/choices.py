@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
 from mmfusion import optim
-from mmfusion.errors import UserError, nearest
+from mmfusion.config.checks import check_member
+from mmfusion.errors import UserError
+from mmfusion.models.build import ENCODER_OPTIONS, module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.models.model import ENCODER_OPTIONS
-from mmfusion.models.model import options as module_options
 from mmfusion.objectives import OBJECTIVES, objective_options
+from mmfusion.registry import lookup
 
 
 def choice_keys(path: str, name: str) -> dict[str, Any]:
@@ -24,23 +26,27 @@ def choice_keys(path: str, name: str) -> dict[str, Any]:
     Raises:
       UserError: there is none of that name.
     """
-    table, own = _choices(path)
-    if name not in table:
-        where = f"{path}.{name}" if path == "objectives" else f"{path}.name={name!r}"
-        raise UserError(f"config.{where} is unknown: {nearest(name, table)}")
-    return own(name)
-
-
-def _choices(path: str) -> tuple[Mapping[str, Any], Any]:
     if path == "model.fusion":
-        return FUSIONS, lambda name: module_options(FUSIONS[name])
+        return module_options(_module_class(FUSIONS, name, path, "declares"))
     if path.startswith("model.encoders."):
-        return ENCODERS, lambda name: {**module_options(ENCODERS[name]), **ENCODER_OPTIONS}
+        return {**module_options(_module_class(ENCODERS, name, path, "reads")), **ENCODER_OPTIONS}
     if path == "objectives":
-        return dict.fromkeys(OBJECTIVES), objective_options
+        if name not in OBJECTIVES:
+            raise UserError("unknown objective", path=f"config.{path}.{name}", choices=OBJECTIVES)
+        return objective_options(name)
     if path == "optim.schedule":
-        return optim.SCHEDULES, optim.schedule_options
-    return optim.OPTIMIZERS, optim.options
+        check_member(name, optim.SCHEDULES, f"{path}.name")
+        return optim.schedule_options(name)
+    check_member(name, optim.OPTIMIZERS, f"{path}.name")
+    return optim.options(name)
+
+
+def _module_class(registry: Mapping[str, type[nn.Module]], name: str, path: str, attribute: str) -> type[nn.Module]:
+    path = f"config.{path}.name"
+    module_class = lookup(registry, name, path)
+    if not (issubclass(module_class, nn.Module) and hasattr(module_class, attribute)):
+        raise UserError(f"the class is not a flax module with an attribute `{attribute}`", path=path, value=name)
+    return module_class
 
 
 OPTIM_TYPED = ("learning_rate", "clip_norm", "accumulate")

@@ -15,6 +15,7 @@ from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.objectives import LOSSES
 from mmfusion.optim.layer_decay import UNORDERED
+from mmfusion.registry import lookup
 
 RESERVED = ("bias", "joint", "learned", "self")  # names that strategies give to what is no modality
 
@@ -68,13 +69,13 @@ def check_data(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{path}: a modality's name is small letters and digits, none of {', '.join(RESERVED)}"
             )
-        fitting = [e for e, module in ENCODERS.items() if module.reads == options.kind]
         encoder = config.model.encoders.get(name)
-        if encoder is not None and encoder.name not in fitting:
-            raise UserError(
-                f"config.model.encoders.{name}.name={encoder.name!r} does not read "
-                f"{options.kind}: choose one of {', '.join(fitting)}"
-            )
+        if encoder is not None:
+            encoder_path = f"config.model.encoders.{name}.name"
+            if lookup(ENCODERS, encoder.name, encoder_path).reads != options.kind:
+                fitting = [key for key, encoder_class in ENCODERS.items() if encoder_class.reads == options.kind]
+                message = f"does not read modalities of kind {options.kind}"
+                raise UserError(message, path=encoder_path, value=encoder.name, choices=fitting)
         if options.kind == "text":
             published = options.tokenizer.endswith(FILES)
             if not published:
@@ -109,8 +110,9 @@ def check_data(config: ConfigDict) -> None:
         if options.kind == "knowledge":
             check_positive(options.nodes, f"{path}.nodes")
             check_positive(options.entities, f"{path}.entities")
+    fusion_class = lookup(FUSIONS, config.model.fusion.name, "config.model.fusion.name")
     for name, options in data.targets.items():
-        if options.kind != "classification" and FUSIONS[config.model.fusion.name].declares.classes_only:
+        if options.kind != "classification" and fusion_class.declares.classes_only:
             raise UserError(
                 f"config.model.fusion.name={config.model.fusion.name!r} is for classes that exclude each other, and "
                 f"data.targets.{name} is {options.kind}; choose late_mean"

@@ -15,6 +15,7 @@ from mmfusion.errors import UserError, nearest
 from mmfusion.metrics import METRICS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.objectives import MIXES, fewest
+from mmfusion.registry import lookup
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = (
@@ -129,7 +130,7 @@ def _check_balance(config: ConfigDict) -> None:
     if "gradnorm" in objectives:
         if len(targets) < 2:
             raise UserError("config.objectives.gradnorm weighs tasks: give data.targets a second one, or leave it out")
-        level = FUSIONS[config.model.fusion.name].declares.level
+        level = lookup(FUSIONS, config.model.fusion.name, "config.model.fusion.name").declares.level
         if level != "feature":
             raise UserError(
                 f"config.objectives.gradnorm needs a strategy whose tasks read the same features, and "

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from mmfusion.config.renamed import rename_keys
 from mmfusion.errors import UserError
+from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.models.model import options as module_options
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

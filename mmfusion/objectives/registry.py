@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmfusion.models.model import options as module_options
+from mmfusion.models.build import module_options
 from mmfusion.objectives.alignment import CCA, Adversarial, Contrastive
 from mmfusion.objectives.auxiliary import Auxiliary
 from mmfusion.objectives.gradient_modulation import OGMGE

@@ -19,7 +19,7 @@ from mmfusion.data.decoding import empty_batch
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.distributed import hosts
 from mmfusion.distributed.mesh import Partitioner, make_partitioner
-from mmfusion.models import model as models
+from mmfusion.models.build import build
 from mmfusion.objectives import AUXILIARIES, Objectives, Task, make_objectives
 from mmfusion.optim import freezing
 from mmfusion.training import state, step
@@ -120,7 +120,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
     hosts.connect(partitioner.mesh)
     freeze = freezing.make(config.model.encoders, config.steps)
     return Parts(
-        model=models.build(
+        model=build(
             config.model,
             dataset.encoder_kwargs(),
             dataset.reader.outputs,

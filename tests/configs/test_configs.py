@@ -19,9 +19,9 @@ from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import defaults as base
 from mmfusion.data import dataset as datasets
 from mmfusion.data import decoding, image, knowledge, modalities, preprocess
+from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.models.model import options as module_options
 from mmfusion.training import setup
 from mmfusion.training.loop import train
 from tests import key_reads, tiny, tracing

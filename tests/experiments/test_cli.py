@@ -110,7 +110,7 @@ def test_parse_config_names_the_wrong_flag_or_key(argv, path, value, suggestion)
         ([f"{QUICKSTART}:fusion=gmu,left"], r"'left' is not key=value"),
         ([f"{QUICKSTART}:fusions=gmu"], r"'fusions=gmu' is not key=value of a known key: did you mean fusion"),
         ([f"{QUICKSTART}:seed=one"], r"seed='one' is not of type int"),
-        ([QUICKSTART, "--config.model.fusion.name=gum"], r"fusion\.name='gum' is unknown: did you mean sum or gmu"),
+        ([QUICKSTART, "--config.model.fusion.name=gum"], r"fusion\.name='gum'.*did you mean sum or gmu"),
         ([QUICKSTART, "--config.steps=many"], r"config\.steps=many: invalid literal for int"),
         ([QUICKSTART, "--config.steps=1.5"], r"config\.steps=1\.5"),
         ([QUICKSTART, "--config.optim.learning_rate=fast"], r"learning_rate=fast: could not convert"),

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
+from mmfusion.models.build import module_options
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.models.model import options
 
 WIDTH = 8
 RANDOM = np.random.default_rng(0)
@@ -18,9 +18,9 @@ MASK = {
 ROWS, RNGS = {"rows": {"id": np.arange(3)}}, {"dropout": jax.random.key(3)}
 FEATURE = [name for name, kind in FUSIONS.items() if kind.declares.level == "feature"]
 OPTIONS = {
-    name: {"heads": 2} | ({"layers": 1} if "layers" in options(kind) else {})
+    name: {"heads": 2} | ({"layers": 1} if "layers" in module_options(kind) else {})
     for name, kind in FUSIONS.items()
-    if "heads" in options(kind)
+    if "heads" in module_options(kind)
 }
 
 

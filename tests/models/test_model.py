@@ -11,9 +11,9 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.modalities import IMAGE_OPTIONS
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.errors import UserError
+from mmfusion.models.build import ENCODER_KWARGS, build, module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.models.model import SUPPLIED, build, options
 from tests.models.random_variables import quick_jit, random_variables
 
 RANDOM = np.random.default_rng(0)
@@ -200,7 +200,7 @@ def test_joined_pictures_are_channels_of_one_encoder():
 def test_pictures_of_two_sizes_cannot_be_joined():
     model = build(config("concat", {"left": {**CNN, "join": ("right",)}}), TWO, TASKS)
     other = PAIR.replace(inputs={**PAIR.inputs, "right": np.zeros((4, 8, 4, 1), np.float32)})
-    with pytest.raises(UserError, match=r"must have one size, here left \(8, 8\), right \(8, 4\)"):
+    with pytest.raises(UserError, match=r"the same size, got left \(8, 8\), right \(8, 4\)"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), other, train=False))
 
 
@@ -244,14 +244,14 @@ def test_joined_pictures_are_augmented_alike():
 
 @pytest.mark.parametrize("kind", [*ENCODERS.values(), *FUSIONS.values()])
 def test_options_are_the_fields_a_config_may_set(kind):
-    found = options(kind)
-    assert not set(found) & (SUPPLIED | {"parent", "name"})
+    found = module_options(kind)
+    assert not set(found) & (ENCODER_KWARGS | {"parent", "name"})
     assert dataclasses.MISSING not in found.values(), "an option needs a default"
 
 
 def test_options_of_the_cnn():
-    assert options(ENCODERS["cnn"])["strides"] == (2, 2, 2)
-    assert options(FUSIONS["mean"]) == {}
+    assert module_options(ENCODERS["cnn"])["strides"] == (2, 2, 2)
+    assert module_options(FUSIONS["mean"]) == {}
 
 
 def test_build_gives_every_module_what_it_needs():
@@ -265,18 +265,19 @@ def test_build_gives_every_module_what_it_needs():
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "path", "text"),
     [
-        ({"encoders": {}}, "model.encoders is empty"),
-        ({"encoders": {"video": {"name": "cnn"}}}, "model.encoders.video.*text"),
-        ({"encoders": {"image": {"name": "cnnn"}}}, "model.encoders.image.name='cnnn' is unknown: did you mean cnn"),
-        ({"encoders": {"image": {"name": "rnn"}}}, "rnn needs vocabulary"),
-        ({"encoders": {"image": {"name": "cnn", "norms": "batch"}}}, "model.encoders.image.norms.*did you mean norm"),
-        ({"fusion": {"name": "gnu"}}, "model.fusion.name='gnu' is unknown: did you mean gmu"),
-        ({"fusion": {"name": "mean", "layers": 2}}, "model.fusion.layers is no option of mean: there is none"),
-        ({"fusion": {"name": "concat", "width": 2}}, "model.fusion.width is no option of concat"),
+        ({"encoders": {}}, "encoders", "give an encoder to at least one modality"),
+        ({"encoders": {"video": {"name": "cnn"}}}, "encoders.video", "no such modality; choose one of audio, image"),
+        ({"encoders": {"image": {"name": "cnnn"}}}, "encoders.image.name", "name='cnnn'.*did you mean cnn"),
+        ({"encoders": {"image": {"name": "rnn"}}}, "encoders.image", "rnn needs vocabulary"),
+        ({"encoders": {"image": {"name": "cnn", "norms": "batch"}}}, "encoders.image.norms", "did you mean norm"),
+        ({"fusion": {"name": "gnu"}}, "fusion.name", "name='gnu'.*did you mean gmu"),
+        ({"fusion": {"name": "mean", "layers": 2}}, "fusion.layers", "mean has no such option$"),
+        ({"fusion": {"name": "concat", "width": 2}}, "fusion.width", "concat has no such option"),
     ],
 )
-def test_a_wrong_config_is_the_users_error(broken, said):
-    with pytest.raises(UserError, match=said):
+def test_build_rejects_wrong_configs(broken, path, text):
+    with pytest.raises(UserError, match=text) as error:
         build({**config("mean").to_dict(), **broken}, SPEC, TASKS)
+    assert error.value.path == f"config.model.{path}"

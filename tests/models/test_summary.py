@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mmfusion.data.batch import Batch
-from mmfusion.models.model import build
+from mmfusion.models.build import build
 from mmfusion.models.summary import summarize
 
 ROWS, TIME, VOCABULARY, WIDTH, EMBEDDING, HIDDEN, CLASSES = 2, 5, 7, 8, 4, 6, 3

@@ -15,6 +15,7 @@ from mmfusion.analysis.report.study import MOST, Study
 from mmfusion.analysis.report.tables import FUSED, Table, Text, comparisons, differences, large, number
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
+from mmfusion.registry import lookup
 
 SHORT = 16  # rows of a table that is in sight at once
 SEEDS = "lines span the seeds, from the lowest to the highest"
@@ -250,12 +251,16 @@ def _shown(study: Study) -> tuple[Row, list[Shown]]:
     """Returns the best method's examples, or those of the best one that attends, if the best one does not."""
     best, *others = study.ranked
     shown = _open(study, best)
-    attending = (row for row in others if FUSIONS[_fusion(study, row)].declares.family == "attention")
+    attending = (row for row in others if _fusion_class(study, row).declares.family == "attention")
     if not any(one.attention for one in shown) and (row := next(attending, None)):
         instead = _open(study, row)
         if any(one.attention for one in instead):
             return row, instead
     return best, shown
+
+
+def _fusion_class(study: Study, row: Row) -> type:
+    return lookup(FUSIONS, _fusion(study, row), "config.model.fusion.name")
 
 
 def _open(study: Study, row: Row) -> list[Shown]:

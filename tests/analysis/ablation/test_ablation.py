@@ -111,7 +111,7 @@ def test_any_key_can_be_varied():
         ("gmu objectives=none", []), ("gmu objectives=mvae", ["mvae"]),
         ("gmu objectives=unimodal+ogm_ge", ["ogm_ge", "unimodal"]), ("image alone", []), ("text alone", []),
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"objectives\.mva is unknown: did you mean mvae"):
+    with pytest.raises(UserError, match=r"objectives\.mva: .*did you mean mvae"):
         plans.build(make, ["gmu"], 1, {"objectives": ["mva"]})
 
 

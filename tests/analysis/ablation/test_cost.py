@@ -46,4 +46,4 @@ def test_the_command_lists_and_draws(command, tmp_path):
 def test_an_unknown_name_is_the_users_error(command):
     done = command("experiments.list_fusions", "--fusions=mean,tmcc")
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: --fusions: 'tmcc' is no strategy: did you mean tmc")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --fusions='tmcc': unknown name; did you mean tmc")
