@@ -74,8 +74,8 @@ def check_data(config: ConfigDict) -> None:
             encoder_path = f"config.model.encoders.{name}.name"
             if lookup(ENCODERS, encoder.name, encoder_path).reads != options.kind:
                 fitting = [key for key, encoder_class in ENCODERS.items() if encoder_class.reads == options.kind]
-                message = f"does not read modalities of kind {options.kind}"
-                raise UserError(message, path=encoder_path, value=encoder.name, choices=fitting)
+                message = f"does not read {options.kind}; choose one of {', '.join(fitting)}"
+                raise UserError(message, path=encoder_path, value=encoder.name)
         if options.kind == "text":
             published = options.tokenizer.endswith(FILES)
             if not published:

@@ -71,7 +71,7 @@ def test_every_shipped_config_passes():
         ("data.modalities.image.rate", 8000, r"data\.modalities\.image\.rate is not read by 'image'"),
         ("data.modalities.image.augment.flop", 1.0, r"augment\.flop is not read by .*did you mean flip"),
         # unknown choices
-        ("model.fusion.name", "cross_atention", r"model\.fusion\.name='cross_atention' .*mean cross_attention or"),
+        ("model.fusion.name", "cross_atention", r"model\.fusion\.name='cross_atention'.*mean cross_attention or"),
         ("model.encoders.image.name", "resnet19", r"image\.name='resnet19'.*did you mean resnet18"),
         ("optim.name", "adamW", r"config\.optim\.name='adamW' is unknown: did you mean adam"),
         ("optim.schedule.name", "cosine", r"schedule\.name='cosine' is unknown: did you mean warmup_cosine"),
@@ -117,7 +117,7 @@ def test_every_shipped_config_passes():
         ("data.modalities.text.vocabulary_size", 2, r"text\.vocabulary_size must be at least 3"),
         ("data.modalities.text.length", 0, r"text\.length=0 must be above 0"),
         # parts that do not fit each other
-        ("model.encoders.text.name", "cnn", r"encoders\.text\.name='cnn': does not read modalities of kind text; choose one of bert, bow"),
+        ("model.encoders.text.name", "cnn", r"encoders\.text\.name='cnn': does not read text; choose one of bow, text"),
         ("data.modalities", ConfigDict(), r"config\.data\.modalities is empty"),
         ("data.targets", ConfigDict(), r"config\.data\.targets is empty"),
     ],
