@@ -11,14 +11,12 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from absl import flags
 
 from experiments import cli
-from experiments.strategies import fusion_classes
-from mmfusion.errors import UserError
 
+FUSIONS = flags.DEFINE_string("fusions", "all", "names or package.module:Class, separated by commas, or all")
 OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
 JOBS = flags.DEFINE_integer("jobs", 1, "processes, each with a strategy of its own", lower_bound=1)
 
@@ -36,11 +34,12 @@ HOW = (
 
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
-    names = list(fusion_classes())
+    output = cli.output_file(OUTPUT.value)
+
+    from mmfusion.models.fusion import fusion_classes
+
+    names = list(fusion_classes(FUSIONS.value))
     names += [row for row, (strategy, _) in VARIANTS.items() if strategy in names]
-    output = Path(OUTPUT.value) if OUTPUT.value else None
-    if output and not output.parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {output.parent}")
     cli.enable_compilation_cache()
 
     from rich.console import Console

@@ -11,9 +11,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.strategies import fusion_classes
 from mmfusion.errors import UserError
 
+FUSIONS = flags.DEFINE_string("fusions", "all", "names or package.module:Class, separated by commas, or all")
 PLOT = flags.DEFINE_string("plot", "", "a picture to draw: cost against tokens")
 WIDTH = flags.DEFINE_integer("width", 64, "width of tokens and features", lower_bound=1)
 TOKENS, MODALITIES = (16, 64, 256), (2, 3, 4)
@@ -23,9 +23,7 @@ DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any
 
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
-    fusions = fusion_classes()
-    if PLOT.value and not Path(PLOT.value).parent.is_dir():
-        raise UserError(f"--plot={PLOT.value}: there is no folder {Path(PLOT.value).parent}")
+    path = cli.file_in_folder("--plot", PLOT.value) if PLOT.value else None
     cli.enable_compilation_cache()
 
     import jax
@@ -34,7 +32,9 @@ def main(argv: Sequence[str]) -> None:
     from rich.table import Table
 
     from mmfusion.analysis.ablation.cost import Size, cost
+    from mmfusion.models.fusion import fusion_classes
 
+    fusions = fusion_classes(FUSIONS.value)
     base = Size(width=WIDTH.value)
     console = Console(width=None if Console().is_terminal else 170)
     what = Table(
@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> None:
             name, *first, *(flops(kind, tokens=n) for n in TOKENS), *(flops(kind, modalities=m) for m in MODALITIES)
         )
     console.print(costs)
-    if PLOT.value:
-        plot(fusions, base, Path(PLOT.value))
+    if path:
+        plot(fusions, base, path)
 
 
 def shown(number: float) -> str:

@@ -23,7 +23,7 @@ from mmfusion.tracking.logger import duration
 DONE, FAILED, BEGUN, WAITING = ("●", "green"), ("✕", "red"), ("◐", "yellow"), ("·", "dim")
 
 
-def show(what: str, cells: Sequence[Cell], directory: Path, events: Iterator[tuple[Cell, str]], work: Work) -> None:
+def show(title: str, cells: Sequence[Cell], directory: Path, events: Iterator[tuple[Cell, str]], work: Work) -> None:
     """Shows the cells as they finish: a live table on a terminal, elsewhere a line each.
 
     Args:
@@ -36,7 +36,7 @@ def show(what: str, cells: Sequence[Cell], directory: Path, events: Iterator[tup
     if not cells:
         return
     console = Console(highlight=False, soft_wrap=True)
-    board = _Board(what, cells, directory, work)
+    board = _Board(title, cells, directory, work)
     if not console.is_terminal:
         for cell, error in events:
             console.print(board.finished(cell, error))
@@ -55,8 +55,8 @@ def show(what: str, cells: Sequence[Cell], directory: Path, events: Iterator[tup
 class _Board:
     """The state of the cells, as far as files and finished ones tell."""
 
-    def __init__(self, what: str, cells: Sequence[Cell], directory: Path, work: Work):
-        self._what, self._cells, self._directory, self._work = what, cells, directory, work
+    def __init__(self, title: str, cells: Sequence[Cell], directory: Path, work: Work):
+        self._title, self._cells, self._directory, self._work = title, cells, directory, work
         self._waiting = {cell.name: cell for cell in cells if not runner.is_done(directory, cell, work.leaves)}
         self._failed: set[str] = set()
         self._scores: dict[str, float | None] = {}
@@ -70,7 +70,7 @@ class _Board:
         """Takes a cell off the list, and returns a line about it."""
         del self._waiting[cell.name]
         number = f"{len(self._cells) - len(self._waiting)}/{len(self._cells)}"
-        line = Text(f"{self._what:<8} {number:>8}  {cell.name}")
+        line = Text(f"{self._title:<8} {number:>8}  {cell.name}")
         if error:
             self._failed.add(cell.name)
             line.append(f"  failed: {error}", style="red")
@@ -83,7 +83,7 @@ class _Board:
     def summary(self) -> Text:
         """Returns how many are done and failed, and the time."""
         done = len(self._cells) - len(self._waiting)
-        text = Text(f"{self._what:<8} {done} of {len(self._cells)} cells", style="bold")
+        text = Text(f"{self._title:<8} {done} of {len(self._cells)} cells", style="bold")
         if self._failed:
             text.append(f", {len(self._failed)} failed", style="red")
         text.append(f"  {duration(time.monotonic() - self._begun)}", style="dim")
@@ -155,10 +155,15 @@ def _step(directory: Path, cell: Cell) -> int:
         return 0
 
 
-def matches(found: Mapping[str, Match], kind: str, target: int) -> None:
-    """Prints the widths at which the methods cost what the target is, and which of them could not be brought near."""
+def waiting(unfinished: int, cells: int) -> None:
+    """Prints how many cells other shards have yet to finish."""
+    print(f"{unfinished} of {cells} cells are left to other shards; the last one writes the report")
+
+
+def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:
+    """Prints the widths at which the methods cost the same, and how far each is off the target."""
     table = Table("method", "width", kind, "off", title=f"Widths for equal {kind}", title_justify="left")
-    for name, one in found.items():
+    for name, one in matches.items():
         off = one.cost / target - 1
         style = "yellow" if abs(off) > CLOSE else ""
         table.add_row(name, str(one.width), f"{one.cost:,}", Text(f"{off:+.1%}", style=style))

@@ -1,4 +1,4 @@
-"""What the flags of an ablation stand for: the config of a cell, values to try, scores of others."""
+"""The flags of an ablation as values: the config of a cell, the values of a key, published scores."""
 
 import ast
 import math
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from mmfusion import config as configs
-from mmfusion.analysis.ablation.plan import Cell
+from mmfusion.analysis.ablation.plan import Cell, trial_source
 from mmfusion.config import defaults
 from mmfusion.errors import UserError
 
@@ -23,69 +23,65 @@ def config(source: str, overrides: Sequence[str], fusion: str, seed: int, modali
     Args:
       source: `FILE[:key=value,...]`.
       overrides: `--config.a.b=v`.
-      fusion: the strategy; empty: the config's own.
-      seed: of the run.
-      modalities: `image+text`; empty: all.
+      fusion: the strategy; "": the config's own.
+      seed: the seed.
+      modalities: `image+text`; "": all.
 
     Raises:
-      UserError: the source sets what the ablation does, or as of `cli.make_config`.
+      UserError: the source sets the strategy or the seed, or what `cli.make_config` raises.
     """
     arg, own = _arguments(source, overrides, fusion, seed)
-    made = cli.make_config(arg, own)
-    defaults.keep_modalities(made, modalities)
-    return made
+    result = cli.make_config(arg, own)
+    defaults.keep_modalities(result, modalities)
+    return result
 
 
 def command(source: str, overrides: Sequence[str], cell: Cell) -> str:
-    """Returns the command that trains a cell by itself, all but its `--workdir`; arguments are those of `config`."""
+    """Returns the command that trains a cell alone, without its `--workdir`; the arguments are those of `config`."""
     arg, own = _arguments(source, overrides, cell.fusion, cell.config["seed"])
-    every, kept = (set(one) for one in (cli.make_config(arg, own).data.modalities, cell.config["data"]["modalities"]))
-    if kept != every:
+    kept = set(cell.config["data"]["modalities"])
+    dropped = set(cli.make_config(arg, own).data.modalities) - kept
+    if dropped:
         arg += f",modalities={'+'.join(sorted(kept))}"
-        parts = [f"--config.{section}.{m}." for section in ("data.modalities", "model.encoders") for m in every - kept]
-        own = [one for one in own if not one.startswith(tuple(parts))]
+        sections = [f"--config.{path}.{m}." for path in ("data.modalities", "model.encoders") for m in dropped]
+        own = [one for one in own if not one.startswith(tuple(sections))]
     if added := set(cell.config["objectives"]) - set(cli.make_config(arg, own).objectives):
         path, _, given = arg.partition(":")
         items = [item for item in given.split(",") if not item.startswith("objectives=")]
         own_objectives = [item.partition("=")[2] for item in given.split(",") if item.startswith("objectives=")]
         items.append(f"objectives={'+'.join([*filter(None, own_objectives), *sorted(added)])}")
         arg = f"{path}:{','.join(items)}"
-    have, wanted = configs.flat(configs.to_json(cli.make_config(arg, own))), configs.flat(cell.config)
-    differ = sorted((key for key in wanted if have.get(key) != wanted[key]), key=lambda key: not key.endswith(".name"))
-    changes = [f"--config.{key}={wanted[key]}" for key in differ]
+    current, wanted = configs.flat(configs.to_json(cli.make_config(arg, own))), configs.flat(cell.config)
+    differing = [key for key in wanted if current.get(key) != wanted[key]]
+    differing.sort(key=lambda key: not key.endswith(".name"))  # a name replaces its section's options
+    changes = [f"--config.{key}={wanted[key]}" for key in differing]
     return shlex.join(["python", "-m", "experiments.train", f"--config={arg}", *own, *changes])
 
 
 def _arguments(source: str, overrides: Sequence[str], fusion: str, seed: int) -> tuple[str, list[str]]:
     """Returns `--config` and the overrides of a cell with all modalities."""
-    path, _, arg = source.partition(":")
-    given = [item.partition("=")[0] for item in arg.split(",")]
-    for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
-        if key in given:
-            raise UserError(f"--config={source}: the ablation sets {key}; give {flag}")
-    more = [arg, *([f"fusion={fusion}"] if fusion else []), f"seed={seed}"]
-    # A modality alone needs no fusion, and has no options of the strategies compared.
+    # A modality alone has no options of the strategies that are compared.
     own = overrides if fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
-    return f"{path}:{','.join(filter(None, more))}", list(own)
+    return trial_source(source, fusion, seed), list(own)
 
 
 def values(item: str) -> tuple[str, list[Any]]:
-    """Returns the config key and the values of `KEY=VALUE,VALUE`; raises UserError where it is none."""
+    """Returns the config key and the values of `KEY=VALUE,VALUE`; raises UserError for another form."""
     key, equals, listed = item.partition("=")
     if not (key and equals and listed):
-        raise UserError(f"--vary={item} is not KEY=VALUE,VALUE")
+        raise UserError("must be KEY=VALUE,VALUE", path="--vary", value=item)
     return configs.rename_key(SHORT.get(key, key)), [_literal(value) for value in listed.split(",")]
 
 
 def score(item: str) -> tuple[str, float]:
-    """Returns the name and the number of `NAME=SCORE`; raises UserError where it is none."""
+    """Returns the name and the number of `NAME=SCORE`; raises UserError for another form."""
     name, _, text = item.rpartition("=")
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not name or not math.isfinite(number):
-        raise UserError(f"--published={item} is not NAME=SCORE")
+        raise UserError("must be NAME=SCORE", path="--published", value=item)
     return name, number
 
 

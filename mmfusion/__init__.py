@@ -1,5 +1,81 @@
-"""Fusing modalities in JAX: encoders, fusion strategies, and a pure parallel train step."""
+"""Multimodal fusion in JAX: encoders, fusion strategies, training, and ablations that end in claims with evidence.
+
+`train` a config, `load` the run, `evaluate` it, `predict` rows, and `ablate` fusion strategies over seeds:
+
+    import mmfusion
+
+    mmfusion.train("configs/quickstart.py", "runs/quickstart")
+    model = mmfusion.load("runs/quickstart")
+    model.predict([{"image": "shapes.png", "text": "the red circle is left of the blue square"}]).labels
+
+Names are imported on first use, so that `import mmfusion` is fast and does not import JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from mmfusion.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from mmfusion.analysis.run_ablation import AblationResult, ablate
+    from mmfusion.config.files import load_file as load_config
+    from mmfusion.data.modalities import MODALITY_TYPES
+    from mmfusion.errors import Preempted, UserError
+    from mmfusion.inference.predictions import Predictions, TaskPredictions
+    from mmfusion.inference.trained_model import Attention, Features, TrainedModel, load
+    from mmfusion.models.encoders import ENCODERS
+    from mmfusion.models.fusion import FUSIONS
+    from mmfusion.objectives import OBJECTIVES
+    from mmfusion.training.train import train
+
+_MODULES = {  # name -> module, or module:name
+    "AblationResult": "mmfusion.analysis.run_ablation",
+    "Attention": "mmfusion.inference.trained_model",
+    "ENCODERS": "mmfusion.models.encoders",
+    "FUSIONS": "mmfusion.models.fusion",
+    "Features": "mmfusion.inference.trained_model",
+    "MODALITY_TYPES": "mmfusion.data.modalities",
+    "OBJECTIVES": "mmfusion.objectives",
+    "Predictions": "mmfusion.inference.predictions",
+    "Preempted": "mmfusion.errors",
+    "TaskPredictions": "mmfusion.inference.predictions",
+    "TrainedModel": "mmfusion.inference.trained_model",
+    "UserError": "mmfusion.errors",
+    "ablate": "mmfusion.analysis.run_ablation",
+    "load": "mmfusion.inference.trained_model",
+    "load_config": "mmfusion.config.files:load_file",
+    "train": "mmfusion.training.train",
+}
+
+__all__ = [
+    "ENCODERS",
+    "FUSIONS",
+    "MODALITY_TYPES",
+    "OBJECTIVES",
+    "AblationResult",
+    "Attention",
+    "Features",
+    "Predictions",
+    "Preempted",
+    "TaskPredictions",
+    "TrainedModel",
+    "UserError",
+    "__version__",
+    "ablate",
+    "load",
+    "load_config",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _MODULES[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -109,6 +109,17 @@ def build(make: Make, fusions: Sequence[str], seeds: int, vary: Mapping[str, Seq
     return Plan(tuple(cells.values()), code_digest())
 
 
+def trial_source(source: str, fusion: str, seed: int) -> str:
+    """Returns `FILE:key=value,...` with a strategy ("": the config's own) and a seed."""
+    path, _, arg = source.partition(":")
+    given = [item.partition("=")[0] for item in arg.split(",")]
+    for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
+        if key in given:
+            raise UserError(f"the ablation sets {key}; give {flag}", path="--config", value=source)
+    items = [arg, f"fusion={fusion}" if fusion else "", f"seed={seed}"]
+    return f"{path}:{','.join(filter(None, items))}"
+
+
 def code_digest(of: Sequence[str] = ()) -> str:
     """Returns a digest of the sources that runs depend on, the library but its analysis, or of modules of that."""
     root = Path(__file__).parents[2]

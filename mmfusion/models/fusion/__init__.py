@@ -1,7 +1,10 @@
 """Fusion strategies, by the name a config gives them; `contract.py` says how each is called."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 
+from mmfusion.errors import UserError
 from mmfusion.models.fusion.additive import EmbraceNet, Mean, Sum, Weighted
 from mmfusion.models.fusion.bilinear import MFB, MFH, MLB, LowRankTensor, Multiplicative
 from mmfusion.models.fusion.bilinear_attention import BilinearAttention
@@ -20,6 +23,7 @@ from mmfusion.models.fusion.latent import Perceiver, QFormer
 from mmfusion.models.fusion.merged import Bottleneck, LateTransformer, MergedAttention
 from mmfusion.models.fusion.mixed import I2M2, MoE
 from mmfusion.models.fusion.tensor import MCB, Block, Mutan, Tensor
+from mmfusion.registry import lookup
 
 FUSIONS: dict[str, type[nn.Module]] = {
     "concat": Concat,
@@ -68,3 +72,20 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "qmf": QMF,
     "i2m2": I2M2,
 }
+
+
+def fusion_classes(names: Sequence[str] | str) -> dict[str, type[nn.Module]]:
+    """Returns fusion strategies by name.
+
+    Args:
+      names: names or `package.module:Class`, as a sequence or separated by commas; or `all`, in the registry's order.
+
+    Raises:
+      UserError: no strategy has that name, or one is given twice.
+    """
+    if names == "all":
+        return dict(FUSIONS)
+    listed = names.split(",") if isinstance(names, str) else list(names)
+    if len(set(listed)) < len(listed):
+        raise UserError("a strategy is given twice", path="--fusions", value=",".join(listed))
+    return {name: lookup(FUSIONS, name, "--fusions") for name in listed}

@@ -1,0 +1,325 @@
+"""An ablation from its plan to its report: train every cell, probe the selected ones, conclude.
+
+`ablate` is the function for users; `run_ablation` is what it shares with the command.
+"""
+
+import dataclasses
+import functools
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion.analysis import ablate as ablation
+from mmfusion.analysis import report
+from mmfusion.analysis.ablate import Outcome
+from mmfusion.analysis.ablation import budget, plan, replicated_runner, runner
+from mmfusion.analysis.ablation.plan import Cell, Make, Plan, trial_source
+from mmfusion.analysis.ablation.remote_copy import Mirror
+from mmfusion.analysis.ablation.runner import Work
+from mmfusion.analysis.claims.claims import Claims
+from mmfusion.analysis.probing.probe import compared_metric
+from mmfusion.config import defaults
+from mmfusion.config.files import load_file, set_values
+from mmfusion.errors import UserError
+from mmfusion.models.fusion import fusion_classes
+
+Events = Iterator[tuple[Cell, str]]  # each cell that is finished, with "" or its error
+
+
+class Progress(Protocol):
+    """Receives the progress of an ablation; `show` must exhaust the events, which do the work."""
+
+    def matched(self, matches: Mapping[str, budget.Match], kind: str, target: int) -> None: ...
+
+    def show(self, title: str, cells: Sequence[Cell], directory: Path, events: Events, work: Work) -> None: ...
+
+    def waiting(self, unfinished: int, cells: int) -> None: ...
+
+
+class Silent:
+    """A `Progress` that shows nothing."""
+
+    def matched(self, matches: Mapping[str, budget.Match], kind: str, target: int) -> None:
+        """Does nothing."""
+
+    def show(self, title: str, cells: Sequence[Cell], directory: Path, events: Events, work: Work) -> None:
+        """Exhausts the events."""
+        for _ in events:
+            pass
+
+    def waiting(self, unfinished: int, cells: int) -> None:
+        """Does nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What an ablation compares.
+
+    Attributes:
+      make: (strategy or "", seed, modalities or "") -> config.
+      fusions: names of strategies.
+      seeds: number of seeds per method.
+      vary: config key -> values; keys of the optimizer are selected on validation, others are methods of their own.
+      match: `none`, or what to equalize by the width: `parameters` or `flops`.
+      metric: the metric to select and compare by; "": the config's.
+      published: name -> score that others report, shown in the report.
+    """
+
+    make: Make
+    fusions: Sequence[str]
+    seeds: int
+    vary: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    match: str = "none"
+    metric: str = ""
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise UserError("must be at least 1", path="--seeds", value=self.seeds)
+
+
+def _no_preparation() -> None:
+    """Leaves a process as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Where and how an ablation runs.
+
+    Attributes:
+      directory: receives the cells and the report.
+      jobs: number of processes on CPU; 0: this process.
+      shard: `i/n`, the share of the cells to run here.
+      remote: the bucket directory of which `directory` is a copy; "": none.
+      prepare_worker: called first in each process; importable by name.
+      progress: receives what is finished.
+      command: the command line for the report.
+      train_command: a cell -> the command that trains it alone, for the report.
+      latex: whether to write the table as `table.tex` too.
+    """
+
+    directory: Path
+    jobs: int = 0
+    shard: str = "0/1"
+    remote: str = ""
+    prepare_worker: Callable[[], None] = _no_preparation
+    progress: Progress = dataclasses.field(default_factory=Silent)
+    command: str = ""
+    train_command: Callable[[Cell], str] = lambda cell: ""
+    latex: bool = False
+
+
+def run_ablation(request: Request, execution: Execution) -> Outcome | None:
+    """Runs an ablation, or continues it.
+
+    Returns:
+      The outcome; None while other shards have unfinished cells.
+
+    Raises:
+      UserError: nothing to run, a wrong key, or a directory of another ablation.
+      Preempted: SIGTERM arrived; running cells saved a checkpoint.
+    """
+    planned, metric = make_plan(request, execution.progress)
+    try:
+        own = runner.shard(planned.cells, execution.shard)
+    except ValueError as error:
+        raise UserError(str(error), path="--shard") from error
+    shared = Mirror(execution.remote, execution.directory)
+    shared.fetch(planned.cells)
+    settled = plan.settle(planned, execution.directory)
+    shared.send()
+    if not _run_cells(settled, own, metric, shared, execution):
+        return None
+    example = request.make(request.fusions[0], 0, "")
+    rows, information = ablation.classical(example, metric, request.seeds, execution.directory)
+    outcome = ablation.conclude(settled, execution.directory, metric, rows, information, request.published)
+    report.write(outcome, settled, execution.directory, execution.command, execution.train_command, execution.latex)
+    shared.send()
+    return outcome
+
+
+def make_plan(request: Request, progress: Progress) -> tuple[Plan, str]:
+    """Returns the plan of an ablation, its configs checked, and the metric that it compares."""
+    example, make = request.make(request.fusions[0], 0, ""), request.make
+    metric = request.metric or compared_metric(example)
+    metrics = configs.selectable(example)
+    if metric not in metrics:
+        raise UserError("no such metric", path="--metric", value=metric, choices=metrics)
+    if request.match != "none":
+        make, target, matches = budget.matched(make, request.fusions, request.match)
+        progress.matched(matches, request.match, target)
+    planned = plan.build(make, request.fusions, request.seeds, request.vary)
+    for cell in planned.cells:
+        configs.check(configs.from_json(cell.config), jax.device_count())
+    return planned, metric
+
+
+def _run_cells(settled: Plan, own: Sequence[Cell], metric: str, shared: Mirror, execution: Execution) -> bool:
+    """Trains and probes the cells of this shard; returns whether those of all shards are finished."""
+    directory, probing = execution.directory, ablation.examining(metric)
+
+    with runner.Pool(directory, execution.jobs, execution.prepare_worker) as pool:
+        work_on: Callable[[Sequence[Cell], Work], Events] = pool.run
+        if jax.default_backend() != "cpu":
+            work_on = functools.partial(replicated_runner.run, directory)
+        elif not execution.jobs:
+            work_on = functools.partial(_run_here, directory)
+
+        def show(title: str, cells: Sequence[Cell], work: Work) -> None:
+            execution.progress.show(title, cells, directory, shared.sending(work_on(cells, work)), work)
+
+        def probe(cells: Sequence[Cell]) -> None:
+            names = {cell.name for cell in cells}
+            selected = ablation.chosen_cells(settled, directory, metric)
+            show("examine", [cell for cell in selected if cell.name in names], probing)
+
+        show("train", own, runner.TRAINING)
+        shared.fetch(settled.cells)
+        if ablation.unfinished(settled, directory):
+            probe(own)
+            shared.fetch(settled.cells)  # other shards may have finished meanwhile
+        if unfinished := ablation.unfinished(settled, directory):
+            execution.progress.waiting(len(unfinished), len(settled.cells))
+            return False
+        probe(settled.cells)
+        return True
+
+
+def _run_here(directory: Path, cells: Sequence[Cell], work: Work) -> Events:
+    """Works on the cells one after the other in this process, as `runner.Pool.run` does in several."""
+    for cell in cells:
+        if not runner.is_done(directory, cell, work.leaves):
+            answer = runner.work_on(cell, directory, work)
+            if isinstance(answer, Exception):
+                raise answer
+            yield cell, answer
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationResult:
+    """A finished ablation; `report.html` in its directory has the figures.
+
+    Attributes:
+      directory: where it is.
+      outcome: everything that it found.
+    """
+
+    directory: Path
+    outcome: Outcome
+
+    @property
+    def claims(self) -> Claims:
+        """The claims: `statements`, each with `text`, `verdict` and evidence, or `none`, why there are none."""
+        return self.outcome.claims
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One dict per method, best mean test score first.
+
+        Keys: `method`, `mean` and `std` over seeds (None without a finished seed, or with fewer than two), `test` (a
+        score per seed), `seeds`, `chosen` (the values that validation selected) and `parameters`.
+        """
+        rows = [
+            {
+                "method": row.method,
+                "mean": statistics.fmean(row.test) if row.test else None,
+                "std": statistics.stdev(row.test) if len(row.test) > 1 else None,
+                "test": list(row.test),
+                "seeds": list(row.seeds),
+                "chosen": dict(row.chosen),
+                "parameters": row.parameters,
+            }
+            for row in self.outcome.rows
+        ]
+        sign = -1 if self.outcome.higher else 1
+        return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0.0)))
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """The error of each run that failed."""
+        return self.outcome.errors
+
+
+def ablate(
+    config: ConfigDict | str | Path,
+    fusions: Sequence[str] | str,
+    seeds: int,
+    workdir: str | Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    match: str = "none",
+    metric: str = "",
+    jobs: int = 0,
+) -> AblationResult:
+    """Compares fusion strategies over seeds; the same call continues an ablation that was interrupted.
+
+    Every strategy and each modality alone is trained with the same seeds, and the learning rate of each method is
+    selected on validation if it is varied. Fewer than six seeds support no claim.
+
+    Args:
+      config: a config, or a config file, `path/to/X.py[:arg=value,...]`.
+      fusions: names of strategies, or `all`.
+      seeds: number of seeds per method.
+      workdir: the ablation's directory.
+      changes: values by dotted path that all runs share, such as `{"steps": 100}`.
+      vary: config key -> values, such as `{"optim.learning_rate": [1e-3, 3e-4]}`.
+      match: `parameters` or `flops` chooses widths at which all strategies cost the same.
+      metric: the metric to select and compare by; "": the config's.
+      jobs: number of processes on CPU; 0 runs in this process. A script that starts processes needs the usual
+        `if __name__ == "__main__":` of multiprocessing.
+
+    Raises:
+      UserError: an unknown strategy or key, or a directory of another ablation.
+    """
+    names = list(fusion_classes(fusions))
+    given = config if isinstance(config, ConfigDict) else str(config)
+    make = functools.partial(trial_config, given, dict(changes or {}))
+    request = Request(make, names, seeds, vary or {}, match, metric)
+    source = "config" if isinstance(config, ConfigDict) else repr(given)
+    command = f"mmfusion.ablate({source}, fusions={names}, seeds={seeds}, workdir={str(workdir)!r})"
+    execution = Execution(Path(workdir), jobs, command=command)
+    outcome = run_ablation(request, execution)
+    assert outcome is not None  # there are no other shards
+    return AblationResult(Path(workdir), outcome)
+
+
+def trial_config(
+    config: ConfigDict | str, changes: Mapping[str, Any], fusion: str, seed: int, modalities: str
+) -> ConfigDict:
+    """Returns the config of one run of an ablation.
+
+    Args:
+      config: a config, or the source of one.
+      changes: values by dotted path.
+      fusion: the strategy; "": the config's own.
+      seed: the seed.
+      modalities: `image+text`; "": all.
+
+    Raises:
+      UserError: the source sets the strategy or the seed.
+    """
+    if isinstance(config, ConfigDict):
+        result = config.copy_and_resolve_references()
+        if fusion and result.model.fusion.name != fusion:
+            configs.choose(result, "model.fusion", fusion)
+        with result.unlocked():
+            result.seed = seed
+    else:
+        result = load_file(trial_source(config, fusion, seed))
+    # A modality alone has no options of the strategies that are compared.
+    set_values(result, {k: v for k, v in changes.items() if fusion or not k.startswith("model.fusion.")})
+    defaults.keep_modalities(result, modalities)
+    return result.lock()
