@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.data.dataset import Dataset
-from mmfusion.training import loop
-from mmfusion.training.setup import Parts
+from mmfusion.training import run
+from mmfusion.training.setup import TrainSetup
 
 OF_THE_LOOP = {
     "seed",
@@ -25,25 +25,25 @@ OF_THE_LOOP = {
 
 @contextlib.contextmanager
 def once() -> Iterator[None]:
-    """Within it, `train` builds and traces the parts of a config once; only for tests that leave the steps as they are.
+    """Within it, `train` builds and traces the setup of a config once; only for tests that leave the steps as they are.
 
     That a run goes on to the bit with steps that another process has traced is shown where runs are killed.
     """
-    parts: dict[str, Parts] = {}
+    setups: dict[str, TrainSetup] = {}
     compiled: dict[tuple[Any, ...], Any] = {}
-    assemble = loop.assemble
+    build_setup = run.build_setup
 
-    def assembled(config: ConfigDict, dataset: Dataset) -> Parts:
+    def assembled(config: ConfigDict, dataset: Dataset) -> TrainSetup:
         known = {path: x for path, x in configs.flat(configs.to_json(config)).items() if path not in OF_THE_LOOP}
         key = json.dumps([known, dataset.fingerprint], sort_keys=True)
-        if key not in parts:
-            parts[key] = assemble(config, dataset)
-        return parts[key]
+        if key not in setups:
+            setups[key] = build_setup(config, dataset)
+        return setups[key]
 
     def kept(name: str) -> Callable[..., Any]:
-        honest = getattr(Parts, name)
+        honest = getattr(TrainSetup, name)
 
-        def method(self: Parts, *args: Any) -> Any:
+        def method(self: TrainSetup, *args: Any) -> Any:
             key = (id(self), name, *args)
             if key not in compiled:
                 compiled[key] = honest(self, *args)
@@ -52,7 +52,7 @@ def once() -> Iterator[None]:
         return method
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "assemble", assembled)
+        patch.setattr(run, "build_setup", assembled)
         for name in ("train_step", "eval_step"):
-            patch.setattr(Parts, name, kept(name))
+            patch.setattr(TrainSetup, name, kept(name))
         yield

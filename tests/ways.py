@@ -1,4 +1,4 @@
-"""Trains and evaluates the synthetic run in several ways of spreading it, which must all agree.
+"""Trains and evaluates the synthetic run in several ways of partitionering it, which must all agree.
 
 As a command, in a process with other devices or beside other hosts: `python -m tests.ways OUTPUT.npz WAY...`, with
 `--host=I --hosts=N --port=P` where it is one of several, and `--storage=URL` of a stand-in for buckets.
@@ -27,7 +27,8 @@ from mmfusion.distributed import hosts, mesh, sharding
 from mmfusion.errors import Preempted
 from mmfusion.training import loop
 from mmfusion.training.evaluation import collect, score
-from mmfusion.training.setup import Parts, assemble
+from mmfusion.training.run import read_calls
+from mmfusion.training.setup import TrainSetup, build_setup
 from mmfusion.training.state import TrainState
 from tests import spoiled, storage, synthetic, tiny
 
@@ -93,23 +94,23 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
             batches = mock.patch.object(pipeline, "train_batches", spoiled.train_batches(updates, times=1))
             with saves, batches:
                 return _loop(config, dataset, epath.Path("gs://bucket" if bucket else folder) / way, attempts)
-        return _steps(config, dataset, assemble(config, dataset))
+        return _steps(config, dataset, build_setup(config, dataset))
 
 
-def _steps(config: ConfigDict, dataset: Dataset, parts: Parts) -> dict[str, np.ndarray]:
+def _steps(config: ConfigDict, dataset: Dataset, setup: TrainSetup) -> dict[str, np.ndarray]:
     k = max(1, config.parallel.steps_per_call)
-    drawn = share(parts.drawn(config.seed))
-    state, run_train = parts.initial_state(config.seed), parts.train_step(config.optim.accumulate)
-    rates = parts.partitioner.replicate(np.full(k, config.optim.learning_rate, np.float32))
+    drawn = share(setup.init_sharded(config.seed))
+    state, run_train = setup.init_state(config.seed), setup.train_step()
+    rates = setup.partitioner.replicate(np.full(k, config.optim.learning_rate, np.float32))
     losses, ids = [], []
-    for own, devices in loop._calls(dataset.splits["train"], config, parts, first=0, k=k):
+    for own, devices in read_calls(dataset.splits["train"], config, setup, first=0, k=k):
         state, numbers = run_train(state, devices, rates)
         losses += jax.device_get(numbers["loss"]).tolist()
         ids += [batch.id for batch in own]
     leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
-    result = {jax.tree_util.keystr(path): parts.partitioner.to_host(x) for path, x in leaves}
-    rows = collect(parts.eval_step(), state, dataset.splits["test"], parts, batch_size=config.batch_size)
-    scores = score(rows, parts.tasks)
+    result = {jax.tree_util.keystr(path): setup.partitioner.to_host(x) for path, x in leaves}
+    rows = collect(setup.eval_step(), state, dataset.splits["test"], setup, batch_size=config.batch_size)
+    scores = score(rows, setup.tasks)
     return result | {
         "held": np.array([drawn, share(state)]),
         "losses": np.array(losses),

@@ -12,7 +12,7 @@ from configs import quickstart
 from mmfusion.data import dataset as datasets
 from mmfusion.data import pipeline
 from mmfusion.training.loop import train
-from mmfusion.training.setup import assemble
+from mmfusion.training.setup import build_setup
 
 STEPS, ROUNDS = 150, 5
 
@@ -41,10 +41,10 @@ def loop_overhead() -> list[dict[str, Any]]:
 
 
 def _bare(config: Any, dataset: datasets.Dataset) -> float:
-    parts = assemble(config, dataset)
-    state, call = parts.initial_state(config.seed), parts.train_step(config.optim.accumulate)
+    setup = build_setup(config, dataset)
+    state, call = setup.init_state(config.seed), setup.train_step()
     batch = next(pipeline.train_batches(dataset.splits["train"], seed=0, batch_size=config.batch_size, first=0, last=1))
-    resident, rates = (parts.partitioner.put_batch(batch),), parts.partitioner.replicate(np.array([1e-3], np.float32))
+    resident, rates = (setup.partitioner.put_batch(batch),), setup.partitioner.replicate(np.array([1e-3], np.float32))
     state, metrics = call(state, resident, rates)
     jax.block_until_ready(metrics)
     began = time.monotonic()

@@ -53,8 +53,8 @@ def meta_of(folder: epath.Path) -> dict[str, Any]:
 
 def metrics_of(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what decides which checkpoints are kept: `wrong` counts the updates just before that went wrong."""
-    watched = meta.get("progress", {}).get("watched", {})
-    return {"score": meta["score"], "step": meta["step"], "wrong": watched.get("row", 0)}
+    counts = meta.get("progress", {}).get("bad_steps", {})
+    return {"score": meta["score"], "step": meta["step"], "wrong": counts.get("consecutive", 0)}
 
 
 def check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:

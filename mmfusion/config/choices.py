@@ -12,7 +12,7 @@ from mmfusion.errors import UserError
 from mmfusion.models.build import ENCODER_OPTIONS, module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.objectives import OBJECTIVES, objective_options
+from mmfusion.objectives import objective_options
 from mmfusion.registry import lookup
 
 
@@ -31,8 +31,6 @@ def choice_keys(path: str, name: str) -> dict[str, Any]:
     if path.startswith("model.encoders."):
         return {**module_options(_module_class(ENCODERS, name, path, "reads")), **ENCODER_OPTIONS}
     if path == "objectives":
-        if name not in OBJECTIVES:
-            raise UserError("unknown objective", path=f"config.{path}.{name}", choices=OBJECTIVES)
         return objective_options(name)
     if path == "optim.schedule":
         check_member(name, optim.SCHEDULES, f"{path}.name")

@@ -10,7 +10,7 @@ from mmfusion.config.renamed import rename_keys
 from mmfusion.data.decoding import TARGET_OPTIONS
 from mmfusion.data.modalities import MODALITY_TYPES
 from mmfusion.errors import UserError, nearest
-from mmfusion.objectives import fewest
+from mmfusion.objectives import objective_class
 
 
 def get_config() -> ConfigDict:
@@ -137,7 +137,11 @@ def finish(config: ConfigDict, args: ConfigDict) -> ConfigDict:
     keep_modalities(config, args.modalities)
     add_objectives(config, args.objectives)
     if args.modalities:
-        for name in [one for one in config.objectives if fewest(one) > len(config.model.encoders)]:
+        for name in [
+            one
+            for one, section in config.objectives.items()
+            if objective_class(one, section).requires.modalities > len(config.model.encoders)
+        ]:
             del config.objectives[name]  # it says nothing of so few
     if args.encoders:
         for name, section in config.model.encoders.items():

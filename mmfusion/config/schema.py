@@ -13,9 +13,7 @@ from mmfusion.config.data_checks import check_data
 from mmfusion.distributed.mesh import MODES
 from mmfusion.errors import UserError, nearest
 from mmfusion.metrics import METRICS
-from mmfusion.models.fusion import FUSIONS
-from mmfusion.objectives import MIXES, fewest
-from mmfusion.registry import lookup
+from mmfusion.objectives import check_objectives, group_size
 
 DTYPES = ("auto", "float32", "bfloat16")
 POSITIVE = (
@@ -84,15 +82,9 @@ def check(config: ConfigDict, devices: int | None = None, hosts: int = 1) -> Non
         typed = {key: reference.optim[key] for key in OPTIM_TYPED} if path == "optim" else {}
         check_exact(section, {**expected, **fixed}, path, {**expected, **typed})
     for name, section in config.objectives.items():
-        expected = choice_keys("objectives", name)
+        expected = choice_keys("objectives", section.get("name", name))
         check_exact(section, expected, f"objectives.{name}", expected)
-        if fewest(name) > len(config.model.encoders):
-            raise UserError(f"config.objectives.{name} is of several modalities, and here is one: leave it out")
-    _check_mixing(config)
-    _check_balance(config)
-    fillers = [name for name, section in config.objectives.items() if section.get("fill")]
-    if len(fillers) > 1:
-        raise UserError(f"config.objectives: {' and '.join(fillers)} cannot both fill in; set one's fill=False")
+    check_objectives(config)
     check_data(config)
     _check_numbers(config)
     check_member(config.parallel.mode, MODES, "parallel.mode")
@@ -121,42 +113,6 @@ def _check_keys(config: ConfigDict, reference: ConfigDict, path: str, chosen: se
             _check_keys(config[key], reference[key], f"{where}.", chosen)
         else:
             check_type(config[key], reference[key], where)
-
-
-def _check_balance(config: ConfigDict) -> None:
-    objectives, targets = config.objectives, config.data.targets
-    if "ogm_ge" in objectives and "classification" not in {options.kind for options in targets.values()}:
-        raise UserError("config.objectives.ogm_ge needs a target of kind classification, whose right class it scores")
-    if "gradnorm" in objectives:
-        if len(targets) < 2:
-            raise UserError("config.objectives.gradnorm weighs tasks: give data.targets a second one, or leave it out")
-        level = lookup(FUSIONS, config.model.fusion.name, "config.model.fusion.name").declares.level
-        if level != "feature":
-            raise UserError(
-                f"config.objectives.gradnorm needs a strategy whose tasks read the same features, and "
-                f"{config.model.fusion.name!r} is of {level} level; choose concat"
-            )
-    for one, other in (("gradnorm", "uncertainty"), ("gradient_blending", "unimodal")):
-        if one in objectives and other in objectives:
-            raise UserError(f"config.objectives: {one} and {other} cannot both set the weights; leave one out")
-
-
-def _check_mixing(config: ConfigDict) -> None:
-    mixes = [name for name in MIXES if name in config.objectives]
-    if len(mixes) > 1:
-        raise UserError(f"config.objectives: {' and '.join(mixes)} cannot both mix; leave one out")
-    if (rate := config.objectives.get("modality_dropout", {}).get("rate", 0.0)) >= 1:
-        raise UserError(f"config.objectives.modality_dropout.rate={rate} must be at least 0 and below 1")
-    for name in mixes:
-        where = config.objectives[name].get("where", "input")
-        check_member(where, ("input", "features"), f"objectives.{name}.where")
-        check_positive(config.objectives[name].alpha, f"objectives.{name}.alpha")
-        for m, options in config.data.modalities.items():
-            if where == "input" and options.kind != "image":
-                raise UserError(
-                    f"config.objectives.{name} mixes pictures, and {m!r} is {options.kind}, which would stay its own: "
-                    "use mixup with where=features"
-                )
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -216,12 +172,15 @@ def _check_devices(config: ConfigDict, devices: int, hosts: int) -> None:
             f"config.parallel.mesh: {mesh.data} x {mesh.fsdp} x {mesh.model} are not the {asked} devices: "
             "choose fsdp and model whose product divides them, and data=-1"
         )
-    pairs = any(name in config.objectives for name in MIXES)
-    parts = asked // mesh.model * config.optim.accumulate * (2 if pairs else 1)
+    group = group_size(config)
+    parts = asked // mesh.model * config.optim.accumulate * group
     if config.batch_size % parts:
         below, above = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts
         choices = " or ".join(str(size) for size in (below, above) if size)
+        pairs = f" of groups of {group} rows" if group > 1 else ""
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over {asked // mesh.model} devices x "
-            f"{config.optim.accumulate} micro-batches{' of pairs that are mixed' * pairs}: choose {choices}"
+            f"does not divide over {asked // mesh.model} devices x {config.optim.accumulate} micro-batches{pairs}: "
+            f"choose {choices}",
+            path="config.batch_size",
+            value=config.batch_size,
         )

@@ -19,6 +19,7 @@ class Batch:
       targets: per task: class `[B]` int32, multi-label `[B, C]` float32, or regression `[B]` float32.
       weight: `[B]` float32; 0 on rows that only pad the batch.
       id: `[B]` int32, the row's number in its source; -1 on padding.
+      mix: where rows are mixed in pairs, the share `[B]` of a row's own `targets` and of its own `features`.
     """
 
     inputs: dict[str, jax.Array]
@@ -27,6 +28,12 @@ class Batch:
     targets: dict[str, jax.Array]
     weight: jax.Array
     id: jax.Array
+    mix: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+
+    @property
+    def partner(self) -> jax.Array:
+        """The position `[B]` of the row that each row is mixed with, its neighbour."""
+        return jnp.arange(self.id.shape[0]) ^ 1
 
 
 def digest(ids: jax.Array) -> jax.Array:

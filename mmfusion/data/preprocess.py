@@ -5,21 +5,10 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mmfusion import rng
 from mmfusion.data import image, text
 from mmfusion.data.batch import Batch
-
-
-def lose_modalities(batch: Batch, rate: float, key: jax.Array) -> Batch:
-    """Returns the batch without some modalities, each lost with chance `rate` by its row's draw; one always stays."""
-    names = sorted(batch.present)
-    there = jnp.stack([batch.present[m] for m in names], axis=1)  # [B, M]
-    draws = jax.vmap(lambda k: jax.random.uniform(k, (len(names),)))(rng.row_keys(key, batch.id))
-    draws = jnp.where(there, draws, -1.0)
-    keep = there & ((draws >= rate) | (draws == draws.max(axis=1, keepdims=True)))
-    return batch.replace(present={m: keep[:, i] for i, m in enumerate(names)})
 
 
 def make_preprocess(

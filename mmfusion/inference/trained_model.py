@@ -86,7 +86,7 @@ class TrainedModel:
     @functools.cached_property
     def params(self) -> dict[str, Any]:
         """The parameters, as a tree of NumPy arrays."""
-        return self._run.parts.partitioner.to_host(self._run.state.params)
+        return self._run.setup.partitioner.to_host(self._run.state.params)
 
     def evaluate(self, split: str = "test", modalities: Collection[str] | None = None) -> dict[str, Any]:
         """Returns the metrics on a split of the run's dataset.
@@ -101,7 +101,7 @@ class TrainedModel:
         Raises:
           UserError: no such split or modality, or the dataset cannot be opened.
         """
-        config, parts = self._run.config, self._run.parts
+        config, setup = self._run.config, self._run.setup
         check_request(config, split, modalities)
         if split not in self._splits:
             dataset = datasets.load(config.data, seed=config.seed, splits=(split,), saved=self._run.dataset.saved())
@@ -110,14 +110,14 @@ class TrainedModel:
             self._eval_step,
             self._run.state,
             self._splits[split],
-            parts,
+            setup,
             batch_size=config.batch_size,
             workers=config.data.workers,
             modalities=modalities,
             max_bad_fraction=config.data.max_bad_fraction,
         )
         kept = sorted(config.data.modalities if modalities is None else modalities)
-        return {"split": split, "modalities": kept, "step": self.step, **score(collected, parts.tasks)}
+        return {"split": split, "modalities": kept, "step": self.step, **score(collected, setup.tasks)}
 
     def predict(self, rows: Iterable[Row], folder: str | Path = ".") -> Predictions:
         """Returns labels and probabilities, or values, for rows.
@@ -131,7 +131,7 @@ class TrainedModel:
         """
         rows = self._checked(rows)
         outputs, errors = self._apply(self._eval_step, rows, folder, keep=("logits",))
-        types = {task: spec.kind for task, spec in self._run.parts.tasks.items()}
+        types = {task: spec.kind for task, spec in self._run.setup.tasks.items()}
         return predictions(outputs["logits"], types, self._run.dataset.class_names, errors)
 
     def features(self, rows: Iterable[Row], folder: str | Path = ".") -> Features:
@@ -172,7 +172,7 @@ class TrainedModel:
         # No rows: one batch of padding gives the shapes.
         batches = input_rows.batches(reader, rows, size, folder) if rows else [(empty_batch(reader, size), [])]
         for batch, bad in batches:
-            output = step(run.state.params, run.state.batch_stats, run.parts.partitioner.put_batch(batch))
+            output = step(run.state.params, run.state.batch_stats, run.setup.partitioner.put_batch(batch))
             count = len(bad)
             outputs.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], {name: output[name] for name in keep}))
             errors += bad
@@ -180,22 +180,22 @@ class TrainedModel:
 
     @functools.cached_property
     def _eval_step(self) -> Callable[..., dict[str, Any]]:
-        return self._run.parts.eval_step()
+        return self._run.setup.eval_step()
 
     @functools.cached_property
     def _inspect_step(self) -> Callable[..., dict[str, Any]]:
         """The compiled step that returns fused features, each modality's embedding and attention weights."""
-        parts = self._run.parts
-        axis_name = parts.partitioner.axis_name
+        setup = self._run.setup
+        axis_name = setup.partitioner.axis_name
 
         def step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
             variables = {"params": params, "batch_stats": batch_stats}
-            result = parts.model.apply(variables, parts.preprocess(batch, None), method=_inspect)
+            result = setup.model.apply(variables, setup.preprocess(batch, None), method=_inspect)
             if axis_name is None:
                 return result
             return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)
 
-        return parts.partitioner.compile_eval(step)
+        return setup.partitioner.compile_eval(step)
 
 
 def load(workdir: str | Path, *, data_dir: str | Path | None = None) -> TrainedModel:

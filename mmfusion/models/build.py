@@ -43,8 +43,9 @@ def build(
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
     frozen: Collection[str] = (),
-    objectives: Mapping[str, Any] = flax.core.FrozenDict(),
-    auxiliaries: Mapping[str, type[nn.Module]] = flax.core.FrozenDict(),
+    auxiliaries: Mapping[str, nn.Module] = flax.core.FrozenDict(),
+    unimodal: str = "",
+    scalars: tuple[str, ...] = (),
 ) -> FusionModel:
     """Returns the model that `config.model` describes.
 
@@ -56,8 +57,7 @@ def build(
       axis_name: the device axis over which batch normalisation sums; None outside pmap.
       dtype: dtype of the computation; parameters, statistics and logits are float32.
       frozen: modalities whose encoders run as in evaluation; the optimizer leaves their parameters unchanged.
-      objectives: the section `objectives` of a config.
-      auxiliaries: the classes of those objectives that are modules, by name.
+      auxiliaries, unimodal, scalars: what the objectives need of the model, see `FusionModel`.
 
     Raises:
       UserError: there is no encoder, the data has no such modality, a name or an option is unknown, or an encoder
@@ -79,12 +79,6 @@ def build(
         if section.get("join"):
             joins[m] = tuple(section["join"])
     fusion = _build_module(FUSIONS, config["fusion"], "config.model.fusion", kwargs)
-    kwargs["modalities"] = tuple(sorted({*encoders, *shares}))
-    modules = {}
-    for name, section in objectives.items():
-        if name in auxiliaries:
-            options = {key: value for key, value in section.items() if key != "weight"}  # of its loss, for the step
-            modules[name] = _build_module(auxiliaries, {"name": name, **options}, f"config.objectives.{name}", kwargs)
     return FusionModel(
         encoders=flax.core.FrozenDict(encoders),
         fusion=fusion,
@@ -92,17 +86,10 @@ def build(
         shares=flax.core.FrozenDict(shares),
         joins=flax.core.FrozenDict(joins),
         frozen=tuple(sorted(frozen)),
-        auxiliaries=flax.core.FrozenDict(modules),
-        unimodal=_unimodal(objectives),
-        uncertain="uncertainty" in objectives,
+        auxiliaries=flax.core.FrozenDict(auxiliaries),
+        unimodal=unimodal,
+        scalars=scalars,
     )
-
-
-def _unimodal(objectives: Collection[str]) -> str:
-    """Returns the field `unimodal` of FusionModel that the objectives need."""
-    if "unimodal" in objectives or "gradient_blending" in objectives:
-        return "heads"
-    return "probes" if "ogm_ge" in objectives else ""
 
 
 def _build_module(

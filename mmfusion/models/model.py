@@ -45,7 +45,6 @@ class Outputs:
         objective needs them.
       present: per modality the rows that have it `[B]` bool.
       auxiliary: per auxiliary objective the loss of each row `[B]`.
-      log_variance: per task the learned log variance that weights its loss; empty without that objective.
     """
 
     logits: dict[str, jax.Array]
@@ -54,7 +53,6 @@ class Outputs:
     unimodal: dict[str, dict[str, jax.Array]]
     present: dict[str, jax.Array]
     auxiliary: dict[str, jax.Array]
-    log_variance: dict[str, jax.Array]
 
 
 class FusionModel(nn.Module):
@@ -70,7 +68,7 @@ class FusionModel(nn.Module):
       auxiliaries: modules of auxiliary objectives; at most one of them imputes the features of an absent modality.
       unimodal: `heads` adds a head per modality and task; `probes` adds heads whose gradients do not reach the
         encoders (a decision-level strategy uses its own heads); empty adds none.
-      uncertain: whether to learn a log variance per task.
+      scalars: names of scalar parameters that objectives read, initialised to 0.
     """
 
     encoders: Mapping[str, nn.Module]
@@ -81,7 +79,7 @@ class FusionModel(nn.Module):
     frozen: tuple[str, ...] = ()
     auxiliaries: Mapping[str, nn.Module] = flax.core.FrozenDict()
     unimodal: str = ""
-    uncertain: bool = False
+    scalars: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> list[str]:
@@ -158,9 +156,8 @@ class FusionModel(nn.Module):
         present = {m: mask[m].any(axis=1) for m in tokens}  # [B]
         pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
         pooled = {m: self._mix_rows(x, train=train) for m, x in pooled.items()}
-        log_variance = {}
-        for task, _ in self.tasks if self.uncertain else ():
-            log_variance[task] = self.param(f"log_variance_{task}", nn.initializers.zeros, ())
+        for name in self.scalars:
+            self.param(name, nn.initializers.zeros, ())
         if self._is_feature_level:
             fused = self.fusion(tokens, mask, train=train)
             features, attention = self._mix_rows(fused.features.astype(jnp.float32), train=train), fused.attention
@@ -170,7 +167,7 @@ class FusionModel(nn.Module):
             logits, unimodal = self._fuse_decisions(pooled, present, train=train)
             stacked, stacked_mask = (jnp.stack(list(values.values()), axis=1) for values in (pooled, present))
             features, attention = masked_mean(stacked, stacked_mask), {}
-        return Outputs(logits, features, attention, unimodal, present, {}, log_variance)
+        return Outputs(logits, features, attention, unimodal, present, {})
 
     def _unimodal_heads(self, pooled: Tokens) -> dict[str, dict[str, jax.Array]]:
         """Returns the logits `[B, C]` per task and modality of heads beside those of a feature-level strategy."""
@@ -199,11 +196,11 @@ class FusionModel(nn.Module):
         return logits, unimodal
 
     def _mix_rows(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Returns features `[B, D]`, mixed with a partner row's if the step sets `mix` (see `mixing.Mix`)."""
-        mix = self.scope.root.get_variable("rows", "mix") if train else None
-        if mix is None:
+        """Returns features `[B, D]`, mixed with the neighbour's where the collection `rows` holds the shares `mix`."""
+        share = self.scope.root.get_variable("rows", "mix") if train else None  # [B]
+        if share is None:
             return x
-        return mix.share[:, None] * x + (1 - mix.share[:, None]) * x[mix.partner]
+        return share[:, None] * x + (1 - share[:, None]) * x[jnp.arange(len(x)) ^ 1]
 
     def _head(self, size: int, name: str) -> nn.Dense:
         return nn.Dense(size, name=f"heads_{name}")

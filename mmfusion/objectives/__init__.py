@@ -1,31 +1,21 @@
-"""Objectives: task losses, and what a run learns beside its tasks."""
+"""Objectives: what a run minimises, and how losses are weighted, batches transformed and gradients modulated."""
 
-from mmfusion.objectives.registry import (
-    AUXILIARIES,
-    MIXES,
-    NO_OBJECTIVES,
-    OBJECTIVES,
-    OTHERS,
-    Objectives,
-    fewest,
-    make_objectives,
-    objective_options,
-)
+from mmfusion.objectives.build import Objectives, build_objectives, make_objectives
+from mmfusion.objectives.registry import OBJECTIVES, check_objectives, group_size, objective_class, objective_options
 from mmfusion.objectives.supervised import LOSSES, REGRESSION_LOSSES, TASKS, Task, task_loss, task_weight
 
 __all__ = [
-    "AUXILIARIES",
     "LOSSES",
-    "MIXES",
-    "NO_OBJECTIVES",
     "OBJECTIVES",
-    "OTHERS",
     "REGRESSION_LOSSES",
     "TASKS",
     "Objectives",
     "Task",
-    "fewest",
+    "build_objectives",
+    "check_objectives",
+    "group_size",
     "make_objectives",
+    "objective_class",
     "objective_options",
     "task_loss",
     "task_weight",

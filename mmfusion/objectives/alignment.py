@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from mmfusion.models.model import Encoded
-from mmfusion.objectives.auxiliary import Auxiliary, mean_over
+from mmfusion.objectives.auxiliary import Auxiliary, masked_row_mean
+from mmfusion.objectives.base import Requirements
 
 
 class Contrastive(Auxiliary):
@@ -31,7 +32,8 @@ class Contrastive(Auxiliary):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
-    fewest: ClassVar[int] = 2
+    requires: ClassVar[Requirements] = Requirements(modalities=2)
+    min_present: ClassVar[int] = 2
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
@@ -49,7 +51,7 @@ class Contrastive(Auxiliary):
             both[pair] = encoded.present[a] & encoded.present[b]
             forth = _find(points[a], points[b], both[pair], scale, axis)
             losses[pair] = (forth + _find(points[b], points[a], both[pair], scale, axis)) / 2
-        return mean_over(losses, both)
+        return masked_row_mean(losses, both)
 
 
 def _find(queries: jax.Array, keys: jax.Array, there: jax.Array, scale: jax.Array, axis: str | None) -> jax.Array:
@@ -77,7 +79,8 @@ class CCA(Auxiliary):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
-    fewest: ClassVar[int] = 2
+    requires: ClassVar[Requirements] = Requirements(modalities=2)
+    min_present: ClassVar[int] = 2
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
@@ -93,7 +96,7 @@ class CCA(Auxiliary):
             both[pair] = encoded.present[a] & encoded.present[b]
             correlation = self._correlation(points[a], points[b], both[pair].astype(jnp.float32)[:, None], axis)
             losses[pair] = jnp.broadcast_to(-correlation, both[pair].shape)
-        return mean_over(losses, both)
+        return masked_row_mean(losses, both)
 
     def _correlation(self, x: jax.Array, y: jax.Array, weight: jax.Array, axis: str | None) -> jax.Array:
         """Returns the mean canonical correlation of `x [B, K]` and `y [B, K]` over rows of weight 1 `[B, 1]`."""
@@ -130,6 +133,8 @@ class Adversarial(Auxiliary):
     strength: float = 1.0
     dtype: Any = jnp.float32
 
+    requires: ClassVar[Requirements] = Requirements(modalities=2)
+
     @nn.compact
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
         """Returns the discriminator's cross-entropy of each row `[B]`, the mean over its modalities."""
@@ -141,4 +146,4 @@ class Adversarial(Auxiliary):
             logits = tell(nn.gelu(hide(reversed_gradient(encoded.pooled[m], self.strength)))).astype(jnp.float32)
             target = jnp.full(logits.shape[:1], number)
             losses[m] = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        return mean_over(losses, encoded.present)
+        return masked_row_mean(losses, encoded.present)

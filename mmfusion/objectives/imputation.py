@@ -3,15 +3,19 @@
 B batch · D width · Z latent width
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from mmfusion.errors import UserError
 from mmfusion.models.layers import row_keys
 from mmfusion.models.model import Encoded
-from mmfusion.objectives.auxiliary import Auxiliary, mean_over
+from mmfusion.objectives.auxiliary import Auxiliary, masked_row_mean
+from mmfusion.objectives.base import Requirements
 
 Vectors = dict[str, jax.Array]
 
@@ -26,6 +30,15 @@ class Imputer(Auxiliary):
 
     modalities: tuple[str, ...] = ()
     fill: bool = True
+
+    @classmethod
+    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+        filling = [name for name, section in config.objectives.items() if section.get("fill")]
+        if options["fill"] and len(filling) > 1:
+            raise UserError(
+                f"{' and '.join(filling)} cannot both fill in absent modalities: set fill=False for one",
+                path=f"{path}.fill",
+            )
 
     def impute(self, encoded: Encoded) -> Vectors:
         """Returns for each modality what the others say of its features `[B, D]`."""
@@ -114,7 +127,7 @@ class MVAE(Imputer):
         }
         count = sum(encoded.present[m].astype(jnp.float32) for m in errors)
         divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - log_variance - 1.0).sum(axis=-1)
-        return count * mean_over(errors, encoded.present) + self.beta * jnp.where(count > 0, divergence, 0.0)
+        return count * masked_row_mean(errors, encoded.present) + self.beta * jnp.where(count > 0, divergence, 0.0)
 
 
 class MMVAE(MVAE):
@@ -139,7 +152,7 @@ class MMVAE(MVAE):
         bounds = {
             m: self.bound(*one, encoded, keys, number) for number, (m, one) in enumerate(self.experts(encoded).items())
         }
-        return mean_over(bounds, encoded.present) / self.width
+        return masked_row_mean(bounds, encoded.present) / self.width
 
 
 class Critic(nn.Module):
@@ -179,7 +192,8 @@ class GAN(Imputer):
     error: float = 10.0
     dtype: Any = jnp.float32
 
-    fewest: ClassVar[int] = 2
+    requires: ClassVar[Requirements] = Requirements(modalities=2)
+    min_present: ClassVar[int] = 2
 
     def setup(self):
         self.make = {m: Decoder(self.hidden, self.width, name=f"make_{m}") for m in self.modalities}
@@ -218,4 +232,4 @@ class GAN(Imputer):
             losses[m] = deceive + tell + self.error * jnp.square(made - real).mean(axis=-1)
             others = [encoded.present[n] for n in self.modalities if n != m]
             there[m] = encoded.present[m] & (jnp.stack(others).any(axis=0) if others else False)
-        return mean_over(losses, there)
+        return masked_row_mean(losses, there)

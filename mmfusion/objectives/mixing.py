@@ -1,81 +1,120 @@
-"""MixUp and CutMix: each example is mixed with its neighbour, and answers for both.
+"""MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-B batch · H W picture · C channels · D width
+Each row is mixed with its neighbour in the batch, and is trained on both targets. Pairs stay together on any number of
+devices and in micro-batches, and a pair's draw depends on the ids of its rows and the step alone. Rows are mixed only
+where both have weight and the same modalities.
+
+B batch · H W image · C channels
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mmfusion import rng
 from mmfusion.data.batch import Batch
+from mmfusion.errors import UserError
+from mmfusion.objectives.base import Objective, Requirements
+
+WHERE = ("features", "input")
 
 
-class Mix(NamedTuple):
-    """How each row of a batch is mixed with its partner's.
+def draw(batch: Batch, alpha: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns how rows are mixed: the share `[B]` of the row itself, and a corner `[B, 2]`, both in [0, 1]."""
+    partner = batch.partner
+    keys = rng.row_keys(key, jnp.minimum(batch.id, batch.id[partner]))
+    share = jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(keys)
+    corner = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1), (2,)))(keys)
+    weighted = (batch.weight > 0) & (batch.weight[partner] > 0)
+    same = [present == present[partner] for present in batch.present.values()]
+    return jnp.where(jnp.stack([weighted, *same]).all(axis=0), share, 1.0), corner
 
-    Attributes:
-      partner: the other row's place `[B]`; rows are paired, so it is each other's.
-      share: of the row itself `[B]`, from 0 to 1; 1 where a partner does not count, or has other modalities.
-      corner: (top, left) of the rectangle that comes from the partner `[B, 2]`, in shares of the picture.
-    """
 
-    partner: jax.Array
-    share: jax.Array
-    corner: jax.Array
+def require_images(path: str, config: ConfigDict) -> None:
+    """Raises UserError unless every modality is an image."""
+    for m, options in config.data.modalities.items():
+        if options.kind != "image":
+            raise UserError(
+                f"mixes images, and the modality {m!r} is of kind {options.kind}: use mixup with where=features",
+                path=path,
+            )
+
+
+def require_positive(path: str, alpha: float) -> None:
+    """Raises UserError unless the parameter of the Beta distribution is above 0."""
+    if not 0 < alpha < float("inf"):
+        raise UserError("must be above 0", path=path, value=alpha)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixing:
-    """MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
-
-    A row's partner is its neighbour in the batch, the same on any number of devices and in micro-batches; a pair's draw
-    depends on its rows' ids alone. Of what a partner lacks nothing could be mixed in: rows are mixed that have the same
-    modalities.
+class MixUp(Objective):
+    """Mixes two rows by a weighted mean.
 
     Attributes:
-      kind: `mixup`, a weighted mean, or `cutmix`, where a rectangle is the partner's.
       alpha: the share is drawn from Beta(alpha, alpha).
-      where: `input`, every modality of which must be pictures, or `features`, what the heads read.
+      where: `features`, what the heads read, or `input`, where every modality must be an image.
     """
 
-    kind: str
-    alpha: float
-    where: str
+    alpha: float = 0.2
+    where: str = "features"
 
-    def draw(self, batch: Batch, key: jax.Array) -> Mix:
-        """Returns how the rows of a batch, an even number, are mixed."""
-        partner = jnp.arange(batch.id.shape[0]) ^ 1
-        keys = rng.row_keys(key, jnp.minimum(batch.id, batch.id[partner]))
-        share = jax.vmap(lambda k: jax.random.beta(k, self.alpha, self.alpha))(keys)
-        corner = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1), (2,)))(keys)
-        counts = (batch.weight > 0) & (batch.weight[partner] > 0)
-        same = [there == there[partner] for there in batch.present.values()]
-        return Mix(partner, jnp.where(jnp.stack([counts, *same]).all(axis=0), share, 1.0), corner)
+    requires: ClassVar[Requirements] = Requirements(excludes=("cutmix",), group=2)
 
-    def inputs(self, batch: Batch, mix: Mix) -> tuple[Batch, Mix]:
-        """Returns the batch of normalised pictures mixed, and the mix with each row's share as it came out."""
-        share, inputs = mix.share, dict(batch.inputs)
+    @classmethod
+    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+        if options["where"] not in WHERE:
+            raise UserError("is unknown", path=f"{path}.where", value=options["where"], choices=WHERE)
+        require_positive(f"{path}.alpha", options["alpha"])
+        if options["where"] == "input":
+            require_images(path, config)
+
+    def transform_batch(self, batch: Batch, seed: jax.Array, step: jax.Array) -> Batch:
+        share, _ = draw(batch, self.alpha, rng.key(seed, "mixing", step))
+        if self.where == "features":
+            return batch.replace(mix={"targets": share, "features": share})
+        weight, partner = share[:, None, None, None], batch.partner
+        mixed = {m: weight * x + (1 - weight) * x[partner] for m, x in batch.inputs.items()}  # [B, H, W, C]
+        return batch.replace(inputs=mixed, mix={"targets": share})
+
+
+@dataclasses.dataclass(frozen=True)
+class CutMix(Objective):
+    """Replaces a rectangle of every image by the partner's; the share is that of the area which remains.
+
+    Attributes:
+      alpha: the share is drawn from Beta(alpha, alpha).
+    """
+
+    alpha: float = 1.0
+
+    requires: ClassVar[Requirements] = Requirements(excludes=("mixup",), group=2)
+
+    @classmethod
+    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+        require_positive(f"{path}.alpha", options["alpha"])
+        require_images(path, config)
+
+    def transform_batch(self, batch: Batch, seed: jax.Array, step: jax.Array) -> Batch:
+        drawn, corner = draw(batch, self.alpha, rng.key(seed, "mixing", step))
+        inputs, partner, share = dict(batch.inputs), batch.partner, drawn
         for m, x in batch.inputs.items():  # [B, H, W, C]
-            if self.kind == "mixup":
-                weight = share[:, None, None, None]
-                inputs[m] = weight * x + (1 - weight) * x[mix.partner]
-            else:
-                outside = _outside(x.shape[1:3], share, mix.corner)  # [B, H, W, 1]
-                inputs[m], mix = jnp.where(outside, x, x[mix.partner]), mix._replace(share=outside.mean((1, 2, 3)))
-        return batch.replace(inputs=inputs), mix
+            outside = outside_rectangle(x.shape[1:3], drawn, corner)  # [B, H, W, 1]
+            inputs[m], share = jnp.where(outside, x, x[partner]), outside.mean((1, 2, 3))
+        return batch.replace(inputs=inputs, mix={"targets": share})
 
 
-def _outside(size: tuple[int, int], share: jax.Array, corner: jax.Array) -> jax.Array:
-    """Returns where a picture stays itself `[B, H, W, 1]`: outside a rectangle of its own proportions."""
-    sides = jnp.sqrt(1 - share)[:, None]  # of the rectangle, in shares of the picture's
+def outside_rectangle(size: tuple[int, int], share: jax.Array, corner: jax.Array) -> jax.Array:
+    """Returns the mask `[B, H, W, 1]` outside a rectangle with the image's aspect ratio and 1 - share of its area."""
+    sides = jnp.sqrt(1 - share)[:, None]  # of the rectangle, relative to the image's
     start = corner * (1 - sides)  # [B, 2]
-    inside = True
+    inside = jnp.array(True)
     for axis, length in enumerate(size):
-        place = (jnp.arange(length) + 0.5) / length
+        position = (jnp.arange(length) + 0.5) / length
         shape = (-1, length, 1, 1) if axis == 0 else (-1, 1, length, 1)
-        within = (place >= start[:, axis : axis + 1]) & (place < start[:, axis : axis + 1] + sides)  # [B, length]
+        within = (position >= start[:, axis : axis + 1]) & (position < start[:, axis : axis + 1] + sides)  # [B, length]
         inside = inside & within.reshape(shape)
     return ~inside

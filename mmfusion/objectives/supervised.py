@@ -4,12 +4,15 @@ B batch · C classes.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError
+from mmfusion.objectives.base import Context, Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,3 +134,44 @@ LOSSES = {
 
 
 TASKS = {"classification": _classification, "multilabel": _multilabel, "regression": _regression}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskLoss(Term):
+    """The loss of the joint head on a task."""
+
+    spec: Task
+
+    def count(self, batch: Batch) -> jax.Array:
+        return jnp.sum(task_weight(batch.targets[self.task], batch.weight, self.spec))
+
+    def total(self, context: Context) -> jax.Array:
+        weight = task_weight(context.batch.targets[self.task], context.batch.weight, self.spec)
+        logits = context.outputs.logits[self.task]
+        return context.target_sum(self.task, weight, lambda targets: task_loss(logits, targets, self.spec))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accuracy(Term):
+    """The share of rows whose class is predicted, a measure."""
+
+    def count(self, batch: Batch) -> jax.Array:
+        return jnp.sum(batch.weight)
+
+    def total(self, context: Context) -> jax.Array:
+        predicted = context.outputs.logits[self.task].argmax(axis=-1)
+        return context.target_sum(self.task, context.batch.weight, lambda targets: predicted == targets)
+
+
+def task_terms(tasks: Mapping[str, Task], log_losses: bool) -> list[Term]:
+    """Returns the loss of each task and the accuracy of each classification task; `log_losses` logs `task/NAME`."""
+    losses: list[Term] = [
+        TaskLoss(
+            name=f"task/{task}", weight=spec.weight, task=task, head="joint", spec=spec,
+            metric=f"task/{task}" if log_losses else "",
+        )
+        for task, spec in tasks.items()
+    ]  # fmt: skip
+    classified = [task for task, spec in tasks.items() if spec.kind == "classification"]
+    names = {task: "accuracy" if len(classified) == 1 else f"{task}/accuracy" for task in classified}
+    return losses + [Accuracy(name=name, task=task, metric=name) for task, name in names.items()]

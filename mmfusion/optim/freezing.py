@@ -1,10 +1,12 @@
-"""Which parameters do not learn yet, or never: what `freeze` of an encoder's config says."""
+"""Frozen encoders: parameters that do not learn for some steps, or never, as `freeze` of an encoder's config says."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from mmfusion.models.pretrained.weights import from_run, unpublished
 
@@ -13,12 +15,11 @@ from mmfusion.models.pretrained.weights import from_run, unpublished
 class Freezing:
     """The frozen encoders of a run; false where there is none.
 
-    Where an encoder begins at published weights, what makes tokens of its cells learns all the same: it is drawn at
-    random, since no publication has it.
+    Where an encoder starts from published weights, the layers that no publication has learn all the same.
 
     Attributes:
-      steps: module -> for how many steps it is held.
-      published: those modules that begin at published weights.
+      steps: module -> for how many steps it is frozen.
+      published: those of the modules that start from published weights.
       total: steps of the run.
     """
 
@@ -31,23 +32,37 @@ class Freezing:
 
     @property
     def always(self) -> frozenset[str]:
-        """The modules that are held for the whole run."""
+        """The modules that are frozen for the whole run."""
         return frozenset(name for name, steps in self.steps.items() if steps >= self.total)
 
-    def held(self, variables: Mapping[str, Any], step: jax.Array) -> dict[str, Any]:
-        """Returns for each leaf of parameters or statistics whether update `step` leaves it as it is, scalar bool."""
-        return self._each(variables, {name: step < steps for name, steps in self.steps.items()})
+    def frozen_mask(self, variables: Mapping[str, Any], step: jax.Array) -> dict[str, Any]:
+        """Returns for each leaf of parameters or statistics whether `step` leaves it as it is: False, or a scalar."""
+        return self._fill(variables, {name: step < steps for name, steps in self.steps.items()})
 
-    def stopped(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the parameters, without a gradient where they never learn: no one computes it then."""
-        never = self._each(params, dict.fromkeys(self.always, True))
-        return jax.tree.map(lambda x, held: jax.lax.stop_gradient(x) if held else x, dict(params), never)
+    def stop_gradient(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the parameters, without a gradient where they never learn, so that none is computed."""
+        never = self._fill(params, dict.fromkeys(self.always, True))
+        return jax.tree.map(lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x, dict(params), never)
 
-    def _each(self, variables: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, Any]:
+    def restore(self, old: Mapping[str, Any], new: Mapping[str, Any], step: jax.Array) -> Mapping[str, Any]:
+        """Returns the new batch statistics, but the old ones of what is frozen at `step`."""
+        return jax.tree.map(jnp.where, self.frozen_mask(new, step), old, new) if self else new
+
+    def zero_updates(self) -> optax.GradientTransformationExtraArgs:
+        """Returns a transformation that zeroes the updates of frozen parameters; its extra argument is `step`."""
+
+        def update(updates, state, params=None, *, step, **_):
+            mask = self.frozen_mask(updates, step)
+            return jax.tree.map(lambda x, frozen: jnp.where(frozen, jnp.zeros_like(x), x), updates, mask), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+    def _fill(self, variables: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a tree like `variables` with a module's value at each of its leaves, False in other modules."""
         result = {}
         for name, layers in variables.items():
-            answer = answers.get(name, False)
-            result[name] = jax.tree.map(lambda _, answer=answer: answer, layers)
+            value = values.get(name, False)
+            result[name] = jax.tree.map(lambda _, value=value: value, layers)
             if name in self.published:
                 learning = {layer: layers[layer] for layer in unpublished(layers) if layer in layers}
                 result[name] = {**result[name], **jax.tree.map(lambda _: False, learning)}

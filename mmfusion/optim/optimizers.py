@@ -7,66 +7,69 @@ import jax.numpy as jnp
 import optax
 
 from mmfusion.errors import UserError
+from mmfusion.optim.freezing import NOTHING, Freezing
 
-ASIDE = ("auxiliaries_", "probes_")  # modules beside the model: of auxiliary objectives, and what only watches
+SEPARATE = ("auxiliaries_", "probes_")  # modules beside the model: of auxiliary objectives, and probes
 
 
-def make(config: Mapping) -> optax.GradientTransformation:
+def make(config: Mapping, freezing: Freezing = NOTHING) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer that a config's `name`, `clip_norm` and own options describe.
 
-    Weight decay spares parameters of fewer than two axes (biases, norms). Clipping is by the global norm of the
-    gradients it is given, so they must be summed over devices and micro-batches before; one non-finite gradient would
-    make all of them non-finite, so the step must skip such an update. What auxiliary objectives and probes have for
-    themselves is clipped by its own norm: however large, it does not shorten the steps of the model. Nor does what
-    `update` is told is `held`, a tree of bool like the gradients, since it does not learn yet.
+    Weight decay spares parameters of fewer than two axes (biases, norms). Clipping is by the global norm of the summed
+    gradients. Parameters of auxiliary objectives and probes are clipped by a norm of their own, so that they do not
+    shorten the steps of the model; so are those of encoders that are frozen at the extra argument `step`.
 
     Args:
       config: `name`, `learning_rate` (initial; see `with_learning_rate`), `clip_norm` (0 is off), and every key of
         `options(name)`.
+      freezing: which parameters are frozen at which steps.
 
     Raises:
-      UserError: if the name is unknown or an option is missing.
+      UserError: the name is unknown or an option is missing.
     """
     name = config["name"]
     missing = [key for key in options(name) if key not in config]
     if missing:
-        raise UserError(f"optim.{missing[0]} is missing; optim.name={name!r} reads {', '.join(options(name))}")
+        raise UserError(f"is missing; {name!r} reads {', '.join(options(name))}", path=f"config.optim.{missing[0]}")
     build, _ = OPTIMIZERS[name]
     own = {key: float(config[key]) for key in options(name)}
-    clip = float(config["clip_norm"])
+    clip_norm = float(config["clip_norm"])
 
     def inner(learning_rate):
-        return optax.chain(_clipped(clip) if clip else optax.identity(), build(learning_rate=learning_rate, **own))
+        clip = clip_by_group_norm(clip_norm, freezing) if clip_norm else optax.identity()
+        return optax.chain(clip, build(learning_rate=learning_rate, **own))
 
     return optax.inject_hyperparams(inner, hyperparam_dtype=jnp.float32)(learning_rate=float(config["learning_rate"]))
 
 
-def _clipped(limit: float) -> optax.GradientTransformationExtraArgs:
-    """Returns what clips the gradients of the model, of what stands beside it, and of what is held, each for itself."""
+def clip_by_group_norm(max_norm: float, freezing: Freezing = NOTHING) -> optax.GradientTransformationExtraArgs:
+    """Returns a transformation that clips the gradients of the model, of modules beside it, and of what is frozen.
 
-    def clip(updates, state, params=None, *, held=None, **_):
+    Each of the three groups is clipped by its own global norm.
+    """
+
+    def update(updates, state, params=None, *, step=None, **_):
         leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
-        aside = [jax.tree_util.keystr(path[:1], simple=True).startswith(ASIDE) for path, _ in leaves]
-        # Of each leaf False, or a scalar bool: what never waits costs nothing.
-        waits = [False] * len(leaves) if held is None else jax.tree.leaves(held)
+        separate = [jax.tree_util.keystr(path[:1], simple=True).startswith(SEPARATE) for path, _ in leaves]
+        # False, or a scalar bool: what is never frozen costs nothing.
+        frozen = jax.tree.leaves(freezing.frozen_mask(updates, step)) if freezing else [False] * len(leaves)
         squares = [jnp.sum(jnp.square(x)) for _, x in leaves]
 
-        def factor(counts):
-            own = [jnp.where(one, square, 0.0) for one, square in zip(counts, squares, strict=True) if one is not False]
+        def factor(members):
+            own = [jnp.where(m, square, 0.0) for m, square in zip(members, squares, strict=True) if m is not False]
             norm = jnp.sqrt(sum(own))
-            return jnp.where(norm < limit, 1.0, limit / norm)
+            return jnp.where(norm < max_norm, 1.0, max_norm / norm)
 
-        beside = factor(aside)
-        model = factor([not a if w is False else jnp.logical_not(w) for a, w in zip(aside, waits, strict=True)])
-        waiting = factor(waits)
+        of_separate, of_frozen = factor(separate), factor(frozen)
+        of_model = factor([not s if f is False else jnp.logical_not(f) for s, f in zip(separate, frozen, strict=True)])
         factors = [
-            beside if a else model if w is False else jnp.where(w, waiting, model)
-            for a, w in zip(aside, waits, strict=True)
+            of_separate if s else of_model if f is False else jnp.where(f, of_frozen, of_model)
+            for s, f in zip(separate, frozen, strict=True)
         ]
-        shorter = [(x * one).astype(x.dtype) for (_, x), one in zip(leaves, factors, strict=True)]
-        return jax.tree.unflatten(tree, shorter), state
+        clipped = [(x * one).astype(x.dtype) for (_, x), one in zip(leaves, factors, strict=True)]
+        return jax.tree.unflatten(tree, clipped), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), clip)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def options(name: str) -> dict[str, float]:
@@ -76,8 +79,7 @@ def options(name: str) -> dict[str, float]:
 
 def with_learning_rate(opt_state, learning_rate: float | jax.Array):
     """Returns the optimizer state with the learning rate of the next update, a scalar that may be traced."""
-    rate = jnp.asarray(learning_rate, jnp.float32)
-    return opt_state._replace(hyperparams={**opt_state.hyperparams, "learning_rate": rate})
+    return optax.tree.set(opt_state, learning_rate=jnp.asarray(learning_rate, jnp.float32))
 
 
 def _decays(params):

@@ -12,14 +12,14 @@ from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
 from mmfusion.objectives import Task
-from mmfusion.training.setup import Parts
+from mmfusion.training.setup import TrainSetup
 
 
 def collect(
     run_eval: Callable[..., Any],
     state: Any,
     split: Split,
-    parts: Parts,
+    setup: TrainSetup,
     *,
     batch_size: int,
     workers: int = 0,
@@ -29,10 +29,10 @@ def collect(
     """Runs a whole split through the model.
 
     Args:
-      run_eval: what `Parts.eval_step` returned.
+      run_eval: what `TrainSetup.eval_step` returned.
       state: anything with `params` and `batch_stats` on the devices.
       split: the rows.
-      parts: of the run.
+      setup: of the run.
       batch_size: over all devices and hosts.
       workers: processes that read a streamed split.
       modalities: those that stay; the others count as absent in every row. None keeps all.
@@ -45,7 +45,7 @@ def collect(
     Raises:
       UserError: too many rows cannot be read.
     """
-    partitioner = parts.partitioner
+    partitioner = setup.partitioner
     batches = pipeline.eval_batches(
         split, batch_size=batch_size, host=partitioner.host_index, hosts=partitioner.num_hosts, workers=workers
     )

@@ -1,4 +1,7 @@
-"""How far a run is: what its checkpoints remember, and the numbers of its steps, fetched one call late."""
+"""Progress of a run: what its checkpoints remember, and metrics that are fetched and logged one call late.
+
+K steps a call.
+"""
 
 import contextlib
 import dataclasses
@@ -23,14 +26,14 @@ class Progress:
     """JSON values that a checkpoint holds beside the state.
 
     Attributes:
-      step: updates done.
-      seconds: wall time, over all attempts.
+      step: steps taken.
+      seconds: wall time over all attempts.
       seconds_to_first_step: of the first attempt, from its start.
-      training_seconds, training_examples: in steps alone, without compilation, validation and saving.
+      training_seconds, training_examples: of steps alone, without compilation, validation and saving.
       plateau: see `optim.plateau_update`.
-      heads: the (training, validation) loss of each head at the last validation, where Gradient-Blending asks for it.
-      watched: updates whose numbers were wrong, see `recovery.watch`.
-      rollbacks: times that the run went back to an earlier checkpoint for them.
+      head_losses: the (training, validation) loss of each head at the last validation, where loss weights need it.
+      bad_steps: counts of steps that were bad, see `recovery.no_bad_steps`.
+      rollbacks: how often the run rolled back to an earlier checkpoint because of them.
     """
 
     step: int = 0
@@ -39,12 +42,12 @@ class Progress:
     training_seconds: float = 0.0
     training_examples: int = 0
     plateau: dict[str, Any] = dataclasses.field(default_factory=optim.plateau_start)
-    heads: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    watched: dict[str, Any] = dataclasses.field(default_factory=recovery.unwatched)
+    head_losses: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    bad_steps: dict[str, int] = dataclasses.field(default_factory=recovery.no_bad_steps)
     rollbacks: int = 0
 
     def learning_rates(self, config: ConfigDict, k: int) -> np.ndarray:
-        """Returns the rates `[K]` float32 of the next `k` updates."""
+        """Returns the learning rates `[K]` float32 of the next `k` steps."""
         section, scale = config.optim, self.plateau["scale"] * config.recovery.lr_factor**self.rollbacks
         steps = range(self.step, self.step + k)
         rates = [
@@ -54,26 +57,27 @@ class Progress:
 
 
 class Meter:
-    """Holds a call's numbers until the next call runs, so that the device never waits for the host; logs and checks."""
+    """Logs and checks metrics one call late, so that fetching them never blocks the device."""
 
     def __init__(self, log: Logger, config: ConfigDict, split: Split, progress: Progress):
         self._log, self._config, self._split, self._progress = log, config, split, progress
         self._held: tuple[int, Any, np.ndarray, Sequence[Batch]] | None = None
-        self._unreadable, self._wrong = set(), []
+        self._unreadable: set[int] = set()
+        self._bad_steps: list[dict[str, Any]] = []  # the newest in a row
 
     def start(self, step: int) -> None:
-        """Starts the clock at `step`: after compiling, and again after every pause."""
+        """Starts the clock at `step`: after compilation, and again after every pause."""
         self._began = self._last = (step, time.monotonic())
 
     def hold(self, first: int, metrics: Any, rates: np.ndarray, batches: Sequence[Batch]) -> None:
-        """Keeps the numbers `[K]`, still on the device, of the call that started at step `first`."""
+        """Keeps the metrics `[K]`, still on the device, of the call that started at step `first`."""
         self._held = first, metrics, rates, batches
 
     def flush(self) -> None:
-        """Fetches and logs what is held.
+        """Fetches and logs the metrics that are held.
 
         Raises:
-          WentWrong: too many updates in a row were not finite, or were spikes of the loss.
+          TooManyBadSteps: too many steps in a row were not finite, or were spikes of the loss.
           UserError: too many rows of a streamed split cannot be read.
         """
         if self._held is None:
@@ -103,19 +107,19 @@ class Meter:
 
     def _check(self, step: int, values: dict[str, float], rate: float, batch: Batch) -> None:
         section, progress = self._config.recovery, self._progress
-        wrong = recovery.NOT_FINITE if values["skipped"] else recovery.SPIKE if values.get("spike") else ""
-        progress.watched = recovery.watch(progress.watched, step, wrong)
-        numbers = {"loss": values["loss"], "grad_norm": values["grad_norm"], "learning_rate": rate}
-        self._wrong = [*self._wrong, {"step": step, "wrong": wrong, **numbers}] if wrong else []
-        if progress.watched["row"] >= section.max_consecutive_bad_steps:
-            raise recovery.WentWrong(self._wrong, progress.watched["first"], progress.rollbacks, progress.watched)
+        reason = recovery.NOT_FINITE if values["skipped"] else recovery.SPIKE if values.get("spike") else ""
+        progress.bad_steps = counts = recovery.count_step(progress.bad_steps, step, reason)
+        recorded = {"loss": values["loss"], "grad_norm": values["grad_norm"], "learning_rate": rate}
+        self._bad_steps = [*self._bad_steps, {"step": step, "wrong": reason, **recorded}] if reason else []
+        if counts["consecutive"] >= section.max_consecutive_bad_steps:
+            raise recovery.TooManyBadSteps(self._bad_steps, counts["first"], progress.rollbacks, counts)
         if not batch.weight.all():  # training batches have no padding: these rows could not be read
             self._unreadable |= set(batch.id[batch.weight == 0].tolist())
             check_bad(self._split, self._unreadable, self._config.data.max_bad_fraction)
 
 
 class Trace:
-    """Writes a JAX trace of calls 3 to 6 of this attempt: late enough to be compiled, early enough to be cheap."""
+    """Writes a JAX trace of calls 3 to 6 of this attempt: after compilation, and early enough to be cheap."""
 
     FIRST, LAST = 2, 6
 
@@ -123,7 +127,7 @@ class Trace:
         self._directory, self._calls, self._stack = directory, 0, contextlib.ExitStack()
 
     def after_call(self, result: Any) -> None:
-        """Counts one call; starts or ends the trace around `result`'s computation."""
+        """Counts one call; starts or ends the trace around the computation of `result`."""
         self._calls += 1
         if self._calls in (self.FIRST, self.LAST):
             jax.block_until_ready(result)

@@ -20,7 +20,7 @@ from mmfusion.errors import UserError
 from mmfusion.training import recovery, warm_start
 from mmfusion.training.progress import Progress
 from mmfusion.training.restore import read_config
-from mmfusion.training.setup import Parts, assemble
+from mmfusion.training.setup import TrainSetup, build_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,25 +64,23 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     with config.unlocked():
         config.parallel.update(mesh.fit_to_machine(config.parallel, config.batch_size))
     dataset = datasets.load(config.data, seed=config.seed)
-    parts = assemble(config, dataset)
-    state, progress = _before(workdir, step, config, dataset, parts)
+    setup = build_setup(config, dataset)
+    state, progress = _before(workdir, step, config, dataset, setup)
     progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks
 
-    partitioner, since, gradients = parts.partitioner, progress.step, {}
+    partitioner, since, gradients = setup.partitioner, progress.step, {}
     batches = pipeline.train_batches(
         dataset.splits["train"], seed=config.seed, batch_size=config.batch_size, first=since, last=step,
         host=partitioner.host_index, hosts=partitioner.num_hosts, workers=config.data.workers,
     )  # fmt: skip
-    usual = parts.train_step(config.optim.accumulate)
-    noting = dataclasses.replace(parts, optimizer=_noting(parts.optimizer, gradients)).train_step(
-        config.optim.accumulate
-    )
+    recording = dataclasses.replace(setup.spec, optimizer=record_gradients(setup.spec.optimizer, gradients))
+    train_step, recording_step = setup.train_step(), dataclasses.replace(setup, spec=recording).train_step()
     losses, inputs = {}, {}
     for rows, batch in pipeline.to_device(batches, partitioner.put_batch):
         rates, last = progress.learning_rates(config, 1), progress.step + 1 == step
         if last:
-            losses, inputs = _losses(parts, state, batch), _not_finite(rows)
-        state, numbers = (noting if last else usual)(state, (batch,), partitioner.replicate(rates))
+            losses, inputs = _losses(setup, state, batch), _not_finite(rows)
+        state, numbers = (recording_step if last else train_step)(state, (batch,), partitioner.replicate(rates))
         progress.step += 1
     numbers = {name: float(column[0]) for name, column in jax.device_get(numbers).items()}
     jax.effects_barrier()
@@ -95,7 +93,7 @@ def _recorded(workdir: epath.Path) -> dict[str, Any]:
     return configs.read_json(path) if path.exists() else {"first": 0, "rollbacks": 0, "updates": []}
 
 
-def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Parts) -> tuple[Any, Progress]:
+def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, setup: TrainSetup) -> tuple[Any, Progress]:
     """Returns the newest state, on the devices, from which training leads to the update without a validation."""
     checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
     saved = max((kept for kept in checkpoints.steps() if kept < step), default=None)
@@ -105,14 +103,16 @@ def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, parts: Pa
         have = ", ".join(map(str, checkpoints.steps())) or "none"
         raise UserError(f"--step={step}: the checkpoint before it is gone; {workdir} has those of steps {have}")
     if saved is None:
-        drawn, _ = warm_start.begin(config.model.encoders, parts.model, parts.drawn_state(config.seed), dataset.fitted)
-        return parts.partitioner.put_state(drawn), Progress()
-    host_state, meta = checkpoints.restore(saved, parts.state_shapes())
+        drawn, _ = warm_start.begin(config.model.encoders, setup.model, setup.init_on_host(config.seed), dataset.fitted)
+        return setup.partitioner.put_state(drawn), Progress()
+    host_state, meta = checkpoints.restore(saved, setup.state_shapes())
     dataset.check_unchanged(meta["data"], str(workdir))
-    return parts.partitioner.put_state(host_state), Progress(**meta["progress"])
+    return setup.partitioner.put_state(host_state), Progress(**meta["progress"])
 
 
-def _noting(optimizer: optax.GradientTransformation, gradients: dict[str, float]) -> optax.GradientTransformation:
+def record_gradients(
+    optimizer: optax.GradientTransformation, gradients: dict[str, float]
+) -> optax.GradientTransformation:
     """Returns the optimizer, which fills the dictionary with each parameter's largest gradient as it is computed."""
 
     def update(grads: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
@@ -125,9 +125,9 @@ def _noting(optimizer: optax.GradientTransformation, gradients: dict[str, float]
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
-def _losses(parts: Parts, state: Any, batch: Batch) -> dict[int, float]:
-    rows = jax.device_get(parts.eval_step()(state.params, state.batch_stats, batch))
-    total = sum(spec.weight * rows["loss"][task] for task, spec in parts.tasks.items())
+def _losses(setup: TrainSetup, state: Any, batch: Batch) -> dict[int, float]:
+    rows = jax.device_get(setup.eval_step()(state.params, state.batch_stats, batch))
+    total = sum(spec.weight * rows["loss"][task] for task, spec in setup.tasks.items())
     return {int(i): float(x) for i, x, weight in zip(rows["id"], total, rows["weight"], strict=True) if weight > 0}
 
 

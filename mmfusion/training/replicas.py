@@ -1,70 +1,104 @@
-"""Several runs that differ in seed and learning rate only, their updates taken by one compiled program.
+"""Replicas: several runs that differ only in seed and learning rate, whose steps are one vmapped program.
 
 R runs
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from mmfusion.distributed.mesh import Partitioner
+from mmfusion.data import dataset as datasets
+from mmfusion.data.dataset import Dataset
 from mmfusion.models.convolution import as_patches
-from mmfusion.training.loop import Call, Run
+from mmfusion.training import recovery
+from mmfusion.training.loop import run_directory
+from mmfusion.training.run import Call, TrainRun, start_run
+from mmfusion.training.setup import TrainSetup
 
 Result = dict[str, Any] | Exception
-Around = Callable[[int], contextlib.AbstractContextManager]
+Replica = Generator[tuple[TrainRun, Call], tuple[Any, Any], dict[str, Any]]
 
 
-def train_together(runs: Sequence[Run], around: Around = lambda _: contextlib.nullcontext()) -> list[Result]:
-    """Drives runs of one model, in step, as `mmfusion.training.loop.train` drives one.
+def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, dataset: Dataset | None = None) -> Replica:
+    """Yields the run and each call whose steps are due, receives the state and the metrics, and returns the result.
 
-    Each sees the examples, the random numbers and the files that it would see by itself. A run that ends early, by an
-    error or because it was done before, leaves the others a smaller program.
+    It is what `mmfusion.training.loop.train` does, but for the steps, and raises what that does.
+    """
+    started, bad_steps = time.monotonic(), None
+    with run_directory(workdir, config) as directory:
+        dataset = dataset or datasets.load(config.data, seed=config.seed)
+        while True:
+            try:
+                with start_run(config, directory, dataset, started=started, bad_steps=bad_steps) as run:
+                    if not isinstance(run, TrainRun):  # it had finished before
+                        return run
+                    for call in run.calls():
+                        state, metrics = yield run, call
+                        run.after(call, state, metrics)
+                        run.validate_and_save(stop)
+                    return run.test(alone=False)
+            except recovery.TooManyBadSteps as error:
+                bad_steps = recovery.roll_back_or_raise(error, directory, config, dataset)
+
+
+def train_replicas(
+    replicas: Sequence[Replica],
+    context: Callable[[int], contextlib.AbstractContextManager] = lambda _: contextlib.nullcontext(),
+) -> list[Result]:
+    """Takes the steps of runs of one model together, by one program.
+
+    Each run sees the examples, the random numbers and the files that it would see by itself. A run that ends early, by
+    an error or because it had finished before, leaves a smaller program to the others.
 
     Args:
-      runs: what `mmfusion.training.loop.run` gives, for configs that differ in their seed and learning rate only.
-      around: the number of a run -> a context to be in while that run works by itself.
+      replicas: of configs that differ in their seed and learning rate only.
+      context: number of a run -> a context to be in while that run works by itself.
 
     Returns:
       For each run its result, or the exception that ended it.
 
     Raises:
-      jax.errors.JaxRuntimeError: the device has not the memory for all; the runs are closed and can be begun again.
+      jax.errors.JaxRuntimeError: the device has no memory for all of them; they are closed and can be started again.
     """
-    results: list[Result | None] = [None] * len(runs)
-    answers: dict[int, Any] = dict.fromkeys(range(len(runs)))
+    results: list[Result | None] = [None] * len(replicas)
+    outputs: dict[int, Any] = dict.fromkeys(range(len(replicas)))
     compiled: dict[int, Callable[..., Any]] = {}
     with contextlib.ExitStack() as stack:
-        for run in runs:
-            stack.enter_context(contextlib.closing(run))
-        while answers:
-            calls: dict[int, Call] = {}
-            for i, answer in answers.items():
+        for each in replicas:
+            stack.enter_context(contextlib.closing(each))
+        while True:
+            due: dict[int, tuple[TrainRun, Call]] = {}
+            for i, output in outputs.items():
                 try:
-                    with around(i):
-                        calls[i] = runs[i].send(answer)
+                    with context(i):
+                        due[i] = replicas[i].send(output)
                 except StopIteration as end:
                     results[i] = end.value
                 except Exception as error:
                     results[i] = error
-            if not calls:
-                break
-            given = [tuple(getattr(call, what) for call in calls.values()) for what in ("state", "batches", "rates")]
-            if len(calls) not in compiled:
-                first = next(iter(calls.values()))
-                compiled[len(calls)] = _compile(first.parts.partitioner, first, len(calls))
+            if not due:
+                return results
+            runs, calls = zip(*due.values(), strict=True)
+            if len(runs) not in compiled:
+                compiled[len(runs)] = compile_step(runs[0].setup, len(runs))
+            states = tuple(run.state for run in runs)
+            batches = tuple(call.device_batches for call in calls)
+            rates = tuple(run.setup.partitioner.replicate(call.rates) for run, call in due.values())
             with jax.transfer_guard("disallow"):
-                answers = dict(zip(calls, compiled[len(calls)](*given), strict=True))
-    return results
+                outputs = dict(zip(due, compiled[len(runs)](states, batches, rates), strict=True))
 
 
-def _compile(partitioner: Partitioner, call: Call, replicas: int) -> Callable[..., Any]:
-    step = call.parts.step(call.accumulate)
+def compile_step(setup: TrainSetup, replicas: int) -> Callable[..., Any]:
+    """Returns the compiled step of R runs, with convolutions as matrix products: vmapped ones would be grouped."""
 
-    def with_patches(*args: Any) -> Any:
+    def step(*args: Any) -> Any:
         with as_patches():  # while it is traced
-            return step(*args)
+            return setup.step(*args)
 
-    return partitioner.compile_train(with_patches, replicas=replicas)
+    return setup.partitioner.compile_train(step, replicas=replicas)

@@ -16,16 +16,16 @@ from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import mesh
 from mmfusion.errors import UserError
 from mmfusion.tracking import run_dir
-from mmfusion.training.setup import Parts, assemble
+from mmfusion.training.setup import TrainSetup, build_setup
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run, opened: its config, data, parts and the state of its best checkpoint."""
+    """A trained run, opened: its config, data, setup and the state of its best checkpoint."""
 
     config: ConfigDict
     dataset: Dataset
-    parts: Parts
+    setup: TrainSetup
     state: Any
     step: int
 
@@ -64,9 +64,9 @@ def open_run(
     def read(step: int) -> Run:
         saved = checkpoints.meta(step)["data"]
         dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
-        parts = assemble(config, dataset)
-        state, _ = checkpoints.restore(step, parts.state_shapes())
-        return Run(config, dataset, parts, parts.partitioner.put_state(state), step)
+        setup = build_setup(config, dataset)
+        state, _ = checkpoints.restore(step, setup.state_shapes())
+        return Run(config, dataset, setup, setup.partitioner.put_state(state), step)
 
     run = checkpoints.first_valid(read, best=True)
     checkpoints.close()

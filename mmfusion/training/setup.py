@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,129 +19,136 @@ from mmfusion.data.preprocess import make_preprocess
 from mmfusion.distributed import hosts
 from mmfusion.distributed.mesh import Partitioner, make_partitioner
 from mmfusion.models.build import build
-from mmfusion.objectives import AUXILIARIES, Objectives, Task, make_objectives
+from mmfusion.models.model import FusionModel
+from mmfusion.objectives import Task, build_objectives, make_objectives
+from mmfusion.objectives.auxiliary import Auxiliary
 from mmfusion.optim import freezing
-from mmfusion.training import state, step
+from mmfusion.training.state import TrainState, init_state
+from mmfusion.training.step import StepSpec, eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class TrainSetup:
     """What a run is made of; nothing here holds state.
 
     Attributes:
-      model, optimizer: as the config says.
-      tasks: one a target.
-      preprocess: `(batch, key or None) -> batch`, on the device.
+      spec: what the train step is made of: model, optimizer, objectives and so on.
+      tasks: one for each target.
       partitioner: devices and hosts.
-      scale: of the updates, see `optim.slowed`.
-      freeze: which encoders stay as they are.
-      objectives: what there is beside the tasks.
-      spike: from where a loss is one, see `step.train_step`.
       example: a host batch of two padding rows, for shapes.
     """
 
-    model: nn.Module
-    optimizer: optax.GradientTransformation
+    spec: StepSpec
     tasks: dict[str, Task]
-    preprocess: state.Preprocess
     partitioner: Partitioner
-    scale: Callable[[Any], Any] | None
-    freeze: freezing.Freezing
-    objectives: Objectives
-    spike: float
     example: Batch
 
-    def drawn(self, seed: int) -> state.TrainState:
-        """Returns the state before the first step, every parameter drawn, where no device needs to hold all of it."""
-        divided = self.partitioner.state_sharding(self.state_shapes())
-        init = self._init if divided is None else jax.jit(self._init, out_shardings=divided)
+    @property
+    def model(self) -> FusionModel:
+        return self.spec.model
+
+    @property
+    def preprocess(self) -> Callable[[Batch, jax.Array | None], Batch]:
+        return self.spec.preprocess
+
+    def init_sharded(self, seed: int) -> TrainState:
+        """Returns the state before the first step, sharded from the start where no device can hold all of it."""
+        sharding = self.partitioner.state_sharding(self.state_shapes())
+        init = self._init if sharding is None else jax.jit(self._init, out_shardings=sharding)
         return init(self.example, seed=np.uint32(seed))
 
-    def drawn_state(self, seed: int) -> state.TrainState:
-        """Returns the same on the host."""
-        return self.partitioner.to_host(self.drawn(seed))
+    def init_on_host(self, seed: int) -> TrainState:
+        """Returns the state before the first step as host arrays."""
+        return self.partitioner.to_host(self.init_sharded(seed))
 
-    def initial_state(self, seed: int) -> state.TrainState:
-        """Returns the same on the devices, as the steps take it."""
-        return self.partitioner.put_state(self.drawn_state(seed))
+    def init_state(self, seed: int) -> TrainState:
+        """Returns the state before the first step on the devices, as the step takes it."""
+        return self.partitioner.put_state(self.init_on_host(seed))
 
     def state_shapes(self) -> Any:
-        """Returns the state's shapes and dtypes, without computing it."""
+        """Returns the shapes and dtypes of the state, without computing it."""
         return jax.eval_shape(self._init, self.example, seed=np.uint32(0))
 
     @functools.cached_property
-    def _init(self) -> Callable[..., state.TrainState]:
-        # One function, so that whoever asks for shapes and whoever draws trace it once.
+    def _init(self) -> Callable[..., TrainState]:
+        # One function, so that shapes and values are traced once.
         return jax.jit(functools.partial(
-            state.init_state, self.model, self.optimizer, preprocess=self.preprocess,
-            balance=self.objectives.balance(self.tasks, self.model.modalities), spike=self.spike,
+            init_state, self.spec.model, self.spec.optimizer, preprocess=self.spec.preprocess,
+            objectives=self.spec.objectives, spike_threshold=self.spec.spike_threshold,
         ))  # fmt: skip
 
-    def step(self, accumulate: int) -> Callable[..., Any]:
-        """Returns the pure `(state, batch, learning_rate) -> (state, metrics)`."""
-        return functools.partial(
-            step.train_step,
-            model=self.model,
-            optimizer=self.optimizer,
-            tasks=self.tasks,
-            preprocess=self.preprocess,
-            accumulate=accumulate,
-            unroll=self.partitioner.platform == "cpu",
-            axis_name=self.partitioner.axis_name,
-            scale=self.scale,
-            freeze=self.freeze,
-            objectives=self.objectives,
-            spike=self.spike,
-        )
+    @property
+    def step(self) -> Callable[..., Any]:
+        """The pure `(state, batch, learning_rate) -> (state, metrics)`."""
+        return functools.partial(train_step, spec=self.spec)
 
-    def train_step(self, accumulate: int) -> Callable[..., Any]:
+    def train_step(self) -> Callable[..., Any]:
         """Returns the compiled `(state, batches, learning_rates) -> (state, metrics)`."""
-        return self.partitioner.compile_train(self.step(accumulate), self.state_shapes())
+        return self.partitioner.compile_train(self.step, self.state_shapes())
 
     def eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
-        return self.partitioner.compile_eval(
-            functools.partial(
-                step.eval_step,
-                model=self.model,
-                tasks=self.tasks,
-                preprocess=self.preprocess,
-                axis_name=self.partitioner.axis_name,
-                heads=self.objectives.blending is not None,
-            )
-        )
+        return self.partitioner.compile_eval(functools.partial(
+            eval_step, model=self.spec.model, tasks=self.tasks, preprocess=self.spec.preprocess,
+            axis_name=self.partitioner.axis_name, heads=self.spec.objectives.need_head_losses,
+        ))  # fmt: skip
 
 
-def assemble(config: ConfigDict, dataset: Dataset) -> Parts:
-    """Builds the parts of a run; no parameter is made yet."""
+def build_setup(config: ConfigDict, dataset: Dataset) -> TrainSetup:
+    """Returns what a run is made of; no parameter is initialised yet."""
     mesh = config.parallel.mesh
     partitioner = make_partitioner(config.parallel.mode, config.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
     hosts.connect(partitioner.mesh)
-    freeze = freezing.make(config.model.encoders, config.steps)
-    return Parts(
-        model=build(
-            config.model,
-            dataset.encoder_kwargs(),
-            dataset.reader.outputs,
-            axis_name=partitioner.axis_name,
-            dtype=_dtype(config.model.dtype, partitioner.platform),
-            objectives=config.objectives,
-            auxiliaries=AUXILIARIES,
-            frozen=[m for m in config.model.encoders if f"encoders_{m}" in freeze.always],
-        ),
-        optimizer=optim.make(config.optim),
-        tasks=make_tasks(config.data.targets, dataset.reader.outputs),
-        preprocess=make_preprocess(
-            config.data.modalities.to_dict(),
-            {other: m for m, options in config.model.encoders.items() for other in options.join},
-        ),
-        partitioner=partitioner,
-        scale=optim.slowed(config.model.encoders),
-        freeze=freeze,
-        objectives=make_objectives(config.objectives),
-        spike=config.recovery.spike_threshold,
-        example=empty_batch(dataset.reader, 2),
+    dtype = _dtype(config.model.dtype, partitioner.platform)
+    frozen = freezing.make(config.model.encoders, config.steps)
+    tasks = make_tasks(config.data.targets, dataset.reader.outputs)
+    supplied = {
+        "width": config.model.width, "dtype": dtype, "axis_name": partitioner.axis_name,
+        "modalities": tuple(sorted(config.model.encoders)),
+    }  # fmt: skip
+    by_name = make_objectives(config.objectives, supplied)
+    kinds = {objective.unimodal_heads for objective in by_name.values()}
+    model = build(
+        config.model,
+        dataset.encoder_kwargs(),
+        dataset.reader.outputs,
+        axis_name=partitioner.axis_name,
+        dtype=dtype,
+        frozen=[m for m in config.model.encoders if f"encoders_{m}" in frozen.always],
+        auxiliaries={name: objective for name, objective in by_name.items() if isinstance(objective, Auxiliary)},
+        unimodal="heads" if "heads" in kinds else "probes" if "probes" in kinds else "",
+        scalars=tuple(name for objective in by_name.values() for name in objective.parameters(list(tasks))),
     )
+    objectives = build_objectives(model, tasks, by_name)
+    joined = {other: m for m, options in config.model.encoders.items() for other in options.join}
+    spec = StepSpec(
+        model=model,
+        optimizer=make_optimizer(config, objectives.gradient_transformations(), frozen),
+        objectives=objectives,
+        preprocess=make_preprocess(config.data.modalities.to_dict(), joined),
+        freezing=frozen,
+        spike_threshold=config.recovery.spike_threshold,
+        micro_batches=config.optim.accumulate,
+        unroll=partitioner.platform == "cpu",
+        axis_name=partitioner.axis_name,
+    )
+    return TrainSetup(spec, tasks, partitioner, empty_batch(dataset.reader, 2))
+
+
+def make_optimizer(
+    config: ConfigDict, first: list[optax.GradientTransformationExtraArgs], frozen: freezing.Freezing
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the whole chain from summed gradients to updates.
+
+    In order: `first`, the transformations of objectives, then clipping and the optimizer, layer-wise learning-rate
+    decay, and zero updates for what is frozen.
+    """
+    chain = [*first, optim.make(config.optim, frozen)]
+    if scale := optim.slowed(config.model.encoders):
+        chain.append(optax.stateless(lambda updates, _: scale(updates)))
+    if frozen:
+        chain.append(frozen.zero_updates())
+    return chain[0] if len(chain) == 1 else optax.chain(*chain)
 
 
 def make_tasks(targets: ConfigDict, outputs: dict[str, int]) -> dict[str, Task]:

@@ -1,9 +1,8 @@
 """The state that a train step reads and writes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import flax.core
 import flax.linen as nn
 import flax.struct
 import jax
@@ -12,7 +11,10 @@ import optax
 
 from mmfusion import rng
 from mmfusion.data.batch import Batch
+from mmfusion.objectives import Objectives
 from mmfusion.optim import skip_step
+
+Preprocess = Callable[[Batch, jax.Array | None], Batch]
 
 
 @flax.struct.dataclass
@@ -21,12 +23,12 @@ class TrainState:
 
     Attributes:
       step: steps taken, int32.
-      seed: of all the run's randomness, uint32; an array, so that another seed needs no new program.
-      params: the model's parameters.
+      seed: of all randomness of the run, uint32; an array, so that another seed needs no new program.
+      params: parameters of the model.
       batch_stats: running statistics of batch normalisation, empty without it.
-      opt_state: the optimizer's.
-      balance: numbers that weigh losses, see `Objectives.balance`.
-      recent: the newest losses, where spikes are looked for, see `spikes.start`.
+      opt_state: state of the optimizer.
+      loss_weights: state of the loss weights by objective, see `Objectives.init_weights`.
+      loss_history: the newest losses, by which spikes are judged; empty where they are not.
     """
 
     step: jax.Array
@@ -34,11 +36,8 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
-    balance: Any = flax.struct.field(default_factory=dict)
-    recent: Any = flax.struct.field(default_factory=dict)
-
-
-Preprocess = Callable[[Batch, jax.Array | None], Batch]
+    loss_weights: Any = flax.struct.field(default_factory=dict)
+    loss_history: Any = flax.struct.field(default_factory=dict)
 
 
 def init_state(
@@ -47,8 +46,8 @@ def init_state(
     batch: Batch,
     preprocess: Preprocess,
     seed: jax.Array,
-    balance: Mapping[str, Any] = flax.core.FrozenDict(),
-    spike: float = 0.0,
+    objectives: Objectives | None = None,
+    spike_threshold: float = 0.0,
 ) -> TrainState:
     """Returns the state before the first step; `batch` gives shapes only."""
     variables = model.init(rng.key(seed, "init"), preprocess(batch, None), train=False)
@@ -59,6 +58,6 @@ def init_state(
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
-        balance=dict(balance),
-        recent=skip_step.start() if spike else {},
+        loss_weights=objectives.init_weights() if objectives else {},
+        loss_history=skip_step.init_history() if spike_threshold else {},
     )

@@ -75,7 +75,7 @@ def _of_run(source: str, modality: str, state: TrainState, fitted: str | None) -
     heads = {
         head: values
         for head, values in theirs.params.items()
-        if run.parts.model.fusion.declares.level != "feature"
+        if run.setup.model.fusion.declares.level != "feature"
         and head.startswith("heads_") and head.endswith(f"_{modality}")
         and jax.tree.map(np.shape, values) == jax.tree.map(np.shape, state.params.get(head))
     }  # fmt: skip

@@ -22,7 +22,7 @@ from mmfusion.data import decoding, image, knowledge, modalities, preprocess
 from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
-from mmfusion.training import setup
+from mmfusion.training import setup as training_setup
 from mmfusion.training.loop import train
 from tests import key_reads, tiny, tracing
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
@@ -186,10 +186,10 @@ def test_every_fusion_is_taken_by_a_step(fusion: str, tiny_config: Callable[...,
     config = tiny_config(f"fusion={fusion}").unlock()
     config.model.encoders.text = base.encoder("text", "bow")
     config.parallel.mode = "jit"
-    parts, batch = setup.assemble(config, shapes), shapes.splits["train"].take(np.arange(16))
-    before = parts.state_shapes()
+    setup, batch = training_setup.build_setup(config, shapes), shapes.splits["train"].take(np.arange(16))
+    before = setup.state_shapes()
     # Traced, not compiled: the gate trains every one, and this says that the config's model and step take it.
-    after, numbers = jax.eval_shape(parts.step(1), before, batch, np.float32(0.1))
+    after, numbers = jax.eval_shape(setup.step, before, batch, np.float32(0.1))
     same = lambda one, other: (one.shape, one.dtype) == (other.shape, other.dtype)  # noqa: E731
     assert all(jax.tree.leaves(jax.tree.map(same, before, after)))
     assert {"loss", "grad_norm", "accuracy"} <= set(numbers)
@@ -214,7 +214,7 @@ def test_an_unused_option_is_found():
 
 
 def test_every_option_of_the_datas_kinds_is_read():
-    read = key_reads.names_read(modalities, knowledge, decoding, preprocess, image, datasets, setup)
+    read = key_reads.names_read(modalities, knowledge, decoding, preprocess, image, datasets, training_setup)
     kinds = {f"modality {name}": kind.options for name, kind in modalities.MODALITY_TYPES.items()}
     kinds |= {f"target {name}": options for name, options in decoding.TARGET_OPTIONS.items()}
     kinds["augmentation"] = image.AUGMENT

@@ -16,14 +16,18 @@ from mmfusion import config as configs
 from mmfusion import rng
 from mmfusion.config import defaults
 from mmfusion.data import dataset as datasets
+from mmfusion.data.batch import Batch
+from mmfusion.distributed import mesh
 from mmfusion.errors import Preempted, UserError
 from mmfusion.inference.evaluate import evaluate
-from mmfusion.objectives import OBJECTIVES, Task, task_loss
-from mmfusion.objectives.weighting import GradNorm
-from mmfusion.training.loop import run, train
+from mmfusion.objectives import OBJECTIVES, Task, mixing, task_loss
+from mmfusion.objectives.base import Context
+from mmfusion.objectives.supervised import task_terms
+from mmfusion.objectives.weighting import GradNorm, Uncertainty
+from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
-from mmfusion.training.setup import assemble
-from mmfusion.training.step import by_uncertainty, train_step
+from mmfusion.training.setup import build_setup
+from mmfusion.training.step import train_step
 from tests import planted
 
 
@@ -102,7 +106,7 @@ def test_every_config_takes_objectives_and_wrong_ones_are_told():
     configs.check(alone, 1)
     with alone.unlocked():
         alone.objectives.cca = defaults.objective("cca")
-    with pytest.raises(UserError, match=r"objectives\.cca is of several modalities, and here is one"):
+    with pytest.raises(UserError, match=r"objectives\.cca: needs 2 modalities, the config has 1"):
         configs.check(alone, 1)
     both = quickstart.get_config("objectives=mvae+gan")
     with pytest.raises(UserError, match="gan and mvae cannot both fill in"):
@@ -154,13 +158,23 @@ def test_tasks_are_weighed_by_what_is_learned(rows, tmp_path):
     found = open_run(tmp_path / "run", []).state.params
     assert {float(found[f"log_variance_{task}"]) != 0 for task in ("label", "amount")} == {True}
 
-    label, amount = Task("classification", 2), Task("regression", 1)
-    assert by_uncertainty(0.8, 0.0, 1.0, label) == pytest.approx(0.8)
-    assert by_uncertainty(0.8, 0.0, 1.0, amount) == pytest.approx(0.4)
-    # The variance that the gradient settles at is the loss itself, twice it for classes.
-    for task, rest in ((label, np.log(1.6)), (amount, np.log(0.8))):
-        gradient = jax.grad(lambda v, task=task: by_uncertainty(jnp.float32(0.8), v, 1.0, task))
-        assert gradient(jnp.float32(rest)) == pytest.approx(0, abs=1e-6)
+
+@pytest.mark.parametrize(("kind", "settles"), [("classification", np.log(1.6)), ("regression", np.log(0.8))])
+def test_uncertainty_settles_at_the_variance_that_the_loss_has(kind, settles):
+    """L / s² + v / 2, or L / (2 s²) + v / 2 for a regression: the minimum is at twice the loss, or at the loss."""
+    spec, uncertainty = Task(kind, 2 if kind == "classification" else 1), Uncertainty()
+    terms = [*task_terms({"task": spec}, log_losses=False), *uncertainty.terms("", None, {"task": spec})]
+    rows = np.ones(4, np.float32)
+    batch = Batch({}, {}, {}, {"task": np.zeros(4, np.int32)}, rows, np.arange(4))
+
+    def loss(v):
+        params = {"log_variance_task": v}
+        context = Context(batch, None, params, {})
+        precision = uncertainty.coefficients({}, params, terms)["task/task"]
+        return precision * 0.8 + terms[-1].total(context) / terms[-1].count(batch)
+
+    assert loss(0.0) == pytest.approx(0.8 if kind == "classification" else 0.4)
+    assert jax.grad(loss)(jnp.float32(settles)) == pytest.approx(0, abs=1e-6)
 
 
 def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
@@ -180,25 +194,26 @@ def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
 def test_gradnorm_is_given_the_gradients_at_the_features_of_all_devices(rows):
     made = config("gradnorm", tasks="label+amount", fusion="concat")
     dataset = datasets.load(made.data, seed=0)
-    parts, batch = assemble(made, dataset), dataset.splits["train"].take(np.arange(6))
-    state = parts.drawn_state(0)
+    setup, batch = build_setup(made, dataset), dataset.splits["train"].take(np.arange(6))
+    state = setup.init_on_host(0)
 
     class Seen(GradNorm):
-        def __call__(self, balance, losses, norms):
+        def balance(self, weights, losses, norms):
             return {"tasks": losses, "first": norms}  # what it was given, for us to see
 
-    step = functools.partial(
-        train_step, model=parts.model, optimizer=parts.optimizer, tasks=parts.tasks, preprocess=parts.preprocess,
-        accumulate=1, unroll=True, axis_name=None,
-        objectives=dataclasses.replace(parts.objectives, gradnorm=Seen()),
-    )  # fmt: skip
-    seen = jax.jit(step)(state, batch, jnp.float32(0.1))[0].balance
+    def step(axis_name):
+        objectives = dataclasses.replace(setup.spec.objectives, by_name={"gradnorm": Seen()})
+        return functools.partial(
+            train_step, spec=dataclasses.replace(setup.spec, objectives=objectives, axis_name=axis_name)
+        )
+
+    seen = jax.jit(step(None))(state, batch, jnp.float32(0.1))[0].loss_weights["gradnorm"]
     halves = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), batch)
-    of_two = jax.vmap(functools.partial(step, axis_name="data"), (None, 0, None), axis_name="data")
-    each = jax.jit(of_two)(state, halves, jnp.float32(0.1))[0].balance
+    of_two = jax.vmap(step("data"), (None, 0, None), axis_name="data")
+    each = jax.jit(of_two)(state, halves, jnp.float32(0.1))[0].loss_weights["gradnorm"]
     jax.tree.map(lambda two, one: np.testing.assert_allclose(two, [one, one], rtol=1e-5), each, seen)
-    outputs = parts.model.apply({"params": state.params}, parts.preprocess(batch, None), train=False)
-    for task, spec in parts.tasks.items():
+    outputs = setup.model.apply({"params": state.params}, setup.preprocess(batch, None), train=False)
+    for task, spec in setup.tasks.items():
         head = state.params[f"heads_{task}"]
 
         def loss(features, task=task, spec=spec, head=head):
@@ -217,11 +232,16 @@ def test_heads_are_blended_and_a_run_that_stops_goes_on_the_same(rows, tmp_path)
     assert weights[2] == weights[3]
     assert any(each != [1, 1, 1] for each in weights)
     np.testing.assert_allclose(np.sum(weights, axis=1), 3, rtol=1e-5)
-    stop = threading.Event()
-    stop.set()
+
+    def stop_at_once():
+        stop = threading.Event()
+        stop.set()
+        return contextlib.nullcontext(stop)
+
     for _ in range(4):
-        with contextlib.suppress(Preempted), contextlib.closing(run(made, tmp_path / "broken", stop)) as steps:
-            drive(steps)
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Preempted):
+            patch.setattr(mesh, "stop_on_sigterm", stop_at_once)
+            train(made, tmp_path / "broken")
     again = train(made, tmp_path / "broken")
     assert again["test"] == whole["test"]
     assert [line["loss"] for line in logged(tmp_path / "broken")] == [
@@ -229,23 +249,12 @@ def test_heads_are_blended_and_a_run_that_stops_goes_on_the_same(rows, tmp_path)
     ]
 
 
-def drive(steps):
-    answer, compiled = None, None
-    while True:
-        try:
-            call = steps.send(answer)
-        except StopIteration:
-            return
-        compiled = compiled or call.parts.train_step(call.accumulate)
-        answer = compiled(call.state, call.batches, call.rates)
-
-
 def test_weights_that_contradict_are_refused():
     for names, changes, says in (
-        (("gradnorm",), {}, "gradnorm weighs tasks: give data.targets a second one"),
+        (("gradnorm",), {}, "objectives.gradnorm: needs 2 tasks"),
         (("gradnorm",), {"tasks": "label+amount", "fusion": "late_mean"}, "'late_mean' is of decision level"),
-        (("gradnorm", "uncertainty"), {"tasks": "label+amount", "fusion": "concat"}, "cannot both set the weights"),
-        (("gradient_blending", "unimodal"), {}, "cannot both set the weights"),
+        (("gradnorm", "uncertainty"), {"tasks": "label+amount", "fusion": "concat"}, "cannot be combined with"),
+        (("gradient_blending", "unimodal"), {}, "cannot be combined with"),
     ):
         with pytest.raises(UserError, match=says):
             configs.check(config(*names, **changes), 1)
@@ -278,29 +287,32 @@ def test_mixed_rows_answer_for_both_in_every_head_and_in_micro_batches(rows):
         **{"data.targets.label.class_weights": (1.0, 3.0), "parallel.mode": "jit", "optim.clip_norm": 0.0},
     )  # fmt: skip
     dataset = datasets.load(made.data, seed=0)
-    parts, batch = assemble(made, dataset), dataset.splits["train"].take(np.arange(8))
-    state = parts.drawn_state(0)
-    numbers = [jax.jit(parts.step(k))(state, batch, jnp.float32(0.1))[1] for k in (1, 2)]
+    setup, batch = build_setup(made, dataset), dataset.splits["train"].take(np.arange(8))
+    state = setup.init_on_host(0)
+    specs = [dataclasses.replace(setup.spec, micro_batches=k) for k in (1, 2)]
+    numbers = [jax.jit(functools.partial(train_step, spec=s))(state, batch, jnp.float32(0.1))[1] for s in specs]
     for name in ("loss", "accuracy", "objective/unimodal", "grad_norm"):
         assert float(numbers[0][name]) == pytest.approx(float(numbers[1][name]), rel=1e-5)
 
-    mix = parts.objectives.mixing.draw(batch, rng.key(state.seed, "mixing", state.step))
-    variables = {"params": state.params, "rows": {"id": batch.id, "mix": mix}}
-    inputs = parts.preprocess(batch, rng.key(state.seed, "augment", state.step))
-    outputs = parts.model.apply(variables, inputs, train=True, rngs={"dropout": jax.random.key(0)})
-    target, share = batch.targets["label"], np.asarray(mix.share)
+    drawn, _ = mixing.draw(
+        batch, setup.spec.objectives.by_name["mixup"].alpha, rng.key(state.seed, "mixing", state.step)
+    )
+    variables = {"params": state.params, "rows": {"id": batch.id, "mix": drawn}}
+    inputs = setup.preprocess(batch, rng.key(state.seed, "augment", state.step))
+    outputs = setup.model.apply(variables, inputs, train=True, rngs={"dropout": jax.random.key(0)})
+    target, share = batch.targets["label"], np.asarray(drawn)
     weight = np.array([1.0, 3.0])[target]
     assert share.min() < 1 and len(set(target[:2].tolist())) == 2
 
     def loss(logits):
-        own, other = (-np.asarray(jax.nn.log_softmax(logits))[np.arange(8), t] for t in (target, target[mix.partner]))
-        return (share * weight * own + (1 - share) * weight[mix.partner] * other).sum() / weight.sum()
+        own, other = (-np.asarray(jax.nn.log_softmax(logits))[np.arange(8), t] for t in (target, target[batch.partner]))
+        return (share * weight * own + (1 - share) * weight[batch.partner] * other).sum() / weight.sum()
 
     alone = sum(loss(logits) for logits in outputs.unimodal["label"].values())
     assert float(numbers[0]["objective/unimodal"]) == pytest.approx(alone, rel=1e-5)
     assert float(numbers[0]["loss"]) == pytest.approx(loss(outputs.logits["label"]) + alone, rel=1e-5)
     right = np.asarray(outputs.logits["label"].argmax(-1))
-    hit = (share * (right == target) + (1 - share) * (right == target[mix.partner])).mean()
+    hit = (share * (right == target) + (1 - share) * (right == target[batch.partner])).mean()
     assert float(numbers[0]["accuracy"]) == pytest.approx(hit, rel=1e-5)
 
 
@@ -308,5 +320,5 @@ def test_every_objective_is_tried_here():
     tried = {name for names in MODULES for name in names} | set(AT_RANDOM)
     tried |= {"ogm_ge", "unimodal", "uncertainty", "gradnorm", "gradient_blending"}
     assert tried == set(OBJECTIVES)
-    with pytest.raises(UserError, match="ogm_ge needs a target of kind classification"):
+    with pytest.raises(UserError, match="ogm_ge: needs a target of kind classification"):
         configs.check(config("ogm_ge", tasks="amount", modalities="image+text"), 1)

@@ -10,12 +10,13 @@ import pytest
 
 from mmfusion.models.model import Encoded
 from mmfusion.objectives.alignment import reversed_gradient
-from mmfusion.objectives.auxiliary import counts
+from mmfusion.objectives.auxiliary import Auxiliary, has_modalities
 from mmfusion.objectives.imputation import Critic
-from mmfusion.objectives.registry import AUXILIARIES
+from mmfusion.objectives.registry import OBJECTIVES
 from tests.models.random_variables import quick_jit, random_variables
 
 B, D = 12, 6
+AUXILIARIES = {name: kind for name, kind in OBJECTIVES.items() if issubclass(kind, Auxiliary)}
 RANDOM = np.random.default_rng(0)
 NAMES = ("audio", "image", "text")
 POOLED = {m: RANDOM.normal(size=(B, D)).astype(np.float32) for m in NAMES}
@@ -46,7 +47,7 @@ def test_every_parameter_learns_and_what_is_absent_does_nothing(name):
     def loss(params, pooled, present):
         encoded = Encoded({m: jnp.where(present[m][:, None], pooled[m], 0) for m in pooled}, present)
         each = module.apply({"params": params}, encoded, train=False)
-        return (weights * counts(present, module.fewest) * each).sum(), each
+        return (weights * has_modalities(present, module.min_present) * each).sum(), each
 
     step = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     gradients, each = step(variables["params"], POOLED, EVERY)
@@ -248,9 +249,9 @@ def test_what_is_absent_is_predicted(name):
 
 def test_rows_count_from_as_many_modalities_as_the_objective_needs():
     number = sum(SOME[m].astype(int) for m in NAMES)
-    np.testing.assert_array_equal(counts(SOME, 2), number >= 2)
-    np.testing.assert_array_equal(counts(SOME, 1), number >= 1)
-    assert {name: AUXILIARIES[name].fewest for name in AUXILIARIES} == {
+    np.testing.assert_array_equal(has_modalities(SOME, 2), number >= 2)
+    np.testing.assert_array_equal(has_modalities(SOME, 1), number >= 1)
+    assert {name: AUXILIARIES[name].min_present for name in AUXILIARIES} == {
         "contrastive": 2, "cca": 2, "adversarial": 1, "mvae": 1, "mmvae": 1, "gan": 2,
     }  # fmt: skip
 

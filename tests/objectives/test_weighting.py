@@ -14,6 +14,16 @@ GRADS = {
 }
 
 
+def start(*tasks):
+    """The state of GradNorm before the first step."""
+    return {"tasks": {task: jnp.ones(()) for task in tasks}, "first": {task: jnp.zeros(()) for task in tasks}}
+
+
+def balanced(gradnorm, state, losses, norms):
+    """The state after a step whose tasks have these gradient norms before GradNorm's own weights."""
+    return gradnorm.balance(state, losses, {task: state["tasks"][task] * norm for task, norm in norms.items()})
+
+
 def scores(image, text):
     return {"image": jnp.float32(image), "text": jnp.float32(text)}
 
@@ -29,13 +39,13 @@ def test_who_leads_is_held_back_by_the_written_formula():
 
 
 def test_only_encoders_change_and_noise_has_the_gradients_deviation():
-    changed = OGMGE(alpha=0.5, noise=False)(GRADS, scores(0.8, 0.2), KEY, ZERO)
+    changed = OGMGE(alpha=0.5, noise=False).modulate(GRADS, scores(0.8, 0.2), KEY, ZERO)
     np.testing.assert_allclose(
         changed["encoders_image"]["kernel"], (1 - np.tanh(2.0)) * GRADS["encoders_image"]["kernel"], rtol=1e-5
     )
     jax.tree.map(np.testing.assert_array_equal, changed["encoders_text"], GRADS["encoders_text"])
     large = {"encoders_image": {"kernel": 3 * jax.random.normal(KEY, (200, 200))}, "heads_label": jnp.ones(3)}
-    noisy = OGMGE(noise=True)(large, scores(0.5, 0.5), KEY, ZERO)
+    noisy = OGMGE(noise=True).modulate(large, scores(0.5, 0.5), KEY, ZERO)
     added = noisy["encoders_image"]["kernel"] - large["encoders_image"]["kernel"]
     assert np.std(added) == pytest.approx(3, rel=0.02)
     assert abs(np.corrcoef(added.ravel(), large["encoders_image"]["kernel"].ravel())[0, 1]) < 0.02
@@ -45,10 +55,10 @@ def test_only_encoders_change_and_noise_has_the_gradients_deviation():
 def test_it_ends_where_it_is_told_to_and_one_modality_is_left():
     ogm = OGMGE(until=3)
     for step, acts in ((2, True), (3, False)):
-        changed = ogm(GRADS, scores(0.8, 0.2), KEY, jnp.int32(step))
+        changed = ogm.modulate(GRADS, scores(0.8, 0.2), KEY, jnp.int32(step))
         same = jax.tree.map(lambda a, b: bool((a == b).all()), changed, GRADS)
         assert all(jax.tree.leaves(same)) != acts
-    assert ogm(GRADS, {"image": jnp.float32(0.9)}, KEY, ZERO) is GRADS
+    assert ogm.modulate(GRADS, {"image": jnp.float32(0.9)}, KEY, ZERO) is GRADS
 
 
 def test_gradnorm_by_the_written_formula():
@@ -59,7 +69,7 @@ def test_gradnorm_by_the_written_formula():
         "first": {"a": jnp.float32(2.0), "b": jnp.float32(1.0)},
     }
     losses, norms = {"a": jnp.float32(1.0), "b": jnp.float32(0.9)}, {"a": jnp.float32(0.5), "b": jnp.float32(2.0)}
-    after = gradnorm(balance, losses, norms)
+    after = balanced(gradnorm, balance, losses, norms)
     left = np.array([1 / 2, 0.9 / 1])
     each = np.array([1.2 * 0.5, 0.8 * 2.0])
     wanted = each.mean() * (left / left.mean()) ** 1.5
@@ -75,23 +85,23 @@ def test_gradnorm_by_the_written_formula():
 
 def test_gradnorm_draws_gradients_to_one_size():
     gradnorm = GradNorm(alpha=0.0, rate=0.02)
-    balance, norms = gradnorm.start(("a", "b", "c")), {"a": 4.0, "b": 1.0, "c": 2.0}
+    balance, norms = start("a", "b", "c"), {"a": 4.0, "b": 1.0, "c": 2.0}
     for _ in range(500):
-        balance = gradnorm(balance, dict.fromkeys(norms, jnp.float32(1.0)), norms)
+        balance = balanced(gradnorm, balance, dict.fromkeys(norms, jnp.float32(1.0)), norms)
     weighted = [float(balance["tasks"][task]) * norm for task, norm in norms.items()]
     np.testing.assert_allclose(weighted, np.mean(weighted), rtol=0.15)
     assert sum(balance["tasks"].values()) == pytest.approx(3, rel=1e-4)
-    first = gradnorm(gradnorm.start(("a", "b")), {"a": jnp.float32(5), "b": jnp.float32(3)}, {"a": 1.0, "b": 2.0})
+    first = balanced(gradnorm, start("a", "b"), {"a": jnp.float32(5), "b": jnp.float32(3)}, {"a": 1.0, "b": 2.0})
     assert (first["first"]["a"], first["first"]["b"]) == (5, 3)
-    then = gradnorm(first, {"a": jnp.float32(4), "b": jnp.float32(2)}, {"a": 1.0, "b": 2.0})
+    then = balanced(gradnorm, first, {"a": jnp.float32(4), "b": jnp.float32(2)}, {"a": 1.0, "b": 2.0})
     assert then["first"] == first["first"]
 
 
 def test_the_task_that_learns_slowly_gets_more():
     gradnorm, losses = GradNorm(alpha=1.0, rate=0.01), {"a": jnp.float32(0.2), "b": jnp.float32(1.0)}
-    balance = {**gradnorm.start(losses), "first": dict.fromkeys(losses, jnp.float32(1.0))}
+    balance = {**start(*losses), "first": dict.fromkeys(losses, jnp.float32(1.0))}
     for _ in range(200):
-        balance = gradnorm(balance, losses, dict.fromkeys(losses, 1.0))
+        balance = balanced(gradnorm, balance, losses, dict.fromkeys(losses, 1.0))
     assert balance["tasks"]["b"] / balance["tasks"]["a"] == pytest.approx(5, rel=0.1)  # as (1.0 / 0.2)^1
 
 
@@ -100,10 +110,10 @@ def test_gradient_blending_by_the_written_formula():
     now = {"joint": (0.5, 0.9), "image": (1.0, 1.1), "text": (0.3, 1.2)}
     # G: 0.2, 0.1, nothing; O: 0.3, 0.1, 0.8
     raw = np.array([0.2 / 0.3**2, 0.1 / 0.1**2, 0.0])
-    weights = GradientBlending(floor=0.01).weights(before, now)
+    weights = GradientBlending(floor=0.01).on_validation(before, now)
     np.testing.assert_allclose(list(weights.values()), 0.1 + 0.9 * 3 * raw / raw.sum(), rtol=1e-6)
     assert sum(weights.values()) == pytest.approx(3)
-    floored = GradientBlending(floor=0.2, least=0.0).weights(before, now)
+    floored = GradientBlending(floor=0.2, least=0.0).on_validation(before, now)
     assert floored["image"] / floored["joint"] == pytest.approx((0.1 / 0.2**2) / (0.2 / 0.3**2))
-    assert GradientBlending().weights(now, now) is None
-    assert GradientBlending().weights(before, {**now, "joint": (float("nan"), 0.1)}) is None
+    assert GradientBlending().on_validation(now, now) is None
+    assert GradientBlending().on_validation(before, {**now, "joint": (float("nan"), 0.1)}) is None

@@ -18,7 +18,7 @@ def make(*, init, freeze, total=10):
 
 def held(frozen, step):
     """Returns the held leaves of the image's layers."""
-    answer = frozen.held(PARAMS, jnp.int32(step))
+    answer = frozen.frozen_mask(PARAMS, jnp.int32(step))
     assert jax.tree.leaves([answer["encoders_text"], answer["log_variance_label"]]) == [False, False]
     return [layer for layer, leaves in answer["encoders_image"].items() if all(jax.tree.leaves(leaves))]
 
@@ -44,7 +44,7 @@ def test_what_no_publication_has_learns_from_the_first_step():
 )
 def test_no_gradient_is_computed_for_what_never_learns(init, freeze, learning):
     frozen, params = make(init=init, freeze=freeze), jax.tree.map(jnp.float32, PARAMS)
-    gradient = jax.grad(lambda params: sum(jax.tree.leaves(frozen.stopped(params))))(params)
+    gradient = jax.grad(lambda params: sum(jax.tree.leaves(frozen.stop_gradient(params))))(params)
     assert {layer for layer, leaves in gradient["encoders_image"].items() if any(jax.tree.leaves(leaves))} == learning
     assert jax.tree.leaves([gradient["encoders_text"], gradient["log_variance_label"]]) == [1, 1]
 

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from mmfusion import optim
 from mmfusion.errors import UserError
+from mmfusion.optim.freezing import Freezing
+from mmfusion.optim.layer_decay import depth
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([0.3, -0.7])}
 GRADS = {"kernel": jnp.array([[0.1, 0.2], [-0.3, 0.4]]), "bias": jnp.array([-0.5, 0.6])}
@@ -105,10 +107,10 @@ def test_what_stands_beside_the_model_is_clipped_by_itself():
 
 def test_what_does_not_learn_yet_does_not_shorten_the_steps_of_the_rest():
     grads = {"encoders_image": {"kernel": jnp.full((2, 2), 50.0)}, "heads_label": {"kernel": jnp.full((2, 2), 0.02)}}
-    transformation = optim.make(config("sgd", clip_norm=1.0))
-    for waits, head in ((True, 0.02), (False, 0.02 / 100)):
-        held = {"encoders_image": {"kernel": waits}, "heads_label": {"kernel": False}}
-        updates, _ = transformation.update(grads, transformation.init(grads), grads, held=held)
+    frozen = Freezing({"encoders_image": 3}, total=10)
+    transformation = optim.make(config("sgd", clip_norm=1.0), frozen)
+    for step, head in ((2, 0.02), (3, 0.02 / 100)):
+        updates, _ = transformation.update(grads, transformation.init(grads), grads, step=jnp.int32(step))
         same(updates["heads_label"]["kernel"], jnp.full((2, 2), -0.1 * head), rtol=1e-4)
         assert float(optax.tree.norm(updates["encoders_image"])) == pytest.approx(0.1, rel=1e-4)
 
@@ -227,10 +229,10 @@ def encoder_options(**changes):
 def test_layers_are_ordered_from_the_input():
     names = ["tokens", "stage1_block0", "conv_stem", "stage0_block1", "norm_stem", "stage0_block0"]
     stem = {"conv_stem", "norm_stem"}
-    ordered = sorted(names, key=lambda name: (optim.depth(name), name))
+    ordered = sorted(names, key=lambda name: (depth(name), name))
     assert set(ordered[:2]) == stem
     assert ordered[2:] == ["stage0_block0", "stage0_block1", "stage1_block0", "tokens"]
-    assert optim.depth("block10") > optim.depth("block9")
+    assert depth("block10") > depth("block9")
 
 
 def test_lower_layers_learn_more_slowly():

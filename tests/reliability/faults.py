@@ -68,11 +68,11 @@ def bit_flips(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outco
     from mmfusion.checkpoints.manager import Checkpoints
     from mmfusion.data import dataset as datasets
     from mmfusion.training.restore import read_config
-    from mmfusion.training.setup import assemble
+    from mmfusion.training.setup import build_setup
 
     runs.whole(CASES[0], folder / "run", places)
     config = read_config(folder / "run")
-    like = assemble(config, datasets.load(config.data, seed=config.seed, splits=())).state_shapes()
+    like = build_setup(config, datasets.load(config.data, seed=config.seed, splits=())).state_shapes()
     steps = Checkpoints(folder / "run" / "checkpoints", readonly=True).steps()
     honest = {step: runs.load_verified(folder / "run" / "checkpoints" / str(step))[0] for step in steps}
     draw = np.random.default_rng(0)

@@ -46,15 +46,13 @@ def logged(workdir: Path) -> list[dict[str, Any]]:
 
 def watched(losses: list[float], threshold: float) -> tuple[dict[str, Any], list[str], list[float]]:
     """Returns what is known after losses, what is said of each, and those that are remembered."""
-    known, recent, said = recovery.unwatched(), skip_step.start(), []
-    judge = jax.jit(
-        lambda recent, loss: (skip_step.is_spike(recent, loss, threshold), skip_step.remember(recent, loss))
-    )
+    known, recent, said = recovery.no_bad_steps(), skip_step.init_history(), []
+    judge = jax.jit(lambda recent, loss: (skip_step.is_spike(recent, loss, threshold), skip_step.append(recent, loss)))
     for step, loss in enumerate(losses, start=1):
         far, after = judge(recent, np.float32(loss))
         wrong = recovery.SPIKE if threshold and far else "" if math.isfinite(loss) else recovery.NOT_FINITE
         recent = recent if wrong else after
-        known = recovery.watch(known, step, wrong)
+        known = recovery.count_step(known, step, wrong)
         said.append(wrong)
     return known, said, sorted(np.asarray(recent["losses"]).tolist())
 
@@ -62,7 +60,7 @@ def watched(losses: list[float], threshold: float) -> tuple[dict[str, Any], list
 def test_counts_what_is_not_finite_and_the_row_of_it():
     known, said, _ = watched([1.0, math.nan, 1.0, 1.0, math.nan], 0.0)
     assert [bool(wrong) for wrong in said] == [False, True, False, False, True]
-    assert (known["skipped"], known["row"], known["first"], known["spikes"]) == (2, 1, 5, 0)
+    assert (known["skipped"], known["consecutive"], known["first"], known["spikes"]) == (2, 1, 5, 0)
 
 
 def test_a_spike_is_far_above_the_newest_losses_and_is_not_learned_from():
@@ -71,7 +69,7 @@ def test_a_spike_is_far_above_the_newest_losses_and_is_not_learned_from():
     assert said[:200] == [""] * 200
     assert said[200:] == [recovery.SPIKE, recovery.NOT_FINITE, recovery.SPIKE]
     assert newest == sorted(noise[-skip_step.WINDOW :])
-    assert (known["row"], known["first"]) == (3, 201)
+    assert (known["consecutive"], known["first"]) == (3, 201)
 
 
 def test_a_spike_is_judged_as_numpy_does():
@@ -81,7 +79,7 @@ def test_a_spike_is_judged_as_numpy_does():
         newest = np.array(sound[-skip_step.WINDOW :])
         middle = np.median(newest) if sound else 0.0
         spread = skip_step.DEVIATION * np.median(np.abs(newest - middle)) if sound else 0.0
-        far = len(sound) >= skip_step.ENOUGH and loss > middle + 5.0 * spread
+        far = len(sound) >= skip_step.MIN_HISTORY and loss > middle + 5.0 * spread
         expected.append(recovery.SPIKE if far else "")
         sound += [] if far else [loss]
     assert 10 < expected.count(recovery.SPIKE) < 100
@@ -174,7 +172,12 @@ def test_what_went_wrong_is_remembered_by_a_checkpoint(
         train(tiny_config(SMALL, changes), tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", readonly=True)
     assert checkpoints.newest() == 8
-    assert checkpoints.meta(8)["progress"]["watched"] == {**recovery.unwatched(), "skipped": 4, "row": 4, "first": 5}
+    assert checkpoints.meta(8)["progress"]["bad_steps"] == {
+        **recovery.no_bad_steps(),
+        "skipped": 4,
+        "consecutive": 4,
+        "first": 5,
+    }
     before = json.loads((tmp_path / recovery.FILE).read_text())["updates"]
     with pytest.raises(FloatingPointError, match="5 updates up to step 9"):
         train(tiny_config(SMALL, changes), tmp_path)
@@ -191,11 +194,11 @@ def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_p
     with pytest.raises(FloatingPointError, match="the loss was far above those before in the 3 updates"):
         train(tiny_config(SMALL, {**changes, "recovery.spike_threshold": 1e-6}), tmp_path)
     wrong = json.loads((tmp_path / recovery.FILE).read_text())
-    assert wrong["first"] > skip_step.ENOUGH
+    assert wrong["first"] > skip_step.MIN_HISTORY
     lines = logged(tmp_path)
     losses = {line["step"]: line["loss"] for line in lines}
     assert [update["loss"] for update in wrong["updates"][:-1]] == [losses[wrong["first"]], losses[wrong["first"] + 1]]
-    assert {line["spike"] for line in lines if line["step"] < skip_step.ENOUGH + 1} == {0.0}
+    assert {line["spike"] for line in lines if line["step"] < skip_step.MIN_HISTORY + 1} == {0.0}
     assert lines[-1]["spike"] == 1.0 and lines[-1]["skipped"] == 0.0
     update = replay(tmp_path)
     assert update.since == 0

@@ -13,8 +13,8 @@ from mmfusion import config as configs
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import as_patches, conv
-from mmfusion.training.loop import run, train
-from mmfusion.training.replicas import train_together
+from mmfusion.training.loop import train
+from mmfusion.training.replicas import replica, train_replicas
 from tests import tiny
 
 RUNS = {"a": (0, 0.1), "b": (1, 0.1), "c": (0, 0.03)}  # seed and learning rate
@@ -52,7 +52,7 @@ def test_together_is_as_alone(config_of, tmp_path):
         with config.unlocked():
             configs.choose(config, "model.encoders.text", "rnn")
             config.model.encoders.text.update(embedding=8, hidden=8, dropout=0.1)
-    results = train_together([run(config, tmp_path / name, threading.Event()) for name, config in each.items()])
+    results = train_replicas([replica(config, tmp_path / name, threading.Event()) for name, config in each.items()])
     for (name, config), result in zip(each.items(), results, strict=True):
         alone = train(config, tmp_path / f"{name} alone")
         assert result["test"]["loss"] == pytest.approx(alone["test"]["loss"], abs=1e-4)
@@ -75,13 +75,13 @@ def test_a_run_that_ends_early_leaves_the_others(config_of, tmp_path):
         calls.append(number)
         yield
 
-    belongs_to_a = run(config_of("c"), tmp_path / "a", threading.Event())
+    belongs_to_a = replica(config_of("c"), tmp_path / "a", threading.Event())
     stop = threading.Event()
-    again, other, stopped = (run(config_of(n), tmp_path / d, s) for n, d, s in (
+    again, other, stopped = (replica(config_of(n), tmp_path / d, s) for n, d, s in (
         ("a", "a", threading.Event()), ("b", "b", threading.Event()), ("c", "c", stop),
     ))  # fmt: skip
     stop.set()
-    results = train_together([belongs_to_a, again, other, stopped], around)
+    results = train_replicas([belongs_to_a, again, other, stopped], around)
     assert isinstance(results[0], UserError) and "belongs to another run" in str(results[0])
     assert results[1] == done
     assert results[2]["steps"] == 8

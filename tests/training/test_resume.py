@@ -19,7 +19,7 @@ from mmfusion.errors import Preempted, UserError
 from mmfusion.tracking import provenance
 from mmfusion.training import loop, progress
 from mmfusion.training.loop import train
-from mmfusion.training.setup import Parts
+from mmfusion.training.setup import TrainSetup
 from tests import tracing
 from tests.processes import Started
 from tests.reliability.runs import newest_state
@@ -184,7 +184,7 @@ def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (Parts, "train_step", 1),  # what is compiled
+        (TrainSetup, "train_step", 1),  # what is compiled
         (loop, "score", 4),  # validation
         (Checkpoints, "save", 3),
     ],

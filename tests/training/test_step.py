@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_softmax
 
 from mmfusion.data.batch import Batch, digest
-from mmfusion.training.setup import Parts, assemble
+from mmfusion.training.setup import TrainSetup, build_setup
 from tests import synthetic
 
 STILL = {  # nothing random, so that the loss can be computed again
@@ -32,19 +32,19 @@ class Step:
             with config.unlocked():
                 config.optim = synthetic.defaults.optimizer(**optimizer)
         self.dataset = synthetic.dataset(config, {"train": 64})
-        self.parts: Parts = assemble(config, self.dataset)
-        self.run = self.parts.train_step(1)
+        self.setup: TrainSetup = build_setup(config, self.dataset)
+        self.run = self.setup.train_step()
         self.batch: Batch = self.dataset.splits["train"].take(np.array([*range(4, 16), -1, -1, -1, -1]))
 
     def __call__(self, state: Any, batch: Batch, rate: float = 0.3) -> tuple[Any, dict[str, float]]:
         """Returns the state after one step and its numbers, on the host."""
-        partitioner = self.parts.partitioner
+        partitioner = self.setup.partitioner
         put = partitioner.replicate(jax.device_get(state)), (partitioner.put_batch(batch),)
         state, numbers = self.run(*put, partitioner.replicate(np.float32([rate])))
         return jax.tree.map(np.array, state), {name: float(x[0]) for name, x in numbers.items()}
 
     def begin(self) -> Any:
-        return jax.device_get(self.parts.initial_state(0))
+        return jax.device_get(self.setup.init_state(0))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def with_rows(batch: Batch, rows: slice, source: Batch) -> Batch:
         mine[rows] = theirs[rows]
         return mine
 
-    parts = {name: getattr(batch, name) for name in ("inputs", "mask", "present", "targets")}
-    return batch.replace(**{k: {m: take(v[m], getattr(source, k)[m]) for m in v} for k, v in parts.items()})
+    setup = {name: getattr(batch, name) for name in ("inputs", "mask", "present", "targets")}
+    return batch.replace(**{k: {m: take(v[m], getattr(source, k)[m]) for m in v} for k, v in setup.items()})
 
 
 def test_a_row_of_weight_0_changes_nothing(step: Step):
@@ -94,7 +94,7 @@ def test_a_padded_batch_is_the_batch_without_its_padding(step: Step):
 
 def test_loss_is_the_weighted_sum_over_the_sum_of_weights(step: Step):
     state, batch = step.begin(), step.batch
-    outputs = step.parts.eval_step()(state.params, state.batch_stats, step.parts.partitioner.put_batch(batch))
+    outputs = step.setup.eval_step()(state.params, state.batch_stats, step.setup.partitioner.put_batch(batch))
     logits, labels = np.float64(outputs["logits"]["label"]), batch.targets["label"]
     smooth = 0.9 * np.eye(3)[labels] + 0.1 / 3
     weights = batch.weight * np.array([1.0, 3.0, 0.5])[labels]
@@ -131,15 +131,27 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(clipped: Step):
 def test_a_spike_leaves_the_state_as_it_was():
     step = Step({"recovery.spike_threshold": 10.0})
     begin, first = step(step.begin(), step.batch)
-    assert (first["spike"], begin.recent["seen"], begin.recent["losses"][0]) == (0, 1, np.float32(first["loss"]))
-    small = begin.replace(recent={"losses": np.full_like(begin.recent["losses"], 1e-3), "seen": np.int32(50)})
+    assert (first["spike"], begin.loss_history["seen"], begin.loss_history["losses"][0]) == (
+        0,
+        1,
+        np.float32(first["loss"]),
+    )
+    small = begin.replace(
+        loss_history={"losses": np.full_like(begin.loss_history["losses"], 1e-3), "seen": np.int32(50)}
+    )
     after, numbers = step(small, step.batch)
     assert (numbers["spike"], numbers["skipped"]) == (1, 0)
     assert after.step == small.step + 1
     equal(after.replace(step=small.step), small)
-    usual = begin.replace(recent={"losses": np.full_like(begin.recent["losses"], 9.0), "seen": np.int32(50)})
+    usual = begin.replace(
+        loss_history={"losses": np.full_like(begin.loss_history["losses"], 9.0), "seen": np.int32(50)}
+    )
     after, numbers = step(usual, step.batch)
-    assert (numbers["spike"], after.recent["seen"], after.recent["losses"][50]) == (0, 51, np.float32(numbers["loss"]))
+    assert (numbers["spike"], after.loss_history["seen"], after.loss_history["losses"][50]) == (
+        0,
+        51,
+        np.float32(numbers["loss"]),
+    )
     assert not np.array_equal(after.params["heads_label"]["bias"], usual.params["heads_label"]["bias"])
 
 
@@ -175,8 +187,8 @@ def test_bfloat16_computes_and_float32_keeps(step: Step):
 
 
 def test_the_state_is_donated_and_nothing_is_transferred_in_the_call(step: Step):
-    partitioner = step.parts.partitioner
-    state, rates = step.parts.initial_state(0), partitioner.replicate(np.float32([0.3]))
+    partitioner = step.setup.partitioner
+    state, rates = step.setup.init_state(0), partitioner.replicate(np.float32([0.3]))
     batch = partitioner.put_batch(step.batch)
     with jax.transfer_guard("disallow"):
         after, _ = step.run(state, (batch,), rates)
@@ -192,8 +204,8 @@ def test_what_is_frozen_for_some_steps_stays_as_it_is_and_then_learns():
         states.append(held(states[-1], held.batch)[0])
 
     def moved(one: Any, other: Any) -> list[bool]:
-        parts = [{"params": x.params["encoders_image"], "stats": x.batch_stats["encoders_image"]} for x in (one, other)]
-        return [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, parts), strict=True)]
+        setup = [{"params": x.params["encoders_image"], "stats": x.batch_stats["encoders_image"]} for x in (one, other)]
+        return [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, setup), strict=True)]
 
     assert not any(moved(states[0], states[2]))
     assert all(moved(states[2], states[3]))

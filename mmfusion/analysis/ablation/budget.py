@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mmfusion.analysis.ablation.plan import REFERENCE, Make
 from mmfusion.data.dataset import Dataset, load
 from mmfusion.errors import UserError
-from mmfusion.training.setup import assemble
+from mmfusion.training.setup import build_setup
 
 CLOSE = 0.02  # relative difference of costs that counts as equal
 WIDEST = 4  # times the width of the config; wider is not searched
@@ -39,16 +39,16 @@ def cost(config: ConfigDict, dataset: Dataset, kind: str) -> int:
     Raises:
       UserError: the strategy cannot be built, for its modalities or its budget.
     """
-    parts = assemble(config, dataset)
-    shapes = parts.state_shapes()
+    setup = build_setup(config, dataset)
+    shapes = setup.state_shapes()
     if kind == "parameters":
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
 
     def forward(params: Any, batch_stats: Any, batch: Any) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
-        return parts.model.apply(variables, parts.preprocess(batch, None), train=False).logits
+        return setup.model.apply(variables, setup.preprocess(batch, None), train=False).logits
 
-    one = jax.tree.map(lambda x: x[:1], parts.example)
+    one = jax.tree.map(lambda x: x[:1], setup.example)
     return int(jax.jit(forward).lower(shapes.params, shapes.batch_stats, one).cost_analysis()["flops"])
 
 

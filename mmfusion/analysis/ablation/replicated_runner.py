@@ -15,9 +15,7 @@ from mmfusion.analysis.ablation.plan import Cell
 from mmfusion.analysis.ablation.runner import Work
 from mmfusion.distributed.mesh import stop_on_sigterm
 from mmfusion.errors import Preempted
-from mmfusion.training.loop import Run
-from mmfusion.training.loop import run as run_of
-from mmfusion.training.replicas import train_together
+from mmfusion.training.replicas import Replica, replica, train_replicas
 
 NO_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA says
 
@@ -62,7 +60,7 @@ def _train(cells: list[Cell], directory: Path) -> Iterator[tuple[Cell, str]]:
         logs = [stack.enter_context((folder / runner.LOG).open("a")) for folder in folders]
         runs = [_run(cell, folder, stop) for cell, folder in zip(cells, folders, strict=True)]
         try:
-            results = train_together(runs, lambda i: contextlib.redirect_stdout(logs[i]))
+            results = train_replicas(runs, lambda i: contextlib.redirect_stdout(logs[i]))
         except Exception as error:  # of the program that they share: other groups go on
             results = [error] * len(cells)
     if len(cells) > 1 and all(NO_MEMORY in str(result) for result in results) and not stop.is_set():
@@ -80,6 +78,6 @@ def _train(cells: list[Cell], directory: Path) -> Iterator[tuple[Cell, str]]:
         raise Preempted("SIGTERM; run the same command again")
 
 
-def _run(cell: Cell, folder: Path, stop: threading.Event) -> Run:
+def _run(cell: Cell, folder: Path, stop: threading.Event) -> Replica:
     config = configs.from_json(cell.config)
-    return (yield from run_of(config, folder, stop, dataset=runner.dataset_of(cell, config), alone=False))
+    return (yield from replica(config, folder, stop, runner.dataset_of(cell, config)))

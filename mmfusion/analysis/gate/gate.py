@@ -21,9 +21,9 @@ from mmfusion import rng
 from mmfusion.analysis.gate import contract_checks, synthetic_tasks
 from mmfusion.analysis.gate.contract_checks import TASK, as_batch, model_of, path_name
 from mmfusion.data.batch import Batch
-from mmfusion.objectives import Task
+from mmfusion.objectives import Task, build_objectives
 from mmfusion.training.state import init_state
-from mmfusion.training.step import eval_step, train_step
+from mmfusion.training.step import StepSpec, eval_step, train_step
 
 VARIANTS = ("plain", "padded", "absent")
 SHORT_OF_BAYES, ABOVE_CHANCE = 0.03, 0.06
@@ -173,11 +173,12 @@ def _train(strategy: nn.Module, modalities: int, size: Size, train: Batch, test:
     def same(batch: Any, key: Any) -> Any:
         return batch
 
+    spec = StepSpec(model, optimizer, build_objectives(model, tasks), same)
+
     def step(states: Any, given: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         number, batches = given
         one = lambda state, batch: train_step(  # noqa: E731
-            state, batch, rate(number + 1), model=model, optimizer=optimizer, tasks=tasks, preprocess=same,
-            accumulate=1, unroll=False, axis_name=None,
+            state, batch, rate(number + 1), spec=spec
         )[0]  # fmt: skip
         return jax.vmap(one)(states, batches), None
 

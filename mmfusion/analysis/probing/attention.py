@@ -41,12 +41,12 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[Shown]:
     """Returns test examples of a finished run of one target, drawn by a fixed seed, at its best checkpoint."""
     run = open_run(workdir, ["test"])
     raw = some(run.dataset.splits["test"], count)
-    (task,) = run.parts.tasks
+    (task,) = run.setup.tasks
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
 
     @jax.jit
     def forward(variables: Mapping[str, Any], batch: Any) -> Any:
-        out = run.parts.model.apply(variables, run.parts.preprocess(batch, None), train=False)
+        out = run.setup.model.apply(variables, run.setup.preprocess(batch, None), train=False)
         return out.logits, {pair: weights.mean(axis=1) for pair, weights in out.attention.items()}
 
     logits, attention = jax.device_get(forward(variables, raw))

@@ -57,7 +57,7 @@ def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
     probe = Probe(run, metric)
     encoded = probe.encode(some(run.dataset.splits["test"], ROWS))
     raw = some(run.dataset.splits["test"], CORRUPTED)
-    run_eval = run.parts.eval_step()
+    run_eval = run.setup.eval_step()
     whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
     subsets = {kept: probe.value(scored) for kept, scored in _subsets(probe, run_eval, whole["test"])}
@@ -77,7 +77,7 @@ def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
         "corruption": _corruptions(probe, raw),
         "calibration": {
             task: _calibration(*((whole[s]["logits"][task], whole[s]["targets"][task]) for s in ("valid", "test")))
-            for task, spec in run.parts.tasks.items()
+            for task, spec in run.setup.tasks.items()
             if spec.kind == "classification"
         },
         "cost": step_cost(run),
@@ -90,10 +90,10 @@ def step_cost(run: Run) -> dict[str, float | None]:
     `memory` is the bytes of arguments and temporaries of the program compiled for this device, whose own count of
     operations is another.
     """
-    batch = jax.tree.map(lambda x: np.resize(x, (run.config.batch_size, *x.shape[1:])), run.parts.example)
-    partitioner = run.parts.partitioner
+    batch = jax.tree.map(lambda x: np.resize(x, (run.config.batch_size, *x.shape[1:])), run.setup.example)
+    partitioner = run.setup.partitioner
     rates = partitioner.replicate(np.zeros(1, np.float32))
-    lowered = run.parts.train_step(run.config.optim.accumulate).lower(run.state, (partitioner.put_batch(batch),), rates)
+    lowered = run.setup.train_step().lower(run.state, (partitioner.put_batch(batch),), rates)
     flops = (lowered.cost_analysis() or {}).get("flops")
     share = partitioner.num_devices if partitioner.mode == "pmap" else 1  # that is a program of one device's rows
     memory = lowered.compile().memory_analysis()
@@ -129,14 +129,14 @@ class Probe:
         self.metric = metric or compared_metric(run.config)
         self.sign = 1 if configs.selectable(run.config)[self.metric] else -1
         self._variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
-        model, tasks = run.parts.model, run.parts.tasks
+        model, tasks = run.setup.model, run.setup.tasks
         given = model.clone(
             encoders=flax.core.FrozenDict({m: Given() for m in model.modalities}),
             shares=flax.core.FrozenDict(), joins=flax.core.FrozenDict(),
         )  # fmt: skip
 
         def encode(variables: dict, batch: Batch, modalities: tuple[str, ...]) -> Batch:
-            tokens, mask = model.apply(variables, run.parts.preprocess(batch, None), train=False, method="encode")
+            tokens, mask = model.apply(variables, run.setup.preprocess(batch, None), train=False, method="encode")
             tokens, mask = ({m: every[m] for m in modalities} for every in (tokens, mask))
             return batch.replace(inputs=tokens, mask=mask, present={m: real.any(axis=1) for m, real in mask.items()})
 
@@ -148,8 +148,8 @@ class Probe:
 
         def pairs(variables: dict, ones: Batch, others: Batch) -> dict[str, jax.Array]:
             def first(i: jax.Array) -> dict[str, jax.Array]:
-                spread = jax.tree.map(lambda x: jnp.broadcast_to(x[i], (others.id.shape[0], *x.shape[1:])), ones)
-                return given.apply(variables, _joined(spread, others), train=False).logits
+                partitioner = jax.tree.map(lambda x: jnp.broadcast_to(x[i], (others.id.shape[0], *x.shape[1:])), ones)
+                return given.apply(variables, _joined(partitioner, others), train=False).logits
 
             return jax.lax.map(first, jnp.arange(ones.id.shape[0]))
 
@@ -158,7 +158,7 @@ class Probe:
 
     def encode(self, raw: Batch, modalities: Sequence[str] = ()) -> Batch:
         """Returns a host batch of some modalities (none: all), whose inputs are tokens `[n, N, D]` with their masks."""
-        names = tuple(modalities or self.run.parts.model.modalities)
+        names = tuple(modalities or self.run.setup.model.modalities)
         return _in_chunks(lambda batch: self._encode(self._variables, batch, names), raw)
 
     def fuse(self, encoded: Batch) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Probe:
 
     def value(self, collected: Mapping[str, Any]) -> float:
         """Returns the metric of what `fuse` returned, turned so that more is better; NaN where it is undefined."""
-        number = score(collected, self.run.parts.tasks)[self.metric]
+        number = score(collected, self.run.setup.tasks)[self.metric]
         return math.nan if number is None else self.sign * number
 
 
@@ -200,7 +200,7 @@ def _whole(
     run: Run, run_eval: Callable[..., Any], split: str, modalities: Sequence[str] | None = None
 ) -> dict[str, Any]:
     return collect(
-        run_eval, run.state, run.dataset.splits[split], run.parts, batch_size=run.config.batch_size,
+        run_eval, run.state, run.dataset.splits[split], run.setup, batch_size=run.config.batch_size,
         workers=run.config.data.workers, modalities=modalities, max_bad_fraction=run.config.data.max_bad_fraction,
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def _subsets(
     run, every = probe.run, tuple(sorted(probe.run.dataset.reader.modalities))
     yield every, whole
     subsets = [kept for kept in attribution.subsets(every) if kept != every]
-    if run.parts.model.joins:  # what is read together is told apart before the encoder
+    if run.setup.model.joins:  # what is read together is told apart before the encoder
         yield from ((kept, _whole(run, run_eval, "test", kept)) for kept in subsets)
         return
     parts, split = {kept: [] for kept in subsets}, run.dataset.splits["test"]
@@ -249,7 +249,7 @@ def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[st
 
 def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
     reader, encoded = probe.run.dataset.reader, probe.encode(raw)
-    reads = {other: m for m, others in probe.run.parts.model.joins.items() for other in others}
+    reads = {other: m for m, others in probe.run.setup.model.joins.items() for other in others}
 
     def at(m: str, name: str, severity: float) -> float:
         worse = corruption.corrupt(

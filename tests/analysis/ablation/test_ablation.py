@@ -246,7 +246,7 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
 
     from mmfusion.data import dataset as datasets
     from mmfusion.data import pipeline
-    from mmfusion.training.setup import assemble
+    from mmfusion.training.setup import build_setup
 
     plan = plans.build(functools.partial(make, **{"data.dir": data_dir}), ["gmu", "concat"], 2, {})
     seen = {}
@@ -254,7 +254,7 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
         if not cell.floor:
             config = configs.from_json(cell.config)
             dataset = datasets.load(config.data, seed=config.seed)
-            params = jax.device_get(assemble(config, dataset).initial_state(config.seed).params)
+            params = jax.device_get(build_setup(config, dataset).init_state(config.seed).params)
             batch = next(
                 pipeline.train_batches(dataset.splits["train"], seed=config.seed, batch_size=16, first=0, last=1)
             )

@@ -38,8 +38,8 @@ def test_two_halves_are_the_whole(trained):
     run = probe.run
     encoded = probe.encode(raw)
     assert {m: x.shape[2] for m, x in encoded.inputs.items()} == {"image": 8, "text": 8}
-    batch = run.parts.partitioner.put_batch(jax.tree.map(np.asarray, raw))
-    whole = jax.device_get(run.parts.eval_step()(run.state.params, run.state.batch_stats, batch))
+    batch = run.setup.partitioner.put_batch(jax.tree.map(np.asarray, raw))
+    whole = jax.device_get(run.setup.eval_step()(run.state.params, run.state.batch_stats, batch))
     np.testing.assert_allclose(probe.fuse(encoded)["logits"]["label"], whole["logits"]["label"], atol=1e-5)
 
 
@@ -60,11 +60,11 @@ def test_subsets_are_what_evaluation_says_of_them(trained):
     run = open_run(workdir, ["test"])
     found = examine(workdir)["subsets"]
     assert set(found) == {"", "image", "text", "image+text"}
-    run_eval = run.parts.eval_step()
+    run_eval = run.setup.eval_step()
     for names, value in found.items():
         kept = tuple(filter(None, names.split("+")))
-        rows = collect(run_eval, run.state, run.dataset.splits["test"], run.parts, batch_size=16, modalities=kept)
-        assert score(rows, run.parts.tasks)["accuracy"] == pytest.approx(value), names
+        rows = collect(run_eval, run.state, run.dataset.splits["test"], run.setup, batch_size=16, modalities=kept)
+        assert score(rows, run.setup.tasks)["accuracy"] == pytest.approx(value), names
 
 
 def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):

@@ -1,0 +1,131 @@
+"""The objectives of one run, as the train step reads them."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+
+from mmfusion.data.batch import Batch
+from mmfusion.models.model import FusionModel
+from mmfusion.objectives.base import Objective, Scalars, Term
+from mmfusion.objectives.registry import OBJECTIVES, objective_class
+from mmfusion.objectives.supervised import Task, task_terms
+from mmfusion.objectives.unimodal import Unimodal, unimodal_terms
+
+LossWeights = dict[str, dict[str, Any]]  # state of the loss weights, by objective
+
+
+def make_objectives(config: Mapping[str, Any], supplied: Mapping[str, Any]) -> dict[str, Objective]:
+    """Returns the objectives that the section `objectives` of a config describes, in the registry's order.
+
+    Those that are not in the registry come last.
+
+    Args:
+      config: options by objective.
+      supplied: `width`, `dtype`, `axis_name` and `modalities`, for modules that have such fields.
+    """
+    objectives, order = {}, list(OBJECTIVES)
+    for name in sorted(config, key=lambda name: order.index(name) if name in order else len(order)):
+        kind = objective_class(name, config[name])
+        own = {key: value for key, value in config[name].items() if key != "name"}
+        if issubclass(kind, nn.Module):
+            fields = {field.name for field in dataclasses.fields(kind)}
+            own |= {key: value for key, value in supplied.items() if key in fields}
+        objectives[name] = kind(**own)
+    return objectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Objectives:
+    """Everything that a run learns: its terms, and the objectives that weight, transform or modulate.
+
+    Attributes:
+      terms: loss terms and measures.
+      by_name: the objectives.
+    """
+
+    terms: tuple[Term, ...]
+    by_name: Mapping[str, Objective] = dataclasses.field(default_factory=dict)
+
+    @property
+    def group(self) -> int:
+        """How many rows in sequence must stay in one micro-batch."""
+        return max((objective.requires.group for objective in self.by_name.values()), default=1)
+
+    @property
+    def need_head_losses(self) -> bool:
+        """Whether loss weights depend on the losses of each head at a validation."""
+        return any(objective.needs_head_losses for objective in self.by_name.values())
+
+    def transform_batch(self, batch: Batch, seed: jax.Array, step: jax.Array) -> Batch:
+        """Returns the preprocessed batch after all batch transforms."""
+        for objective in self.by_name.values():
+            batch = objective.transform_batch(batch, seed, step)
+        return batch
+
+    def counts(self, batch: Batch) -> Scalars:
+        """Returns the count of each term whose mean is divided by one."""
+        counts = {term.name: term.count(batch) for term in self.terms}
+        return {name: count for name, count in counts.items() if count is not None}
+
+    def gradient_transformations(self) -> list[optax.GradientTransformationExtraArgs]:
+        """Returns the gradient transformations that come before the optimizer."""
+        made = [objective.gradient_transformation() for objective in self.by_name.values()]
+        return [transformation for transformation in made if transformation is not None]
+
+    def init_weights(self) -> LossWeights:
+        """Returns the loss weights before the first step, by objective; objectives without any are left out."""
+        made = {name: objective.init_weights(self.terms) for name, objective in self.by_name.items()}
+        return {name: weights for name, weights in made.items() if weights}
+
+    def coefficients(self, weights: LossWeights, params: Any) -> Scalars:
+        """Returns the coefficient of each loss term."""
+        result: Scalars = {term.name: term.weight for term in self.terms if term.weight is not None}
+        for name, objective in self.by_name.items():
+            factors = objective.coefficients(weights.get(name, {}), params, self.terms)
+            result = {term: value * factors[term] if term in factors else value for term, value in result.items()}
+        return result
+
+    def update_weights(self, weights: LossWeights, stats: Scalars, coefficients: Scalars) -> LossWeights:
+        """Returns the loss weights after a step with these means by term."""
+        return {name: self.by_name[name].update_weights(own, stats, coefficients) for name, own in weights.items()}
+
+    def on_validation(
+        self, before: Mapping[str, tuple[float, float]], now: Mapping[str, tuple[float, float]]
+    ) -> LossWeights:
+        """Returns the loss weights that change after a validation, see `Objective.on_validation`."""
+        made = {name: objective.on_validation(before, now) for name, objective in self.by_name.items()}
+        return {name: weights for name, weights in made.items() if weights is not None}
+
+    def metrics(self, stats: Scalars, weights: LossWeights, params: Any) -> Scalars:
+        """Returns the means that are logged, and the loss weights as `weight/NAME`."""
+        result: Scalars = {}
+        for term in self.terms:
+            if term.metric:
+                mean = term.metric_weight * stats[term.name]
+                result[term.metric] = result[term.metric] + mean if term.metric in result else mean
+        for name, objective in self.by_name.items():
+            logged = objective.logged_weights(weights.get(name, {}), params, self.terms)
+            result |= {f"weight/{key}": value for key, value in logged.items()}
+        return result
+
+
+def weighted_sum(coefficients: Mapping[str, Any], means: Scalars) -> jax.Array:
+    """Returns Σ coefficient · mean."""
+    return functools.reduce(lambda total, name: total + coefficients[name] * means[name], coefficients, 0.0)
+
+
+def build_objectives(
+    model: FusionModel, tasks: Mapping[str, Task], by_name: Mapping[str, Objective] = MappingProxyType({})
+) -> Objectives:
+    """Returns the objectives of a run: those of its tasks, of heads of single modalities, and `by_name`."""
+    unimodal = by_name.get("unimodal")
+    own = unimodal_terms(model, tasks, unimodal.weight if isinstance(unimodal, Unimodal) else 1.0)
+    more = [term for name, objective in by_name.items() for term in objective.terms(name, model, tasks)]
+    several = len(tasks) > 1 or bool(own) or bool(model.auxiliaries)
+    return Objectives((*task_terms(tasks, log_losses=several), *own, *more), by_name)

@@ -1,0 +1,363 @@
+"""One training run in its directory: how it starts or resumes, what it logs, validates and saves, and its final test.
+
+The loops in `loop` and `replicas` take the steps; everything else that a run does is here. K steps a call.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion import optim
+from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.checkpoints.saver import Saver
+from mmfusion.data import pipeline
+from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Dataset, Split
+from mmfusion.distributed import hosts, mesh
+from mmfusion.errors import Preempted
+from mmfusion.files import write_json
+from mmfusion.models.summary import summarize
+from mmfusion.tracking import provenance
+from mmfusion.tracking.logger import Logger
+from mmfusion.tracking.run_dir import RunDir
+from mmfusion.tracking.tables import model_table, results_table
+from mmfusion.training import recovery, warm_start
+from mmfusion.training.evaluation import collect, head_losses, score
+from mmfusion.training.progress import Meter, Progress, Trace
+from mmfusion.training.setup import TrainSetup, build_setup
+from mmfusion.training.state import TrainState
+
+PLAIN_LINES = 100  # about so many plain lines of progress in a run's whole log
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The steps of one compiled call.
+
+    Attributes:
+      batches: K host batches.
+      device_batches: the same on the devices.
+      rates: learning rates `[K]` float32.
+    """
+
+    batches: tuple[Batch, ...]
+    device_batches: tuple[Batch, ...]
+    rates: np.ndarray
+
+
+@dataclasses.dataclass
+class TrainRun:
+    """A run that takes steps: `for call in run.calls(): ...; run.after(...)`, then `run.test()`.
+
+    Attributes:
+      config, directory, dataset, setup: what it is made of.
+      state: on the devices; the step donates it.
+      progress: what a checkpoint remembers beside the state.
+      k: steps of a call.
+      checkpoints, log, saver, meter, trace: where things go.
+      meta: JSON values that each checkpoint holds.
+      environment: see `provenance.environment`.
+      started: `time.monotonic()` as the first attempt began.
+      profile: trace a few early calls.
+    """
+
+    config: ConfigDict
+    directory: RunDir
+    dataset: Dataset
+    setup: TrainSetup
+    state: TrainState
+    progress: Progress
+    k: int
+    checkpoints: Checkpoints
+    log: Logger
+    saver: Saver
+    meter: Meter
+    trace: Trace
+    meta: dict[str, Any]
+    environment: dict[str, Any]
+    started: float
+    profile: bool
+
+    def __post_init__(self):
+        self._eval_step = self.setup.eval_step()
+        self._resumed_at = time.monotonic() - self.progress.seconds
+        self._first_step = self.progress.step
+        if self.setup.spec.objectives.need_head_losses and not self.progress.head_losses:
+            self._update_loss_weights(self._evaluate("valid"))
+
+    def calls(self) -> Iterator[Call]:
+        """Yields what is left of the run, one compiled call at a time."""
+        split, config = self.dataset.splits["train"], self.config
+        for host, device in read_calls(split, config, self.setup, first=self.progress.step, k=self.k):
+            yield Call(host, device, self.progress.learning_rates(config, self.k))
+
+    def after(self, call: Call, state: TrainState, metrics: Any) -> None:
+        """Takes over the state after a call, and logs the metrics of the call before, which are ready by now.
+
+        Raises:
+          TooManyBadSteps, UserError: see `Meter.flush` and `Saver.poll`.
+        """
+        self.state, first_call = state, self.progress.step == self._first_step
+        if not first_call:
+            self.meter.flush()
+            self.saver.poll()
+        self.meter.hold(self.progress.step, metrics, call.rates, call.batches)
+        self.progress.step += self.k
+        if self.profile and self.setup.partitioner.host == 0:
+            self.trace.after_call(metrics)
+        if first_call:
+            jax.block_until_ready(metrics)
+            if not self.progress.seconds_to_first_step:
+                self.progress.seconds_to_first_step = time.monotonic() - self.started
+            self.meter.start(self.progress.step)
+
+    def validate_and_save(self, stop: threading.Event) -> None:
+        """Validates and saves where the step is due for it, or where the run is asked to stop.
+
+        Raises:
+          Preempted: it was asked to stop and is saved.
+          UserError: see `Saver.save`.
+        """
+        progress, config = self.progress, self.config
+        stopping = self.setup.partitioner.should_stop(stop, progress.step, self.k)
+        validate = progress.step % config.eval_every == 0 or progress.step == config.steps
+        if not (validate or progress.step % config.checkpoint_every == 0 or stopping):
+            return
+        self.meter.pause()
+        # Also when stopping: a step that is due must be scored, for the next run starts after it.
+        selection_score = self._validate() if validate else None
+        progress.seconds = time.monotonic() - self._resumed_at
+        meta = {**self.meta, "progress": dataclasses.asdict(progress)}
+        host_state = self.setup.partitioner.to_host(self.state)
+        saved_at = self.saver.save(progress.step, host_state, meta, selection_score, last=stopping)
+        if stopping:
+            hosts.barrier()  # a host that ends, ends the others
+            raise Preempted(f"saved at step {saved_at} of {config.steps}; run the same command to continue")
+        self.meter.start(progress.step)
+
+    def test(self, *, alone: bool = True) -> dict[str, Any]:
+        """Tests the checkpoint that validation chose, once; writes and returns `result.json`.
+
+        Args:
+          alone: whether the steps ran by themselves, so that their time is that of this run.
+        """
+        self.saver.finish()
+        progress, setup = self.progress, self.setup
+        host_state, chosen = self.checkpoints.restore_valid(setup.state_shapes(), best=True)
+        self.state = setup.partitioner.put_state(host_state)
+        scores = {split: score(self._evaluate(split), setup.tasks) for split in ("valid", "test")}
+        self.log.log(chosen["step"], scores["test"], "test")
+        speed = progress.training_examples / max(progress.training_seconds, 1e-9)
+        result = scores | {
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "examples_per_second": speed if alone else None,
+            "seconds": time.monotonic() - self._resumed_at,
+            "seconds_to_first_step": progress.seconds_to_first_step,
+            "seed": self.config.seed,
+            "config": configs.to_json(self.config),
+            "steps": self.config.steps,
+            "best_step": chosen["step"],
+            "skipped": progress.bad_steps["skipped"],
+            "spikes": progress.bad_steps["spikes"],
+            "rollbacks": progress.rollbacks,
+            "select": self.config.select,
+            "data": describe_data(self.dataset),
+            "device": f"{setup.partitioner.devices} x {jax.devices()[0].device_kind}",
+            **self.environment,
+        }
+        self.log.sync()
+        if setup.partitioner.host == 0:
+            write_json(self.directory.folder / "result.json", result)
+        self.log.print(results_table(scores))
+        return result
+
+    def _validate(self) -> float:
+        rows = self._evaluate("valid")
+        scores = score(rows, self.setup.tasks)
+        self.log.log(self.progress.step, scores, "valid")
+        selection_score = selection_value(scores, self.config)
+        if self.config.optim.schedule.name == "plateau":
+            self.progress.plateau = optim.plateau_update(
+                self.progress.plateau, selection_score, self.config.optim.schedule, higher_is_better=True
+            )
+        if self.setup.spec.objectives.need_head_losses:
+            self._update_loss_weights(rows)
+        return selection_score
+
+    def _evaluate(self, split: str) -> dict[str, Any]:
+        return self._collect(self.dataset.splits[split], self.config.data.max_bad_fraction)
+
+    def _collect(self, split: Split, max_bad_fraction: float) -> dict[str, Any]:
+        return collect(
+            self._eval_step, self.state, split, self.setup, batch_size=self.config.batch_size,
+            workers=self.config.data.workers, max_bad_fraction=max_bad_fraction,
+        )  # fmt: skip
+
+    def _update_loss_weights(self, valid: dict[str, Any]) -> None:
+        """Sets the loss weights that follow from the losses of each head since the last validation."""
+        seen = self.dataset.splits["train"].subset(len(self.dataset.splits["valid"]))
+        losses = [head_losses(rows, self.setup.tasks) for rows in (self._collect(seen, 1.0), valid)]
+        now = {head: (losses[0][head], losses[1][head]) for head in losses[0]}
+        before, self.progress.head_losses = self.progress.head_losses or now, now
+        changed = self.setup.spec.objectives.on_validation(before, now)
+        weights = jax.tree.map(np.float32, changed)
+        replicated = self.setup.partitioner.replicate(weights)
+        self.state = self.state.replace(loss_weights={**self.state.loss_weights, **replicated})
+
+
+def read_calls(
+    split: Split, config: ConfigDict, setup: TrainSetup, *, first: int, k: int
+) -> Iterator[tuple[tuple[Batch, ...], tuple[Batch, ...]]]:
+    """Yields the host and the device batches of each compiled call from step `first` on, K of each."""
+    partitioner = setup.partitioner
+    batches = pipeline.train_batches(
+        split, seed=config.seed, batch_size=config.batch_size, first=first, last=config.steps,
+        host=partitioner.host, hosts=partitioner.hosts, workers=config.data.workers,
+    )  # fmt: skip
+    pairs = pipeline.to_device(batches, partitioner.put_batch)
+    while call := tuple(itertools.islice(pairs, k)):
+        host, device = zip(*call, strict=True)
+        yield host, device
+
+
+@contextlib.contextmanager
+def start_run(
+    config: ConfigDict,
+    directory: RunDir,
+    dataset: Dataset,
+    *,
+    started: float,
+    profile: bool = False,
+    bad_steps: recovery.TooManyBadSteps | None = None,
+) -> Iterator[TrainRun | dict[str, Any]]:
+    """Yields a run that starts or resumes in its directory, or the result where it had finished before.
+
+    Args:
+      config, directory, dataset: of the run.
+      started: `time.monotonic()` as the first attempt began.
+      profile: write a JAX trace of a few early calls to `profile` in the directory.
+      bad_steps: the steps before which it goes back to a checkpoint; None resumes from the newest.
+
+    Raises:
+      UserError: the data, the directory or a checkpoint is not what the config needs.
+    """
+    environment, workdir = provenance.environment(), directory.folder
+    setup = build_setup(config, dataset)
+    primary = setup.partitioner.host == 0
+    if config.deterministic:
+        mesh.check_determinism(setup.partitioner.platform)
+    setup.state_shapes()  # a model that cannot be built is an error before anything is written
+    workdir.mkdir(parents=True, exist_ok=True)
+    if primary and not (workdir / "result.json").exists():  # keys that may change take effect as the run resumes
+        write_json(workdir / "config.json", configs.to_json(config))
+    with hosts.primary_first():
+        checkpoints = Checkpoints(directory.checkpoints)
+        if bad_steps and primary:
+            checkpoints.delete_from(bad_steps.first)
+    if directory.bucket is None:
+        hosts.check_shared(workdir)
+    with contextlib.closing(checkpoints):
+        state, progress, saved_meta, notes = restore_or_initialise(config, directory, dataset, setup, checkpoints)
+        if progress.step >= config.steps and (workdir / "result.json").exists():
+            if primary:
+                print(f"train  finished before, at step {progress.step}; see {directory.name}/result.json")
+            yield configs.read_json(workdir / "result.json")
+            return
+        if bad_steps:
+            progress.rollbacks = bad_steps.rollbacks + 1
+            progress.bad_steps |= {name: bad_steps.counts[name] for name in ("skipped", "spikes")}
+        boundaries = (progress.step, config.steps, config.eval_every, config.checkpoint_every)
+        k = mesh.steps_per_call(config.parallel.steps_per_call, setup.partitioner.platform, boundaries)
+        meta = {"data": dataset.saved(), "config": configs.to_json(config), "made_with": provenance.code(environment)}
+        every = max(1, PLAIN_LINES // config.log_every)
+        with (
+            Logger(workdir, primary, progress.step, total_steps=config.steps, plain_every=every) as log,
+            contextlib.closing(Trace(workdir / "profile")) as trace,
+        ):
+            if bad_steps:
+                rate = config.recovery.lr_factor**progress.rollbacks
+                log.print(
+                    f"train  {recovery.summary(bad_steps)}: back to step {progress.step}, {rate:g} of the learning rate"
+                )
+            else:
+                introduce(log, dataset, setup, state, progress.step, notes)
+                changed = (
+                    provenance.changes((saved_meta or {}).get("made_with"), meta["made_with"]) if saved_meta else ""
+                )
+                if changed:
+                    log.print(f"train  warning: {changed} since the last checkpoint: the run may continue differently")
+            saver = Saver(checkpoints, directory.upload, log, config.recovery.failed_saves)
+            meter = Meter(log, config, dataset.splits["train"], progress)
+            yield TrainRun(
+                config, directory, dataset, setup, state, progress, k, checkpoints, log, saver, meter, trace, meta,
+                environment, started, profile,
+            )  # fmt: skip
+
+
+def restore_or_initialise(
+    config: ConfigDict, directory: RunDir, dataset: Dataset, setup: TrainSetup, checkpoints: Checkpoints
+) -> tuple[TrainState, Progress, dict[str, Any] | None, Sequence[str]]:
+    """Returns state and progress of the newest good checkpoint, else of a new run.
+
+    The third item is what the checkpoint held beside the state, None without one; the fourth are lines that say where
+    encoders of a new run start from.
+    """
+    saved = checkpoints.restore_valid(setup.state_shapes())
+    if saved is None:
+        state, notes = warm_start.begin(
+            config.model.encoders, setup.model, setup.init_on_host(config.seed), dataset.fitted
+        )
+        return setup.partitioner.put_state(state), Progress(), None, notes
+    host_state, meta = saved
+    dataset.check_unchanged(meta["data"], directory.name)
+    # Through an identity program: restored arrays may silently refuse to be donated.
+    state = jax.jit(lambda tree: tree)(setup.partitioner.put_state(host_state))
+    return state, Progress(**meta["progress"]), meta, ()
+
+
+def selection_value(scores: dict[str, Any], config: ConfigDict) -> float:
+    """Returns the validation score to choose by, higher is better; NaN where it is undefined."""
+    value = scores[config.select]
+    if value is None:
+        return float("nan")
+    return value if configs.selectable(config)[config.select] else -value
+
+
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """Returns what `result.json` says of the data."""
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "rows": dataset.rows,
+        "content": dataset.content,
+        "examples": {name: len(split) for name, split in dataset.splits.items()},
+        "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
+    }
+
+
+def introduce(
+    log: Logger, dataset: Dataset, setup: TrainSetup, state: TrainState, step: int, notes: Sequence[str]
+) -> None:
+    """Prints what is about to run: data, rows that could not be read, where encoders start from, and the model."""
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    log.print(f"data   {dataset.name}: {sizes}")
+    for split in dataset.splits.values():
+        if split.bad:
+            examples = "; ".join(itertools.islice(split.bad.values(), 3))
+            log.print(f"data   {len(split.bad)} rows of {split.name} cannot be read and have weight 0: {examples}")
+    for line in notes:
+        log.print(line)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    shapes = jax.eval_shape(lambda batch: setup.preprocess(batch, None), setup.example)
+    log.print(model_table(summarize(setup.model, variables, shapes)))
+    if step:
+        log.print(f"train  continued from step {step}")
