@@ -410,3 +410,46 @@ def _more_encoders() -> Iterator[Case]:
         **of("mor", name="ft_transformer", hidden=8, heads=2, layers=1),
     }
     yield case("encoder/ft_transformer", "digit_views:fusion=concat", table, archives=True)
+
+
+def few_cases() -> list[Case]:
+    """Returns the few cases that `tests/test_witness.py` runs each time: as much in each as a config takes."""
+    less: Changes = {
+        "steps": 6,
+        "batch_size": 16,
+        "eval_every": 3,
+        "checkpoint_every": 6,
+        "data.train": "train[:64]",
+        "data.test": "test[:16]",
+        "optim.schedule.warmup_steps": 2,
+        **MISSING,
+    }
+    batch = of("image", norm="batch", channels=(4, 4))
+    held = {**of("image", freeze=3, layer_decay=0.5, norm="layer"), "optim.name": "momentum"}
+    held |= {"optim.schedule.name": "step", "optim.schedule.warmup_steps": None}
+    number = {"kind": "regression", "feature": "label", "loss": "huber", "weight": 0.5}
+    two = {"data.targets": {"label": {**_CLASS, "label_smoothing": 0.1}, "number": number}, "select": "label/accuracy"}
+    every = "objectives=gradnorm+ogm_ge+unimodal+mixup+modality_dropout+mvae"
+    mesh = {"parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2}
+    spike = {"recovery.spike": 0.5, "steps": 26, "eval_every": 13, "checkpoint_every": 26}
+    return [
+        quickstart("micro-batches", "fusion=co_attention", less, batch, DROPOUT, ACCUMULATE),
+        quickstart("objectives", f"fusion=concat,{every}", less, two, ACCUMULATE),
+        quickstart("objectives on devices", f"fusion=concat,{every}", less, two, batch, devices=8),
+        quickstart("heads weighed", "fusion=late_mean,objectives=gradient_blending+ogm_ge", less, ACCUMULATE),
+        quickstart("mesh", "fusion=concat,objectives=contrastive+gan", less, mesh, devices=8),
+        quickstart("held back", "fusion=concat,objectives=adversarial+cca", less, held),
+        quickstart("spikes", "fusion=concat,objectives=unimodal", less, spike),
+    ]
+
+
+_CLASS = {
+    "kind": "classification",
+    "feature": "label",
+    "classes": 0,
+    "loss": "cross_entropy",
+    "gamma": 2.0,
+    "label_smoothing": 0.0,
+    "class_weights": (),
+    "weight": 1.0,
+}
