@@ -25,38 +25,41 @@ TOLERANCE = 1e-5
 LEFT_OUT = ("accuracy", "ids", "step")
 
 
-def golden_of(record: witness.Record) -> dict[str, Any]:
-    """Returns what is kept of a run: which examples, and what was computed of them."""
-    series = {
-        f"{split}/{name}": values
-        for split, names in (("train", record["train"]), ("valid", {"loss": record["valid"]["loss"]}))
-        for name, values in names.items()
-        if name.rpartition("/")[2] not in LEFT_OUT
-    }
+def golden_of(record: witness.Record) -> dict[str, list[Any]]:
+    """Returns what is kept of a run: which examples, what was computed of them, and how large the weights became."""
+    series = {f"train/{name}": values for name, values in record["train"].items()}
+    series["valid/loss"] = record["valid"]["loss"]
     squares: dict[str, float] = {}
     for path, (*_, norm) in record["state"].items():
         if path.startswith("params/"):
             module = path.split("/")[1]
             squares[module] = squares.get(module, 0.0) + norm**2
-    norms = {f"norm/{module}": [math.sqrt(square)] for module, square in squares.items()}
-    return {
-        "ids": record["train"]["ids"],
-        "numbers": {name: [float(f"{x:.9g}") for x in values] for name, values in sorted({**series, **norms}.items())},
-    }
+    series |= {f"norm/{module}": [math.sqrt(square)] for module, square in squares.items()}
+    kept = {name: values for name, values in sorted(series.items()) if name.rpartition("/")[2] not in LEFT_OUT}
+    return {"ids": record["train"]["ids"]} | {name: [float(f"{x:.9g}") for x in row] for name, row in kept.items()}
 
 
-def differences(golden: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Returns a line for each number that is not what it was."""
-    lines = [] if golden["ids"] == found["ids"] else ["other examples, or in another order"]
-    for name in sorted({*golden["numbers"], *found["numbers"]}):
-        was, now = golden["numbers"].get(name), found["numbers"].get(name)
-        if was is None or now is None or len(was) != len(now):
-            lines.append(f"{name} was {was} and is {now}")
+def differences(golden: dict[str, list[Any]], found: dict[str, list[Any]]) -> list[str]:
+    """Returns a line for each series of numbers that is not what it was."""
+    lines = []
+    for name in sorted({*golden, *found}):
+        was, now = golden.get(name), found.get(name)
+        if name == "ids" or was is None or now is None or len(was) != len(now):
+            lines += [f"{name} was {was} and is {now}"] * (was != now)
             continue
         worst = max(witness.relative(one, other, witness.FLOOR) for one, other in zip(was, now, strict=True))
         if worst > TOLERANCE:
             lines.append(f"{name} differs by {worst:.1e}: was {was} and is {now}")
     return lines
+
+
+def write(name: str, found: dict[str, list[Any]]) -> None:
+    """Puts what was found of a case into the golden file, one line a series."""
+    GOLDEN.parent.mkdir(exist_ok=True)
+    known = {**(json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}), name: found}
+    rows = lambda series: ",\n".join(f"  {json.dumps(one)}: {json.dumps(values)}" for one, values in series.items())  # noqa: E731
+    parts = [f" {json.dumps(one.name)}: {{\n{rows(known[one.name])}\n }}" for one in few_cases() if one.name in known]
+    GOLDEN.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 @pytest.fixture
@@ -74,10 +77,7 @@ def test_training_computes_what_it_did(case: Case, data_dir: str, train: witness
     assert record["status"] == 0, record["error"]
     found = golden_of(record)
     if WRITE:
-        GOLDEN.parent.mkdir(exist_ok=True)
-        known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-        kept = {one.name: known[one.name] for one in few_cases() if one.name in known}
-        GOLDEN.write_text(json.dumps({**kept, case.name: found}, indent=1) + "\n")
+        write(case.name, found)
     assert differences(json.loads(GOLDEN.read_text())[case.name], found) == []
 
 

@@ -248,13 +248,15 @@ def _together() -> Iterator[Case]:
 
 def _resumed() -> Iterator[Case]:
     between = {"checkpoint_every": 7}
+    # Of the newest two, which are kept, one must lie between two validations.
+    often = {"eval_every": 5, "checkpoint_every": 9}
     blending = "tasks=label+shown,objectives=gradient_blending+gradnorm"
     plateau = {"optim.schedule.name": "plateau", **SCHEDULES["plateau"]}
     spike = {"recovery.spike": 1.0, "steps": 40}
     yield quickstart("resumed/plain", "fusion=co_attention,objectives=modality_dropout", between, ACCUMULATE, resume=14)
     yield quickstart("resumed/on devices", "fusion=concat,objectives=mixup+ogm_ge", between, devices=8, resume=14)
-    yield pictures("resumed/heads and tasks weighed", blending, between, {"eval_every": 5}, ACCUMULATE, resume=14)
-    yield quickstart("resumed/plateau", "fusion=concat", between, plateau, resume=14)
+    yield pictures("resumed/heads and tasks weighed", blending, often, ACCUMULATE, resume=18)
+    yield quickstart("resumed/plateau", "fusion=concat", plateau, often, resume=18)
     yield quickstart("resumed/spikes", "fusion=concat", spike, {"checkpoint_every": 35}, resume=35)
     fsdp = {"parallel.mode": "jit", "parallel.mesh.fsdp": 2}
     yield quickstart("resumed/fsdp", "fusion=concat", between, fsdp, devices=8, resume=14)
