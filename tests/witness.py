@@ -126,7 +126,7 @@ def read_run(workdir: Path, status: int, said: str) -> Record:
     `train` and `valid` have a list for each metric, `result` numbers by path, `state` for each array of the newest
     checkpoint its shape, dtype, digest, sum and norm.
     """
-    record: Record = {"status": status, "error": _last_line(said) if status else ""}
+    record: Record = {"status": status, "error": _last_line(said.replace(f"{workdir}", "RUN")) if status else ""}
     metrics = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     for split in ("train", "valid"):
