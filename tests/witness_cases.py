@@ -213,7 +213,7 @@ def _together() -> Iterator[Case]:
         "objectives.mvae.weight": 0.3,
         "objectives.unimodal.weight": 0.7,
     }
-    spike = {"recovery.spike": 1.0, "steps": 40}
+    spike = {"recovery.spike": 0.3, "steps": 40}
     yield from both(
         "together/everything",
         f"three_pictures:tasks=label+shown,objectives={every}",
@@ -381,8 +381,14 @@ def _recovery() -> Iterator[Case]:
     spike = {"recovery.spike": 0.5, "steps": 40}
     yield quickstart("recovery/spikes", "fusion=concat", spike, ACCUMULATE)
     yield quickstart("recovery/spikes on devices", "fusion=concat", spike, devices=8)
-    back = {"recovery.spike": 0.01, "recovery.updates": 2, "recovery.rollbacks": 2, "checkpoint_every": 5}
-    yield quickstart("recovery/back", "fusion=concat", {**spike, **back})
+    back = {"recovery.updates": 2, "recovery.rollbacks": 2, "checkpoint_every": 5}
+    yield quickstart("recovery/back, and given up", "fusion=concat", spike, back, {"recovery.spike": 0.01})
+    # The rate grows to where the loss explodes; gone back, the run takes a small part of it and ends well.
+    grows = {"optim.schedule.name": "step", "optim.schedule.warmup_steps": None, "optim.schedule.factor": 1000.0}
+    grows |= {"optim.schedule.boundaries": (20,), "optim.name": "sgd", "optim.learning_rate": 0.01}
+    calm = {"optim.clip_norm": 0.0, "recovery.spike": 5.0, "recovery.lower": 0.001}
+    yield quickstart("recovery/back", "fusion=concat", spike, back, grows, calm)
+    yield quickstart("recovery/back on devices", "fusion=concat", spike, back, grows, calm, devices=8)
     hot = {"optim.name": "sgd", "optim.learning_rate": 1e30, "optim.clip_norm": 0.0, "recovery.updates": 4}
     yield quickstart("recovery/not finite", "fusion=concat", hot)
 
@@ -403,7 +409,7 @@ def _more_encoders() -> Iterator[Case]:
     for name in ("textcnn", "rnn", "transformer"):
         yield quickstart(f"encoder/{name}", "fusion=concat", text, of("text", name=name))
     yield case(
-        "encoder/cnn3d", "applications:application=surveillance", SOUND, of("video", name="cnn3d", channels=(4, 4))
+        "encoder/cnn3d", "applications:application=surveillance", SOUND, of("video", name="cnn3d", channels=(4, 4, 4))
     )
     views = {key: value for m in ("fou", "zer", "mor") for key, value in of(m, hidden=(8,)).items()}
     table = {
