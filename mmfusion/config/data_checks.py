@@ -14,7 +14,6 @@ from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.objectives import LOSSES
-from mmfusion.optim.layer_decay import UNORDERED
 from mmfusion.registry import lookup
 
 RESERVED = ("bias", "joint", "learned", "self")  # names that strategies give to what is no modality
@@ -52,8 +51,11 @@ def check_data(config: ConfigDict) -> None:
             raise UserError(
                 f"config.model.encoders.{m}.layer_decay={options.layer_decay} must be above 0 and at most 1"
             )
-        if options.layer_decay != 1 and options.name in UNORDERED:
-            raise UserError(f"config.model.encoders.{m}.layer_decay: {options.name} is not one layer after the other")
+        if options.layer_decay != 1:
+            encoder_class = lookup(ENCODERS, options.name, f"config.model.encoders.{m}.name")
+            if getattr(encoder_class, "layer_order", None) is None:
+                path = f"config.model.encoders.{m}.layer_decay"
+                raise UserError(f"the layers of {options.name} are not sequential; set it to 1", path=path)
     for section, table in (
         ("modalities", {k: v.options for k, v in MODALITY_TYPES.items()}),
         ("targets", TARGET_OPTIONS),

@@ -1,43 +1,45 @@
 """Layer-wise learning-rate decay."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 
-# Layers without a number that read the input; others without one come last, since they make the tokens.
-READS_INPUT = (
-    "embed",
-    "place",
-    "segment",
-    "norm_embed",
-    "patches",
-    "class",
-    "positions",
-    "bands",
-    "conv_stem",
-    "norm_stem",
-)
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.registry import lookup
+
+
+def layerwise_lr_decay(encoders: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Returns a transformation that scales the updates of each encoder's layers by their distance from its output.
+
+    The last layer of an encoder with `layer_decay` d keeps its updates, the layer before it has them times d, the one
+    before times d², and so on (Howard & Ruder 2018, arXiv:1801.06146). The order is the encoder's `layer_order`.
+
+    Args:
+      encoders: the section `model.encoders` of a config.
+    """
+    scale = slowed(encoders)
+    return optax.identity() if scale is None else optax.stateless(lambda updates, params: scale(updates))
 
 
 def slowed(encoders: Mapping[str, Any]) -> Callable[[Any], Any] | None:
-    """Returns what makes the updates of slowed encoders smaller; None where there is none.
-
-    The last layer of an encoder with `layer_decay` d learns at the whole rate, the one before at d, then d², and so on
-    (Howard & Ruder 2018, arXiv:1801.06146).
-    """
-    decays = {f"encoders_{m}": options.layer_decay for m, options in encoders.items() if options.layer_decay != 1}
+    """Returns the function of updates that `layerwise_lr_decay` applies; None if no encoder has a `layer_decay`."""
+    decays = {}
+    for m, options in encoders.items():
+        if options.layer_decay != 1:
+            order = lookup(ENCODERS, options.name, f"config.model.encoders.{m}.name").layer_order
+            decays[f"encoders_{m}"] = options.layer_decay, order
     if not decays:
         return None
 
     def scale(updates: Any) -> Any:
         result = dict(updates)
-        for name, decay in decays.items():
-            order = sorted({depth(layer) for layer in updates[name]}, reverse=True)
-            times = {layer: decay ** order.index(depth(layer)) for layer in updates[name]}
+        for name, (decay, order) in decays.items():
+            factors = decay_factors(updates[name], order, decay)
             result[name] = {
-                layer: jax.tree.map(lambda x, factor=times[layer]: x * factor, leaves)
+                layer: jax.tree.map(lambda x, factor=factors[layer]: x * factor, leaves)
                 for layer, leaves in updates[name].items()
             }
         return result
@@ -45,18 +47,22 @@ def slowed(encoders: Mapping[str, Any]) -> Callable[[Any], Any] | None:
     return scale
 
 
-# Encoders whose layers' names do not say their order, or that branch.
-UNORDERED = (
-    "cnn_rnn", "inception_v1", "inception_v3", "textcnn", "frame_cnn", "table_mlp", "ft_transformer",
-    "knowledge_attention",
-)  # fmt: skip
+def decay_factors(layers: Collection[str], order: Sequence[str], decay: float) -> dict[str, float]:
+    """Returns `decay ** distance from the last layer` for each layer.
+
+    Args:
+      layers: names of an encoder's top-level submodules and parameters.
+      order: regular expressions of these names, from the input to the output; layers that match the same expression
+        are ordered by the numbers in their names.
+      decay: factor from each layer to the one before it.
+    """
+    depths = {layer: _depth(layer, order) for layer in layers}
+    from_last = sorted(set(depths.values()), reverse=True)
+    return {layer: decay ** from_last.index(depth) for layer, depth in depths.items()}
 
 
-def depth(name: str) -> tuple[float, ...]:
-    """Returns what a layer of an encoder sorts by: its numbers; before them what reads the input, last the rest."""
-    if name in READS_INPUT:
-        return (-1.0,)
-    if name == "top":  # dense layers, of which tokens are made
-        return (1e6,)
-    numbers = tuple(float(number) for number in re.findall(r"\d+", name))
-    return numbers or (float("inf"),)
+def _depth(layer: str, order: Sequence[str]) -> tuple[int, ...]:
+    for position, pattern in enumerate(order):
+        if re.fullmatch(pattern, layer):
+            return (position, *(int(number) for number in re.findall(r"\d+", layer)))
+    raise ValueError(f"layer_order={order} of the encoder does not match its layer {layer!r}")

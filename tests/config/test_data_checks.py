@@ -39,7 +39,7 @@ def test_one_encoder_reads_what_means_the_same(application, one, other, says):
 def test_layers_in_no_order_have_no_decay():
     config = SHIPPED["xray_ct"].get_config().unlock()
     config.model.encoders.xray.layer_decay = 0.5
-    with pytest.raises(UserError, match=r"xray\.layer_decay: cnn_rnn is not one layer after the other"):
+    with pytest.raises(UserError, match=r"xray\.layer_decay: the layers of cnn_rnn are not sequential"):
         check(config)
 
 

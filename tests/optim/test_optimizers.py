@@ -6,12 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from mmfusion import optim
 from mmfusion.errors import UserError
 from mmfusion.optim.freezing import Freezing
-from mmfusion.optim.layer_decay import depth
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([0.3, -0.7])}
 GRADS = {"kernel": jnp.array([[0.1, 0.2], [-0.3, 0.4]]), "bias": jnp.array([-0.5, 0.6])}
@@ -220,26 +218,3 @@ def test_plateau_counts_a_non_finite_value_as_no_improvement(value):
 def test_plateau_scale_multiplies_the_rate():
     schedule = {"name": "plateau", **optim.schedule_options("plateau")}
     assert optim.learning_rate(schedule, 2.0, 5, 10, scale=0.25) == 0.5
-
-
-def encoder_options(**changes):
-    return ConfigDict({"layer_decay": 1.0, **changes})
-
-
-def test_layers_are_ordered_from_the_input():
-    names = ["tokens", "stage1_block0", "conv_stem", "stage0_block1", "norm_stem", "stage0_block0"]
-    stem = {"conv_stem", "norm_stem"}
-    ordered = sorted(names, key=lambda name: (depth(name), name))
-    assert set(ordered[:2]) == stem
-    assert ordered[2:] == ["stage0_block0", "stage0_block1", "stage1_block0", "tokens"]
-    assert depth("block10") > depth("block9")
-
-
-def test_lower_layers_learn_more_slowly():
-    layers = {"patches": jnp.ones(2), "block0": {"mlp": jnp.ones(3)}, "block1": jnp.ones(1), "project": jnp.ones(2)}
-    updates = {"encoders_image": layers, "encoders_text": {"embed": jnp.ones(2)}, "heads_label": jnp.ones(1)}
-    scaled = optim.slowed({"image": encoder_options(layer_decay=0.5), "text": encoder_options()})(updates)
-    assert [float(jax.tree.leaves(scaled["encoders_image"][name])[0][0]) for name in layers] == [0.125, 0.25, 0.5, 1]
-    assert scaled["heads_label"] == 1
-    assert (scaled["encoders_text"]["embed"] == 1).all()
-    assert optim.slowed({"image": encoder_options()}) is None

@@ -136,6 +136,7 @@ class LogMelCNN(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "audio"
+    layer_order: ClassVar = (r"(Conv|Norm)_\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -190,6 +191,7 @@ class WaveformCNN(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "audio"
+    layer_order: ClassVar = (r"(Conv|Norm)_\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

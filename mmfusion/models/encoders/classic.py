@@ -64,6 +64,7 @@ class PooledCNN(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = (r"(Conv|Norm)_\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -116,6 +117,7 @@ class LeNet5(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = (r"[csf]\d.*", "tokens")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -168,6 +170,7 @@ class AlexNet(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = (r"conv\d", "top", "tokens")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -211,6 +214,7 @@ class VGG16(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = (r"(conv|norm)\d_\d", "top", "tokens")
     stages: ClassVar[tuple[int, ...]] = (2, 2, 3, 3, 3)  # convolutions of each
 
     @nn.compact

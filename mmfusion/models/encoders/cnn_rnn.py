@@ -47,6 +47,7 @@ class CNNRNN(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

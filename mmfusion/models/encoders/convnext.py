@@ -50,6 +50,7 @@ class ConvNeXtT(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = (r"(norm|shrink)\d|stage\d_block\d+", "tokens|norm")
     blocks: ClassVar[tuple[int, ...]] = (3, 3, 9, 3)
 
     @nn.compact

@@ -70,6 +70,7 @@ class GCN(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "graph"
+    layer_order: ClassVar = (r"(layer|bias)\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -111,6 +112,7 @@ class GraphAttention(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "graph"
+    layer_order: ClassVar = (r"layer\d+.*", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -158,6 +160,7 @@ class KnowledgeAttention(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "knowledge"
+    layer_order: ClassVar = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

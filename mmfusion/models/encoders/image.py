@@ -74,6 +74,7 @@ class CNN(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = (r"(Conv|Norm)_\d+", "tokens")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

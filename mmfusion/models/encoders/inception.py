@@ -45,6 +45,7 @@ class InceptionV1(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = None
     modules: ClassVar[dict[str, tuple[int, ...]]] = INCEPTION_V1
 
     @nn.compact
@@ -96,6 +97,7 @@ class InceptionV3(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = None
     at35: ClassVar[tuple[int, ...]] = (32, 64, 64)  # channels after pooling, of each module on a map of 35×35
     at17: ClassVar[tuple[int, ...]] = (128, 160, 160, 192)  # channels within, of each on 17×17
     at8: ClassVar[int] = 2  # modules on 8×8

@@ -67,6 +67,7 @@ class ResNet18(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = ("conv_stem|norm_stem", r"stage\d_block\d+", "tokens")
     blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
     bottleneck: ClassVar[bool] = False
 

@@ -31,6 +31,7 @@ class TableMLP(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "table"
+    layer_order: ClassVar = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -76,6 +77,7 @@ class FTTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "table"
+    layer_order: ClassVar = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -38,6 +38,7 @@ class BagOfWords(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "text"
+    layer_order: ClassVar = ("embed", "norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -82,6 +83,7 @@ class TextCNN(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "text"
+    layer_order: ClassVar = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -133,6 +135,7 @@ class RNN(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "text"
+    layer_order: ClassVar = ("embed", r"(forward|backward)_\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -48,6 +48,7 @@ class TextTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "text"
+    layer_order: ClassVar = ("embed", r"block\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -113,6 +114,11 @@ class BERT(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "text"
+    layer_order: ClassVar = (
+        "embed|place|segment|norm_embed",
+        r"block\d+",
+        "pooler|project|norm",
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -181,6 +187,7 @@ class SpectrogramTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "audio"
+    layer_order: ClassVar = ("patches|bands", r"block\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

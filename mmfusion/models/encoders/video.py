@@ -46,6 +46,7 @@ class FrameCNN(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "video"
+    layer_order: ClassVar = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -102,6 +103,7 @@ class CNN3D(nn.Module):
     axis_name: str | None = None
 
     reads: ClassVar[str] = "video"
+    layer_order: ClassVar = (r"(Conv|Norm)_\d+", "offsets|project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

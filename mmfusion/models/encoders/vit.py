@@ -37,6 +37,7 @@ class ViTTi(nn.Module):
     dtype: Any = jnp.float32
 
     reads: ClassVar[str] = "image"
+    layer_order: ClassVar = ("class|patches|positions", r"block\d+", "norm_last|project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
