@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmfusion.models.encoders import ENCODERS
+from tests.models.encoder_cases import GRAPH, KNOWLEDGE, NODES, WIDTH
 from tests.models.random_variables import random_variables
-from tests.models.test_encoders import GRAPH, KNOWN, NODES, WIDTH
 
 
 def softmax(scores):
@@ -66,7 +66,7 @@ def graph_attention(params, row, real):
 @pytest.mark.parametrize(
     ("name", "more", "x", "rendering"),
     [
-        ("knowledge_attention", {"entities": 6, "relations": 3}, KNOWN, knowledge_attention),
+        ("knowledge_attention", {"entities": 6, "relations": 3}, KNOWLEDGE, knowledge_attention),
         ("graph_attention", {}, GRAPH[0], graph_attention),
     ],
 )
