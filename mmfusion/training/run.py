@@ -112,7 +112,7 @@ class TrainRun:
             self.saver.poll()
         self.meter.hold(self.progress.step, metrics, call.rates, call.batches)
         self.progress.step += self.k
-        if self.profile and self.setup.partitioner.host == 0:
+        if self.profile and self.setup.partitioner.host_index == 0:
             self.trace.after_call(metrics)
         if first_call:
             jax.block_until_ready(metrics)
@@ -171,11 +171,11 @@ class TrainRun:
             "rollbacks": progress.rollbacks,
             "select": self.config.select,
             "data": describe_data(self.dataset),
-            "device": f"{setup.partitioner.devices} x {jax.devices()[0].device_kind}",
+            "device": f"{setup.partitioner.num_devices} x {jax.devices()[0].device_kind}",
             **self.environment,
         }
         self.log.sync()
-        if setup.partitioner.host == 0:
+        if setup.partitioner.host_index == 0:
             write_json(self.directory.folder / "result.json", result)
         self.log.print(results_table(scores))
         return result
@@ -221,7 +221,7 @@ def read_calls(
     partitioner = setup.partitioner
     batches = pipeline.train_batches(
         split, seed=config.seed, batch_size=config.batch_size, first=first, last=config.steps,
-        host=partitioner.host, hosts=partitioner.hosts, workers=config.data.workers,
+        host=partitioner.host_index, hosts=partitioner.num_hosts, workers=config.data.workers,
     )  # fmt: skip
     pairs = pipeline.to_device(batches, partitioner.put_batch)
     while call := tuple(itertools.islice(pairs, k)):
@@ -252,7 +252,7 @@ def start_run(
     """
     environment, workdir = provenance.environment(), directory.folder
     setup = build_setup(config, dataset)
-    primary = setup.partitioner.host == 0
+    primary = setup.partitioner.host_index == 0
     if config.deterministic:
         mesh.check_determinism(setup.partitioner.platform)
     setup.state_shapes()  # a model that cannot be built is an error before anything is written
