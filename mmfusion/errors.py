@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import functools
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -44,6 +46,12 @@ def nearest(name: Any, choices: Iterable[str]) -> str:
         return f"did you mean {' or '.join(near)}?"
     more = f" and {len(choices) - 30} more" if len(choices) > 30 else ""
     return f"choose one of {', '.join(choices[:30])}{more}"
+
+
+@functools.cache  # once a process: an ablation makes a config for each run
+def warn_renamed(old: str, new: str) -> None:
+    """Prints the new name of something that was renamed on standard error."""
+    print(f"warning: {old} is now called {new}", file=sys.stderr)
 
 
 @contextlib.contextmanager

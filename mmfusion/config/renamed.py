@@ -1,11 +1,11 @@
 """Keys that were renamed: the old names work for one version, with a line that says the new one."""
 
-import functools
 import re
-import sys
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
+
+from mmfusion.errors import warn_renamed
 
 RENAMED_KEYS = {
     "data.instead": "data.fallback_name",
@@ -25,13 +25,13 @@ def rename_keys(config: ConfigDict, *, warn: bool = True) -> None:
                 config[section][new.rpartition(".")[2]] = config[section][old_name]
                 del config[section][old_name]
             if warn:
-                _warn(old, new)
+                warn_renamed(f"config.{old}", f"config.{new}")
 
 
 def rename_key(key: str) -> str:
     """Returns the current name of a key; names it on standard error where the key has an old name."""
     if key in RENAMED_KEYS:
-        _warn(key, RENAMED_KEYS[key])
+        warn_renamed(f"config.{key}", f"config.{RENAMED_KEYS[key]}")
     return RENAMED_KEYS.get(key, key)
 
 
@@ -43,8 +43,3 @@ def rename_flags(argv: Sequence[str]) -> list[str]:
         else argument
         for argument in argv
     ]
-
-
-@functools.cache  # once a process: an ablation makes a config for each cell
-def _warn(old: str, new: str) -> None:
-    print(f"warning: config.{old} is now called config.{new}", file=sys.stderr)

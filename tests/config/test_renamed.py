@@ -22,7 +22,7 @@ def get_config(arg=""):
 
 @pytest.fixture(autouse=True)
 def _warn_again():
-    renamed._warn.cache_clear()
+    renamed.warn_renamed.cache_clear()
 
 
 def test_renamed_keys_have_a_default():

@@ -15,7 +15,7 @@ from mmfusion.data.builders.fashion_small import fashion_small_dataset_builder
 from mmfusion.data.builders.imdb_subset import imdb_subset_dataset_builder
 from mmfusion.data.builders.leaf import leaf_dataset_builder
 from mmfusion.data.builders.shapes import shapes_dataset_builder
-from mmfusion.data.builders.stand_ins import stand_ins_dataset_builder
+from mmfusion.data.builders.synthetic import synthetic_dataset_builder
 
 BUILDERS = {
     "shapes": shapes_dataset_builder.Builder,
@@ -26,5 +26,5 @@ BUILDERS = {
     "fashion_small": fashion_small_dataset_builder.Builder,
     "leaf": leaf_dataset_builder.Builder,
     "digit_views": digit_views_dataset_builder.Builder,
-    "stand_ins": stand_ins_dataset_builder.Builder,
+    "synthetic": synthetic_dataset_builder.Builder,
 }

@@ -1,1 +1,0 @@
-"""The generated `stand_ins` datasets."""
