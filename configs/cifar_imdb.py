@@ -1,36 +1,42 @@
-"""CIFAR-10 pictures beside IMDB reviews that have nothing to do with them: does an ablation see that?
+"""CIFAR-10 images beside unrelated IMDB reviews: does an ablation detect that the text carries no information?
 
 python -m experiments.train --config=configs/cifar_imdb.py --workdir=DIR --config.data.manual_dir=ARCHIVES
 
 An article on fusing images and text trains a CNN and an LSTM, concatenated, on this pair and reports 60.00 % after 10
-epochs. Row i of the pictures meets review i modulo their number. The data is TFDS's official `cifar10` and
-`imdb_reviews`, or, where they cannot be prepared (no network; no TensorFlow), an archive of JPEG files and a subset of
-10,000 reviews; `result.json` says which. `:data=archives` takes the latter at once, `:data=tfds` nothing else.
+epochs. Image i is paired with review i modulo the number of reviews. The data is TFDS's official `cifar10` and
+`imdb_reviews` or, where these cannot be prepared (no network, no TensorFlow), an archive of JPEG files and a subset of
+10,000 reviews; `result.json` names the one that was used. `:data=archives` always takes the latter, `:data=tfds` only
+the former.
 
 `:network=article` has the article's layers: 32 convolutions of 3×3, pooling, flattened; Embedding(10000, 32) and an
-LSTM of 64; concatenated, dense 128 and softmax. (Each modality is first projected to 128 and normalised, as in every
-model here.) `:network=article,fusion=cross_attention` has its attention, from each picture's cells on words. Strategies
-of more tokens than one have the CNN of the small network there, whose map they read, and all states of the LSTM.
+LSTM of 64; concatenated, dense 128 and softmax. (As in every model here, each modality is first projected to 128 and
+normalised.) `:network=article,fusion=cross_attention` has its attention, from each image cell to the words. Strategies
+that need more than one token read the feature map of the small network's CNN and all states of the LSTM.
 """
 
 from ml_collections import ConfigDict
 
 from mmfusion.config import defaults
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.registry import lookup
 
 TFDS, ARCHIVES = "pair:cifar10+imdb_reviews:by=index", "pair:cifar10_images+imdb_subset:by=index"
 PAIRS = {"any": (TFDS, ARCHIVES), "tfds": (TFDS, ""), "archives": (ARCHIVES, "")}
 
+NETWORKS = ("small", "article")
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: those of `base.begin`, data (any, tfds, archives), network (small or article)."""
+    """Returns the config.
+
+    Arguments: those of `defaults.begin`, data (any, tfds or archives), and network (small or article).
+    """
     config, args = defaults.begin(arg, data="any", network="small")
     if args.data not in PAIRS:
-        raise UserError(f"config argument data={args.data!r}: {nearest(args.data, PAIRS)}")
-    if args.network not in ("small", "article"):
-        raise UserError(f"config argument network={args.network!r} must be small or article")
+        raise UserError("unknown choice", path="config argument data", value=args.data, choices=PAIRS)
+    if args.network not in NETWORKS:
+        raise UserError("unknown choice", path="config argument network", value=args.network, choices=NETWORKS)
     config.steps = 2000
     config.batch_size = 64
     config.eval_every = config.checkpoint_every = 500

@@ -8,9 +8,8 @@ from mmfusion.config import defaults
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config.
 
-    Arguments: fusion, seed, modalities, objectives; `name` of the dataset; which of its features is the `image`, the
-    `text` and the `target`, a class (a modality left out is not used); `size`, the pictures' height and width in
-    pixels; `channels`.
+    Arguments: those of `defaults.begin`; `name` of the dataset; `image`, `text` and `target` (a class), the features
+    that are read (an empty one is not used); `size`, the images' height and width in pixels; `channels`.
     """
     config, args = defaults.begin(
         arg, "co_attention", name="shapes/match", image="image", text="", target="label", size=32, channels=3

@@ -2,16 +2,15 @@
 
 python -m experiments.train --config=configs/vgg_text.py --workdir=DIR --config.data.manual_dir=ARCHIVES
 
-Pictures are flipped and turned by up to 20°; texts have a vocabulary of 5,000 words and 100 places, and are averaged
-embeddings of 128, a dense layer and dropout. VGG-16 at 224×224
-wants an accelerator; `:size=32` does for a processor. With published weights at hand:
-`--config.model.encoders.image.init=FILE_OR_HUB_ID` and `--config.model.encoders.image.norm=none`. Fusions to compare:
-`concat`, `mean`, `weighted`, `conv`.
+Images are flipped and rotated by up to 20°. Texts have a vocabulary of 5,000 words and 100 positions; their embeddings
+of 128 are averaged, followed by a dense layer and dropout. VGG-16 at 224×224 needs an accelerator; `:size=32` runs on a
+CPU. With published weights: `--config.model.encoders.image.init=FILE_OR_HUB_ID` and
+`--config.model.encoders.image.norm=none`. Fusions to compare: `concat`, `mean`, `weighted`, `conv`.
 
-Independent, then fused: `:modalities=image` in RUNS/image and `:modalities=text` in RUNS/text, then `:encoders=RUNS`
-with a strategy of features (`fusion=concat`) or of decisions (`fusion=late_mean`). What predicts an absent modality:
-`:objectives=mvae` (or `mmvae`, `gan`). Several tasks: `:tasks=season+gender`. Two classes: `:tasks=summer`. A modality
-discriminator against the encoders: `:objectives=adversarial`.
+Trained independently, then fused: `:modalities=image` in RUNS/image and `:modalities=text` in RUNS/text, then
+`:encoders=RUNS` with a feature-level (`fusion=concat`) or decision-level strategy (`fusion=late_mean`). Imputation of
+an absent modality: `:objectives=mvae` (or `mmvae`, `gan`). Several tasks: `:tasks=season+gender`. Two classes:
+`:tasks=summer`. A modality discriminator against the encoders: `:objectives=adversarial`.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +19,10 @@ from mmfusion.config import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; arguments: those of `base.begin`, size (pixels of a side), tasks (features joined by +)."""
+    """Returns the config.
+
+    Arguments: those of `defaults.begin`, size (pixels of a side), and tasks (features joined by +).
+    """
     config, args = defaults.begin(arg, size=224, tasks="season")
     config.steps = 600
     config.batch_size = 32

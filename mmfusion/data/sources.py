@@ -21,11 +21,17 @@ from tensorflow_datasets.core.download import download_manager, downloader
 
 from mmfusion.data import builders
 from mmfusion.data.rows import Chunks, each
-from mmfusion.errors import UserError, nearest, storage_errors
+from mmfusion.errors import UserError, nearest, storage_errors, warn_renamed
 
 # TFDS would try ten times: more than three minutes until it says that there is no network.
 downloader.MAX_RETRIES = 5
 
+# Old names, which work for one version.
+RENAMED_DATASETS = {
+    "stand_ins": "synthetic",
+    "stand_ins/three_pictures": "synthetic/three_images",
+    "stand_ins/sound_pictures": "synthetic/audio_images",
+}
 PAIR = re.compile(r"pair:(?P<first>[^+:]+)\+(?P<second>[^+:]+):by=(?P<by>label|index)$")
 
 
@@ -165,6 +171,7 @@ def check_name(name: str, data_dir: str) -> None:
         return
     if name.startswith("pair:"):
         raise UserError(f"config.data.name={name!r} must be like pair:cifar10+imdb_reviews:by=index (or by=label)")
+    name = _current_name(name)
     base = name.split("/")[0].split(":")[0]
     if base in builders.BUILDERS:
         if name not in known_names() and builders.BUILDERS[base].BUILDER_CONFIGS:
@@ -189,7 +196,17 @@ def known_names() -> list[str]:
     ]
 
 
+def _current_name(name: str) -> str:
+    """Returns the current name of a dataset; prints it on standard error where the given one is old."""
+    base, slash, variant = name.partition("/")
+    new = RENAMED_DATASETS.get(name) or RENAMED_DATASETS.get(base, base) + slash + variant
+    if new != name:
+        warn_renamed(f"dataset {name}", new)
+    return new
+
+
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    name = _current_name(name)
     own = builders.BUILDERS.get(name.split("/")[0])
     try:
         if own is not None:

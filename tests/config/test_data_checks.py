@@ -9,7 +9,7 @@ from tests.config.test_schema import SHIPPED, changed, check
 
 
 def test_one_encoder_reads_pictures_of_one_form():
-    config = SHIPPED["three_pictures"].get_config().unlock()
+    config = SHIPPED["three_images"].get_config().unlock()
     config.model.encoders.colour.share = "gray"
     with pytest.raises(UserError, match=r"share='gray': one encoder cannot read a channels of 3 and of 1"):
         check(config)

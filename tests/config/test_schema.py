@@ -50,7 +50,7 @@ def test_every_shipped_config_passes():
     assert (fused.text.init, fused.text.freeze > 10**6) == ("run:RUNS/text", True)
     alone = SHIPPED["xray_ct"].get_config("modalities=ct").model.encoders
     assert (list(alone), alone.ct.join) == (["ct"], ())
-    three = SHIPPED["three_pictures"].get_config().unlock()
+    three = SHIPPED["three_images"].get_config().unlock()
     three.model.encoders.colour.share = three.model.encoders.deep.share = "gray"
     defaults.keep_modalities(three, "colour+deep")
     left = three.model.encoders

@@ -17,8 +17,10 @@ from mmfusion import config as configs
 from mmfusion import optim
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import defaults as base
+from mmfusion.config.files import load_file
 from mmfusion.data import dataset as datasets
 from mmfusion.data import decoding, image, knowledge, modalities, preprocess
+from mmfusion.errors import warn_renamed
 from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
@@ -28,11 +30,13 @@ from tests import key_reads, tiny, tracing
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 from tests.data.test_given import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
-from tests.data.test_stand_ins import small_stand_ins  # noqa: F401 (fixture)
+from tests.data.test_synthetic import small_synthetic  # noqa: F401 (fixture)
 from tests.processes import ROOT
 from tests.training.test_resume import assert_same_run
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+RENAMED = {"three_pictures": "three_images", "sound_pictures": "audio_images"}
+NOT_CONFIGS = {"__init__", *RENAMED}
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NOT_CONFIGS)
 # Where a dataset comes from archives, the fixture that makes a small one of the same layout.
 MINIATURES = {
     "easy_vqa": "small_easy_vqa",
@@ -41,7 +45,7 @@ MINIATURES = {
     "fashion_small": "small_fashion",
     "leaf": "small_leaf",
     "digit_views": "small_digits",
-    "stand_ins": "small_stand_ins",
+    "synthetic": "small_synthetic",
 }
 
 
@@ -137,13 +141,13 @@ def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
         ("av_digits", "objectives=ogm_ge+modality_dropout"),
         ("av_digits", "objectives=gradient_blending"),
         ("leaf", "objectives=gan+adversarial+mixup"),
-        ("three_pictures", "tasks=label+shown,objectives=gradnorm"),
-        ("three_pictures", "fusion=gat,encoder=cnn"),
+        ("three_images", "tasks=label+num_informative,objectives=gradnorm"),
+        ("three_images", "fusion=gat,encoder=cnn"),
         ("applications", "application=interaction"),
         ("cifar_imdb", "network=article,data=archives"),
         ("cifar_imdb", "network=article,data=archives,fusion=cross_attention"),
         ("knowledge", "triples="),
-        ("sound_pictures", "classes=10"),
+        ("audio_images", "classes=10"),
         ("vgg_text", "size=32,fusion=conv,objectives=mvae,tasks=season+gender"),
         ("vgg_text", "size=32,fusion=weighted,objectives=gan+modality_dropout"),
         ("xray_ct", "joined=False,shared=True"),
@@ -174,6 +178,30 @@ def test_arguments_of_every_config(name: str):
             assert set(config.data.modalities) == set(config.model.encoders) == {modality}
     every = "+".join(whole.data.modalities)
     assert configs.to_json(get_config(name, f"modalities={every}")) == configs.to_json(whole)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_renamed_config_files_work_and_say_the_new_name(old: str, capsys: pytest.CaptureFixture):
+    warn_renamed.cache_clear()
+    config = load_file(f"{ROOT}/configs/{old}.py:seed=3")
+    assert capsys.readouterr().err == f"warning: configs/{old}.py is now called configs/{RENAMED[old]}.py\n"
+    assert configs.to_json(config) == configs.to_json(get_config(RENAMED[old], "seed=3"))
+
+
+def test_renamed_config_files_take_the_old_name_of_a_task():
+    config = get_config("three_pictures", "tasks=label+shown,objectives=uncertainty")
+    assert configs.to_json(config) == configs.to_json(
+        get_config("three_images", "tasks=label+num_informative,objectives=uncertainty")
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_files_load_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_file(ROOT / "configs" / f"{name}.py")
+    configs.check(config, devices=1)
+    for options in config.data.modalities.values():
+        assert Path(options.get("triples", ".")).exists()
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,7 @@ def test_real_recordings_have_the_stated_snr():
 
 
 def test_builders_are_registered():
-    given = {"imdb_subset", "fashion_small", "leaf", "digit_views", "stand_ins"}
+    given = {"imdb_subset", "fashion_small", "leaf", "digit_views", "synthetic"}
     assert set(builders.BUILDERS) == {"shapes", "easy_vqa", "av_digits", "cifar10_images"} | given
     for name, builder in builders.BUILDERS.items():
         assert builder.name == name and tfds.core.registered.imported_builder_cls(name) is builder

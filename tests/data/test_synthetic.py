@@ -1,15 +1,19 @@
-"""Generated data: each signal shows its class to whoever knows how, and each modality is silent in its share."""
+"""Generated data: each signal carries its label, and each modality is uninformative at its rate."""
 
 import dataclasses
+import hashlib
 import importlib
+import io
+import itertools
 
 import numpy as np
 import pytest
 
-from mmfusion.data import image, knowledge
+from mmfusion.data import image, knowledge, sources
 from mmfusion.data.builders import generate
-from mmfusion.data.builders.stand_ins import signals
-from mmfusion.data.builders.stand_ins import stand_ins_dataset_builder as stand_ins
+from mmfusion.data.builders.synthetic import signals
+from mmfusion.data.builders.synthetic import synthetic_dataset_builder as synthetic
+from mmfusion.errors import warn_renamed
 from tests.data.prepare import prepare, rows
 from tests.processes import ROOT
 
@@ -21,114 +25,157 @@ def source(number):
 
 
 @pytest.fixture
-def small_stand_ins(monkeypatch):
-    small = {name: dataclasses.replace(one, sizes=(40, 20)) for name, one in stand_ins.VARIANTS.items()}
-    monkeypatch.setattr(stand_ins, "VARIANTS", small)
+def small_synthetic(monkeypatch):
+    small = {name: dataclasses.replace(variant, sizes=(40, 20)) for name, variant in synthetic.VARIANTS.items()}
+    monkeypatch.setattr(synthetic, "VARIANTS", small)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("shown", range(4))
-def test_a_picture_is_hatched_at_its_angle(shown, channels):
-    pixels = signals.picture(shown, 4, source(shown), size=64, channels=channels)
+@pytest.mark.parametrize("label", range(4))
+def test_images_are_hatched_at_the_angle_of_the_label(label, channels):
+    pixels = signals.image(label, 4, source(label), size=64, channels=channels)
     assert (pixels.shape, pixels.dtype) == ((64, 64, channels), np.uint8)
     middle = pixels.mean(axis=2)[20:44, 20:44]
     power = np.abs(np.fft.fft2(middle - middle.mean(), (128, 128))) ** 2
     y, x = np.unravel_index(np.argmax(power[:, :64]), (128, 64))
     angle = np.arctan2(y - 128 * (y >= 64), x) % np.pi
-    off = (angle - np.pi * shown / 4 + np.pi / 2) % np.pi - np.pi / 2
+    off = (angle - np.pi * label / 4 + np.pi / 2) % np.pi - np.pi / 2
     assert abs(off) < np.pi / 8
 
 
-@pytest.mark.parametrize("shown", range(4))
-def test_a_film_moves_in_its_direction(shown):
-    frames = signals.film(shown, 4, source(shown), size=24, frames=8)
+@pytest.mark.parametrize("label", range(4))
+def test_videos_move_in_the_direction_of_the_label(label):
+    frames = signals.video(label, 4, source(label), size=24, frames=8)
     assert (frames.shape, frames.dtype) == ((8, 24, 24, 1), np.uint8)
     bright = np.where(frames[..., 0] > 130, 1.0, 0.0)
     y, x = ((bright * axis).sum((1, 2)) / bright.sum((1, 2)) for axis in np.mgrid[:24, :24])
     angle = np.arctan2(y[-1] - y[0], x[-1] - x[0])
-    assert abs((angle - np.pi / 2 * shown + np.pi) % (2 * np.pi) - np.pi) < np.pi / 4
-    name = stand_ins.VARIANTS["surveillance"].classes[shown]
+    assert abs((angle - np.pi / 2 * label + np.pi) % (2 * np.pi) - np.pi) < np.pi / 4
+    name = synthetic.VARIANTS["surveillance"].classes[label]
     assert {"right": x[-1] > x[0] + 4, "left": x[-1] < x[0] - 4, "down": y[-1] > y[0] + 4, "up": y[-1] < y[0] - 4}[name]
 
 
-@pytest.mark.parametrize(("shown", "rate"), [(0, 8000), (3, 8000), (5, 44100)])
-def test_a_sound_has_its_pitch(shown, rate):
-    waveform = signals.sound(shown, 6, source(shown), rate=rate)
+@pytest.mark.parametrize(("label", "rate"), [(0, 8000), (3, 8000), (5, 44100)])
+def test_audio_has_the_pitch_of_the_label(label, rate):
+    waveform = signals.audio(label, 6, source(label), rate=rate)
     assert (waveform.shape, waveform.dtype) == ((rate,), np.int16)
     pitch = np.argmax(np.abs(np.fft.rfft(waveform.astype(float))))  # of one second: Hz
-    assert abs(6 * np.log(pitch / 200) / np.log(8) - shown) < 0.25
+    assert abs(6 * np.log(pitch / 200) / np.log(8) - label) < 0.25
 
 
-def test_sentences_and_events_tell_their_word():
+def test_sentences_and_events_carry_the_word_of_the_label():
     for number in range(50):
-        shown = number % len(WORDS)
-        said = signals.sentence(shown, WORDS, source(number)).split()
-        assert set(said) & set(WORDS) == {WORDS[shown]}
-        assert 8 <= len(said) <= 12
-        told = signals.events(shown, WORDS, source(number))
-        pairs = list(zip(told.split()[::2], told.split()[1::2], strict=True))
+        label = number % len(WORDS)
+        words = signals.sentence(label, WORDS, source(number)).split()
+        assert set(words) & set(WORDS) == {WORDS[label]}
+        assert 8 <= len(words) <= 12
+        history = signals.events(label, WORDS, source(number)).split()
+        pairs = list(zip(history[::2], history[1::2], strict=True))
         assert len(pairs) == 10
-        seen, bought = ({thing for verb, thing in pairs if verb == said} for said in ("see", "buy"))
-        assert seen & bought == {WORDS[shown]}
-        assert pairs.index(("see", WORDS[shown])) < pairs.index(("buy", WORDS[shown]))
-        assert len(seen) == len(bought) == 2  # neither alone tells
+        seen, bought = ({item for verb, item in pairs if verb == kind} for kind in ("see", "buy"))
+        assert seen & bought == {WORDS[label]}
+        assert pairs.index(("see", WORDS[label])) < pairs.index(("buy", WORDS[label]))
+        assert len(seen) == len(bought) == 2  # neither verb alone is enough
 
 
-def test_who_shows_nothing_shows_nothing():
+def test_signals_without_a_label_are_uninformative():
     for number in range(20):
         rough = [
-            signals.picture(shown, 4, source(number), size=64, channels=1)[16:48, 16:48]
-            .reshape(8, 4, 8, 4)
-            .mean((1, 3))
-            for shown in (None, 2)
+            signals.image(label, 4, source(number), size=64, channels=1)[16:48, 16:48].reshape(8, 4, 8, 4).mean((1, 3))
+            for label in (None, 2)
         ]
         assert rough[0].std() < 0.6 * rough[1].std()
-        assert (signals.film(None, 4, source(number), size=24, frames=8) > 160).mean() < 1e-3
-        assert signals.sound(None, 6, source(number), rate=8000).std() < 0.11 * 32767
+        assert (signals.video(None, 4, source(number), size=24, frames=8) > 160).mean() < 1e-3
+        assert signals.audio(None, 6, source(number), rate=8000).std() < 0.11 * 32767
         assert not set(signals.sentence(None, WORDS, source(number)).split()) & set(WORDS)
-        told = signals.events(None, WORDS, source(number)).split()
-        pairs = list(zip(told[::2], told[1::2], strict=True))
-        seen, bought = ({thing for verb, thing in pairs if verb == said} for said in ("see", "buy"))
+        history = signals.events(None, WORDS, source(number)).split()
+        pairs = list(zip(history[::2], history[1::2], strict=True))
+        seen, bought = ({item for verb, item in pairs if verb == kind} for kind in ("see", "buy"))
         assert len(seen) == len(bought) == 2 and not seen & bought
 
 
-@pytest.mark.parametrize("name", stand_ins.VARIANTS)
-def test_each_modality_is_silent_by_itself(name):
-    variant, shown, count = stand_ins.VARIANTS[name], {}, 6000
-    told = {
-        m: dataclasses.replace(signal, draw=lambda cls, *_, m=m: shown.setdefault(m, []).append(cls))
+@pytest.mark.parametrize("name", synthetic.VARIANTS)
+def test_modalities_are_uninformative_independently_and_at_their_rates(name):
+    variant, drawn_labels, count = synthetic.VARIANTS[name], {}, 6000
+    recording = {
+        m: dataclasses.replace(signal, draw=lambda label, *_, m=m: drawn_labels.setdefault(m, []).append(label))
         for m, signal in variant.signals.items()
     }
-    variant, draw = dataclasses.replace(variant, signals=told), source(0)
-    drawn = [stand_ins.draw_example(variant, number, "train", draw) for number in range(count)]
-    labels = [one["label"] for one in drawn]
+    variant, random = dataclasses.replace(variant, signals=recording), source(0)
+    examples = [synthetic.draw_example(variant, number, "train", random) for number in range(count)]
+    labels = [example["label"] for example in examples]
     assert np.ptp(np.bincount(labels, minlength=len(variant.classes))) <= 1
-    silent = np.array([[one is None for one in shown[m]] for m in variant.signals])
-    np.testing.assert_array_equal([one["shown"] for one in drawn], (~silent).sum(axis=0))
-    asked = [signal.silent for signal in variant.signals.values()]
-    np.testing.assert_allclose(silent.mean(axis=1), asked, atol=0.03)
-    assert np.abs(np.corrcoef(silent) - np.eye(len(silent))).max() < 0.06
+    uninformative = np.array([[label is None for label in drawn_labels[m]] for m in variant.signals])
+    np.testing.assert_array_equal([example["num_informative"] for example in examples], (~uninformative).sum(axis=0))
+    rates = [signal.uninformative_rate for signal in variant.signals.values()]
+    np.testing.assert_allclose(uninformative.mean(axis=1), rates, atol=0.03)
+    assert np.abs(np.corrcoef(uninformative) - np.eye(len(uninformative))).max() < 0.06
     for m in variant.signals:
-        assert all(one in (None, label) for one, label in zip(shown[m], labels, strict=True))
+        assert all(drawn in (None, label) for drawn, label in zip(drawn_labels[m], labels, strict=True))
 
 
-def test_it_prepares_the_same_each_time(small_stand_ins, tmp_path):
-    both = [list(rows(prepare("stand_ins/medical_notes", tmp_path / folder), "train")) for folder in ("a", "b")]
+# SHA-256 of the first two test examples, from before the dataset and two variants were renamed.
+DIGESTS = {
+    "xray_ct": "6f3c54a5c9b1b8f1",
+    "medical_notes": "95ad433cd735cda9",
+    "surveillance": "256763c7b51170f4",
+    "recommendation": "295ac981bdac0725",
+    "interaction": "907ddaa5968c9d39",
+    "three_images": "5ce8820a60fcc543",
+    "creatures": "3552e440084e47aa",
+    "audio_images": "38b82cf39c1f48bc",
+}
+
+
+def as_bytes(value):
+    if isinstance(value, io.BytesIO):
+        return value.getvalue()
+    return value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+
+
+@pytest.mark.parametrize("name", synthetic.VARIANTS)
+def test_synthetic_examples_are_the_same_as_before_it_was_renamed(name, tmp_path):
+    builder = synthetic.Builder(config=name, data_dir=str(tmp_path))
+    digest = hashlib.sha256()
+    for _, example in itertools.islice(builder._generate_examples("test", 2), 2):
+        for value in example.values():
+            digest.update(as_bytes(value))
+    assert digest.hexdigest()[:16] == DIGESTS[name]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("stand_ins/xray_ct", "synthetic/xray_ct"),
+        ("stand_ins/three_pictures", "synthetic/three_images"),
+        ("stand_ins/sound_pictures", "synthetic/audio_images"),
+    ],
+)
+def test_renamed_datasets_work_and_say_the_new_name(old, new, small_synthetic, tmp_path, capsys):
+    warn_renamed.cache_clear()
+    sources.check_name(old, str(tmp_path))
+    opened = [sources.open_source(name, "test", data_dir=str(tmp_path), manual_dir="", seed=0) for name in (old, new)]
+    assert capsys.readouterr().err == f"warning: dataset {old} is now called {new}\n"
+    assert opened[0].version == opened[1].version and len(opened[0].rows) == 20
+
+
+def test_synthetic_prepares_the_same_rows_each_time(small_synthetic, tmp_path):
+    both = [list(rows(prepare("synthetic/medical_notes", tmp_path / folder), "train")) for folder in ("a", "b")]
     assert len(both[0]) == 40
     for one, other in zip(*both, strict=True):
         assert one["notes"] == other["notes"] and one["label"] == other["label"]
         np.testing.assert_array_equal(one["image"], other["image"])
-    test = list(rows(prepare("stand_ins/medical_notes", tmp_path / "a"), "test"))
+    test = list(rows(prepare("synthetic/medical_notes", tmp_path / "a"), "test"))
     assert not {row["notes"] for row in test} & {row["notes"] for row in both[0]}
     assert len({row["image"].tobytes() for row in (*test, *both[0])}) == 60
 
 
-def test_test_names_creatures_that_train_does_not():
-    variant, draw = stand_ins.VARIANTS["creatures"], source(0)
-    every = {name for names in stand_ins.CREATURES.values() for name in names}
+def test_creatures_of_test_do_not_occur_in_train():
+    variant, draw = synthetic.VARIANTS["creatures"], source(0)
+    every = {name for names in synthetic.CREATURES.values() for name in names}
     named = {
         split: {
-            word for i in range(2000) for word in stand_ins.draw_example(variant, i, split, draw)["text"].split()
+            word for i in range(2000) for word in synthetic.draw_example(variant, i, split, draw)["text"].split()
         } & every
         for split in ("train", "test")
     }  # fmt: skip
@@ -136,7 +183,7 @@ def test_test_names_creatures_that_train_does_not():
     assert not named["train"] & named["test"]
     graph = knowledge.from_triples(str(ROOT / "configs" / "animals.tsv"))
     triples = {(graph.entities[h], graph.relations[r], graph.entities[t]) for h, r, t in graph.triples}
-    for family, names in stand_ins.CREATURES.items():
+    for family, names in synthetic.CREATURES.items():
         assert all((name, "is a", family) in triples for name in names)
 
 
@@ -149,16 +196,16 @@ def test_png_keeps_every_number_of_channels():
         )
 
 
-def test_the_readme_says_what_is_possible():
-    """Where every modality is silent at once only a guess is left: that is the table's column "at most"."""
+def test_readme_states_the_best_possible_accuracy():
+    """Where every modality is uninformative only a guess is left: the table's column "at most"."""
     table = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text().splitlines() if line.count("|") == 10]
     said = {row[2].strip().strip("`"): row[6].strip() for row in table if row[6].strip().startswith("0.")}
     assert len(said) >= 8
     for command, most in said.items():
         file, _, arg = command.partition(":")
         config = importlib.import_module(f"configs.{file.removesuffix('.py')}").get_config(arg)
-        variant = stand_ins.VARIANTS[config.data.name.removeprefix("stand_ins/")]
+        variant = synthetic.VARIANTS[config.data.name.removeprefix("synthetic/")]
         seen = {options.feature for options in config.data.modalities.values()}
-        guess = np.prod([signal.silent for name, signal in variant.signals.items() if name in seen])
+        guess = np.prod([signal.uninformative_rate for name, signal in variant.signals.items() if name in seen])
         possible = 1 - guess * (1 - 1 / len(variant.classes))
         assert most == f"{possible:.{len(most) - 2}f}", command

@@ -56,7 +56,7 @@ def video(label: int | None, classes: int, random: np.random.Generator, *, size:
 
 
 def audio(label: int | None, classes: int, random: np.random.Generator, *, rate: int) -> np.ndarray:
-    """Returns one second `[rate]` int16: a tone with two overtones in noise, whose pitch, 200 to 1600 Hz, is the class."""
+    """Returns one second `[rate]` int16: a tone with two overtones in noise, its pitch (200 to 1600 Hz) the class's."""
     pitch = 200 * 8 ** (((label or 0) + random.uniform(-0.2, 0.2)) / classes)  # Hz
     seconds = np.arange(rate) / rate
     start, duration = random.uniform(0, 0.4), random.uniform(0.4, 0.6)

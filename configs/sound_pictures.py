@@ -1,0 +1,15 @@
+"""Renamed to `configs/audio_images.py`; this name works for one version."""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmfusion.errors import warn_renamed
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config of `configs/audio_images.py`."""
+    warn_renamed("configs/sound_pictures.py", "configs/audio_images.py")
+    renamed = runpy.run_path(str(Path(__file__).with_name("audio_images.py")))
+    return renamed["get_config"](arg)
