@@ -1,4 +1,4 @@
-"""Fits classical models on simple features of a config's data: what any network has to beat.
+"""Fits classical models on simple features of a config's data: the baseline for any network.
 
 `python -m experiments.baselines --config=configs/X.py[:arg=value,...] [--models=linear_svm,naive_bayes]
 [--output=FILE.md]`
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 
-MODELS = flags.DEFINE_list("models", [], "which of them (default: all)")
+MODELS = flags.DEFINE_list("models", [], "names of models (default: all)")
 OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
-COLUMNS = ("model", "of", "chosen by validation", "validation", "test", "seconds")
+COLUMNS = ("model", "modalities", "selected on validation", "validation", "test", "seconds")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,19 +26,20 @@ def main(argv: Sequence[str]) -> None:
 
     configs.check(config, 1)
     task, _, metric = config.select.rpartition("/")
-    task = task or next(iter(config.data.targets))
+    first_task, *_ = config.data.targets
+    task = task or first_task
     known = [model.name for model in baselines.MODELS[config.data.targets[task].kind]]
     for name in MODELS.value:
         if name not in known:
-            raise UserError(f"--models={name}: {nearest(name, known)}")
+            raise UserError("no such model", path="--models", value=name, choices=known)
     dataset = datasets.load(config.data, seed=config.seed)
     found = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known)
 
-    made = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MOST_ROWS:,} training rows"
+    caption = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MOST_ROWS:,} training rows"
     rows = [
         (
             one.name,
-            " + ".join(one.modalities) or "nothing",
+            " + ".join(one.modalities) or "none",
             ", ".join(f"{name} {value:g}" for name, value in one.chosen.items()),
             f"{one.valid:.4f}",
             f"{one.test:.4f}",
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         )
         for one in found
     ]
-    cli.show_table(COLUMNS, rows, made, output)
+    cli.show_table(COLUMNS, rows, caption, output)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Lists a run's checkpoints and whether each is what was saved; shows, compares or copies them.
+"""Lists and verifies a run's checkpoints; shows, compares or copies them.
 
 `python -m experiments.checkpoints DIR [--tree=STEP] [--compare=STEP,STEP] [--copy=STEP --to=DIR]`
 
-Nothing is changed below DIR, a run's directory or its `checkpoints/`. Exit status 1 where one is damaged.
+DIR is a run's directory or its `checkpoints/`; nothing in it is changed. Exit status 1 if a checkpoint is corrupt.
 """
 
 import sys
@@ -12,32 +12,32 @@ from absl import flags
 from etils import epath
 
 from experiments import cli
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 
-TREE = flags.DEFINE_string("tree", "", "a step whose arrays are listed")
-COMPARE = flags.DEFINE_string("compare", "", "two steps, STEP,STEP: how far each array moved")
-COPY = flags.DEFINE_string("copy", "", "a step that is copied to --to, once it was verified")
-TO = flags.DEFINE_string("to", "", "a directory that is not there yet")
+TREE = flags.DEFINE_string("tree", "", "list the arrays of this step")
+COMPARE = flags.DEFINE_string("compare", "", "STEP,STEP: show how far each array moved between two steps")
+COPY = flags.DEFINE_string("copy", "", "verify this step and copy it to --to")
+TO = flags.DEFINE_string("to", "", "a directory that does not exist yet")
 
 
 def main(argv: Sequence[str]) -> None:
-    named = cli.parse(argv, positional=True)
-    if len(named) != 1:
+    directories = cli.parse(argv, positional=True)
+    if len(directories) != 1:
         raise UserError("give one directory: python -m experiments.checkpoints DIR")
-    folder = epath.Path(named[0])
+    folder = epath.Path(directories[0])
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    there = folder.iterdir() if folder.is_dir() else ()
-    steps = sorted((path.name for path in there if path.name.isdigit()), key=int)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    steps = sorted((path.name for path in paths if path.name.isdigit()), key=int)
     if not steps:
         raise UserError(f"{folder} has no checkpoints")
     if COPY.value and (not TO.value or epath.Path(TO.value).exists()):
-        raise UserError(f"--to={TO.value}: give a directory that is not there yet")
+        raise UserError("give a directory that does not exist yet", path="--to", value=TO.value)
     pair = COMPARE.value.split(",") if COMPARE.value else []
     if pair and len(pair) != 2:
-        raise UserError(f"--compare={COMPARE.value} is not STEP,STEP")
+        raise UserError("must be STEP,STEP", path="--compare", value=COMPARE.value)
     for step in filter(None, (TREE.value, COPY.value, *pair)):
         if step not in steps:
-            raise UserError(f"{folder} has no step {step}: {nearest(step, steps)}")
+            raise UserError(f"{folder} has no such step", path="step", value=step, choices=steps)
 
     if TREE.value:
         show_tree(folder, TREE.value)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def copy(folder: epath.Path, step: str, target: epath.Path) -> None:
-    """Copies a step that is what was saved; nothing is left where it cannot be copied whole."""
+    """Verifies a step and copies it; a failed copy leaves nothing behind."""
     from mmfusion.files import copy_tree
 
     verified(folder, step)
@@ -59,31 +59,32 @@ def copy(folder: epath.Path, step: str, target: epath.Path) -> None:
         verified(target.parent, target.name)
     except (OSError, UserError) as error:
         target.rmtree(missing_ok=True)
-        raise UserError(f"--to={target}: {getattr(error, 'strerror', None) or error}; nothing is left there") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{reason}; the partial copy was removed", path="--to", value=str(target)) from error
     print(f"step {step} is in {target}")
 
 
 def verified(folder: epath.Path, step: str) -> tuple[dict, dict]:
-    """Returns a step's arrays by path and what was saved beside them; raises UserError where it is damaged."""
+    """Returns a step's arrays by path and its metadata; raises UserError if the checkpoint is corrupt."""
     from mmfusion.checkpoints.manager import load_verified
 
     return load_verified(folder / step)
 
 
 def list_steps(folder: epath.Path, steps: Sequence[str]) -> bool:
-    """Prints a line a step, and returns whether all are what was saved."""
-    lines, sound = [], True
+    """Prints a line per step, and returns whether all checkpoints are valid."""
+    lines, valid = [], True
     for step in steps:
         try:
             arrays, meta = verified(folder, step)
             score = "" if meta["score"] is None else f"{meta['score']:.5g}"
             size = sum(x.nbytes for x in arrays.values()) / 1e6
-            lines.append((step, score, f"{len(arrays)}", f"{size:.1f}", "as it was saved"))
+            lines.append((step, score, f"{len(arrays)}", f"{size:.1f}", "valid"))
         except UserError as error:
-            sound = False
+            valid = False
             lines.append((step, "?", "?", "?", str(error).partition(f"{step} ")[2]))
     cli.show_table(("step", "score", "arrays", "MB", ""), lines, "", None)
-    return sound
+    return valid
 
 
 def show_tree(folder: epath.Path, step: str) -> None:
@@ -91,27 +92,27 @@ def show_tree(folder: epath.Path, step: str) -> None:
     arrays, _ = verified(folder, step)
     rows = [(path, "x".join(map(str, x.shape)), f"{x.dtype}") for path, x in arrays.items()]
     cli.show_table(("array", "shape", "type"), rows, "", None)
-    print(f"{sum(x.size for x in arrays.values()):,} numbers in {len(arrays)} arrays")
+    print(f"{sum(x.size for x in arrays.values()):,} values in {len(arrays)} arrays")
 
 
 def compare(folder: epath.Path, first: str, second: str) -> None:
-    """Prints how far each array moved from one step to another, relative to its own size, the farthest first."""
+    """Prints the change of each array between two steps relative to its norm, largest first."""
     import numpy as np
 
-    (one, _), (other, _) = verified(folder, first), verified(folder, second)
+    (before, _), (after, _) = verified(folder, first), verified(folder, second)
     rows = []
-    for path in sorted({*one, *other}):
-        if path not in one or path not in other:
-            rows.append((np.inf, path, f"only in {first if path in one else second}"))
-        elif one[path].shape != other[path].shape:
-            rows.append((np.inf, path, f"{one[path].shape} and {other[path].shape}"))
-        elif (one[path] != other[path]).any():
-            a, b = (np.asarray(x[path], np.float64) for x in (one, other))
-            moved = float(np.linalg.norm(b - a) / max(np.linalg.norm(a), 1e-12))
-            rows.append((moved, path, f"{moved:.3g}"))
+    for path in sorted({*before, *after}):
+        if path not in before or path not in after:
+            rows.append((np.inf, path, f"only in {first if path in before else second}"))
+        elif before[path].shape != after[path].shape:
+            rows.append((np.inf, path, f"{before[path].shape} and {after[path].shape}"))
+        elif (before[path] != after[path]).any():
+            a, b = (np.asarray(x[path], np.float64) for x in (before, after))
+            change = float(np.linalg.norm(b - a) / max(np.linalg.norm(a), 1e-12))
+            rows.append((change, path, f"{change:.3g}"))
     rows.sort(key=lambda row: -row[0])
     cli.show_table(("array", "relative change"), [row[1:] for row in rows], "", None)
-    print(f"{len(rows)} of {len({*one, *other})} arrays differ")
+    print(f"{len(rows)} of {len({*before, *after})} arrays differ")
 
 
 if __name__ == "__main__":

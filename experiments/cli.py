@@ -30,6 +30,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     command continues. 134: another host was lost. 1: any other error. Divergence (FloatingPointError) is printed as one
     line too; errors that are not the user's keep their traceback.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text())
+        return
     _configure_process()
     try:
         main(sys.argv)
@@ -51,6 +54,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             traceback.print_exc()
             hosts.abort_all(FAILED, repr(error))
         raise
+
+
+def help_text() -> str:
+    """Returns the docstring and the flags of the running command."""
+    takes_config = "--config" in (sys.modules["__main__"].__doc__ or "")
+    more = "\n\nEvery key of the config is a flag too: --config.steps=100; configs/README.md lists them." * takes_config
+    return f"{sys.modules['__main__'].__doc__ or ''}{flags.FLAGS.main_module_help()}{more}"
 
 
 def exit_status(error: Exception) -> int:

@@ -1,8 +1,8 @@
-"""Takes one update of a run again and says what was in it: losses, gradients and inputs that are not finite.
+"""Repeats one training step of a run and shows its losses, gradients and non-finite inputs.
 
 `python -m experiments.debug_step WORKDIR [--step=N]`
 
-Without a step it is the first of those that `wrong.json` holds, which a run leaves that stopped for its numbers.
+Without `--step` it is the first bad step of `wrong.json`, which a run leaves that stopped because it diverged.
 """
 
 import math
@@ -17,24 +17,26 @@ from mmfusion.errors import UserError
 if TYPE_CHECKING:
     from mmfusion.training.replay import Replayed
 
-STEP = flags.DEFINE_integer("step", 0, "the update, counted from 1 (default: the first that went wrong)", lower_bound=0)
+STEP = flags.DEFINE_integer(
+    "step", 0, "the step to repeat, counted from 1 (default: the first bad step)", lower_bound=0
+)
 SHOWN = 5  # examples and parameters
 
 
 def main(argv: Sequence[str]) -> None:
-    named = cli.parse(argv, positional=True)
-    if len(named) != 1:
+    directories = cli.parse(argv, positional=True)
+    if len(directories) != 1:
         raise UserError("give the directory of a run: python -m experiments.debug_step WORKDIR")
 
     from mmfusion.training.replay import replay
     from mmfusion.training.restore import read_config
 
-    cli.prepare(read_config(named[0]))
-    print("\n".join(told(replay(named[0], STEP.value))))
+    cli.prepare(read_config(directories[0]))
+    print("\n".join(describe(replay(directories[0], STEP.value))))
 
 
-def told(update: "Replayed") -> list[str]:
-    """Returns lines that say what an update did."""
+def describe(update: "Replayed") -> list[str]:
+    """Returns lines that describe a step."""
     numbers = update.numbers
     lines = [
         f"update {update.step}, from the state of step {update.since}",

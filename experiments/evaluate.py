@@ -1,4 +1,7 @@
-"""Scores a run's best checkpoint on any split, with any subset of its modalities; prints a table, writes JSON."""
+"""Evaluates a run's best checkpoint on a split, with any subset of its modalities.
+
+`python -m experiments.evaluate --workdir=DIR [--split=test] [--modalities=image,text]`
+"""
 
 from collections.abc import Sequence
 
@@ -9,13 +12,13 @@ from mmfusion.distributed import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "train, valid or test")
-flags.DEFINE_string("distributed", "", "as of experiments.train")
-MODALITIES = flags.DEFINE_list("modalities", [], "those that stay; the others count as absent (default: all)")
+flags.DEFINE_string("distributed", "", "several hosts, as in experiments.train")
+MODALITIES = flags.DEFINE_list("modalities", [], "modalities to keep; the others count as absent (default: all)")
 
 
 def main(argv: Sequence[str]) -> None:
-    where, rest = cli.take_flag(list(argv), "distributed")
-    hosts.initialize(where or "")
+    distributed, rest = cli.take_flag(list(argv), "distributed")
+    hosts.initialize(distributed or "")
     cli.parse(rest)
     cli.enable_compilation_cache()
 
@@ -31,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
     if jax.process_index():
         return
     title = f"{scores['split']}: {'+'.join(scores['modalities'])}"
-    numbers = {name: value for name, value in scores.items() if name not in ("split", "modalities", "step")}
-    Console().print(results_table({title: numbers}))
+    metrics = {name: value for name, value in scores.items() if name not in ("split", "modalities", "step")}
+    Console().print(results_table({title: metrics}))
     write_json(f"{WORKDIR.value.rstrip('/')}/evaluation.json", scores)
 
 

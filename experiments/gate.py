@@ -1,6 +1,6 @@
-"""The known-answer gate: does each strategy learn what it declares, and nothing else?
+"""The known-answer gate: checks that each strategy learns what it declares, and nothing else.
 
-`python -m experiments.gate [--fusions=all|a,b] [--output=FILE.md] [--jobs=N]`; exit status 1 where one misses.
+`python -m experiments.gate [--fusions=all|a,b] [--output=FILE.md] [--jobs=N]`; exit status 1 if one fails.
 """
 
 import concurrent.futures
@@ -18,13 +18,13 @@ from experiments import cli
 
 FUSIONS = flags.DEFINE_string("fusions", "all", "names or package.module:Class, separated by commas, or all")
 OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
-JOBS = flags.DEFINE_integer("jobs", 1, "processes, each with a strategy of its own", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 1, "number of processes, each with a strategy of its own", lower_bound=1)
 
 MODALITIES = (1, 2, 3)
 VARIANTS = {
     "moe, top 1": ("moe", {"gate": "top1"}),
     "film, 3×3": ("film", {"kernel": 3}),
-}  # rows beside the defaults, where their strategy is chosen
+}  # extra rows, if their strategy is selected
 NAME, CELL = 20, 14  # widths of columns
 HOW = (
     "Accuracy in percent on fresh examples: plain, with padded sequences (shown with two modalities only), with these "
@@ -79,7 +79,7 @@ def checked(names: Sequence[str], jobs: int) -> Iterator[tuple]:
     if jobs == 1:
         yield from ((name, check(name)) for name in names)
         return
-    # JAX must not be forked; each worker starts afresh and reads the compiled programs of the others.
+    # JAX must not be forked; each worker is a new process and reads the compiled programs of the others.
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, spawn, initializer=cli.enable_compilation_cache) as pool:
         running = {pool.submit(check, name): name for name in names}
@@ -96,7 +96,7 @@ def check(name: str):
     strategy, options = VARIANTS.get(name, (name, {}))
     try:
         return gate.check(lookup(FUSIONS, strategy, "--fusions"), options, modalities=MODALITIES)
-    except Exception as error:  # of a strategy that does not work: the others go on
+    except Exception as error:  # a broken strategy does not stop the others
         return gate.Report((), (f"{type(error).__name__}: {' '.join(str(error).split())}",), 0.0)
 
 
@@ -108,12 +108,12 @@ def columns() -> list[tuple[int, str]]:
 
 
 def header() -> list[str]:
-    """Returns the heads of all columns."""
+    """Returns the titles of all columns."""
     return ["strategy", *(f"M={modalities} {task}" for modalities, task in columns()), "otherwise", "seconds"]
 
 
 def row(report) -> list[tuple[str, bool]]:
-    """Returns a strategy's cells after its name, each with whether something in it is wrong."""
+    """Returns the cells of a strategy's row after its name, each with whether it fails."""
     cells = []
     for column in columns():
         here = [cell for cell in report.cells if (cell.modalities, cell.task) == column]
@@ -124,7 +124,7 @@ def row(report) -> list[tuple[str, bool]]:
 
 
 def floors(size) -> list[list[str]]:
-    """Returns the rows that enumeration gives: one modality alone, the majority, and the Bayes rate."""
+    """Returns the rows that are computed by enumeration: one modality alone, the majority, and the Bayes rate."""
     from mmfusion.analysis.gate.gate import variants
     from mmfusion.analysis.gate.synthetic_tasks import bayes_rate
 
@@ -154,7 +154,7 @@ def line(cells: Sequence[str]) -> str:
 
 
 def markdown(names, reports, reasons: list[str], verdict: str, seconds: float, argv: Sequence[str]) -> str:
-    """Returns the table and what it was made with."""
+    """Returns the table with its command, versions and machine."""
     import flax
     import jax
 

@@ -1,6 +1,8 @@
-"""Lists the fusion strategies: what each is, declares and costs. `python -m experiments.list_fusions [--plot=FILE.png]`
+"""Lists the fusion strategies with their declarations and costs.
 
-FLOPs and memory are of one example's forward pass through the strategy alone, with its default options.
+`python -m experiments.list_fusions [--fusions=all|a,b] [--width=64] [--plot=FILE.png]`
+
+FLOPs and memory are those of one example's forward pass through the strategy alone, with its default options.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ from experiments import cli
 from mmfusion.errors import UserError
 
 FUSIONS = flags.DEFINE_string("fusions", "all", "names or package.module:Class, separated by commas, or all")
-PLOT = flags.DEFINE_string("plot", "", "a picture to draw: cost against tokens")
+PLOT = flags.DEFINE_string("plot", "", "an image file to write: cost against tokens")
 WIDTH = flags.DEFINE_integer("width", 64, "width of tokens and features", lower_bound=1)
 TOKENS, MODALITIES = (16, 64, 256), (2, 3, 4)
 DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any_modalities", "any"),
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     base = Size(width=WIDTH.value)
     console = Console(width=None if Console().is_terminal else 170)
     what = Table(
-        "name", "family", "level", "what it is", "paper", "declares",
+        "name", "family", "level", "description", "paper", "declares",
         title="Strategies (add: additive, syn: synergy, sym: symmetric, any: any modalities, tok: reads tokens, "
         "own: each modality has its own loss, cls: single-label classes only)",
     )  # fmt: skip

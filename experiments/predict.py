@@ -1,4 +1,7 @@
-"""Predicts every row of a CSV file with a run's best checkpoint; bad rows are reported, not dropped."""
+"""Predicts every row of a CSV file with a run's best checkpoint; a bad row gets an error, not a prediction.
+
+`python -m experiments.predict --workdir=DIR --input=FILE.csv --output=FILE.csv`
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +10,7 @@ from absl import flags
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
-INPUT = flags.DEFINE_string("input", None, "a CSV file: a column a modality, with text or paths", required=True)
+INPUT = flags.DEFINE_string("input", None, "a CSV file with one column per modality: text or file paths", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "the CSV file to write", required=True)
 
 
@@ -17,10 +20,10 @@ def main(argv: Sequence[str]) -> None:
 
     from mmfusion.inference.predict import predict
 
-    done, errors = predict(WORKDIR.value, INPUT.value, OUTPUT.value)
-    for line in errors:
-        print(line)
-    print(f"{done} rows predicted, {len(errors)} could not be read: {OUTPUT.value}")
+    count, errors = predict(WORKDIR.value, INPUT.value, OUTPUT.value)
+    for error in errors:
+        print(error)
+    print(f"{count} rows predicted, {len(errors)} could not be read: {OUTPUT.value}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an ablation shows while it runs: a row for each method, a mark for each of its cells, and the time left."""
+"""Shows the progress of an ablation: a row per method, a mark per cell, and the time left."""
 
 import json
 import statistics
@@ -20,18 +20,18 @@ from mmfusion.analysis.ablation.plan import Cell
 from mmfusion.analysis.ablation.runner import Work
 from mmfusion.tracking.logger import duration
 
-DONE, FAILED, BEGUN, WAITING = ("●", "green"), ("✕", "red"), ("◐", "yellow"), ("·", "dim")
+DONE, FAILED, RUNNING, WAITING = ("●", "green"), ("✕", "red"), ("◐", "yellow"), ("·", "dim")
 
 
 def show(title: str, cells: Sequence[Cell], directory: Path, events: Iterator[tuple[Cell, str]], work: Work) -> None:
-    """Shows the cells as they finish: a live table on a terminal, elsewhere a line each.
+    """Shows the cells as they finish: a live table on a terminal, else a line per cell.
 
     Args:
-      what: is done with them.
-      cells: all of them.
-      directory: of the ablation.
-      events: each cell that finishes, with "" or its error.
-      work: that is done.
+      title: what is done, `train` or `examine`.
+      cells: all cells.
+      directory: the ablation's directory.
+      events: each cell that is finished, with "" or its error.
+      work: the work that is done.
     """
     if not cells:
         return
@@ -53,21 +53,21 @@ def show(title: str, cells: Sequence[Cell], directory: Path, events: Iterator[tu
 
 
 class _Board:
-    """The state of the cells, as far as files and finished ones tell."""
+    """The state of the cells, from their files and from events."""
 
     def __init__(self, title: str, cells: Sequence[Cell], directory: Path, work: Work):
         self._title, self._cells, self._directory, self._work = title, cells, directory, work
         self._waiting = {cell.name: cell for cell in cells if not runner.is_done(directory, cell, work.leaves)}
         self._failed: set[str] = set()
         self._scores: dict[str, float | None] = {}
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         self._todo = sum(self._left(cell) for cell in self._waiting.values())
         for cell in cells:
             if cell.name not in self._waiting:
                 self._note(cell)
 
     def finished(self, cell: Cell, error: str) -> Text:
-        """Takes a cell off the list, and returns a line about it."""
+        """Marks a cell as finished, and returns a line about it."""
         del self._waiting[cell.name]
         number = f"{len(self._cells) - len(self._waiting)}/{len(self._cells)}"
         line = Text(f"{self._title:<8} {number:>8}  {cell.name}")
@@ -81,16 +81,16 @@ class _Board:
         return line
 
     def summary(self) -> Text:
-        """Returns how many are done and failed, and the time."""
+        """Returns the numbers of finished and failed cells, and the elapsed time."""
         done = len(self._cells) - len(self._waiting)
         text = Text(f"{self._title:<8} {done} of {len(self._cells)} cells", style="bold")
         if self._failed:
             text.append(f", {len(self._failed)} failed", style="red")
-        text.append(f"  {duration(time.monotonic() - self._begun)}", style="dim")
+        text.append(f"  {duration(time.monotonic() - self._start)}", style="dim")
         return text
 
     def table(self, height: int) -> Group:
-        """Returns the live table, of the methods that fit: those under way first, then those that are done."""
+        """Returns the live table of the methods that fit: running ones first, then finished ones."""
         left = {name: self._left(cell) for name, cell in self._waiting.items()}
         methods: dict[str, list[Cell]] = {}
         for cell in self._cells:
@@ -98,7 +98,7 @@ class _Board:
 
         def rank(method: str) -> int:
             states = {self._state(cell, left) for cell in methods[method]}
-            return 0 if BEGUN in states else 1 if WAITING not in states else 2
+            return 0 if RUNNING in states else 1 if WAITING not in states else 2
 
         shown = sorted(methods, key=rank)[: max(height - 5, 3)]
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -110,15 +110,15 @@ class _Board:
                 marks = Text.assemble(*(self._state(cell, left) for cell in cells))
                 scores = [s for cell in cells if (s := self._scores.get(cell.name)) is not None]
                 mean = f"{statistics.fmean(scores):.4f}" if scores else ""
-                under_way = [1 - left[cell.name] for cell in cells if self._state(cell, left) == BEGUN]
-                bar = ProgressBar(1.0, statistics.fmean(under_way), 24, complete_style="cyan") if under_way else ""
+                running = [1 - left[cell.name] for cell in cells if self._state(cell, left) == RUNNING]
+                bar = ProgressBar(1.0, statistics.fmean(running), 24, complete_style="cyan") if running else ""
                 table.add_row(method, marks, mean, bar)
         text = self.summary()
         if (rest := sum(left.values())) < self._todo:
-            seconds = (time.monotonic() - self._begun) * rest / (self._todo - rest)
+            seconds = (time.monotonic() - self._start) * rest / (self._todo - rest)
             text.append(f", {duration(seconds)} left", style="dim")
         if len(shown) < len(methods):
-            text.append(f"  ({len(methods) - len(shown)} methods out of sight)", style="dim")
+            text.append(f"  ({len(methods) - len(shown)} more methods)", style="dim")
         return Group(table, "", text)
 
     @property
@@ -132,10 +132,10 @@ class _Board:
     def _state(self, cell: Cell, left: Mapping[str, float]) -> tuple[str, str]:
         if cell.name in self._failed:
             return FAILED
-        return DONE if cell.name not in left else BEGUN if left[cell.name] < 1 else WAITING
+        return DONE if cell.name not in left else RUNNING if left[cell.name] < 1 else WAITING
 
     def _left(self, cell: Cell) -> float:
-        """Returns the share of a cell that is still to be done; what is no training is done as a whole."""
+        """Returns the share of a cell that is not done yet; work other than training is done as a whole."""
         return 1 - _step(self._directory, cell) / cell.config["steps"] if self._work is runner.TRAINING else 1.0
 
 
@@ -144,7 +144,7 @@ def _number(score: float | None) -> str:
 
 
 def _step(directory: Path, cell: Cell) -> int:
-    """Returns the last step that a cell has logged; 0 before it has."""
+    """Returns the last step that a cell has logged, or 0."""
     path = runner.cell_directory(directory, cell) / "metrics.jsonl"
     try:
         with path.open("rb") as file:
@@ -171,7 +171,7 @@ def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:
 
 
 def conclusion(outcome: Outcome, directory: Path | str) -> None:
-    """Prints the claims, and where the report is."""
+    """Prints the claims and the path of the report."""
     console = Console(highlight=False)
     console.print()
     if outcome.claims.none:

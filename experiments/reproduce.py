@@ -1,8 +1,8 @@
-"""Trains a finished run again from its own config, in another directory, and compares every step and score.
+"""Repeats a finished run from its own config in another directory, and compares every step and score.
 
 `python -m experiments.reproduce WORKDIR [--again=DIR] [--config.data.dir=DIR ...]`
 
-Exit status 1 where they differ by a bit. Only where the data is, and on how many devices, may be changed.
+Exit status 1 if any bit differs. Only the location of the data and the number of devices may be changed.
 """
 
 import json
@@ -19,21 +19,23 @@ from experiments import cli
 from mmfusion.errors import UserError
 
 OUTPUT = flags.DEFINE_string("again", "", "the second run's directory (default: WORKDIR-again)")
-TIMES = ("seconds", "examples_per_second", "waiting")  # what names of measured times begin with
+TIMES = ("seconds", "examples_per_second", "waiting")  # prefixes of the names of measured times
 
 
 def main(argv: Sequence[str]) -> None:
     from mmfusion.analysis.runs import read
 
     overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
-    named = cli.parse([arg for arg in argv if arg not in overrides], positional=True)
-    if len(named) != 1:
+    directories = cli.parse([arg for arg in argv if arg not in overrides], positional=True)
+    if len(directories) != 1:
         raise UserError("give one finished run: python -m experiments.reproduce WORKDIR")
-    first = read(named[0])
+    first = read(directories[0])
     output = epath.Path(OUTPUT.value or f"{first.directory}-again")
-    config = moved(first.config, overrides)
+    config = relocated(first.config, overrides)
     if (output / "result.json").exists():
-        raise UserError(f"--again={output} holds a run already: give a directory that is not there yet")
+        raise UserError(
+            "holds a run already: give a directory that does not exist yet", path="--again", value=str(output)
+        )
     cli.prepare(config)
 
     import jax
@@ -48,14 +50,16 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(1 if differ else 0)
 
 
-def moved(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Returns a config with other places; raises UserError where an override changes what is computed."""
+def relocated(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns a config with other locations; raises UserError for an override that changes the computation."""
     from mmfusion import config as configs
 
     for item in overrides:
         key = item.removeprefix("--config.").partition("=")[0]
         if key not in configs.PLACES:
-            raise UserError(f"--config.{key}: a run is repeated as it was; only {', '.join(configs.PLACES)} may differ")
+            raise UserError(
+                f"a run is repeated as it was; only {', '.join(configs.PLACES)} may differ", path=f"config.{key}"
+            )
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=["", *overrides])
     cli.parse(["", *overrides], flag_values)
@@ -63,10 +67,10 @@ def moved(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
-    """Returns a line for what is not the same: the first step whose numbers differ, and each score that does."""
+    """Returns a line per difference: the data, the first step whose values differ, and each score that does."""
     compared = (
         ("data", lambda r: r["data"]["fingerprint"]),
-        ("rows", lambda r: r["data"].get("content") if "content" in result["data"] else None),  # older runs lack it
+        ("rows", lambda r: r["data"].get("content") if "content" in result["data"] else None),  # older runs have none
         ("best step", lambda r: r["best_step"]),
     )
     lines = [f"{name}: {of(result)} and {of(repeated)}" for name, of in compared if of(result) != of(repeated)]
@@ -84,17 +88,17 @@ def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], re
 
 
 def steps(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the lines of `metrics.jsonl` without what measures time."""
+    """Returns the lines of `metrics.jsonl` without measured times."""
     lines = [json.loads(line) for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
 
 
 def show(first: dict[str, Any], again: dict[str, Any], differ: Sequence[str]) -> None:
-    """Prints what the two were made with, where that differs, and what came out."""
+    """Prints differing provenance of the two runs, and their differences."""
     for name in ("device", "versions", "machine", "flags", "commit"):
         if first.get(name) != again.get(name):
             print(f"{name}: {first.get(name)} and {again.get(name)}")
-    print("\n".join(differ) if differ else "the same, bit for bit: every logged step, every score")
+    print("\n".join(differ) if differ else "bitwise identical: every logged step, every score")
 
 
 if __name__ == "__main__":

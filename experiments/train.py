@@ -1,4 +1,7 @@
-"""Trains one configuration in a directory, or continues there; see README.md for the flags."""
+"""Trains a config in a directory, or continues a run that was interrupted.
+
+`python -m experiments.train --config=configs/X.py[:arg=value,...] --workdir=DIR [--config.key=value ...]`
+"""
 
 import json
 from collections.abc import Sequence
@@ -9,13 +12,13 @@ from experiments import cli
 from mmfusion.distributed import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
-flags.DEFINE_string("distributed", "", "auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
+flags.DEFINE_string("distributed", "", "several hosts: auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
 PROFILE = flags.DEFINE_bool("profile", False, "write a JAX trace of a few early steps to WORKDIR/profile")
 
 
 def main(argv: Sequence[str]) -> None:
-    where, rest = cli.take_flag(list(argv), "distributed")
-    hosts.initialize(where or "")  # first, so that all hear of a host whose config is wrong
+    distributed, rest = cli.take_flag(list(argv), "distributed")
+    hosts.initialize(distributed or "")  # first, so that a wrong config on one host ends all
     config = cli.parse_config(rest)
     cli.prepare(config)
 

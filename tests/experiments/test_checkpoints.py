@@ -28,13 +28,13 @@ def run():
     return run
 
 
-def test_each_step_is_listed_and_verified(folder: Path, run, capsys):
+def test_checkpoints_lists_and_verifies_each_step(folder: Path, run, capsys):
     run(str(folder))
     said = capsys.readouterr().out
-    assert said.count("as it was saved") == 2 and "0.5" in said
+    assert said.count("valid") == 2 and "0.5" in said
 
 
-def test_a_damaged_one_is_told_and_stays_where_it_is(folder: Path, run, capsys):
+def test_checkpoints_reports_a_corrupt_step_and_leaves_it(folder: Path, run, capsys):
     (path,) = (folder / "checkpoints" / "2" / "meta").glob("metadata")
     flip(path, np.random.default_rng(0))
     before = sorted(folder.rglob("*"))
@@ -42,17 +42,17 @@ def test_a_damaged_one_is_told_and_stays_where_it_is(folder: Path, run, capsys):
         run(str(folder / "checkpoints"))
     assert stop.value.code == 1
     said = capsys.readouterr().out
-    assert said.count("as it was saved") == 1 and "damaged" in said
+    assert said.count("valid") == 1 and "damaged" in said
     assert sorted(folder.rglob("*")) == before
     with pytest.raises(UserError, match="is damaged"):
         run(str(folder), "--copy=2", f"--to={folder / 'copy'}")
     assert not (folder / "copy").exists()
 
 
-def test_trees_are_shown_compared_and_copied(folder: Path, run, capsys):
+def test_checkpoints_shows_compares_and_copies(folder: Path, run, capsys):
     run(str(folder), "--tree=1")
     said = capsys.readouterr().out
-    assert "params/dense/kernel" in said and "3x2" in said and "9 numbers in 3 arrays" in said
+    assert "params/dense/kernel" in said and "3x2" in said and "9 values in 3 arrays" in said
     run(str(folder), "--compare=1,2")
     said = capsys.readouterr().out
     assert "2 of 3 arrays differ" in said and "params/dense/bias" not in said
@@ -64,12 +64,12 @@ def test_trees_are_shown_compared_and_copied(folder: Path, run, capsys):
     ("args", "says"),
     [
         ((), "give one directory"),
-        (("--tree=3",), "has no step 3: choose one of 1, 2"),
-        (("--compare=1",), "--compare=1 is not STEP,STEP"),
-        (("--copy=1",), "give a directory that is not there yet"),
+        (("--tree=3",), "has no such step; choose one of 1, 2"),
+        (("--compare=1",), "--compare='1': must be STEP,STEP"),
+        (("--copy=1",), "give a directory that does not exist yet"),
     ],
 )
-def test_bad_input(folder: Path, run, args, says):
+def test_checkpoints_rejects_bad_input(folder: Path, run, args, says):
     with pytest.raises(UserError, match=says):
         run(*([str(folder)] if args else []), *args)
     with pytest.raises(UserError, match="has no checkpoints"):

@@ -1,4 +1,4 @@
-"""What an ablation shows: every cell once, what failed, and where there is no room for all."""
+"""The progress of an ablation: every cell once, failures, and too many methods for the terminal."""
 
 import json
 
@@ -35,7 +35,7 @@ def shown(board, height=30):
     return capture.get()
 
 
-def test_cells_in_every_state(cells, tmp_path):
+def test_progress_table_shows_cells_in_every_state(cells, tmp_path):
     end(tmp_path, cells[0], 0.5)
     board = progress_table._Board("train", cells, tmp_path, runner.TRAINING)
     end(tmp_path, cells[1], 0.75)
@@ -50,7 +50,7 @@ def test_cells_in_every_state(cells, tmp_path):
     assert "3 of 9 cells, 1 failed" in rows["train"] and "left" in rows["train"]
 
 
-def test_methods_under_way_come_first_where_there_is_no_room(cells, tmp_path):
+def test_progress_table_shows_running_methods_first(cells, tmp_path):
     board = progress_table._Board("train", cells, tmp_path, runner.TRAINING)
     (cell_directory(tmp_path, cells[-1]) / "metrics.jsonl").write_text('{"step": 1}\n')
     many = [
@@ -58,10 +58,10 @@ def test_methods_under_way_come_first_where_there_is_no_room(cells, tmp_path):
     ] + [cells[-1]]
     board = progress_table._Board("train", many, tmp_path, runner.TRAINING)
     said = shown(board, height=9)
-    assert "mult" in said and "(17 methods out of sight)" in said
+    assert "mult" in said and "(17 more methods)" in said
 
 
-def test_elsewhere_each_cell_is_a_line(cells, tmp_path, capsys):
+def test_progress_without_a_terminal_is_a_line_per_cell(cells, tmp_path, capsys):
     for cell in cells:
         end(tmp_path, cell, None)
     progress_table.show("examine", cells, tmp_path, ((cell, "") for cell in cells), runner.Work(print, "examined.json"))
@@ -70,6 +70,6 @@ def test_elsewhere_each_cell_is_a_line(cells, tmp_path, capsys):
     assert said[-1].startswith("examine  9 of 9 cells")
 
 
-def test_nothing_to_do_shows_nothing(tmp_path, capsys):
+def test_progress_of_no_cells_is_empty(tmp_path, capsys):
     progress_table.show("examine", [], tmp_path, iter([]), runner.TRAINING)
     assert capsys.readouterr().out == ""

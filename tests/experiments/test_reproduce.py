@@ -1,4 +1,4 @@
-"""What a result was made with, and a run that is made again."""
+"""Provenance of results, and the command that repeats a run."""
 
 import json
 import subprocess
@@ -16,24 +16,24 @@ from mmfusion.training.loop import train
 
 @pytest.fixture(scope="module")
 def first(tiny_config, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("rerun") / "run"
+    workdir = tmp_path_factory.mktemp("reproduce") / "run"
     train(tiny_config("fusion=concat"), workdir)
     return workdir
 
 
 def again(*args):
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-        reproduce.main(["rerun", *args])
+        reproduce.main(["reproduce", *args])
     return stop.value.code
 
 
-def test_a_run_made_again_is_the_same_to_the_bit(first, capsys):
+def test_reproduce_gives_the_same_bits(first, capsys):
     assert again(str(first)) == 0
-    assert "the same, bit for bit" in capsys.readouterr().out
+    assert "bitwise identical" in capsys.readouterr().out
     assert (first.parent / "run-again" / "result.json").exists()
 
 
-def test_what_differs_is_told_from_the_first_step_on(first, tmp_path, capsys):
+def test_reproduce_reports_differences_from_the_first_step(first, tmp_path, capsys):
     for name in ("config.json", "result.json", "metrics.jsonl"):
         (tmp_path / name).write_text((first / name).read_text())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -49,21 +49,21 @@ def test_what_differs_is_told_from_the_first_step_on(first, tmp_path, capsys):
     assert "best step: 1 and" in said
 
 
-def test_only_places_may_be_others(first):
+def test_reproduce_changes_locations_only(first):
     with flagsaver.flagsaver():
         with pytest.raises(UserError, match=r"a run is repeated as it was; only data\.dir"):
-            reproduce.main(["rerun", str(first), "--config.steps=3"])
+            reproduce.main(["reproduce", str(first), "--config.steps=3"])
         with pytest.raises(UserError, match="give one finished run"):
-            reproduce.main(["rerun"])
+            reproduce.main(["reproduce"])
         with pytest.raises(UserError, match="holds a run already"):
-            reproduce.main(["rerun", str(first), f"--again={first}"])
+            reproduce.main(["reproduce", str(first), f"--again={first}"])
         with pytest.raises(UserError, match="holds no finished run"):
-            reproduce.main(["rerun", str(first.parent)])
+            reproduce.main(["reproduce", str(first.parent)])
     config = configs.from_json(configs.read_json(first / "config.json"))
-    assert reproduce.moved(config, ["--config.data.dir=/else"]).data.dir == "/else"
+    assert reproduce.relocated(config, ["--config.data.dir=/else"]).data.dir == "/else"
 
 
-def test_a_result_says_what_it_was_made_with(first, tmp_path):
+def test_result_records_versions_and_commit(first, tmp_path):
     result = json.loads((first / "result.json").read_text())
     assert result["versions"] == provenance.environment()["versions"]
     assert {"jax", "jaxlib", "flax", "orbax-checkpoint", "python", "mmfusion"} <= set(result["versions"])

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.debug_step import told
+from experiments.debug_step import describe
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.data import pipeline
 from mmfusion.errors import UserError
@@ -150,7 +150,7 @@ def test_stops_with_the_examples_and_replays_the_first(
     assert all(len(set(update["ids"])) == 16 and update["loss"] is None for update in wrong["updates"])
     update = replay(tmp_path)
     assert (update.step, update.since) == (6, 4)
-    assert "recorded   the same; not finite" in told(update)
+    assert "recorded   the same; not finite" in describe(update)
     assert math.isnan(update.gradients["heads_label/kernel"])
 
     # the same run goes on: it saved itself in the middle of what went wrong, and knows of it
@@ -160,7 +160,7 @@ def test_stops_with_the_examples_and_replays_the_first(
     # and goes back as often, and as far down with its rate, as it is told now
     with pytest.raises(FloatingPointError, match="3 updates up to step 8, gone back 2 times before"):
         train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lr_factor": 0.1}), tmp_path)
-    assert "recorded   the same; not finite" in told(replay(tmp_path))
+    assert "recorded   the same; not finite" in describe(replay(tmp_path))
 
 
 def test_what_went_wrong_is_remembered_by_a_checkpoint(
@@ -186,7 +186,7 @@ def test_what_went_wrong_is_remembered_by_a_checkpoint(
     assert named[0] == named[1] and [step for step, _ in named[1]] == [5, 6, 7, 8, 9]
     assert [update["wrong"] for update in again] == 4 * [recovery.EARLIER] + [recovery.NOT_FINITE]
     update = replay(tmp_path)
-    assert update.step == 5 and recovery.EARLIER in "".join(told(update))
+    assert update.step == 5 and recovery.EARLIER in "".join(describe(update))
 
 
 def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_path: Path):
@@ -202,7 +202,7 @@ def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_p
     assert lines[-1]["spike"] == 1.0 and lines[-1]["skipped"] == 0.0
     update = replay(tmp_path)
     assert update.since == 0
-    assert "recorded   the same; a spike" in told(update)
+    assert "recorded   the same; a spike" in describe(update)
 
 
 def test_replays_a_sound_update_as_it_was_logged(tiny_config: Callable[..., Any], tmp_path: Path):
