@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import tiers
 from tests.processes import Started
 
 # Before anything imports JAX. Programs compiled for another platform would test something else than CI does.
@@ -48,11 +49,33 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and before tests are deselected by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("spread") is None:  # a file's tests share what they prepared, on one worker
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
+        given = {marker.name for marker in item.iter_markers()} & tiers.NAMES
+        if len(given) > 1:
+            raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(sorted(given))}; give it one of these")
+        if not given:
+            item.add_marker("process" if "command" in getattr(item, "fixturenames", ()) else "unit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Notes what a test starts, its fixtures included."""
+    tiers.watch()
+    tiers.started.clear()
+    return (yield)
+
+
+@pytest.fixture(autouse=True)
+def tier(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that starts what its marker rules out: see `tests/README.md`."""
+    yield
+    name = next(marker.name for marker in request.node.iter_markers() if marker.name in tiers.NAMES)
+    wrong = [what for what in tiers.started if what.partition(" ")[0] in tiers.RULED_OUT[name]]
+    assert not wrong, f"a test marked {name!r} started {', '.join(wrong)}"
 
 
 @pytest.fixture(scope="module", autouse=True)

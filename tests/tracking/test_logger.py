@@ -179,39 +179,3 @@ def test_a_non_finite_loss_is_shown_as_such(tmp_path):
     with logger.Logger(tmp_path, total_steps=2, console=screen) as log:
         log.log(1, {"loss": float("inf")})
     assert "loss not finite" in screen.file.getvalue()
-
-
-def test_write_json_replaces_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "result.json"
-    logger.write_json(path, {"a": np.float32(0.5), "b": (np.int64(3), float("nan")), 4: "é"})
-    assert json.loads(path.read_text()) == {"a": 0.5, "b": [3, None], "4": "é"}
-    with pytest.raises(TypeError):
-        logger.write_json(path, {"a": object()})
-    assert json.loads(path.read_text())["a"] == 0.5
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_write_json_survives_a_failing_disk(tmp_path, monkeypatch):
-    path = tmp_path / "result.json"
-    logger.write_json(path, 1)
-    monkeypatch.setattr(logger.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        logger.write_json(path, 2)
-    assert path.read_text() == "1\n"
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_tables_show_totals_and_leave_out_nested_scores():
-    screen = console()
-    screen.print(logger.model_table([("encoders/[image]", (64, 128), 1200, 0.75), ("head", "13", 34, None)]))
-    shown = screen.file.getvalue()
-    assert "encoders/[image]" in shown
-    assert "64×128" in shown
-    total = next(line for line in shown.splitlines() if "total" in line)
-    assert total.split() == ["total", "1,234", "75.0%"]
-    screen = console()
-    scores = {"valid": {"accuracy": 0.5, "auroc": None, "confusion": [[1]]}, "test": {"accuracy": np.float64(0.25)}}
-    screen.print(logger.results_table(scores))
-    rows = [line.split() for line in screen.file.getvalue().splitlines() if line.strip()]
-    assert rows[0] == ["valid", "test"]
-    assert rows[2:] == [["accuracy", "0.5000", "0.2500"], ["auroc", "–", "–"]]

@@ -1,0 +1,50 @@
+"""What the markers `unit`, `loop` and `process` promise, and what a test started."""
+
+import multiprocessing.process
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RULED_OUT = {"unit": {"training", "process"}, "loop": {"process"}, "process": set()}
+NAMES = RULED_OUT.keys()
+HELPERS = {"git", "uname"}  # short commands by which a run describes itself and its machine
+
+started: list[str] = []  # of the test that runs: "training" or "process" with what it was
+_watching: set[str] = set()
+
+
+def watch() -> None:
+    """Begins to note in `started` each process and each training run that this process starts."""
+    if _watching:
+        return
+    _watching.add("started")
+    _note(subprocess.Popen, "__init__", _command)
+    _note(multiprocessing.process.BaseProcess, "start", lambda process: f"process {process.name}")
+    from mmfusion.data import pipeline
+
+    honest = pipeline.train_batches
+
+    def train_batches(*args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(1).f_globals["__name__"]
+        if caller.startswith(("mmfusion.training.", "tests.spoiled")):
+            started.append(f"training in {caller}")
+        return honest(*args, **kwargs)
+
+    pipeline.train_batches = train_batches
+
+
+def _command(_: Any, args: Any, *more: Any, **options: Any) -> str | None:
+    program = args if isinstance(args, (str, bytes, Path)) else args[0]
+    return None if Path(str(program)).name in HELPERS else f"process {program}"
+
+
+def _note(owner: type, name: str, describe: Any) -> None:
+    honest = getattr(owner, name)
+
+    def method(self: Any, *args: Any, **options: Any) -> Any:
+        if what := describe(self, *args, **options):
+            started.append(what)
+        return honest(self, *args, **options)
+
+    setattr(owner, name, method)
