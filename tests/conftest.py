@@ -50,7 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and before tests are deselected by marker
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "thorough" not in config.option.markexpr and not any("::" in argument for argument in config.args):
+        thorough = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=thorough)
+        items[:] = [item for item in items if item not in thorough]
     for item in items:
         if item.get_closest_marker("spread") is None:  # a file's tests share what they prepared, on one worker
             item.add_marker(pytest.mark.xdist_group(str(item.path)))

@@ -60,6 +60,7 @@ def test_public_names_exist_and_are_documented():
         mmfusion.trains  # noqa: B018
 
 
+@pytest.mark.process
 def test_import_does_not_import_jax():
     code = "import sys, mmfusion; assert not {'jax', 'flax', 'tensorflow_datasets', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -192,6 +193,7 @@ print(model.predict([{"text": "the red circle"}]).labels)
 """
 
 
+@pytest.mark.process
 def test_api_works_in_a_script_in_another_folder(config_file, tmp_path):
     (tmp_path / "small.py").write_text(config_file.read_text())
     (tmp_path / "script.py").write_text(SCRIPT)

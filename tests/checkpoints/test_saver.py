@@ -251,6 +251,7 @@ def test_a_directory_that_vanishes_is_noticed(tmp_path: Path):
             log.sync()
 
 
+@pytest.mark.loop
 def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
@@ -259,6 +260,7 @@ def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.loop
 def test_what_may_not_be_written_in_a_relative_directory_is_told_in_a_line(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.chdir(tmp_path)
@@ -268,6 +270,7 @@ def test_what_may_not_be_written_in_a_relative_directory_is_told_in_a_line(tmp_p
         train(planted.config(), Path("run"))
 
 
+@pytest.mark.loop
 def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
     save, calls, room = ocp.CheckpointManager.save, [], [False]
 

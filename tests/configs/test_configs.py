@@ -111,6 +111,7 @@ def unread(config: ConfigDict, workdir: Path) -> set[str]:
     return {path for path in key_reads.leaves(config) if path not in read | carved and not path.startswith(whole)}
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_steps_and_goes_on_and_every_key_of_it_is_read(name: str, prepared: Any, tmp_path: Path):
     config = get_config(name)
@@ -132,6 +133,7 @@ def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
     assert_same_run(workdir, whole, 4)
 
 
+@pytest.mark.loop
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "arg"),
@@ -160,6 +162,7 @@ def test_what_else_there_is_goes_on_to_the_bit(name: str, arg: str, prepared: An
         goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
 
 
+@pytest.mark.loop
 def test_a_planted_key_is_found(tiny_config: Callable[..., ConfigDict], tmp_path: Path):
     config = tiny_config("fusion=concat", {"steps": 1, "eval_every": 1, "checkpoint_every": 1}).unlock()
     config.planted = 1

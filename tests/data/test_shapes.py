@@ -53,6 +53,7 @@ def test_shapes_rows_are_the_same_everywhere(tmp_path, small_shapes):
     assert digests == [MATCH_DIGEST] * 2
 
 
+@pytest.mark.process
 def test_no_tensorflow(tmp_path):
     code = (
         "import sys, tensorflow_datasets as tfds, mmfusion.data.builders\n"

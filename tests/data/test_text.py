@@ -68,6 +68,7 @@ def test_bpe_is_byte_level_without_unknown_words_and_learns_merges():
     assert words(tokenizer)[:2] == text.SPECIAL
 
 
+@pytest.mark.process
 def test_vocabulary_is_the_same_in_any_order_and_process():
     script = (
         "import json, random, sys; from mmfusion.data import text\n"

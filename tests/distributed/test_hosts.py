@@ -98,6 +98,7 @@ def test_hosts_all_stop_on_a_signal_to_one_and_resume(tiny_flags, command, tmp_p
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -141,6 +142,7 @@ def test_hosts_initialize_rejects_other_addresses():
     hosts.initialize("")
 
 
+@pytest.mark.process
 @pytest.mark.spread
 def test_hosts_succeed_when_one_is_lost_after_the_shutdown_barrier():
     port = free_port()  # not `Started`, whose processes exit without JAX's shutdown
@@ -151,6 +153,7 @@ def test_hosts_succeed_when_one_is_lost_after_the_shutdown_barrier():
     assert [host.wait(100) for host in two] == [0, -signal.SIGKILL]
 
 
+@pytest.mark.process
 @pytest.mark.spread
 def test_hosts_connect_makes_all_connections():
     """Gloo gives up on a host that is 30 seconds late, so the axes of a step are connected before it is compiled."""

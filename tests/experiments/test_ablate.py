@@ -37,6 +37,7 @@ def start(data_dir):
     return start
 
 
+@pytest.mark.process
 @pytest.mark.thorough
 @pytest.mark.spread
 def test_ablate_command_after_a_kill_ends_in_the_same_tables(start, tmp_path):

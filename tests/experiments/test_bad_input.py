@@ -83,6 +83,7 @@ def other_zip(path):
         file.writestr("easy-VQA-master/README.md", "another archive " * 100)
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -102,6 +103,7 @@ def test_an_archive_that_cannot_be_used(damage, says, archive, tmp_path):
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
+@pytest.mark.loop
 def test_an_archive_of_another_content(archive, tmp_path, monkeypatch):
     other_zip(archive)
     known = archives.dataclasses.replace(easy_vqa_dataset_builder.ARCHIVE, members=r"README\.md", count=1)
@@ -127,6 +129,7 @@ def test_the_command_ends_with_2_and_one_line(tmp_path, command):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.loop
 def test_no_space_left_while_preparing(tmp_path, monkeypatch):
     def full(*_):
         yield from ()
@@ -140,6 +143,7 @@ def test_no_space_left_while_preparing(tmp_path, monkeypatch):
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("folder", ["/proc/none", "file/run"])
 def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, folder):
     (tmp_path / "file").write_text("")
@@ -154,6 +158,7 @@ CORRUPT = {6: {"image": planted.picture(9)[:50]}, 14: {"audio": planted.sound(0.
 NAMES = {6: "row 6, image: ", 14: "row 14, audio: truncated"}
 
 
+@pytest.mark.loop
 def test_corrupt_files_are_named_counted_and_weigh_nothing_in_memory_and_streamed(tmp_path, monkeypatch):
     plant(monkeypatch, train=CORRUPT, test=CORRUPT)
     results = [
@@ -177,6 +182,7 @@ def test_corrupt_files_are_named_counted_and_weigh_nothing_in_memory_and_streame
     assert np.isfinite(losses[0]).all()
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("where", ["train", "test"])
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_too_many_corrupt_files_stop_the_run_and_name_one(memory_gb, where, tmp_path, monkeypatch):
@@ -196,6 +202,7 @@ def test_too_many_corrupt_files_stop_the_run_and_name_one(memory_gb, where, tmp_
     assert train(config, tmp_path / "run")["steps"] == 2
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 @pytest.mark.parametrize(
     ("bad", "says"),
@@ -217,6 +224,7 @@ def test_a_target_that_cannot_be(bad, says, memory_gb, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.loop
 def test_an_empty_split_or_a_modality_that_no_row_has(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=rows(), test=[])
     with pytest.raises(UserError, match="'planted' is empty: planted:test"):
@@ -230,6 +238,7 @@ def test_an_empty_split_or_a_modality_that_no_row_has(tmp_path, monkeypatch):
 # --- directories ---
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -246,12 +255,14 @@ def test_a_directory_of_another_run(changes, says, run):
     assert content(run) == before
 
 
+@pytest.mark.loop
 def test_a_run_may_move_to_other_places(run):
     finished = json.loads((run / "result.json").read_text())
     moved = planted.config(data__memory_gb=0.5, data__workers=1, data__dir="/elsewhere", data__manual_dir="/elsewhere")
     assert train(moved, run) == finished
 
 
+@pytest.mark.loop
 def test_data_that_has_changed_since_the_run_began(run, monkeypatch):
     before = content(run)
     planted.plant(monkeypatch, train=rows(), test=rows()[:19])
@@ -260,6 +271,7 @@ def test_data_that_has_changed_since_the_run_began(run, monkeypatch):
     assert content(run) == before
 
 
+@pytest.mark.loop
 def test_a_checkpoint_of_another_architecture(run):
     saved = json.loads((run / "config.json").read_text())
     saved["model"]["width"] = 16
@@ -275,6 +287,7 @@ def test_a_checkpoint_of_another_architecture(run):
     assert content(run) == before
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("torn", ["", '{"seed": 0, "st', "[]", "null"])
 def test_a_torn_config(torn, run):
     (run / "config.json").write_text(torn)
@@ -286,6 +299,7 @@ def test_a_torn_config(torn, run):
     assert content(run) == before
 
 
+@pytest.mark.loop
 def test_a_workdir_that_is_a_file_or_below_one(tmp_path, monkeypatch):
     plant(monkeypatch)
     (tmp_path / "file").write_text("mine")
@@ -295,6 +309,7 @@ def test_a_workdir_that_is_a_file_or_below_one(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.loop
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(run):
     finished = json.loads((run / "result.json").read_text())
     shutil.rmtree(run / "checkpoints")
@@ -303,6 +318,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(run):
     assert again["test"] == finished["test"]
 
 
+@pytest.mark.loop
 def test_a_model_that_cannot_be_built_leaves_no_directory(tmp_path, monkeypatch):
     plant(monkeypatch)
     for changes, says in (

@@ -27,12 +27,14 @@ def again(*args):
     return stop.value.code
 
 
+@pytest.mark.loop
 def test_reproduce_gives_the_same_bits(first, capsys):
     assert again(str(first)) == 0
     assert "bitwise identical" in capsys.readouterr().out
     assert (first.parent / "run-again" / "result.json").exists()
 
 
+@pytest.mark.loop
 def test_reproduce_reports_differences_from_the_first_step(first, tmp_path, capsys):
     for name in ("config.json", "result.json", "metrics.jsonl"):
         (tmp_path / name).write_text((first / name).read_text())
@@ -49,6 +51,7 @@ def test_reproduce_reports_differences_from_the_first_step(first, tmp_path, caps
     assert "best step: 1 and" in said
 
 
+@pytest.mark.loop
 def test_reproduce_changes_locations_only(first):
     with flagsaver.flagsaver():
         with pytest.raises(UserError, match=r"a run is repeated as it was; only data\.dir"):
@@ -63,6 +66,7 @@ def test_reproduce_changes_locations_only(first):
     assert reproduce.relocated(config, ["--config.data.dir=/else"]).data.dir == "/else"
 
 
+@pytest.mark.process
 def test_result_records_versions_and_commit(first, tmp_path):
     result = json.loads((first / "result.json").read_text())
     assert result["versions"] == provenance.environment()["versions"]

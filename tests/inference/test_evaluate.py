@@ -37,10 +37,12 @@ def numbers(scores):
     return {name: value for name, value in scores.items() if name in METRICS["classification"]}
 
 
+@pytest.mark.loop
 def test_profile_writes_a_trace(trained):
     assert list((trained[0] / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("split", ["test", "valid"])
 def test_the_whole_set_gives_what_training_reported(split, trained):
     workdir, result = trained
@@ -52,6 +54,7 @@ def test_the_whole_set_gives_what_training_reported(split, trained):
     assert json.loads((workdir / "result.json").read_text())["test"] == result["test"]
 
 
+@pytest.mark.loop
 def test_a_run_of_many_devices_is_read_on_one(trained, tmp_path):
     workdir, result = trained
     shutil.copytree(workdir, tmp_path / "run")
@@ -93,6 +96,7 @@ def test_several_hosts_read_with_all_of_their_devices_or_not_at_all(monkeypatch)
     assert (error.value.path, error.value.value) == ("config.batch_size", 50)
 
 
+@pytest.mark.loop
 def test_every_row_is_met_once_whatever_the_batch(opened):
     run, rows_of = opened
     split = run.dataset.splits["test"]
@@ -104,6 +108,7 @@ def test_every_row_is_met_once_whatever_the_batch(opened):
     np.testing.assert_allclose(uneven["logits"]["label"], rows["logits"]["label"], atol=1e-5)
 
 
+@pytest.mark.loop
 def test_a_dropped_modality_is_absent_whatever_it_holds(opened):
     run, rows_of = opened
     split = run.dataset.splits["test"]
@@ -136,6 +141,7 @@ def test_the_command_prints_a_table_and_writes_its_numbers(trained, command):
     assert after == before
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -148,6 +154,7 @@ def test_a_wrong_split_or_modality_gets_its_nearest(options, says, trained):
         evaluate(trained[0], **options)
 
 
+@pytest.mark.loop
 def test_no_run_no_checkpoint_or_a_torn_config_is_one_line(trained, tmp_path):
     with pytest.raises(UserError, match=r"is no run directory: it has no config\.json"):
         evaluate(tmp_path)
@@ -162,6 +169,7 @@ def test_no_run_no_checkpoint_or_a_torn_config_is_one_line(trained, tmp_path):
         evaluate(tmp_path)
 
 
+@pytest.mark.loop
 def test_a_checkpoint_of_another_architecture_shows_where_the_trees_differ(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -171,6 +179,7 @@ def test_a_checkpoint_of_another_architecture_shows_where_the_trees_differ(train
         evaluate(tmp_path / "run")
 
 
+@pytest.mark.loop
 def test_several_tasks_of_every_kind_train_and_predict(monkeypatch, tmp_path):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows[:20])

@@ -58,6 +58,7 @@ def probabilities(rows, names):
     return np.array([[float(row[f"label: {name}"] or "nan") for name in names] for row in rows])
 
 
+@pytest.mark.loop
 def test_rows_come_back_in_order_as_evaluation_has_them(run, table, tmp_path):
     workdir, _, names, expected = run
     assert predict(workdir, table(), tmp_path / "out.csv") == (20, [])
@@ -70,6 +71,7 @@ def test_rows_come_back_in_order_as_evaluation_has_them(run, table, tmp_path):
     assert not any(row["error"] for row in rows)
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("column", ["text", "sentence"])
 def test_a_column_that_is_missing_is_an_absent_modality(column, run, table, tmp_path):
     workdir, _, names, expected = run
@@ -77,6 +79,7 @@ def test_a_column_that_is_missing_is_an_absent_modality(column, run, table, tmp_
     np.testing.assert_allclose(probabilities(read(tmp_path / "out.csv"), names), expected["text",], atol=2e-6)
 
 
+@pytest.mark.loop
 def test_bad_rows_are_reported_and_the_others_are_as_before(run, table, tmp_path):
     workdir, _, names, expected = run
     (tmp_path / "broken.png").write_bytes(run[1][0]["image"][:100])
@@ -103,12 +106,14 @@ def test_bad_rows_are_reported_and_the_others_are_as_before(run, table, tmp_path
     np.testing.assert_allclose(probabilities([rows[4]], names)[0], expected["text",][4], atol=2e-6)
 
 
+@pytest.mark.loop
 def test_an_empty_table_gives_an_empty_table(run, tmp_path):
     (tmp_path / "rows.csv").write_text("text,image\n")
     assert predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv") == (0, [])
     assert (tmp_path / "out.csv").read_text().strip() == "row,label,label: false,label: true,error"
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -129,12 +134,14 @@ def test_a_table_that_cannot_be_read_leaves_the_output_alone(content, says, run,
     assert {path.name for path in tmp_path.iterdir()} <= {"rows.csv", "out.csv"}
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("output", ["none/out.csv", "."])
 def test_an_output_that_cannot_be_written_is_told_first(output, run, table, tmp_path):
     with pytest.raises(UserError, match=r"--output=.*its folder must exist, and it must be a file"):
         predict(run[0], table(), tmp_path / output)
 
 
+@pytest.mark.loop
 def test_a_prediction_that_fails_midway_leaves_nothing(run, table, tmp_path, monkeypatch):
     source = table()
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -56,6 +56,7 @@ def logged(workdir):
 MODULES = [("contrastive", "cca", "adversarial", "mvae"), ("mmvae",), ("gan",)]
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("names", MODULES)
 def test_each_logs_its_own_loss(rows, tmp_path, names):
     train(config(*names), tmp_path / "run")
@@ -65,6 +66,7 @@ def test_each_logs_its_own_loss(rows, tmp_path, names):
     assert open_run(tmp_path / "run", []).config.objectives.to_dict().keys() == set(names)
 
 
+@pytest.mark.loop
 def test_the_loss_is_the_tasks_and_the_weighted_objectives(rows, tmp_path):
     weighed = config("contrastive")
     with weighed.unlocked():
@@ -77,6 +79,7 @@ def test_the_loss_is_the_tasks_and_the_weighted_objectives(rows, tmp_path):
     assert first[1]["loss"] == pytest.approx(first[0]["loss"] + 0.25 * first[1]["objective/contrastive"], rel=1e-4)
 
 
+@pytest.mark.loop
 def test_what_is_filled_in_changes_what_a_missing_modality_does(rows, tmp_path):
     filled = config("mvae", fusion="concat")
     train(filled, tmp_path / "filled")
@@ -113,6 +116,7 @@ def test_every_config_takes_objectives_and_wrong_ones_are_told():
         configs.check(both, 1)
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("fusion", ["concat", "late_mean"])
 def test_modalities_are_scored_alone(rows, tmp_path, fusion):
     """By heads of their own, or by those that a decision-level strategy has."""
@@ -124,6 +128,7 @@ def test_modalities_are_scored_alone(rows, tmp_path, fusion):
     assert len(heads) == (2 if fusion == "concat" else 0)
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("fusion", "beside", "tasks"),
     [
@@ -148,6 +153,7 @@ def test_probes_leave_the_encoders_alone(rows, tmp_path, fusion, beside, tasks):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[0][name], states[1][name])
 
 
+@pytest.mark.loop
 def test_tasks_are_weighed_by_what_is_learned(rows, tmp_path):
     made = config("uncertainty", tasks="label+amount")
     train(made, tmp_path / "run")
@@ -177,6 +183,7 @@ def test_uncertainty_settles_at_the_variance_that_the_loss_has(kind, settles):
     assert jax.grad(loss)(jnp.float32(settles)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.loop
 def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
     runs = {}
     for accumulate in (1, 2):
@@ -224,6 +231,7 @@ def test_gradnorm_is_given_the_gradients_at_the_features_of_all_devices(rows):
         assert seen["first"][task] == pytest.approx(float(jnp.linalg.norm(slope)), rel=1e-4)
 
 
+@pytest.mark.loop
 def test_heads_are_blended_and_a_run_that_stops_goes_on_the_same(rows, tmp_path):
     made = config("gradient_blending", fusion="concat", steps=8)
     whole = train(made, tmp_path / "whole")
@@ -263,6 +271,7 @@ def test_weights_that_contradict_are_refused():
 AT_RANDOM = ("mixup", "cutmix", "modality_dropout")
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("name", "fusion"),
     [

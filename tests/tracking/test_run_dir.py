@@ -45,6 +45,7 @@ def fetched(url: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.loop
 def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     storage: str, tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,

@@ -88,6 +88,7 @@ def agree(result: Result, reference: Result, but: tuple[str, ...] = ()) -> None:
             np.testing.assert_allclose(result[name], expected, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.loop
 def test_the_data_is_as_uneven_as_the_test_claims(one: Callable[[str], Result]):
     config = ways.synthetic.config({})
     train = ways.synthetic.dataset(config, ways.ROWS).splits["train"]
@@ -100,10 +101,12 @@ def test_the_data_is_as_uneven_as_the_test_claims(one: Callable[[str], Result]):
     assert one("pmap")["losses"].std() > 0.01
 
 
+@pytest.mark.loop
 def test_one_device(one: Callable[[str], Result]):
     agree(one("jit"), one("pmap"))
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     "way", ["concat accumulated", "concat accumulated scanned", "concat two a call", "concat four a call scanned"]
 )
@@ -111,6 +114,7 @@ def test_micro_batches_and_steps_per_call(one: Callable[[str], Result], way: str
     agree(one(way), one("concat"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("way", "alone"), [("pmap", "pmap"), ("jit", "pmap"), ("concat accumulated scanned", "concat")]
 )
@@ -118,6 +122,7 @@ def test_eight_devices(eight: dict[str, Result], one: Callable[[str], Result], w
     agree(eight[way], one(alone))
 
 
+@pytest.mark.process
 def test_a_divided_state_is_the_same_and_takes_less_of_each_device(
     eight: dict[str, Result], one: Callable[[str], Result]
 ):
@@ -146,6 +151,7 @@ def test_what_the_mesh_divides(path: str, shape: tuple[int, ...], expected: tupl
     assert tuple(sharding.spec(path, shape, mesh)) == expected
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("way", ["batch norm", "batch norm jit"])
 def test_batch_normalisation_counts_all_devices_rows(eight: dict[str, Result], one: Callable[[str], Result], way: str):
     agree(eight[way], one("batch norm"))
@@ -154,6 +160,7 @@ def test_batch_normalisation_counts_all_devices_rows(eight: dict[str, Result], o
     assert all(np.abs(x).max() > 1e-3 for x in moved)
 
 
+@pytest.mark.process
 def test_evaluation_counts_every_row_once_on_one_and_on_eight_devices(
     eight: dict[str, Result], one: Callable[[str], Result]
 ):
@@ -163,6 +170,7 @@ def test_evaluation_counts_every_row_once_on_one_and_on_eight_devices(
         assert result["scores"][ways.SCORES.index("examples")] == len(readable)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("way", ["pmap", "jit"])
 def test_two_hosts(hosts: list[dict[str, Result]], one: Callable[[str], Result], way: str):
     for host in hosts:
@@ -170,6 +178,7 @@ def test_two_hosts(hosts: list[dict[str, Result]], one: Callable[[str], Result],
     np.testing.assert_array_equal(np.concatenate([host[way]["ids"] for host in hosts], axis=1), one("pmap")["ids"])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("way", "alone"),
     [
@@ -186,11 +195,13 @@ def test_the_loop_of_two_hosts_is_the_loop_of_one(
     assert (one(alone)["weights"].std() > 0) == (alone == "loop blended")
 
 
+@pytest.mark.process
 def test_a_run_goes_on_with_more_devices_and_with_fewer(eight: dict[str, Result], one: Callable[[str], Result]):
     agree(eight["loop 1 2 1"], one("loop"), but=("read",))
     np.testing.assert_array_equal(eight["loop 1 2 1"]["examples"], one("loop")["examples"])
 
 
+@pytest.mark.process
 def test_a_host_reads_only_its_share(hosts: list[dict[str, Result]], one: Callable[[str], Result]):
     shares = [host["loop"]["read"] for host in hosts]
     assert [len(share) for share in shares] == [ways.STEPS * 32] * 2

@@ -93,6 +93,7 @@ def test_no_spike_below_it_before_enough_is_known_or_where_none_is_asked_for():
     assert watched([1.0] * 50 + [1.02], 10.0)[1][-1] == recovery.SPIKE
 
 
+@pytest.mark.loop
 def test_single_updates_that_go_wrong_are_skipped_and_counted(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
@@ -102,6 +103,7 @@ def test_single_updates_that_go_wrong_are_skipped_and_counted(
     assert math.isfinite(result["test"]["loss"])
 
 
+@pytest.mark.loop
 def test_goes_back_and_ends_as_if_nothing_had_been(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
@@ -114,6 +116,7 @@ def test_goes_back_and_ends_as_if_nothing_had_been(
     assert_same_run(tmp_path / "back", tmp_path / "unbroken", 12)
 
 
+@pytest.mark.loop
 def test_goes_back_no_further_than_it_must_and_counts_what_it_skipped(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ):
@@ -124,6 +127,7 @@ def test_goes_back_no_further_than_it_must_and_counts_what_it_skipped(
     assert (result["skipped"], result["rollbacks"]) == (6, 1)
 
 
+@pytest.mark.loop
 def test_goes_back_to_the_beginning_with_a_lower_rate(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
@@ -139,6 +143,7 @@ def test_goes_back_to_the_beginning_with_a_lower_rate(
     np.testing.assert_allclose(rates, np.array(usual) / 16, rtol=1e-6)
 
 
+@pytest.mark.loop
 def test_stops_with_the_examples_and_replays_the_first(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
@@ -163,6 +168,7 @@ def test_stops_with_the_examples_and_replays_the_first(
     assert "recorded   the same; not finite" in describe(replay(tmp_path))
 
 
+@pytest.mark.loop
 def test_what_went_wrong_is_remembered_by_a_checkpoint(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
@@ -189,6 +195,7 @@ def test_what_went_wrong_is_remembered_by_a_checkpoint(
     assert update.step == 5 and recovery.EARLIER in "".join(describe(update))
 
 
+@pytest.mark.loop
 def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_path: Path):
     changes = {**CHANGES, "steps": 60, "eval_every": 60, "checkpoint_every": 60}
     with pytest.raises(FloatingPointError, match="the loss was far above those before in the 3 updates"):
@@ -205,6 +212,7 @@ def test_spikes_are_counted_and_end_a_run(tiny_config: Callable[..., Any], tmp_p
     assert "recorded   the same; a spike" in describe(update)
 
 
+@pytest.mark.loop
 def test_replays_a_sound_update_as_it_was_logged(tiny_config: Callable[..., Any], tmp_path: Path):
     train(tiny_config(SMALL, {**CHANGES, "checkpoint_every": 4}), tmp_path)
     lines = logged(tmp_path)

@@ -46,6 +46,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.loop
 def test_together_is_as_alone(config_of, tmp_path):
     each = {name: config_of(name) for name in RUNS}
     for config in each.values():
@@ -66,6 +67,7 @@ def test_together_is_as_alone(config_of, tmp_path):
     assert len({result["test"]["loss"] for result in results}) == 3
 
 
+@pytest.mark.loop
 def test_a_run_that_ends_early_leaves_the_others(config_of, tmp_path):
     done = train(config_of("a"), tmp_path / "a")
     calls = []

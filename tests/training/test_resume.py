@@ -78,6 +78,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.process
 def test_killed_and_stopped_by_signals(tiny_flags: Callable[..., list[str]], tmp_path: Path):
     def start(workdir: Path) -> Started:
         return Started("experiments.train", [*tiny_flags(CHANGES), f"--workdir={workdir}"], merged=True)
@@ -138,6 +139,7 @@ def unbroken(short: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("step", [4, 5, 8], ids=["when validation is due", "between", "last"])
 def test_stopped_by_sigterm_at_a_step(
     short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -159,6 +161,7 @@ def test_stopped_by_sigterm_at_a_step(
     assert_same_run(tmp_path, unbroken, 8)
 
 
+@pytest.mark.loop
 def test_a_finished_run_says_so_and_stays_as_it_is(short: Any, unbroken: Path, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
     found = train(short, unbroken)
@@ -181,6 +184,7 @@ def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     patch.setattr(owner, name, stopped)
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
@@ -202,6 +206,7 @@ def test_stopped_by_sigterm_in_the_middle_of_things(
     assert_same_run(tmp_path, unbroken, 8)
 
 
+@pytest.mark.loop
 def test_stopped_by_sigterm_where_nothing_more_can_be_written(
     short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -231,6 +236,7 @@ def test_stopped_by_sigterm_where_nothing_more_can_be_written(
     assert_same_run(tmp_path, unbroken, 8)
 
 
+@pytest.mark.loop
 def test_it_warns_where_it_goes_on_with_other_code(
     short: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -245,6 +251,7 @@ def test_it_warns_where_it_goes_on_with_other_code(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.loop
 def test_a_directory_of_another_config_is_refused(tiny_config: Callable[..., Any], unbroken: Path):
     before = files(unbroken)
     other = tiny_config(f"{DRAWING},seed=1", SHORT)

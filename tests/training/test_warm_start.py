@@ -30,6 +30,7 @@ def encoder_of(workdir, modality="image"):
     return jax.device_get(open_run(workdir, []).state.params[f"encoders_{modality}"])
 
 
+@pytest.mark.loop
 def test_an_encoder_begins_at_another_runs_and_stays_where_it_is_frozen(rows, tmp_path):
     train(config(), tmp_path / "first")
     begun = encoder_of(tmp_path / "first")
@@ -50,6 +51,7 @@ def test_an_encoder_begins_at_another_runs_and_stays_where_it_is_frozen(rows, tm
     assert all(0 < leaf < 0.01 for leaf in jax.tree.leaves(moved))
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("fusion", ["late_mean", pytest.param("concat", marks=pytest.mark.thorough)])
 def test_independent_then_fused(rows, tmp_path, fusion):
     """Encoders, and of decisions the heads, begin as each modality's own run left them; the encoders stay."""
@@ -75,6 +77,7 @@ def test_independent_then_fused(rows, tmp_path, fusion):
             same(params[f"heads_label_{modality}"], own[f"heads_label_{modality}"])
 
 
+@pytest.mark.loop
 def test_numbers_of_another_vocabulary_are_told(rows, tmp_path, monkeypatch):
     train(config(), tmp_path / "first")
     others = [planted.row(i, text=f"zebra {i} colour{i % 7}") for i in range(40)]
@@ -84,6 +87,7 @@ def test_numbers_of_another_vocabulary_are_told(rows, tmp_path, monkeypatch):
     train(config(model__encoders__image__init=f"run:{tmp_path / 'first'}"), tmp_path / "third")
 
 
+@pytest.mark.loop
 def test_a_run_whose_encoder_has_other_layers_is_told(rows, tmp_path):
     train(config(), tmp_path / "first")
     other = {"model__encoders__image__init": f"run:{tmp_path / 'first'}", "model__encoders__image__channels": (8,)}
@@ -95,6 +99,7 @@ def test_a_run_whose_encoder_has_other_layers_is_told(rows, tmp_path):
     assert not list((tmp_path / "third").glob("checkpoints/*"))
 
 
+@pytest.mark.loop
 def test_published_weights_are_where_a_run_begins(rows, tmp_path, capsys):
     save_file(tensors_of("vit-timm"), tmp_path / "vit.safetensors")
     with (start := config()).unlocked():
@@ -123,6 +128,7 @@ def test_published_weights_are_where_a_run_begins(rows, tmp_path, capsys):
         train(start, tmp_path / "wrong")
 
 
+@pytest.mark.loop
 def test_weights_are_read_once_and_a_run_goes_on_without_them(rows, tmp_path, monkeypatch):
     save_file(tensors_of("vit-timm"), tmp_path / "vit.safetensors")
     with (start := config()).unlocked():

@@ -33,6 +33,7 @@ def probe_of(workdir):
     return Probe(run), some(run.dataset.splits["test"], 20)
 
 
+@pytest.mark.loop
 def test_two_halves_are_the_whole(trained):
     probe, raw = probe_of(trained("co_attention"))
     run = probe.run
@@ -43,6 +44,7 @@ def test_two_halves_are_the_whole(trained):
     np.testing.assert_allclose(probe.fuse(encoded)["logits"]["label"], whole["logits"]["label"], atol=1e-5)
 
 
+@pytest.mark.loop
 def test_pairs_have_the_examples_on_their_diagonal_and_mixtures_beside_it(trained):
     probe, raw = probe_of(trained("co_attention"))
     encoded = probe.encode(raw)
@@ -55,6 +57,7 @@ def test_pairs_have_the_examples_on_their_diagonal_and_mixtures_beside_it(traine
     assert np.abs(other - own).max() > 1e-4
 
 
+@pytest.mark.loop
 def test_subsets_are_what_evaluation_says_of_them(trained):
     workdir = trained("co_attention")
     run = open_run(workdir, ["test"])
@@ -67,6 +70,7 @@ def test_subsets_are_what_evaluation_says_of_them(trained):
         assert score(rows, run.setup.tasks)["accuracy"] == pytest.approx(value), names
 
 
+@pytest.mark.loop
 def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):
     found = examine(trained("mean"))
     assert found["metric"] == "accuracy" and found["rows"] == 64
@@ -87,6 +91,7 @@ def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):
     assert all(math.isfinite(share) for share in found["perceptual"].values())
 
 
+@pytest.mark.loop
 def test_rows_are_the_same_for_every_run(trained):
     (_, one), (_, other) = (probe_of(trained(name)) for name in ("mean", "co_attention"))
     np.testing.assert_array_equal(one.id, other.id)
@@ -103,6 +108,7 @@ def test_a_loss_is_not_what_runs_are_compared_by():
     assert compared_metric(config) == "macro_f1"
 
 
+@pytest.mark.loop
 def test_examples_show_what_the_model_saw(trained):
     shown = attention.examples(trained("co_attention"), 5)
     assert len(shown) == 5
