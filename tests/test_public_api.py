@@ -66,6 +66,7 @@ def test_import_does_not_import_jax():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.loop
 def test_train_accepts_a_config_and_leaves_it_as_it_was(config_file, tmp_path, trained):
     config = mmfusion.load_config(f"{config_file}:fusion=cross_attention")
     result = mmfusion.train(config, tmp_path / "run", changes={"steps": 4})
@@ -73,6 +74,7 @@ def test_train_accepts_a_config_and_leaves_it_as_it_was(config_file, tmp_path, t
     assert result["test"] == trained[1]["test"]
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize(
     ("config", "changes", "path", "value"),
     [
@@ -89,6 +91,7 @@ def test_train_names_what_is_wrong(config, changes, path, value, config_file, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.loop
 def test_evaluate_gives_what_training_reported_and_takes_modalities(model, trained):
     scores = model.evaluate()
     assert (scores["split"], scores["modalities"], scores["step"]) == ("test", ["image", "text"], model.step)
@@ -101,6 +104,7 @@ def test_evaluate_gives_what_training_reported_and_takes_modalities(model, train
         model.evaluate(modalities=["images"])
 
 
+@pytest.mark.loop
 def test_predict_takes_arrays_bytes_paths_and_text(model, rows, tmp_path):
     expected = model.predict(rows)
     assert len(expected) == 20 and not any(expected.errors)
@@ -117,6 +121,7 @@ def test_predict_takes_arrays_bytes_paths_and_text(model, rows, tmp_path):
     np.testing.assert_allclose(same.probabilities, np.repeat(expected.probabilities[:1], 3, axis=0), atol=1e-6)
 
 
+@pytest.mark.loop
 def test_predict_reports_bad_rows_and_keeps_the_others(model, rows):
     bad = [rows[0], {"image": b"no image", "text": "x"}, {"image": 3}, {"text": ""}, {"image": "none.png"}, rows[5]]
     predicted = model.predict(bad)
@@ -133,6 +138,7 @@ def test_predict_reports_bad_rows_and_keeps_the_others(model, rows):
     assert model.predict([]).probabilities.shape == (0, 2)
 
 
+@pytest.mark.loop
 def test_features_are_fused_and_per_modality(model, rows):
     found = model.features([*rows, {"text": rows[0]["text"]}, {"image": b"no image"}])
     assert found.fused.shape[0] == 22 and set(found.modalities) == {"image", "text"}
@@ -149,6 +155,7 @@ def test_features_are_fused_and_per_modality(model, rows):
     )
 
 
+@pytest.mark.loop
 def test_attention_weights_sum_to_one_where_both_modalities_are_present(model, rows):
     found = model.attention([*rows[:3], {"text": rows[0]["text"]}])
     assert found.errors == [""] * 4 and found.weights
@@ -160,6 +167,7 @@ def test_attention_weights_sum_to_one_where_both_modalities_are_present(model, r
             assert not weights[3].any()
 
 
+@pytest.mark.loop
 def test_attention_of_a_strategy_without_it_is_empty(config_file, tmp_path):
     mmfusion.train(f"{config_file}:fusion=concat", tmp_path / "run", changes={"steps": 4})
     found = mmfusion.load(tmp_path / "run").attention([{"text": "red"}])
@@ -167,6 +175,7 @@ def test_attention_of_a_strategy_without_it_is_empty(config_file, tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.process
 def test_ablate_ends_in_claims_and_a_table(config_file, tmp_path):
     changes = {"steps": 2, "eval_every": 2, "checkpoint_every": 2, "data.test": "test[:32]"}
     config = mmfusion.load_config(config_file)

@@ -32,7 +32,6 @@ def lines(name: str, *arguments: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(path: Path):
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
@@ -41,7 +40,6 @@ def test_scripts_pass_shellcheck(path: Path):
     assert found.returncode == 0, found.stdout
 
 
-@pytest.mark.process
 def test_train_tpu_create_requests_the_type():
     (line,) = lines("train_tpu.sh", "create", "t", **PLACE, SPOT="1", PROJECT="p")
     assert line == (
@@ -55,7 +53,6 @@ def test_train_tpu_create_requests_the_type():
     )
 
 
-@pytest.mark.process
 def test_train_tpu_setup_reaches_every_host():
     archive, copy, install = lines("train_tpu.sh", "setup", "t", **PLACE, TMPDIR="/somewhere")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -68,7 +65,6 @@ def test_train_tpu_setup_reaches_every_host():
     assert "uv pip install --python env/bin/python -r requirements.txt" in install
 
 
-@pytest.mark.process
 def test_train_tpu_run_passes_flags_unchanged(tmp_path: Path):
     flags = ["--config=configs/X.py:fusion=film", "--workdir=gs://b/d", '--config.data.name=it\'s "a b" $HOME']
     (line,) = lines("train_tpu.sh", "run", "t", *flags, **PLACE)
@@ -84,7 +80,6 @@ def test_train_tpu_run_passes_flags_unchanged(tmp_path: Path):
     assert (tmp_path / "mmfusion" / "status").read_text() == "75\n"
 
 
-@pytest.mark.process
 def test_train_tpu_follow_status_fetch_delete():
     assert lines("train_tpu.sh", "follow", "t", **PLACE) == [
         f"{SSH} --worker=0 '--command=tail -n 100 -F mmfusion/run.log'"
@@ -141,7 +136,6 @@ def _kind(line: str) -> str:
     return line
 
 
-@pytest.mark.process
 def test_train_tpu_keep_survives_refusals_preemptions_and_stops(tmp_path: Path):
     done, asked = keep(tmp_path, "--config=c.py", "--workdir=gs://b/d")
     assert done.returncode == 0, done.stderr
@@ -154,7 +148,6 @@ def test_train_tpu_keep_survives_refusals_preemptions_and_stops(tmp_path: Path):
     ]
 
 
-@pytest.mark.process
 def test_train_tpu_keep_dry_run_prints_each_step():
     said = lines("train_tpu.sh", "keep", "t", "--config=c.py", "--workdir=gs://b/d", **PLACE)
     assert [_kind(line) for line in said if " archive " not in line] == [
@@ -162,21 +155,18 @@ def test_train_tpu_keep_dry_run_prints_each_step():
     ]  # fmt: skip
 
 
-@pytest.mark.process
 def test_train_tpu_keep_gives_up_after_five_failures(tmp_path: Path):
     done, asked = keep(tmp_path, "--config=c.py", "--workdir=gs://b/d", refused="always")
     assert (done.returncode, asked) == (1, ["create", "delete"] * 5)
     assert "could not be started, 5 times in a row" in done.stderr
 
 
-@pytest.mark.process
 def test_train_tpu_keep_requires_a_bucket(tmp_path: Path):
     done, asked = keep(tmp_path, "--config=c.py", "--workdir=/mnt/d")
     assert (done.returncode, asked) == (2, [])
     assert "keep needs --workdir=gs://BUCKET/DIR" in done.stderr
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments", [[], ["create"], ["jump", "t"], ["run", "t"], ["fetch", "t", "gs://b"], ["delete", "t", "more"]]
 )
@@ -188,7 +178,6 @@ def test_train_tpu_wrong_usage_prints_usage(arguments: Sequence[str]):
     assert done.returncode == 2 and "set VERSION too" in done.stderr
 
 
-@pytest.mark.process
 def test_train_gke_manifest():
     chosen = {"IMAGE": "registry/image:1", "TPU": "tpu-v5-lite-podslice", "TOPOLOGY": "4x4", "HOSTS": "4", "CHIPS": "4"}
     flags = ["--config=c.py", '--config.data.name=a "b" \\c']
@@ -206,7 +195,6 @@ def test_train_gke_manifest():
     assert wrong.returncode == 2 and "TOPOLOGY=4x4 is not HOSTS=2 x CHIPS=4" in wrong.stderr
 
 
-@pytest.mark.process
 def test_train_slurm_command():
     assert lines("train_slurm.sh", "--config=c.py") == [
         "srun --kill-on-bad-exit=1 python -m experiments.train --distributed=auto --config=c.py",
@@ -215,7 +203,6 @@ def test_train_slurm_command():
     assert script("train_slurm.sh").returncode == 2
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("status", "before", "again"), [(75, 0, True), (137, 99, True), (143, 0, True), (137, 100, False), (2, 0, False)]
 )
@@ -228,7 +215,6 @@ def test_train_slurm_requeues_resumable_runs(status: int, before: int, again: bo
     assert (tmp_path / "asked").exists() == again
 
 
-@pytest.mark.process
 def test_ablation_launchers_give_each_machine_its_shard(tmp_path):
     done = subprocess.run(
         [FOLDER / "ablate_tpu.sh", "--dry-run", "one two", "--fusions=all", "--workdir=/shared/a b"],

@@ -66,7 +66,7 @@ def test_reproduce_changes_locations_only(first):
     assert reproduce.relocated(config, ["--config.data.dir=/else"]).data.dir == "/else"
 
 
-@pytest.mark.process
+@pytest.mark.loop
 def test_result_records_versions_and_commit(first, tmp_path):
     result = json.loads((first / "result.json").read_text())
     assert result["versions"] == provenance.environment()["versions"]
