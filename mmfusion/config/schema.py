@@ -10,6 +10,7 @@ from mmfusion.config import defaults
 from mmfusion.config.checks import check_exact, check_member, check_positive, check_type
 from mmfusion.config.choices import OPTIM_FIXED, OPTIM_TYPED, choice_keys, sections_that_choose
 from mmfusion.config.data_checks import check_data
+from mmfusion.config.fields import read
 from mmfusion.distributed.mesh import MODES
 from mmfusion.errors import UserError, nearest
 from mmfusion.metrics import METRICS
@@ -84,7 +85,7 @@ def check(config: ConfigDict, devices: int | None = None, hosts: int = 1) -> Non
     for name, section in config.objectives.items():
         expected = choice_keys("objectives", section.get("name", name))
         check_exact(section, expected, f"objectives.{name}", expected)
-    check_objectives(config)
+    check_objectives(read(config))
     check_data(config)
     _check_numbers(config)
     check_member(config.parallel.mode, MODES, "parallel.mode")

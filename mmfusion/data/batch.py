@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
     """One batch of examples, all arrays with the examples on axis 0; nothing mutates it.
 
     Attributes:

@@ -58,7 +58,7 @@ class AuxiliaryLoss(Term):
 
 def has_modalities(present: Mapping[str, jax.Array], minimum: int) -> jax.Array:
     """Returns which rows `[B]` have at least `minimum` modalities, float32."""
-    return (sum(mask.astype(jnp.int32) for mask in present.values()) >= minimum).astype(jnp.float32)
+    return (jnp.stack(list(present.values())).sum(axis=0) >= minimum).astype(jnp.float32)
 
 
 def masked_row_mean(values: Mapping[str, jax.Array], mask: Mapping[str, jax.Array]) -> jax.Array:

@@ -9,18 +9,20 @@ B batch · D width · C outputs of a task
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from mmfusion.data.batch import Batch
 from mmfusion.models.model import FusionModel, Outputs
 
-Scalars = dict[str, jax.Array]
+if TYPE_CHECKING:
+    from mmfusion.config import RunConfig
+
+Scalars = dict[str, Any]  # scalar arrays, or floats where a value is constant
 
 
 @flax.struct.dataclass
@@ -106,7 +108,7 @@ class Objective:
     needs_head_losses: ClassVar[bool] = False  # `on_validation` is called after each validation
 
     @classmethod
-    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+    def validate(cls, path: str, options: Mapping[str, Any], config: "RunConfig") -> None:
         """Raises UserError where the options, at `path` of the config, do not fit the config."""
 
     def parameters(self, tasks: Sequence[str]) -> tuple[str, ...]:

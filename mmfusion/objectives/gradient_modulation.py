@@ -65,9 +65,11 @@ class OGMGE(Objective):
         ]
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
-        def update(updates, state, params=None, *, stats, seed, step, **_):
-            scores = {name.removeprefix(SCORE): x for name, x in stats.items() if name.startswith(SCORE)}
-            return self.modulate(updates, scores, rng.key(seed, "ogm_ge", step), step), state
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            step = extra["step"]
+            key = rng.key(extra["seed"], "ogm_ge", step)
+            scores = {name.removeprefix(SCORE): x for name, x in extra["stats"].items() if name.startswith(SCORE)}
+            return self.modulate(updates, scores, key, step), state
 
         return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

@@ -4,18 +4,20 @@ B batch · D width · Z latent width
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from mmfusion.errors import UserError
 from mmfusion.models.layers import row_keys
 from mmfusion.models.model import Encoded
 from mmfusion.objectives.auxiliary import Auxiliary, masked_row_mean
 from mmfusion.objectives.base import Requirements
+
+if TYPE_CHECKING:
+    from mmfusion.config import RunConfig
 
 Vectors = dict[str, jax.Array]
 
@@ -32,7 +34,7 @@ class Imputer(Auxiliary):
     fill: bool = True
 
     @classmethod
-    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+    def validate(cls, path: str, options: Mapping[str, Any], config: "RunConfig") -> None:
         filling = [name for name, section in config.objectives.items() if section.get("fill")]
         if options["fill"] and len(filling) > 1:
             raise UserError(

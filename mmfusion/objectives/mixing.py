@@ -9,16 +9,18 @@ B batch · H W image · C channels
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from mmfusion import rng
 from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError
 from mmfusion.objectives.base import Objective, Requirements
+
+if TYPE_CHECKING:
+    from mmfusion.config import RunConfig
 
 WHERE = ("features", "input")
 
@@ -34,7 +36,7 @@ def draw(batch: Batch, alpha: float, key: jax.Array) -> tuple[jax.Array, jax.Arr
     return jnp.where(jnp.stack([weighted, *same]).all(axis=0), share, 1.0), corner
 
 
-def require_images(path: str, config: ConfigDict) -> None:
+def require_images(path: str, config: "RunConfig") -> None:
     """Raises UserError unless every modality is an image."""
     for m, options in config.data.modalities.items():
         if options.kind != "image":
@@ -65,7 +67,7 @@ class MixUp(Objective):
     requires: ClassVar[Requirements] = Requirements(excludes=("cutmix",), group=2)
 
     @classmethod
-    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+    def validate(cls, path: str, options: Mapping[str, Any], config: "RunConfig") -> None:
         if options["where"] not in WHERE:
             raise UserError("is unknown", path=f"{path}.where", value=options["where"], choices=WHERE)
         require_positive(f"{path}.alpha", options["alpha"])
@@ -94,7 +96,7 @@ class CutMix(Objective):
     requires: ClassVar[Requirements] = Requirements(excludes=("mixup",), group=2)
 
     @classmethod
-    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+    def validate(cls, path: str, options: Mapping[str, Any], config: "RunConfig") -> None:
         require_positive(f"{path}.alpha", options["alpha"])
         require_images(path, config)
 
@@ -102,17 +104,17 @@ class CutMix(Objective):
         drawn, corner = draw(batch, self.alpha, rng.key(seed, "mixing", step))
         inputs, partner, share = dict(batch.inputs), batch.partner, drawn
         for m, x in batch.inputs.items():  # [B, H, W, C]
-            outside = outside_rectangle(x.shape[1:3], drawn, corner)  # [B, H, W, 1]
+            outside = outside_rectangle(x.shape[1], x.shape[2], drawn, corner)  # [B, H, W, 1]
             inputs[m], share = jnp.where(outside, x, x[partner]), outside.mean((1, 2, 3))
         return batch.replace(inputs=inputs, mix={"targets": share})
 
 
-def outside_rectangle(size: tuple[int, int], share: jax.Array, corner: jax.Array) -> jax.Array:
+def outside_rectangle(height: int, width: int, share: jax.Array, corner: jax.Array) -> jax.Array:
     """Returns the mask `[B, H, W, 1]` outside a rectangle with the image's aspect ratio and 1 - share of its area."""
     sides = jnp.sqrt(1 - share)[:, None]  # of the rectangle, relative to the image's
     start = corner * (1 - sides)  # [B, 2]
     inside = jnp.array(True)
-    for axis, length in enumerate(size):
+    for axis, length in enumerate((height, width)):
         position = (jnp.arange(length) + 0.5) / length
         shape = (-1, length, 1, 1) if axis == 0 else (-1, 1, length, 1)
         within = (position >= start[:, axis : axis + 1]) & (position < start[:, axis : axis + 1] + sides)  # [B, length]

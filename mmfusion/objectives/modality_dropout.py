@@ -5,16 +5,18 @@ B batch · M modalities
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from mmfusion import rng
 from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError
 from mmfusion.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from mmfusion.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class ModalityDropout(Objective):
     rate: float = 0.3
 
     @classmethod
-    def validate(cls, path: str, options: Mapping[str, Any], config: ConfigDict) -> None:
+    def validate(cls, path: str, options: Mapping[str, Any], config: "RunConfig") -> None:
         if not 0 <= options["rate"] < 1:
             raise UserError("must be at least 0 and below 1", path=f"{path}.rate", value=options["rate"])
 

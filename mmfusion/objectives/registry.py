@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-from ml_collections import ConfigDict
 
 from mmfusion.errors import UserError
 from mmfusion.models.build import module_options
@@ -20,6 +19,9 @@ from mmfusion.objectives.modality_dropout import ModalityDropout
 from mmfusion.objectives.unimodal import Unimodal
 from mmfusion.objectives.weighting import GradientBlending, GradNorm, Uncertainty
 from mmfusion.registry import lookup
+
+if TYPE_CHECKING:
+    from mmfusion.config import RunConfig
 
 # Batch transforms apply in this order.
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -66,7 +68,7 @@ def objective_options(name: str) -> dict[str, Any]:
     return named | {field.name: field.default for field in dataclasses.fields(objective)}
 
 
-def check_objectives(config: ConfigDict) -> None:
+def check_objectives(config: "RunConfig") -> None:
     """Raises UserError where the config lacks what one of its objectives requires."""
     modalities, targets = len(config.model.encoders), config.data.targets
     for name, options in config.objectives.items():
@@ -89,6 +91,6 @@ def check_objectives(config: ConfigDict) -> None:
         objective_class(name, options).validate(path, options, config)
 
 
-def group_size(config: ConfigDict) -> int:
+def group_size(config: "RunConfig") -> int:
     """Returns how many rows in sequence must stay in one micro-batch."""
     return max((objective_class(*item).requires.group for item in config.objectives.items()), default=1)

@@ -1,6 +1,6 @@
 """Optimizers, learning-rate schedules and what is frozen."""
 
-from mmfusion.optim.layer_decay import layerwise_lr_decay, slowed
+from mmfusion.optim.layer_decay import layerwise_lr_decay
 from mmfusion.optim.optimizers import OPTIMIZERS, make, options, with_learning_rate
 from mmfusion.optim.schedules import SCHEDULES, learning_rate, plateau_start, plateau_update, schedule_options
 
@@ -14,6 +14,5 @@ __all__ = [
     "plateau_start",
     "plateau_update",
     "schedule_options",
-    "slowed",
     "with_learning_rate",
 ]

@@ -51,8 +51,8 @@ class Freezing:
     def zero_updates(self) -> optax.GradientTransformationExtraArgs:
         """Returns a transformation that zeroes the updates of frozen parameters; its extra argument is `step`."""
 
-        def update(updates, state, params=None, *, step, **_):
-            mask = self.frozen_mask(updates, step)
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            mask = self.frozen_mask(updates, extra["step"])
             return jax.tree.map(lambda x, frozen: jnp.where(frozen, jnp.zeros_like(x), x), updates, mask), state
 
         return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

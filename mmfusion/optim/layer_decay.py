@@ -1,7 +1,7 @@
 """Layer-wise learning-rate decay."""
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,21 +20,14 @@ def layerwise_lr_decay(encoders: Mapping[str, Any]) -> optax.GradientTransformat
     Args:
       encoders: the section `model.encoders` of a config.
     """
-    scale = slowed(encoders)
-    return optax.identity() if scale is None else optax.stateless(lambda updates, params: scale(updates))
-
-
-def slowed(encoders: Mapping[str, Any]) -> Callable[[Any], Any] | None:
-    """Returns the function of updates that `layerwise_lr_decay` applies; None if no encoder has a `layer_decay`."""
     decays = {}
     for m, options in encoders.items():
         if options.layer_decay != 1:
             order = lookup(ENCODERS, options.name, f"config.model.encoders.{m}.name").layer_order
             decays[f"encoders_{m}"] = options.layer_decay, order
-    if not decays:
-        return None
 
-    def scale(updates: Any) -> Any:
+    def scale(updates: Any, params: Any) -> Any:
+        del params
         result = dict(updates)
         for name, (decay, order) in decays.items():
             factors = decay_factors(updates[name], order, decay)
@@ -44,7 +37,7 @@ def slowed(encoders: Mapping[str, Any]) -> Callable[[Any], Any] | None:
             }
         return result
 
-    return scale
+    return optax.stateless(scale)
 
 
 def decay_factors(layers: Collection[str], order: Sequence[str], decay: float) -> dict[str, float]:

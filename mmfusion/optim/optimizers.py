@@ -1,6 +1,7 @@
 """Optimizers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +49,11 @@ def clip_by_group_norm(max_norm: float, freezing: Freezing = NOTHING) -> optax.G
     Each of the three groups is clipped by its own global norm.
     """
 
-    def update(updates, state, params=None, *, step=None, **_):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
         separate = [jax.tree_util.keystr(path[:1], simple=True).startswith(SEPARATE) for path, _ in leaves]
         # False, or a scalar bool: what is never frozen costs nothing.
-        frozen = jax.tree.leaves(freezing.frozen_mask(updates, step)) if freezing else [False] * len(leaves)
+        frozen = jax.tree.leaves(freezing.frozen_mask(updates, extra["step"])) if freezing else [False] * len(leaves)
         squares = [jnp.sum(jnp.square(x)) for _, x in leaves]
 
         def factor(members):

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mmfusion import config as configs
 from mmfusion.data import dataset as datasets
 from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import mesh
@@ -58,7 +59,7 @@ def train(
                         run.validate_and_save(stop)
                     return run.test()
             except recovery.TooManyBadSteps as error:
-                bad_steps = recovery.roll_back_or_raise(error, directory, config, dataset)
+                bad_steps = recovery.roll_back_or_raise(error, directory, configs.read(config), dataset)
 
 
 @contextlib.contextmanager

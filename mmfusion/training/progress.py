@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from mmfusion import optim
+from mmfusion.config import RunConfig
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split, check_bad
 from mmfusion.tracking.logger import Logger
@@ -46,20 +46,19 @@ class Progress:
     bad_steps: dict[str, int] = dataclasses.field(default_factory=recovery.no_bad_steps)
     rollbacks: int = 0
 
-    def learning_rates(self, config: ConfigDict, k: int) -> np.ndarray:
+    def learning_rates(self, config: RunConfig, k: int) -> np.ndarray:
         """Returns the learning rates `[K]` float32 of the next `k` steps."""
-        section, scale = config.optim, self.plateau["scale"] * config.recovery.lr_factor**self.rollbacks
+        section, schedule = config.optim, config.optim.schedule.to_dict()
+        scale = self.plateau["scale"] * config.recovery.lr_factor**self.rollbacks
         steps = range(self.step, self.step + k)
-        rates = [
-            optim.learning_rate(section.schedule, section.learning_rate, step, config.steps, scale) for step in steps
-        ]
+        rates = [optim.learning_rate(schedule, section.learning_rate, step, config.steps, scale) for step in steps]
         return np.array(rates, np.float32)
 
 
 class Meter:
     """Logs and checks metrics one call late, so that fetching them never blocks the device."""
 
-    def __init__(self, log: Logger, config: ConfigDict, split: Split, progress: Progress):
+    def __init__(self, log: Logger, config: RunConfig, split: Split, progress: Progress):
         self._log, self._config, self._split, self._progress = log, config, split, progress
         self._held: tuple[int, Any, np.ndarray, Sequence[Batch]] | None = None
         self._unreadable: set[int] = set()

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from mmfusion.config import RunConfig
 from mmfusion.data import pipeline
 from mmfusion.data.dataset import Dataset, Split
 from mmfusion.files import write_json
@@ -73,7 +73,7 @@ def summary(error: TooManyBadSteps) -> str:
 
 
 def roll_back_or_raise(
-    error: TooManyBadSteps, directory: RunDir, config: ConfigDict, dataset: Dataset
+    error: TooManyBadSteps, directory: RunDir, config: RunConfig, dataset: Dataset
 ) -> TooManyBadSteps:
     """Returns the error where the run may roll back once more.
 
@@ -85,7 +85,7 @@ def roll_back_or_raise(
     raise FloatingPointError(report(error, directory, config, dataset.splits["train"])) from error
 
 
-def report(error: TooManyBadSteps, directory: RunDir, config: ConfigDict, train: Split) -> str:
+def report(error: TooManyBadSteps, directory: RunDir, config: RunConfig, train: Split) -> str:
     """Writes the bad steps with the examples of each to `wrong.json` in the run's directory; returns an error line."""
     earlier = [{"step": step, "wrong": UNKNOWN} for step in range(error.first, error.steps[0]["step"])]
     updates = []

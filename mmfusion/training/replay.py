@@ -12,9 +12,11 @@ from etils import epath
 
 from mmfusion import config as configs
 from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.config import RunConfig
 from mmfusion.data import dataset as datasets
 from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
+from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import mesh
 from mmfusion.errors import UserError
 from mmfusion.training import recovery, warm_start
@@ -55,8 +57,8 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     Raises:
       UserError: no such run or update, other data, or no checkpoint is left from before it.
     """
-    config, workdir = read_config(workdir), epath.Path(workdir)
-    wrong = _recorded(workdir)
+    config, folder = read_config(workdir), epath.Path(workdir)
+    wrong = _recorded(folder)
     step = step or wrong["first"]
     if not 0 < step <= config.steps:
         raise UserError(f"--step={step}: updates of {workdir} are 1 to {config.steps}; it has no {recovery.FILE}")
@@ -64,8 +66,9 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     with config.unlocked():
         config.parallel.update(mesh.fit_to_machine(config.parallel, config.batch_size))
     dataset = datasets.load(config.data, seed=config.seed)
-    setup = build_setup(config, dataset)
-    state, progress = _before(workdir, step, config, dataset, setup)
+    run = configs.read(config)
+    setup = build_setup(run, dataset)
+    state, progress = _before(folder, step, run, dataset, setup)
     progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks
 
     partitioner, since, gradients = setup.partitioner, progress.step, {}
@@ -77,7 +80,7 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     train_step, recording_step = setup.train_step(), dataclasses.replace(setup, spec=recording).train_step()
     losses, inputs = {}, {}
     for rows, batch in pipeline.to_device(batches, partitioner.put_batch):
-        rates, last = progress.learning_rates(config, 1), progress.step + 1 == step
+        rates, last = progress.learning_rates(run, 1), progress.step + 1 == step
         if last:
             losses, inputs = _losses(setup, state, batch), _not_finite(rows)
         state, numbers = (recording_step if last else train_step)(state, (batch,), partitioner.replicate(rates))
@@ -93,7 +96,9 @@ def _recorded(workdir: epath.Path) -> dict[str, Any]:
     return configs.read_json(path) if path.exists() else {"first": 0, "rollbacks": 0, "updates": []}
 
 
-def _before(workdir: epath.Path, step: int, config: Any, dataset: Any, setup: TrainSetup) -> tuple[Any, Progress]:
+def _before(
+    workdir: epath.Path, step: int, config: RunConfig, dataset: Dataset, setup: TrainSetup
+) -> tuple[Any, Progress]:
     """Returns the newest state, on the devices, from which training leads to the update without a validation."""
     checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
     saved = max((kept for kept in checkpoints.steps() if kept < step), default=None)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mmfusion import config as configs
 from mmfusion.data import dataset as datasets
 from mmfusion.data.dataset import Dataset
 from mmfusion.models.convolution import as_patches
@@ -44,7 +45,7 @@ def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, data
                         run.validate_and_save(stop)
                     return run.test(alone=False)
             except recovery.TooManyBadSteps as error:
-                bad_steps = recovery.roll_back_or_raise(error, directory, config, dataset)
+                bad_steps = recovery.roll_back_or_raise(error, directory, configs.read(config), dataset)
 
 
 def train_replicas(

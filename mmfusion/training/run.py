@@ -19,6 +19,7 @@ from mmfusion import config as configs
 from mmfusion import optim
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.checkpoints.saver import Saver
+from mmfusion.config import RunConfig
 from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset, Split
@@ -59,7 +60,7 @@ class TrainRun:
     """A run that takes steps: `for call in run.calls(): ...; run.after(...)`, then `run.test()`.
 
     Attributes:
-      config, directory, dataset, setup: what it is made of.
+      config, directory, dataset, setup: what it is made of; `config_values` is the config as JSON values.
       state: on the devices; the step donates it.
       progress: what a checkpoint remembers beside the state.
       k: steps of a call.
@@ -68,9 +69,11 @@ class TrainRun:
       environment: see `provenance.environment`.
       started: `time.monotonic()` as the first attempt began.
       profile: trace a few early calls.
+      higher_is_better: whether a higher value of the metric that selects the checkpoint is better.
     """
 
-    config: ConfigDict
+    config: RunConfig
+    config_values: dict[str, Any]
     directory: RunDir
     dataset: Dataset
     setup: TrainSetup
@@ -86,6 +89,7 @@ class TrainRun:
     environment: dict[str, Any]
     started: float
     profile: bool
+    higher_is_better: bool
 
     def __post_init__(self):
         self._eval_step = self.setup.eval_step()
@@ -163,7 +167,7 @@ class TrainRun:
             "seconds": time.monotonic() - self._resumed_at,
             "seconds_to_first_step": progress.seconds_to_first_step,
             "seed": self.config.seed,
-            "config": configs.to_json(self.config),
+            "config": self.config_values,
             "steps": self.config.steps,
             "best_step": chosen["step"],
             "skipped": progress.bad_steps["skipped"],
@@ -184,10 +188,10 @@ class TrainRun:
         rows = self._evaluate("valid")
         scores = score(rows, self.setup.tasks)
         self.log.log(self.progress.step, scores, "valid")
-        selection_score = selection_value(scores, self.config)
+        selection_score = selection_value(scores, self.config.select, self.higher_is_better)
         if self.config.optim.schedule.name == "plateau":
             self.progress.plateau = optim.plateau_update(
-                self.progress.plateau, selection_score, self.config.optim.schedule, higher_is_better=True
+                self.progress.plateau, selection_score, self.config.optim.schedule.to_dict(), higher_is_better=True
             )
         if self.setup.spec.objectives.need_head_losses:
             self._update_loss_weights(rows)
@@ -215,7 +219,7 @@ class TrainRun:
 
 
 def read_calls(
-    split: Split, config: ConfigDict, setup: TrainSetup, *, first: int, k: int
+    split: Split, config: RunConfig, setup: TrainSetup, *, first: int, k: int
 ) -> Iterator[tuple[tuple[Batch, ...], tuple[Batch, ...]]]:
     """Yields the host and the device batches of each compiled call from step `first` on, K of each."""
     partitioner = setup.partitioner
@@ -250,15 +254,16 @@ def start_run(
     Raises:
       UserError: the data, the directory or a checkpoint is not what the config needs.
     """
-    environment, workdir = provenance.environment(), directory.folder
-    setup = build_setup(config, dataset)
+    environment, workdir, values = provenance.environment(), directory.folder, configs.to_json(config)
+    run = configs.read(config)
+    setup = build_setup(run, dataset)
     primary = setup.partitioner.host_index == 0
-    if config.deterministic:
+    if run.deterministic:
         mesh.check_determinism(setup.partitioner.platform)
     setup.state_shapes()  # a model that cannot be built is an error before anything is written
     workdir.mkdir(parents=True, exist_ok=True)
     if primary and not (workdir / "result.json").exists():  # keys that may change take effect as the run resumes
-        write_json(workdir / "config.json", configs.to_json(config))
+        write_json(workdir / "config.json", values)
     with hosts.primary_first():
         checkpoints = Checkpoints(directory.checkpoints)
         if bad_steps and primary:
@@ -266,8 +271,8 @@ def start_run(
     if directory.bucket is None:
         hosts.check_shared(workdir)
     with contextlib.closing(checkpoints):
-        state, progress, saved_meta, notes = restore_or_initialise(config, directory, dataset, setup, checkpoints)
-        if progress.step >= config.steps and (workdir / "result.json").exists():
+        state, progress, saved_meta, notes = restore_or_initialise(run, directory, dataset, setup, checkpoints)
+        if progress.step >= run.steps and (workdir / "result.json").exists():
             if primary:
                 print(f"train  finished before, at step {progress.step}; see {directory.name}/result.json")
             yield configs.read_json(workdir / "result.json")
@@ -275,16 +280,16 @@ def start_run(
         if bad_steps:
             progress.rollbacks = bad_steps.rollbacks + 1
             progress.bad_steps |= {name: bad_steps.counts[name] for name in ("skipped", "spikes")}
-        boundaries = (progress.step, config.steps, config.eval_every, config.checkpoint_every)
-        k = mesh.steps_per_call(config.parallel.steps_per_call, setup.partitioner.platform, boundaries)
-        meta = {"data": dataset.saved(), "config": configs.to_json(config), "made_with": provenance.code(environment)}
-        every = max(1, PLAIN_LINES // config.log_every)
+        boundaries = (progress.step, run.steps, run.eval_every, run.checkpoint_every)
+        k = mesh.steps_per_call(run.parallel.steps_per_call, setup.partitioner.platform, boundaries)
+        meta = {"data": dataset.saved(), "config": values, "made_with": provenance.code(environment)}
+        every = max(1, PLAIN_LINES // run.log_every)
         with (
-            Logger(workdir, primary, progress.step, total_steps=config.steps, plain_every=every) as log,
+            Logger(workdir, primary, progress.step, total_steps=run.steps, plain_every=every) as log,
             contextlib.closing(Trace(workdir / "profile")) as trace,
         ):
             if bad_steps:
-                rate = config.recovery.lr_factor**progress.rollbacks
+                rate = run.recovery.lr_factor**progress.rollbacks
                 log.print(
                     f"train  {recovery.summary(bad_steps)}: back to step {progress.step}, {rate:g} of the learning rate"
                 )
@@ -295,16 +300,16 @@ def start_run(
                 )
                 if changed:
                     log.print(f"train  warning: {changed} since the last checkpoint: the run may continue differently")
-            saver = Saver(checkpoints, directory.upload, log, config.recovery.failed_saves)
-            meter = Meter(log, config, dataset.splits["train"], progress)
+            saver = Saver(checkpoints, directory.upload, log, run.recovery.failed_saves)
+            meter = Meter(log, run, dataset.splits["train"], progress)
             yield TrainRun(
-                config, directory, dataset, setup, state, progress, k, checkpoints, log, saver, meter, trace, meta,
-                environment, started, profile,
+                run, values, directory, dataset, setup, state, progress, k, checkpoints, log, saver, meter, trace, meta,
+                environment, started, profile, configs.selectable(config)[config.select],
             )  # fmt: skip
 
 
 def restore_or_initialise(
-    config: ConfigDict, directory: RunDir, dataset: Dataset, setup: TrainSetup, checkpoints: Checkpoints
+    config: RunConfig, directory: RunDir, dataset: Dataset, setup: TrainSetup, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress, dict[str, Any] | None, Sequence[str]]:
     """Returns state and progress of the newest good checkpoint, else of a new run.
 
@@ -324,12 +329,12 @@ def restore_or_initialise(
     return state, Progress(**meta["progress"]), meta, ()
 
 
-def selection_value(scores: dict[str, Any], config: ConfigDict) -> float:
+def selection_value(scores: dict[str, Any], metric: str, higher_is_better: bool) -> float:
     """Returns the validation score to choose by, higher is better; NaN where it is undefined."""
-    value = scores[config.select]
+    value = scores[metric]
     if value is None:
         return float("nan")
-    return value if configs.selectable(config)[config.select] else -value
+    return value if higher_is_better else -value
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from mmfusion import config as configs
 from mmfusion import optim
+from mmfusion.config.fields import RunConfig, TargetConfig
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.data.decoding import empty_batch
@@ -94,41 +96,43 @@ class TrainSetup:
         ))  # fmt: skip
 
 
-def build_setup(config: ConfigDict, dataset: Dataset) -> TrainSetup:
+def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
     """Returns what a run is made of; no parameter is initialised yet."""
-    mesh = config.parallel.mesh
-    partitioner = make_partitioner(config.parallel.mode, config.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
+    run = config if isinstance(config, RunConfig) else configs.read(config)
+    mesh = run.parallel.mesh
+    partitioner = make_partitioner(run.parallel.mode, run.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
     hosts.connect(partitioner.mesh)
-    dtype = _dtype(config.model.dtype, partitioner.platform)
-    frozen = freezing.make(config.model.encoders, config.steps)
-    tasks = make_tasks(config.data.targets, dataset.reader.outputs)
-    supplied = {
-        "width": config.model.width, "dtype": dtype, "axis_name": partitioner.axis_name,
-        "modalities": tuple(sorted(config.model.encoders)),
+    dtype = _dtype(run.model.dtype, partitioner.platform)
+    frozen = freezing.make(run.model.encoders, run.steps)
+    tasks = make_tasks(run.data.targets, dataset.reader.outputs)
+    encoders = {m: section.to_dict() for m, section in run.model.encoders.items()}
+    kwargs = {
+        "width": run.model.width, "dtype": dtype, "axis_name": partitioner.axis_name,
+        "modalities": tuple(sorted(encoders)),
     }  # fmt: skip
-    by_name = make_objectives(config.objectives, supplied)
-    kinds = {objective.unimodal_heads for objective in by_name.values()}
+    by_name = make_objectives(run.objectives, kwargs)
+    heads = {objective.unimodal_heads for objective in by_name.values()}
     model = build(
-        config.model,
+        {"width": run.model.width, "encoders": encoders, "fusion": run.model.fusion.to_dict()},
         dataset.encoder_kwargs(),
         dataset.reader.outputs,
         axis_name=partitioner.axis_name,
         dtype=dtype,
-        frozen=[m for m in config.model.encoders if f"encoders_{m}" in frozen.always],
+        frozen=[m for m in encoders if f"encoders_{m}" in frozen.always],
         auxiliaries={name: objective for name, objective in by_name.items() if isinstance(objective, Auxiliary)},
-        unimodal="heads" if "heads" in kinds else "probes" if "probes" in kinds else "",
+        unimodal="heads" if "heads" in heads else "probes" if "probes" in heads else "",
         scalars=tuple(name for objective in by_name.values() for name in objective.parameters(list(tasks))),
     )
     objectives = build_objectives(model, tasks, by_name)
-    joined = {other: m for m, options in config.model.encoders.items() for other in options.join}
+    joined = {other: m for m, section in run.model.encoders.items() for other in section.join}
     spec = StepSpec(
         model=model,
-        optimizer=make_optimizer(config, objectives.gradient_transformations(), frozen),
+        optimizer=make_optimizer(run, objectives.gradient_transformations(), frozen),
         objectives=objectives,
-        preprocess=make_preprocess(config.data.modalities.to_dict(), joined),
+        preprocess=make_preprocess({m: section.to_dict() for m, section in run.data.modalities.items()}, joined),
         freezing=frozen,
-        spike_threshold=config.recovery.spike_threshold,
-        micro_batches=config.optim.accumulate,
+        spike_threshold=run.recovery.spike_threshold,
+        micro_batches=run.optim.accumulate,
         unroll=partitioner.platform == "cpu",
         axis_name=partitioner.axis_name,
     )
@@ -136,34 +140,27 @@ def build_setup(config: ConfigDict, dataset: Dataset) -> TrainSetup:
 
 
 def make_optimizer(
-    config: ConfigDict, first: list[optax.GradientTransformationExtraArgs], frozen: freezing.Freezing
+    run: RunConfig, first: list[optax.GradientTransformationExtraArgs], frozen: freezing.Freezing
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the whole chain from summed gradients to updates.
 
     In order: `first`, the transformations of objectives, then clipping and the optimizer, layer-wise learning-rate
     decay, and zero updates for what is frozen.
     """
-    chain = [*first, optim.make(config.optim, frozen)]
-    if scale := optim.slowed(config.model.encoders):
-        chain.append(optax.stateless(lambda updates, _: scale(updates)))
+    chain = [*first, optim.make(run.optim.to_dict(), frozen)]
+    if any(section.layer_decay != 1 for section in run.model.encoders.values()):
+        chain.append(optax.with_extra_args_support(optim.layerwise_lr_decay(run.model.encoders)))
     if frozen:
         chain.append(frozen.zero_updates())
     return chain[0] if len(chain) == 1 else optax.chain(*chain)
 
 
-def make_tasks(targets: ConfigDict, outputs: dict[str, int]) -> dict[str, Task]:
+def make_tasks(targets: Mapping[str, TargetConfig], outputs: Mapping[str, int]) -> dict[str, Task]:
     """Returns a Task for each target of a config."""
+    fields = {field.name for field in dataclasses.fields(Task)} - {"kind", "outputs"}
     return {
-        name: Task(
-            kind=options.kind,
-            outputs=outputs[name],
-            loss=options.loss,
-            gamma=options.get("gamma", 2.0),
-            label_smoothing=options.get("label_smoothing", 0.0),
-            class_weights=tuple(options.get("class_weights", ())),
-            weight=options.weight,
-        )
-        for name, options in targets.items()
+        name: Task(target.kind, outputs[name], **{key: x for key, x in target.options.items() if key in fields})
+        for name, target in targets.items()
     }
 
 

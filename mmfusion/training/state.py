@@ -17,8 +17,7 @@ from mmfusion.optim import skip_step
 Preprocess = Callable[[Batch, jax.Array | None], Batch]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a step reads and writes; with the config it determines the rest of the run.
 
     Attributes:

@@ -77,17 +77,10 @@ def train_step(
 
     def loss_fn(params: Any, batch_stats: Any, rows: Batch) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         shares = {"mix": rows.mix["features"]} if "features" in rows.mix else {}
-        outputs, updated = spec.model.apply(
-            {
-                "params": spec.freezing.stop_gradient(params),
-                "batch_stats": batch_stats,
-                "rows": {"id": rows.id} | shares,
-            },
-            rows,
-            train=True,
-            rngs={"dropout": rng.key(state.seed, "dropout", state.step)},
-            mutable=["batch_stats"],
-        )
+        rngs = {"dropout": rng.key(state.seed, "dropout", state.step)}
+        variables = {"params": spec.freezing.stop_gradient(params), "batch_stats": batch_stats}
+        variables["rows"] = {"id": rows.id} | shares
+        outputs, updated = spec.model.apply(variables, rows, train=True, rngs=rngs, mutable=["batch_stats"])
         context = Context(rows, outputs, params, counts)
         # A batch without weight has loss 0, not NaN.
         means = {t.name: t.total(context) / jnp.maximum(counts.get(t.name, 1.0), 1e-9) for t in objectives.terms}
@@ -134,7 +127,7 @@ def eval_step(
 
     With `heads`, also the losses of each modality's own head: `unimodal` per task and modality `[B]`, and `present`.
     """
-    outputs = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
+    outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
     result = {
         "logits": outputs.logits,
         "loss": {task: task_loss(outputs.logits[task], batch.targets[task], spec) for task, spec in tasks.items()},
