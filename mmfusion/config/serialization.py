@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion.config.renamed import rename_keys
@@ -48,7 +49,7 @@ def flat(values: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, inner in values.items() for k, v in flat(inner, f"{path}.{key}" if path else key).items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path | epath.Path) -> dict[str, Any]:
     """Returns a JSON file's object; raises UserError where it is torn or not JSON."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

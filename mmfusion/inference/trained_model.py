@@ -76,7 +76,7 @@ class TrainedModel:
     @property
     def config(self) -> ConfigDict:
         """The config of the run, locked."""
-        return self._run.config
+        return self._run.config_dict
 
     @property
     def step(self) -> int:

@@ -88,7 +88,7 @@ class MVAE(Imputer):
 
     def product(self, experts: dict[str, tuple[jax.Array, jax.Array]], there: Vectors) -> tuple[jax.Array, jax.Array]:
         """Returns mean and log variance `[B, Z]` of the prior times the experts that are there `[B]`."""
-        precision, weighted = 1.0, 0.0
+        precision, weighted = jnp.ones(()), jnp.zeros(())
         for m, (mean, log_variance) in experts.items():
             own = jnp.where(there[m][:, None], jnp.exp(-log_variance), 0.0)
             precision, weighted = precision + own, weighted + own * mean

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 
@@ -65,7 +65,7 @@ def objective_options(name: str) -> dict[str, Any]:
     named = {} if name in OBJECTIVES else {"name": name}
     if issubclass(objective, nn.Module):
         return named | module_options(objective)
-    return named | {field.name: field.default for field in dataclasses.fields(objective)}
+    return named | {field.name: field.default for field in dataclasses.fields(cast(Any, objective))}
 
 
 def check_objectives(config: "RunConfig") -> None:

@@ -73,9 +73,12 @@ def plateau_update(state: Mapping, value: float | None, config: Mapping, higher_
         is multiplied by `factor`, down to `min_scale`.
       higher_is_better: the score's direction.
     """
-    finite = value is not None and math.isfinite(value)
     sign = 1 if higher_is_better else -1
-    if finite and (state["best"] is None or sign * (value - state["best"]) > config["min_delta"]):
+    if (
+        value is not None
+        and math.isfinite(value)
+        and (state["best"] is None or sign * (value - state["best"]) > config["min_delta"])
+    ):
         return {"scale": state["scale"], "best": float(value), "waited": 0}
     if state["waited"] + 1 < config["patience"]:
         return {**state, "waited": state["waited"] + 1}

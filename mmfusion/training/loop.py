@@ -43,7 +43,7 @@ def train(
     """
     started, bad_steps = time.monotonic(), None
     with mesh.stop_on_sigterm() as stop, run_directory(workdir, config) as directory:
-        dataset = dataset or datasets.load(config.data, seed=config.seed)
+        dataset = dataset or datasets.load(config.data, seed=configs.read(config).seed)
         while True:
             attempt = start_run(config, directory, dataset, started=started, profile=profile, bad_steps=bad_steps)
             try:

@@ -17,11 +17,10 @@ from mmfusion.data import dataset as datasets
 from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
-from mmfusion.distributed import mesh
 from mmfusion.errors import UserError
 from mmfusion.training import recovery, warm_start
 from mmfusion.training.progress import Progress
-from mmfusion.training.restore import read_config
+from mmfusion.training.restore import fitted_config, read_config
 from mmfusion.training.setup import TrainSetup, build_setup
 
 
@@ -60,21 +59,21 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     config, folder = read_config(workdir), epath.Path(workdir)
     wrong = _recorded(folder)
     step = step or wrong["first"]
-    if not 0 < step <= config.steps:
-        raise UserError(f"--step={step}: updates of {workdir} are 1 to {config.steps}; it has no {recovery.FILE}")
+    if not 0 < step <= configs.read(config).steps:
+        raise UserError(
+            f"--step={step}: updates of {workdir} are 1 to {configs.read(config).steps}; it has no {recovery.FILE}"
+        )
     recorded = next((update for update in wrong["updates"] if update["step"] == step), {})
-    with config.unlocked():
-        config.parallel.update(mesh.fit_to_machine(config.parallel, config.batch_size))
-    dataset = datasets.load(config.data, seed=config.seed)
-    run = configs.read(config)
+    run = fitted_config(config)
+    dataset = datasets.load(config.data, seed=run.seed)
     setup = build_setup(run, dataset)
     state, progress = _before(folder, step, run, dataset, setup)
     progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks
 
     partitioner, since, gradients = setup.partitioner, progress.step, {}
     batches = pipeline.train_batches(
-        dataset.splits["train"], seed=config.seed, batch_size=config.batch_size, first=since, last=step,
-        host=partitioner.host_index, hosts=partitioner.num_hosts, workers=config.data.workers,
+        dataset.splits["train"], seed=run.seed, batch_size=run.batch_size, first=since, last=step,
+        host=partitioner.host_index, hosts=partitioner.num_hosts, workers=run.data.workers,
     )  # fmt: skip
     recording = dataclasses.replace(setup.spec, optimizer=record_gradients(setup.spec.optimizer, gradients))
     train_step, recording_step = setup.train_step(), dataclasses.replace(setup, spec=recording).train_step()
@@ -120,19 +119,19 @@ def record_gradients(
 ) -> optax.GradientTransformation:
     """Returns the optimizer, which fills the dictionary with each parameter's largest gradient as it is computed."""
 
-    def update(grads: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
-        leaves = jax.tree_util.tree_leaves_with_path(grads)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(updates)
         largest = {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.abs(x).max() for path, x in leaves}
         largest = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.nan), largest)
         jax.debug.callback(lambda every: gradients.update({name: float(x) for name, x in every.items()}), largest)
-        return optimizer.update(grads, state, params, **more)
+        return optimizer.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _losses(setup: TrainSetup, state: Any, batch: Batch) -> dict[int, float]:
     rows = jax.device_get(setup.eval_step()(state.params, state.batch_stats, batch))
-    total = sum(spec.weight * rows["loss"][task] for task, spec in setup.tasks.items())
+    total = np.sum([spec.weight * rows["loss"][task] for task, spec in setup.tasks.items()], axis=0)
     return {int(i): float(x) for i, x, weight in zip(rows["id"], total, rows["weight"], strict=True) if weight > 0}
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, data
     """
     started, bad_steps = time.monotonic(), None
     with run_directory(workdir, config) as directory:
-        dataset = dataset or datasets.load(config.data, seed=config.seed)
+        dataset = dataset or datasets.load(config.data, seed=configs.read(config).seed)
         while True:
             try:
                 with start_run(config, directory, dataset, started=started, bad_steps=bad_steps) as run:
@@ -84,7 +84,7 @@ def train_replicas(
                 except Exception as error:
                     results[i] = error
             if not due:
-                return results
+                return cast(list[Result], results)
             runs, calls = zip(*due.values(), strict=True)
             if len(runs) not in compiled:
                 compiled[len(runs)] = compile_step(runs[0].setup, len(runs))

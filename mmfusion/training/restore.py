@@ -4,13 +4,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.config import RunConfig
 from mmfusion.data import dataset as datasets
 from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import mesh
@@ -21,9 +22,10 @@ from mmfusion.training.setup import TrainSetup, build_setup
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run, opened: its config, data, setup and the state of its best checkpoint."""
+    """A trained run at its best checkpoint; `config_dict` is its config as it was given."""
 
-    config: ConfigDict
+    config: RunConfig
+    config_dict: ConfigDict
     dataset: Dataset
     setup: TrainSetup
     state: Any
@@ -36,6 +38,14 @@ def read_config(workdir: str | Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{workdir} is no run directory: it has no config.json; train into it first")
     return configs.from_json(configs.read_json(path))
+
+
+def fitted_config(config: ConfigDict) -> RunConfig:
+    """Returns a run's config, which is changed in place to use the devices of this machine."""
+    run = configs.read(config)
+    with config.unlocked():
+        cast(ConfigDict, config.parallel).update(mesh.fit_to_machine(config.to_dict()["parallel"], run.batch_size))
+    return configs.read(config)
 
 
 def open_run(
@@ -51,27 +61,25 @@ def open_run(
     Raises:
       UserError: no run, no checkpoint, or a checkpoint of another architecture.
     """
-    workdir = epath.Path(workdir)
-    config = read_config(workdir)
+    folder, config_dict = epath.Path(workdir) / "checkpoints", read_config(workdir)
     if overrides:
-        overrides(config)
-    with config.unlocked():
-        config.parallel.update(mesh.fit_to_machine(config.parallel, config.batch_size))
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{workdir} has no checkpoints yet")
-    checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
+        overrides(config_dict)
+    config = fitted_config(config_dict)
+    if not folder.is_dir():
+        raise UserError("has no checkpoints yet", path=str(workdir))
+    checkpoints = Checkpoints(folder, readonly=True)
 
     def read(step: int) -> Run:
         saved = checkpoints.meta(step)["data"]
-        dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
+        dataset = datasets.load(config_dict.data, seed=config.seed, splits=tuple(splits), saved=saved)
         setup = build_setup(config, dataset)
         state, _ = checkpoints.restore(step, setup.state_shapes())
-        return Run(config, dataset, setup, setup.partitioner.put_state(state), step)
+        return Run(config, config_dict, dataset, setup, setup.partitioner.put_state(state), step)
 
     run = checkpoints.first_valid(read, best=True)
     checkpoints.close()
     if run is None:
-        raise UserError(f"{workdir} has no checkpoint yet")
+        raise UserError("has no checkpoint yet", path=str(workdir))
     return run
 
 

@@ -156,7 +156,9 @@ class TrainRun:
         """
         self.saver.finish()
         progress, setup = self.progress, self.setup
-        host_state, chosen = self.checkpoints.restore_valid(setup.state_shapes(), best=True)
+        restored = self.checkpoints.restore_valid(setup.state_shapes(), best=True)
+        assert restored is not None  # the last step was saved
+        host_state, chosen = restored
         self.state = setup.partitioner.put_state(host_state)
         scores = {split: score(self._evaluate(split), setup.tasks) for split in ("valid", "test")}
         self.log.log(chosen["step"], scores["test"], "test")
@@ -304,7 +306,7 @@ def start_run(
             meter = Meter(log, run, dataset.splits["train"], progress)
             yield TrainRun(
                 run, values, directory, dataset, setup, state, progress, k, checkpoints, log, saver, meter, trace, meta,
-                environment, started, profile, configs.selectable(config)[config.select],
+                environment, started, profile, configs.selectable(config)[run.select],
             )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_each_logs_its_own_loss(rows, tmp_path, names):
     for line in logged(tmp_path / "run"):
         assert all(np.isfinite(line[f"objective/{name}"]) for name in names)
         assert line["skipped"] == 0
-    assert open_run(tmp_path / "run", []).config.objectives.to_dict().keys() == set(names)
+    assert open_run(tmp_path / "run", []).config.objectives.keys() == set(names)
 
 
 @pytest.mark.loop

@@ -126,8 +126,8 @@ class Probe:
 
     def __init__(self, run: Run, metric: str = ""):
         self.run = run
-        self.metric = metric or compared_metric(run.config)
-        self.sign = 1 if configs.selectable(run.config)[self.metric] else -1
+        self.metric = metric or compared_metric(run.config_dict)
+        self.sign = 1 if configs.selectable(run.config_dict)[self.metric] else -1
         self._variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
         model, tasks = run.setup.model, run.setup.tasks
         given = model.clone(
