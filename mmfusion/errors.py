@@ -1,4 +1,4 @@
-"""The ways a run ends early on purpose; `experiments/cli.py` turns each into its exit status."""
+"""Errors that end a command with one line; `experiments/cli.py` maps each to an exit status."""
 
 import contextlib
 import difflib
@@ -11,13 +11,13 @@ from typing import Any
 class UserError(Exception):
     """The user's input is wrong (exit status 2).
 
-    Its text is one line: where and what was given, what is wrong, what would be right.
+    Its text is one line: `path=value: message; did you mean ...?`
 
     Args:
       message: what is wrong, and what would be right.
-      path: where: a config key (`config.optim.name`), a flag, a file or a column.
-      value: what was given there; leave it out where the message says it better.
-      choices: what may stand there; the line ends with the nearest of them.
+      path: a config key (`config.optim.name`), a flag, a file or a column.
+      value: the value given there; leave it out where the message contains it.
+      choices: the valid values; the line ends with the nearest of them.
     """
 
     def __init__(self, message: str, *, path: str = "", value: Any = None, choices: Iterable[str] = ()):
@@ -29,15 +29,15 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """The run was asked to stop and saved itself; the same command continues it (exit status 75)."""
+    """The run was asked to stop and has been saved; the same command continues it (exit status 75)."""
 
 
 class Unreachable(Exception):
-    """What is stored cannot be read for now, and nothing says that it is damaged: try again later (exit status 75)."""
+    """Stored files cannot be read for now, but need not be damaged: try again later (exit status 75)."""
 
 
 def nearest(name: Any, choices: Iterable[str]) -> str:
-    """Returns the end of an error line: the nearest choices, or the first thirty where none is near."""
+    """Returns the end of an error line: the nearest choices, or the first thirty where none is similar."""
     choices = sorted(choices)
     if not choices:
         return "there is none to choose"
@@ -56,10 +56,10 @@ def warn_renamed(old: str, new: str) -> None:
 
 @contextlib.contextmanager
 def storage_errors(name: str) -> Iterator[None]:
-    """Turns what is raised where a bucket cannot be reached into one line; what reads it has errors of many kinds."""
+    """Turns any error of a bucket's client library, which has many kinds, into a UserError of one line."""
     try:
         yield
     except ImportError as error:
-        raise UserError(f"{name}: gs:// takes `pip install gcsfs` ({error})") from error
+        raise UserError(f"gs:// needs `pip install gcsfs` ({error})", path=name) from error
     except Exception as error:
         raise UserError(f"{name} cannot be reached: {' '.join(str(error).split())[:300]}") from error

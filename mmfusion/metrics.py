@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, log_softmax
 
-from mmfusion.files import plain
+from mmfusion.files import to_builtin
 
 # Which scores may choose the best checkpoint, and whether higher is better.
 METRICS = {
@@ -80,7 +80,7 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
     one_vs_rest = [(targets == c, log_probabilities[:, c]) for c in range(classes)]
     if classes == 2:
         one_vs_rest = [(targets == 1, logits[:, 1] - logits[:, 0])]
-    return plain(
+    return to_builtin(
         {
             "accuracy": hits.sum() / len(targets),
             "balanced_accuracy": np.mean(hits[actual > 0] / actual[actual > 0]),
@@ -121,7 +121,7 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
     per_class = _per_class(hits, actual, predicted)
     probability = expit(logits)
     labels = range(logits.shape[1])
-    return plain(
+    return to_builtin(
         {
             "accuracy": np.mean(targets == predictions),
             "balanced_accuracy": _mean(
@@ -163,7 +163,7 @@ def regression(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray)
         return _undefined("regression")
     error = predictions - targets
     spread, spread_predicted = np.ptp(targets) > 0, np.ptp(predictions) > 0
-    return plain(
+    return to_builtin(
         {
             "mae": np.mean(np.abs(error)),
             "rmse": np.sqrt(np.mean(error**2)),

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, name, step, example id): nothing is carried, so resuming needs no saved key."""
+"""Randomness as a function of (seed, name, step, example id): no key is carried from step to step or saved."""
 
 import zlib
 
@@ -6,19 +6,19 @@ import jax
 
 
 def key(seed: int | jax.Array, *names: str | int | jax.Array) -> jax.Array:
-    """Returns the typed PRNG key of `seed` folded with each name or number in turn."""
+    """Returns the typed PRNG key of a seed with each name or number folded in."""
     return fold(jax.random.key(seed), *names)
 
 
 def fold(base: jax.Array, *names: str | int | jax.Array) -> jax.Array:
-    """Returns the key `base` folded with each name or number in turn."""
+    """Returns a key with each name or number folded in."""
     for name in names:
         base = jax.random.fold_in(base, zlib.crc32(name.encode()) if isinstance(name, str) else name)
     return base
 
 
 def row_keys(base: jax.Array, ids: jax.Array) -> jax.Array:
-    """Returns one key an example `[B]`, so that a row's draw does not depend on its place or device.
+    """Returns one key per example `[B]`, so that an example's draws do not depend on its position or device.
 
     Args:
       base: a typed PRNG key.

@@ -175,7 +175,10 @@ def asked_by_clients(address: str) -> Iterator[None]:
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google, not the stand-in, what kind it is
     }
-    anonymous = {protocol: {"token": "anon", "project": "none"} for protocol in ("gs", "gcs")}
+    anonymous = {
+        protocol: {**fsspec.config.conf.get(protocol, {}), "token": "anon", "project": "none"}
+        for protocol in ("gs", "gcs")
+    }
     with mock.patch.dict(os.environ, environment), mock.patch.dict(fsspec.config.conf, anonymous):
         yield
 

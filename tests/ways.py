@@ -19,7 +19,6 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
-from mmfusion import files
 from mmfusion.config import defaults
 from mmfusion.data import pipeline
 from mmfusion.data.dataset import Dataset
@@ -148,7 +147,6 @@ def _loop(
         tiny.put(config, "parallel.devices", attempts[-1][0])
         result = loop.train(config, workdir)
     hosts.barrier()  # until the first one has written all
-    files.invalidate_listings(workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
         "examples": np.array([line["ids"] for line in lines if "ids" in line]),

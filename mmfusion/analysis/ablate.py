@@ -20,7 +20,7 @@ from mmfusion.analysis.claims.selection import Row
 from mmfusion.analysis.probing import pid
 from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
-from mmfusion.files import plain, write_json, write_text
+from mmfusion.files import to_builtin, write_json, write_text
 
 EXAMINED_BY = ("probing/probe", "probing/calibration", "probing/attribution", "probing/corruption", "probing/emap")
 
@@ -104,7 +104,7 @@ def classical(config: ConfigDict, metric: str, seeds: int, directory: Path) -> t
         if len(config.data.modalities) == 2 and config.data.targets[task].kind == "classification":
             real, chance = pid.of_dataset(dataset, task)
             written["information"] = {"train": dataclasses.asdict(real), "chance": dataclasses.asdict(chance)}
-        write_json(path, plain(written))
+        write_json(path, to_builtin(written))
     kept = configs.read_json(path)
     rows = [
         Row(
@@ -162,7 +162,7 @@ def conclude(
         "methods": [dataclasses.asdict(row) for row in outcome.rows],
         **dataclasses.asdict(said),
     }
-    write_json(directory / "claims.json", plain(written))
+    write_json(directory / "claims.json", to_builtin(written))
     return outcome
 
 
@@ -176,7 +176,7 @@ def _examine_cell(cell: Cell, folder: Path, metric: str, leaves: str) -> None:
     from mmfusion.analysis.probing.probe import examine
 
     del cell
-    write_json(folder / leaves, plain(examine(folder, metric)))
+    write_json(folder / leaves, to_builtin(examine(folder, metric)))
 
 
 def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]], directory: Path) -> None:

@@ -1,8 +1,7 @@
-"""Checkpoints: state, position, config, tokenizers and class names together. The only file that imports Orbax."""
+"""Checkpoints of a run: state, metadata and retention. The only file that imports Orbax."""
 
 import contextlib
-import copy
-import functools
+import itertools
 import json
 import math
 import re
@@ -15,325 +14,342 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from mmfusion import files
-from mmfusion.checkpoints import checksums
-from mmfusion.checkpoints.verify import META, CorruptCheckpoint, check_sums, meta_of, metrics_of, reading, unsound
+from mmfusion.checkpoints.checksums import checksums, describe, differences, flatten, with_checksum
+from mmfusion.checkpoints.verify import (
+    META,
+    CorruptCheckpoint,
+    read_errors,
+    read_meta,
+    retention_metrics,
+    validation_error,
+    verify_checksums,
+)
 from mmfusion.distributed import hosts
 from mmfusion.errors import UserError
 
-STATE = "state"  # the item that META is beside
-GONE = "let-go"  # the folder of those that are being deleted
-TEMPORARY = "orbax-checkpoint-tmp"  # in the names of what is not whole yet
-ASIDE = "damaged-checkpoints"  # where those go that are damaged, beside the others' folder
+STATE = "state"  # the item saved beside META
+DELETED = "deleted"  # subfolder that old checkpoints are moved to before their files are deleted
+TEMPORARY = "orbax-checkpoint-tmp"  # in the names of folders that are not written completely
+QUARANTINE = "damaged-checkpoints"  # folder for corrupt checkpoints, beside the folder of the others
 T = TypeVar("T")
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which asks whether the machine is to be taken away only where all hosts do: in the loop."""
+    """Orbax's manager without its check for preemption, which all hosts have to do together: the loop does it."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest two, the best one, and the newest one before updates that went wrong.
+    """The checkpoints of one run: the newest two, the best one, and the newest one before a series of bad steps.
 
-    Two newest, since the last one may be half-written when the machine dies. One that is not what was saved is set
-    aside in a folder beside the others', or, where `readonly`, passed over: then nothing is moved or cleaned up. Of
-    several hosts the first one alone writes, so that none waits for a write of another that fails; the others' are
-    `readonly`.
+    Two, because the newest may be incomplete when the machine dies. A corrupt one is moved to quarantine, a folder
+    beside the others. With several hosts only the primary one writes, so that no host waits for another's failed
+    write; the others are readonly.
+
+    Args:
+      directory: local or in a bucket, created if missing.
+      readonly: whether nothing is written, moved or cleaned up; corrupt checkpoints are skipped.
+
+    Raises:
+      UserError: a checkpoint may not be read, or a corrupt one cannot be moved.
+      Unreachable: a checkpoint cannot be read for now.
     """
 
     def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
         self._directory = _absolute(directory)
         self.readonly = readonly or jax.process_index() > 0
-        self._damaged, self._begun = set(), None
-        self._emptied = False
-        if self.readonly:
-            files.invalidate_listings(self._directory)
-        else:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        for step in self._folders():
-            if not ocp.utils.is_checkpoint_finalized(self._directory / step):
-                continue  # a kill left it half-written, in a bucket under its own name; Orbax takes it away
-            if why := unsound(self._directory / step):
-                self._set_aside(int(step), f"checkpoint {self._directory}/{step} is damaged: {why}")
-        self._manager = _Manager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                read_only=self.readonly,
-                create=False,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=jax.process_index(),
-                    active_processes={jax.process_index()},
-                    barrier_sync_key_prefix=f"host{jax.process_index()}",
-                ),
-                best_fn=_score,  # without it, scores are not written down
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        checkpoint_managers.LatestN(n=2),
-                        checkpoint_managers.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
-                        checkpoint_managers.BestN(get_metric_fn=_sound, n=1, keep_checkpoints_without_metrics=False),
-                    ]
-                ),
-                cleanup_tmp_directories=not self.readonly,
-                # Else writers wait 20 minutes for a folder that could not be made, and the process with them.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-                # Renamed first: what a kill leaves of one half deleted is not taken for a damaged one.
-                todelete_subdir=None if self.readonly or "://" in str(self._directory) else GONE,
-            ),
-        )
+        self._corrupt: set[int] = set()  # readonly: those that are skipped
+        self._saving: int | None = None  # step of a save whose result is not known yet
+        self._rolled_back = False  # whether `delete_from` has deleted all
+        self._orbax: _Manager | None = None
         if not self.readonly:
-            self._clear()
+            self._directory.mkdir(parents=True, exist_ok=True)
+        for name in self._names():
+            if not name.isdigit() or not ocp.utils.is_checkpoint_finalized(self._directory / name):
+                continue  # in a bucket, an incomplete one has its final name already; Orbax deletes it
+            if error := validation_error(self._directory / name):
+                self._quarantine(int(name), f"checkpoint {self._directory}/{name} is damaged: {error}")
+        self._orbax = _open_manager(self._directory, self.readonly)
+        if not self.readonly:
+            self._delete_files()
+
+    @property
+    def _manager(self) -> _Manager:
+        """Orbax's manager, opened again after a failed save."""
+        if self._orbax is None:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._orbax = _open_manager(self._directory, self.readonly)
+            except Exception as error:  # any exception of the storage's client library
+                raise UserError(f"cannot open {self._directory}: {_reason(error)}") from error
+        return self._orbax
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
-        return sorted(set(self._manager.all_steps()) - self._damaged)
+        return sorted(set(self._manager.all_steps()) - self._corrupt)
 
     def newest(self) -> int | None:
-        """Returns the newest step, or None where there is none."""
+        """Returns the newest step, or None."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """Returns the step of the best finite validation score, the newest where none has one."""
-        saved = {step: self.meta(step) for step in self.steps()}  # Orbax's own copy of the score has no seal
-        scored = [step for step, metrics in saved.items() if _score(metrics) > -math.inf]
-        return max(scored, key=lambda step: _rank(saved[step]), default=self.newest())
+        """Returns the step with the best finite validation score, the newest one if none has a score, or None."""
+        metas = {step: self.meta(step) for step in self.steps()}  # Orbax's own copy of the score has no checksum
+        scored = [step for step, meta in metas.items() if _score(meta) > -math.inf]
+        return max(scored, key=lambda step: _rank(metas[step]), default=self.newest())
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None) -> None:
-        """Saves a step unless it is there already; writing goes on in the background, and `outcome` says how it ends.
+        """Starts to save a step that is not saved yet; it is written in the background, see `outcome`.
 
         Args:
           step: steps taken.
-          state: a pytree of NumPy arrays, which nobody changes while they are written.
+          state: a pytree of NumPy arrays, which must not change while they are written.
           meta: JSON values: config, tokenizers, class names, schedule state.
           score: validation score, higher is better; None where this step was not validated.
 
         Raises:
-          UserError: it fails at once (no space left, no permission), or the older ones are gone.
+          UserError: it fails at once (no space left, no permission), or the older checkpoints have vanished.
         """
-        if step in (known := self.steps()):
+        known = self.steps()
+        if step in known:
             return
         if known and not self._directory.exists():
-            self._manager.reload()  # it still knows them, and makes the folder anew
+            self._manager.reload()  # forgets them, so that the next save creates the folder
             raise UserError(f"{self._directory} is gone, and {len(known)} checkpoints with it")
-        self._begun = step
+        try:
+            self._start_save(step, state, meta, score)
+        except Exception as error:  # any exception of the storage's client library
+            raise self._save_error(error) from error
+
+    def _start_save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None) -> None:
+        self._saving = step
         finite = score if score is not None and math.isfinite(score) else None
-        described = {
+        complete = {
             **meta,
             "step": step,
             "score": finite,
-            "tree": checksums.describe(state),
-            "sums": checksums.checksums(state),
+            "tree": describe(state),
+            "sums": checksums(state),
         }
-        sealed = checksums.sealed(json.loads(json.dumps(described)))  # tuples would come back as lists
-        try:
-            begun = self._manager.save(
-                step,
-                force=True,  # also where a newer one is there
-                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(sealed)}),
-                metrics=metrics_of(described),
-            )
-            if not begun:
-                raise RuntimeError("it was not begun")
-        except Exception as error:  # whatever the storage's library raises
-            raise self._unsaved(error) from error
+        checked = with_checksum(json.loads(json.dumps(complete)))  # as it will be read: tuples become lists
+        started = self._manager.save(
+            step,
+            force=True,  # also where a newer one exists
+            args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(checked)}),
+            metrics=retention_metrics(complete),
+        )
+        if not started:
+            raise RuntimeError("Orbax did not start to save")
 
     def outcome(self, *, wait: bool = False) -> UserError | bool:
-        """Returns, once, how the save that was begun last has ended: True, or its error; False: nothing is known anew.
+        """Returns the result of the last save, once: True, or its error; False while there is no new result.
 
         Args:
-          wait: for one that goes on.
+          wait: whether to wait for a save in progress.
         """
-        if self._begun is None or (not wait and self._manager.is_saving_in_progress()):
+        if self._saving is None or (not wait and self._manager.is_saving_in_progress()):
             return False
-        step, self._begun = self._begun, None
+        step, self._saving = self._saving, None
         try:
             self._manager.wait_until_finished()
             if "://" not in str(self._directory):
-                files.sync(self._directory / str(step))  # so that a power loss spares it once the next one is there
-            self._clear()
+                files.sync(self._directory / str(step))  # it must survive a power loss before older ones are deleted
+            self._delete_files()
         except Exception as error:
-            return self._unsaved(error)
+            return self._save_error(error)
         return True
 
-    def _clear(self) -> None:
-        """Deletes what was let go."""
-        if (self._directory / GONE).exists():
-            (self._directory / GONE).rmtree(missing_ok=True)
+    def _delete_files(self) -> None:
+        """Deletes the files of checkpoints that are no longer kept."""
+        if (self._directory / DELETED).exists():
+            (self._directory / DELETED).rmtree(missing_ok=True)
 
-    def _unsaved(self, error: Exception) -> UserError:
-        """Returns what a write that failed means, and takes away what it left."""
-        self._begun = None
-        with contextlib.suppress(Exception):  # a save that failed may still write, and its next error is no later one's
-            self._manager._checkpointer.wait_until_finished()  # the manager itself waits for whole saves alone
-        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be taken away
+    def _save_error(self, error: Exception) -> UserError:
+        """Returns the error of a failed save as one line, after ending its writers and deleting its files."""
+        self._saving = None
+        if self._orbax is not None:
+            for _ in range(3):  # each writer's error is raised once, and must not become the error of the next save
+                with contextlib.suppress(Exception):
+                    self._orbax.close()
+                    break
+            self._orbax = None
+        with contextlib.suppress(OSError):  # a disk that cannot be written may not be cleaned up either
             for name in self._names():
                 if TEMPORARY in name:
                     (self._directory / name).rmtree(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._manager.reload()  # it counts a step as saved that it began to save
-        reason = getattr(error, "strerror", None) or str(error)
-        # Arrays are written by a library of its own, which says much more.
-        if found := re.search(r"([^:\[\]]+) \[(?:os_error_code|tensorstore_spec)=", reason):
-            reason = found[1]
-        reason = " ".join(reason.split())[:300]
-        return UserError(f"cannot write a checkpoint under {self._directory}: {reason}; older ones are untouched")
+        return UserError(
+            f"cannot write a checkpoint under {self._directory}: {_reason(error)}; older ones are untouched"
+        )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Returns what was saved beside the state of `step`; raises CorruptCheckpoint where it is not that."""
-        return meta_of(self._directory / str(step))
+        """Returns the metadata of a step; raises CorruptCheckpoint where it is not what was saved."""
+        return read_meta(self._directory / str(step))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns the state of `step`, as host arrays shaped like `like`, and its meta.
+        """Returns the state of a step, as host arrays with the shapes of `like`, and its metadata.
 
         Raises:
           CorruptCheckpoint: it is not what was saved.
-          UserError: the checkpoint is of another architecture, and the line shows where the trees differ; or it may not
-            be read.
+          UserError: it has another architecture, with the differences in the message, or may not be read.
         """
         meta = self.meta(step)
-        if differences := checksums.compare(checksums.describe(like), meta["tree"]):
-            shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if differences[5:] else "")
-            raise UserError(f"checkpoint {self._directory}/{step} is of another architecture: {shown}")
+        if lines := differences(describe(like), meta["tree"]):
+            others = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
+            raise UserError(
+                f"checkpoint {self._directory}/{step} has another architecture: {'; '.join(lines[:5])}{others}"
+            )
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         folder, args = self._directory / str(step), ocp.args.StandardRestore(template)
-        with reading(folder):
+        with read_errors(folder):
             state = self._manager.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
-        check_sums(folder, state, meta)
+        verify_checksums(folder, state, meta)
         return state, meta
 
     def restore_valid(self, like: Any, *, best: bool = False) -> tuple[Any, dict[str, Any]] | None:
-        """Returns the newest state, or the best, that is not damaged, and its meta; None where there is none at all.
+        """Returns the newest or the best valid state and its metadata; None where there is no checkpoint.
 
-        Several hosts ask together, and all get the one that the first one finds.
+        All hosts must call it, and all get the checkpoint that the primary host chooses.
 
         Raises:
-          UserError: all are damaged, or as `restore` does.
+          UserError: all are corrupt, or as `restore` does.
         """
-        first = jax.process_index() == 0
-        found = self.first_valid(lambda step: self.restore(step, like), best=best) if first else None
+        primary = jax.process_index() == 0
+        found = self.first_valid(lambda step: self.restore(step, like), best=best) if primary else None
         step = hosts.broadcast_from_primary(found[1]["step"] if found else -1)
-        if first or step < 0:
-            return found
-        files.invalidate_listings(self._directory)
-        return self.restore(step, like)
-
-    def delete_from(self, step: int) -> None:
-        """Deletes the checkpoints of a step and of all after it."""
-        for later in [saved for saved in self.steps() if saved >= step]:
-            self._manager.delete(later)
-        self._emptied = not self.steps()
-        self._clear()
+        return found if primary or step < 0 else self.restore(step, like)
 
     def first_valid(self, read: Callable[[int], T], *, best: bool = False) -> T | None:
-        """Returns what `read(step)` gives of the newest checkpoint, or of the best, that is not damaged.
+        """Returns `read(step)` of the newest checkpoint, or of the best, for which it finds nothing corrupt.
 
-        Those before it are set aside, with a warning, in a folder beside the others'. None where there is none at all.
+        Corrupt ones are quarantined with a warning. None where there is no checkpoint.
 
         Raises:
-          UserError: all are damaged, or as `read` does.
+          UserError: all are corrupt, or as `read` does.
         """
-        while self.steps():
+        while True:
             try:
-                return read(self.best() if best else self.newest())
+                step = self.best() if best else self.newest()
+                if step is None:
+                    break
+                return read(step)
             except CorruptCheckpoint as error:
-                self._set_aside(error.step, str(error))
+                self._quarantine(error.step, str(error))
                 self._manager.reload()
-        if self._damaged or (not self._emptied and (self._directory.parent / ASIDE).exists()):
-            aside = self._directory.parent / ASIDE
+        quarantine = self._directory.parent / QUARANTINE
+        if self._corrupt or (not self._rolled_back and quarantine.exists()):
             raise UserError(
-                f"no checkpoint under {self._directory} can be trusted (see {aside}): begin again in another directory"
+                f"no checkpoint under {self._directory} is intact (see {quarantine}): start in another directory"
             )
         return None
+
+    def delete_from(self, step: int) -> None:
+        """Deletes the checkpoints of a step and of all later ones."""
+        for later in [saved for saved in self.steps() if saved >= step]:
+            self._manager.delete(later)
+        self._rolled_back = not self.steps()
+        self._delete_files()
 
     def _names(self) -> list[str]:
         return [path.name for path in self._directory.iterdir()] if self._directory.exists() else []
 
-    def _folders(self) -> list[str]:
-        return [name for name in self._names() if name.isdigit()]
-
-    def _set_aside(self, step: int, why: str) -> None:
-        self._damaged.add(step)
+    def _quarantine(self, step: int, reason: str) -> None:
+        """Moves a corrupt checkpoint away with a warning, or skips it where readonly."""
         if self.readonly:
-            print(f"warning: {why}; another one serves", file=sys.stderr)
+            self._corrupt.add(step)
+            print(f"warning: {reason}; using another one", file=sys.stderr)
             return
-        aside = self._directory.parent / ASIDE
+        quarantine = self._directory.parent / QUARANTINE
         try:
-            aside.mkdir(parents=True, exist_ok=True)
-            target = next(place for k in range(10**6) if not (place := aside / f"{step}-{k}").exists())
-            print(f"warning: {why}; it goes to {target}, and another one serves", file=sys.stderr)
+            quarantine.mkdir(parents=True, exist_ok=True)
+            targets = (quarantine / f"{step}-{number}" for number in itertools.count())
+            target = next(path for path in targets if not path.exists())
+            print(f"warning: {reason}; moved to {target}, using another one", file=sys.stderr)
             files.move(self._directory / str(step), target)
         except OSError as error:
-            raise UserError(f"{why}; and it cannot be moved away: {error}") from error
-        self._damaged.remove(step)  # its number is free again
+            raise UserError(f"{reason}; and it cannot be moved away: {error}") from error
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises UserError where it could not be written."""
+        """Waits until the last save is on disk; raises UserError where it failed."""
         if isinstance(outcome := self.outcome(wait=True), UserError):
             raise outcome
 
     def close(self) -> None:
-        """Waits and lets go of the directory; a save that fails is told, but stands in the way of no other error."""
+        """Waits for the last save and closes the directory; a failed save is printed, to not hide another error."""
         if isinstance(outcome := self.outcome(wait=True), UserError):
             print(f"warning: {outcome}", file=sys.stderr)
-        self._manager.close()
+        if self._orbax is not None:
+            self._orbax.close()
 
 
 def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns the arrays of one checkpoint by path, and what was saved beside them; changes nothing.
+    """Returns the arrays of one checkpoint by path, and its metadata; changes nothing.
 
     Raises:
       CorruptCheckpoint: it is not what was saved.
       UserError: it may not be read.
     """
     folder = _absolute(folder)
-    meta = meta_of(folder)
-    with reading(folder), ocp.StandardCheckpointer() as checkpointer:
+    meta = read_meta(folder)
+    with read_errors(folder), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(folder / STATE)
-    check_sums(folder, state, meta)
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}, meta
+    verify_checksums(folder, state, meta)
+    return {path: np.asarray(leaf) for path, leaf in flatten(state).items()}, meta
 
 
-def _asked_once(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Returns Orbax's builder of TensorStore specs, which then asks TensorStore once a folder instead of once an array.
+def _open_manager(directory: epath.Path, readonly: bool) -> _Manager:
+    host = jax.process_index()
+    kept = [
+        checkpoint_managers.LatestN(n=2),
+        # Any comparable value works as the metric.
+        checkpoint_managers.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),  # pyright: ignore[reportArgumentType]
+        checkpoint_managers.BestN(get_metric_fn=_last_good, n=1, keep_checkpoints_without_metrics=False),
+    ]
+    return _Manager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+            read_only=readonly,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host{host}"
+            ),
+            best_fn=_score,  # without it, metrics are not written
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=not readonly,
+            # Otherwise writers wait 20 minutes for a folder that could not be created, and the process with them.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            # Moved before they are deleted: one that a kill leaves half deleted is not taken for a corrupt one.
+            todelete_subdir=None if readonly or "://" in str(directory) else DELETED,
+        ),
+    )
 
-    TensorStore 0.1.86, as all since 0.1.76, keeps some 200 bytes of each `KvStore.Spec.to_json` for ever, and Orbax
-    0.12.8 calls it for each array of each save: a run that saves often would grow without end.
-    """
-    of_folder = functools.lru_cache(16)(build)
 
-    @functools.wraps(build)
-    def built(directory: str, name: str | None = None, *, use_ocdbt: bool = True, **options: Any) -> dict[str, Any]:
-        if not use_ocdbt:
-            return build(directory, name, use_ocdbt=False, **options)
-        spec = copy.deepcopy(of_folder(directory, **options))  # its callers add to it
-        return spec if name is None else {**spec, "path": name}
-
-    return built
-
-
-tensorstore_utils.build_kvstore_tspec = _asked_once(tensorstore_utils.build_kvstore_tspec)
+def _reason(error: Exception) -> str:
+    """Returns the message of an error in one line; of TensorStore's long ones, the part that is the reason."""
+    message = getattr(error, "strerror", None) or str(error)
+    if found := re.search(r"([^:\[\]]+) \[(?:os_error_code|tensorstore_spec)=", message):
+        message = found[1]
+    return " ".join(message.split())[:300]
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:
     path = epath.Path(folder)
-    return path if path.is_absolute() else path.absolute()  # gs://... is, but absolute() breaks it
+    return path if path.is_absolute() else path.absolute()  # gs://... is absolute, but absolute() breaks it
 
 
 def _score(metrics: Any) -> float:
-    """A score to rank by: higher is better, and a missing or non-finite one is the worst."""
+    """Returns a score to rank by: a missing or non-finite one is the worst."""
     score = (metrics or {}).get("score")
     return score if score is not None and math.isfinite(score) else -math.inf
 
 
-def _sound(metrics: Mapping[str, Any]) -> int:
+def _last_good(metrics: Mapping[str, Any]) -> int:
     return -1 if metrics.get("wrong") else metrics["step"]
 
 
 def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:
-    """The first of equal scores is the best one, whichever others are still there."""
+    """Ranks by score, and equal scores by step, the earliest best: independent of which others still exist."""
     return _score(metrics), -metrics["step"]

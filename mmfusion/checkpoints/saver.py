@@ -1,9 +1,9 @@
-"""Saving while a run goes on: a few checkpoints in a row may fail before it stops, and the best of them is kept."""
+"""Saves during training: a few in a row may fail, and the best checkpoint is written later where it could not be."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,107 +13,123 @@ from mmfusion.errors import Unreachable, UserError
 from mmfusion.tracking.logger import Logger
 
 
+class Save(NamedTuple):
+    """The arguments of `Checkpoints.save`."""
+
+    step: int
+    state: Any
+    meta: Mapping[str, Any]
+    score: float | None
+
+
 @dataclasses.dataclass
 class Saver:
-    """Saves, on the first of several hosts, and counts the saves in a row that failed.
+    """Saves on the primary host, and counts the saves in a row that failed.
 
     Attributes:
-      checkpoints: where to.
-      upload: brings what was logged to where the run's directory is, where that is not here.
-      log: is told of a failure.
-      may_fail: how many in a row may, before the next one's error is raised.
-      failed: the errors of those in a row.
-      owed: the arguments of the save that failed whose score is best, since it may be what the run shall be judged by.
-        No later one is saved before it: a run that goes on from there would not know of it.
+      checkpoints: where to save.
+      upload: copies the log to the run's directory where that is in a bucket.
+      log: receives a warning for each failure.
+      max_failures: number of failures in a row after which the next one is raised.
+      failures: their errors.
+      pending_best: the failed save with the best score, which validation may choose in the end. The next save writes it
+        first: a run that resumes from a later step would not know of it.
     """
 
     checkpoints: Checkpoints
     upload: Callable[[], None]
     log: Logger
-    may_fail: int
-    failed: list[UserError] = dataclasses.field(default_factory=list)
-    owed: tuple[int, Any, Mapping[str, Any], float] | None = None
-    _newest: tuple[int, Any, Mapping[str, Any], float | None] | None = None
+    max_failures: int
+    failures: list[UserError] = dataclasses.field(default_factory=list)
+    pending_best: Save | None = None
+    _latest: Save | None = None
 
     def poll(self, *, wait: bool = False) -> None:
-        """Takes note of how the newest save has ended, if it has."""
+        """Handles the result of the latest save if there is one; raises UserError after too many failures."""
         outcome = self.checkpoints.outcome(wait=wait)
-        if outcome is True:
-            self.failed.clear()
-        elif outcome:
-            self._owe()
+        if isinstance(outcome, UserError):
+            self._keep_best()
             self._fail(outcome)
+        elif outcome:
+            self.failures.clear()
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None, *, last: bool) -> int:
-        """Saves a step; returns the one that a run goes on from which stops now.
+        """Saves a step; returns the step from which a run that stops now will resume.
 
         Args:
-          last: it stops, so wait until all is written; where that fails, an older checkpoint serves.
+          step, state, meta, score: see `Checkpoints.save`.
+          last: whether the run stops. Then wait until all is written; an older checkpoint does where this one fails.
 
         Raises:
-          UserError: too many have failed, or the last one, and no older one is there.
+          UserError: too many saves have failed, or the last one and there is no older checkpoint.
         """
         if self.checkpoints.readonly:
             return step
         self.poll(wait=True)
-        # Copied, because the next step donates these buffers while the writer, or a second attempt, still reads them.
-        self._newest = (step, jax.tree.map(np.array, state), meta, score)
+        # Copied, because the next step donates these buffers while they are still written, or written again.
+        self._latest = Save(step, jax.tree.map(np.array, state), meta, score)
         try:
-            self._sync()  # first, since a run goes on after its checkpoint
+            self._sync_log()  # a run resumes after its checkpoint, so the log must not be behind
             self.upload()
-            self._save_owed()
-            self.checkpoints.save(*self._newest)
+            self._save_pending_best()
+            self.checkpoints.save(*self._latest)
             if last:
                 self.checkpoints.wait()
-                self.failed.clear()
+                self.failures.clear()
         except UserError as error:
-            self._owe()
+            self._keep_best()
             if not last:
                 self._fail(error)
-            elif (older := self.checkpoints.newest()) is None:
+                return step
+            older = self.checkpoints.newest()
+            if older is None:
                 raise
-            else:
-                self.log.print(f"train  warning: {error}")
-                return older
+            self.log.print(f"train  warning: {error}")
+            return older
         return step
 
-    def _owe(self) -> None:
-        """Keeps the newest save, which failed, where its score is better than that of another one that did."""
-        score = self._newest[3]
-        if score is not None and math.isfinite(score) and (self.owed is None or score > self.owed[3]):
-            self.owed = self._newest
+    def finish(self) -> None:
+        """Waits for the latest save; raises UserError where it failed."""
+        self.poll(wait=True)
+        if self.failures:
+            raise self.failures[-1]
 
-    def _save_owed(self) -> None:
-        """Saves what is owed, if it is still the best; raises UserError where that fails again."""
-        if not self.owed:
+    def _keep_best(self) -> None:
+        """Keeps the latest save, which failed, for the next one if no failed save before it has a better score."""
+        if _score(self._latest) > _score(self.pending_best):
+            self.pending_best = self._latest
+
+    def _save_pending_best(self) -> None:
+        """Writes the failed save with the best score, unless a checkpoint has a better one by now."""
+        if self.pending_best is None:
             return
         try:
             best = self.checkpoints.best()
-            known = None if best is None else self.checkpoints.meta(best)["score"]
+            score = None if best is None else self.checkpoints.meta(best)["score"]
         except (OSError, Unreachable) as error:
             raise UserError(f"cannot read the checkpoints: {error}") from error
-        if known is None or known < self.owed[3]:
-            self.checkpoints.save(*self.owed)
+        if score is None or score < _score(self.pending_best):
+            self.checkpoints.save(*self.pending_best)
             self.checkpoints.wait()
-            self.log.print(f"train  the checkpoint of step {self.owed[0]} is written now")
-        self.owed = None
+            self.log.print(f"train  the checkpoint of step {self.pending_best.step} is written now")
+        self.pending_best = None
 
-    def _sync(self) -> None:
+    def _sync_log(self) -> None:
         try:
             self.log.sync()
         except OSError as error:
-            raise UserError(f"cannot write what was logged: {error.strerror}") from error
-
-    def finish(self) -> None:
-        """Waits for what is under way; raises UserError where the newest step is not saved."""
-        self.poll(wait=True)
-        if self.failed:
-            raise self.failed[-1]
+            raise UserError(f"cannot write the log: {error.strerror}") from error
 
     def _fail(self, error: UserError) -> None:
-        self.failed.append(error)
-        if len(self.failed) > self.may_fail:
+        self.failures.append(error)
+        count = len(self.failures)
+        if count > self.max_failures:
             raise error
-        self.log.print(
-            f"train  warning: {error}; going on, this is failure {len(self.failed)} of {self.may_fail} allowed"
-        )
+        self.log.print(f"train  warning: {error}; going on, this is failure {count} of {self.max_failures} allowed")
+
+
+def _score(save: Save | None) -> float:
+    """Returns a score to compare failed saves by; one that was not validated is not worth keeping."""
+    if save is None or save.score is None or not math.isfinite(save.score):
+        return -math.inf
+    return save.score

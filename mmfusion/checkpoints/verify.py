@@ -1,4 +1,4 @@
-"""Whether a checkpoint's folder holds what was saved: its JSON and its arrays, but not Orbax's ways of reading them."""
+"""Verifies the contents of a checkpoint: its JSON and the checksums of its arrays."""
 
 import contextlib
 import json
@@ -7,91 +7,102 @@ from typing import Any
 
 from etils import epath
 
-from mmfusion.checkpoints import checksums
+from mmfusion.checkpoints.checksums import checksums, has_valid_checksum
 from mmfusion.errors import Unreachable, UserError
 
-META = "meta"  # the item beside the state
-PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")  # in TensorStore's errors
+META = "meta"  # the item saved beside the state
+# Parts of TensorStore's messages for errors that may pass.
+TRANSIENT = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint, of a step, that is not what was saved."""
+    """A checkpoint that differs from what was saved.
 
-    def __init__(self, said: str, step: int = 0):
-        super().__init__(said)
+    Args:
+      message: as of `UserError`.
+      step: its step; 0 where its folder is a copy with another name.
+    """
+
+    def __init__(self, message: str, step: int = 0):
+        super().__init__(message)
         self.step = step
 
 
-def unsound(folder: epath.Path) -> str:
-    """Returns what is wrong with what was saved beside the state, which is small; "" where it is as it was.
+def validation_error(folder: epath.Path) -> str:
+    """Returns what is wrong with the metadata of a checkpoint, which is small; "" where it is valid.
 
     Raises:
-      UserError: it may not be read, or was saved by a version that knew no checksums.
+      UserError: it may not be read.
       Unreachable: it cannot be read for now.
     """
     try:
         meta = json.loads((folder / META / "metadata").read_text())
-        score = json.loads((folder / "metrics" / "metrics").read_text())
-        if "tree" in meta and not {"sums", checksums.SEAL} & set(meta):
-            raise UserError(f"checkpoint {folder} is of an earlier version, without checksums: begin again elsewhere")
-        sound = checksums.is_sealed(meta) and {"score", "step"} <= score.keys()
-        sound = sound and score.items() <= metrics_of(meta).items()
+        metrics = json.loads((folder / "metrics" / "metrics").read_text())
+        valid = (
+            has_valid_checksum(meta)
+            and {"score", "step"} <= metrics.keys()
+            and metrics.items() <= retention_metrics(meta).items()
+        )
     except PermissionError as error:
         raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        _let_pass(folder, error)
-        return f"what was saved beside the state cannot be read ({' '.join(str(error).split())[:200]})"
-    return "" if sound else "what was saved beside the state is not what it was"
+        _raise_if_transient(folder, error)
+        return f"its metadata cannot be read ({_one_line(error)})"
+    return "" if valid else "its metadata is not what was saved"
 
 
-def meta_of(folder: epath.Path) -> dict[str, Any]:
-    """Returns what was saved beside the state of a checkpoint; raises CorruptCheckpoint where it is not that."""
-    if why := unsound(folder):
-        raise CorruptCheckpoint(f"checkpoint {folder} is damaged: {why}", _step(folder))
+def read_meta(folder: epath.Path) -> dict[str, Any]:
+    """Returns the metadata of a checkpoint; raises CorruptCheckpoint where it is not valid."""
+    if error := validation_error(folder):
+        raise CorruptCheckpoint(f"checkpoint {folder} is damaged: {error}", _step(folder))
     return json.loads((folder / META / "metadata").read_text())
 
 
-def metrics_of(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decides which checkpoints are kept: `wrong` counts the updates just before that went wrong."""
+def retention_metrics(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that decide which checkpoints are kept; `wrong` counts the bad steps just before it."""
     counts = meta.get("progress", {}).get("bad_steps", {})
     return {"score": meta["score"], "step": meta["step"], "wrong": counts.get("consecutive", 0)}
 
 
-def check_sums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:
-    """Raises CorruptCheckpoint where an array of a state is not the one whose checksum its meta has."""
-    sums = checksums.checksums(state)
-    if wrong := sorted(path for path in {*sums, *meta["sums"]} if sums.get(path) != meta["sums"].get(path)):
-        more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
+def verify_checksums(folder: epath.Path, state: Any, meta: Mapping[str, Any]) -> None:
+    """Raises CorruptCheckpoint where an array of a state does not have its checksum in the metadata."""
+    found, saved = checksums(state), meta["sums"]
+    if wrong := sorted(path for path in {*found, *saved} if found.get(path) != saved.get(path)):
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise CorruptCheckpoint(
-            f"checkpoint {folder} is damaged: {wrong[0]}{more} is not what was saved", _step(folder)
+            f"checkpoint {folder} is damaged: {wrong[0]}{others} is not what was saved", _step(folder)
         )
 
 
 @contextlib.contextmanager
-def reading(folder: epath.Path) -> Iterator[None]:
-    """Turns errors of reading into CorruptCheckpoint, or into Unreachable where the files are not at fault."""
+def read_errors(folder: epath.Path) -> Iterator[None]:
+    """Turns errors of reading arrays into CorruptCheckpoint, or into Unreachable where the files are not at fault."""
     try:
         yield
-    # Orbax and TensorStore have many kinds of exception for files that are broken.
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        if isinstance(error, PermissionError) or "PERMISSION_DENIED" in said:
+    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+        if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
             raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
-        _let_pass(folder, error)
-        raise CorruptCheckpoint(f"checkpoint {folder} is damaged: it cannot be read ({said})", _step(folder)) from error
+        _raise_if_transient(folder, error)
+        raise CorruptCheckpoint(
+            f"checkpoint {folder} is damaged: it cannot be read ({_one_line(error)})", _step(folder)
+        ) from error
 
 
-def _let_pass(folder: epath.Path, error: Exception) -> None:
-    """Raises Unreachable where the machine or the network is at fault, and the files may be as they were.
+def _raise_if_transient(folder: epath.Path, error: Exception) -> None:
+    """Raises Unreachable where the machine or the network is at fault, and the files may be intact.
 
-    A MemoryError is raised again: later there is no more memory than now.
+    A MemoryError is raised again: trying later does not help.
     """
     if isinstance(error, MemoryError):
         raise error
     missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-    if (isinstance(error, OSError) and not missing) or any(word in str(error) for word in PASSING):
-        said = " ".join(str(error).split())[:200]
-        raise Unreachable(f"checkpoint {folder} cannot be read for now ({said}): try again later") from error
+    if (isinstance(error, OSError) and not missing) or any(part in str(error) for part in TRANSIENT):
+        message = f"checkpoint {folder} cannot be read for now ({_one_line(error)}): try again later"
+        raise Unreachable(message) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _step(folder: epath.Path) -> int:

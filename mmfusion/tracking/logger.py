@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard events, a progress bar or plain lines."""
+"""The log of a run: metrics.jsonl, TensorBoard events, and a progress bar or plain lines on the terminal."""
 
 import contextlib
 import json
@@ -7,26 +7,29 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from mmfusion.files import DISK_FULL, PARTIAL, Appended, plain, sync_file, write_text
-from mmfusion.tracking.tensorboard import Events
+from mmfusion.files import DISK_FULL, AppendFile, remove_temporary_files, sync_file, to_builtin, write_text
+from mmfusion.tracking.tensorboard import EventWriter
+
+LINE_METRICS = ("loss", "accuracy", "macro_f1", "auroc", "ece", "rmse", "r2")  # printed; metrics.jsonl has all of them
 
 
 class Logger:
-    """Writes one line of `metrics.jsonl` and the same scalars to TensorBoard a call, and shows how the run goes.
+    """Writes one line of `metrics.jsonl` and the same scalars to TensorBoard per call, and shows the progress.
 
-    On a terminal the `train` split drives a progress bar; elsewhere it prints one plain line in `plain_every` calls.
+    On a terminal the `train` split drives a progress bar; elsewhere every `plain_every`-th call prints one plain line.
     Other splits print a line each. A host that is not primary writes and prints nothing.
 
     Args:
-      workdir: the run's directory, made if missing.
+      workdir: the run's directory, created if missing.
       primary: whether this host writes.
-      resume_step: the step the run continues from; lines of later steps are dropped first, and a torn last line.
+      resume_step: the step the run continues from; lines of later steps and an incomplete last line are dropped.
       total_steps: of the whole run, for the bar and the time left.
-      plain_every: calls a plain line.
+      plain_every: calls per plain line.
       console: a rich console; the default writes to standard output.
     """
 
@@ -47,65 +50,69 @@ class Logger:
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._total_steps, self._plain_every = total_steps, plain_every
         self._console = console or Console()
-        self._calls, self._start = 0, None
+        self._calls = 0
+        self._start: tuple[int, float] | None = None
         path = self._workdir / "metrics.jsonl"
-        continued = path.exists()
-        for torn in self._workdir.glob(f".*.{'[0-9a-f]' * PARTIAL}"):  # of `write_text`, which a kill ended
-            torn.unlink(missing_ok=True)
+        resumed = path.exists()
+        remove_temporary_files(self._workdir)
         _drop_after(path, resume_step)
-        self._lines, self._failing = Appended(path), False
-        self._events = Events(self._workdir, after=resume_step if continued else None)
-        self._bar = None
+        self._lines, self._failing = AppendFile(path), False
+        self._events = EventWriter(self._workdir, resume_step=resume_step if resumed else None)
+        self._bar: Progress | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._bar = _progress(self._console)
+            self._bar = _progress_bar(self._console)
             self._task = self._bar.add_task(
-                "", total=total_steps, completed=resume_step, numbers="starting", left="-:--:--"
+                "", total=total_steps, completed=resume_step, metrics="starting", left="-:--:--"
             )
             self._bar.start()
 
-    def log(self, step: int, values: Mapping, split: str = "train") -> None:
-        """Records the scores of a split after `step` updates; what the disk does not take is kept for the next call.
+    def log(self, step: int, values: Mapping[str, Any], split: str = "train") -> None:
+        """Records the metrics of a split after `step` updates; what a full disk does not take is kept for later calls.
 
         Args:
           step: updates done.
-          values: scores by name, JSON types or NumPy numbers; the bar and the plain lines show `examples_per_second`,
-            `loss`, `accuracy` and `learning_rate` of them.
+          values: metrics by name, JSON types or NumPy numbers; the bar and the plain lines show `examples_per_second`,
+            `loss`, `accuracy` and `learning_rate`.
           split: `train`, `valid` or `test`.
         """
         if not self.primary:
             return
-        values = plain(values)
-        line = json.dumps({"step": int(step), "split": split, **values}) + "\n"
-        scalars = {f"{split}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
-        failed = None
-        for write in (lambda: self._lines.write(line.encode()), lambda: self._events.log(int(step), scalars)):
-            try:
-                write()
-            except OSError as error:
-                failed = error
-        if failed and not self._failing:
-            self.print(
-                f"{split:>5}  warning: cannot write what is logged: {failed.strerror}; it is kept, and tried again"
-            )
-        self._failing = failed is not None
+        values = to_builtin(values)
+        self._write(int(step), values, split)
         if split == "train":
             self._show_progress(int(step), values)
         else:
-            self.print(f"{split:>5}  step {step}  {_scores(values)}")
+            self.print(f"{split:>5}  step {step}  {_metrics_line(values)}")
 
-    def _show_progress(self, step: int, values: Mapping) -> None:
+    def _write(self, step: int, values: Mapping[str, Any], split: str) -> None:
+        line = json.dumps({"step": step, "split": split, **values}) + "\n"
+        scalars = {f"{split}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+        failure = None
+        try:
+            self._lines.write(line.encode())
+        except OSError as error:
+            failure = error
+        try:
+            self._events.write_scalars(step, scalars)
+        except OSError as error:
+            failure = error
+        if failure and not self._failing:
+            self.print(f"{split:>5}  warning: cannot write the log: {failure.strerror}; it is kept and written later")
+        self._failing = failure is not None
+
+    def _show_progress(self, step: int, values: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        self._start = self._start or (step, now)  # the first call's time holds the compilation: start counting there
+        self._start = self._start or (step, now)  # the first call includes compilation: timing starts after it
         done, seconds = step - self._start[0], now - self._start[1]
         left = duration(seconds / done * (self._total_steps - step)) if done > 0 else "-:--:--"
         if self._bar:
-            self._bar.update(self._task, completed=step, numbers=_numbers(values, " "), left=left)
+            self._bar.update(self._task, completed=step, metrics=_progress_metrics(values, " "), left=left)
         elif self._calls % self._plain_every == 0 or step >= self._total_steps:
-            self.print(f"train  step {step}/{self._total_steps}  {_numbers(values, '  ')}  {left} left")
+            self.print(f"train  step {step}/{self._total_steps}  {_progress_metrics(values, '  ')}  {left} left")
         self._calls += 1
 
-    def print(self, renderable) -> None:
-        """Prints text or a table, above the progress bar while there is one."""
+    def print(self, renderable: Any) -> None:
+        """Prints text or a table, above the progress bar if there is one."""
         if self.primary:
             try:
                 self._console.print(renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False)
@@ -114,13 +121,13 @@ class Logger:
                     raise
 
     def sync(self) -> None:
-        """Brings what was logged to the disk, where a power loss leaves it; raises OSError where that cannot be."""
+        """Flushes the log to the disk, so that it survives a power loss; raises OSError where that fails."""
         if self.primary:
             self._lines.sync()
             sync_file(self._workdir)
 
     def close(self) -> None:
-        """Ends the bar and the files; what was logged stays."""
+        """Ends the progress bar and closes the files."""
         if self.primary:
             if self._bar:
                 self._bar.stop()
@@ -130,33 +137,33 @@ class Logger:
     def __enter__(self) -> "Logger":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
+    """Drops lines of later steps, an incomplete last line, and the test split's: a resumed run tests again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    # A run that goes on will test again.
     kept = [line for line in lines if _step_of(line) <= step and '"split": "test"' not in line]
     if kept != lines:
         write_text(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:
-    # A torn line has no step to keep it for.
+    """Returns the step of a line of metrics.jsonl, infinity for an incomplete one."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if line.endswith("\n"):
             return float(json.loads(line)["step"])
     return math.inf
 
 
-def _progress(console: Console) -> Progress:
+def _progress_bar(console: Console) -> Progress:
     return Progress(
         BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}", markup=False),
+        TextColumn("{task.fields[metrics]}", markup=False),
         TextColumn("{task.fields[left]}", style="dim"),
         console=console,
         expand=True,
@@ -164,27 +171,30 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _numbers(values: Mapping, gap: str) -> str:
+def _progress_metrics(values: Mapping[str, Any], separator: str) -> str:
     formats = {
         "examples_per_second": lambda v: f"{_short(v)} ex/s",
         "loss": lambda v: f"loss {v:.4f}" if abs(v) < 100 else f"loss {v:.2e}",
         "accuracy": lambda v: f"acc {v:.3f}",
         "learning_rate": lambda v: f"lr {v:.1e}",
     }
-    known = {name: values[name] for name in formats if name in values}
-    return gap.join(formats[n](v) if v is not None else f"{n} not finite" for n, v in known.items())
+    parts = []
+    for name, formatted in formats.items():
+        if name in values:
+            parts.append(f"{name} not finite" if values[name] is None else formatted(values[name]))
+    return separator.join(parts)
 
 
-SHOWN = ("loss", "accuracy", "macro_f1", "auroc", "ece", "rmse", "r2")  # in a line; metrics.jsonl has all of them
+def _metrics_line(values: Mapping[str, Any]) -> str:
+    shown = [(name, value) for name, value in values.items() if name.rpartition("/")[2] in LINE_METRICS]
+    return "  ".join(f"{name} {format_metric(value)}" for name, value in shown)
 
 
-def _scores(values: Mapping) -> str:
-    shown = [(n, v) for n, v in values.items() if n.rpartition("/")[2] in SHOWN]
-    return "  ".join(f"{n} {format_score(v)}" for n, v in shown)
-
-
-def format_score(value) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def format_metric(value: float | None) -> str:
+    """Returns a metric as text: a dash for None, four decimals for a float."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _short(number: float) -> str:
@@ -195,6 +205,7 @@ def _short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Returns seconds as hours:minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

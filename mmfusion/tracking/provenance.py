@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, flags and the code's commit."""
+"""Provenance of a result: versions, machine, flags and the commit of the code."""
 
 import importlib.metadata
 import os
@@ -12,15 +12,15 @@ import xxhash
 
 from mmfusion.version import __version__
 
-FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_")  # what names of variables begin with
-PACKAGES = (  # that numbers may depend on
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_")  # prefixes of environment variables
+PACKAGES = (  # on which results may depend
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-datasets", "pillow",
     "soundfile", "tokenizers", "safetensors", "ml-collections",
 )  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
-    """Returns as JSON `versions`, `machine`, `flags` of XLA and JAX, and `commit` (None where git says nothing)."""
+    """Returns JSON values: `versions`, `machine`, `flags` of XLA and JAX, and `commit` (None where it is unknown)."""
     return {
         "versions": {
             "mmfusion": __version__,
@@ -34,43 +34,44 @@ def environment() -> dict[str, Any]:
 
 
 def code(made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns of `environment()` what numbers may depend on: versions of the packages and the code's commit."""
+    """Returns the part of `environment()` on which results may depend: versions of packages and the commit."""
     return {"versions": made_with["versions"], "commit": made_with["commit"]}
 
 
-def changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Returns in words what differs between two answers of `code`; "": nothing, or nothing is known of before."""
-    if before is None:
-        return ""
-    told = [
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns the differences between two results of `code` as text, "" where there are none."""
+    differences = [
         f"{package} was {before['versions'].get(package)} and is {version}"
         for package, version in now["versions"].items()
         if version != before["versions"].get(package)
     ]
-    commits = [
-        commit and commit["id"][:12] + (f" with changes ({commit['changes']})" if commit["dirty"] else "")
-        for commit in (before["commit"], now["commit"])
-    ]
+    commits = [_describe(found) for found in (before["commit"], now["commit"])]
     if commits[0] != commits[1]:
-        told.append(f"the code was of commit {commits[0]} and is of {commits[1]}")
-    return ", ".join(told)
+        differences.append(f"the code was at commit {commits[0]} and is at {commits[1]}")
+    return ", ".join(differences)
+
+
+def _describe(found: Mapping[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    return found["id"][:12] + (f" with changes ({found['changes']})" if found["dirty"] else "")
 
 
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # installed under another name
+    except importlib.metadata.PackageNotFoundError:  # not installed under this name
         return None
 
 
 def commit(repository: Path) -> dict[str, Any] | None:
-    """Returns the commit that is checked out, whether files differ from it, and a checksum of the `changes` if so.
+    """Returns the `id` of the commit, whether files differ from it (`dirty`), and a checksum of the `changes` if so.
 
-    None where it is no clone. An archive of one commit says in `COMMIT` of which.
+    None where the folder is no clone. The archive of a commit holds its id in the file `COMMIT`.
     """
     if not (repository / ".git").exists():
-        said = repository / "COMMIT"
-        return {"id": said.read_text().strip(), "dirty": False} if said.exists() else None
+        archived = repository / "COMMIT"
+        return {"id": archived.read_text().strip(), "dirty": False} if archived.exists() else None
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(repository), *args]
@@ -78,11 +79,11 @@ def commit(repository: Path) -> dict[str, Any] | None:
         return done.stdout.decode(errors="replace").strip()
 
     try:
-        found = {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-        if found["dirty"]:  # two states of one commit are told apart
+        found: dict[str, Any] = {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        if found["dirty"]:
             new = git("ls-files", "--others", "--exclude-standard", "*.py").splitlines()
             texts = [git("diff", "HEAD", "--binary"), *((repository / name).read_text() for name in new)]
             found["changes"] = xxhash.xxh3_64_hexdigest("\0".join(texts).encode())
         return found
-    except (OSError, ValueError, subprocess.SubprocessError):  # no git, or not ours to read
+    except (OSError, ValueError, subprocess.SubprocessError):  # git is missing, or may not read the folder
         return None

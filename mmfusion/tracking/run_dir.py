@@ -1,7 +1,7 @@
-"""Where a run's files are: in a local directory, or in a bucket (`gs://...`).
+"""The directory of a run: local, or in a bucket (`gs://...`).
 
-A bucket has no appending, so the small files of a run there are written to a folder of this machine and sent at each
-checkpoint; checkpoints go straight to the bucket.
+Objects in a bucket cannot be appended to. The small files of a run there are written to a local folder and uploaded at
+each checkpoint; checkpoints are written to the bucket directly.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ class RunDir:
     """A run's directory.
 
     Attributes:
-      name: as it was given.
-      folder: where its small files are read and written.
-      checkpoints: where its checkpoints are.
-      bucket: the directory that the folder stands for, None where the folder is the directory.
+      name: the path or URL as given.
+      folder: local folder where small files are read and written.
+      checkpoints: folder of the checkpoints.
+      bucket: the directory in the bucket; None where `folder` is the directory itself.
     """
 
     name: str
@@ -34,20 +34,24 @@ class RunDir:
     bucket: epath.Path | None = None
 
     def upload(self) -> None:
-        """Copies the folder's files to the bucket, on the first of several hosts; raises UserError where that fails."""
+        """Copies the folder's files to the bucket, on the primary host, `result.json` last.
+
+        Raises:
+          UserError: the bucket cannot be written.
+        """
         if self.bucket is None or jax.process_index():
             return
         with storage_errors(self.name):
-            for path in sorted(self.folder.rglob("*"), key=lambda path: path.name == "result.json"):  # that one last
+            for path in sorted(self.folder.rglob("*"), key=lambda path: path.name == "result.json"):
                 if path.is_file():
-                    there = self.bucket / path.relative_to(self.folder).as_posix()
-                    there.parent.mkdir(parents=True, exist_ok=True)
-                    there.write_bytes(path.read_bytes())
+                    target = self.bucket / path.relative_to(self.folder).as_posix()
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(path.read_bytes())
 
 
 @contextlib.contextmanager
 def open_run_dir(workdir: str | os.PathLike) -> Iterator[RunDir]:
-    """Yields a run's directory, with the small files that are in the bucket, where it is in one.
+    """Yields a run's directory; where it is in a bucket, with a temporary local copy of its small files.
 
     Raises:
       UserError: the bucket cannot be read.
@@ -57,14 +61,14 @@ def open_run_dir(workdir: str | os.PathLike) -> Iterator[RunDir]:
         return
     with tempfile.TemporaryDirectory(prefix="mmfusion-") as folder:
         bucket = epath.Path(str(workdir).rstrip("/"))
-        place = RunDir(str(workdir), Path(folder), bucket / "checkpoints", bucket)
-        with storage_errors(place.name):
+        directory = RunDir(str(workdir), Path(folder), bucket / "checkpoints", bucket)
+        with storage_errors(directory.name):
             for path in bucket.iterdir() if bucket.exists() else ():
                 if path.is_file():
-                    (place.folder / path.name).write_bytes(path.read_bytes())
-        yield place
+                    (directory.folder / path.name).write_bytes(path.read_bytes())
+        yield directory
 
 
 def is_url(workdir: str | os.PathLike) -> bool:
-    """Returns whether a directory is one of a bucket."""
+    """Returns whether a directory is in a bucket."""
     return "://" in str(workdir)

@@ -1,4 +1,4 @@
-"""Tables for the terminal: the modules of a model, and the metrics of each split."""
+"""Tables for the terminal: modules of a model, and metrics of each split."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,15 +7,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mmfusion.files import plain
-from mmfusion.tracking.logger import format_score
+from mmfusion.files import to_builtin
+from mmfusion.tracking.logger import format_metric
 
 
 def model_table(rows: Iterable[tuple[str, tuple[int, ...] | str, int, float | None]]) -> Table:
-    """Returns a table of a model's modules with the totals beneath.
+    """Returns a table of a model's modules, with totals in the last row.
 
     Args:
-      rows: (module, output shape, parameters, share of FLOPs in [0, 1] or None where unknown) each.
+      rows: one (module, output shape, parameters, share of FLOPs in [0, 1] or None where unknown) per module.
     """
     rows = list(rows)
     shares = [share for *_, share in rows if share is not None]
@@ -31,10 +31,10 @@ def model_table(rows: Iterable[tuple[str, tuple[int, ...] | str, int, float | No
 
 
 def results_table(metrics: Mapping[str, Mapping]) -> Table:
-    """Returns a table with one row a score and one column a split; nested scores (per class, confusion) are left out.
+    """Returns a table with a row per metric and a column per split, without nested metrics (per class, confusion).
 
     Args:
-      metrics: scores by name, by split.
+      metrics: metrics by name, by split.
     """
     names = dict.fromkeys(n for s in metrics.values() for n, v in s.items() if v is None or np.isscalar(v))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -42,5 +42,5 @@ def results_table(metrics: Mapping[str, Mapping]) -> Table:
     for split in metrics:
         table.add_column(Text(split), justify="right", no_wrap=True)
     for name in names:
-        table.add_row(Text(name), *(format_score(plain(scores.get(name))) for scores in metrics.values()))
+        table.add_row(Text(name), *(format_metric(to_builtin(values.get(name))) for values in metrics.values()))
     return table

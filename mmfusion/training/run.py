@@ -297,9 +297,7 @@ def start_run(
                 )
             else:
                 introduce(log, dataset, setup, state, progress.step, notes)
-                changed = (
-                    provenance.changes((saved_meta or {}).get("made_with"), meta["made_with"]) if saved_meta else ""
-                )
+                changed = provenance.changes(saved_meta["made_with"], meta["made_with"]) if saved_meta else ""
                 if changed:
                     log.print(f"train  warning: {changed} since the last checkpoint: the run may continue differently")
             saver = Saver(checkpoints, directory.upload, log, run.recovery.failed_saves)

@@ -1,4 +1,4 @@
-"""Saves that fail in the background: each is told by the next step, and counted, and the next one is written again."""
+"""Saves that fail: each is reported and counted, and the best of them is written by the next save."""
 
 import errno
 import os
@@ -25,10 +25,10 @@ ROWS = [planted.row(i) for i in range(40)]
 
 
 def fail_in_a_row(folder: Path) -> None:
-    """Ends this process, and with it Orbax's writers, after saves that fail, and then one that does not."""
+    """Ends this process, and with it Orbax's writers, after failed saves and then a successful one."""
     said: list[str] = []
     checkpoints = Checkpoints(folder)
-    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), may_fail=TIMES)
+    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), max_failures=TIMES)
     saver.save(1, noise(1), {}, 0.5, last=False)
     saver.finish()
     with files_of_at_most(20_000):
@@ -39,7 +39,7 @@ def fail_in_a_row(folder: Path) -> None:
             assert f"this is failure {step - 1} of {TIMES} allowed" in said[-1] and "\n" not in said[-1]
             assert sorted(path.name for path in folder.iterdir()) == ["1"]  # nothing half-written on a full disk
     saver.save(9, noise(9), {}, 0.5, last=True)
-    assert saver.failed == [] and checkpoints.steps() == [1, 9]
+    assert saver.failures == [] and checkpoints.steps() == [1, 9]
 
     with files_of_at_most(20_000):
         assert saver.save(10, noise(10), {}, 0.5, last=True) == 9  # an older one serves a run that stops
@@ -53,7 +53,7 @@ def fail_in_a_row(folder: Path) -> None:
     os._exit(0)
 
 
-def test_saves_that_fail_in_the_background_are_told_and_counted(tmp_path: Path):
+def test_saver_reports_and_counts_failures_in_the_background(tmp_path: Path):
     process = CONTEXT.Process(target=fail_in_a_row, args=(tmp_path,))
     process.start()
     process.join(120)
@@ -65,17 +65,17 @@ def test_saves_that_fail_in_the_background_are_told_and_counted(tmp_path: Path):
 
 @pytest.fixture
 def saver(tmp_path: Path) -> tuple[Saver, list[str]]:
-    """One that has saved step 1, and what it says."""
+    """A saver that has saved step 1, and the lines it prints."""
     said: list[str] = []
     log = SimpleNamespace(print=said.append, sync=lambda: None)
-    made = Saver(Checkpoints(tmp_path / "run"), lambda: None, log, may_fail=TIMES)
+    made = Saver(Checkpoints(tmp_path / "run"), lambda: None, log, max_failures=TIMES)
     made.save(1, noise(1), {}, 0.5, last=False)
     made.finish()
     return made, said
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_what_may_not_be_written_is_told_and_goes_on(
+def test_saver_continues_where_writing_is_refused(
     saver: tuple[Saver, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ):
     made, said = saver
@@ -93,11 +93,11 @@ def test_what_may_not_be_written_is_told_and_goes_on(
     (line,) = said
     assert f"cannot write a checkpoint under {tmp_path}/run: {os.strerror(number)}; older ones are untouched" in line
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
-    made.save(3, noise(3), {}, 0.1, last=True)  # and before it the best one, which was owed
+    made.save(3, noise(3), {}, 0.1, last=True)  # after the pending best one
     assert made.checkpoints.steps() == [2, 3] and made.checkpoints.best() == 2
 
 
-def test_a_folder_that_vanishes_is_told_and_made_anew(saver: tuple[Saver, list[str]], tmp_path: Path):
+def test_saver_reports_a_vanished_folder_and_creates_it(saver: tuple[Saver, list[str]], tmp_path: Path):
     made, said = saver
     shutil.rmtree(tmp_path / "run")
     made.save(2, noise(2), {}, 0.4, last=False)
@@ -106,8 +106,8 @@ def test_a_folder_that_vanishes_is_told_and_made_anew(saver: tuple[Saver, list[s
     assert made.checkpoints.steps() == [2, 3] and made.checkpoints.best() == 2
 
 
-def test_files_are_on_the_disk_before_what_relies_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What was logged before its checkpoint, and a checkpoint before the next one, which lets older ones go."""
+def test_saver_syncs_files_before_those_that_rely_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The log before its checkpoint, and a checkpoint before the next one, which deletes older ones."""
     events: list[str] = []
     fsync = os.fsync
 
@@ -120,7 +120,7 @@ def test_files_are_on_the_disk_before_what_relies_on_them(tmp_path: Path, monkey
     begin = checkpoints._manager.save
     monkeypatch.setattr(checkpoints._manager, "save", lambda s, **o: events.append(f"begin {s}") or begin(s, **o))
     with Logger(tmp_path, total_steps=4) as log:
-        saver = Saver(checkpoints, lambda: None, log, may_fail=0)
+        saver = Saver(checkpoints, lambda: None, log, max_failures=0)
         for step in (1, 2, 3, 4):
             log.log(step, {"loss": 1.0})
             events.append(f"logged {step}")
@@ -137,11 +137,11 @@ def test_files_are_on_the_disk_before_what_relies_on_them(tmp_path: Path, monkey
     assert checkpoints.steps() == [1, 3, 4]
 
 
-def test_donation_after_a_save_does_not_reach_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Neither of one that is written at once, nor of one that fails and is written later."""
+def test_saver_copies_the_state_before_it_is_donated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """For a save that is written at once, and for one that fails and is written later."""
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path)
-    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), may_fail=1)
+    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), max_failures=1)
 
     def save(step: int) -> None:
         on_device = jax.device_put(noise(step))
@@ -155,7 +155,7 @@ def test_donation_after_a_save_does_not_reach_the_file(tmp_path: Path, monkeypat
     saver.poll(wait=True)
     saved(1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, "save", full)
+        patch.setattr(ocp.CheckpointManager, "save", full)
         save(2)
     saver.save(3, noise(3), {}, 0.0, last=True)
     assert said[-1] == "train  the checkpoint of step 2 is written now"
@@ -163,16 +163,13 @@ def test_donation_after_a_save_does_not_reach_the_file(tmp_path: Path, monkeypat
     checkpoints.close()
 
 
-def test_an_error_of_a_save_that_failed_is_not_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It fails once it has begun to write, and its writers find afterwards that what they wrote is gone."""
+def test_checkpoints_save_does_not_raise_the_error_of_an_earlier_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The save fails after it has started to write, and its writers then find that their files are gone."""
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
-        begin = checkpoints._manager._checkpointer.save
-        patch.setattr(checkpoints._manager._checkpointer, "save", lambda *a, **o: (begin(*a, **o), full()))
-        commit = checkpoints._manager._checkpointer._handler.finalize
-        patch.setattr(
-            checkpoints._manager._checkpointer._handler, "finalize", lambda folder: (time.sleep(0.5), commit(folder))
-        )
+        start, finalize = ocp.AsyncCheckpointer.save, ocp.CompositeCheckpointHandler.finalize
+        patch.setattr(ocp.AsyncCheckpointer, "save", lambda *a, **o: (start(*a, **o), full()))
+        patch.setattr(ocp.CompositeCheckpointHandler, "finalize", lambda *a: (time.sleep(0.5), finalize(*a)))
         with pytest.raises(UserError, match="No space left on device"):
             checkpoints.save(1, noise(1), {}, 0.5)
     checkpoints.save(2, noise(2), {}, 0.5)
@@ -186,32 +183,32 @@ def full(*_, **__):
 
 
 @pytest.mark.parametrize(("background", "newer"), [(False, False), (True, False), (False, True)])
-def test_the_best_checkpoint_is_written_later_where_it_could_not_be(
+def test_saver_writes_the_best_failed_save_with_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool, newer: bool
 ):
-    """What a full disk does not take at once or, as a save ends, is kept, and is there before the next one."""
+    """Whether it fails at once or in the background, it is on disk before the next save."""
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path)
-    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), may_fail=5)
+    saver = Saver(checkpoints, lambda: None, SimpleNamespace(print=said.append, sync=lambda: None), max_failures=5)
     saver.save(1, noise(1), {}, 0.1, last=False)
     saver.finish()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, "wait_until_finished" if background else "save", full)
+        patch.setattr(ocp.CheckpointManager, "wait_until_finished" if background else "save", full)
         for step, score in ((2, 0.5), (3, 0.9), (4, 0.7), (5, None)):
             saver.save(step, noise(step), {"from": step}, score, last=False)
             saver.poll(wait=True)
-        assert saver.owed[0] == 3 and len(saver.failed) == 4
-        if newer:  # the disk would take it, but not what is owed: a run that went on from it would know of no 3
+        assert saver.pending_best.step == 3 and len(saver.failures) == 4
+        if newer:  # the disk takes it, but not the pending one: a run that resumed from it would not know of step 3
             patch.undo()
-            honest, fails = checkpoints._manager.save, iter([True])
+            original, fails = ocp.CheckpointManager.save, iter([True])
             patch.setattr(
-                checkpoints._manager, "save", lambda *a, **o: full() if next(fails, False) else honest(*a, **o)
+                ocp.CheckpointManager, "save", lambda *a, **o: full() if next(fails, False) else original(*a, **o)
             )
             saver.save(5, noise(5), {}, 0.3, last=False)
             saver.poll(wait=True)
-            assert checkpoints.steps() == [1] and saver.owed[0] == 3 and len(saver.failed) == 5
+            assert checkpoints.steps() == [1] and saver.pending_best.step == 3 and len(saver.failures) == 5
     saver.save(6, noise(6), {}, 0.2, last=True)
-    assert said[-1] == "train  the checkpoint of step 3 is written now" and saver.owed is None
+    assert said[-1] == "train  the checkpoint of step 3 is written now" and saver.pending_best is None
     assert checkpoints.best() == 3 and checkpoints.newest() == 6
     state, meta = checkpoints.restore(3, noise(0))
     assert meta["from"] == 3
@@ -220,7 +217,7 @@ def test_the_best_checkpoint_is_written_later_where_it_could_not_be(
 
 
 @pytest.mark.parametrize("failing", ["sync", "upload"])
-def test_what_is_logged_counts_as_a_save_that_fails(tmp_path: Path, failing: str):
+def test_saver_counts_a_failed_log_as_a_failed_save(tmp_path: Path, failing: str):
     """A checkpoint without the log before it would lose those lines, were the run killed then."""
 
     def fails(*_: object) -> None:
@@ -229,7 +226,7 @@ def test_what_is_logged_counts_as_a_save_that_fails(tmp_path: Path, failing: str
     checkpoints = Checkpoints(tmp_path)
     writes = {"sync": lambda: None, "upload": lambda: None, failing: fails}
     log = SimpleNamespace(print=lambda _: None, sync=writes["sync"])
-    saver = Saver(checkpoints, writes["upload"], log, may_fail=2)
+    saver = Saver(checkpoints, writes["upload"], log, max_failures=2)
     for step in (1, 2):
         saver.save(step, noise(step), {}, 0.5, last=False)
     with pytest.raises(UserError, match=r"No space left|no bucket"):
@@ -237,7 +234,7 @@ def test_what_is_logged_counts_as_a_save_that_fails(tmp_path: Path, failing: str
     assert checkpoints.steps() == []
 
 
-def test_a_directory_that_vanishes_is_noticed(tmp_path: Path):
+def test_logger_sync_notices_a_vanished_directory(tmp_path: Path):
     with Logger(tmp_path / "run", total_steps=2) as log:
         log.log(1, {"loss": 0.5})
         log.sync()
@@ -252,7 +249,7 @@ def test_a_directory_that_vanishes_is_noticed(tmp_path: Path):
 
 
 @pytest.mark.loop
-def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
+def test_train_reports_a_full_disk(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(UserError, match=r"cannot write a checkpoint under .*No space left on device; older ones are"):
@@ -261,17 +258,17 @@ def test_no_space_left_for_a_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.loop
-def test_what_may_not_be_written_in_a_relative_directory_is_told_in_a_line(tmp_path, monkeypatch):
+def test_train_reports_a_relative_directory_that_cannot_be_written(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").touch()
-    with pytest.raises(UserError, match=r"cannot write .*run/checkpoints: File exists"):
+    with pytest.raises(UserError, match=r"run/checkpoints: cannot write: File exists"):
         train(planted.config(), Path("run"))
 
 
 @pytest.mark.loop
-def test_training_goes_on_while_few_checkpoints_fail(tmp_path, monkeypatch, capsys):
+def test_train_continues_while_few_saves_fail(tmp_path, monkeypatch, capsys):
     save, calls, room = ocp.CheckpointManager.save, [], [False]
 
     def full_at_first(self, step, *args, **options):

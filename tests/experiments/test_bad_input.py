@@ -278,7 +278,7 @@ def test_a_checkpoint_of_another_architecture(run):
     (run / "config.json").write_text(json.dumps(saved))
     before = content(run)
     says = (
-        r"checkpoint .* is of another architecture: params/\S+ is \[.*16.*\] float32 in the model, \[.*8.*\] float32 in"
+        r"checkpoint .* has another architecture: params/\S+ is \[.*16.*\] float32 in the model, \[.*8.*\] float32 in"
     )
     with pytest.raises(UserError, match=says):
         train(planted.config(model__width=16), run)

@@ -50,7 +50,7 @@ def events(workdir):
     return [(event.step, value.tag, value.simple_value) for event in records(workdir) for value in event.summary.value]
 
 
-def test_every_call_is_on_disk_at_once_and_in_tensorboard_after_close(tmp_path):
+def test_logger_writes_each_call_at_once(tmp_path):
     log = logger.Logger(tmp_path / "run", total_steps=10, console=console())
     log.log(1, {"loss": np.float32(0.5), "accuracy": jnp.float32(0.25)})
     assert lines(tmp_path / "run") == [{"step": 1, "split": "train", "loss": 0.5, "accuracy": 0.25}]
@@ -65,7 +65,7 @@ def test_every_call_is_on_disk_at_once_and_in_tensorboard_after_close(tmp_path):
     assert events(tmp_path / "run") == [(1, "train/loss", 0.5), (1, "train/accuracy", 0.25)]
 
 
-def test_what_a_full_disk_does_not_take_is_kept_and_written_later(tmp_path):
+def test_logger_keeps_what_a_full_disk_does_not_take(tmp_path):
     screen = console(width=200)
     log = logger.Logger(tmp_path, total_steps=2000, plain_every=2000, console=screen)
     with files_of_at_most(10_000):
@@ -78,11 +78,11 @@ def test_what_a_full_disk_does_not_take_is_kept_and_written_later(tmp_path):
     log.sync()
     assert [line["step"] for line in lines(tmp_path)] == [*range(1, 1001)]
     assert events(tmp_path) == [(step, "train/loss", 0.5) for step in range(1, 1000)] + [(1000, "train/loss", 0.25)]
-    assert screen.file.getvalue().count("warning: cannot write what is logged: File too large; it is kept") == 1
+    assert screen.file.getvalue().count("warning: cannot write the log: File too large; it is kept") == 1
     log.close()
 
 
-def test_a_full_disk_under_what_is_printed_does_not_end_it(tmp_path):
+def test_logger_survives_a_full_disk_under_standard_output(tmp_path):
     with open("/dev/full", "w") as full, logger.Logger(tmp_path, total_steps=9, console=Console(file=full)) as log:
         for step in range(1, 10):
             log.log(step, {"loss": 0.5})
@@ -91,7 +91,7 @@ def test_a_full_disk_under_what_is_printed_does_not_end_it(tmp_path):
     assert len(lines(tmp_path)) == 9
 
 
-def test_a_run_that_goes_on_hides_later_events(tmp_path):
+def test_logger_resume_hides_later_events(tmp_path):
     for step in (0, 3):
         with logger.Logger(tmp_path, resume_step=step, total_steps=9, console=console()) as log:
             log.log(step + 1, {"loss": 0.5})
@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_hides_later_events(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2}'])
-def test_resume_drops_later_lines_and_a_torn_one_and_appends(tmp_path, torn):
+def test_logger_resume_drops_later_and_incomplete_lines(tmp_path, torn):
     with logger.Logger(tmp_path, total_steps=10, console=console()) as log:
         for step in range(1, 6):
             log.log(step, {"loss": step / 4})
@@ -116,7 +116,7 @@ def test_resume_drops_later_lines_and_a_torn_one_and_appends(tmp_path, torn):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_run_that_goes_on_drops_its_test_line(tmp_path):
+def test_logger_resume_drops_the_test_line(tmp_path):
     with logger.Logger(tmp_path, total_steps=2, console=console()) as log:
         log.log(1, {"loss": 1.0}, "valid")
         log.log(1, {"loss": 2.0}, "test")
@@ -124,13 +124,13 @@ def test_a_run_that_goes_on_drops_its_test_line(tmp_path):
     assert [line["split"] for line in lines(tmp_path)] == ["valid"]
 
 
-def test_restart_from_the_beginning_drops_everything(tmp_path):
+def test_logger_restart_from_step_0_drops_all_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1}\n')
     logger.Logger(tmp_path, total_steps=10, console=console()).close()
     assert lines(tmp_path) == []
 
 
-def test_a_host_that_is_not_primary_leaves_nothing(tmp_path):
+def test_logger_writes_nothing_on_other_hosts(tmp_path):
     screen = console()
     with logger.Logger(tmp_path / "run", primary=False, total_steps=10, console=screen) as log:
         log.log(1, {"loss": 1.0})
@@ -139,7 +139,7 @@ def test_a_host_that_is_not_primary_leaves_nothing(tmp_path):
     assert screen.file.getvalue() == ""
 
 
-def test_plain_lines_tell_step_loss_rate_and_time_left(tmp_path, monkeypatch):
+def test_logger_plain_lines_show_step_loss_rate_and_time_left(tmp_path, monkeypatch):
     clock = iter(range(0, 100, 2))
     monkeypatch.setattr(logger, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     screen = console(width=40)
@@ -158,7 +158,7 @@ def test_plain_lines_tell_step_loss_rate_and_time_left(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_bar_fits_the_terminal_on_one_line(tmp_path, width):
+def test_logger_bar_fits_the_terminal_on_one_line(tmp_path, width):
     screen = console(terminal=True, width=width)
     values = {"loss": 0.6931, "accuracy": 0.987, "examples_per_second": 123456.7, "learning_rate": 1e-3}
     with logger.Logger(tmp_path, total_steps=20000, console=screen) as log:
@@ -174,7 +174,7 @@ def test_the_bar_fits_the_terminal_on_one_line(tmp_path, width):
         assert all(part in bar for part in ("123.5k ex/s", "loss 0.6931", "acc 0.987", "lr 1.0e-03", "0:00:0"))
 
 
-def test_a_non_finite_loss_is_shown_as_such(tmp_path):
+def test_logger_shows_a_non_finite_loss(tmp_path):
     screen = console()
     with logger.Logger(tmp_path, total_steps=2, console=screen) as log:
         log.log(1, {"loss": float("inf")})

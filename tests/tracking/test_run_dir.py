@@ -94,7 +94,7 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
 
 def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for error, said in (
-        (ImportError("No module named 'gcsfs'"), "gs:// takes `pip install gcsfs`"),
+        (ImportError("No module named 'gcsfs'"), "gs:// needs `pip install gcsfs`"),
         (ConnectionError("no route\nto host"), "gs://b/run cannot be reached: no route to host"),
     ):
 

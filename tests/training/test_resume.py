@@ -247,7 +247,7 @@ def test_it_warns_where_it_goes_on_with_other_code(
             if commit == "a":
                 stop_in(patch, Checkpoints, "save")
             train(short, tmp_path)
-    said = "warning: the code was of commit aaaaaaaaaaaa and is of bbbbbbbbbbbb since its last checkpoint"
+    said = "warning: the code was at commit aaaaaaaaaaaa and is at bbbbbbbbbbbb since its last checkpoint"
     assert said in capsys.readouterr().out
 
 
