@@ -132,6 +132,7 @@ def fail_to_write(folder: Path, size: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("size", [20_000, 0])
 def test_checkpoints_failed_write_keeps_older_ones(tmp_path: Path, size: int):
     process = CONTEXT.Process(target=fail_to_write, args=(tmp_path, size))

@@ -53,6 +53,7 @@ def fail_in_a_row(folder: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.process
 def test_saver_reports_and_counts_failures_in_the_background(tmp_path: Path):
     process = CONTEXT.Process(target=fail_in_a_row, args=(tmp_path,))
     process.start()
