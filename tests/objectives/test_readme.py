@@ -1,0 +1,57 @@
+"""The objective that the README adds works from outside the package."""
+
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import mmfusion.objectives
+from mmfusion import config as configs
+from mmfusion.config import defaults
+from mmfusion.data import dataset as datasets
+from mmfusion.errors import UserError
+from mmfusion.training.setup import build_setup
+
+README = Path(mmfusion.objectives.__file__).with_name("README.md").read_text()
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A package `outside_losses` with the README's example."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(example.splitlines()) < 25
+    (tmp_path / "outside_losses.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "outside_losses:SmallFeatures"
+    sys.modules.pop("outside_losses", None)
+
+
+def with_objective(tiny_config, name, **options):
+    config = tiny_config("fusion=concat", {"optim.clip_norm": 0.0, "parallel.mode": "jit"})
+    with config.unlocked():
+        config.objectives.small = defaults.objective(name, **options)
+    configs.check(config)
+    return config
+
+
+def test_readme_objective_is_part_of_the_loss_and_logged(outside, tiny_config):
+    losses = {}
+    for weight in (0.0, 0.5):
+        config = with_objective(tiny_config, outside, weight=weight)
+        dataset = datasets.load(config.data, seed=0)
+        setup = build_setup(config, dataset)
+        batch = dataset.splits["train"].take(np.arange(16))
+        _, losses[weight] = jax.jit(setup.step)(setup.init_on_host(0), batch, np.float32(0.1))
+    more = losses[0.5]["loss"] - losses[0.0]["loss"]
+    assert float(more) == pytest.approx(0.5 * float(losses[0.5]["objective/small"]), rel=1e-4)
+    assert float(losses[0.5]["objective/small"]) > 0
+
+
+def test_objective_of_an_unknown_class_is_refused(outside, tiny_config):
+    with pytest.raises(UserError) as caught:
+        with_objective(tiny_config, "outside_losses:LargeFeatures")
+    assert caught.value.value == "outside_losses:LargeFeatures"
+    assert "outside_losses:SmallFeatures" in caught.value.choices
