@@ -56,9 +56,9 @@ def relocated(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
     for item in overrides:
         key = item.removeprefix("--config.").partition("=")[0]
-        if key not in configs.PLACES:
+        if key not in configs.RESOURCE_KEYS:
             raise UserError(
-                f"a run is repeated as it was; only {', '.join(configs.PLACES)} may differ", path=f"config.{key}"
+                f"a run is repeated as it was; only {', '.join(configs.RESOURCE_KEYS)} may differ", path=f"config.{key}"
             )
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=["", *overrides])

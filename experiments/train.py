@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.training.loop import train
 
     configs.check(config, jax.device_count(), jax.process_count())
-    computed = {key: value for key, value in configs.flat(configs.to_json(config)).items() if key not in configs.PLACES}
+    computed = {
+        key: value for key, value in configs.flat(configs.to_json(config)).items() if key not in configs.RESOURCE_KEYS
+    }
     hosts.check_same(json.dumps(computed, sort_keys=True), "config")
     train(config, WORKDIR.value, profile=PROFILE.value)
 

@@ -84,7 +84,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 def _apart_from_seed(run: Run) -> dict[str, Any]:
     flat = configs.flat(configs.to_json(run.config))
-    return {key: value for key, value in flat.items() if key not in ("seed", *configs.PLACES)}
+    return {key: value for key, value in flat.items() if key not in ("seed", *configs.RESOURCE_KEYS)}
 
 
 def _name(one: dict[str, Any], each: Sequence[dict[str, Any]]) -> str:

@@ -4,13 +4,13 @@ from mmfusion.config.arguments import parse_arg
 from mmfusion.config.choices import choice_keys, choose, sections_that_choose
 from mmfusion.config.fields import RunConfig, read
 from mmfusion.config.renamed import RENAMED_KEYS, rename_flags, rename_key, rename_keys
-from mmfusion.config.schema import PATIENCE, PLACES, check, selectable
+from mmfusion.config.schema import RECOVERY_KEYS, RESOURCE_KEYS, check, selectable
 from mmfusion.config.serialization import flat, from_json, read_json, to_json
 
 __all__ = [
-    "PATIENCE",
-    "PLACES",
+    "RECOVERY_KEYS",
     "RENAMED_KEYS",
+    "RESOURCE_KEYS",
     "RunConfig",
     "check",
     "choice_keys",

@@ -4,29 +4,35 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
+
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
-    """Parses what follows the colon of `configs/X.py:key=value,key=value`, each value by its default's type.
+    """Returns the values of `key=value,key=value`, each of the type of its default.
+
+    Args:
+      arg: what follows the colon of `configs/X.py:key=value,key=value`.
+      **defaults: the arguments that the config takes, and their defaults.
 
     Raises:
-      UserError: a key that this config does not take, or a value of another type.
+      UserError: an argument that the config does not take, or a value of another type.
     """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         name, equals, value = item.partition("=")
-        if not equals or name not in defaults:
-            raise UserError(f"config argument {item!r} is not key=value of a known key: {nearest(name, defaults)}")
-        values[name] = _typed(value, defaults[name], f"config argument {name}")
+        if not equals:
+            raise UserError("must be key=value", path="config argument", value=item)
+        if name not in defaults:
+            raise UserError("unknown argument", path="config argument", value=name, choices=defaults)
+        values[name] = _typed(value, defaults[name], name)
     return ConfigDict(values)
 
 
-def _typed(value: str, default: Any, where: str) -> Any:
+def _typed(text: str, default: Any, name: str) -> Any:
     kind = type(default)
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-        return kind(value)
+        return BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        raise UserError(f"{where}={value!r} is not of type {kind.__name__}") from None
+        raise UserError(f"not of type {kind.__name__}", path=f"config argument {name}", value=text) from None

@@ -1,130 +1,119 @@
-"""Every field of a config, with its unit. Other configs are small changes to this one."""
+"""The default config, and what a config file is written with.
 
+A config file defines `get_config(arg)`: it calls `begin`, sets the keys that differ from the defaults, and returns
+`finish`. It may be in any folder. Every key is declared in `fields.py`; `configs/README.md` lists them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mmfusion.config.arguments import parse_arg
-from mmfusion.config.choices import choice_keys
+from mmfusion.config.choices import choice_keys, choice_options
+from mmfusion.config.fields import RunConfig
+from mmfusion.config.keys import key_of, section_of
 from mmfusion.config.renamed import rename_keys
-from mmfusion.data.decoding import TARGET_OPTIONS
-from mmfusion.data.modalities import MODALITY_TYPES
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 from mmfusion.objectives import objective_class
+
+NEVER_TRAINED = 10**9  # steps of `freeze`, more than any run has
 
 
 def get_config() -> ConfigDict:
-    """Returns a locked config without modalities, encoders or targets, which every dataset brings its own of."""
-    config = ConfigDict()
-    config.seed = 0  # of everything random: parameters, order, dropout, augmentation
-    config.steps = 1000  # optimizer updates in all
-    config.batch_size = 64  # examples an update, over all devices, hosts and micro-batches
-    config.eval_every = 250  # steps between validations; each is followed by a checkpoint
-    config.checkpoint_every = 250  # steps between checkpoints
-    config.log_every = 20  # steps between lines of metrics.jsonl
-    config.select = (
-        "accuracy"  # the validation metric that chooses the checkpoint to test; TASK/metric of several targets
-    )
-
-    config.deterministic = False  # the same to the bit from run to run on a GPU too, which is slower; a CPU always is
-
-    config.data = ConfigDict()
-    config.data.name = ""  # a TFDS name, or pair:FIRST+SECOND:by=label|index
-    config.data.fallback_name = ""  # another name, that is taken where `name` cannot be prepared; the result says which
-    config.data.dir = ""  # where datasets are prepared; empty: TFDS's own place
-    config.data.manual_dir = ""  # a folder of archives fetched by hand, used before any download
-    config.data.train = "train"  # TFDS split expressions
-    config.data.valid = ""  # empty: carved from train
-    config.data.test = "test"
-    config.data.valid_fraction = 0.1  # share of train's groups that is carved off
-    config.data.group = ""  # the feature whose rows must not be divided by the carve; empty: each row is its own
-    config.data.memory_gb = 4.0  # a split that takes more than this once decoded is streamed
-    config.data.workers = 0  # processes that read a streamed split; 0: threads
-    config.data.max_bad_fraction = 0.01  # share of unreadable rows that is tolerated; they get weight 0
-    config.data.missing = 0.0  # chance with which a train row loses each modality, fixed by its id; one always stays
-    config.data.modalities = ConfigDict()  # name -> kind, feature, and the kind's options (mmfusion/data/modalities.py)
-    config.data.targets = ConfigDict()  # task -> kind, feature, and the kind's options (mmfusion/data/decoding.py)
-
-    config.model = ConfigDict()
-    config.model.width = 64  # of tokens and fused features
-    config.model.dtype = "auto"  # of computation: float32, bfloat16, or auto (bfloat16 on accelerators)
-    config.model.encoders = ConfigDict()  # modality -> name and the encoder's options (mmfusion/models/encoders)
-    config.model.fusion = fusion("co_attention")
-
-    config.objectives = ConfigDict()  # name -> weight and the objective's options, beside the tasks' losses
-
-    config.optim = optimizer("adamw", learning_rate=1e-3)
-
-    config.recovery = ConfigDict()
-    config.recovery.max_consecutive_bad_steps = 20  # in a row that go wrong, before the run goes back, or stops
-    config.recovery.spike_threshold = (
-        0.0  # a loss so many robust deviations above the newest 100 is wrong, too; 0: none is
-    )
-    config.recovery.rollbacks = 0  # times that it goes back to the checkpoint before them
-    config.recovery.failed_saves = 3  # saves in a row that may fail before it stops
-    config.recovery.lr_factor = 0.5  # what the learning rate is multiplied by each time
-
-    config.parallel = ConfigDict()
-    config.parallel.mode = "pmap"  # or jit, over a mesh of the same devices
-    config.parallel.devices = 0  # the first so many; 0: all
-    config.parallel.mesh = ConfigDict()  # of jit: data x fsdp x model are the devices
-    config.parallel.mesh.data = -1  # divides the batch; -1: what the others leave
-    config.parallel.mesh.fsdp = 1  # divides the batch, and parameters and the optimizer's arrays, too
-    config.parallel.mesh.model = 1  # divides heads and hidden units, and what belongs to them
-    config.parallel.steps_per_call = 0  # updates a compiled call; 0: 1 on CPU, up to 8 on accelerators
-    return config.lock()
+    """Returns a locked config with every key at its default, without modalities, encoders, targets or objectives."""
+    return _default_section(RunConfig).lock()
 
 
 def modality(kind: str, feature: str, **options: Any) -> ConfigDict:
-    """Returns a modality read from `feature`, with the kind's defaults changed by `options`."""
-    return _filled({"kind": kind, "feature": feature, **MODALITY_TYPES[kind].options}, options)
+    """Returns a section of `data.modalities`.
+
+    Args:
+      kind: the type of modality: image, text, audio, video, table, graph or knowledge.
+      feature: the dataset's feature that holds it; several joined by `+`.
+      **options: options that differ from the type's defaults.
+
+    Raises:
+      UserError: an unknown type or option.
+    """
+    return _section({"kind": kind, "feature": feature, **choice_options("data.modalities.", kind)}, options)
 
 
 def target(kind: str, feature: str, **options: Any) -> ConfigDict:
-    """Returns a target read from `feature`, with the kind's defaults changed by `options`."""
-    return _filled({"kind": kind, "feature": feature, **TARGET_OPTIONS[kind]}, options)
+    """Returns a section of `data.targets`.
+
+    Args:
+      kind: classification, multilabel or regression.
+      feature: the dataset's feature that holds the target.
+      **options: options that differ from the type's defaults.
+
+    Raises:
+      UserError: an unknown type or option.
+    """
+    return _section({"kind": kind, "feature": feature, **choice_options("data.targets.", kind)}, options)
 
 
 def encoder(modality_name: str, name: str, **options: Any) -> ConfigDict:
-    """Returns the encoder `name` for a modality, with its defaults changed by `options`."""
-    return _filled({"name": name, **choice_keys(f"model.encoders.{modality_name}", name)}, options)
+    """Returns a section of `model.encoders`: the encoder `name` of a modality, with options that differ."""
+    return _section({"name": name, **choice_keys(f"model.encoders.{modality_name}", name)}, options)
 
 
 def fusion(name: str, **options: Any) -> ConfigDict:
-    """Returns the fusion strategy `name`, with its defaults changed by `options`."""
-    return _filled({"name": name, **choice_keys("model.fusion", name)}, options)
+    """Returns the section `model.fusion`: the strategy `name`, with options that differ from its defaults."""
+    return _section({"name": name, **choice_keys("model.fusion", name)}, options)
 
 
 def objective(name: str, **options: Any) -> ConfigDict:
-    """Returns the objective `name`, with its defaults changed by `options`; it goes to `objectives.<name>`."""
-    return _filled(choice_keys("objectives", name), options)
+    """Returns the section `objectives.<name>`: an objective's options, with those that differ from its defaults."""
+    return _section(choice_options("objectives", name), options)
 
 
 def optimizer(
     name: str, learning_rate: float, *, clip_norm: float = 1.0, accumulate: int = 1,
-    schedule: str = "warmup_cosine", schedule_options: dict[str, Any] | None = None, **options: Any,
+    schedule: str = "warmup_cosine", schedule_options: Mapping[str, Any] | None = None, **options: Any,
 ) -> ConfigDict:  # fmt: skip
-    """Returns an optimizer and its schedule, with their defaults changed by the options.
+    """Returns the section `optim`.
 
-    `learning_rate` is the peak; `clip_norm` bounds the global gradient norm (0: off); `accumulate` is how many
-    micro-batches a batch is split into.
+    Args:
+      name: the optimizer.
+      learning_rate: peak learning rate.
+      clip_norm: bound of the global gradient norm; 0: no clipping.
+      accumulate: micro-batches that a batch is split into.
+      schedule: the learning-rate schedule.
+      schedule_options: its options that differ from its defaults.
+      **options: the optimizer's options that differ from its defaults.
+
+    Raises:
+      UserError: an unknown name or option.
     """
-    fixed = {"name": name, "learning_rate": learning_rate, "clip_norm": clip_norm, "accumulate": accumulate}
-    result = _filled({**fixed, **choice_keys("optim", name)}, options)
-    result.schedule = _filled({"name": schedule, **choice_keys("optim.schedule", schedule)}, schedule_options or {})
+    declared = {"name": name, "learning_rate": learning_rate, "clip_norm": clip_norm, "accumulate": accumulate}
+    result = _section({**declared, **choice_options("optim", name)}, options)
+    schedule_section = {"name": schedule, **choice_options("optim.schedule", schedule)}
+    result.schedule = _section(schedule_section, schedule_options or {})
     return result
 
 
 def begin(arg: str, fusion_name: str = "concat", **own: Any) -> tuple[ConfigDict, ConfigDict]:
-    """Returns an unlocked config, and the arguments that every config takes beside its `own` (defaults by name).
+    """Begins a config: the defaults with the seed and strategy of the arguments.
 
-    `seed`; `fusion`, a strategy; `modalities` that are kept (`image+text`; empty: all); `objectives` that are added
-    with their defaults (`contrastive+mvae`); `encoders`, a folder with a run of each modality alone, named like it,
-    whose encoders serve and do not learn (independent, then fused).
+    Every config takes the arguments `seed`; `fusion`, a strategy; `modalities`, those to keep (`image+text`; empty:
+    all); `objectives`, added with their defaults (`contrastive+mvae`); and `encoders`, a folder that has a run of each
+    modality alone, named like it, whose trained encoders are used and not trained further.
+
+    Args:
+      arg: what follows the colon of `--config=FILE:key=value,key=value`.
+      fusion_name: the strategy where the arguments name none.
+      **own: further arguments of this config, with their defaults.
+
+    Returns:
+      An unlocked config, and the values of all arguments, for `finish`.
+
+    Raises:
+      UserError: an unknown argument, or a value of another type than the argument's default.
     """
-    args = parse_arg(
-        arg, **{"fusion": fusion_name, "seed": 0, "modalities": "", "objectives": "", "encoders": "", **own}
-    )
+    common = {"fusion": fusion_name, "seed": 0, "modalities": "", "objectives": "", "encoders": ""}
+    args = parse_arg(arg, **{**common, **own})
     config = get_config().unlock()
     config.seed = args.seed
     config.model.fusion = fusion(args.fusion)
@@ -132,72 +121,92 @@ def begin(arg: str, fusion_name: str = "concat", **own: Any) -> tuple[ConfigDict
 
 
 def finish(config: ConfigDict, args: ConfigDict) -> ConfigDict:
-    """Returns the config, locked, with what the arguments of `begin` ask for of its modalities and objectives."""
+    """Finishes a config: applies the arguments `modalities`, `objectives` and `encoders` of `begin`, and locks it."""
     rename_keys(config)
     keep_modalities(config, args.modalities)
     add_objectives(config, args.objectives)
     if args.modalities:
-        for name in [
-            one
-            for one, section in config.objectives.items()
-            if objective_class(one, section).requires.modalities > len(config.model.encoders)
-        ]:
-            del config.objectives[name]  # it says nothing of so few
+        for name, section in list(config.objectives.items()):
+            if objective_class(name, section).requires.modalities > len(config.model.encoders):
+                del config.objectives[name]
     if args.encoders:
         for name, section in config.model.encoders.items():
-            if section.share:
-                continue
-            section.init, section.freeze = f"run:{args.encoders}/{name}", 10**9  # whatever the steps
+            if not section.share:
+                section.init, section.freeze = f"run:{args.encoders}/{name}", NEVER_TRAINED
     return config.lock()
 
 
 def keep_modalities(config: ConfigDict, names: str) -> None:
-    """Keeps the modalities in `names` (`image+text`; empty: all), in place."""
+    """Keeps the modalities in `names` (`image+text`; empty: all), in place.
+
+    An encoder of several modalities, joined or shared, stays as long as one of them does.
+
+    Raises:
+      UserError: a modality that the config does not have.
+    """
     if not names:
         return
     kept = names.split("+")
     for name in kept:
         if name not in config.data.modalities:
-            raise UserError(f"config argument modalities={names!r}: {nearest(name, config.data.modalities)}")
+            raise UserError("unknown modality", path="modalities", value=name, choices=config.data.modalities)
     with config.unlocked():
         for name in [m for m in config.data.modalities if m not in kept]:
             del config.data.modalities[name]
         encoders = {name: section.copy_and_resolve_references() for name, section in config.model.encoders.items()}
         config.model.encoders = ConfigDict()
-        reader = {}  # of each encoder that is left, the modality that has it now
+        owner = {}  # encoder -> the modality whose section it is now
         for name, section in encoders.items():
-            left = [m for m in (name, *section.join) if m in kept]  # whichever is left has the encoder
+            left = [m for m in (name, *section.join) if m in kept]
             left += [m for m, other in encoders.items() if other.share == name and m in kept]
             if left and not section.share:
                 section.join = tuple(m for m in left[1:] if m in section.join)
                 config.model.encoders[left[0]] = section
-                reader[name] = left[0]
+                owner[name] = left[0]
         for name, section in encoders.items():
-            if section.share and name in kept and reader[section.share] != name:
-                section.share = reader[section.share]
+            if section.share and name in kept and owner[section.share] != name:
+                section.share = owner[section.share]
                 config.model.encoders[name] = section
 
 
 def add_tasks(config: ConfigDict, names: str) -> None:
-    """Adds a target for each feature named by `label+shown`, all classes; validation chooses by the first."""
+    """Adds a classification target for each feature in `names` (`label+shown`); the first one's accuracy selects.
+
+    Raises:
+      UserError: a feature that is named twice.
+    """
     tasks = names.split("+")
     if len(set(tasks)) < len(tasks):
-        raise UserError(f"config argument tasks={names!r} names one twice")
+        raise UserError("names a task twice", path="tasks", value=names)
     for task in tasks:
         config.data.targets[task] = target("classification", task)
     config.select = "accuracy" if len(tasks) == 1 else f"{tasks[0]}/accuracy"
 
 
 def add_objectives(config: ConfigDict, names: str) -> None:
-    """Adds the objectives named by `contrastive+mvae` to a config, with their defaults; empty adds none."""
+    """Adds the objectives in `names` (`contrastive+mvae`; empty: none), with their defaults, in place."""
     with config.unlocked():
         for name in filter(None, names.split("+")):
-            config.objectives[name] = objective(name)
+            config.objectives[name.rpartition(":")[2].lower()] = objective(name)  # package.module:Class -> class
 
 
-def _filled(defaults: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
-    unknown = set(changes) - set(defaults)
-    if unknown:
-        owner = defaults.get("name") or defaults.get("kind", "an objective")
-        raise UserError(f"option {min(unknown)!r} of {owner!r}: {nearest(min(unknown), defaults)}")
+def _default_section(cls: type, path: str = "") -> ConfigDict:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if key_of(field):
+            values[field.name] = field.default
+        elif inner := section_of(field):
+            values[field.name] = _default_section(inner, f"{path}{field.name}.")
+        elif field.metadata.get("options"):
+            values |= choice_options(path.rstrip("."), values["name"])
+        else:
+            values[field.name] = ConfigDict()
+    return ConfigDict(values)
+
+
+def _section(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> ConfigDict:
+    for key in changes:
+        if key not in defaults:
+            owner = defaults.get("name") or defaults.get("kind") or "the objective"
+            raise UserError(f"{owner} has no such option", path=f"option {key}", choices=defaults)
     return ConfigDict({**defaults, **changes})

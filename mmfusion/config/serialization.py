@@ -8,11 +8,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from mmfusion.config.choices import choice_keys, sections_that_choose
+from mmfusion.config.defaults import get_config
 from mmfusion.config.renamed import rename_keys
 from mmfusion.errors import UserError
-from mmfusion.models.build import module_options
-from mmfusion.models.encoders import ENCODERS
-from mmfusion.models.fusion import FUSIONS
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -23,17 +22,28 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
     """Returns the locked config that `to_json` gave; lists become tuples again.
 
-    An option that an encoder or a strategy did not have when it was written is at its default.
+    Keys and options that the saved config does not have, since they are newer, are at their defaults.
     """
-    config = _tuples(values)
-    model = config.get("model", {})
-    parts = [(ENCODERS, section) for section in model.get("encoders", {}).values()]
-    for known, section in [*parts, (FUSIONS, model.get("fusion", {}))]:
-        if section.get("name") in known:
-            section |= {**module_options(known[section["name"]]), **section}
-    result = ConfigDict(config)
-    rename_keys(result, warn=False)
-    return result.lock()
+    config = ConfigDict(_tuples(values))
+    rename_keys(config, warn=False)
+    for path in sections_that_choose(config):
+        section: Any = config
+        for part in path.split("."):
+            section = section[part]
+        for key, default in choice_keys(path, section.name).items():
+            if key not in section:
+                section[key] = default
+    _fill(config, get_config())
+    return config.lock()
+
+
+def _fill(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Adds declared keys that are missing, outside of sections that choose, in place."""
+    for key, default in defaults.items():
+        if key not in config:
+            config[key] = default
+        elif isinstance(default, ConfigDict) and "name" not in default:
+            _fill(config[key], default)
 
 
 def _tuples(value: Any) -> Any:

@@ -99,7 +99,7 @@ def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
         return
     before = configs.to_json(configs.from_json(configs.read_json(path)))
     saved, mine = (configs.flat(values) for values in (before, configs.to_json(config)))
-    for key in sorted({*saved, *mine} - {*configs.PLACES, *configs.PATIENCE}):
+    for key in sorted({*saved, *mine} - {*configs.RESOURCE_KEYS, *configs.RECOVERY_KEYS}):
         if saved.get(key) != mine.get(key):
             raise UserError(
                 f"{directory.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
