@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from mmfusion.config.choices import choice_options
@@ -41,11 +41,10 @@ def check_section(section: Mapping[str, Any], cls: type, path: str = "") -> None
     _check_options({name: section[name] for name in options}, options, path)
 
 
-def check_member(value: Any, choices: Iterable[str], path: str) -> None:
-    """Raises UserError unless a value is one of the choices."""
-    choices = tuple(choices)
+def check_member(value: Any, choices: Collection[str], path: str, noun: str) -> None:
+    """Raises UserError unless a value is one of the choices, each of which is a `noun`."""
     if value not in choices:
-        raise UserError("unknown name", path=f"config.{path}", value=value, choices=choices)
+        raise UserError(f"unknown {noun}", path=f"config.{path}", value=value, choices=choices)
 
 
 def check_positive(value: Any, path: str) -> None:
@@ -69,8 +68,8 @@ def _check_declared(value: Any, field: dataclasses.Field, path: str) -> None:
     key = key_of(field)
     assert key
     _check_type(value, field.default, path, item=str)
-    if key.choices and value not in key.choices:
-        raise UserError("unknown name", path=f"config.{path}", value=value, choices=key.choices)
+    if key.choices:
+        check_member(value, key.choices, path, "value")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise UserError("must be a finite number", path=f"config.{path}", value=value)
@@ -125,7 +124,8 @@ def _check_type(value: Any, default: Any, path: str, item: type | None = None) -
     else:
         fits = type(value) is type(default)
     if not fits:
-        message = f"must be of type {type(default).__name__}, like {default!r}"
+        given = ", not None" if value is None else ""
+        message = f"must be of type {type(default).__name__}, like {default!r}{given}"
         raise UserError(message, path=f"config.{path}", value=value)
 
 

@@ -50,7 +50,7 @@ def _check_text(modality: ModalityConfig, path: str) -> None:
             message = f"needs a tokenizer of ours, {' or '.join(TOKENIZERS)}: their out-of-vocabulary word is known"
             raise UserError(message, path=f"config.{path}.augment.drop", value=options["augment"]["drop"])
         return
-    check_member(options["tokenizer"], TOKENIZERS, f"{path}.tokenizer")
+    check_member(options["tokenizer"], TOKENIZERS, f"{path}.tokenizer", "tokenizer")
     smallest = TOKENIZERS[options["tokenizer"]][1]
     if options["vocabulary_size"] < smallest:
         message = f"must be at least {smallest}"
@@ -83,14 +83,14 @@ def _check_video(modality: ModalityConfig, path: str) -> None:
 
 def _check_table(modality: ModalityConfig, path: str) -> None:
     for column in modality.options["categorical"]:
-        check_member(column, feature_names(modality.to_dict()), f"{path}.categorical")
+        check_member(column, feature_names(modality.to_dict()), f"{path}.categorical", "column")
 
 
 def _check_graph(modality: ModalityConfig, path: str) -> None:
     options = modality.options
     check_positive(options["nodes"], f"{path}.nodes")
     check_positive(options["features"], f"{path}.features")
-    check_member(options["edges"], EDGES, f"{path}.edges")
+    check_member(options["edges"], EDGES, f"{path}.edges", "form of edges")
     if len(feature_names(modality.to_dict())) != 2:
         message = "must be NODES+EDGES, the names of two features"
         raise UserError(message, path=f"config.{path}.feature", value=modality.feature)
@@ -119,4 +119,4 @@ def _check_targets(run: RunConfig) -> None:
         if classes_only and target.kind != "classification":
             message = f"needs exclusive classes, and data.targets.{name} is {target.kind}: choose late_mean"
             raise UserError(message, path="config.model.fusion.name", value=fusion)
-        check_member(target.options["loss"], LOSSES[target.kind], f"data.targets.{name}.loss")
+        check_member(target.options["loss"], LOSSES[target.kind], f"data.targets.{name}.loss", "loss")

@@ -149,7 +149,9 @@ def keep_modalities(config: ConfigDict, names: str) -> None:
     kept = names.split("+")
     for name in kept:
         if name not in config.data.modalities:
-            raise UserError("unknown modality", path="modalities", value=name, choices=config.data.modalities)
+            raise UserError(
+                "unknown modality", path="config argument modalities", value=name, choices=config.data.modalities
+            )
     with config.unlocked():
         for name in [m for m in config.data.modalities if m not in kept]:
             del config.data.modalities[name]
@@ -177,7 +179,7 @@ def add_tasks(config: ConfigDict, names: str) -> None:
     """
     tasks = names.split("+")
     if len(set(tasks)) < len(tasks):
-        raise UserError("names a task twice", path="tasks", value=names)
+        raise UserError("names a task twice", path="config argument tasks", value=names)
     for task in tasks:
         config.data.targets[task] = target("classification", task)
     config.select = "accuracy" if len(tasks) == 1 else f"{tasks[0]}/accuracy"

@@ -78,7 +78,7 @@ def _check_share(run: RunConfig, modality: str, encoder: EncoderConfig, path: st
 
 def _check_other(run: RunConfig, modality: str, other: str, path: str) -> None:
     """Raises UserError unless `other` is another modality of the same type."""
-    check_member(other, set(run.data.modalities) - {modality}, path.removeprefix("config."))
+    check_member(other, set(run.data.modalities) - {modality}, path.removeprefix("config."), "modality")
     kinds = [run.data.modalities[name].kind for name in (modality, other)]
     if kinds[0] != kinds[1]:
         raise UserError(f"one encoder cannot read {kinds[0]} and {kinds[1]}", path=path, value=other)

@@ -155,7 +155,7 @@ class ParallelConfig:
 class RunConfig:
     """A whole run."""
 
-    seed: int = key(0, "seed of everything random: parameters, order, dropout, augmentation", below=2**32)
+    seed: int = key(0, "seed of everything random: parameters, order, dropout, augmentation", maximum=2**32 - 1)
     steps: int = key(1000, "optimizer updates in all", unit="steps", minimum=1)
     batch_size: int = key(
         64, "examples of an update, over all devices, hosts and micro-batches", unit="examples", minimum=1

@@ -38,7 +38,7 @@ class Key:
         bounds = (
             ("above", self.above), ("at least", self.minimum), ("below", self.below), ("at most", self.maximum),
         )  # fmt: skip
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
 
     def allows(self, number: float) -> bool:
         """Returns whether a number is finite and within the bounds."""

@@ -50,7 +50,7 @@ def check(config: ConfigDict, devices: int | None = None, hosts: int = 1) -> Non
     check_objectives(run)
     check_data(run)
     check_encoders(run)
-    check_member(run.select, selectable(run), "select")
+    check_member(run.select, selectable(run), "select", "metric")
     _check_devices(run, group_size(run), jax.device_count() if devices is None else devices, hosts)
 
 

@@ -60,11 +60,11 @@ def flat(values: Any, path: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path | epath.Path) -> dict[str, Any]:
-    """Returns a JSON file's object; raises UserError where it is torn or not JSON."""
+    """Returns the object of a JSON file; raises UserError where the file is damaged or holds no object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds {values!r}, not an object")
-        return values
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+        raise UserError(f"cannot be read as JSON: {error}", path=str(path)) from error
+    if not isinstance(values, dict):
+        raise UserError(f"cannot be read as JSON: it holds {values!r}, not an object", path=str(path))
+    return values

@@ -1,4 +1,4 @@
-"""What a config may say of its data, and which encoder may read what."""
+"""Checks of the sections `data` and `model.encoders`."""
 
 import pytest
 
@@ -8,11 +8,12 @@ from mmfusion.errors import UserError
 from tests.config.test_schema import SHIPPED, changed, check
 
 
-def test_one_encoder_reads_pictures_of_one_form():
+def test_share_needs_images_of_one_form():
     config = SHIPPED["three_images"].get_config().unlock()
     config.model.encoders.colour.share = "gray"
-    with pytest.raises(UserError, match=r"share='gray': one encoder cannot read a channels of 3 and of 1"):
+    with pytest.raises(UserError, match="one encoder cannot read channels=3 and channels=1") as error:
         check(config)
+    assert (error.value.path, error.value.value) == ("config.model.encoders.colour.share", "gray")
     check(SHIPPED["xray_ct"].get_config("joined=False,shared=True"))
     with pytest.raises(UserError, match="are not joined"):
         SHIPPED["xray_ct"].get_config("shared=True")
@@ -21,47 +22,56 @@ def test_one_encoder_reads_pictures_of_one_form():
 @pytest.mark.parametrize(
     ("application", "one", "other", "says"),
     [
-        ("recommendation", "text", "behaviour", "each text learns its own word vocabulary"),
-        ("interaction", "speech", "second", "one encoder cannot read a rate of 8000 and of 16000"),
+        ("recommendation", "text", "behaviour", "each text has a vocabulary of its own"),
+        ("interaction", "speech", "second", "one encoder cannot read rate=8000 and rate=16000"),
     ],
 )
-def test_one_encoder_reads_what_means_the_same(application, one, other, says):
+def test_share_needs_inputs_that_mean_the_same(application, one, other, says):
     config = SHIPPED["applications"].get_config(f"application={application}").unlock()
     if other == "second":
         config.data.modalities.second = config.data.modalities[one].copy_and_resolve_references()
         config.data.modalities.second.rate = 2 * config.data.modalities[one].rate
         config.model.encoders.second = config.model.encoders[one].copy_and_resolve_references()
     config.model.encoders[one].share = other
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=says) as error:
         check(config)
+    assert (error.value.path, error.value.value) == (f"config.model.encoders.{one}.share", other)
 
 
-def test_layers_in_no_order_have_no_decay():
+def test_layer_decay_needs_layers_in_order():
     config = SHIPPED["xray_ct"].get_config().unlock()
     config.model.encoders.xray.layer_decay = 0.5
-    with pytest.raises(UserError, match=r"xray\.layer_decay: the layers of cnn_rnn are not sequential"):
+    with pytest.raises(UserError, match="the layers of cnn_rnn are not sequential") as error:
         check(config)
+    assert (error.value.path, error.value.value) == ("config.model.encoders.xray.layer_decay", 0.5)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("image.layer_decay", 0.0, r"image\.layer_decay=0\.0 must be above 0 and at most 1"),
-        ("image.layer_decay", 1.5, r"image\.layer_decay=1\.5 must be above 0 and at most 1"),
-        ("image.freeze", -1, r"image\.freeze=-1 must be .*not negative"),
-        ("image.share", "text", r"image\.share='text': one encoder cannot read image and text together"),
-        ("image.share", "imag", r"image\.share='imag' is unknown"),
-        ("image.share", "image", r"image\.share='image' is unknown"),
-        ("image.join", ("text",), r"image\.join='text': one encoder cannot read image and text together"),
-        ("image.join", (1,), r"image\.join=\(1,\) must be of type tuple"),
+        ("image.layer_decay", 0.0, "must be above 0 and at most 1"),
+        ("image.layer_decay", 1.5, "must be above 0 and at most 1"),
+        ("image.freeze", -1, "must be at least 0"),
+        ("image.share", "text", "one encoder cannot read image and text"),
+        ("image.share", "imag", "unknown modality"),
+        ("image.share", "image", "unknown modality"),
+        ("image.join", (1,), "must be of type tuple, like ()"),
     ],
 )
-def test_what_encoders_cannot_do_together(path, value, says):
-    with pytest.raises(UserError, match=says):
+def test_encoders_refuse_wrong_options(path, value, says):
+    with pytest.raises(UserError) as error:
         check(changed(f"model.encoders.{path}", value))
+    assert (error.value.message, error.value.path, error.value.value) == (says, f"config.model.encoders.{path}", value)
 
 
-def test_what_is_joined_or_shared_needs_an_encoder_of_its_own_or_none():
+def test_join_needs_modalities_of_one_type():
+    with pytest.raises(UserError) as error:
+        check(changed("model.encoders.image.join", ("text",)))
+    assert error.value.message == "one encoder cannot read image and text"
+    assert (error.value.path, error.value.value) == ("config.model.encoders.image.join", "text")
+
+
+def test_join_takes_a_modality_without_and_share_one_with_an_encoder():
     config = quickstart.get_config()
     with config.unlocked():
         config.data.modalities.second = config.data.modalities.image
@@ -69,18 +79,21 @@ def test_what_is_joined_or_shared_needs_an_encoder_of_its_own_or_none():
     check(config)
     with config.unlocked():
         config.model.encoders.second = defaults.encoder("image", "cnn")
-    with pytest.raises(UserError, match=r"encoders\.second is read by the encoder of image: leave it out here"):
+    with pytest.raises(UserError, match=r"encoders\.second: the encoder of image reads it, too: leave it out here"):
         check(config)
     with config.unlocked():
         config.model.encoders.image.join = ("second", "second")
         del config.model.encoders["second"]
-    with pytest.raises(UserError, match="names one modality twice"):
+    with pytest.raises(UserError, match="names a modality twice"):
         check(config)
     with config.unlocked():
         config.model.encoders.second = defaults.encoder("image", "cnn_rnn")
         config.model.encoders.image.join = ()
         config.model.encoders.image.share = "second"
-    with pytest.raises(UserError, match="norm=batch keeps one mean and variance for both: choose group or layer"):
+    with pytest.raises(
+        UserError,
+        match="norm=batch keeps one mean and variance for both modalities: set norm=group or layer for second",
+    ):
         check(config)
     with config.unlocked():
         config.model.encoders.second = defaults.encoder("image", "cnn")
@@ -88,29 +101,35 @@ def test_what_is_joined_or_shared_needs_an_encoder_of_its_own_or_none():
     check(config)
     with config.unlocked():
         config.model.encoders.image.freeze = 3
-    with pytest.raises(UserError, match="image has second's weights: set init, freeze and layer_decay there"):
+    with pytest.raises(
+        UserError, match=r"encoders\.image: the weights are second's: set init, freeze and layer_decay there"
+    ):
         check(config)
     with config.unlocked():
         config.model.encoders.image.freeze = 0
         config.model.encoders.second.share = "image"
-    with pytest.raises(UserError, match="shares another's"):
+    with pytest.raises(UserError, match="shares another's encoder: name 'image'"):
         check(config)
 
 
 @pytest.mark.parametrize("name", ["joint", "learned", "left_image", "Image", "2d"])
-def test_names_of_modalities_that_strategies_could_take_for_others_are_refused(name):
+def test_modalities_refuse_names_that_strategies_use(name):
     config = quickstart.get_config()
     with config.unlocked():
         for section in (config.data.modalities, config.model.encoders):
             section[name] = section["image"]
             del section["image"]
-    with pytest.raises(UserError, match=rf"config\.data\.modalities\.{name}: a modality's name is small letters"):
+    with pytest.raises(UserError, match="a modality's name is lowercase letters and digits") as error:
         check(config)
+    assert error.value.path == f"config.data.modalities.{name}"
 
 
-def test_encoders_and_modalities_must_be_the_same():
+def test_encoders_are_of_the_modalities():
     config = quickstart.get_config()
     with config.unlocked():
         del config.model.encoders["text"]
-    with pytest.raises(UserError, match=r"modalities has image, text, config\.model\.encoders has image: they must"):
+    with pytest.raises(
+        UserError, match=r"has encoders of image, and config\.data\.modalities has image, text: they must"
+    ) as error:
         check(config)
+    assert error.value.path == "config.model.encoders"

@@ -165,7 +165,7 @@ def test_no_run_no_checkpoint_or_a_torn_config_is_one_line(trained, tmp_path):
     with pytest.raises(UserError, match="has no checkpoint yet"):
         evaluate(tmp_path)
     (tmp_path / "config.json").write_text((trained[0] / "config.json").read_text()[:-40])
-    with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be read as JSON"):
         evaluate(tmp_path)
 
 
