@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, softmax
-from sklearn import metrics as oracle
+from sklearn import metrics as oracle  # of regression, whose metrics are computed here
 
 from mmfusion import metrics
 
@@ -13,47 +13,75 @@ TARGETS = np.where(RNG.random(200) < 0.5, LOGITS.argmax(1), RNG.integers(0, 4, 2
 ONES = np.ones(200)
 
 
-def test_classification_against_scikit_learn():
+def ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def precision_recall_f1(target: np.ndarray, prediction: np.ndarray) -> tuple[float, float, float]:
+    """Of booleans of any shape; undefined ones are 0."""
+    hits, actual, predicted = (target & prediction).sum(), target.sum(), prediction.sum()
+    return ratio(hits, predicted), ratio(hits, actual), ratio(2 * hits, actual + predicted)
+
+
+def pairs_in_order(target: np.ndarray, score: np.ndarray) -> float:
+    """AUROC: the share of pairs of a positive and a negative in order, where ties are half."""
+    above = score[target][:, None] - score[~target][None]
+    return np.mean((above > 0) + 0.5 * (above == 0))
+
+
+def average_precision(target: np.ndarray, score: np.ndarray) -> float:
+    """Σ (R_k - R_{k-1}) P_k over the distinct thresholds, from the highest."""
+    total, recall_before = 0.0, 0.0
+    for threshold in sorted(set(score), reverse=True):
+        precision, recall, _ = precision_recall_f1(target, score >= threshold)
+        total, recall_before = total + (recall - recall_before) * precision, recall
+    return total
+
+
+def test_classification_by_formulas():
     scores = metrics.classification(LOGITS, TARGETS, ONES)
     predictions, probabilities = LOGITS.argmax(1), softmax(LOGITS, axis=1)
-    precision, recall, f1, support = oracle.precision_recall_fscore_support(TARGETS, predictions)
+    columns = [(c == TARGETS, predictions == c, probabilities[:, c]) for c in range(4)]
+    precision, recall, f1 = np.transpose([precision_recall_f1(*column[:2]) for column in columns])
     expected = {
-        "accuracy": oracle.accuracy_score(TARGETS, predictions),
-        "balanced_accuracy": oracle.balanced_accuracy_score(TARGETS, predictions),
+        "accuracy": np.mean(predictions == TARGETS),
+        "balanced_accuracy": np.mean([(predictions == c)[c == TARGETS].mean() for c in range(4)]),
         "macro_precision": precision.mean(),
         "macro_recall": recall.mean(),
         "macro_f1": f1.mean(),
-        "auroc": oracle.roc_auc_score(TARGETS, probabilities, multi_class="ovr"),
-        "average_precision": oracle.average_precision_score(np.eye(4)[TARGETS], probabilities),
-        "nll": oracle.log_loss(TARGETS, probabilities),
+        "auroc": np.mean([pairs_in_order(target, score) for target, _, score in columns]),
+        "average_precision": np.mean([average_precision(target, score) for target, _, score in columns]),
+        "nll": -np.log(probabilities[np.arange(200), TARGETS]).mean(),
         "brier": ((probabilities - np.eye(4)[TARGETS]) ** 2).sum(1).mean(),
     }
     for name, value in expected.items():
-        assert scores[name] == pytest.approx(value), name
-    assert scores["per_class"]["precision"] == pytest.approx(precision)
-    assert scores["per_class"]["recall"] == pytest.approx(recall)
-    assert scores["per_class"]["f1"] == pytest.approx(f1)
-    assert scores["per_class"]["support"] == support.tolist()
-    assert scores["confusion"] == oracle.confusion_matrix(TARGETS, predictions).tolist()
+        assert scores[name] == pytest.approx(value, rel=1e-12), name
+    assert scores["per_class"]["precision"] == pytest.approx(precision, rel=1e-12)
+    assert scores["per_class"]["recall"] == pytest.approx(recall, rel=1e-12)
+    assert scores["per_class"]["f1"] == pytest.approx(f1, rel=1e-12)
+    assert scores["per_class"]["support"] == np.bincount(TARGETS).tolist()
+    counts = [[int(np.sum((t == TARGETS) & (predictions == p))) for p in range(4)] for t in range(4)]
+    assert scores["confusion"] == counts
 
 
-def test_classes_that_do_not_occur_follow_scikit_learn():
+def test_classification_of_classes_that_do_not_occur():
     logits, targets = LOGITS.copy(), np.where(TARGETS == 2, 0, TARGETS)
-    logits[:, 3] = -9  # class 3 is never predicted, class 2 never a target
-    scores = metrics.classification(np.pad(logits, ((0, 0), (0, 1)), constant_values=-99), targets, ONES)
-    for name, score in (("macro_precision", oracle.precision_score), ("macro_recall", oracle.recall_score)):
-        assert scores[name] == pytest.approx(score(targets, logits.argmax(1), average="macro", zero_division=0))
-    recalls = [(logits.argmax(1) == targets)[targets == c].mean() for c in (0, 1, 3)]
-    assert scores["balanced_accuracy"] == pytest.approx(np.mean(recalls))
-    assert 0 < scores["auroc"] < 1
+    logits[:, 3] = -9  # class 3 is never predicted, class 2 never a target, class 4 neither
+    predictions, padded = logits.argmax(1), np.pad(logits, ((0, 0), (0, 1)), constant_values=-99)
+    scores = metrics.classification(padded, targets, ONES)
+    precision, recall, f1 = np.transpose([precision_recall_f1(targets == c, predictions == c) for c in range(4)])
+    for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
+        assert scores[f"macro_{name}"] == pytest.approx(values.mean(), rel=1e-12)
+        assert scores["per_class"][name] == pytest.approx([*values, 0.0], rel=1e-12)
+    assert scores["balanced_accuracy"] == pytest.approx(recall[[0, 1, 3]].mean(), rel=1e-12)
+    ordered = [pairs_in_order(targets == c, log_softmax(padded, axis=1)[:, c]) for c in (0, 1, 3)]
+    assert scores["auroc"] == pytest.approx(np.mean(ordered), rel=1e-12)
 
 
-def test_auroc_is_the_share_of_pairs_in_order():
+def test_classification_auroc_of_two_classes_with_ties():
     logits, targets = LOGITS[:, :2].round(), TARGETS % 2  # rounding makes ties
-    margin = logits[:, 1] - logits[:, 0]
-    above = margin[targets == 1][:, None] - margin[targets == 0][None]
-    expected = np.mean((above > 0) + 0.5 * (above == 0))
-    assert metrics.classification(logits, targets, ONES)["auroc"] == pytest.approx(expected)
+    expected = pairs_in_order(targets == 1, logits[:, 1] - logits[:, 0])
+    assert metrics.classification(logits, targets, ONES)["auroc"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_ece_known_answers():
@@ -81,7 +109,7 @@ def test_ece_by_a_loop_over_bins():
     assert metrics.classification(LOGITS, TARGETS, ONES)["ece"] == pytest.approx(expected)
 
 
-def test_undefined_auroc_is_none_and_large_logits_are_fine():
+def test_classification_undefined_auroc_is_none_and_large_logits_are_fine():
     scores = metrics.classification(LOGITS[:, :2] * 1e4, np.zeros(200, int), ONES)
     assert scores["auroc"] is None
     assert scores["nll"] == pytest.approx(-log_softmax(LOGITS[:, :2] * 1e4, axis=1)[:, 0].mean())
@@ -90,34 +118,63 @@ def test_undefined_auroc_is_none_and_large_logits_are_fine():
 LABELS = (RNG.random((200, 4)) < expit(LOGITS)).astype(int)
 
 
-def test_multilabel_against_scikit_learn():
+def test_multilabel_by_formulas():
     scores = metrics.multilabel(LOGITS, LABELS, ONES)
-    predictions = LOGITS > 0
+    target, predictions, probabilities = LABELS == 1, LOGITS > 0, expit(LOGITS)
+    precision, recall, f1 = np.transpose([precision_recall_f1(target[:, c], predictions[:, c]) for c in range(4)])
+    micro = precision_recall_f1(target, predictions)
+    specificity = [(~predictions[:, c])[~target[:, c]].mean() for c in range(4)]
     expected = {
-        "accuracy": 1 - oracle.hamming_loss(LABELS, predictions),
-        "subset_accuracy": oracle.accuracy_score(LABELS, predictions),
-        "macro_precision": oracle.precision_score(LABELS, predictions, average="macro"),
-        "macro_recall": oracle.recall_score(LABELS, predictions, average="macro"),
-        "macro_f1": oracle.f1_score(LABELS, predictions, average="macro"),
-        "micro_f1": oracle.f1_score(LABELS, predictions, average="micro"),
-        "micro_precision": oracle.precision_score(LABELS, predictions, average="micro"),
-        "micro_recall": oracle.recall_score(LABELS, predictions, average="micro"),
-        "balanced_accuracy": np.mean(
-            [oracle.balanced_accuracy_score(LABELS[:, c], predictions[:, c]) for c in range(4)]
-        ),
-        "brier": np.mean([oracle.brier_score_loss(LABELS[:, c], expit(LOGITS[:, c])) for c in range(4)]),
-        "auroc": oracle.roc_auc_score(LABELS, LOGITS),
-        "average_precision": oracle.average_precision_score(LABELS, LOGITS),
-        "nll": oracle.log_loss(LABELS.ravel(), expit(LOGITS).ravel()),
+        "accuracy": np.mean(target == predictions),
+        "subset_accuracy": np.mean([(target[i] == predictions[i]).all() for i in range(200)]),
+        "macro_precision": precision.mean(),
+        "macro_recall": recall.mean(),
+        "macro_f1": f1.mean(),
+        "micro_precision": micro[0],
+        "micro_recall": micro[1],
+        "micro_f1": micro[2],
+        "balanced_accuracy": np.mean((recall + specificity) / 2),
+        "brier": np.mean((probabilities - LABELS) ** 2),
+        "auroc": np.mean([pairs_in_order(target[:, c], LOGITS[:, c]) for c in range(4)]),
+        "average_precision": np.mean([average_precision(target[:, c], LOGITS[:, c]) for c in range(4)]),
+        "nll": -np.log(np.where(target, probabilities, 1 - probabilities)).mean(),
     }
     for name, value in expected.items():
-        assert scores[name] == pytest.approx(value), name
+        assert scores[name] == pytest.approx(value, rel=1e-12), name
+    assert scores["per_class"] == {
+        "precision": pytest.approx(precision, rel=1e-12),
+        "recall": pytest.approx(recall, rel=1e-12),
+        "f1": pytest.approx(f1, rel=1e-12),
+        "support": LABELS.sum(0).tolist(),
+    }
     assert scores["ece"] < 0.08  # the labels were drawn from these probabilities
     assert metrics.multilabel(-LOGITS, LABELS, ONES)["ece"] > 0.3
-    assert metrics.multilabel(LOGITS, np.zeros_like(LABELS), ONES)["auroc"] is None
 
 
-def test_regression_against_scikit_learn():
+def test_multilabel_undefined_metrics_are_none_or_skipped():
+    none = metrics.multilabel(LOGITS, np.zeros_like(LABELS), ONES)
+    assert none["auroc"] is none["average_precision"] is none["balanced_accuracy"] is None
+    assert none["micro_f1"] == none["macro_recall"] == 0
+    every = metrics.multilabel(LOGITS, np.ones_like(LABELS), ONES)
+    assert every["auroc"] is every["balanced_accuracy"] is None and every["average_precision"] == 1
+    labels = LABELS.copy()
+    labels[:, 0], labels[:, 1] = 0, 1  # of these the second alone has an average precision, and neither an AUROC
+    scores, target = metrics.multilabel(LOGITS, labels, ONES), labels == 1
+    ordered = [pairs_in_order(target[:, c], LOGITS[:, c]) for c in (2, 3)]
+    assert scores["auroc"] == pytest.approx(np.mean(ordered), rel=1e-12)
+    precision = [1.0, *(average_precision(target[:, c], LOGITS[:, c]) for c in (2, 3))]
+    assert scores["average_precision"] == pytest.approx(np.mean(precision), rel=1e-12)
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_metrics_of_one_label_or_one_class(positive: int):
+    one = metrics.multilabel(LOGITS[:, :1], np.full((200, 1), positive), ONES)
+    expected = precision_recall_f1(np.full(200, positive == 1), LOGITS[:, 0] > 0)
+    assert [one["per_class"][name] for name in ("precision", "recall", "f1")] == [[value] for value in expected]
+    assert metrics.classification(LOGITS[:, :1], np.zeros(200, int), ONES)["macro_f1"] == 1
+
+
+def test_regression_equals_scikit_learn():
     targets = LOGITS[:, 0]
     predictions = targets + LOGITS[:, 1] * 0.5 + 0.3
     scores = metrics.regression(predictions, targets, ONES)
@@ -146,7 +203,7 @@ SETS = {
 
 
 @pytest.mark.parametrize("kind", list(SETS))
-def test_padding_changes_nothing(kind):
+def test_metrics_ignore_padding(kind):
     score, outputs, targets = SETS[kind]
     rows = RNG.permutation(230)
     garbage = np.full((30, *outputs.shape[1:]), np.nan)
@@ -159,7 +216,7 @@ def test_padding_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", list(SETS))
-def test_output_is_json_and_covers_the_choosable_metrics(kind):
+def test_metrics_are_json_and_cover_the_choosable_ones(kind):
     score, outputs, targets = SETS[kind]
     for rows, weight in ((outputs, ONES), (outputs * np.nan, ONES), (outputs, 0 * ONES), (outputs.astype("f4"), ONES)):
         scores = score(rows, targets, weight)
@@ -170,7 +227,7 @@ def test_output_is_json_and_covers_the_choosable_metrics(kind):
         assert all(value is None for value in broken.values())
 
 
-def test_a_better_model_scores_better_in_the_declared_direction():
+def test_metrics_improve_in_the_declared_direction():
     """Mixing the scores with noise makes every metric worse."""
     good = np.eye(4)[TARGETS] * 4 + LOGITS * 0.3
     cases = {
@@ -195,13 +252,13 @@ def test_a_better_model_scores_better_in_the_declared_direction():
         (metrics.regression, ((5,), (5, 1), (5,))),
     ],
 )
-def test_shape_mismatch_raises(score, shapes):
+def test_metrics_reject_other_shapes(score, shapes):
     outputs, targets, weight = shapes
     with pytest.raises(ValueError, match="expected"):
         score(np.zeros(outputs), np.zeros(targets, int), np.ones(weight))
 
 
-def test_bad_targets_raise():
+def test_metrics_reject_other_targets():
     with pytest.raises(ValueError, match="outside"):
         metrics.classification(np.zeros((2, 3)), np.array([0, 3]), np.ones(2))
     with pytest.raises(ValueError, match="0 or 1"):
