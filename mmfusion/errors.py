@@ -54,6 +54,12 @@ def warn_renamed(old: str, new: str) -> None:
     print(f"warning: {old} is now called {new}", file=sys.stderr)
 
 
+def one_line(error: BaseException, limit: int = 240) -> str:
+    """Returns an error's text on one line, truncated to `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 @contextlib.contextmanager
 def storage_errors(name: str) -> Iterator[None]:
     """Turns any error of a bucket's client library, which has many kinds, into a UserError of one line."""

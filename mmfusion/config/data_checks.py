@@ -5,7 +5,8 @@ import re
 from mmfusion.config.checks import check_member, check_positive
 from mmfusion.config.fields import DataConfig, ModalityConfig, RunConfig
 from mmfusion.data import sources
-from mmfusion.data.modalities import EDGES, feature_names
+from mmfusion.data.graph import EDGES
+from mmfusion.data.modalities import feature_names
 from mmfusion.data.text import FILES, TOKENIZERS
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
@@ -35,11 +36,12 @@ def _check_dataset(data: DataConfig) -> None:
 
 
 def _check_modality(name: str, modality: ModalityConfig) -> None:
-    path, check = f"data.modalities.{name}", MODALITY_CHECKS[modality.kind]
+    path = f"data.modalities.{name}"
     if not re.fullmatch("[a-z][a-z0-9]*", name) or name in RESERVED:
         message = f"a modality's name is lowercase letters and digits, and none of {', '.join(RESERVED)}"
         raise UserError(message, path=f"config.{path}")
-    check(modality, path)
+    if modality.kind in MODALITY_CHECKS:  # types from elsewhere have none
+        MODALITY_CHECKS[modality.kind](modality, path)
 
 
 def _check_text(modality: ModalityConfig, path: str) -> None:

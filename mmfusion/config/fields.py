@@ -31,7 +31,7 @@ class TargetConfig(Choice):
 
     kind: str = key("", "classification, multilabel or regression")
     feature: str = key("", "the dataset's feature that holds the target")
-    options: Options = options("what the type of target reads, see `mmfusion/data/rows.py`")
+    options: Options = options("what the type of target reads, see `mmfusion/data/decoding.py`")
 
 
 @dataclasses.dataclass(frozen=True)

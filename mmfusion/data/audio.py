@@ -7,11 +7,19 @@ import io
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import soundfile
 
-RATES = (1_000, 384_000)  # Hz, the lowest and highest a file may have
+from mmfusion.data.modality_type import Decoded, ModalityType, Options
+
+RATES = (1_000, 384_000)  # Hz, the lowest and highest sampling rate of a file
+OPTIONS = {
+    "rate": 8000,  # Hz; recordings with another rate are resampled
+    "stored_rate": 0,  # Hz, of recordings stored as bare samples; 0: the same as `rate`
+    "seconds": 1.0,  # longer recordings are truncated, shorter ones padded at the end
+}
 
 
 def decode(
@@ -22,9 +30,9 @@ def decode(
     Args:
       data: an encoded file's bytes or path (WAV, FLAC, OGG, ...), or samples `[S]` or `[S, channels]`: floats in
         [-1, 1], or integers as 16-bit PCM (also in a wider type, as TFDS stores them).
-      rate: samples a second of the result.
-      source_rate: samples a second of an array; None where it already has `rate`. A file states its own.
-      max_samples: longer recordings (over all channels) are refused by their header, or before they are resampled.
+      rate: sampling rate of the result, in Hz.
+      source_rate: sampling rate of an array, in Hz; None: the same as `rate`. A file has its own.
+      max_samples: a limit on the samples of all channels, checked in the header and before resampling.
 
     Raises:
       ValueError: a short reason, if the data are corrupt, truncated, too long or not finite.
@@ -38,7 +46,7 @@ def decode(
     if not np.isfinite(waveform).all():
         raise ValueError("samples are not finite")
     if source != rate and len(waveform):
-        from scipy.signal import resample_poly  # takes a second to import, and most sets need no resampling
+        from scipy.signal import resample_poly  # slow to import, and most datasets need no resampling
 
         if len(waveform) * rate > max_samples * source:
             raise ValueError(f"{len(waveform)} samples at {source} Hz, more than the limit of {max_samples} at {rate}")
@@ -67,7 +75,7 @@ def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.nd
             if file.frames * file.channels > max_samples:
                 raise ValueError(f"{file.frames * file.channels} samples, more than the limit of {max_samples}")
             if not RATES[0] <= file.samplerate <= RATES[1]:
-                raise ValueError(f"{file.samplerate} samples a second, outside {RATES[0]} to {RATES[1]}")
+                raise ValueError(f"a sampling rate of {file.samplerate} Hz, outside {RATES[0]} to {RATES[1]}")
             waveform = file.read(dtype="float32")
             if len(waveform) < file.frames:
                 raise ValueError(f"truncated: {len(waveform)} of {file.frames} samples")
@@ -79,7 +87,7 @@ def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.nd
 
 
 def _check_whole(data: bytes) -> None:
-    # libsndfile reads what is left of a truncated WAV or OGG without a word.
+    # libsndfile reads a truncated WAV or OGG without an error.
     if not data:
         raise ValueError("empty file")
     if data[:4] == b"RIFF" and len(data) >= 8:
@@ -94,7 +102,7 @@ def _check_whole(data: bytes) -> None:
 
 
 def pad(waveform: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the waveform `[S]` float32, cut or padded with zeros at its end, and which samples are real `[S]` bool.
+    """Returns the waveform `[S]` float32, truncated or zero-padded at the end, and its mask `[S]` bool.
 
     Args:
       waveform: `[any]` float32.
@@ -104,3 +112,23 @@ def pad(waveform: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
     padded = np.zeros(samples, np.float32)  # [S]
     padded[: len(kept)] = kept
     return padded, np.arange(samples) < len(kept)
+
+
+def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
+    samples = round(options["seconds"] * options["rate"])
+    return (samples,), np.float32, samples
+
+
+def _decode(value: Any, options: Options, _: None) -> Decoded:
+    if value is None or len(value) == 0:
+        return None
+    waveform = decode(value, options["rate"], source_rate=options["stored_rate"] or None)
+    waveform, mask = pad(waveform, round(options["seconds"] * options["rate"]))
+    return (waveform, mask) if mask.any() else None
+
+
+def _encoder_kwargs(options: Options, _: None) -> dict[str, Any]:
+    return {"rate": options["rate"]}
+
+
+TYPE = ModalityType(OPTIONS, _shape, _decode, encoder_kwargs=_encoder_kwargs)

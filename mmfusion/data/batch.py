@@ -1,4 +1,4 @@
-"""The Batch: what the data pipeline hands to the step, and the one thing models know of data.
+"""The Batch: what the data pipeline yields, and the only data structure that models read.
 
 B batch · N positions · H W image · C channels or classes · T time · S audio samples · F table columns.
 """
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 
 
 class Batch(flax.struct.PyTreeNode):
-    """One batch of examples, all arrays with the examples on axis 0; nothing mutates it.
+    """One batch of examples; axis 0 of every array is the example. Nothing mutates it.
 
     Attributes:
       inputs: raw arrays per modality: image `[B, H, W, C]` uint8, text ids `[B, T]` int32, audio `[B, S]` float32.
-      mask: per modality `[B, N]` bool, which positions are real; N is 1 for an image, T for text, S for audio.
-      present: per modality `[B]` bool, which examples have it at all.
+      mask: per modality `[B, N]` bool, False at padded positions; N is 1 for an image, T for text, S for audio.
+      present: per modality `[B]` bool, True for examples that have it.
       targets: per task: class `[B]` int32, multi-label `[B, C]` float32, or regression `[B]` float32.
-      weight: `[B]` float32; 0 on rows that only pad the batch.
-      id: `[B]` int32, the row's number in its source; -1 on padding.
+      weight: `[B]` float32; 0 on padding rows and unreadable rows.
+      id: `[B]` int32, the row's index in its source; -1 on padding rows.
       mix: where rows are mixed in pairs, the share `[B]` of a row's own `targets` and of its own `features`.
     """
 
@@ -36,12 +36,12 @@ class Batch(flax.struct.PyTreeNode):
 
 
 def digest(ids: jax.Array) -> jax.Array:
-    """Returns a checksum, uint32, of which examples `[B]` there are; those of a batch's parts add up to the whole's.
+    """Returns a uint32 checksum of a set of ids `[B]`; the checksums of parts of a batch add up to that of the whole.
 
-    Each is mixed by Chris Wellons' 32-bit hash of 2018 (github.com/skeeto/hash-prospector), so that other sets of ids
-    hardly have the same sum.
+    Each id is hashed by Chris Wellons' 32-bit function of 2018 (github.com/skeeto/hash-prospector), so that two sets of
+    ids rarely have the same sum.
     """
     x = ids.astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return jnp.sum(jnp.where(ids < 0, 0, x ^ (x >> 16)), dtype=jnp.uint32)  # without padding
+    return jnp.sum(jnp.where(ids < 0, 0, x ^ (x >> 16)), dtype=jnp.uint32)  # padding adds 0

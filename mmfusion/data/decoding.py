@@ -1,4 +1,4 @@
-"""One raw row -> fixed-shape arrays per modality and target, the same for training, evaluation and prediction."""
+"""Decodes raw rows into arrays of fixed shape, the same way for training, evaluation and prediction."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from mmfusion.data.batch import Batch
-from mmfusion.data.modalities import MODALITY_TYPES, Options, raw_value
+from mmfusion.data.modalities import modality_type, raw_value
+from mmfusion.data.modality_type import Options
 
 
 class BadRow(ValueError):
-    """A row that cannot be read: a corrupt picture or sound, a value of the wrong kind; it is quarantined."""
+    """A row that cannot be read: a corrupt image or recording, a value of the wrong type. It gets weight 0."""
 
 
 class BadTarget(ValueError):
-    """A target that would train silently wrong (a label outside the classes, a value that is not finite)."""
+    """A target outside its classes or not finite, which would silently train a wrong model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,28 +24,34 @@ class Reader:
     """Turns raw rows into arrays.
 
     Attributes:
-      modalities: per modality its options: `kind`, `feature` and the kind's own (`kinds.py`).
+      modalities: per modality its options: `kind`, `feature` and those of its type (`modality_type.py`).
       targets: per task `kind` and `feature`.
       outputs: per task the number of classes, 1 for regression.
-      fitted: per modality what training taught: of text a tokenizer, of tables their columns, else None.
-      named: per feature that is a class, the classes' names.
+      fitted: per modality, what was fitted to the training rows: a tokenizer, the columns of a table.
+      class_names: per feature that is a class, the names of its classes.
     """
 
     modalities: Mapping[str, Options]
     targets: Mapping[str, Options]
     outputs: Mapping[str, int]
     fitted: Mapping[str, Any]
-    named: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Returns per modality the shape of one input, its dtype, and its number of positions."""
-        return {m: MODALITY_TYPES[o["kind"]].shape(o, self.fitted.get(m)) for m, o in self.modalities.items()}
+        return {
+            modality: modality_type(options["kind"]).shape(options, self.fitted.get(modality))
+            for modality, options in self.modalities.items()
+        }
 
     def bytes_per_row(self) -> int:
-        """Returns the memory of one row once decoded, in bytes."""
-        return sum(int(np.prod(s)) * np.dtype(d).itemsize + n for s, d, n in self.shapes().values())
+        """Returns the size of one decoded row, in bytes."""
+        return sum(
+            int(np.prod(shape)) * np.dtype(dtype).itemsize + positions
+            for shape, dtype, positions in self.shapes().values()
+        )
 
-    def read(self, row: Mapping[str, Any], number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def read(self, row: Mapping[str, Any], row_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns `{modality: (input, mask) or None where absent}` and `{task: target}`.
 
         Raises:
@@ -54,20 +61,20 @@ class Reader:
         values = {}
         for name, options in self.modalities.items():
             try:
-                value = raw_value(row, options, self.named)
-                values[name] = MODALITY_TYPES[options["kind"]].read(value, options, self.fitted.get(name))
+                value = raw_value(row, options, self.class_names)
+                values[name] = modality_type(options["kind"]).decode(value, options, self.fitted.get(name))
             except (ValueError, OSError) as error:
-                raise BadRow(f"row {number}, {name}: {error}") from error
+                raise BadRow(f"row {row_id}, {name}: {error}") from error
         targets = {}
         for task, options in self.targets.items():
             try:
-                targets[task] = TARGETS[options["kind"]](row[options["feature"]], self.outputs[task])
+                targets[task] = TARGET_TYPES[options["kind"]](row[options["feature"]], self.outputs[task])
             except ValueError as error:
-                raise BadTarget(f"row {number}, target {task!r}: {error}") from error
+                raise BadTarget(f"row {row_id}, target {task!r}: {error}") from error
         return values, targets
 
 
-def _read_class(value: Any, classes: int) -> np.ndarray:
+def _decode_class(value: Any, classes: int) -> np.ndarray:
     label = np.asarray(value)
     if label.ndim or not np.issubdtype(label.dtype, np.integer):
         raise ValueError(f"a class must be one whole number, got {value!r}")
@@ -76,21 +83,21 @@ def _read_class(value: Any, classes: int) -> np.ndarray:
     return label.astype(np.int32)
 
 
-def _read_classes(value: Any, classes: int) -> np.ndarray:
+def _decode_classes(value: Any, classes: int) -> np.ndarray:
     labels = np.asarray(value)
-    if labels.dtype == bool and labels.shape == (classes,):  # one truth value a class
+    if labels.dtype == bool and labels.shape == (classes,):  # one boolean per class
         return labels.astype(np.float32)
     if labels.size and not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"classes must be whole numbers, or {classes} truth values, got {value!r}")
+        raise ValueError(f"classes must be whole numbers, or {classes} booleans, got {value!r}")
     labels = labels.reshape(-1).astype(np.int64)
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"classes {labels.tolist()} are outside 0 to {classes - 1}")
-    hot = np.zeros(classes, np.float32)
-    hot[labels] = 1
-    return hot
+    multi_hot = np.zeros(classes, np.float32)
+    multi_hot[labels] = 1
+    return multi_hot
 
 
-def _read_number(value: Any, _: int) -> np.ndarray:
+def _decode_number(value: Any, _: int) -> np.ndarray:
     number = np.asarray(value, np.float32)
     if number.ndim or not np.isfinite(number):
         raise ValueError(f"a regression target must be one finite number, got {value!r}")
@@ -98,14 +105,14 @@ def _read_number(value: Any, _: int) -> np.ndarray:
 
 
 CLASS_OPTIONS = {
-    "classes": 0,  # 0: as many as the dataset names
-    "loss": "cross_entropy",  # or focal; of classes mse, too, and emd, the earth mover's distance of those in order
-    "gamma": 2.0,  # of focal: how much less an example counts that is predicted well
+    "classes": 0,  # number of classes; 0: as many as the dataset has names
+    "loss": "cross_entropy",  # or focal; mse or emd (earth mover's distance of ordered classes) for classification
+    "gamma": 2.0,  # focal loss only: how much well-predicted examples are down-weighted
     "label_smoothing": 0.0,
-    "class_weights": (),  # one weight a class; empty: all 1
-    "weight": 1.0,  # of this task's mean loss in the sum over tasks
+    "class_weights": (),  # one weight per class; empty: all 1
+    "weight": 1.0,  # weight of this task's mean loss in the sum over tasks
 }
-TARGETS = {"classification": _read_class, "multilabel": _read_classes, "regression": _read_number}
+TARGET_TYPES = {"classification": _decode_class, "multilabel": _decode_classes, "regression": _decode_number}
 TARGET_OPTIONS: dict[str, dict[str, Any]] = {
     "classification": CLASS_OPTIONS,
     "multilabel": CLASS_OPTIONS,
@@ -114,7 +121,7 @@ TARGET_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def empty_batch(reader: Reader, size: int) -> Batch:
-    """Returns a batch of `size` padding rows, NumPy arrays to be filled."""
+    """Returns a batch of `size` padding rows, as NumPy arrays for `fill_row`."""
     shapes = reader.shapes()
     target_shape = {
         task: (size, reader.outputs[task]) if options["kind"] == "multilabel" else (size,)
@@ -133,19 +140,19 @@ def empty_batch(reader: Reader, size: int) -> Batch:
     )
 
 
-def fill_row(batch: Batch, place: int, row: Mapping[str, Any], number: int, reader: Reader) -> None:
-    """Reads `row` into place `place` of a batch that `empty_batch` made.
+def fill_row(batch: Batch, position: int, row: Mapping[str, Any], row_id: int, reader: Reader) -> None:
+    """Decodes `row` into a position of a batch from `empty_batch`, in place.
 
     Raises:
-      BadRow: the row's data cannot be read; the place is left as padding.
+      BadRow: the row cannot be read; the position remains padding.
       BadTarget: a target is outside its classes or not finite.
     """
-    values, targets = reader.read(row, number)
+    values, targets = reader.read(row, row_id)
     for modality, value in values.items():
         if value is not None:
-            batch.inputs[modality][place], batch.mask[modality][place] = value
-            batch.present[modality][place] = True
+            batch.inputs[modality][position], batch.mask[modality][position] = value
+            batch.present[modality][position] = True
     for task, target in targets.items():
-        batch.targets[task][place] = target
-    batch.weight[place] = 1
-    batch.id[place] = number
+        batch.targets[task][position] = target
+    batch.weight[position] = 1
+    batch.id[position] = row_id

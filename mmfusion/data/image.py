@@ -4,7 +4,8 @@ B batch · H W image · C channels.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +13,42 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from PIL import Image
 
+from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # and none that starts a program, as EPS does
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # none that runs a program, as EPS does
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
-# Everything off: flip is a probability, crop the padding in pixels, rotate the largest angle in degrees, and
-# brightness, contrast and saturation the largest relative change.
-AUGMENT = {"flip": 0.0, "crop": 0, "rotate": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+AUGMENT = {  # all off
+    "flip": 0.0,  # probability
+    "crop": 0,  # padding in pixels, before a random crop of the image's own size
+    "rotate": 0.0,  # largest angle, in degrees
+    "brightness": 0.0,  # largest relative change, as of the next two
+    "contrast": 0.0,
+    "saturation": 0.0,
+}
+PIXEL_OPTIONS = {
+    "size": (32, 32),  # (H, W) in pixels; images of another size are resized
+    "channels": 3,
+    "mean": (0.5,),  # per channel, or one for all; of pixels in [0, 1]
+    "std": (0.25,),
+}
+OPTIONS = {
+    **PIXEL_OPTIONS,
+    "augment": dict(AUGMENT),  # applied on the device, to training batches only
+}
 
 
 def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Returns the picture as `[H, W, C]` uint8, resized bilinearly (with antialiasing) where its size differs.
+    """Returns the image as `[H, W, C]` uint8, resized bilinearly (with antialiasing) where its size differs.
 
-    Transparency is dropped where C has no alpha; colour becomes luma where C is 1.
+    Alpha is dropped where C has none; colour becomes luma where C is 1.
 
     Args:
       data: an encoded file of `FORMATS`, or uint8 pixels `[h, w]` or `[h, w, c]`.
       size: (H, W) in pixels.
       channels: C, from 1 to 4.
-      max_pixels: larger pictures are refused by their header, before their pixels are decoded.
+      max_pixels: a limit on height times width, checked in the header before pixels are decoded.
 
     Raises:
       ValueError: a short reason, if the data are corrupt, truncated, too large or not 8- or 16-bit.
@@ -45,54 +62,22 @@ def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_p
         if data.shape[2] not in MODES:
             raise ValueError(f"pixels have {data.shape[2]} channels, not 1 to 4")
         image = Image.fromarray(data[:, :, 0] if data.shape[2] == 1 else data)
-        return _convert(image, size, channels)
+        return convert(image, size, channels)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
-        return _convert(image, size, channels)
+        return convert(image, size, channels)
     except ValueError:
         raise
     # Pillow's format plugins let many kinds of exception through (struct, zlib, index, syntax) on broken bytes.
     except Exception as error:
-        reason = "empty" if not data else "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "empty" if not data else "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(f"{reason}"[:200]) from error
 
 
-def decode_film(
-    data: bytes,
-    chosen: Callable[[int], Sequence[int]],
-    size: tuple[int, int],
-    channels: int,
-    max_pixels: int = 2_000_000_000,
-) -> list[np.ndarray]:
-    """Returns those frames of an animated picture that `chosen` takes of so many, each as `decode` gives it.
-
-    Args:
-      data: an encoded file (GIF, WebP, APNG).
-      chosen: the number of frames -> which ones, ascending; no other is kept.
-      size: (H, W) in pixels.
-      channels: C, from 1 to 4.
-      max_pixels: a film of more, over all frames, is refused before they are decoded.
-
-    Raises:
-      ValueError: a short reason, if the data are corrupt or too large.
-    """
-    try:
-        film, frames = Image.open(io.BytesIO(data), formats=FORMATS), []
-        count = getattr(film, "n_frames", 1)
-        if count * film.width * film.height > max_pixels:
-            raise ValueError(f"{count} frames of {film.width} x {film.height} pixels, over the limit of {max_pixels}")
-        for i in chosen(count):
-            film.seek(i)
-            frames.append(_convert(film.convert("RGB"), size, channels))
-        return frames
-    # Pillow's format plugins let many kinds of exception through on broken bytes.
-    except Exception as error:
-        raise ValueError(f"not a moving picture: {error}"[:200]) from error
-
-
-def _convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
+def convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Returns a decoded image as pixels `[H, W, C]` uint8; raises ValueError for pixels that are not 8- or 16-bit."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -107,10 +92,10 @@ def _convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.nda
 
 
 def augment(images: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> jax.Array:
-    """Returns the pictures `[B, H, W, C]`, each changed at random by its own key alone; inside jit.
+    """Returns the images `[B, H, W, C]`, each augmented with its own key; inside jit.
 
-    An option that is off traces no operation. The result stays uint8 where the pixels only move, and is float32 in
-    [0, 255] after a rotation or a change of colour.
+    An option that is off traces no operation. The result is uint8 after flips and crops only, and otherwise float32
+    in [0, 255].
 
     Args:
       images: `[B, H, W, C]` uint8.
@@ -118,17 +103,17 @@ def augment(images: jax.Array, keys: jax.Array, options: Mapping[str, float]) ->
       options: Python numbers, the keys of `AUGMENT`.
 
     Raises:
-      UserError: if saturation is on and the pictures are not RGB.
+      UserError: if saturation is on and the images are not RGB.
     """
     if options["saturation"] and images.shape[-1] != 3:
-        raise UserError(f"saturation needs pictures of 3 channels, these have {images.shape[-1]}; set it to 0")
+        raise UserError(f"saturation needs images with 3 channels, not {images.shape[-1]}; set it to 0")
     if not any(options[name] for name in AUGMENT):
         return images
     return jax.vmap(lambda image, key: _augment_one(image, key, options))(images, keys)
 
 
 def _augment_one(image: jax.Array, key: jax.Array, options: Mapping[str, float]) -> jax.Array:
-    # One key an operation, whether or not it is on: switching one on leaves the others' draws as they were.
+    # One key per operation, on or off: switching one on does not change the others' random numbers.
     keys = dict(zip(AUGMENT, jax.random.split(key, len(AUGMENT)), strict=True))
     if options["flip"]:
         image = jnp.where(jax.random.bernoulli(keys["flip"], options["flip"]), image[:, ::-1], image)
@@ -154,7 +139,7 @@ def _crop(image: jax.Array, key: jax.Array, pad: int) -> jax.Array:
 
 
 def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
-    """Returns `[H, W, C]` float32 turned counter-clockwise about its centre, bilinear, its edges extended outwards.
+    """Returns `[H, W, C]` float32 rotated counter-clockwise about its centre, bilinearly, with its edges extended.
 
     Args:
       image: `[H, W, C]`, any number type.
@@ -164,8 +149,11 @@ def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
     y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
     sin, cos = jnp.sin(jnp.deg2rad(degrees)), jnp.cos(jnp.deg2rad(degrees))
     rows, columns = cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2  # [H, W]
-    turn = lambda plane: map_coordinates(plane, (rows, columns), order=1, mode="nearest")  # noqa: E731
-    return jax.vmap(turn, in_axes=2, out_axes=2)(image.astype(jnp.float32))
+
+    def rotate_channel(channel: jax.Array) -> jax.Array:  # [H, W]
+        return map_coordinates(channel, (rows, columns), order=1, mode="nearest")
+
+    return jax.vmap(rotate_channel, in_axes=2, out_axes=2)(image.astype(jnp.float32))
 
 
 def _factor(key: jax.Array, change: float) -> jax.Array:
@@ -181,7 +169,25 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
     Args:
       images: `[..., C]` in [0, 255].
-      mean: one number a channel, of pixels in [0, 1].
-      std: likewise.
+      mean: one per channel, or one for all; of pixels in [0, 1].
+      std: the same.
     """
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def normalize_pixels(images: jax.Array, options: Options) -> jax.Array:
+    """Returns uint8 images or frames as `normalize` does, with the mean and standard deviation of their options."""
+    return normalize(images, options["mean"], options["std"])
+
+
+def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
+    return (*options["size"], options["channels"]), np.uint8, 1
+
+
+def _decode(value: Any, options: Options, _: None) -> Decoded:
+    if value is None or len(value) == 0:
+        return None
+    return decode(value, tuple(options["size"]), options["channels"]), np.ones(1, bool)
+
+
+TYPE = ModalityType(OPTIONS, _shape, _decode, augment=augment, normalize=normalize_pixels)

@@ -1,6 +1,6 @@
-"""Which rows lack which modality at a rate: a function of the row's id, the same for every strategy and run.
+"""Modalities dropped at a fixed rate: a function of the example id, the same for every strategy and run.
 
-B rows
+B rows · M modalities
 """
 
 import zlib
@@ -11,28 +11,29 @@ import numpy as np
 from mmfusion.data.batch import Batch
 
 
-def kept(ids: np.ndarray, modalities: Sequence[str], rate: float) -> dict[str, np.ndarray]:
-    """Returns by modality which rows `[B]` keep it when each is lost with chance `rate`, for itself; one always stays.
+def keep_masks(ids: np.ndarray, modalities: Sequence[str], rate: float) -> dict[str, np.ndarray]:
+    """Returns per modality the mask `[B]` of the rows that keep it; every row keeps at least one modality.
 
-    What is lost at a rate is lost at every higher one, but for the last modality of a row.
+    Each modality of a row is dropped independently at `rate`. A modality that is dropped at one rate is dropped at
+    every higher one, except the last one of a row.
 
     Args:
-      ids: of the rows `[B]`.
+      ids: example ids `[B]`.
       modalities: their names, in any order.
-      rate: from 0 up to 1.
+      rate: from 0 to 1.
     """
     names = sorted(modalities)
-    chance = np.stack([_uniform(ids, m) for m in names])  # [M, B]
-    keep = chance >= rate
-    keep[chance.argmax(axis=0), np.arange(len(ids))] = True
+    draws = np.stack([_uniform(ids, name) for name in names])  # [M, B]
+    keep = draws >= rate
+    keep[draws.argmax(axis=0), np.arange(len(ids))] = True
     return dict(zip(names, keep, strict=True))
 
 
-def lose(batch: Batch, rate: float) -> Batch:
-    """Returns the host batch with modalities lost at a rate; what was absent before stays absent."""
+def drop_modalities(batch: Batch, rate: float) -> Batch:
+    """Returns the host batch with modalities dropped at `rate`; absent ones stay absent."""
     if not rate:
         return batch
-    keep: Mapping[str, np.ndarray] = kept(np.asarray(batch.id), list(batch.present), rate)
+    keep: Mapping[str, np.ndarray] = keep_masks(np.asarray(batch.id), list(batch.present), rate)
     return batch.replace(present={m: present & keep[m] for m, present in batch.present.items()})
 
 

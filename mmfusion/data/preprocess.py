@@ -1,4 +1,4 @@
-"""What happens to a batch on the device, inside jit, before a model sees it: augmentation, and pixels made numbers."""
+"""Preprocessing on the device, inside jit: augmentation, and pixels to normalised floats."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -7,30 +7,30 @@ from typing import Any
 import jax
 
 from mmfusion import rng
-from mmfusion.data import image, text
 from mmfusion.data.batch import Batch
+from mmfusion.data.modalities import modality_type
 
 
 def make_preprocess(
     modalities: Mapping[str, Any], owner: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Batch, jax.Array | None], Batch]:
-    """Returns `preprocess(batch, key)`: pictures and frames to float32.
+    """Returns `preprocess(batch, key)`, which augments where a key is given, and normalises.
 
-    Where a key is given, pictures and texts are augmented, one draw an example id; that of `owner[m]` for what is read
-    beside another, so that what is joined stays in place.
+    Args:
+      modalities: per modality its options.
+      owner: per modality that is joined with another one's input, that other one: both are augmented with its random
+        keys, so that they stay aligned.
     """
 
     def preprocess(batch: Batch, key: jax.Array | None) -> Batch:
         inputs = dict(batch.inputs)
         for name, options in modalities.items():
-            if key is not None and options["kind"] in AUGMENT:
+            kind = modality_type(options["kind"])
+            if key is not None and kind.augment is not None:
                 keys = rng.row_keys(rng.fold(key, owner.get(name, name)), batch.id)
-                inputs[name] = AUGMENT[options["kind"]](inputs[name], keys, options["augment"])
-            if options["kind"] in ("image", "video"):  # [B, H, W, C] or [B, T, H, W, C]
-                inputs[name] = image.normalize(inputs[name], options["mean"], options["std"])
+                inputs[name] = kind.augment(inputs[name], keys, options["augment"])
+            if kind.normalize is not None:
+                inputs[name] = kind.normalize(inputs[name], options)
         return batch.replace(inputs=inputs)
 
     return preprocess
-
-
-AUGMENT = {"image": image.augment, "text": text.augment}

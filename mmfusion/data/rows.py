@@ -1,22 +1,83 @@
-"""Rows read many at a time: a record read by itself takes ten times as long as one of many."""
+"""Raw rows by index: of a prepared dataset, of a pair of datasets, and cached in memory."""
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xxhash
 
-ROWS = 256  # read at a time
-BYTES = 1 << 30  # of chunks that are kept
+from mmfusion.errors import UserError, one_line
+
+ROWS = 256  # rows read at once: reading records one at a time takes ten times as long
+BYTES = 1 << 30  # limit on the rows that `CachedRows` keeps
+CHECKSUM_ROWS = 100
 
 
-class Chunks(Sequence):
-    """The rows of a source, a chunk read where one of it is asked for, and kept while there is room.
+@dataclasses.dataclass(frozen=True)
+class PreparedRows:
+    """A prepared split; a damaged record stops the run, since the dataset can be prepared again."""
 
-    A load passes over its rows up to three times in order: what fits is read once.
+    rows: Sequence[dict[str, Any]]
+    folder: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        try:
+            return self.rows[row]
+        except RuntimeError as error:  # ArrayRecord's, for a file that is missing, truncated or changed
+            raise UserError(
+                f"row {row} of the data prepared under {self.folder} is damaged: remove that folder, and the same "
+                f"command prepares it again ({one_line(error)})"
+            ) from error
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
+        try:
+            return self.rows.__getitems__(rows)
+        except RuntimeError:
+            return [self[row] for row in rows]  # names the damaged row
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedRows:
+    """Row i of `first` joined with row `partner[i]` of `second`.
 
     Attributes:
-      rows: of the source, by themselves.
+      first: rows.
+      second: rows.
+      partner: for each row of `first`, a row of `second`.
+      prefix: `PREFIX/` is put before a feature of `second` whose name `first` has, too.
+    """
+
+    first: Sequence[dict[str, Any]]
+    second: Sequence[dict[str, Any]]
+    partner: np.ndarray
+    prefix: str
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        pairs = zip(iterate(self.first, np.array(rows)), iterate(self.second, self.partner[rows]), strict=True)
+        return [
+            {**{(f"{self.prefix}/{name}" if name in first else name): value for name, value in second.items()}, **first}
+            for first, second in pairs
+        ]
+
+
+class CachedRows(Sequence):
+    """Rows read in chunks, which are kept in memory up to `BYTES`.
+
+    Loading a dataset reads its rows up to three times in order: what fits in memory is read once.
+
+    Attributes:
+      rows: the rows without the cache.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]]):
@@ -28,53 +89,63 @@ class Chunks(Sequence):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        chunk, place = divmod(range(len(self))[row], ROWS)
+        chunk, offset = divmod(range(len(self))[row], ROWS)
         if chunk not in self._chunks:
             self._read(chunk)
         self._chunks.move_to_end(chunk)
-        return self._chunks[chunk][place]
+        return self._chunks[chunk][offset]
 
     def _read(self, chunk: int) -> None:
-        rows = list(each(self.rows, np.arange(chunk * ROWS, min((chunk + 1) * ROWS, len(self)))))
-        self._chunks[chunk], self._bytes[chunk] = rows, _bytes(rows)
+        rows = list(iterate(self.rows, np.arange(chunk * ROWS, min((chunk + 1) * ROWS, len(self)))))
+        self._chunks[chunk], self._bytes[chunk] = rows, _byte_count(rows)
         while len(self._chunks) > 1 and sum(self._bytes.values()) > BYTES:
-            del self._bytes[self._chunks.popitem(last=False)[0]]
+            oldest, _ = self._chunks.popitem(last=False)
+            del self._bytes[oldest]
 
 
-def each(rows: Sequence[dict[str, Any]], numbers: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yields the rows of these numbers `[n]`, read many at a time where the source has `__getitems__`."""
-    for start in range(0, len(numbers), ROWS):
-        some = numbers[start : start + ROWS].tolist()
-        yield from rows.__getitems__(some) if hasattr(rows, "__getitems__") else (rows[number] for number in some)
+def iterate(rows: Sequence[dict[str, Any]], indices: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yields the rows at `indices` `[n]`, read in chunks where `rows` has `__getitems__`."""
+    for start in range(0, len(indices), ROWS):
+        chunk = indices[start : start + ROWS].tolist()
+        yield from rows.__getitems__(chunk) if hasattr(rows, "__getitems__") else (rows[index] for index in chunk)
 
 
-def leaves(value: Any) -> Iterator[bytes]:
-    """Yields what a value of rows is, as bytes: keys, sorted, arrays with their types and shapes, strings."""
+def checksum(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns a checksum of at most `CHECKSUM_ROWS` evenly spaced rows, as they are stored."""
+    digest = xxhash.xxh3_64()
+    for row in iterate(rows, np.unique(np.linspace(0, len(rows) - 1, CHECKSUM_ROWS).astype(int))):
+        for part in content(row):
+            digest.update(f"{len(part)} ".encode() + part)  # the length, so that parts cannot run into each other
+    return digest.hexdigest()
+
+
+def content(value: Any) -> Iterator[bytes]:
+    """Yields the content of a raw value: sorted keys, arrays with their types and shapes, strings."""
     if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
         value = value.ravel().tolist()
     if isinstance(value, Mapping):
         yield f"{len(value)} keys".encode()
         for key in sorted(value):
-            yield from (str(key).encode(), *leaves(value[key]))
+            yield from (str(key).encode(), *content(value[key]))
     elif isinstance(value, (list, tuple)):
         yield f"{len(value)} parts".encode()
-        for one in value:
-            yield from leaves(one)
+        for item in value:
+            yield from content(item)
     elif isinstance(value, (np.ndarray, np.generic)):
         yield from (f"{value.dtype}{value.shape}".encode(), value.tobytes())
     elif isinstance(value, bytes):
         yield value
     elif hasattr(value, "__getitem__") and not isinstance(value, str):  # TFDS's datasets within a row
-        yield from leaves(list(value))
+        yield from content(list(value))
     else:
         yield f"{type(value).__name__} {value!r}".encode()
 
 
-def _bytes(value: Any) -> int:
+def _byte_count(value: Any) -> int:
     if isinstance(value, Mapping):
-        return sum(map(_bytes, value.values()))
+        return sum(map(_byte_count, value.values()))
     if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
         value = value.ravel().tolist()
     if isinstance(value, (list, tuple)):
-        return sum(map(_bytes, value))
+        return sum(map(_byte_count, value))
     return len(value) if isinstance(value, (bytes, str)) else getattr(value, "nbytes", 0)

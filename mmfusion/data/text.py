@@ -6,6 +6,7 @@ B batch · T positions.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +14,57 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.errors import UserError
 
 PAD, OOV = 0, 1
 SPECIAL = ["[PAD]", "[OOV]"]
-FILES = (".json", ".txt")  # what a tokenizer's file is called
+FILES = (".json", ".txt")  # suffixes of a tokenizer's file
+OPTIONS = {
+    "tokenizer": "word",  # or "bpe"; or a file: `tokenizer.json`, or `vocab.txt` of a published BERT
+    "vocabulary_size": 5000,  # the most ids, including padding and out-of-vocabulary
+    "length": 32,  # tokens; longer texts are truncated, shorter ones padded at the end
+    "augment": {"drop": 0.0},  # rate at which words of training texts become out-of-vocabulary, drawn in each step
+}
 
 
-def train_tokenizer(texts: Iterable[str], kind: str, vocabulary_size: int) -> Tokenizer:
-    """Returns a tokenizer trained on the texts, the same for the same texts in any order.
+def as_string(value: Any) -> str:
+    """Returns a text value as `str`; None is the empty text. Raises UserError where it is not one string."""
+    if value is None:
+        return ""
+    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(value, np.ndarray):
+        raise UserError(f"a text or group must be one string, got an array {value.dtype}{list(value.shape)}")
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def train_tokenizer(texts: Iterable[str], name: str, vocabulary_size: int) -> Tokenizer:
+    """Returns a tokenizer trained on the texts; their order does not matter.
 
     `word` lower-cases, splits at white space and punctuation, and keeps the most frequent words, ties in code-point
     order; other words become [OOV]. `bpe` is byte-level byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909),
-    which has no unknown words. Id 0 is [PAD], id 1 [OOV]; text that spells them is ordinary text. A file is read and
-    not trained, for encoders with published weights: their ids are its own.
+    which has no unknown words. Id 0 is [PAD], id 1 [OOV]; a text that contains these strings is ordinary text. A file
+    is read, not trained, for encoders with published weights, and has its own ids.
 
     Args:
       texts: the training split's texts.
-      kind: `word`, `bpe`, or a file, see `from_file`.
-      vocabulary_size: the most ids there may be, the two special ones included.
+      name: `word`, `bpe`, or a file, see `from_file`.
+      vocabulary_size: the most ids, including the two special ones.
 
     Raises:
-      UserError: if the kind is unknown, the file is no tokenizer, or the vocabulary too small to hold what it must.
+      UserError: unknown name, a file that is not a tokenizer, or a vocabulary too small for its required ids.
     """
-    if kind.endswith(FILES):
-        return from_file(kind)
-    if kind not in TOKENIZERS:
-        raise UserError(f"tokenizer {kind!r} is unknown; choose one of {', '.join(TOKENIZERS)}")
-    train, smallest = TOKENIZERS[kind]
+    if name.endswith(FILES):
+        return from_file(name)
+    if name not in TOKENIZERS:
+        raise UserError("unknown name", path="tokenizer", value=name, choices=TOKENIZERS)
+    train, smallest = TOKENIZERS[name]
     if vocabulary_size < smallest:
-        raise UserError(f"a {kind} vocabulary of {vocabulary_size} is too small; it needs at least {smallest} ids")
+        raise UserError(
+            f"too small: a {name} tokenizer needs at least {smallest} ids",
+            path="vocabulary_size",
+            value=vocabulary_size,
+        )
     return train(texts, vocabulary_size)
 
 
@@ -75,7 +97,7 @@ def _train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), "added_tokens": []}))
 
 
-# A kind's function, and the fewest ids it can do with: byte-level BPE starts from all 256 bytes.
+# How to train it, and the fewest ids it needs: byte-level BPE starts from all 256 bytes.
 TOKENIZERS = {"word": (_train_word, len(SPECIAL) + 1), "bpe": (_train_bpe, len(SPECIAL) + 256)}
 
 
@@ -84,24 +106,24 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids `[n, T]` int32 and their mask `[n, T]` bool, truncated, and padded with 0 at the end.
 
-    A text without a word has a mask of False, by which the pipeline knows it as absent.
+    A text without a word has an all-False mask and counts as absent.
 
     Args:
-      tokenizer: what `train_tokenizer`, `from_file` or `from_json` returned.
+      tokenizer: from `train_tokenizer`, `from_file` or `from_json`.
       texts: n strings.
       length: T.
-      special: add the tokens that begin and end a text, where the tokenizer has some.
+      special: whether to add the tokenizer's start and end tokens, where it has them.
     """
     ids = np.full((len(texts), length), PAD, np.int32)  # [n, T]
     mask = np.zeros((len(texts), length), bool)  # [n, T]
     stripped = [text.strip() for text in texts]  # byte-level BPE makes tokens of white space
     special = special and tokenizer.post_processor is not None
     for row, encoding in enumerate(tokenizer.encode_batch_fast(stripped, add_special_tokens=special)):
-        if not stripped[row]:  # of which a published tokenizer makes its special tokens
+        if not stripped[row]:  # a published tokenizer returns its special tokens for an empty text
             continue
         tokens = encoding.ids[:length]
         if special and length < len(encoding.ids) and encoding.special_tokens_mask[-1]:
-            tokens[-1] = encoding.ids[-1]  # what ends a text ends a cut one, too
+            tokens[-1] = encoding.ids[-1]  # a truncated text keeps its end token
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return ids, mask
@@ -111,28 +133,28 @@ def from_file(path: str) -> Tokenizer:
     """Returns a published tokenizer.
 
     Args:
-      path: a `tokenizer.json` of the tokenizers library, or a BERT's `vocab.txt`, a token a line; letters are made
-        small where no token has a capital one.
+      path: a `tokenizer.json` of the tokenizers library, or a BERT's `vocab.txt` with one token per line; texts are
+        lower-cased where no token has a capital letter.
 
     Raises:
-      UserError: the file cannot be read or is neither.
+      UserError: the file cannot be read, or is neither.
     """
     try:
         content = epath.Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the tokenizer {path} cannot be read: {error}") from error
+        raise UserError(f"the tokenizer cannot be read: {error}", path=path) from error
     if path.endswith(".json"):
         tokenizer = from_json(content)
-        tokenizer.no_padding()  # lengths and masks are made here
+        tokenizer.no_padding()  # `encode` pads and truncates
         tokenizer.no_truncation()
         return tokenizer
-    tokens = content.removesuffix("\n").split("\n")  # other ends of lines may be tokens
+    tokens = content.removesuffix("\n").split("\n")  # other line separators may be tokens
     ids = {token: i for i, token in enumerate(tokens)}
     if missing := {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(ids):
-        raise UserError(f"the vocabulary {path} has no {min(missing)}: it must be a BERT's vocab.txt, a token a line")
-    small = all(token == token.lower() for token in tokens if not token.startswith("["))
+        raise UserError(f"no token {min(missing)}: it must be a BERT's vocab.txt with one token per line", path=path)
+    lowercase = all(token == token.lower() for token in tokens if not token.startswith("["))
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=small)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")]
@@ -141,29 +163,48 @@ def from_file(path: str) -> Tokenizer:
 
 
 def augment(ids: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> jax.Array:
-    """Returns ids `[B, T]` of which each becomes [OOV] with chance `options["drop"]`, by its row's key; inside jit."""
+    """Returns ids `[B, T]`, each replaced by [OOV] at the rate `options["drop"]`; inside jit."""
     if not options["drop"]:
         return ids
-    lost = jax.vmap(lambda key: jax.random.bernoulli(key, options["drop"], ids.shape[1:]))(keys)
-    return jnp.where(lost, OOV, ids)
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, options["drop"], ids.shape[1:]))(keys)
+    return jnp.where(dropped, OOV, ids)
 
 
 def id_count(tokenizer: Tokenizer) -> int:
-    """Returns how many ids a table of embeddings needs: one more than the highest."""
+    """Returns the number of embeddings that the tokenizer needs: its highest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def to_json(tokenizer: Tokenizer) -> str:
-    """Returns the tokenizer as a JSON string, to be saved with the run."""
+    """Returns the tokenizer as a JSON string."""
     return tokenizer.to_str()
 
 
 def from_json(text: str) -> Tokenizer:
-    """Returns the tokenizer that `to_json` wrote; raises UserError if the string is none."""
+    """Returns the tokenizer of a JSON string; raises UserError where it is not one."""
     try:
         return Tokenizer.from_str(text)
     # The Rust side raises a bare Exception.
     except Exception as error:
-        raise UserError(
-            f"the tokenizer cannot be read ({error}); it must be JSON as the tokenizers library writes it"
-        ) from error
+        raise UserError(f"the tokenizer cannot be read ({error}); it must be JSON of the tokenizers library") from error
+
+
+def _shape(options: Options, _: Tokenizer) -> tuple[tuple[int, ...], Any, int]:
+    return (options["length"],), np.int32, options["length"]
+
+
+def _decode(value: Any, options: Options, tokenizer: Tokenizer) -> Decoded:
+    ids, mask = encode(tokenizer, [as_string(value)], options["length"])
+    return (ids[0], mask[0]) if mask.any() else None
+
+
+def _fit(values: Sequence[Any], options: Options) -> str:
+    texts = [as_string(value) for value in values]
+    return to_json(train_tokenizer(texts, options["tokenizer"], options["vocabulary_size"]))
+
+
+def _encoder_kwargs(options: Options, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"vocabulary": id_count(tokenizer)}
+
+
+TYPE = ModalityType(OPTIONS, _shape, _decode, fit=_fit, load=from_json, encoder_kwargs=_encoder_kwargs, augment=augment)

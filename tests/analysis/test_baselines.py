@@ -53,7 +53,7 @@ def dataset(label, kind="classification", classes=2):
 def changed(data, split, **fields):
     """Returns the dataset with other arrays in one split."""
     batch = data.splits[split].arrays.replace(**fields)
-    one = dataclasses.replace(data.splits[split], numbers=np.arange(len(batch.id)), arrays=batch)
+    one = dataclasses.replace(data.splits[split], ids=np.arange(len(batch.id)), arrays=batch)
     return dataclasses.replace(data, splits={**data.splits, split: one})
 
 
@@ -227,7 +227,7 @@ def test_no_more_than_most_rows_are_used_and_the_seed_draws_them(svm_only):
     kept = np.sort(np.random.default_rng(3).permutation(240)[:30])
     whole = data.splits["train"]
     small = dataclasses.replace(
-        data, splits={**data.splits, "train": dataclasses.replace(whole, numbers=kept, arrays=whole.take(kept))}
+        data, splits={**data.splits, "train": dataclasses.replace(whole, ids=kept, arrays=whole.take(kept))}
     )
     found = baselines(data, "label", "accuracy", seed=3, most_rows=30)
     assert found == baselines(small, "label", "accuracy", seed=3)

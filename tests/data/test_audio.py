@@ -81,7 +81,7 @@ def wav_with_rate(rate):
         (file(TONE, "FLAC")[:-7], "not a recording"),
         (file(TONE, "OGG")[:-7], "truncated"),
         ("/no/such/file.wav", "No such file"),
-        (wav_with_rate(2**30), "samples a second"),
+        (wav_with_rate(2**30), "a sampling rate of"),
         (np.array([0.0, np.nan]), "finite"),
         (file(np.array([0.0, np.inf]), subtype="FLOAT"), "finite"),
         (np.array([2**15]), "16-bit"),

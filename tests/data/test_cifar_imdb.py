@@ -71,7 +71,7 @@ def test_the_archives_are_taken_where_the_official_data_cannot_be_had(small_cifa
     said = capsys.readouterr().out
     assert f"{cifar_imdb.ARCHIVES} in place of {cifar_imdb.TFDS}: dataset 'cifar10' is not prepared yet" in said
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "available", lambda *_, **__: cifar_imdb.TFDS)  # as if it was prepared since
+        patch.setattr(sources, "available_name", lambda *_, **__: cifar_imdb.TFDS)  # as if it was prepared since
         assert datasets.load(config.data, seed=0, splits=("test",), saved=dataset.saved()).name == cifar_imdb.ARCHIVES
     with config.unlocked():
         config.data.fallback_name = ""

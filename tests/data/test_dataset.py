@@ -45,11 +45,11 @@ def test_valid_comes_from_train_by_group_and_never_from_test(monkeypatch):
     planted.plant(monkeypatch, train=rows, test=rows[:20])
     data = load(planted.config(data__group="group"))
     train, valid = data.splits["train"], data.splits["valid"]
-    assert sorted([*train.numbers, *valid.numbers]) == list(range(60))
+    assert sorted([*train.ids, *valid.ids]) == list(range(60))
     assert 4 < len(valid) < 30
-    assert not {rows[i]["group"] for i in train.numbers} & {rows[i]["group"] for i in valid.numbers}
-    assert {len({i // 2 for i in split.numbers}) * 2 for split in (train, valid)} == {len(train), len(valid)}
-    assert data.splits["test"].numbers.tolist() == list(range(20))
+    assert not {rows[i]["group"] for i in train.ids} & {rows[i]["group"] for i in valid.ids}
+    assert {len({i // 2 for i in split.ids}) * 2 for split in (train, valid)} == {len(train), len(valid)}
+    assert data.splits["test"].ids.tolist() == list(range(20))
     assert valid.source is rows
 
 
@@ -58,7 +58,7 @@ def test_shapes_quads_are_not_divided(data_dir):
     with config.unlocked():
         config.valid_fraction, config.train, config.test = 0.1, "train[:2000]", "test[:100]"
     splits = dataset.load(config, seed=0).splits
-    groups = {name: {split.source[int(i)]["group"] for i in split.numbers} for name, split in splits.items()}
+    groups = {name: {split.source[int(i)]["group"] for i in split.ids} for name, split in splits.items()}
     assert len(splits["train"]) + len(splits["valid"]) == 2000
     assert 100 < len(splits["valid"]) < 300
     assert not groups["train"] & groups["valid"]
@@ -69,7 +69,7 @@ def test_an_official_validation_split_is_used_and_train_stays_whole(monkeypatch)
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, validation=rows[:7], test=rows[:9])
     splits = load(planted.config(data__valid="validation", data__valid_fraction=0.0)).splits
-    assert {name: split.numbers.tolist() for name, split in splits.items()} == {
+    assert {name: split.ids.tolist() for name, split in splits.items()} == {
         "train": list(range(40)), "valid": list(range(7)), "test": list(range(9))
     }  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_the_vocabulary_is_of_train_rows_only(monkeypatch):
     planted.plant(monkeypatch, train=rows, test=[planted.row(i, text="row tested") for i in range(9)])
     data = load()
     known = words(data)
-    assert known == {"[PAD]", "[OOV]", "row"} | {f"own{i}" for i in data.splits["train"].numbers}
+    assert known == {"[PAD]", "[OOV]", "row"} | {f"own{i}" for i in data.splits["train"].ids}
     for split in ("valid", "test"):
         ids = data.splits[split].take(np.arange(4)).inputs["text"]
         assert (ids[:, 1] == text.OOV).all()
@@ -208,7 +208,7 @@ def test_bad_rows_keep_their_place_with_weight_0(monkeypatch):
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(40)], test=rows)
     test = load(planted.config(data__max_bad_fraction=0.05)).splits["test"]
     assert test.bad == {
-        7: "row 7, image: not a picture",
+        7: "row 7, image: not an image",
         9: f"row 9, audio: truncated: 90 of {len(rows[8]['audio'])} bytes",
     }
     batch = test.take(np.array([6, 7, 8, 9, -1]))
@@ -216,7 +216,7 @@ def test_bad_rows_keep_their_place_with_weight_0(monkeypatch):
     assert batch.weight.tolist() == [1, 0, 1, 0, 0]
     assert not any(batch.inputs[m][[1, 3, 4]].any() or batch.present[m][[1, 3, 4]].any() for m in batch.inputs)
     with pytest.raises(
-        UserError, match=r"2 of 40 rows of split 'test' .*max_bad_fraction=0\.049.*row 7, image: not a p"
+        UserError, match=r"2 of 40 rows of split 'test' .*max_bad_fraction=0\.049.*row 7, image: not an i"
     ):
         load(planted.config(data__max_bad_fraction=0.049))
 
@@ -228,8 +228,8 @@ def test_rows_that_another_process_found_are_named_here(monkeypatch):
     test = load(planted.config(data__memory_gb=0.0)).splits["test"]
     assert test.bad == {}
     dataset.check_bad(test, {7}, 0.1)
-    assert test.bad == {7: "row 7, image: not a picture"}
-    with pytest.raises(UserError, match="row 7, image: not a picture"):
+    assert test.bad == {7: "row 7, image: not an image"}
+    with pytest.raises(UserError, match="row 7, image: not an image"):
         dataset.check_bad(test, {7}, 0.0)
 
 

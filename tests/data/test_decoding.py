@@ -3,7 +3,7 @@ import pytest
 
 from mmfusion.data import text
 from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
-from mmfusion.data.modalities import as_string
+from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
 from tests import planted
 
@@ -77,7 +77,7 @@ def test_an_empty_value_is_an_absent_modality_in_a_row_that_counts(modality, val
     ("changes", "says"),
     [
         ({"image": planted.picture(9)[:50]}, "row 100, image: "),
-        ({"image": b"no picture"}, "row 100, image: not a picture"),
+        ({"image": b"no picture"}, "row 100, image: not an image"),
         ({"audio": planted.sound(0.1)[:90]}, "row 100, audio: truncated"),
         ({"audio": np.full(100, np.nan, np.float32)}, "row 100, audio: samples are not finite"),
     ],

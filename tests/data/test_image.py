@@ -73,8 +73,8 @@ def test_resize_takes_height_first_and_keeps_a_constant():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"not a picture at all", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{} loop\n", "not a picture"),
+        (b"not a picture at all", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{} loop\n", "not an image"),
         (file(PIXELS)[:-30], "trunc"),
         (file(PIXELS, "JPEG")[:200], "Truncated"),
         (file(Image.new("F", (2, 2)), "TIFF"), "mode F"),

@@ -50,7 +50,7 @@ def test_the_longest_name_is_linked(graph):
 
 
 def test_a_row_knows_its_entities_and_their_neighbours(graph):
-    x, mask = knowledge.read({"text": "the trout and the sparrow"}, options(nodes=6), graph)
+    x, mask = knowledge.encode({"text": "the trout and the sparrow"}, options(nodes=6), graph)
     assert x.shape == (6, 8) and x.dtype == np.int32 and mask.all()
     ids = (x[:, 0] - 1).tolist()
     assert ids[:2] == [3, 0]  # in the order they are named
@@ -60,9 +60,9 @@ def test_a_row_knows_its_entities_and_their_neighbours(graph):
         for j, other in enumerate(ids):
             assert x[i, 2 + j] == graph.neighbours[one].get(other, [-1])[0] + 1
     assert x[0, 2 + ids.index(4)] == 1 and x[ids.index(4), 2] == 4  # is a, and its inverse
-    small, mask = knowledge.read({"text": "trout"}, options(nodes=8), graph)
+    small, mask = knowledge.encode({"text": "trout"}, options(nodes=8), graph)
     assert mask.tolist() == [True] * 3 + [False] * 5 and not small[3:].any()
-    assert knowledge.read({"text": "a horse"}, options(), graph) is None
+    assert knowledge.encode({"text": "a horse"}, options(), graph) is None
 
 
 def test_several_relations_between_two(file):
@@ -71,9 +71,9 @@ def test_several_relations_between_two(file):
     assert graph.neighbours[1][5] == [1, 3, 4 + 5] and graph.parallel == 3  # has, grows, is lifted by; each once
     given = options(triples=str(file), nodes=4)
     assert MODALITY_TYPES["knowledge"].shape(given, graph) == ((4, 2 + 3 * 4), np.int32, 4)
-    x, _ = knowledge.read({"text": "a bird and a trout"}, given, graph)
+    x, _ = knowledge.encode({"text": "a bird and a trout"}, given, graph)
     assert (x[:, 0] - 1).tolist() == [1, 3, 0, 4]  # the wings have no place
-    x, _ = knowledge.read({"text": "wings"}, given, graph)
+    x, _ = knowledge.encode({"text": "wings"}, given, graph)
     planes = x[:, 2:].reshape(4, 3, 4)  # [N, P, N]
     assert (x[:2, 0] - 1).tolist() == [5, 1]
     assert planes[0, :, 1].tolist() == [1 + 5 + 1, 3 + 5 + 1, 4 + 1] and planes[1, :, 0].tolist() == [2, 4, 10]
@@ -86,7 +86,7 @@ def test_words_that_occur_together():
     graph = knowledge.co_occurrence(texts, 10)
     assert set(graph.entities) == {"a", "b", "c", "d", "x"}
     assert graph.triples == ((graph.entities.index("a"), 0, graph.entities.index("b")),)
-    assert graph.relations == (knowledge.TOGETHER,)
+    assert graph.relations == (knowledge.CO_OCCURS,)
     assert knowledge.co_occurrence(texts, 2).entities == ("a", "b")
     assert knowledge.co_occurrence(reversed(texts), 10) == graph
     apart = ["a b"] * 3 + ["a"] * 7 + ["b"] * 7 + ["c"] * 3  # together, but less often than by chance
@@ -100,9 +100,9 @@ def test_what_is_learned_is_saved_with_the_run(file):
     assert fitted == knowledge.from_triples(str(file))
     assert kind.encoder_kwargs(given, fitted) == {"entities": 7, "relations": 6}
     assert kind.shape(given, fitted) == ((4, 6), np.int32, 4)
-    x, mask = kind.read(rows[0], given, fitted)
+    x, mask = kind.decode(rows[0], given, fitted)
     assert (x[mask][:2, 0] - 1).tolist() == [1, 4]
-    assert kind.read({"text": None, "more": b"  "}, given, fitted) is None
+    assert kind.decode({"text": None, "more": b"  "}, given, fitted) is None
     alone = kind.load(kind.fit([{"text": "a b"}] * 4 + [{"text": "c"}] * 6, options()))
     assert alone.entities == ("a", "b")
 
@@ -110,23 +110,25 @@ def test_what_is_learned_is_saved_with_the_run(file):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("a\tb\n", r"line 1: a triple is head TAB relation TAB tail, this is 'a\\tb'"),
+        ("a\tb\n", r"line 1 is not head TAB relation TAB tail: 'a\\tb'"),
         ("a\tis\tb\n a is b\n", r"line 2"),
         ("a\t \tb\n", r"line 1"),
-        ("\n", "holds no triple"),
-        ("x\tis\ty\n", r"no training row names an entity of .*: the first ones are x, y"),
+        ("\n", "the file has no triple"),
+        ("x\tis\ty\n", r"no training row names an entity of the file; its first entities are x, y"),
     ],
 )
-def test_a_wrong_file_is_told(content, says, tmp_path):
+def test_triples_of_a_wrong_file_raise_one_line(content, says, tmp_path):
     path = tmp_path / "wrong.tsv"
     path.write_text(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=says) as error:
         knowledge.fit([{"text": "a bird"}], options(triples=str(path)))
+    assert error.value.path == str(path)
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"the triples .*none\.tsv cannot be read"):
+def test_triples_of_a_missing_file_raise_one_line(tmp_path):
+    with pytest.raises(UserError, match="the triples cannot be read") as error:
         knowledge.fit([{"text": "a"}], options(triples=str(tmp_path / "none.tsv")))
+    assert error.value.path == str(tmp_path / "none.tsv")
 
 
 def test_labels_name_entities(file):

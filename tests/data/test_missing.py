@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from mmfusion.data import dataset
-from mmfusion.data.missing import kept
+from mmfusion.data.missing import keep_masks
 from tests import planted
 
 IDS = np.arange(20_000)
 
 
 def test_each_modality_is_lost_at_the_rate_but_never_the_last():
-    keep = kept(IDS, ["text", "image"], 0.5)
+    keep = keep_masks(IDS, ["text", "image"], 0.5)
     lost = {m: 1 - keep[m].mean() for m in keep}
     assert lost == pytest.approx({"image": 0.5 - 0.125, "text": 0.5 - 0.125}, abs=0.01)  # a quarter would lose both
     assert (keep["image"] | keep["text"]).all()
@@ -19,20 +19,20 @@ def test_each_modality_is_lost_at_the_rate_but_never_the_last():
 
 
 def test_what_is_lost_depends_on_the_row_and_the_name_alone():
-    whole, part = kept(IDS, ["a", "b", "c"], 0.3), kept(IDS[500:600], ["c", "a", "b"], 0.3)
+    whole, part = keep_masks(IDS, ["a", "b", "c"], 0.3), keep_masks(IDS[500:600], ["c", "a", "b"], 0.3)
     for m, keep in part.items():
         np.testing.assert_array_equal(keep, whole[m][500:600])
-    more = kept(IDS, ["a", "b", "c"], 0.6)
+    more = keep_masks(IDS, ["a", "b", "c"], 0.6)
     for m in "abc":
         came_back = more[m] & ~whole[m]
         assert not came_back.any()  # of three, one stays as the last of its row, and had stayed before
 
 
 def test_no_rate_loses_nothing_and_the_highest_all_but_one():
-    assert all(keep.all() for keep in kept(IDS, "ab", 0.0).values())
-    nearly = kept(IDS, "ab", 1.0)
+    assert all(keep.all() for keep in keep_masks(IDS, "ab", 0.0).values())
+    nearly = keep_masks(IDS, "ab", 1.0)
     assert (nearly["a"] ^ nearly["b"]).all()
-    assert all(keep.all() for keep in kept(IDS, "a", 0.9).values())
+    assert all(keep.all() for keep in keep_masks(IDS, "a", 0.9).values())
 
 
 @pytest.mark.parametrize("gb", [4.0, 0.0])
@@ -43,7 +43,7 @@ def test_only_train_loses_modalities_in_memory_and_streamed(gb, monkeypatch):
     for name, split in splits.items():
         places = np.arange(len(split))
         batch, before = split.take(places), plain[name].take(places)
-        keep = kept(batch.id, list(batch.present), 0.5) if name == "train" else {}
+        keep = keep_masks(batch.id, list(batch.present), 0.5) if name == "train" else {}
         for m, present in batch.present.items():
             np.testing.assert_array_equal(present, before.present[m] & keep.get(m, True))
     assert any((~present).any() for present in splits["train"].take(np.arange(40)).present.values())

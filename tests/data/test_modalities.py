@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfusion.data import image
+from mmfusion.data import video
 from mmfusion.data.modalities import MODALITY_TYPES, feature_names, raw_value
 from mmfusion.errors import UserError
 
@@ -32,7 +32,7 @@ def png(frame):
 
 @pytest.mark.parametrize("stored", [FILM, list(FILM), [png(frame) for frame in FILM], gif(FILM)])
 def test_a_video_is_read_from_pixels_pictures_and_a_moving_picture(stored):
-    pixels, mask = MODALITY_TYPES["video"].read(stored, options("video", frames=7, size=(4, 4)), None)
+    pixels, mask = MODALITY_TYPES["video"].decode(stored, options("video", frames=7, size=(4, 4)), None)
     assert (pixels.shape, pixels.dtype) == ((7, 4, 4, 3), np.uint8)
     np.testing.assert_array_equal(mask, [1, 1, 1, 1, 1, 0, 0])
     np.testing.assert_array_equal(pixels[:5], FILM)
@@ -40,7 +40,7 @@ def test_a_video_is_read_from_pixels_pictures_and_a_moving_picture(stored):
 
 
 def test_a_longer_video_is_thinned_out_from_first_to_last():
-    pixels, mask = MODALITY_TYPES["video"].read(FILM, options("video", frames=3, size=(4, 4)), None)
+    pixels, mask = MODALITY_TYPES["video"].decode(FILM, options("video", frames=3, size=(4, 4)), None)
     assert mask.all()
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 20, 40])
 
@@ -48,13 +48,13 @@ def test_a_longer_video_is_thinned_out_from_first_to_last():
 @pytest.mark.parametrize("kind", ["video", "graph"])
 def test_nothing_is_absent(kind):
     empty = {"nodes": None, "edges": None} if kind == "graph" else None
-    assert MODALITY_TYPES[kind].read(empty, options(kind, "nodes+edges" if kind == "graph" else "x"), None) is None
+    assert MODALITY_TYPES[kind].decode(empty, options(kind, "nodes+edges" if kind == "graph" else "x"), None) is None
 
 
 @pytest.mark.parametrize("broken", [b"no film", [b"no picture"]])
 def test_a_broken_video_is_told(broken):
     with pytest.raises(ValueError, match="not a"):
-        MODALITY_TYPES["video"].read(broken, options("video", size=(4, 4)), None)
+        MODALITY_TYPES["video"].decode(broken, options("video", size=(4, 4)), None)
 
 
 def test_a_film_that_would_fill_the_memory_is_refused_and_of_a_long_one_only_what_is_taken_is_kept():
@@ -62,12 +62,12 @@ def test_a_film_that_would_fill_the_memory_is_refused_and_of_a_long_one_only_wha
     broad[:, 0, 0, 0] = np.arange(40)  # so that no frame is left out as the same
     film, size = gif(broad), (4, 4)
     tracemalloc.start()
-    pixels, mask = MODALITY_TYPES["video"].read(film, options("video", frames=2, size=size), None)
+    pixels, mask = MODALITY_TYPES["video"].decode(film, options("video", frames=2, size=size), None)
     assert tracemalloc.get_traced_memory()[1] < 12e6  # all frames are 30 MB
     tracemalloc.stop()
     assert mask.all() and pixels.shape == (2, 4, 4, 3)
     with pytest.raises(ValueError, match="40 frames of 500 x 500 pixels, over the limit of 9999999"):
-        image.decode_film(film, range, size, 3, max_pixels=9_999_999)
+        video.decode_animation(film, range, size, 3, max_pixels=9_999_999)
 
 
 TABLE = options("table", "age+sex+sizes", categorical=("sex",))
@@ -87,26 +87,26 @@ def test_a_table_is_standardised_by_what_training_taught():
     columns = fitted()
     assert MODALITY_TYPES["table"].encoder_kwargs(TABLE, columns) == {"categories": (0, 3, 0, 0)}
     assert MODALITY_TYPES["table"].shape(TABLE, columns) == ((4,), np.float32, 4)
-    read = [MODALITY_TYPES["table"].read(raw_value({**row, "more": 1}, TABLE, {}), TABLE, columns) for row in ROWS]
+    read = [MODALITY_TYPES["table"].decode(raw_value({**row, "more": 1}, TABLE, {}), TABLE, columns) for row in ROWS]
     np.testing.assert_allclose([x for x, _ in read], [[-1, 1, -1, -1], [1, 2, 1, 1], [0, 1, 0, 0]])
     np.testing.assert_array_equal([mask for _, mask in read], [[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 0]])
 
 
 def test_what_training_never_saw_is_the_unknown_category():
-    x, mask = MODALITY_TYPES["table"].read({"age": 40, "sex": "other", "sizes": [2, np.nan]}, TABLE, fitted())
+    x, mask = MODALITY_TYPES["table"].decode({"age": 40, "sex": "other", "sizes": [2, np.nan]}, TABLE, fitted())
     np.testing.assert_allclose(x, [0, 0, 0, 0])
     np.testing.assert_array_equal(mask, [1, 1, 1, 0])
-    assert MODALITY_TYPES["table"].read({"age": None, "sex": "", "sizes": None}, TABLE, fitted()) is None
+    assert MODALITY_TYPES["table"].decode({"age": None, "sex": "", "sizes": None}, TABLE, fitted()) is None
 
 
 def test_a_column_that_never_changes_is_not_divided_by_zero():
-    x, _ = MODALITY_TYPES["table"].read(ROWS[0], TABLE, fitted(ROWS[:1]))
+    x, _ = MODALITY_TYPES["table"].decode(ROWS[0], TABLE, fitted(ROWS[:1]))
     np.testing.assert_array_equal(x, [0, 1, 0, 0])
 
 
 def test_columns_of_wrong_width_are_told():
     with pytest.raises(ValueError, match="'sizes' holds 3 numbers, not 2"):
-        MODALITY_TYPES["table"].read({"age": 1, "sex": "f", "sizes": [1, 2, 3]}, TABLE, fitted())
+        MODALITY_TYPES["table"].decode({"age": 1, "sex": "f", "sizes": [1, 2, 3]}, TABLE, fitted())
     with pytest.raises(UserError, match=r"'sizes' holds \[2, 3\] numbers"):
         fitted([*ROWS, {"age": 1, "sex": "f", "sizes": [1, 2, 3]}])
 
@@ -119,7 +119,7 @@ NODES = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 def test_a_graph_is_padded_and_its_edges_go_both_ways(as_json):
     value = {"nodes": NODES, "edges": [[0, 1], [2, 1]]}
     value = {name: json.dumps(part) for name, part in value.items()} if as_json else value
-    x, mask = MODALITY_TYPES["graph"].read(value, GRAPH, None)
+    x, mask = MODALITY_TYPES["graph"].decode(value, GRAPH, None)
     np.testing.assert_array_equal(mask, [1, 1, 1, 0])
     np.testing.assert_array_equal(x[:3, :2], NODES)
     np.testing.assert_array_equal(x[:, 2:], [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
@@ -127,10 +127,10 @@ def test_a_graph_is_padded_and_its_edges_go_both_ways(as_json):
 
 
 def test_a_graph_without_edges_and_one_with_weights():
-    x, _ = MODALITY_TYPES["graph"].read({"nodes": NODES, "edges": []}, GRAPH, None)
+    x, _ = MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": []}, GRAPH, None)
     assert not x[:, 2:].any()
     weights = np.arange(9.0).reshape(3, 3)
-    x, _ = MODALITY_TYPES["graph"].read({"nodes": NODES, "edges": weights}, {**GRAPH, "edges": "matrix"}, None)
+    x, _ = MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": weights}, {**GRAPH, "edges": "matrix"}, None)
     np.testing.assert_array_equal(x[:3, 2:5], weights)
 
 
@@ -142,14 +142,14 @@ def test_a_graph_without_edges_and_one_with_weights():
         ({"edges": [[0, 3]]}, "outside 0 to 2"),
         ({"edges": [[-1, 0]]}, "outside 0 to 2"),
         ({"nodes": "no JSON"}, "Expecting value"),
-        ({"nodes": '{"a": 1}'}, "not the lists of numbers"),
-        ({"nodes": "5"}, "not the lists of numbers"),
-        ({"nodes": "[" * 100_000}, "not the lists of numbers"),
+        ({"nodes": '{"a": 1}'}, "must be lists of numbers"),
+        ({"nodes": "5"}, "must be lists of numbers"),
+        ({"nodes": "[" * 100_000}, "must be lists of numbers"),
         ({"nodes": "[[null, 1]]"}, "not finite"),
-        ({"edges": '{"a": 1}'}, "not the lists of numbers"),
+        ({"edges": '{"a": 1}'}, "must be lists of numbers"),
         ({"edges": [[0, 1.9]]}, "outside 0 to 2"),
     ],
 )
 def test_a_graph_that_does_not_fit_is_told(changes, said):
     with pytest.raises(ValueError, match=said):
-        MODALITY_TYPES["graph"].read({"nodes": NODES, "edges": [], **changes}, GRAPH, None)
+        MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": [], **changes}, GRAPH, None)

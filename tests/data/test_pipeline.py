@@ -97,7 +97,7 @@ def test_memory_stream_and_worker_processes_give_the_same_batches(workers, split
     read = list(pipeline.train_batches(streamed, seed=0, batch_size=B, first=2, last=7, workers=workers))
     assert all(same(a, b) for a, b in zip(read, expected, strict=True))
     ids = np.concatenate([batch.id for batch in read])
-    assert {11} & set(ids) or {11} & set(splits[0]["valid"].numbers)
+    assert {11} & set(ids) or {11} & set(splits[0]["valid"].ids)
     weights = {int(i): float(w) for batch in read for i, w in zip(batch.id, batch.weight, strict=True)}
     assert all(weight == (i != 11) for i, weight in weights.items())
 

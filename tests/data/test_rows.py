@@ -32,7 +32,7 @@ def small(monkeypatch):
 
 def test_three_passes_read_once():
     stored = Stored(11)
-    rows = row_sequences.Chunks(stored)
+    rows = row_sequences.CachedRows(stored)
     for _ in range(3):
         assert [row["number"] for row in rows] == [*range(11)]
     assert stored.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
@@ -44,7 +44,7 @@ def test_three_passes_read_once():
 def test_only_so_many_bytes_are_kept(monkeypatch):
     monkeypatch.setattr(row_sequences, "BYTES", 30)
     stored = Stored(12)
-    rows = row_sequences.Chunks(stored)
+    rows = row_sequences.CachedRows(stored)
     assert [row["number"] for row in rows] == [*range(12)]
     assert rows[11]["number"] == 11 and len(stored.asked) == 3  # the newest, however large
     assert rows[0]["number"] == 0 and len(stored.asked) == 4
@@ -53,22 +53,22 @@ def test_only_so_many_bytes_are_kept(monkeypatch):
 
 def test_what_counts_as_bytes():
     row = {"a": b"four", "b": np.zeros(2, np.float32), "c": [b"x", {"d": "yz"}], "e": np.array([[b"abc"], [b""]], "O")}
-    assert row_sequences._bytes([row, row]) == 2 * (4 + 8 + 3 + 3)
-    assert row_sequences._bytes(np.array(b"alone", object)) == 5
+    assert row_sequences._byte_count([row, row]) == 2 * (4 + 8 + 3 + 3)
+    assert row_sequences._byte_count(np.array(b"alone", object)) == 5
 
 
 def test_rows_of_any_numbers_and_of_what_reads_one_at_a_time():
     numbers = np.array([7, 0, 7, 3, 9])
     stored = Stored(10)
-    assert [row["number"] for row in row_sequences.each(stored, numbers)] == numbers.tolist()
+    assert [row["number"] for row in row_sequences.iterate(stored, numbers)] == numbers.tolist()
     assert stored.asked == [[7, 0, 7, 3], [9]]
-    assert list(row_sequences.each("abcdefghij", numbers)) == list("hahdj")
+    assert list(row_sequences.iterate("abcdefghij", numbers)) == list("hahdj")
 
 
 def test_a_pair_reads_both_many_at_a_time():
     first, second = Stored(6), Stored(3)
     pair = PairedRows(first, second, np.array([0, 1, 2, 2, 1, 0]), "other")
-    rows = list(row_sequences.each(pair, np.arange(6)))
+    rows = list(row_sequences.iterate(pair, np.arange(6)))
     assert [(row["number"], row["other/number"]) for row in rows] == [(0, 0), (1, 1), (2, 2), (3, 2), (4, 1), (5, 0)]
     assert first.asked == [[0, 1, 2, 3], [4, 5]] and second.asked == [[0, 1, 2, 2], [1, 0]]
     assert rows[4] == pair[4]

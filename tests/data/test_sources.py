@@ -170,7 +170,7 @@ def test_a_partner_used_twice_stays_on_one_side_of_the_carve(toys_dir):
         config.dir, config.valid_fraction = toys_dir, 0.4
     data = dataset.load(config, seed=0)
     rows = data.splits["train"].source
-    train, valid = ({rows[int(i)]["toys/note"] for i in data.splits[s].numbers} for s in ("train", "valid"))
+    train, valid = ({rows[int(i)]["toys/note"] for i in data.splits[s].ids} for s in ("train", "valid"))
     assert len(train) > 2
     assert len(valid) > 2
     assert not train & valid
@@ -205,7 +205,7 @@ def test_a_file_fetched_by_hand_must_be_the_known_one(tmp_path):
 
 
 def test_a_dataset_to_be_fetched_by_hand_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"'imagenet2012' must be fetched by hand: --config\.data\.manual_dir"):
+    with pytest.raises(UserError, match=r"'imagenet2012' must be downloaded by hand: --config\.data\.manual_dir"):
         opened("imagenet2012", tmp_path)
 
 

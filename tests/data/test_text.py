@@ -90,10 +90,12 @@ def test_vocabulary_is_the_same_in_any_order_and_process():
 
 
 def test_wrong_options_are_the_users_error():
-    with pytest.raises(UserError, match="word, bpe"):
+    with pytest.raises(UserError) as error:
         text.train_tokenizer(TEXTS, "char", 10)
-    with pytest.raises(UserError, match="258"):
+    assert (error.value.path, error.value.value, error.value.choices) == ("tokenizer", "char", ["bpe", "word"])
+    with pytest.raises(UserError, match="258") as error:
         text.train_tokenizer(TEXTS, "bpe", 100)
+    assert (error.value.path, error.value.value) == ("vocabulary_size", 100)
     with pytest.raises(UserError, match="tokenizer"):
         text.from_json("{}")
 
@@ -156,13 +158,13 @@ def test_ids_with_holes_have_a_table_for_the_highest(bert):
 
 def test_a_wrong_file_is_told(tmp_path):
     for name, content, says in (
-        ("words.txt", "the\nred\n", r"words\.txt has no \[CLS\]: it must be a BERT's vocab\.txt"),
+        ("words.txt", "the\nred\n", r"words\.txt: no token \[CLS\]: it must be a BERT's vocab\.txt"),
         ("broken.json", "{", "the tokenizer cannot be read"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=says):
             text.train_tokenizer([], str(tmp_path / name), 100)
-    with pytest.raises(UserError, match=r"none\.txt cannot be read"):
+    with pytest.raises(UserError, match=r"none\.txt: the tokenizer cannot be read"):
         text.from_file(str(tmp_path / "none.txt"))
 
 

@@ -266,7 +266,7 @@ def test_a_run_may_move_to_other_places(run):
 def test_data_that_has_changed_since_the_run_began(run, monkeypatch):
     before = content(run)
     planted.plant(monkeypatch, train=rows(), test=rows()[:19])
-    with pytest.raises(UserError, match=r"the data has changed since .*run began .*: bring the old data back, or give"):
+    with pytest.raises(UserError, match=r"the data has changed since .*run began .*: restore the data, or give"):
         train(planted.config(), run)
     assert content(run) == before
 

@@ -101,8 +101,8 @@ def test_every_row_is_met_once_whatever_the_batch(opened):
     run, rows_of = opened
     split = run.dataset.splits["test"]
     rows = rows_of(split)
-    assert rows["id"].tolist() == split.numbers.tolist()
-    assert rows["targets"]["label"].tolist() == [split.source[int(i)]["label"] for i in split.numbers]
+    assert rows["id"].tolist() == split.ids.tolist()
+    assert rows["targets"]["label"].tolist() == [split.source[int(i)]["label"] for i in split.ids]
     uneven = rows_of(split, batch_size=24)  # 64 rows: the last batch is padded
     assert uneven["id"].tolist() == rows["id"].tolist()
     np.testing.assert_allclose(uneven["logits"]["label"], rows["logits"]["label"], atol=1e-5)

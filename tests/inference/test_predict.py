@@ -98,7 +98,7 @@ def test_bad_rows_are_reported_and_the_others_are_as_before(run, table, tmp_path
     assert [row["row"] for row in rows] == [str(i) for i in range(20)]
     assert {i: row["error"] for i, row in enumerate(rows) if row["error"]}.keys() == bad.keys()
     assert "nowhere.png: No such file" in rows[2]["error"]
-    assert rows[17]["error"] == "image: not a picture"
+    assert rows[17]["error"] == "image: not an image"
     assert rows[18]["error"] == "every modality is absent"
     assert all(not value for i in bad for key, value in rows[i].items() if key not in ("row", "error"))
     good = [i for i in range(20) if i not in changes]

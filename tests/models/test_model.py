@@ -7,8 +7,8 @@ import ml_collections
 import numpy as np
 import pytest
 
+from mmfusion.data import image
 from mmfusion.data.batch import Batch
-from mmfusion.data.modalities import IMAGE_OPTIONS
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.errors import UserError
 from mmfusion.models.build import ENCODER_KWARGS, build, module_options
@@ -232,7 +232,7 @@ def test_a_frozen_encoder_is_frozen_for_whom_it_is_shared_with():
 
 
 def test_joined_pictures_are_augmented_alike():
-    options = {"kind": "image", **IMAGE_OPTIONS, "mean": (0.5,), "std": (0.25,)}
+    options = {"kind": "image", **image.OPTIONS, "mean": (0.5,), "std": (0.25,)}
     options["augment"] = {**options["augment"], "flip": 0.5, "crop": 2, "rotate": 20.0}
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), np.uint8)
     batch = two_pictures(8).replace(inputs=dict.fromkeys(TWO, pixels))

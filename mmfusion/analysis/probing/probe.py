@@ -20,7 +20,7 @@ from mmfusion.analysis.gate.contract_checks import Given
 from mmfusion.analysis.probing import attribution, calibration, corruption, emap
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
-from mmfusion.data.missing import lose
+from mmfusion.data.missing import drop_modalities
 from mmfusion.training import step
 from mmfusion.training.evaluation import collect, score, without
 from mmfusion.training.restore import Run, open_run
@@ -61,7 +61,7 @@ def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
     whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
     subsets = {kept: probe.value(scored) for kept, scored in _subsets(probe, run_eval, whole["test"])}
-    missing = {rate: probe.value(probe.fuse(lose(encoded, rate))) for rate in RATES}
+    missing = {rate: probe.value(probe.fuse(drop_modalities(encoded, rate))) for rate in RATES}
     return {
         "metric": probe.metric,
         "sign": probe.sign,

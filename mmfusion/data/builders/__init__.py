@@ -1,10 +1,10 @@
 """The datasets of this package, one TFDS builder folder each; importing it registers them with TFDS.
 
 They prepare and read without TensorFlow in ArrayRecord:
-`builder.download_and_prepare(file_format="array_record")`, then `builder.as_data_source("train")`. A preparation that
-fails leaves nothing that loads: TFDS writes to a temporary folder and renames it. Each gives the splits `train` and
-`test`, and of every example an `id` (unique), a `group` (examples that must stay together when `train` is carved) and
-a `label`.
+`builder.download_and_prepare(file_format="array_record")`, then `builder.as_data_source("train")`. A failed preparation
+leaves nothing that loads: TFDS writes to a temporary folder and renames it. Each builder has the splits `train` and
+`test`, and in every example a unique `id`, a `label`, and a `group`: examples with the same group must stay in one
+split when validation rows are held out of `train`.
 """
 
 from mmfusion.data.builders.av_digits import av_digits_dataset_builder

@@ -1,0 +1,45 @@
+"""The contract of a modality type: how a raw value becomes an array of fixed shape and a mask."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+Options = Mapping[str, Any]
+Decoded = tuple[np.ndarray, np.ndarray] | None  # an input and its mask [N]; None: the value is absent
+
+
+def _no_encoder_kwargs(options: Options, fitted: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalityType:
+    """How modalities of one type are read; `fitted` is None for types without `fit`.
+
+    Attributes:
+      options: the config keys of such a modality and their defaults, beside `kind` and `feature`.
+      shape: (options, fitted) -> shape of one input, its dtype, and its number of positions N.
+      decode: (value, options, fitted) -> the input and its mask `[N]`, or None where the value is absent. It raises
+        ValueError, with a short reason, where the value cannot be read.
+      fit: (values of the training rows, options) -> what is fitted to them, as a string that is saved with the run.
+      load: (that string) -> `fitted`.
+      encoder_kwargs: (options, fitted) -> fields of the modality's encoder that depend on the data.
+      several_features: whether `feature` may name several, joined by `+`; the value is then a dict of them.
+      class_names: whether features that are classes are given by name, not by number.
+      augment: (inputs `[B, ...]`, one random key per example `[B]`, `options["augment"]`) -> inputs; inside jit.
+      normalize: (inputs `[B, ...]`, options) -> inputs; inside jit.
+    """
+
+    options: dict[str, Any]
+    shape: Callable[[Options, Any], tuple[tuple[int, ...], Any, int]]
+    decode: Callable[[Any, Options, Any], Decoded]
+    fit: Callable[[Sequence[Any], Options], str] | None = None
+    load: Callable[[str], Any] = str
+    encoder_kwargs: Callable[[Options, Any], dict[str, Any]] = _no_encoder_kwargs
+    several_features: bool = False
+    class_names: bool = False
+    augment: Callable[[jax.Array, jax.Array, Mapping[str, float]], jax.Array] | None = None
+    normalize: Callable[[jax.Array, Options], jax.Array] | None = None

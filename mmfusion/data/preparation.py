@@ -1,0 +1,134 @@
+"""TFDS builders by name, and preparing their datasets on first use."""
+
+import contextlib
+import errno
+import io
+import re
+import sys
+import urllib.error
+
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import download_manager, downloader
+
+from mmfusion.data import builders
+from mmfusion.errors import UserError, one_line, warn_renamed
+from mmfusion.registry import lookup
+
+# TFDS's default of ten retries takes more than three minutes without a network.
+downloader.MAX_RETRIES = 5
+
+# `package.module:Class[/variant]`; a TFDS version or namespace (`mnist:3.0.1`, `huggingface:name`) is lower case.
+CLASS = re.compile(r"(?P<builder>[A-Za-z_][\w.]*:[A-Z]\w*)(/(?P<variant>.+))?$")
+# Old names, which work for one version.
+RENAMED_DATASETS = {
+    "stand_ins": "synthetic",
+    "stand_ins/three_pictures": "synthetic/three_images",
+    "stand_ins/sound_pictures": "synthetic/audio_images",
+}
+
+
+def current_name(name: str) -> str:
+    """Returns the current name of a dataset; prints it on standard error where the given one is old."""
+    base, slash, variant = name.partition("/")
+    new = RENAMED_DATASETS.get(name) or RENAMED_DATASETS.get(base, base) + slash + variant
+    if new != name:
+        warn_renamed(f"dataset {name}", new)
+    return new
+
+
+def builder_class(name: str) -> tuple[type[tfds.core.DatasetBuilder] | None, str]:
+    """Returns the builder of this package, or of `package.module:Class`, and the variant; None for one of TFDS's.
+
+    Raises:
+      UserError: the module cannot be imported, or has no such builder.
+    """
+    base, _, variant = name.partition("/")
+    if match := CLASS.match(name):
+        base, variant = match["builder"], match["variant"] or ""
+        found = lookup(builders.BUILDERS, base, "config.data.name")
+        if not issubclass(found, tfds.core.DatasetBuilder):
+            raise UserError("the class is not a TFDS builder", path="config.data.name", value=name)
+        return found, variant
+    return builders.BUILDERS.get(base), variant
+
+
+def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Returns the TFDS builder of a dataset.
+
+    Raises:
+      UserError: no such dataset, variant or version, or a package that it needs is missing.
+    """
+    name = current_name(name)
+    own, variant = builder_class(name)
+    try:
+        if own is not None:
+            return own(data_dir=data_dir or None, config=variant or None)
+        return tfds.builder(name, data_dir=data_dir or None)
+    except Exception as error:  # builders raise anything
+        raise UserError(f"dataset {name!r} cannot be opened: {one_line(error)}") from error
+
+
+def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
+    """Returns the TFDS builder of a dataset, which is prepared where it is not yet.
+
+    Raises:
+      UserError: it cannot be prepared; the message says what would help.
+    """
+    builder = make_builder(name, data_dir)
+    if builder.is_prepared():
+        return builder
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    print(f"data   preparing {name} under {builder.data_dir}", flush=True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that sizes are unknown
+            builder.download_and_prepare(
+                file_format=tfds.core.FileFormat.ARRAY_RECORD,
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
+            )
+    except Exception as error:
+        if isinstance(error, FileExistsError) and builder.data_path.exists():
+            return prepared_builder(name, data_dir, manual_dir)  # another process prepared it first
+        if message := _explain(name, data_dir, error):
+            raise UserError(message) from error
+        raise
+    return builder
+
+
+def _explain(name: str, data_dir: str, error: Exception) -> str:
+    """Returns what a failed preparation means to the user; empty where the user cannot help."""
+    cause: BaseException | None = error
+    while cause is not None:  # TFDS wraps errors, without their fields, to add where they happened
+        if message := _explain_cause(name, data_dir, cause):
+            return message
+        cause = cause.__cause__
+    return ""
+
+
+def _explain_cause(name: str, data_dir: str, cause: BaseException) -> str:
+    summary, folder = one_line(cause), data_dir or "the TFDS folder"
+    if isinstance(cause, UserError):
+        return str(cause)
+    if isinstance(cause, (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError)):
+        url = getattr(getattr(cause, "request", None), "url", None) or "its files"
+        return (
+            f"dataset {name!r} is not prepared yet and {url} cannot be downloaded ({summary}): connect to the "
+            "network, or download the files by hand into a folder and set --config.data.manual_dir=FOLDER"
+        )
+    if isinstance(cause, download_manager.NonMatchingChecksumError):
+        return f"dataset {name!r}: a file is damaged or not the known one, remove it and start again ({summary})"
+    if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in summary:
+        return f"no space left while preparing {name!r} under {folder} ({summary})"
+    if isinstance(cause, (PermissionError, NotADirectoryError)):
+        return f"cannot write {cause.filename or data_dir}: set --config.data.dir to a folder of yours"
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return f"dataset {name!r} cannot be prepared under {folder}: {summary}"
+    if isinstance(cause, (ImportError, RuntimeError)) and "tensorflow" in summary.lower():
+        return (
+            f"dataset {name!r} needs TensorFlow once, to prepare: pip install '.[prepare]' in the repository "
+            "(tensorflow-cpu), then run the same command"
+        )
+    if isinstance(cause, AssertionError) and "manual" in summary.lower():
+        return f"dataset {name!r} must be downloaded by hand: --config.data.manual_dir=FOLDER ({summary})"
+    return ""

@@ -1,0 +1,78 @@
+"""Video: a fixed number of frames, decoded and resized on the host.
+
+B batch · T frames · H W image · C channels.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmfusion.data import image
+from mmfusion.data.modality_type import Decoded, ModalityType, Options
+
+OPTIONS = {
+    "frames": 8,  # evenly spaced frames of a longer video; a shorter one is padded at the end
+    **image.PIXEL_OPTIONS,
+}
+
+
+def decode_animation(
+    data: bytes,
+    choose: Callable[[int], Sequence[int]],
+    size: tuple[int, int],
+    channels: int,
+    max_pixels: int = 2_000_000_000,
+) -> list[np.ndarray]:
+    """Returns some frames of an animated image, each as `image.decode` returns it.
+
+    Args:
+      data: an encoded file (GIF, WebP, APNG).
+      choose: the number of frames -> the indices of those that are decoded, ascending.
+      size: (H, W) in pixels.
+      channels: C, from 1 to 4.
+      max_pixels: a limit on the pixels of all frames, checked before they are decoded.
+
+    Raises:
+      ValueError: a short reason, if the data are corrupt or too large.
+    """
+    try:
+        animation, frames = Image.open(io.BytesIO(data), formats=image.FORMATS), []
+        count = getattr(animation, "n_frames", 1)
+        if count * animation.width * animation.height > max_pixels:
+            shape = f"{animation.width} x {animation.height}"
+            raise ValueError(f"{count} frames of {shape} pixels, over the limit of {max_pixels}")
+        for i in choose(count):
+            animation.seek(i)
+            frames.append(image.convert(animation.convert("RGB"), size, channels))
+        return frames
+    # Pillow's format plugins let many kinds of exception through on broken bytes.
+    except Exception as error:
+        raise ValueError(f"not an animated image: {error}"[:200]) from error
+
+
+def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
+    return (options["frames"], *options["size"], options["channels"]), np.uint8, options["frames"]
+
+
+def _decode(value: Any, options: Options, _: None) -> Decoded:
+    """Takes frames as pixels `[t, H, W, C]`, as encoded images, or as the bytes of one animated image."""
+    if value is None or len(value) == 0:
+        return None
+    frame_count, size, channels = options["frames"], tuple(options["size"]), options["channels"]
+
+    def choose(count: int) -> list[int]:
+        return np.linspace(0, count - 1, min(frame_count, count)).round().astype(int).tolist()
+
+    if isinstance(value, bytes):
+        frames = decode_animation(value, choose, size, channels)
+    else:
+        frames = [image.decode(value[i], size, channels) for i in choose(len(value))]
+    pixels = np.zeros((frame_count, *size, channels), np.uint8)  # [T, H, W, C]
+    pixels[: len(frames)] = frames
+    return pixels, np.arange(frame_count) < len(frames)
+
+
+TYPE = ModalityType(OPTIONS, _shape, _decode, normalize=image.normalize_pixels)
