@@ -175,7 +175,7 @@ def test_attention_of_a_strategy_without_it_is_empty(config_file, tmp_path):
     assert found.weights == {} and found.errors == [""]
 
 
-@pytest.mark.loop
+@pytest.mark.process  # scikit-learn asks lscpu for the number of cores
 def test_ablate_ends_in_claims_and_a_table(config_file, tmp_path, monkeypatch):
     first = {kind: models[:1] for kind, models in baselines.MODELS.items()}
     monkeypatch.setattr(baselines, "MODELS", first)  # the others take most of the time
