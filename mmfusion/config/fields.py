@@ -20,7 +20,7 @@ from mmfusion.config.keys import Choice, Options, entries, key, key_of, options,
 class ModalityConfig(Choice):
     """One modality of the data."""
 
-    kind: str = key("", "the type of the modality: image, text, audio, video, table, graph or knowledge")
+    kind: str = key("", "the modality type")
     feature: str = key("", "the dataset's feature that holds it; several joined by +")
     options: Options = options("what the modality type reads, see `mmfusion/data/modalities.py`")
 
@@ -29,7 +29,7 @@ class ModalityConfig(Choice):
 class TargetConfig(Choice):
     """One task."""
 
-    kind: str = key("", "classification, multilabel or regression")
+    kind: str = key("", "the type of target")
     feature: str = key("", "the dataset's feature that holds the target")
     options: Options = options("what the type of target reads, see `mmfusion/data/decoding.py`")
 
@@ -55,8 +55,8 @@ class DataConfig:
     missing: float = key(
         0.0, "probability that a training row loses each modality, fixed by its id; one modality always stays", below=1
     )
-    modalities: Mapping[str, ModalityConfig] = entries("the modalities, by name", ModalityConfig)
-    targets: Mapping[str, TargetConfig] = entries("the tasks, by name", TargetConfig)
+    modalities: Mapping[str, ModalityConfig] = entries("the modalities, by name", ModalityConfig, of="modality")
+    targets: Mapping[str, TargetConfig] = entries("the tasks, by name", TargetConfig, of="task")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ModelConfig:
         "auto", "dtype of the computation; auto: bfloat16 on accelerators, float32 on a CPU",
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
-    encoders: Mapping[str, EncoderConfig] = entries("the encoders, by modality", EncoderConfig)
+    encoders: Mapping[str, EncoderConfig] = entries("the encoders, by modality", EncoderConfig, of="modality")
     fusion: FusionConfig = section(FusionConfig, "the fusion strategy")
 
 
@@ -99,7 +99,7 @@ class ModelConfig:
 class ScheduleConfig(Choice):
     """The learning-rate schedule."""
 
-    name: str = key("warmup_cosine", "warmup_cosine, constant, step or plateau")
+    name: str = key("warmup_cosine", "the schedule")
     options: Options = options("what the schedule reads, see `mmfusion/optim/schedules.py`")
 
 
@@ -107,7 +107,7 @@ class ScheduleConfig(Choice):
 class OptimConfig(Choice):
     """The optimizer and its schedule."""
 
-    name: str = key("adamw", "adamw, adam, sgd, momentum or lion")
+    name: str = key("adamw", "the optimizer")
     learning_rate: float = key(1e-3, "peak learning rate", above=0)
     clip_norm: float = key(1.0, "bound of the global gradient norm; 0: no clipping")
     accumulate: int = key(1, "micro-batches that a batch is split into", minimum=1)
@@ -167,7 +167,7 @@ class RunConfig:
     deterministic: bool = key(False, "bitwise reproducible on a GPU, too, which is slower; a CPU always is")
     data: DataConfig = section(DataConfig, "the dataset")
     model: ModelConfig = section(ModelConfig, "the model")
-    objectives: Mapping[str, Options] = entries("objectives beside the tasks' losses, by name, with their options")
+    objectives: Mapping[str, Options] = entries("options of an objective beside the tasks' losses", of="objective")
     optim: OptimConfig = section(OptimConfig, "the optimizer")
     recovery: RecoveryConfig = section(RecoveryConfig, "bad steps and failed saves")
     parallel: ParallelConfig = section(ParallelConfig, "devices")

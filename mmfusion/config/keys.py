@@ -79,9 +79,12 @@ def section(cls: type, doc: str) -> Any:
     return dataclasses.field(default_factory=cls, metadata={"doc": doc})
 
 
-def entries(doc: str, cls: type | None = None) -> Any:
-    """Declares a section whose keys are names that a config chooses, each a section of type `cls` or of options."""
-    return dataclasses.field(default_factory=dict, metadata={"doc": doc, "entries": cls})
+def entries(doc: str, cls: type | None = None, *, of: str) -> Any:
+    """Declares a section whose keys are names that a config chooses, one for each `of`.
+
+    Each entry is a section with the keys of the dataclass `cls`; None: with options alone.
+    """
+    return dataclasses.field(default_factory=dict, metadata={"doc": doc, "entries": cls, "of": of})
 
 
 def options(doc: str) -> Any:
