@@ -17,7 +17,7 @@ from mmfusion.config.fields import (
 )
 from mmfusion.config.keys import Choice, declared_defaults
 from mmfusion.data.decoding import TARGET_OPTIONS
-from mmfusion.data.modalities import MODALITY_TYPES, modality_type
+from mmfusion.data.modalities import modality_type
 from mmfusion.errors import UserError
 from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS
@@ -55,8 +55,6 @@ def choice_options(path: str, name: str) -> dict[str, Any]:
     if path == "objectives":
         return objective_options(name)
     if path.startswith("data.modalities."):
-        if ":" not in name:
-            _check_known(name, MODALITY_TYPES, "type of modality", f"{path}.kind")
         return dict(modality_type(name, f"config.{path}.kind").options)
     if path.startswith("data.targets."):
         _check_known(name, TARGET_OPTIONS, "type of target", f"{path}.kind")

@@ -1,6 +1,7 @@
 """Checks of the section `data`: the dataset's name, the modalities and the targets."""
 
 import re
+from typing import Any
 
 from mmfusion.config.checks import check_member, check_positive
 from mmfusion.config.fields import DataConfig, ModalityConfig, RunConfig
@@ -116,9 +117,9 @@ MODALITY_CHECKS = {
 
 def _check_targets(run: RunConfig) -> None:
     fusion = run.model.fusion.name
-    classes_only = lookup(FUSIONS, fusion, "config.model.fusion.name").declares.classes_only
+    strategy: Any = lookup(FUSIONS, fusion, "config.model.fusion.name")
     for name, target in run.data.targets.items():
-        if classes_only and target.kind != "classification":
+        if strategy.declares.classes_only and target.kind != "classification":
             message = f"needs exclusive classes, and data.targets.{name} is {target.kind}: choose late_mean"
             raise UserError(message, path="config.model.fusion.name", value=fusion)
         check_member(target.options["loss"], LOSSES[target.kind], f"data.targets.{name}.loss", "loss")

@@ -25,7 +25,7 @@ def key_table(cls: type = RunConfig) -> str:
 
 
 def options_table() -> str:
-    """Returns a Markdown table of the options, with their defaults, of modality types, targets, optimizers and so on."""
+    """Returns a Markdown table of the options of modality types, targets, optimizers, schedules and objectives."""
     sections = (
         ("data.modalities.<modality>", MODALITY_TYPES), ("data.targets.<task>", TARGET_OPTIONS),
         ("optim", OPTIMIZERS), ("optim.schedule", SCHEDULES), ("objectives", OBJECTIVES),

@@ -28,7 +28,10 @@ def test_reference_rewrites_only_what_is_between_the_markers(tmp_path):
     reference.main(["reference", str(page)])
     text = page.read_text()
     assert (
-        text.startswith("before\n") and text.endswith("\nafter\n") and "| `seed` | `0` |" in text and "old" not in text
+        text.startswith("before\n")
+        and text.endswith("\nafter\n")
+        and "| `seed` | `0` |" in text
+        and "\nold\n" not in text
     )
     with pytest.raises(UserError, match="has no lines"):
         reference.update("nothing")

@@ -93,7 +93,7 @@ def test_check_names_an_unknown_key(path, message, near):
         ("model.dtype", "float16", "value", "bfloat16"),
         ("parallel.mode", "pmapp", "value", "pmap"),
         ("data.modalities.text.tokenizer", "words", "tokenizer", "word"),
-        ("data.modalities.image.kind", "picture", "type of modality", "audio"),
+        ("data.modalities.image.kind", "picture", "name", "audio"),
         ("data.targets.label.kind", "classify", "type of target", "classification"),
         ("data.targets.label.loss", "focl", "loss", "focal"),
     ],
