@@ -26,10 +26,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give directories of finished runs: python -m experiments.compare RUN RUN ...")
     found = methods([read(directory) for directory in directories])
     results = [run.result for method in found for run in method.runs]
-    data = {(result["data"]["name"], result["data"].get("rows", "?")) for result in results}
-    contents = {
-        str(result["data"]["content"]) for result in results if "content" in result["data"]
-    }  # older runs have none
+    data = {(result["data"]["name"], result["data"]["rows"]) for result in results}
+    contents = {str(result["data"]["content"]) for result in results}
     if len(data) > 1 or len(contents) > 1:
         raise UserError(f"the runs used different data: {', '.join(sorted([*map(' '.join, data), *contents]))}")
     config = found[0].runs[0].config

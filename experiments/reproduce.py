@@ -70,7 +70,7 @@ def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], re
     """Returns a line per difference: the data, the first step whose values differ, and each score that does."""
     compared = (
         ("data", lambda r: r["data"]["fingerprint"]),
-        ("rows", lambda r: r["data"].get("content") if "content" in result["data"] else None),  # older runs have none
+        ("rows", lambda r: r["data"]["content"]),
         ("best step", lambda r: r["best_step"]),
     )
     lines = [f"{name}: {of(result)} and {of(repeated)}" for name, of in compared if of(result) != of(repeated)]

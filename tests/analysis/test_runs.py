@@ -19,7 +19,7 @@ def finished(folder: Path, arg: str = "", accuracy: float | None = 0.5, rows: st
     scores = {"accuracy": accuracy, "loss": 1 - accuracy if accuracy is not None else None}
     result = {
         "valid": scores, "test": scores, "parameters": 1234, "seconds": 60.0, "steps": 10, "device": "1 x cpu",
-        "data": {"name": "shapes/match", "fingerprint": arg, "rows": rows}, "versions": {"jax": "0"},
+        "data": {"name": "shapes/match", "fingerprint": arg, "rows": rows, "content": {}}, "versions": {"jax": "0"},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -79,7 +79,7 @@ def test_the_command_sorts_best_first_and_writes_the_table(tmp_path, command):
     ("flags", "said"),
     [
         ([], "no run is given"),
-        (["{}/a", "{}/other"], "the runs are of different data: shapes/match abc, shapes/match def"),
+        (["{}/a", "{}/other"], "the runs used different data: shapes/match abc, shapes/match def"),
         (["{}/a", "{}/none"], "none holds no finished run"),
         (["{}/a", "--output={}/none/table.md"], "there is no folder"),
     ],
