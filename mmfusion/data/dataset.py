@@ -110,16 +110,11 @@ class Dataset:
         }
 
     def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
-        """Raises UserError where this is not the data that a run in `workdir` began with.
-
-        Args:
-          saved: what `saved` returned for that run.
-          workdir: the run's directory, for the error.
-        """
+        """Raises UserError where the data is not that of the run in `workdir`, which kept `saved` of it."""
         now, before = self.saved(), saved["content"]
-        changed = any(saved[key] != now[key] for key in now if key != "content")
-        # Test rows may be repaired: no state has seen them.
-        if changed or any(before[split] != self.content[split] for split in before if split != "test"):
+        description_changed = any(saved[key] != now[key] for key in now if key != "content")
+        # Test rows may be corrected: no state depends on them.
+        if description_changed or any(before[split] != self.content[split] for split in before if split != "test"):
             raise UserError(
                 f"the data has changed since {workdir} began (fingerprint {saved['fingerprint']}, now "
                 f"{self.fingerprint}; rows {before}, now {self.content}): restore the data, or give another --workdir"
@@ -286,10 +281,11 @@ def _fit(modalities: Any, source: Source, train: np.ndarray) -> dict[str, str]:
     }
 
 
-def _ready(name: str, numbers: np.ndarray, rows: Chunks, reader: Reader, config: Any) -> Split:
+def _decoded_split(name: str, ids: np.ndarray, rows: CachedRows, reader: Reader, config: Any) -> Split:
+    """Returns a split, decoded where it fits in memory."""
     missing = config.missing if name == "train" else 0.0
-    split = Split(name, numbers, rows.rows, reader, None, {}, missing)
-    if len(numbers) * reader.bytes_per_row() > config.memory_gb * 1e9:
+    split = Split(name, ids, rows.rows, reader, None, {}, missing)
+    if len(ids) * reader.bytes_per_row() > config.memory_gb * 1e9:
         return split
     arrays = dataclasses.replace(split, source=rows).decode(np.arange(len(ids)))
     check_bad(split, split.bad, config.max_bad_fraction)

@@ -78,7 +78,7 @@ def test_the_command_sorts_best_first_and_writes_the_table(tmp_path, command):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "no run is given"),
+        ([], "give directories of finished runs"),
         (["{}/a", "{}/other"], "the runs used different data: shapes/match abc, shapes/match def"),
         (["{}/a", "{}/none"], "none holds no finished run"),
         (["{}/a", "--output={}/none/table.md"], "there is no folder"),
