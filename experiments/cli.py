@@ -58,9 +58,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def help_text() -> str:
     """Returns the docstring and the flags of the running command."""
-    takes_config = "--config" in (sys.modules["__main__"].__doc__ or "")
-    more = "\n\nEvery key of the config is a flag too: --config.steps=100; configs/README.md lists them." * takes_config
-    return f"{sys.modules['__main__'].__doc__ or ''}{flags.FLAGS.main_module_help()}{more}"
+    text = f"{sys.modules['__main__'].__doc__ or ''}{flags.FLAGS.main_module_help()}"
+    if "--config=" in text:
+        text += "\n\nEvery key of the config is a flag too: --config.steps=100; configs/README.md lists them."
+    return text
 
 
 def exit_status(error: Exception) -> int:
@@ -140,7 +141,7 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
 def prepare(config: ConfigDict) -> None:
     """Sets what a config needs of the process; call it before JAX initialises its devices."""
     if config.deterministic:
-        mesh.settle_determinism()
+        mesh.set_deterministic_flags()
     enable_compilation_cache()
 
 

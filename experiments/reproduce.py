@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.training.loop import train
 
     configs.check(config, jax.device_count())
-    again = train(config, output)
+    again = train(config, str(output))
     differ = differences(first.directory, output, first.result, again)
     show(first.result, again, differ)
     sys.exit(1 if differ else 0)

@@ -1,1 +1,1 @@
-"""Speed, as ratios of things measured side by side in one process: `python -m experiments.benchmark [NAME ...]`."""
+"""Speed, as ratios of measurements in one process: `python -m experiments.benchmark [NAME ...]`."""

@@ -1,4 +1,7 @@
-"""Runs the named measurements (default: all), prints a table of ratios and writes `benchmark.json`."""
+"""Measures speed as ratios in one process, prints a table and writes `benchmark.json`.
+
+`python -m experiments.benchmark [NAME ...] [--output=benchmark.json]`: loop_overhead, ablation; all by default.
+"""
 
 import platform
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 
 OUTPUT = flags.DEFINE_string("output", "benchmark.json", "the file to write")
 
@@ -27,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     benchmarks = {"loop_overhead": loop_overhead, "ablation": ablation}
     for name in names:
         if name not in benchmarks:
-            raise UserError(f"benchmark {name!r}: {nearest(name, benchmarks)}")
+            raise UserError("no such benchmark", path="benchmark", value=name, choices=benchmarks)
     rows = [row for name in names or benchmarks for row in benchmarks[name]()]
 
     machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"

@@ -1,4 +1,4 @@
-"""A plan of cells run by the ablation's runner, against the same runs one after another in fresh processes."""
+"""An ablation's runner against the same runs one after another, each in a new process."""
 
 import os
 import subprocess
@@ -19,24 +19,24 @@ ROWS = {"train": "train[:8000]", "test": "test[:1000]"}
 
 
 def ablation() -> list[dict[str, Any]]:
-    """Returns a row: seconds of twenty cells, three strategies and two modalities alone with four seeds each.
+    """Returns one row: seconds for twenty runs, three strategies and two modalities alone with four seeds each.
 
-    Both ways read programs that were compiled before, by a cell of each method that is not counted.
+    Both read programs that were compiled before, by one uncounted run of each method.
     """
     cells = plan.build(_config, FUSIONS, SEEDS, {}).cells
     with tempfile.TemporaryDirectory() as folder:
         _one_by_one(cells[: len(cells) // SEEDS], Path(folder) / "warm")
         for _ in runner.run(cells[: len(cells) // SEEDS], Path(folder) / "pinned", 1, cli.prepare_worker):
             pass
-        began = time.monotonic()
+        start = time.monotonic()
         errors = [
             error for _, error in runner.run(cells, Path(folder) / "plan", os.cpu_count() or 1, cli.prepare_worker)
         ]
-        ours = time.monotonic() - began
+        ours = time.monotonic() - start
         assert not any(errors), errors
-        began = time.monotonic()
+        start = time.monotonic()
         _one_by_one(cells, Path(folder) / "each")
-        reference = time.monotonic() - began
+        reference = time.monotonic() - start
     return [
         {
             "name": "ablation", "ours": ours, "reference": reference, "unit": f"s for {len(cells)} cells",

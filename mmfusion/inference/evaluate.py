@@ -27,5 +27,5 @@ def evaluate(
     Raises:
       UserError: no such run, split or modality.
     """
-    check_request(read_config(workdir), split, modalities)
+    check_request(read_config(workdir).data.modalities, split, modalities)
     return TrainedModel(open_run(workdir, [split], overrides)).evaluate(split, modalities)

@@ -19,7 +19,7 @@ from mmfusion.data import dataset as datasets
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
 from mmfusion.data.decoding import empty_batch
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
 from mmfusion.inference.predictions import Predictions, predictions
 from mmfusion.inference.rows import Row
@@ -102,7 +102,7 @@ class TrainedModel:
           UserError: no such split or modality, or the dataset cannot be opened.
         """
         config, setup = self._run.config, self._run.setup
-        check_request(config, split, modalities)
+        check_request(config.data.modalities, split, modalities)
         if split not in self._splits:
             dataset = datasets.load(config.data, seed=config.seed, splits=(split,), saved=self._run.dataset.saved())
             self._splits |= dataset.splits
@@ -190,7 +190,7 @@ class TrainedModel:
 
         def step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
             variables = {"params": params, "batch_stats": batch_stats}
-            result = setup.model.apply(variables, setup.preprocess(batch, None), method=_inspect)
+            result: Any = setup.model.apply(variables, setup.preprocess(batch, None), method=_inspect)
             if axis_name is None:
                 return result
             return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)
@@ -217,13 +217,13 @@ def load(workdir: str | Path, *, data_dir: str | Path | None = None) -> TrainedM
     return TrainedModel(open_run(workdir, (), place))
 
 
-def check_request(config: ConfigDict, split: str, modalities: Collection[str] | None) -> None:
+def check_request(known: Collection[str], split: str, modalities: Collection[str] | None) -> None:
     """Raises UserError for a split or a modality that a run does not have."""
     if split not in SPLITS:
-        raise UserError(f"split {split!r}: {nearest(split, SPLITS)}")
+        raise UserError("no such split", path="split", value=split, choices=SPLITS)
     for m in modalities or ():
-        if m not in config.data.modalities:
-            raise UserError(f"modality {m!r} is not in this run: {nearest(m, config.data.modalities)}")
+        if m not in known:
+            raise UserError("the run has no such modality", path="modality", value=m, choices=known)
 
 
 def _inspect(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from absl import flags
 from experiments import cli
 from mmfusion import config as configs
 from mmfusion.checkpoints.verify import CorruptCheckpoint
+from mmfusion.distributed import mesh
 from mmfusion.errors import Preempted, Unreachable, UserError
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -232,3 +233,11 @@ def test_unraisable_errors_of_tensorstore_threads_are_hidden(monkeypatch):
     for error in errors:
         sys.unraisablehook(error)
     assert shown == errors[1:]
+
+
+def test_prepare_sets_xla_flags_of_a_deterministic_config(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    cli.prepare(parse(QUICKSTART))
+    assert os.environ["XLA_FLAGS"] == ""
+    cli.prepare(parse(QUICKSTART, "--config.deterministic=True"))
+    assert os.environ["XLA_FLAGS"] == mesh.DETERMINISTIC

@@ -38,13 +38,13 @@ def numbers(scores):
 
 
 @pytest.mark.loop
-def test_profile_writes_a_trace(trained):
+def test_train_profile_writes_a_trace(trained):
     assert list((trained[0] / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize("split", ["test", "valid"])
-def test_the_whole_set_gives_what_training_reported(split, trained):
+def test_evaluate_gives_what_training_reported(split, trained):
     workdir, result = trained
     scores = evaluate(workdir, split)
     assert set(numbers(scores)) == set(METRICS["classification"])
@@ -55,7 +55,7 @@ def test_the_whole_set_gives_what_training_reported(split, trained):
 
 
 @pytest.mark.loop
-def test_a_run_of_many_devices_is_read_on_one(trained, tmp_path):
+def test_evaluate_reads_a_run_of_many_devices_on_one(trained, tmp_path):
     workdir, result = trained
     shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text())
@@ -77,7 +77,7 @@ def test_a_run_of_many_devices_is_read_on_one(trained, tmp_path):
         (4, 8, 4, 1, 2, (2, 1, 1)),  # the batch divides over none that the state is divided over
     ],
 )
-def test_how_a_run_is_spread_where_it_is_read(here, devices, fsdp, model, batch, expected, monkeypatch):
+def test_fit_to_machine_chooses_devices(here, devices, fsdp, model, batch, expected, monkeypatch):
     monkeypatch.setattr(mesh.jax, "device_count", lambda: here)
     asked = {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
     found = mesh.fit_to_machine(asked, batch)
@@ -86,7 +86,7 @@ def test_how_a_run_is_spread_where_it_is_read(here, devices, fsdp, model, batch,
     )
 
 
-def test_several_hosts_read_with_all_of_their_devices_or_not_at_all(monkeypatch):
+def test_fit_to_machine_uses_all_devices_of_several_hosts(monkeypatch):
     monkeypatch.setattr(mesh.jax, "device_count", lambda: 4)
     monkeypatch.setattr(mesh.jax, "process_count", lambda: 2)
     asked = {"devices": 2, "mesh": {"data": -1, "fsdp": 1, "model": 4}}
@@ -97,7 +97,7 @@ def test_several_hosts_read_with_all_of_their_devices_or_not_at_all(monkeypatch)
 
 
 @pytest.mark.loop
-def test_every_row_is_met_once_whatever_the_batch(opened):
+def test_collect_returns_every_row_once_for_any_batch_size(opened):
     run, rows_of = opened
     split = run.dataset.splits["test"]
     rows = rows_of(split)
@@ -109,7 +109,7 @@ def test_every_row_is_met_once_whatever_the_batch(opened):
 
 
 @pytest.mark.loop
-def test_a_dropped_modality_is_absent_whatever_it_holds(opened):
+def test_collect_ignores_the_content_of_dropped_modalities(opened):
     run, rows_of = opened
     split = run.dataset.splits["test"]
     noise = np.random.default_rng(0).integers(0, 256, split.arrays.inputs["image"].shape, np.uint8)
@@ -125,7 +125,7 @@ def test_a_dropped_modality_is_absent_whatever_it_holds(opened):
     assert np.abs(logits["clean", None] - logits["clean", ("text",)]).max() > 1e-3
 
 
-def test_the_command_prints_a_table_and_writes_its_numbers(trained, command):
+def test_evaluate_command_prints_a_table_and_writes_json(trained, command):
     workdir, result = trained
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     run = command("experiments.evaluate", f"--workdir={workdir}", "--modalities=text", COLUMNS="200")
@@ -145,17 +145,17 @@ def test_the_command_prints_a_table_and_writes_its_numbers(trained, command):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"split": "tests"}, "split 'tests': did you mean test"),
-        ({"modalities": ["img"]}, "modality 'img' is not in this run: did you mean image"),
+        ({"split": "tests"}, "split='tests': no such split; did you mean test"),
+        ({"modalities": ["img"]}, "modality='img': the run has no such modality; did you mean image"),
     ],
 )
-def test_a_wrong_split_or_modality_gets_its_nearest(options, says, trained):
+def test_evaluate_names_the_nearest_split_or_modality(options, says, trained):
     with pytest.raises(UserError, match=says):
         evaluate(trained[0], **options)
 
 
 @pytest.mark.loop
-def test_no_run_no_checkpoint_or_a_torn_config_is_one_line(trained, tmp_path):
+def test_evaluate_without_a_run_or_checkpoint_is_one_line(trained, tmp_path):
     with pytest.raises(UserError, match=r"is no run directory: it has no config\.json"):
         evaluate(tmp_path)
     shutil.copy(trained[0] / "config.json", tmp_path)
@@ -170,7 +170,7 @@ def test_no_run_no_checkpoint_or_a_torn_config_is_one_line(trained, tmp_path):
 
 
 @pytest.mark.loop
-def test_a_checkpoint_of_another_architecture_shows_where_the_trees_differ(trained, tmp_path):
+def test_evaluate_names_a_difference_in_architecture(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["model"]["width"] = 16
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_architecture_shows_where_the_trees_differ(train
 
 
 @pytest.mark.loop
-def test_several_tasks_of_every_kind_train_and_predict(monkeypatch, tmp_path):
+def test_several_tasks_of_every_type_train_and_predict(monkeypatch, tmp_path):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows[:20])
     config = planted.config(

@@ -59,7 +59,7 @@ def probabilities(rows, names):
 
 
 @pytest.mark.loop
-def test_rows_come_back_in_order_as_evaluation_has_them(run, table, tmp_path):
+def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
     workdir, _, names, expected = run
     assert predict(workdir, table(), tmp_path / "out.csv") == (20, [])
     rows = read(tmp_path / "out.csv")
@@ -73,14 +73,14 @@ def test_rows_come_back_in_order_as_evaluation_has_them(run, table, tmp_path):
 
 @pytest.mark.loop
 @pytest.mark.parametrize("column", ["text", "sentence"])
-def test_a_column_that_is_missing_is_an_absent_modality(column, run, table, tmp_path):
+def test_predict_missing_column_is_an_absent_modality(column, run, table, tmp_path):
     workdir, _, names, expected = run
     assert predict(workdir, table(columns=(column,)), tmp_path / "out.csv") == (20, [])
     np.testing.assert_allclose(probabilities(read(tmp_path / "out.csv"), names), expected["text",], atol=2e-6)
 
 
 @pytest.mark.loop
-def test_bad_rows_are_reported_and_the_others_are_as_before(run, table, tmp_path):
+def test_predict_reports_bad_rows_and_keeps_the_others(run, table, tmp_path):
     workdir, _, names, expected = run
     (tmp_path / "broken.png").write_bytes(run[1][0]["image"][:100])
     (tmp_path / "words.png").write_text("no picture")
@@ -107,7 +107,7 @@ def test_bad_rows_are_reported_and_the_others_are_as_before(run, table, tmp_path
 
 
 @pytest.mark.loop
-def test_an_empty_table_gives_an_empty_table(run, tmp_path):
+def test_predict_empty_table_gives_an_empty_table(run, tmp_path):
     (tmp_path / "rows.csv").write_text("text,image\n")
     assert predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv") == (0, [])
     assert (tmp_path / "out.csv").read_text().strip() == "row,label,label: false,label: true,error"
@@ -124,7 +124,7 @@ def test_an_empty_table_gives_an_empty_table(run, tmp_path):
         (b"", "is empty: its first line must name the columns"),
     ],
 )
-def test_a_table_that_cannot_be_read_leaves_the_output_alone(content, says, run, tmp_path):
+def test_predict_unreadable_table_leaves_the_output_alone(content, says, run, tmp_path):
     if content is not None:
         (tmp_path / "rows.csv").write_bytes(content)
     (tmp_path / "out.csv").write_text("mine")
@@ -136,13 +136,13 @@ def test_a_table_that_cannot_be_read_leaves_the_output_alone(content, says, run,
 
 @pytest.mark.loop
 @pytest.mark.parametrize("output", ["none/out.csv", "."])
-def test_an_output_that_cannot_be_written_is_told_first(output, run, table, tmp_path):
+def test_predict_checks_the_output_first(output, run, table, tmp_path):
     with pytest.raises(UserError, match=r"--output=.*its folder must exist, and it must be a file"):
         predict(run[0], table(), tmp_path / output)
 
 
 @pytest.mark.loop
-def test_a_prediction_that_fails_midway_leaves_nothing(run, table, tmp_path, monkeypatch):
+def test_predict_failure_leaves_no_partial_file(run, table, tmp_path, monkeypatch):
     source = table()
     before = sorted(path.name for path in tmp_path.iterdir())
 
@@ -155,7 +155,7 @@ def test_a_prediction_that_fails_midway_leaves_nothing(run, table, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_the_command(run, table, command, tmp_path):
+def test_predict_command(run, table, command, tmp_path):
     source = table(changes={3: {"image": "nowhere.png"}})
     ended = command("experiments.predict", f"--workdir={run[0]}", f"--input={source}", f"--output={tmp_path}/out.csv")
     assert (ended.returncode, ended.stderr) == (0, "")
