@@ -12,4 +12,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of `configs/three_images.py`."""
     warn_renamed("configs/three_pictures.py", "configs/three_images.py")
     renamed = runpy.run_path(str(Path(__file__).with_name("three_images.py")))
-    return renamed["get_config"](arg.replace("label+shown", "label+num_informative"))
+    config = renamed["get_config"](arg.replace("label+shown", "label+num_informative"))
+    if "label+shown" in arg:  # under its old name, the task's head has the same initial parameters as before
+        with config.unlocked():
+            config.data.targets.shown = config.data.targets.num_informative
+            del config.data.targets.num_informative
+    return config

@@ -111,13 +111,13 @@ def test_row_i_meets_review_i(small_cifar_imdb, tmp_path):
 def test_another_file_or_none_is_refused(small_cifar_imdb, tmp_path):
     path = small_cifar_imdb / imdb.FILE
     path.write_bytes(gzip.compress(b"split,official_split\n"))
-    with pytest.raises(UserError, match="is not the known file"):
+    with pytest.raises(UserError, match="not the known file"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"reviews\.csv\.gz is damaged"):
+    with pytest.raises(UserError, match=r"reviews\.csv\.gz: the file is damaged"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     path.unlink()
-    with pytest.raises(UserError, match=r"reviews\.csv\.gz is not in --config\.data\.manual_dir"):
+    with pytest.raises(UserError, match=r"manual_dir=.*reviews\.csv\.gz must be put there"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     assert left_behind(tmp_path / "data") == []
 

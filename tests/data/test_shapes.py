@@ -11,7 +11,7 @@ import pytest
 
 from mmfusion.data.builders.generate import bits
 from mmfusion.data.builders.shapes import relations, render, scenes, shapes_dataset_builder
-from mmfusion.data.builders.shapes.scenes import COLOURS, PLACES, SHAPES
+from mmfusion.data.builders.shapes.scenes import COLOURS, POSITIONS, SHAPES
 from tests.data.prepare import prepare, rows
 
 SPLITS = ("train", "test")
@@ -80,17 +80,17 @@ def examples(variant: str, split: str) -> list[scenes.Example]:
 
 def parse(sentence: str) -> tuple[int, int, int]:
     """The combination a one-object sentence names."""
-    place = max((p for p in PLACES if re.search(rf"\b{p}\b", sentence)), key=len)
+    place = max((p for p in POSITIONS if re.search(rf"\b{p}\b", sentence)), key=len)
     (colour,) = (c for c in COLOURS if c in sentence.split())
     (shape,) = (s for s in SHAPES if s in sentence.split())
-    return COLOURS.index(colour), SHAPES.index(shape), PLACES.index(place)
+    return COLOURS.index(colour), SHAPES.index(shape), POSITIONS.index(place)
 
 
 @pytest.mark.parametrize("variant", ["match", "relations"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_neither_modality_alone_tells(variant, split):
     made = examples(variant, split)
-    for key in (lambda e: e.picture, lambda e: e.scene, lambda e: e.sentence, lambda e: e.group):
+    for key in (lambda e: e.image, lambda e: e.scene, lambda e: e.sentence, lambda e: e.group):
         labels = defaultdict(Counter)
         for example in made:
             labels[key(example)][example.label] += 1
@@ -128,7 +128,7 @@ def test_class_variants(split):
         other = defaultdict(Counter)  # the modality that must tell nothing
         for e in made:
             assert e.label == (e.scene[0][0] if variant == "image_only" else parse(e.sentence)[0])
-            other[e.sentence if variant == "image_only" else e.picture][e.label] += 1
+            other[e.sentence if variant == "image_only" else e.image][e.label] += 1
         assert all(len(set(count.values())) == 1 and len(count) == 6 for count in other.values())
     for variant in ("redundant", "image_only", "text_only"):
         assert len(set(Counter(e.label for e in examples(variant, split)).values())) == 1
@@ -185,7 +185,7 @@ def test_relations_holds_out_pairs():
                 pair = frozenset((COLOURS.index(c), SHAPES.index(s)) for c, s in named)
                 assert (pair in held_out) == (split == "test")
     kinds = {(c, s) for e in examples("relations", "train") for c, s, _ in e.scene}
-    assert kinds == set(relations.KINDS)
+    assert kinds == set(relations.LOOKS)
 
 
 def test_pictures_show_their_scene():

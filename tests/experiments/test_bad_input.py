@@ -88,8 +88,8 @@ def other_zip(path):
     ("damage", "says"),
     [
         ("missing", r"cannot be downloaded \(Name or service not known\): put \S+\.zip into .*manual_dir=FOLDER"),
-        ("truncated", r"\.zip is truncated or not a zip .*: fetch it again from https://"),
-        ("another", r"\.zip holds 0 of the \d+ members that are used: fetch it again from https://"),
+        ("truncated", r"\.zip: is truncated or not a zip .*: download it again from https://"),
+        ("another", r"\.zip: holds 0 of the \d+ members that are used: download it again from https://"),
     ],
 )  # fmt: skip
 def test_an_archive_that_cannot_be_used(damage, says, archive, tmp_path):
@@ -109,7 +109,7 @@ def test_an_archive_of_another_content(archive, tmp_path, monkeypatch):
     known = archives.dataclasses.replace(easy_vqa_dataset_builder.ARCHIVE, members=r"README\.md", count=1)
     monkeypatch.setattr(easy_vqa_dataset_builder, "ARCHIVE", known)
     with pytest.raises(
-        UserError, match=r"is not the known archive \(fingerprint \w{12}, known \w{12}\): fetch it again"
+        UserError, match=r"is not the known archive \(fingerprint \w{12}, known \w{12}\): download it again"
     ):
         train(easy_vqa_config(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()

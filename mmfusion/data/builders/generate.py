@@ -1,4 +1,4 @@
-"""What the builders make examples with: random bits that are the same on every machine, and PNG bytes."""
+"""Random bits that are the same on every machine, and PNG bytes."""
 
 import hashlib
 import io
@@ -13,10 +13,9 @@ def bits(*names: str) -> np.random.Philox:
     return np.random.Philox(key=int.from_bytes(key, "big"))
 
 
-def png(picture: np.ndarray) -> bytes:
-    """Returns a picture `[H, W]` or `[H, W, C]` uint8 of 1, 3 or 4 channels as PNG bytes."""
+def png(pixels: np.ndarray) -> bytes:
+    """Returns pixels `[H, W]` or `[H, W, C]` uint8, with 1, 3 or 4 channels, as PNG bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture).save(
-        buffer, "PNG", compress_level=1
-    )
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

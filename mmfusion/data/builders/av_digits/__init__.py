@@ -1,1 +1,1 @@
-"""MNIST pictures paired with Free Spoken Digit recordings."""
+"""MNIST images paired with Free Spoken Digit recordings."""

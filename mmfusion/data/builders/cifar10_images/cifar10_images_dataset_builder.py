@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009) from an archive of JPEG files, where the original cannot be downloaded."""
+"""CIFAR-10 (Krizhevsky, 2009) from an archive of JPEG files, for use where the original is not available."""
 
 import io
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """50,000 train and 10,000 test pictures 32x32x3 of ten classes, compressed again as JPEG: a little harder.
+    """50,000 train and 10,000 test images 32x32x3 of ten classes; compressed as JPEG, they are slightly harder.
 
     Features: `image` JPEG, `label`, `group` and `id` (the file).
     """

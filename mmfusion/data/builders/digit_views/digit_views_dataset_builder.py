@@ -11,7 +11,7 @@ from mmfusion.data.builders import archives
 
 FILE = "handwritten_views/handwritten6.npz"
 DIGEST = "066c71a1276717c90dbe3b41063b517acecbd3006d3fffe86b53ffcf50560287"  # SHA-256
-VIEWS = {"pix": 240, "fou": 76, "fac": 216, "zer": 47, "kar": 64, "mor": 6}  # numbers of each
+VIEWS = {"pix": 240, "fou": 76, "fac": 216, "zer": 47, "kar": 64, "mor": 6}  # size of each
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -40,7 +40,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        data = archives.given(dl_manager, FILE, DIGEST)
+        data = archives.read_manual_file(dl_manager, FILE, DIGEST)
         arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
         return {split: self._generate_examples(arrays, split) for split in ("train", "test")}
 

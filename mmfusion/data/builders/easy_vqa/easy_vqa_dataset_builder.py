@@ -1,4 +1,4 @@
-"""easy-VQA (Zhou, 2020): questions about pictures of one shape each, with 13 possible answers."""
+"""easy-VQA (Zhou, 2020): questions about images of one shape each, with 13 possible answers."""
 
 import io
 import json
@@ -25,11 +25,11 @@ ANSWERS = (
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """The public easy-VQA: 4,000 train and 1,000 test pictures 64x64x3, 38,575 and 9,673 questions, 13 answers.
+    """The public easy-VQA: 4,000 train and 1,000 test images 64x64x3, 38,575 and 9,673 questions, 13 answers.
 
-    The pictures are the archive's own PNG bytes. Several questions share a picture: it is their `group`.
+    The images are the archive's PNG bytes. The questions about one image are a `group`.
 
-    Features: `image` PNG, `question`, `label` (the answer), `group` (the picture), `id`.
+    Features: `image` PNG, `question`, `label` (the answer), `group` (the image), `id`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -67,15 +67,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, members: dict[str, bytes], questions: list[tuple[str, str, int]]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, (question, answer, picture) in enumerate(questions):
+        for number, (question, answer, image) in enumerate(questions):
             name = f"{split}-{number:05d}"
             yield (
                 name,
                 {
-                    "image": io.BytesIO(members[f"easy_vqa/data/{split}/images/{picture}.png"]),
+                    "image": io.BytesIO(members[f"easy_vqa/data/{split}/images/{image}.png"]),
                     "question": question,
                     "label": answer,
-                    "group": f"{split}-{picture}",
+                    "group": f"{split}-{image}",
                     "id": name,
                 },
             )

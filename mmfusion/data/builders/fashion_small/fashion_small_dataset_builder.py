@@ -1,4 +1,4 @@
-"""Product photos with their titles, a part of Fashion Product Images (Small) (Aggarwal, 2019)."""
+"""Product photos with their titles, a subset of Fashion Product Images (Small) (Aggarwal, 2019)."""
 
 import csv
 import io
@@ -61,15 +61,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        pictures, manifest, _ = (archives.given(dl_manager, name, digest) for name, digest in FILES.items())
+        images, manifest, _ = (archives.read_manual_file(dl_manager, name, digest) for name, digest in FILES.items())
         rows = list(csv.DictReader(io.StringIO(manifest.decode(), newline="")))
         return {
-            split: self._generate_examples(pictures, [row for row in rows if row["split"] == name and row["season"]])
+            split: self._generate_examples(images, [row for row in rows if row["split"] == name and row["season"]])
             for split, name in (("train", "train"), ("valid", "val"), ("test", "test"))
         }
 
-    def _generate_examples(self, pictures: bytes, rows: list[dict[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
-        with zipfile.ZipFile(io.BytesIO(pictures)) as file:
+    def _generate_examples(self, images: bytes, rows: list[dict[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        with zipfile.ZipFile(io.BytesIO(images)) as file:
             folder = {name.rpartition("/")[2]: name for name in file.namelist()}
             for row in rows:
                 yield (

@@ -1,4 +1,4 @@
-"""10,000 reviews of the Large Movie Review Dataset (Maas et al., 2011), where the whole cannot be downloaded."""
+"""10,000 reviews of the Large Movie Review Dataset (Maas et al., 2011), for use without a network."""
 
 import csv
 import gzip
@@ -9,17 +9,18 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mmfusion.data.builders import archives
 from mmfusion.errors import UserError
 
 FILE = "imdb_subset/reviews.csv.gz"
 DIGEST = "1b5db8e3f2489cbf7ab94c54b01ccb0376678d27a3422fc8e82d239a3cf9cab5"  # SHA-256 of the CSV
-LIMIT = 2**26  # bytes that it may hold once inflated, four times what it does
+LIMIT = 2**26  # most bytes after decompression, four times the actual size
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """5,000 reviews of the official train and 5,000 of the official test split, half of each positive.
 
-    Features: `text`, `label` (neg, pos), `group` (the text's digest: some reviews are there twice), `id`.
+    Features: `text`, `label` (neg, pos), `group` (the text's digest: some reviews occur twice), `id`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -41,16 +42,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        path = dl_manager.manual_dir / FILE
-        if not path.exists():
-            raise UserError(f"{FILE} is not in --config.data.manual_dir={dl_manager.manual_dir}: it must be put there")
+        path = archives.manual_file(dl_manager, FILE)
         try:
             with gzip.open(path) as file:
                 data = file.read(LIMIT)
         except (OSError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error})") from error
+            raise UserError(f"the file is damaged ({error})", path=str(path)) from error
         if hashlib.sha256(data).hexdigest() != DIGEST:
-            raise UserError(f"{path} is not the known file: its SHA-256 is not {DIGEST[:12]}...")
+            raise UserError(f"not the known file: its SHA-256 is not {DIGEST[:12]}...", path=str(path))
         rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
         return {
             split: self._generate_examples([row for row in rows if row["official_split"] == split])

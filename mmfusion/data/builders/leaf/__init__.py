@@ -1,1 +1,1 @@
-"""Leaves: pictures and measurements."""
+"""Leaves: images and measurements."""

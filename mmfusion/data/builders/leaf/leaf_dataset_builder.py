@@ -1,4 +1,4 @@
-"""Silhouettes of leaves with three hand-made descriptions of 64 numbers (Mallah, Cope & Orwell, 2013)."""
+"""Silhouettes of leaves with three descriptors of 64 numbers (Mallah, Cope & Orwell, 2013)."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ VIEWS = ("margin", "shape", "texture")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """990 leaves of 99 species: a gray picture 96x96, and what was measured of margin, shape and texture.
+    """990 leaves of 99 species: a grayscale image 96x96, and measurements of margin, shape and texture.
 
     Features: `image` PNG, `margin`, `shape`, `texture` (64 numbers each), `label` (the species), `group` and `id`.
     Splits train (6 a species), valid (1), test (3).
@@ -45,7 +45,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        data, manifest = (archives.given(dl_manager, name, digest) for name, digest in FILES.items())
+        data, manifest = (archives.read_manual_file(dl_manager, name, digest) for name, digest in FILES.items())
         arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
         rows = list(csv.DictReader(io.StringIO(manifest.decode(), newline="")))
         return {

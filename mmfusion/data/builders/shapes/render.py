@@ -1,4 +1,4 @@
-"""Draws the scenes of `shapes` with integers only, so that every machine and every NumPy draws the same pixels."""
+"""Renders the scenes of `shapes` with integers only, so that the pixels are the same on every machine."""
 
 from collections.abc import Sequence
 
@@ -7,37 +7,37 @@ import numpy as np
 from mmfusion.data.builders.shapes.scenes import COLOURS, Scene
 
 SIZE = 32
-CENTRES = np.array([7, 16, 24])  # pixels, of the three columns and rows
+CENTRES = np.array([7, 16, 24])  # of the three columns and rows, in pixels
 PALETTE = np.array([[215, 45, 45], [40, 165, 60], [60, 80, 230], [225, 215, 50], [165, 60, 195], [60, 205, 215]])
 assert len(PALETTE) == len(COLOURS)
-NOISE = 16  # most that a pixel's channel is moved, of 255
+NOISE = 16  # largest change of a pixel's channel, of 255
 
 
 def render(scenes: Sequence[Scene], source: np.random.Philox) -> np.ndarray:
-    """Draws each scene on a noisy grey ground, every object moved by up to a pixel and of one of two sizes.
+    """Renders scenes on a noisy grey background, every object shifted by up to a pixel and in one of two sizes.
 
     Args:
       scenes: n scenes of one to four objects.
-      source: where the noise, the shifts and the sizes come from.
+      source: the random bits of noise, shifts and sizes.
 
     Returns:
-      pictures `[n, 32, 32, 3]` uint8.
+      images `[n, 32, 32, 3]` uint8.
     """
     n = len(scenes)
     slots = max(map(len, scenes))
     objects = np.array([(*scene, *[(-1, 0, 0)] * (slots - len(scene))) for scene in scenes])  # [n, slots, 3]
-    several = np.array([len(scene) > 1 for scene in scenes])
-    picture = np.broadcast_to(_integers(source, 30, 110, (n, 1, 1, 1)), (n, SIZE, SIZE, 3))
-    for colour, shape, place in objects.transpose(1, 2, 0):
-        radius = 6 - 3 * several + _integers(source, 0, 2, n)  # several must not cover each other
-        column, row = (CENTRES[line] + _integers(source, -1, 2, n) for line in (place % 3, place // 3))
-        x, y = (np.clip(centre, radius, SIZE - 1 - radius) for centre in (column, row))  # whole, inside the picture
+    many = np.array([len(scene) > 1 for scene in scenes])
+    images = np.broadcast_to(_integers(source, 30, 110, (n, 1, 1, 1)), (n, SIZE, SIZE, 3))
+    for colour, shape, position in objects.transpose(1, 2, 0):
+        radius = 6 - 3 * many + _integers(source, 0, 2, n)  # smaller where several must not overlap
+        column, row = (CENTRES[line] + _integers(source, -1, 2, n) for line in (position % 3, position // 3))
+        x, y = (np.clip(centre, radius, SIZE - 1 - radius) for centre in (column, row))  # inside the image
         inside = _inside(shape, x, y, radius) & (colour >= 0)[:, None, None]  # [n, H, W]
         tint = PALETTE[colour] + _integers(source, -NOISE, NOISE + 1, (n, 3))
-        picture = np.where(inside[..., None], tint[:, None, None, :], picture)
+        images = np.where(inside[..., None], tint[:, None, None, :], images)
     noise = source.random_raw(n * SIZE * SIZE * 3 // 8).astype("<u8").view(np.uint8)
     noise = (noise % (2 * NOISE + 1)).reshape(n, SIZE, SIZE, 3).astype(np.int16) - NOISE
-    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+    return np.clip(images + noise, 0, 255).astype(np.uint8)
 
 
 def _integers(source: np.random.Philox, low: int, high: int, shape: int | tuple[int, ...]) -> np.ndarray:
@@ -46,7 +46,7 @@ def _integers(source: np.random.Philox, low: int, high: int, shape: int | tuple[
 
 
 def _inside(shape: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Returns which pixels `[n, H, W]` the object covers: circle, square, triangle, diamond or cross."""
+    """Returns the mask `[n, H, W]` of the pixels that the object covers: circle, square, triangle, diamond or cross."""
     grid = np.arange(SIZE, dtype=np.int16)
     shape, x, y, radius = (a.astype(np.int16)[:, None, None] for a in (shape, x, y, radius))  # [n, 1, 1]
     dx, dy = np.abs(grid[None, None, :] - x), grid[None, :, None] - y

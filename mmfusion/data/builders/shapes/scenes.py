@@ -1,4 +1,4 @@
-"""What the examples of `shapes` are: scenes, sentences and labels, before anything is drawn."""
+"""The examples of `shapes`: scenes, sentences and labels, before rendering."""
 
 import dataclasses
 import functools
@@ -10,36 +10,36 @@ from mmfusion.data.builders.generate import bits
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
-PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
-SIZES = (len(COLOURS), len(SHAPES), len(PLACES))
+POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+SIZES = (len(COLOURS), len(SHAPES), len(POSITIONS))
 
-Object = tuple[int, int, int]  # colour, shape, place: numbers into the three lists
+Object = tuple[int, int, int]  # colour, shape, position: indices into the three lists
 Scene = tuple[Object, ...]
 Draw = Callable[[int], int]  # draw(n) is uniform in 0..n-1
 
 TEMPLATES = (
-    "there is a {colour} {shape} at the {place}",
-    "a {colour} {shape} is at the {place}",
-    "at the {place} there is a {colour} {shape}",
-    "the {shape} at the {place} is {colour}",
-    "the {colour} {shape} is at the {place}",
-    "the picture shows a {colour} {shape} at the {place}",
+    "there is a {colour} {shape} at the {position}",
+    "a {colour} {shape} is at the {position}",
+    "at the {position} there is a {colour} {shape}",
+    "the {shape} at the {position} is {colour}",
+    "the {colour} {shape} is at the {position}",
+    "the picture shows a {colour} {shape} at the {position}",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture with one sentence.
+    """One image with one sentence.
 
     Attributes:
-      picture: number of the picture in its split; examples with the same number share every pixel.
-      scene: what the picture shows.
-      sentence: what is said.
+      image: index of the image in its split; examples with the same index share every pixel.
+      scene: the objects in the image.
+      sentence: the text.
       label: the class.
-      group: number of the block of examples that is balanced as a whole.
+      group: index of the block of examples, which is balanced as a whole.
     """
 
-    picture: int
+    image: int
     scene: Scene
     sentence: str
     label: int
@@ -47,7 +47,7 @@ class Example:
 
 
 def drawer(source: np.random.Philox) -> Draw:
-    """Returns the function that draws one integer at a time (the bias of the remainder is below 2^-55)."""
+    """Returns a function that draws one integer at a time (the bias of the remainder is below 2^-55)."""
     return lambda n: int(source.random_raw()) % n
 
 
@@ -59,7 +59,7 @@ def sample(draw: Draw, items: Sequence, k: int) -> list:
 
 @functools.cache
 def combinations(split: str) -> tuple[Object, ...]:
-    """Returns the (colour, shape, place) combinations of a split: 216 of the 270 in train, the other 54 in test."""
+    """Returns the (colour, shape, position) combinations of a split: 216 of the 270 in train, the other 54 in test."""
     everything = list(np.ndindex(*SIZES))
     order = sample(drawer(bits("shapes", "held-out")), everything, len(everything))
     held_out = len(everything) // 5
@@ -67,60 +67,65 @@ def combinations(split: str) -> tuple[Object, ...]:
 
 
 def describe(combination: Object, draw: Draw) -> str:
-    """Returns a true sentence about the one object of a picture."""
-    colour, shape, place = combination
+    """Returns a true sentence about the single object of an image."""
+    colour, shape, position = combination
     template = TEMPLATES[draw(len(TEMPLATES))]
-    return template.format(colour=COLOURS[colour], shape=SHAPES[shape], place=PLACES[place])
+    return template.format(colour=COLOURS[colour], shape=SHAPES[shape], position=POSITIONS[position])
 
 
 def quad(number: int, scenes: tuple[Scene, Scene], sentences: tuple[str, str]) -> list[Example]:
-    """Returns the four examples of two scenes with two sentences, each true of its own scene and false of the other.
+    """Returns the four examples of two scenes and two sentences, each true of its own scene and false of the other.
 
-    Each picture and each sentence is once in a true and once in a false example: neither alone tells.
+    Each image and each sentence is in one true and one false example: neither alone carries information.
     """
     return [
-        Example(2 * number + picture, scenes[picture], sentences[said], int(picture == said), number)
-        for picture in (0, 1)
-        for said in (0, 1)
+        Example(2 * number + image, scenes[image], sentences[sentence], int(image == sentence), number)
+        for image in (0, 1)
+        for sentence in (0, 1)
     ]
 
 
 def match(split: str, examples: int) -> list[Example]:
-    """Returns quads of two one-object scenes of the split, which in 3 of 4 quads differ in just one attribute."""
+    """Returns quads of two one-object scenes of the split, which differ in a single attribute in 3 of 4 quads."""
     draw, pool = drawer(bits("shapes", "match", split)), combinations(split)
-    differing = functools.cache(
-        lambda one, n: [c for c in pool if sum(a != b for a, b in zip(one, c, strict=True)) == n]
-    )
+
+    @functools.cache
+    def differing(first: Object, attributes: int) -> list[Object]:
+        return [second for second in pool if sum(a != b for a, b in zip(first, second, strict=True)) == attributes]
+
     result = []
     for number in range(examples // 4):
-        one = pool[draw(len(pool))]
-        near = _near(draw, differing(one, 1), one) if draw(4) else None
-        other = near or (far := differing(one, 2) + differing(one, 3))[draw(len(far))]
-        result += quad(number, ((one,), (other,)), (describe(one, draw), describe(other, draw)))
+        first = pool[draw(len(pool))]
+        second = _near(draw, differing(first, 1), first) if draw(4) else None
+        if second is None:
+            far = differing(first, 2) + differing(first, 3)
+            second = far[draw(len(far))]
+        result += quad(number, ((first,), (second,)), (describe(first, draw), describe(second, draw)))
     return result
 
 
-def _near(draw: Draw, candidates: Sequence[Object], one: Object) -> Object | None:
-    """Returns a candidate that differs in one attribute, each attribute as likely as the others; None without one."""
+def _near(draw: Draw, candidates: Sequence[Object], first: Object) -> Object | None:
+    """Returns a candidate that differs from `first` in one attribute, each equally likely; None if there is none."""
     for attribute in sample(draw, range(3), 3):
-        if fitting := [c for c in candidates if c[attribute] != one[attribute]]:
-            return fitting[draw(len(fitting))]
+        matching = [candidate for candidate in candidates if candidate[attribute] != first[attribute]]
+        if matching:
+            return matching[draw(len(matching))]
     return None
 
 
 def redundant(split: str, examples: int) -> list[Example]:
-    """Returns blocks of one example a colour; picture and sentence agree, and each alone tells the label."""
+    """Returns blocks of one example per colour; image and sentence agree, and each alone determines the label."""
     draw, by_colour = drawer(bits("shapes", "redundant", split)), _by_colour(split)
     result = []
     for number in range(examples // len(COLOURS)):
         for label, pool in enumerate(by_colour):
-            one = pool[draw(len(pool))]
-            result.append(Example(len(result), (one,), describe(one, draw), label, number))
+            shown = pool[draw(len(pool))]
+            result.append(Example(len(result), (shown,), describe(shown, draw), label, number))
     return result
 
 
 def image_only(split: str, examples: int) -> list[Example]:
-    """Returns blocks of one sentence with a picture of each colour; the label is the colour in the picture."""
+    """Returns blocks of one sentence with an image of each colour; the label is the colour in the image."""
     draw, pool, by_colour = drawer(bits("shapes", "image_only", split)), combinations(split), _by_colour(split)
     result = []
     for number in range(examples // len(COLOURS)):
@@ -131,7 +136,7 @@ def image_only(split: str, examples: int) -> list[Example]:
 
 
 def text_only(split: str, examples: int) -> list[Example]:
-    """Returns blocks of one picture with a sentence of each colour; the label is the colour in the sentence."""
+    """Returns blocks of one image with a sentence of each colour; the label is the colour in the sentence."""
     draw, pool, by_colour = drawer(bits("shapes", "text_only", split)), combinations(split), _by_colour(split)
     result = []
     for number in range(examples // len(COLOURS)):
