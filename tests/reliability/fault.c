@@ -1,6 +1,6 @@
-/* Preloaded into a run: the FAULT_AT-th call that writes below FAULT_UNDER fails as on a full disk, once.
+/* Preloaded into a run: the FAULT_AT-th write call below FAULT_UNDER fails once, as on a full disk.
 
-   FAULT_COUNT is a file of eight bytes that counts these calls. What is appended to a log beside is let through. */
+   FAULT_COUNT is a file of eight bytes that counts these calls. Writes to *.log files never fail. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,4 +1,4 @@
-"""Faults that come from outside: a run is killed, its files are damaged, writing fails, or numbers are not finite."""
+"""Faults from outside: killed runs, corrupt files, failing writes, non-finite values."""
 
 import contextlib
 import dataclasses
@@ -21,60 +21,60 @@ from tests.reliability import runs
 from tests.reliability.runs import CASES
 
 HOSTS = dataclasses.replace(
-    CASES[0], changes=(*runs.SHORT, *runs.PICTURES, *runs.WORDS, "--config.optim.name=sgd", "--config.seed=3")
+    CASES[0], changes=(*runs.SHORT, *runs.IMAGES, *runs.WORDS, "--config.optim.name=sgd", "--config.seed=3")
 )
-PATIENCE, HUNG = 400, -1  # seconds until a process counts as hung; a host waits 300 for others to join
+PATIENCE, HUNG = 400, -1  # seconds until a process counts as hung (hosts wait 300 for each other); its status
 PRELOADED = Path(__file__).with_name("fault.c")
-Outcome = tuple[bool, str]  # whether it went as expected, and what happened else
+Outcome = tuple[bool, str]  # whether the run survived, and what happened if not
 
 
-def kills(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Kills runs at random moments, every third by SIGTERM, and compares each with one that was left alone."""
-    draw, dealt, lengths = np.random.default_rng(0), 0, {}
+def kills(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Kills runs at random moments, every third with SIGTERM, and compares each with an undisturbed one."""
+    draw, injected, lengths = np.random.default_rng(0), 0, {}
     for case in CASES:
-        runs.whole(case, folder / case.name, places)
-        began = time.monotonic()  # of a second one: the first compiled programs that the others find
-        runs.whole(case, folder / "again", places)
-        lengths[case.name] = time.monotonic() - began
+        runs.whole(case, folder / case.name, locations)
+        start_time = time.monotonic()  # a second run: the first one compiles programs for the others
+        runs.whole(case, folder / "again", locations)
+        lengths[case.name] = time.monotonic() - start_time
         shutil.rmtree(folder / "again")
     for number in range(10**6):
         case, workdir, killed, found = CASES[number % len(CASES)], folder / f"killed {number}", 0, []
         while True:
-            process = runs.start(case, workdir, places)
-            process.join(draw.uniform(0, 1.2 * lengths[case.name]) if dealt + killed < count else None)
+            process = runs.start(case, workdir, locations)
+            process.join(draw.uniform(0, 1.2 * lengths[case.name]) if injected + killed < count else None)
             if process.exitcode is not None:
                 break
             killed += 1
-            if (dealt + killed) % 3:
+            if (injected + killed) % 3:
                 process.kill()
             else:
-                process.terminate()  # it saves itself, once it has begun, or ends first
+                process.terminate()  # it saves a checkpoint, or ends first
             process.join(300)
             if process.exitcode not in (-signal.SIGKILL, -signal.SIGTERM, 75, 0):
-                found.append(f"exit {process.exitcode} of a signal: {runs.said(workdir)}")
+                found.append(f"exit {process.exitcode} of a signal: {runs.last_error(workdir)}")
         if process.exitcode:
-            found.append(f"exit {process.exitcode}: {runs.said(workdir)}")
+            found.append(f"exit {process.exitcode}: {runs.last_error(workdir)}")
         else:
             found += runs.differences(folder / case.name, workdir)
-        dealt += killed
+        injected += killed
         yield from [(not found, f"{case.name}: {'; '.join(found)}")] * killed
         shutil.rmtree(workdir, ignore_errors=True)
-        if dealt >= count:
+        if injected >= count:
             return
 
 
-def bit_flips(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Flips a bit of any file of the newest checkpoint: what is restored is what was saved, of it or an older one."""
+def bit_flips(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Flips a bit in a file of the newest checkpoint: the restored state is what was saved, in it or an older one."""
     from mmfusion.checkpoints.manager import Checkpoints
     from mmfusion.data import dataset as datasets
     from mmfusion.training.restore import read_config
     from mmfusion.training.setup import build_setup
 
-    runs.whole(CASES[0], folder / "run", places)
+    runs.whole(CASES[0], folder / "run", locations)
     config = read_config(folder / "run")
     like = build_setup(config, datasets.load(config.data, seed=config.seed, splits=())).state_shapes()
     steps = Checkpoints(folder / "run" / "checkpoints", readonly=True).steps()
-    honest = {step: runs.load_verified(folder / "run" / "checkpoints" / str(step))[0] for step in steps}
+    original = {step: runs.load_verified(folder / "run" / "checkpoints" / str(step))[0] for step in steps}
     draw = np.random.default_rng(0)
     for number in range(count):
         copy = folder / f"copy {number}" / "checkpoints"
@@ -89,28 +89,28 @@ def bit_flips(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outco
             checkpoints = Checkpoints(copy)
             state, meta = checkpoints.first_valid(lambda step, c=checkpoints: c.restore(step, like))
             checkpoints.close()
-            same = _same(state, honest[meta["step"]])
+            same = _same(state, original[meta["step"]])
             yield same, f"{path.relative_to(copy)}: step {meta['step']} is not what was saved"
         except Exception as error:
             yield False, f"{path.relative_to(copy)}: {error!r}"
         shutil.rmtree(copy.parent)
 
 
-def _same(state: Any, honest: dict[str, np.ndarray]) -> bool:
+def _same(state: Any, original: dict[str, np.ndarray]) -> bool:
     import jax
 
     leaves = jax.tree_util.tree_leaves_with_path(state)
     found = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}
-    return found.keys() == honest.keys() and all(np.array_equal(x, honest[path]) for path, x in found.items())
+    return found.keys() == original.keys() and all(np.array_equal(x, original[path]) for path, x in found.items())
 
 
-def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Lets each write call of a run fail once, evenly chosen where there are more: an error is a line, nothing is lost.
+def failing_writes(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Lets each write call of a run fail once (evenly spaced calls if there are more): one error line, nothing lost.
 
-    Runs differ in their last few calls, so that some of those are not come to; these are not counted.
+    Runs differ in their last few calls; calls that a run does not reach are not counted.
     """
     if shutil.which("cc") is None:
-        raise UserError("failing writes need a C compiler, cc, for the layer that fails")
+        raise UserError("failing_writes needs a C compiler, cc")
     library = folder / "fault.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, PRELOADED, "-ldl"], check=True)
     case, counter = runs.SHORTEST, folder / "counter"
@@ -119,7 +119,7 @@ def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[
 
     def begin(workdir: Path, at: int) -> int:
         counter.write_bytes(bytes(8))
-        process = runs.start(case, workdir, places, FAULT_AT=str(at), **environment)
+        process = runs.start(case, workdir, locations, FAULT_AT=str(at), **environment)
         process.join(PATIENCE)
         if process.exitcode is None:
             process.kill()
@@ -130,13 +130,13 @@ def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[
     with runs.preloaded(library):
         unbroken = folder / "runs" / "unbroken"
         if begin(unbroken, 0):
-            raise RuntimeError(runs.said(unbroken))
+            raise RuntimeError(runs.last_error(unbroken))
         calls = int.from_bytes(counter.read_bytes(), "little")
         some = min(count, calls)
         for at in np.ceil((np.arange(some) + 0.5) / some * calls).astype(int).tolist():
             workdir = folder / "runs" / f"call {at}"
             status = begin(workdir, at)
-            line = runs.said(workdir)
+            line = runs.last_error(workdir)
             if int.from_bytes(counter.read_bytes(), "little") < at:
                 continue
             if status == 2 and not line.startswith("error: "):
@@ -145,47 +145,49 @@ def failing_writes(count: int, folder: Path, places: Sequence[str]) -> Iterator[
                 yield False, f"call {at} of {calls}: exit {status}: {line}"
             else:
                 again = begin(workdir, 0)
-                found = runs.differences(unbroken, workdir) if not again else [f"exit {again}: {runs.said(workdir)}"]
+                found = (
+                    runs.differences(unbroken, workdir) if not again else [f"exit {again}: {runs.last_error(workdir)}"]
+                )
                 yield not found, f"call {at} of {calls}, and then: {'; '.join(found)}"
             shutil.rmtree(workdir, ignore_errors=True)
 
 
-def nan_planted(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Makes so many batches of a run NaN: each of these updates is skipped and counted, and the run ends well."""
+def nan_planted(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Plants NaN in batches of a run: each of these steps is skipped and counted, and the run finishes."""
     from unittest import mock
 
     from mmfusion import config as configs
     from mmfusion.data import pipeline
     from mmfusion.training.loop import train
 
-    config = runs.cli.make_config(CASES[0].source, (*CASES[0].changes, "--config.log_every=1", *places))
+    config = runs.cli.make_config(CASES[0].source, (*CASES[0].changes, "--config.log_every=1", *locations))
     configs.check(config, 1)
     planted = set((np.random.default_rng(0).permutation(config.steps)[:count] + 1).tolist())
-    honest = pipeline.train_batches
+    original = pipeline.train_batches
 
     def spoiled(*args: Any, first: int, **options: Any) -> Iterator[Any]:
-        for step, batch in enumerate(honest(*args, first=first, **options), start=first + 1):
+        for step, batch in enumerate(original(*args, first=first, **options), start=first + 1):
             yield batch.replace(weight=batch.weight * np.nan) if step in planted else batch
 
     with mock.patch.object(pipeline, "train_batches", spoiled):
         result = train(config, folder / "run")
-    lines = [line for line in runs.rerun.steps(folder / "run") if line["split"] == "train"]
+    lines = [line for line in runs.reproduce.steps(folder / "run") if line["split"] == "train"]
     for step in sorted(planted):
         skipped = lines[step - 1]["skipped"] == 1.0 and lines[step - 1]["loss"] is None
         well = result["skipped"] == len(planted) and np.isfinite(result["test"]["loss"])
         yield skipped and well, f"update {step}: {lines[step - 1]}"
 
 
-def killed_hosts(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Kills one of two hosts at random moments: the other ends by itself, and both go on to the same numbers."""
-    flags = [f"--config={HOSTS.source}", *HOSTS.changes, *places]
-    began = time.monotonic()
+def killed_hosts(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Kills one of two hosts at random moments: the other ends by itself, and both resume to the same values."""
+    flags = [f"--config={HOSTS.source}", *HOSTS.changes, *locations]
+    start_time = time.monotonic()
     _together(flags, folder / "unbroken", kill=None, seconds=600)
-    length = time.monotonic() - began
+    length = time.monotonic() - start_time
     draw = np.random.default_rng(0)
     for number in range(count):
         workdir, ended = folder / f"killed {number}", ""
-        while ended == "":  # again where it came too late to kill anything
+        while ended == "":  # again if the run ended before the kill
             shutil.rmtree(workdir, ignore_errors=True)
             ended = _together(flags, workdir, kill=int(draw.integers(2)), seconds=draw.uniform(0, length))
         if ended is None:
@@ -198,9 +200,9 @@ def killed_hosts(count: int, folder: Path, places: Sequence[str]) -> Iterator[Ou
 
 
 def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: float) -> str | None:
-    """Runs two hosts of two devices each, and returns how the one that is not killed ended.
+    """Runs two hosts of two devices each, and returns how the host that is not killed ended.
 
-    None where it had to be ended, too; "" where nothing was killed.
+    None if it did not end by itself; "" if no host was killed.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -216,11 +218,11 @@ def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: fl
             if kill is None:
                 statuses = [host.wait(seconds) for host in hosts]
                 if any(statuses):
-                    raise RuntimeError(f"exit {statuses}: {runs.said(workdir)}")
+                    raise RuntimeError(f"exit {statuses}: {runs.last_error(workdir)}")
                 return ""
             with contextlib.suppress(subprocess.TimeoutExpired):
                 hosts[kill].wait(seconds)
-            late = hosts[kill].poll() is not None  # it had ended before
+            late = hosts[kill].poll() is not None  # it ended before the kill
             hosts[kill].kill()
             status = hosts[1 - kill].wait(PATIENCE)
             return "" if late else f"the other host ended with {status}"
@@ -232,13 +234,13 @@ def _together(flags: Sequence[str], workdir: Path, kill: int | None, seconds: fl
                 host.wait()
 
 
-def killed_ablations(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Kills ablations at random moments, and compares their tables of runs with that of one that was left alone."""
+def killed_ablations(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Kills ablations at random moments, and compares their tables with those of an undisturbed one."""
     flags = ["--config=configs/quickstart.py", "--fusions=mean,concat", "--seeds=2", *runs.SHORT]
-    command = [sys.executable, "-m", "experiments.ablate", *flags, *runs.PICTURES, *runs.WORDS, *places]
+    command = [sys.executable, "-m", "experiments.ablate", *flags, *runs.IMAGES, *runs.WORDS, *locations]
 
     def start(workdir: Path, seconds: float | None) -> bool:
-        """Returns whether it ended by itself, before it was killed."""
+        """Returns whether it ended before the kill."""
         with open(f"{workdir}.log", "ab") as log:
             process = subprocess.Popen([*command, f"--workdir={workdir}"], stdout=log, stderr=log)
         try:
@@ -248,32 +250,32 @@ def killed_ablations(count: int, folder: Path, places: Sequence[str]) -> Iterato
             process.wait()
             return False
         if process.returncode:
-            raise RuntimeError(f"exit {process.returncode}: {runs.said(workdir)}")
+            raise RuntimeError(f"exit {process.returncode}: {runs.last_error(workdir)}")
         return True
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     start(folder / "unbroken", None)
-    length, dealt, draw = time.monotonic() - began, 0, np.random.default_rng(0)
+    length, injected, draw = time.monotonic() - start_time, 0, np.random.default_rng(0)
     tables = ("runs.csv", "claims.json")
-    while dealt < count:
-        workdir, killed = folder / f"killed {dealt}", 0
-        while not start(workdir, draw.uniform(0, length / 2) if dealt + killed < count else None):
+    while injected < count:
+        workdir, killed = folder / f"killed {injected}", 0
+        while not start(workdir, draw.uniform(0, length / 2) if injected + killed < count else None):
             killed += 1
         found = [name for name in tables if (folder / "unbroken" / name).read_bytes() != (workdir / name).read_bytes()]
         yield from [(not found, f"{killed} kills: {', '.join(found)} differ")] * killed
-        dealt += killed
+        injected += killed
 
 
-def soak(seconds: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Trains for so long, and measures the memory of the process: its last quarter is as flat as its second."""
+def soak(seconds: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Trains for a time and samples the process's memory: its last quarter must not exceed its second."""
     steps = 10**7
     case = dataclasses.replace(
         CASES[0], changes=(*CASES[0].changes, f"--config.steps={steps}", "--config.eval_every=500",
                            "--config.checkpoint_every=500", "--config.log_every=100"),
     )  # fmt: skip
-    process, log = runs.start(case, folder / "run", places), folder / "run" / "metrics.jsonl"
+    process, log = runs.start(case, folder / "run", locations), folder / "run" / "metrics.jsonl"
     while process.is_alive() and not (log.exists() and '"valid"' in log.read_text(encoding="utf-8")):
-        time.sleep(0.2)  # until everything is compiled
+        time.sleep(0.2)  # until all programs are compiled
     memory, until = [], time.monotonic() + seconds
     while time.monotonic() < until and process.is_alive():
         time.sleep(max(0.05, seconds / 400))
@@ -295,6 +297,6 @@ def _quarters(memory: Sequence[float]) -> tuple[float, float]:
 
 
 def flat(memory: Sequence[float]) -> bool:
-    """Whether megabytes `[n]`, measured at equal distances, rise by less than 2 % and 8 MB after their first half."""
+    """Returns whether memory samples `[n]` in MB rise by less than 2 % and 8 MB after their first half."""
     early, late = _quarters(memory)
     return late <= 1.02 * early + 8

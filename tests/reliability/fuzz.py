@@ -1,4 +1,4 @@
-"""Configs and archives that nobody would write: each is taken, or refused in one line."""
+"""Random configs and hostile archives: each is accepted, or refused in one line."""
 
 import io
 import random
@@ -11,9 +11,12 @@ from ml_collections import ConfigDict
 from experiments import cli
 from mmfusion import config as configs
 from mmfusion.errors import UserError
+from tests.processes import ROOT
 from tests.reliability.faults import Outcome
 
-SOURCES = sorted(path for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "base"))
+SOURCES = sorted(
+    path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base")
+)
 STRINGS = (
     "",
     "x",
@@ -51,9 +54,9 @@ OTHERS = ("True", "False", "()", "(1,)", "(1,2,3)", "(0,-1)", "('a',)", "{}", "[
 ARGUMENTS = ("fusion", "seed", "modalities", "objectives", "encoders", "variant", "size", "data", "classes", "", "x")
 
 
-def fuzzed_configs(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Gives commands arguments and overrides at random; no more is asked than a config, checked."""
-    del folder, places
+def fuzzed_configs(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Checks configs of random arguments and overrides."""
+    del folder, locations
 
     draw = random.Random(0)
     paths = {source: _paths(cli.make_config(str(source), ())) for source in SOURCES}
@@ -62,7 +65,7 @@ def fuzzed_configs(count: int, folder: Path, places: Sequence[str]) -> Iterator[
         values = [*STRINGS, *NUMBERS, *OTHERS]
         arguments = [f"{draw.choice(ARGUMENTS)}={draw.choice(values)}" for _ in range(draw.choice((0, 0, 1, 2)))]
         overrides = [
-            f"--config.{_misspelt(draw, draw.choice(paths[source]))}={draw.choice(values)}"
+            f"--config.{_misspelled(draw, draw.choice(paths[source]))}={draw.choice(values)}"
             for _ in range(draw.randint(0, 4))
         ]
         given = f"{source}:{','.join(arguments)}" if arguments else str(source)
@@ -85,31 +88,31 @@ def _paths(config: ConfigDict, path: str = "") -> list[str]:
     return found
 
 
-def _misspelt(draw: random.Random, path: str) -> str:
+def _misspelled(draw: random.Random, path: str) -> str:
     if draw.random() > 0.1:
         return path
     place = draw.randrange(len(path))
     return path[:place] + draw.choice(("", "x", ".", "..")) + path[place + 1 :]
 
 
-def fuzzed_archives(count: int, folder: Path, places: Sequence[str]) -> Iterator[Outcome]:
-    """Changes an archive's bytes, or adds members that mean harm: it is read as it was, or refused in one line."""
-    del places
+def fuzzed_archives(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
+    """Changes an archive's bytes or adds hostile members: it is read as it was, or refused in one line."""
+    del locations
     from mmfusion.data.builders import archives
 
     contents = {f"data/{i}.txt": f"row {i} ".encode() * (i + 1) for i in range(12)}
-    honest = _zip({f"top/{name}": data for name, data in contents.items()})
-    with zipfile.ZipFile(io.BytesIO(honest)) as file:
+    original = _zip({f"top/{name}": data for name, data in contents.items()})
+    with zipfile.ZipFile(io.BytesIO(original)) as file:
         digest = archives.fingerprint({info.filename.partition("/")[2]: info for info in file.infolist()})
     archive = archives.Archive("a.zip", "https://example.org/a.zip", r"data/\d+\.txt", len(contents), digest)
     draw = random.Random(0)
     for number in range(count):
         path = folder / f"{number}.zip"
-        path.write_bytes(_harmed(draw, honest, contents))
+        path.write_bytes(_damaged(draw, original, contents))
         try:
             names = archives.check(archive, str(path))
             same = archives.read(archive, str(path), names) == contents
-            yield same, f"archive {number}: other contents were taken"
+            yield same, f"archive {number}: other contents were accepted"
         except UserError as error:
             yield "\n" not in str(error), f"archive {number}: {error!r}"
         except Exception as error:
@@ -117,9 +120,9 @@ def fuzzed_archives(count: int, folder: Path, places: Sequence[str]) -> Iterator
         path.unlink()
 
 
-def _harmed(draw: random.Random, honest: bytes, contents: dict[str, bytes]) -> bytes:
+def _damaged(draw: random.Random, original: bytes, contents: dict[str, bytes]) -> bytes:
     way = draw.randrange(5)
-    data = bytearray(honest)
+    data = bytearray(original)
     if way == 0:  # bytes changed
         for _ in range(draw.choice((1, 1, 2, 8, 64))):
             data[draw.randrange(len(data))] = draw.randrange(256)

@@ -1,4 +1,4 @@
-"""Small runs of several kinds, each in a process that may be killed, and whether two of them are the same."""
+"""Small runs in processes that may be killed, and comparisons of two runs."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from experiments import cli, reproduce
 from mmfusion import config as configs
 from mmfusion.checkpoints.manager import load_verified
 
-CONTEXT = multiprocessing.get_context("forkserver")  # a process that has imported JAX, and not started it
+CONTEXT = multiprocessing.get_context("forkserver")  # a process that has imported JAX but not initialised it
 CONTEXT.set_forkserver_preload(["mmfusion.training.loop", "mmfusion.analysis.probing.probe", "experiments.cli"])
 
 SHORT = (
@@ -25,13 +25,13 @@ SHORT = (
     "--config.batch_size=16", "--config.data.train=train[:256]", "--config.data.test=test[:64]",
     "--config.model.width=8",
 )  # fmt: skip
-PICTURES = ("--config.model.encoders.image.channels=(4,8)", "--config.model.encoders.image.strides=(4,2)")
+IMAGES = ("--config.model.encoders.image.channels=(4,8)", "--config.model.encoders.image.strides=(4,2)")
 WORDS = ("--config.model.encoders.text.embedding=8", "--config.model.encoders.text.hidden=8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run: its config, the changes to it, and how many devices a CPU is divided into."""
+    """A run: its config, overrides, and the number of forced CPU devices."""
 
     name: str
     source: str
@@ -44,7 +44,7 @@ CASES = (
         "plateau, accumulation, augmentation",
         "configs/quickstart.py:fusion=concat",
         (
-            *SHORT, *PICTURES, *WORDS, "--config.optim.accumulate=2", "--config.optim.schedule.name=plateau",
+            *SHORT, *IMAGES, *WORDS, "--config.optim.accumulate=2", "--config.optim.schedule.name=plateau",
             "--config.optim.schedule.patience=1", "--config.data.modalities.image.augment.flip=0.5",
             "--config.data.modalities.image.augment.crop=2", "--config.model.encoders.text.dropout=0.1",
         ),
@@ -52,20 +52,20 @@ CASES = (
     Case(
         "VAE sampling, modality dropout",
         "configs/quickstart.py:fusion=gmu,objectives=mvae+modality_dropout",
-        (*SHORT, *PICTURES, *WORDS),
+        (*SHORT, *IMAGES, *WORDS),
     ),
     Case(
         "attention, jit on two devices",
         "configs/quickstart.py:fusion=cross_attention",
-        (*SHORT, *PICTURES, *WORDS, "--config.parallel.mode=jit", "--config.model.fusion.heads=2"),
+        (*SHORT, *IMAGES, *WORDS, "--config.parallel.mode=jit", "--config.model.fusion.heads=2"),
         devices=2,
     ),
     Case(
-        "batch norm, pictures joined, their map read by an LSTM",
+        "batch norm, joined images, an LSTM over the feature map",
         "configs/xray_ct.py:size=16",
         (*SHORT, "--config.model.encoders.xray.channels=(4,8)", "--config.model.encoders.xray.hidden=8"),
     ),
-    Case("a picture, words and a graph of knowledge", "configs/knowledge.py", SHORT),
+    Case("image, text and a knowledge graph", "configs/knowledge.py", SHORT),
 )  # fmt: skip
 
 
@@ -76,29 +76,29 @@ SHORTEST = dataclasses.replace(
 )  # fmt: skip
 
 
-def start(case: Case, workdir: Path, places: Sequence[str] = (), **environment: str) -> multiprocessing.Process:
-    """Starts a run, or lets it go on; what it prints goes to `log.txt` beside its directory.
+def start(case: Case, workdir: Path, locations: Sequence[str] = (), **environment: str) -> multiprocessing.Process:
+    """Starts or resumes a run; its output goes to `WORKDIR.log`.
 
     Args:
-      case: which.
+      case: the run.
       workdir: its directory.
-      places: overrides that say where data is.
-      environment: variables that are set for it.
+      locations: overrides for the location of the data.
+      environment: environment variables of the process.
     """
     # not a daemon: it may start processes that read data
-    process = CONTEXT.Process(target=_train, args=(case, workdir, tuple(places), environment))
+    process = CONTEXT.Process(target=_train, args=(case, workdir, tuple(locations), environment))
     process.start()
     return process
 
 
 def stop_all() -> None:
-    """Ends the process that others are started from, so that it takes the environment anew."""
+    """Stops the fork server, so that the next one takes the current environment."""
     from multiprocessing import forkserver
 
     forkserver._forkserver._stop()
 
 
-def _train(case: Case, workdir: Path, places: Sequence[str], environment: dict[str, str]) -> None:
+def _train(case: Case, workdir: Path, locations: Sequence[str], environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
     flags = f"--xla_force_host_platform_device_count={case.devices}"
@@ -112,7 +112,7 @@ def _train(case: Case, workdir: Path, places: Sequence[str], environment: dict[s
 
         from mmfusion.training.loop import train
 
-        config = cli.make_config(case.source, (*case.changes, *places))
+        config = cli.make_config(case.source, (*case.changes, *locations))
         cli.prepare(config)
         configs.check(config, jax.device_count())
         train(config, workdir)
@@ -123,16 +123,16 @@ def _train(case: Case, workdir: Path, places: Sequence[str], environment: dict[s
         sys.stdout.flush()
 
 
-def whole(case: Case, workdir: Path, places: Sequence[str] = ()) -> None:
-    """Takes a run from its beginning to its end; raises RuntimeError where it does not get there."""
-    process = start(case, workdir, places)
+def whole(case: Case, workdir: Path, locations: Sequence[str] = ()) -> None:
+    """Runs a case from start to end; raises RuntimeError if it fails."""
+    process = start(case, workdir, locations)
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"{case.name}: exit {process.exitcode}: {said(workdir)}")
+        raise RuntimeError(f"{case.name}: exit {process.exitcode}: {last_error(workdir)}")
 
 
-def said(workdir: Path) -> str:
-    """Returns the last error that a run told, else the last line that it printed."""
+def last_error(workdir: Path) -> str:
+    """Returns the last error line of a run's output, else its last line."""
     with contextlib.suppress(OSError):
         lines = Path(f"{workdir}.log").read_text().strip().splitlines() or [""]
         return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
@@ -140,7 +140,7 @@ def said(workdir: Path) -> str:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Returns in what two finished runs differ: logged steps, scores, or the newest state, each to the bit."""
+    """Returns the bitwise differences of two finished runs: logged steps, scores, newest state."""
     results = [configs.read_json(workdir / "result.json") for workdir in (one, other)]
     lines = reproduce.differences(one, other, *results)
     states = [newest_state(workdir) for workdir in (one, other)]
@@ -151,14 +151,14 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def newest_state(workdir: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a run's newest checkpoint, once they are verified."""
+    """Returns the verified arrays of a run's newest checkpoint."""
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     return load_verified(workdir / "checkpoints" / str(max(steps)))[0]
 
 
 @contextlib.contextmanager
 def preloaded(library: Path) -> Iterator[None]:
-    """Lets processes be started with a library that stands before the others."""
+    """Starts processes with a preloaded library (LD_PRELOAD)."""
     stop_all()
     os.environ["LD_PRELOAD"] = str(library)
     try:
@@ -170,7 +170,7 @@ def preloaded(library: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """Yields a folder that is gone afterwards."""
+    """Yields a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="mmfusion-reliability-"))
     try:
         yield folder

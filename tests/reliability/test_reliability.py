@@ -1,4 +1,4 @@
-"""A small share of what `tests.reliability` does, and that it sees what does not survive."""
+"""A small share of the faults, and that failures are detected."""
 
 import dataclasses
 import re
@@ -16,66 +16,72 @@ from tests.reliability.faults import Outcome
 
 
 @pytest.fixture(scope="module")
-def places(data_dir: str) -> list[str]:
+def locations(data_dir: str) -> list[str]:
     return [f"--config.data.dir={data_dir}"]
 
 
-def lost(outcomes: list[Outcome]) -> list[str]:
-    return [said for survived, said in outcomes if not survived]
+def failures(outcomes: list[Outcome]) -> list[str]:
+    return [message for survived, message in outcomes if not survived]
 
 
-def test_hostile_configs_and_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert lost(list(fuzz.fuzzed_configs(150, tmp_path, ()))) == []
+def test_fuzzed_configs_and_archives_are_accepted_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert failures(list(fuzz.fuzzed_configs(150, tmp_path, ()))) == []
     outcomes = list(fuzz.fuzzed_archives(300, tmp_path, ()))
-    assert len(outcomes) == 300 and lost(outcomes) == []
-    monkeypatch.setattr(archives, "ZIP_ERRORS", (zipfile.BadZipFile,))  # which is not all that is raised
-    assert lost(list(fuzz.fuzzed_archives(300, tmp_path, ()))) != []
+    assert len(outcomes) == 300 and failures(outcomes) == []
+    monkeypatch.setattr(archives, "ZIP_ERRORS", (zipfile.BadZipFile,))  # fewer than are raised
+    assert failures(list(fuzz.fuzzed_archives(300, tmp_path, ()))) != []
 
 
-def test_every_case_is_a_config(places: list[str]):
+def test_cases_are_valid_configs(locations: list[str]):
     assert len(runs.CASES) == 5
     for case in (*runs.CASES, runs.SHORTEST, faults.HOSTS):
-        configs.check(runs.cli.make_config(case.source, (*case.changes, *places)), case.devices)
+        configs.check(runs.cli.make_config(case.source, (*case.changes, *locations)), case.devices)
 
 
-def test_runs_survive(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.process
+def test_runs_survive_kills_flips_nan_and_failing_writes(
+    locations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(faults, "CASES", [runs.SHORTEST])
     for fault, count in ((faults.kills, 1), (faults.bit_flips, 3), (faults.nan_planted, 2), (faults.failing_writes, 2)):
         folder = tmp_path / fault.__name__
         folder.mkdir()
-        outcomes = list(fault(count, folder, places))
-        assert len(outcomes) >= count and lost(outcomes) == [], fault.__name__
-    # the layer that fails reaches Python's files and those that Orbax's own writer opens
+        outcomes = list(fault(count, folder, locations))
+        assert len(outcomes) >= count and failures(outcomes) == [], fault.__name__
+    # the preloaded library covers Python's files and those of Orbax's writer
     assert int(re.search(r"call \d+ of (\d+)", outcomes[0][1])[1]) > 20
 
 
+@pytest.mark.process
 @pytest.mark.spread
 @pytest.mark.parametrize("fault", [faults.killed_hosts, faults.killed_ablations])
-def test_processes_together_survive(fault: Callable[..., Any], places: list[str], tmp_path: Path):
-    outcomes = list(fault(1, tmp_path, places))
-    assert len(outcomes) == 1 and lost(outcomes) == []
+def test_hosts_and_ablations_survive_kills(fault: Callable[..., Any], locations: list[str], tmp_path: Path):
+    outcomes = list(fault(1, tmp_path, locations))
+    assert len(outcomes) == 1 and failures(outcomes) == []
 
 
-def test_a_soak_sees_whether_memory_is_flat(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.process
+def test_soak_detects_memory_growth(locations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faults, "CASES", [runs.SHORTEST])
-    assert lost(list(faults.soak(8, tmp_path, places))) == []
+    assert failures(list(faults.soak(8, tmp_path, locations))) == []
     start = [100.0] * 50
     assert faults.flat([*start, *[500.0 + i % 7 for i in range(350)]])
     assert not faults.flat([*start, *[500.0 + 0.1 * i for i in range(350)]])  # 4 MB of 500 a tenth of the time
 
 
-def test_a_difference_is_seen(places: list[str], tmp_path: Path):
+@pytest.mark.process
+def test_differences_are_detected(locations: list[str], tmp_path: Path):
     one, other = tmp_path / "one", tmp_path / "other"
-    runs.whole(runs.SHORTEST, one, places)
+    runs.whole(runs.SHORTEST, one, locations)
     changed = (*runs.SHORTEST.changes, "--config.optim.learning_rate=0.0011")
-    runs.whole(dataclasses.replace(runs.SHORTEST, changes=changed), other, places)
+    runs.whole(dataclasses.replace(runs.SHORTEST, changes=changed), other, locations)
     found = runs.differences(one, other)
     assert re.match(r"step \d+: ", found[0])
     assert any(line.startswith("state params/") for line in found)
     assert runs.differences(one, one) == []
 
 
-def test_the_command_writes_its_table(command: Callable[..., Any], tmp_path: Path):
+def test_reliability_command_writes_its_table(command: Callable[..., Any], tmp_path: Path):
     table = tmp_path / "table.md"
     for fault, share in (("fuzzed_archives", "0.02"), ("fuzzed_configs", "0.002"), ("fuzzed_archives", "0.01")):
         done = command("tests.reliability", fault, f"--share={share}", f"--output={table}")
