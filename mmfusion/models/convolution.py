@@ -1,4 +1,4 @@
-"""Convolutions in two forms that compute the same: XLA's own, and as patches times a matrix.
+"""Convolutions in two equivalent forms: XLA's own, and patches times a matrix.
 
 B batch · I O channels in and out · G groups
 """
@@ -18,10 +18,10 @@ _patches = contextvars.ContextVar("as_patches", default=False)
 
 @contextlib.contextmanager
 def as_patches() -> Iterator[None]:
-    """Takes every convolution traced within as patches times a matrix.
+    """Computes every convolution that is traced in this context as patches times a matrix.
 
-    Under `vmap` over the parameters XLA makes a grouped convolution of one, whose gradient is slow on GPUs (jax issue
-    13800); a matrix product becomes a batch of products.
+    Under `vmap` over the parameters XLA turns a convolution into a grouped one, whose gradient is slow on GPUs (jax
+    issue 13800); a matrix product becomes a batched matrix product.
     """
     token = _patches.set(True)
     try:
@@ -41,9 +41,9 @@ def conv(
     bias: bool = True,
     name: str | None = None,
 ) -> nn.Conv:
-    """Returns a convolution with `kernel` (one number: of both sides) and the same `padding` on every side.
+    """Returns a convolution with `kernel` (an integer: both sides of a square) and the same `padding` on every side.
 
-    Without `padding` half a kernel is padded, so that cell i stands on input i · stride, whatever the input's size.
+    The default padding is half the kernel, so that output i is centred on input i · stride for every input size.
     """
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
     return nn.Conv(
@@ -55,10 +55,10 @@ def conv(
 def _convolve(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int, **options: Any
 ) -> jax.Array:
-    """Convolves `x [B, ..., G·I]` with `kernel [..., I, G·O]`; takes what `jax.lax.conv_general_dilated` takes.
+    """Convolves `x [B, ..., G·I]` with `kernel [..., I, G·O]`, with the arguments of `jax.lax.conv_general_dilated`.
 
-    A map that is smaller than the kernel is taken as patches, too: on CPU XLA has only plain loops for it (512 channels
-    on 2×2 take 40 times as long as on 4×4).
+    A map smaller than the kernel is also computed as patches: XLA has only plain loops for it on CPU (512 channels on
+    2×2 take 40 times as long as on 4×4).
     """
     if not _patches.get() and all(n >= k for n, k in zip(x.shape[1:-1], kernel.shape[:-2], strict=True)):
         return jax.lax.conv_general_dilated(

@@ -1,4 +1,4 @@
-"""Layers every encoder and fusion shares: masked reductions, norms, row-keyed dropout, attention.
+"""Layers that encoders and fusion strategies share: masked reductions, norms, row-keyed dropout, attention.
 
 B batch · N positions · D width · C channels · h heads
 """
@@ -15,7 +15,7 @@ from mmfusion.errors import UserError
 
 
 def zero_masked(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns `x [B, ..., D]` with zeros where `mask [B, ...]` (any prefix of x's axes) is False, NaN or not."""
+    """Returns `x [B, ..., D]` with zeros, also for NaN, where `mask [B, ...]` (a prefix of x's axes) is False."""
     return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros((), x.dtype))
 
 
@@ -29,25 +29,24 @@ def masked_max(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the maximum `[B, D]` of the real positions of `tokens [B, N, D]`, zeros where `mask [B, N]` has none."""
     lowest = jnp.finfo(tokens.dtype).min
     best = jnp.argmax(jnp.where(mask[:, :, None], tokens, lowest), axis=1, keepdims=True)  # [B, 1, D]
-    # The gradient of `max` compares values that a compiler may compute twice and round differently; places it cannot.
-    chosen = jnp.arange(tokens.shape[1])[:, None] == best  # [B, N, D]
-    return zero_masked(jnp.where(chosen, tokens, 0).sum(axis=1), mask.any(axis=1))
+    # By position: the gradient of `max` compares values, which a compiler may compute twice and round differently.
+    selected = jnp.arange(tokens.shape[1])[:, None] == best  # [B, N, D]
+    return zero_masked(jnp.where(selected, tokens, 0).sum(axis=1), mask.any(axis=1))
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the softmax of `scores` over the last axis, float32, counting only where `mask` (broadcast) is True.
+    """Returns the softmax of `scores` over the last axis, float32, over the positions where `mask` (broadcast) is True.
 
-    Masked places are exactly 0, and so is a row without any real place (a plain softmax would make it uniform).
+    Masked positions are exactly 0, also in rows without a real position.
     """
-    scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-    return jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+    return jax.nn.softmax(scores.astype(jnp.float32), axis=-1, where=mask)
 
 
 def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
-    """Returns a random key for each example `[B]` of a module's input, None in evaluation and when initialising.
+    """Returns a random key per example `[B]` of a module's input; None in evaluation and in initialisation.
 
     Raises:
-      ValueError: training without the example ids in the collection `rows`.
+      ValueError: the collection `rows` has no example ids in training.
     """
     if not train or module.is_initializing():
         return None
@@ -61,7 +60,7 @@ def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is a function of (seed, step, module path, example id), whatever the batch or device.
+    """Dropout whose mask is a function of (seed, step, module path, example id), independent of batch and device.
 
     The example ids `[B]` are read from the variable collection `rows`: apply the model with
     `{"params": ..., "rows": {"id": batch.id}}` and `rngs={"dropout": key of the step}`.
@@ -74,7 +73,7 @@ class Dropout(nn.Module):
         """Returns `x [B, ...]` with entries dropped with probability `rate`, the rest scaled by 1 / (1 - rate).
 
         Raises:
-          ValueError: training without the example ids in the collection `rows`.
+          ValueError: the collection `rows` has no example ids in training.
         """
         keys = row_keys(self, train=train) if self.rate > 0 else None
         if keys is None:
@@ -86,8 +85,9 @@ class Dropout(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over the real positions of all devices (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-    Sums and counts are added over `axis_name` before the division, so that one device and eight agree however the
-    real rows are spread. Without one real position the running statistics serve and stay as they are.
+    Sums and counts are added over `axis_name` before the division, so that the result does not depend on how the real
+    rows are distributed over devices; flax's BatchNorm averages the devices' means. In a batch without a real position
+    the running statistics are used and do not change.
     """
 
     axis_name: str | None = None
@@ -97,7 +97,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x [B, ..., C]` over the places where `mask` (`[B]` up to `[B, ...]`) is True; zeros elsewhere."""
+        """Normalises `x [B, ..., C]` where `mask` (`[B]` up to `[B, ...]`) is True; zeros elsewhere."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -107,56 +107,40 @@ class BatchNorm(nn.Module):
 
         mean, var = running_mean.value, running_var.value
         if train and not self.is_initializing():
-            positions = math.prod(x.shape[mask.ndim : -1])  # places under one entry of the mask
+            positions = math.prod(x.shape[mask.ndim : -1])  # per entry of the mask
             axes = tuple(range(x.ndim - 1))
             sums = (values.sum(axes), jnp.square(values).sum(axes), mask.sum(dtype=jnp.float32) * positions)
             total, squares, count = sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
-            some, divisor = count > 0, jnp.maximum(count, 1.0)
+            any_real, divisor = count > 0, jnp.maximum(count, 1.0)
             batch_mean = total / divisor  # [C]
             batch_var = jnp.maximum(squares / divisor - jnp.square(batch_mean), 0.0)  # [C]
-            mean, var = jnp.where(some, batch_mean, mean), jnp.where(some, batch_var, var)
+            mean, var = jnp.where(any_real, batch_mean, mean), jnp.where(any_real, batch_var, var)
             if self.is_mutable_collection("batch_stats"):
-                momentum = jnp.where(some, self.momentum, 1.0)
+                momentum = jnp.where(any_real, self.momentum, 1.0)
                 running_mean.value = momentum * running_mean.value + (1.0 - momentum) * mean
                 running_var.value = momentum * running_var.value + (1.0 - momentum) * var
 
-        normal = (values - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
-        return zero_masked(normal, mask).astype(self.dtype)
+        normalised = (values - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+        return zero_masked(normalised, mask).astype(self.dtype)
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation of each row over its real positions (Wu & He 2018, arXiv:1803.08494).
+def group_norm(x: jax.Array, mask: jax.Array, dtype: Any, name: str) -> jax.Array:
+    """Returns `x [B, ..., C]` group-normalised per row over its real positions; zeros where masked.
 
-    Up to 32 groups of at least two channels.
+    Up to 32 groups of at least two channels (Wu & He 2018, arXiv:1803.08494). Call it in a compact method.
+
+    Args:
+      x: the features.
+      mask: the real positions, `[B]` up to `[B, ...]`.
+      dtype: of the result.
+      name: of the flax module.
     """
-
-    epsilon: float = 1e-6
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """Normalises `x [B, ..., C]` over the places where `mask` (`[B]` up to `[B, ...]`) is True; zeros elsewhere."""
-        channels = x.shape[-1]
-        groups = max(math.gcd(64, channels) // 2, 1)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        values = zero_masked(x.astype(jnp.float32), mask)
-
-        # Per channel first, per group second: the large array keeps its shape.
-        axes = tuple(range(1, x.ndim - 1))
-        rows = mask.reshape(mask.shape[0], -1)
-        count = rows.sum(1) * (math.prod(x.shape[1:-1]) // rows.shape[1]) * (channels // groups)  # [B]
-        divisor = jnp.maximum(count, 1).astype(jnp.float32)[:, None]  # [B, 1]
-        moments = [
-            m.sum(axes).reshape(-1, groups, channels // groups).sum(-1) / divisor for m in (values, jnp.square(values))
-        ]
-        var = jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)  # [B, groups]
-        to_channels = (x.shape[0],) + (1,) * (x.ndim - 2) + (channels,)
-        mean, inverse = (
-            jnp.repeat(m, channels // groups, axis=1).reshape(to_channels)  # [B, 1, ..., C]
-            for m in (moments[0], jax.lax.rsqrt(var + self.epsilon))
-        )
-        return zero_masked((values - mean) * inverse * scale + bias, mask).astype(self.dtype)
+    groups = max(math.gcd(64, x.shape[-1]) // 2, 1)
+    # A row without a real position counts all of its zeros: the mean of no position would be NaN.
+    counted = mask | ~mask.any(axis=tuple(range(1, mask.ndim)), keepdims=True)
+    counted = jnp.broadcast_to(counted.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
+    values = zero_masked(x.astype(jnp.float32), mask)
+    return zero_masked(nn.GroupNorm(groups, name=name)(values, mask=counted), mask).astype(dtype)
 
 
 class Norm(nn.Module):
@@ -171,12 +155,12 @@ class Norm(nn.Module):
         """Normalises `x [B, ..., C]` over the positions where `mask` (`[B]` up to `[B, ...]`) is True.
 
         Raises:
-          UserError: `kind` is none of the four.
+          UserError: `kind` is unknown.
         """
         if self.kind == "layer":
             return nn.LayerNorm(dtype=self.dtype, name="layer")(x)
         if self.kind == "group":
-            return GroupNorm(dtype=self.dtype, name="group")(x, mask)
+            return group_norm(x, mask, self.dtype, name="group")
         if self.kind == "batch":
             return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="batch")(x, mask, train=train)
         if self.kind == "none":
@@ -192,10 +176,10 @@ def head_width(width: int, heads: int) -> int:
 
 
 def attention_implementation(query: jax.Array, key: jax.Array) -> str:
-    """Returns `cudnn` where its flash attention takes `query [B, Nq, h, d]` and `key [B, Nk, h, d]`, else `xla`.
+    """Returns `cudnn` if its flash attention supports `query [B, Nq, h, d]` and `key [B, Nk, h, d]`, else `xla`.
 
-    It takes them with a CUDA GPU from compute capability 8.0, in half precision, with heads of a multiple of 8 up to
-    128 wide, and even lengths (under a mask).
+    It needs a CUDA GPU of compute capability 8.0 or above, half precision, a head width that is a multiple of 8 and at
+    most 128, and even lengths (with a mask).
     """
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")  # "9.0" with CUDA, "gfx90a" with ROCm
@@ -207,9 +191,9 @@ def attention_implementation(query: jax.Array, key: jax.Array) -> str:
 
 
 def normalised_tokens(tokens: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
-    """Returns layer-normalised tokens `[B, N, D]`, zeros where masked: what every encoder ends in.
+    """Returns layer-normalised tokens `[B, N, D]`, zeros where masked: the last layer of every encoder.
 
-    Tokens of all modalities so have unit scale, without which strategies that pool or multiply them hardly learn.
+    Tokens of all modalities then have unit scale, without which strategies that pool or multiply them hardly learn.
     Call it in a compact method.
     """
     return zero_masked(nn.LayerNorm(dtype=dtype, name="norm")(zero_masked(tokens, mask)), mask)
@@ -218,13 +202,13 @@ def normalised_tokens(tokens: jax.Array, mask: jax.Array, dtype: Any) -> jax.Arr
 class Attention(nn.Module):
     """Multi-head attention with masked keys (Vaswani et al. 2017, arXiv:1706.03762).
 
-    A row without a real key gives exactly zero output, zero weights and zero gradients.
+    The output, weights and gradients of a row without a real key are exactly zero.
 
     Attributes:
-      heads: they divide the width.
-      width: of the output.
-      key_bias: keep the bias of the keys, as published weights do; it moves all scores of a query alike, so that it
-        changes nothing and never trains.
+      heads: number of heads; divides `width`.
+      width: width of the output.
+      key_bias: whether keys have a bias, as in published weights; it shifts all scores of a query equally, so it
+        changes nothing and has no gradient.
     """
 
     heads: int
@@ -237,7 +221,7 @@ class Attention(nn.Module):
         """Attends from `q_tokens [B, Nq, D]` to `kv_tokens [B, Nk, D]` where `kv_mask [B, Nk]` is True.
 
         Returns:
-          The output `[B, Nq, width]` and the weights `[B, heads, Nq, Nk]` float32, which cost nothing unless used.
+          The output `[B, Nq, width]` and the weights `[B, heads, Nq, Nk]` float32, which the compiler drops if unused.
 
         Raises:
           UserError: `heads` does not divide `width`.
@@ -252,13 +236,13 @@ class Attention(nn.Module):
         # Zeroed before the projections: 0 · NaN in the backward pass would be NaN.
         kv_tokens = zero_masked(kv_tokens, kv_mask)
         query, key, value = split(q_tokens, "query"), split(kv_tokens, "key"), split(kv_tokens, "value")
-        mixed = jax.nn.dot_product_attention(
+        attended = jax.nn.dot_product_attention(
             query, key, value,
             mask=jnp.broadcast_to(kv_mask[:, None, None, :], (query.shape[0], 1, query.shape[1], key.shape[1])),
             implementation=attention_implementation(query, key),
         )  # fmt: skip
-        out = nn.Dense(self.width, dtype=self.dtype, name="out")(mixed.reshape(*q_tokens.shape[:2], -1))
-        # A fused kernel keeps no weights, so they are computed beside it; a compiler drops them where no one looks.
+        out = nn.Dense(self.width, dtype=self.dtype, name="out")(attended.reshape(*q_tokens.shape[:2], -1))
+        # A fused kernel returns no weights, so they are computed separately.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         weights = masked_softmax(scores / math.sqrt(query.shape[-1]), kv_mask[:, None, None, :])  # [B, h, Nq, Nk]
         return zero_masked(out, kv_mask.any(axis=1)), weights
@@ -268,11 +252,11 @@ class TransformerBlock(nn.Module):
     """Pre-norm attention and MLP, each with a residual (Xiong et al. 2020, arXiv:2002.04745).
 
     Attributes:
-      heads: attention heads; they divide the width.
-      width: of the tokens.
-      mlp_ratio: the MLP's hidden width, as a multiple of the width.
+      heads: attention heads; divides `width`.
+      width: width of the tokens.
+      mlp_ratio: hidden width of the MLP, as a multiple of `width`.
       dropout: rate on the residual branches.
-      published: the form that published encoders have: GELU by the error function and a bias on the keys.
+      published: whether to use the form of published encoders: GELU by the error function and a bias on the keys.
     """
 
     heads: int
@@ -292,35 +276,35 @@ class TransformerBlock(nn.Module):
         *,
         train: bool,
     ) -> tuple[jax.Array, jax.Array]:
-        """Updates `tokens [B, N, D]` from `context [B, Nk, D]`, or from themselves where there is no context.
+        """Updates `tokens [B, N, D]` by attention to `context [B, Nk, D]`, or to themselves without a context.
 
         Args:
           tokens: the queries `[B, N, width]`.
-          mask: which of them are real `[B, N]`.
-          context: the tokens attended to `[B, Nk, width]`.
-          context_mask: which of them are real `[B, Nk]`.
-          train: whether dropout acts.
+          mask: mask of the queries `[B, N]`.
+          context: the keys and values `[B, Nk, width]`.
+          context_mask: mask of the context `[B, Nk]`.
+          train: whether dropout is applied.
 
         Returns:
-          The tokens `[B, N, width]`, and the attention weights `[B, heads, N, Nk]`; zeros for masked queries in both.
+          The tokens `[B, N, width]` and the attention weights `[B, heads, N, Nk]`; zeros for masked queries in both.
         """
 
-        def dropped(x: jax.Array) -> jax.Array:
+        def drop(x: jax.Array) -> jax.Array:
             return Dropout(self.dropout)(x, train=train)
 
         tokens = zero_masked(tokens, mask)
-        normal = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
+        queries = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
         if context is None:
-            keys, keys_mask = normal, mask
+            keys, keys_mask = queries, mask
         else:
             keys_mask = context_mask
             keys = nn.LayerNorm(dtype=self.dtype, name="norm_context")(zero_masked(context, context_mask))
         attend = Attention(self.heads, self.width, self.dtype, self.published, name="attention")
-        mixed, weights = attend(normal, keys, keys_mask)
-        tokens = tokens + dropped(mixed)
+        attended, weights = attend(queries, keys, keys_mask)
+        tokens = tokens + drop(attended)
 
         hidden = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens)
         hidden = nn.Dense(int(self.mlp_ratio * self.width), dtype=self.dtype, name="mlp_in")(hidden)
         hidden = nn.gelu(hidden, approximate=not self.published)
-        tokens = tokens + dropped(nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(hidden))
+        tokens = tokens + drop(nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(hidden))
         return zero_masked(tokens, mask), jnp.where(mask[:, None, :, None], weights, 0.0)

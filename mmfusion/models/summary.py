@@ -1,11 +1,10 @@
-"""What a model is made of: shape, parameters and share of the floating-point operations of each part."""
+"""Summary of a model: output shape, parameters and share of the floating-point operations of each part."""
 
 import math
 import re
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from mmfusion.data.batch import Batch
 from mmfusion.models.model import FusionModel
@@ -16,8 +15,8 @@ class Row(NamedTuple):
 
     Attributes:
       path: `encoders.<modality>`, `fusion`, `heads.<task>` or `auxiliaries.<objective>`.
-      shape: of what it returns: tokens `(B, N, D)`, features `(B, D)`, logits `(B, C)` or losses `(B,)`.
-      parameters: how many numbers it learns.
+      shape: shape of its output: tokens `(B, N, D)`, features `(B, D)`, logits `(B, C)` or losses `(B,)`.
+      parameters: number of parameters.
       flops: its share, 0 to 1, of the forward pass's floating-point operations in matrix products and convolutions.
     """
 
@@ -28,20 +27,20 @@ class Row(NamedTuple):
 
 
 def summarize(model: FusionModel, variables: dict, batch: Batch) -> list[Row]:
-    """Returns one Row an encoder, one for the fusion and one a task; traces the model, compiles and runs nothing.
+    """Returns a Row per encoder, one for the fusion, and one per task and objective; the model is only traced.
 
     Args:
       model: the model.
       variables: its variables, arrays or shapes.
-      batch: a batch, arrays or shapes, pictures as float32.
+      batch: a batch, arrays or shapes, with images as float32.
     """
 
     def forward(variables: dict, batch: Batch):
         return model.apply(variables, batch, train=False, capture_intermediates=_is_part, mutable=["intermediates"])
 
     closed, (outputs, captured) = jax.make_jaxpr(forward, return_shape=True)(variables, batch)
-    parts = captured["intermediates"]
-    shapes = {f"encoders.{m}": parts[f"encoders_{m}"]["__call__"][0][0].shape for m in sorted(model.encoders)}
+    intermediates = captured["intermediates"]
+    shapes = {f"encoders.{m}": intermediates[f"encoders_{m}"]["__call__"][0][0].shape for m in sorted(model.encoders)}
     if model.fusion.declares.level == "feature":
         shapes["fusion"] = outputs.features.shape
     else:
@@ -53,9 +52,9 @@ def summarize(model: FusionModel, variables: dict, batch: Batch) -> list[Row]:
     owner = {child: path for child in variables["params"] for path in shapes if _owns(path, child, model)}
     for equation in closed.jaxpr.eqns:
         scopes = str(equation.source_info.name_stack).split("/")
-        part = next((owner[scope] for scope in scopes if scope in owner), None)
-        if part is not None:
-            flops[part] += _equation_flops(equation)
+        owners = [owner[scope] for scope in scopes if scope in owner]
+        if owners:
+            flops[owners[0]] += _equation_flops(equation)
     for child, leaves in variables["params"].items():
         parameters[owner.get(child, "fusion")] += sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(leaves))
     total = max(sum(flops.values()), 1)
@@ -75,7 +74,7 @@ def _owns(path: str, child: str, model: FusionModel) -> bool:
 
 
 def _equation_flops(equation) -> int:
-    """Returns the operations of one equation of a jaxpr, what it calls included: a scan's body counts every step."""
+    """Returns the operations of an equation of a jaxpr and of the jaxprs it calls; a scan's body counts each step."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -85,6 +84,6 @@ def _equation_flops(equation) -> int:
         kernel = equation.invars[1].aval.shape
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * math.prod(equation.outvars[0].aval.shape) * (math.prod(kernel) // outputs)
-    times = params["length"] if name == "scan" else 1
-    inner = [getattr(value, "jaxpr", value) for value in params.values()]
-    return times * int(np.sum([_equation_flops(e) for jaxpr in inner if hasattr(jaxpr, "eqns") for e in jaxpr.eqns]))
+    repeats = params["length"] if name == "scan" else 1
+    called = [getattr(value, "jaxpr", value) for value in params.values()]
+    return repeats * sum(_equation_flops(e) for jaxpr in called if hasattr(jaxpr, "eqns") for e in jaxpr.eqns)

@@ -132,15 +132,26 @@ def test_batch_norm_over_devices_is_batch_norm_over_the_whole_batch():
     np.testing.assert_allclose(shard_gradient.reshape(gradient.shape), gradient, atol=1e-5)
 
 
-def test_group_norm_is_flax_group_norm_on_the_real_positions():
-    x, variables = normal(2, 5, 3, 12), {"params": {"scale": normal(12), "bias": normal(12)}}
-    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+def test_group_norm_is_its_formula_on_the_real_positions():
+    x, scale, bias = normal(3, 5, 3, 12), normal(12), normal(12)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
     garbage = np.where(mask[..., None, None], x, np.nan)
-    out = layers.GroupNorm().apply(variables, garbage, mask)
-    reference = nn.GroupNorm(num_groups=2)
-    np.testing.assert_allclose(out[0], reference.apply(variables, x[:1])[0], atol=1e-5)
-    np.testing.assert_allclose(out[1, :3], reference.apply(variables, x[1:, :3])[0], atol=1e-5)
-    np.testing.assert_array_equal(out[1, 3:], 0.0)
+
+    def apply(params, x):
+        return layers.Norm("group").apply({"params": {"group": params}}, x, mask, train=False)
+
+    params = {"scale": scale, "bias": bias}
+    out = apply(params, garbage)
+    for row in range(3):
+        groups = x[row][mask[row]].reshape(-1, 3, 2, 6)  # 12 channels are 2 groups of 6
+        if groups.size:
+            mean, var = groups.mean((0, 1, 3), keepdims=True), groups.var((0, 1, 3), keepdims=True)
+            expected = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(-1, 3, 12) * scale + bias
+            np.testing.assert_allclose(out[row][mask[row]], expected, atol=1e-5)
+    np.testing.assert_array_equal(out[~mask], 0.0)
+    gradients = jax.grad(lambda params, x: (apply(params, x) ** 2).sum(), argnums=(0, 1))(params, garbage)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    np.testing.assert_array_equal(gradients[1][~mask], 0.0)
 
 
 def test_norm_refuses_an_unknown_kind():
