@@ -1,4 +1,4 @@
-"""What the user may get wrong: one clear line or the documented behaviour; nothing lost, nothing half-written."""
+"""User errors: one clear line or the documented behaviour; nothing lost, nothing half-written."""
 
 import errno
 import json
@@ -92,7 +92,7 @@ def other_zip(path):
         ("another", r"\.zip: holds 0 of the \d+ members that are used: download it again from https://"),
     ],
 )  # fmt: skip
-def test_an_archive_that_cannot_be_used(damage, says, archive, tmp_path):
+def test_train_reports_an_unusable_archive(damage, says, archive, tmp_path):
     if damage != "missing":
         other_zip(archive)
     if damage == "truncated":
@@ -104,7 +104,7 @@ def test_an_archive_that_cannot_be_used(damage, says, archive, tmp_path):
 
 
 @pytest.mark.loop
-def test_an_archive_of_another_content(archive, tmp_path, monkeypatch):
+def test_train_reports_an_archive_of_other_content(archive, tmp_path, monkeypatch):
     other_zip(archive)
     known = archives.dataclasses.replace(easy_vqa_dataset_builder.ARCHIVE, members=r"README\.md", count=1)
     monkeypatch.setattr(easy_vqa_dataset_builder, "ARCHIVE", known)
@@ -115,7 +115,7 @@ def test_an_archive_of_another_content(archive, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_ends_with_2_and_one_line(tmp_path, command):
+def test_train_command_reports_an_archive_and_exits_2(tmp_path, command):
     (tmp_path / "manual").mkdir()
     path = tmp_path / "manual" / easy_vqa_dataset_builder.ARCHIVE.filename
     other_zip(path)
@@ -130,7 +130,7 @@ def test_the_command_ends_with_2_and_one_line(tmp_path, command):
 
 
 @pytest.mark.loop
-def test_no_space_left_while_preparing(tmp_path, monkeypatch):
+def test_train_reports_a_full_disk_while_preparing(tmp_path, monkeypatch):
     def full(*_):
         yield from ()
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -145,7 +145,7 @@ def test_no_space_left_while_preparing(tmp_path, monkeypatch):
 
 @pytest.mark.loop
 @pytest.mark.parametrize("folder", ["/proc/none", "file/run"])
-def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, folder):
+def test_train_reports_a_directory_that_cannot_be_made(tmp_path, monkeypatch, folder):
     (tmp_path / "file").write_text("")
     plant(monkeypatch)
     with pytest.raises(UserError, match=rf"{folder}.*(No such file|no folder that you may write to)"):
@@ -159,7 +159,7 @@ NAMES = {6: "row 6, image: ", 14: "row 14, audio: truncated"}
 
 
 @pytest.mark.loop
-def test_corrupt_files_are_named_counted_and_weigh_nothing_in_memory_and_streamed(tmp_path, monkeypatch):
+def test_train_gives_corrupt_files_weight_0_in_memory_and_streamed(tmp_path, monkeypatch):
     plant(monkeypatch, train=CORRUPT, test=CORRUPT)
     results = [
         train(planted.config(steps=4, data__max_bad_fraction=0.2, data__memory_gb=gb), tmp_path / f"{gb}")
@@ -185,7 +185,7 @@ def test_corrupt_files_are_named_counted_and_weigh_nothing_in_memory_and_streame
 @pytest.mark.loop
 @pytest.mark.parametrize("where", ["train", "test"])
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_too_many_corrupt_files_stop_the_run_and_name_one(memory_gb, where, tmp_path, monkeypatch):
+def test_train_stops_at_too_many_corrupt_files(memory_gb, where, tmp_path, monkeypatch):
     in_valid = holdout_split(range(ROWS), planted.SMALL["data.valid_fraction"])
     corrupt = {number: {"image": b"no picture"} for number in range(20) if where == "test" or not in_valid[number]}
     plant(monkeypatch, **{where: corrupt})
@@ -215,7 +215,7 @@ def test_too_many_corrupt_files_stop_the_run_and_name_one(memory_gb, where, tmp_
         ({"tags": [3]}, r"split 'train', row 8, target 'tags': classes \[3\] are outside 0 to 2"),
     ],
 )
-def test_a_target_that_cannot_be(bad, says, memory_gb, tmp_path, monkeypatch):
+def test_train_reports_an_impossible_target(bad, says, memory_gb, tmp_path, monkeypatch):
     plant(monkeypatch, train={8: bad})
     (task,) = bad
     config = planted.config("text", tasks=task, data__memory_gb=memory_gb, steps=8, eval_every=8)
@@ -225,7 +225,7 @@ def test_a_target_that_cannot_be(bad, says, memory_gb, tmp_path, monkeypatch):
 
 
 @pytest.mark.loop
-def test_an_empty_split_or_a_modality_that_no_row_has(tmp_path, monkeypatch):
+def test_train_reports_an_empty_split_or_an_absent_modality(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=rows(), test=[])
     with pytest.raises(UserError, match="'planted' is empty: planted:test"):
         train(planted.config(), tmp_path / "run")
@@ -248,7 +248,7 @@ def test_an_empty_split_or_a_modality_that_no_row_has(tmp_path, monkeypatch):
         ({"seed": 1}, r"its config\.seed is 0, here it is 1"),
     ],
 )
-def test_a_directory_of_another_run(changes, says, run):
+def test_train_refuses_a_directory_of_another_run(changes, says, run):
     before = content(run)
     with pytest.raises(UserError, match=says):
         train(planted.config(**changes), run)
@@ -256,14 +256,14 @@ def test_a_directory_of_another_run(changes, says, run):
 
 
 @pytest.mark.loop
-def test_a_run_may_move_to_other_places(run):
+def test_train_accepts_moved_data(run):
     finished = json.loads((run / "result.json").read_text())
     moved = planted.config(data__memory_gb=0.5, data__workers=1, data__dir="/elsewhere", data__manual_dir="/elsewhere")
     assert train(moved, run) == finished
 
 
 @pytest.mark.loop
-def test_data_that_has_changed_since_the_run_began(run, monkeypatch):
+def test_train_refuses_changed_data(run, monkeypatch):
     before = content(run)
     planted.plant(monkeypatch, train=rows(), test=rows()[:19])
     with pytest.raises(UserError, match=r"the data has changed since .*run began .*: restore the data, or give"):
@@ -272,7 +272,7 @@ def test_data_that_has_changed_since_the_run_began(run, monkeypatch):
 
 
 @pytest.mark.loop
-def test_a_checkpoint_of_another_architecture(run):
+def test_train_refuses_a_checkpoint_of_another_architecture(run):
     saved = json.loads((run / "config.json").read_text())
     saved["model"]["width"] = 16
     (run / "config.json").write_text(json.dumps(saved))
@@ -289,7 +289,7 @@ def test_a_checkpoint_of_another_architecture(run):
 
 @pytest.mark.loop
 @pytest.mark.parametrize("torn", ["", '{"seed": 0, "st', "[]", "null"])
-def test_a_torn_config(torn, run):
+def test_train_reports_a_torn_config(torn, run):
     (run / "config.json").write_text(torn)
     before = content(run)
     with pytest.raises(UserError, match=r"config\.json"):
@@ -300,7 +300,7 @@ def test_a_torn_config(torn, run):
 
 
 @pytest.mark.loop
-def test_a_workdir_that_is_a_file_or_below_one(tmp_path, monkeypatch):
+def test_train_refuses_a_workdir_that_is_a_file(tmp_path, monkeypatch):
     plant(monkeypatch)
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -310,7 +310,7 @@ def test_a_workdir_that_is_a_file_or_below_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.loop
-def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(run):
+def test_train_restarts_without_a_checkpoint(run):
     finished = json.loads((run / "result.json").read_text())
     shutil.rmtree(run / "checkpoints")
     (run / "result.json").unlink()
@@ -319,7 +319,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(run):
 
 
 @pytest.mark.loop
-def test_a_model_that_cannot_be_built_leaves_no_directory(tmp_path, monkeypatch):
+def test_train_leaves_no_directory_of_an_impossible_model(tmp_path, monkeypatch):
     plant(monkeypatch)
     for changes, says in (
         ({"model__encoders__audio__strides": (2, 2)}, r"logmel_cnn: channels=\(4,\) and strides=\(2, 2\) differ"),

@@ -1,4 +1,4 @@
-"""What must not be in the code, and what is installed."""
+"""Dangerous calls in the sources, and pinned packages."""
 
 import ast
 import re
@@ -48,11 +48,11 @@ def dangers(source: str) -> Iterator[str]:
         "subprocess.run(line, shell=True)",
     ],
 )
-def test_dangers_are_seen(source: str):
+def test_dangers_are_detected(source: str):
     assert len(list(dangers(source))) == 1
 
 
-def test_no_source_has_one():
+def test_sources_have_no_dangers():
     found = [f"{path.relative_to(ROOT)}:{line}" for path in SOURCES for line in dangers(path.read_text())]
     assert len(SOURCES) > 100 and found == []
 
@@ -63,7 +63,7 @@ def pins(path: Path) -> dict[str, str]:
     return {match[1].lower().replace("_", "-"): match[2] for match in pinned if match}
 
 
-def test_the_lock_has_every_pin_and_a_hash_of_each():
+def test_lock_has_every_pin_with_a_hash():
     lock, direct = ROOT / "requirements.lock", pins(ROOT / "requirements.txt")
     locked = pins(lock)
     assert direct.items() <= locked.items()
