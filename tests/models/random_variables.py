@@ -8,8 +8,12 @@ import numpy as np
 
 
 def quick_jit(function: Callable) -> Callable:
-    """Returns the function compiled without the optimisations that would take longer than the test."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    """Returns the function compiled without the optimisations that would take longer than the test.
+
+    Its results are NumPy arrays: indexing those of JAX compiles a program for each shape.
+    """
+    compiled = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return lambda *args: jax.device_get(compiled(*args))
 
 
 def random_variables(module: nn.Module, *args, seed: int = 0, **kwargs) -> dict:

@@ -22,7 +22,12 @@ def test_every_encoder_has_a_case():
     assert {name for name, *_ in CASES.values()} == set(ENCODERS)
 
 
-@pytest.mark.parametrize("case", CASES)
+# Deep ones whose layers another case has, too.
+THOROUGH = {"resnet101", "vit_s", "inception_v3"}
+MOST = [pytest.param(case, marks=pytest.mark.thorough if case in THOROUGH else ()) for case in CASES]
+
+
+@pytest.mark.parametrize("case", MOST)
 def test_contract(case):
     name, options, (x, mask), count = CASES[case]
     encoder = make(name, options)
@@ -76,7 +81,14 @@ def test_contract(case):
     assert all((g == 0).all() for g in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("case", ["cnn-batch", "bow-mean", "rnn-lstm", "logmel_cnn-layer"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "cnn-batch",
+        "bow-mean",
+        *(pytest.param(case, marks=pytest.mark.thorough) for case in ("rnn-lstm", "logmel_cnn-layer")),
+    ],
+)
 def test_jit_is_eager_and_evaluation_returns_the_same_types(case):
     name, options, (x, mask), _ = CASES[case]
     encoder = ENCODERS[name](width=WIDTH, **options)

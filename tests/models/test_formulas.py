@@ -23,7 +23,7 @@ RENDERED = {
 }
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.thorough), 3])
 @pytest.mark.parametrize("case", RENDERED)
 def test_is_its_formula(case, count):
     """Rows whole, padded, without one modality, without two, and without any, each against NumPy in float64."""

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,18 @@ from mmfusion.models.fusion.tensor import _count_sketch
 from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, spoilt, take, without
 from tests.models.random_variables import quick_jit, random_variables
 
+# Three modalities of every strategy, one and two of the first of each family; the others are thorough.
+FIRST = {FUSIONS[name].declares.family: name for name in reversed(FEATURE)}.values()
+COUNTED = [
+    pytest.param(name, count, marks=() if count == 3 or name in FIRST else pytest.mark.thorough)
+    for name in FEATURE
+    for count in (1, 2, 3)
+]
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", FEATURE)
-def test_feature_contract(name, count):
+
+@functools.cache
+def compiled_step(name, count):
+    """Returns the strategy, its parameters, its compiled step, and what that gives: the tests below share them."""
     tokens, mask = take(count)
     fusion = make(name)
     variables = random_variables(fusion, tokens, mask, train=False)
@@ -23,7 +33,13 @@ def test_feature_contract(name, count):
         return (fused.features * weights).sum(), fused
 
     step = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (gradient, to_tokens), fused = step(variables, tokens, mask)
+    return fusion, variables, step, step(variables, tokens, mask)
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTED)
+def test_feature_contract(name, count):
+    tokens, mask = take(count)
+    fusion, variables, step, ((gradient, to_tokens), fused) = compiled_step(name, count)
     assert fused.features.shape == (3, WIDTH)
     assert fused.features.dtype == jnp.float32
     unused = {
@@ -124,10 +140,9 @@ ATTENDING = {  # name -> what the weights of a real query sum to one over
 
 @pytest.mark.parametrize("name", FEATURE)
 def test_attention_is_a_share(name):
-    tokens, mask = take(3)
-    fusion = make(name)
-    variables = random_variables(fusion, tokens, mask, train=False)
-    attention = quick_jit(lambda v, t, m: fusion.apply(v, t, m, train=False))(variables, tokens, mask).attention
+    _, mask = take(3)
+    *_, (_, fused) = compiled_step(name, 3)  # without dropout, as in evaluation
+    attention = fused.attention
     assert bool(attention) == (name in ATTENDING)
     over = ATTENDING.get(name)
     for query in {query for query, _ in attention}:
@@ -212,18 +227,19 @@ def test_wrong_options_of_decisions_are_refused(name, options, outputs, said):
         jax.eval_shape(lambda: fusion.init(jax.random.key(0), logits, present, **more, train=False))
 
 
-@pytest.mark.parametrize("main", ["image", "text"])
+@pytest.mark.parametrize("main", [pytest.param("image", marks=pytest.mark.thorough), "text"])
 @pytest.mark.parametrize("name", ["nl_gate", "mag", "cross_attention", "channel_multiply"])
 def test_the_main_modality_can_be_chosen(name, main):
     tokens, mask = take(3)
     first, chosen = (FUSIONS[name](width=WIDTH, main=m) for m in ("", main))
     variables = random_variables(chosen, tokens, mask, train=False)
-    fused = chosen.apply(variables, tokens, mask, train=False)
+    apply = lambda fusion, variables: quick_jit(lambda *args: fusion.apply(*args, train=False))(variables, tokens, mask)  # noqa: E731
+    fused = apply(chosen, variables)
     # The same as where that modality's name comes first.
     new = {m: "a_first" if m == main else m for m in tokens}
     renamed = _renamed(variables, f"_{main}", "_a_first")
     tokens, mask = ({new[m]: x for m, x in given.items()} for given in (tokens, mask))
-    np.testing.assert_allclose(fused.features, first.apply(renamed, tokens, mask, train=False).features, atol=1e-5)
+    np.testing.assert_allclose(fused.features, apply(first, renamed).features, atol=1e-5)
 
 
 def _renamed(tree, old, new):

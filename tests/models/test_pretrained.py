@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.pretrained import weights
-from tests.models.random_variables import random_variables
+from tests.models.random_variables import quick_jit, random_variables
 from tests.processes import ROOT
 
 FIXTURES = np.load(ROOT / "tests/published/encoders.npz")
@@ -181,7 +181,9 @@ def test_gray_pictures_see_the_sum_of_three_channels():
     kernels = (of_three.params["conv_stem"]["kernel"], found.params["conv_stem"]["kernel"])
     np.testing.assert_allclose(kernels[0].sum(axis=2, keepdims=True), kernels[1], rtol=1e-6)
     outs = [
-        module.apply({"params": plain(one.params), "batch_stats": one.batch_stats}, x, given(case)[1], train=False)[0]
+        quick_jit(lambda v, x, m, module=module: module.apply(v, x, m, train=False)[0])(
+            {"params": plain(one.params), "batch_stats": one.batch_stats}, x, given(case)[1]
+        )
         for module, one, x in ((encoder, found, gray), (three, of_three, np.repeat(gray, 3, -1)))
     ]
     np.testing.assert_allclose(*outs, atol=1e-4)
@@ -196,8 +198,8 @@ def test_pictures_of_other_channels_see_the_three_in_turn(channels):
     kernels = (of_three.params["conv_stem"]["kernel"], found.params["conv_stem"]["kernel"])
     for channel in range(channels):
         np.testing.assert_allclose(kernels[1][:, :, channel], kernels[0][:, :, channel % 3] * 3 / channels, rtol=1e-6)
-    tokens, _ = encoder.apply(
-        {"params": plain(found.params), "batch_stats": found.batch_stats}, more, given(case)[1], train=False
+    tokens, _ = quick_jit(lambda v, x, m: encoder.apply(v, x, m, train=False))(
+        {"params": plain(found.params), "batch_stats": found.batch_stats}, more, given(case)[1]
     )
     assert np.isfinite(tokens).all()
 

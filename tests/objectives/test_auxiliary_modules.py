@@ -68,17 +68,18 @@ def test_every_parameter_learns_and_what_is_absent_does_nothing(name):
 def test_two_devices_are_one(name):
     module = make(name)
     variables = variables_of(module)
-    whole = module.apply(variables, given(SOME), train=False)
+    whole = quick_jit(lambda v: module.apply(v, given(SOME), train=False))(variables)
     shards = jax.tree.map(lambda x: x.reshape(2, B // 2, *x.shape[1:]), given(SOME))
     spread = make(name, axis_name="data")
-    each = jax.vmap(lambda shard: spread.apply(variables, shard, train=True), axis_name="data")(shards)
+    each = quick_jit(jax.vmap(lambda shard: spread.apply(variables, shard, train=True), axis_name="data"))(shards)
     np.testing.assert_allclose(each.reshape(B), whole, rtol=1e-5, atol=1e-6)
 
     def mean(params, shard):
         return jax.lax.psum(spread.apply({"params": params}, shard, train=True).sum(), "data") / B
 
-    split = jax.vmap(jax.grad(mean), (None, 0), axis_name="data")(variables["params"], shards)
-    together = jax.grad(lambda p: module.apply({"params": p}, given(SOME), train=False).sum() / B)(variables["params"])
+    split = quick_jit(jax.vmap(jax.grad(mean), (None, 0), axis_name="data"))(variables["params"], shards)
+    alone = lambda params: module.apply({"params": params}, given(SOME), train=False).sum() / B  # noqa: E731
+    together = quick_jit(jax.grad(alone))(variables["params"])
     # Each device's gradient of the sum over devices; their mean is the step's sum of its own parts.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a.mean(axis=0), b, rtol=1e-4, atol=1e-5), split, together)
 
