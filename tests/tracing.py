@@ -1,12 +1,12 @@
 """Runs of one config share their traced programs: tracing is most of a short run, and the second time is the same."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.data.dataset import Dataset
@@ -33,8 +33,8 @@ def once() -> Iterator[None]:
     compiled: dict[tuple[Any, ...], Any] = {}
     build_setup = run.build_setup
 
-    def assembled(config: ConfigDict, dataset: Dataset) -> TrainSetup:
-        known = {path: x for path, x in configs.flat(configs.to_json(config)).items() if path not in OF_THE_LOOP}
+    def assembled(config: configs.RunConfig, dataset: Dataset) -> TrainSetup:
+        known = {path: x for path, x in configs.flat(dataclasses.asdict(config)).items() if path not in OF_THE_LOOP}
         key = json.dumps([known, dataset.fingerprint], sort_keys=True)
         if key not in setups:
             setups[key] = build_setup(config, dataset)
