@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.data.missing import drop_modalities
 from mmfusion.data.modalities import feature_names, modality_type, raw_value
-from mmfusion.data.rows import CachedRows, PairedRows
+from mmfusion.data.rows import CachedRows, PairedRows, Rows, uncached
 from mmfusion.data.sources import Source
 from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
@@ -40,7 +40,7 @@ class Split:
 
     name: str
     ids: np.ndarray
-    source: Sequence[Any]
+    source: Rows
     reader: Reader
     arrays: Batch | None
     bad: dict[int, str]
@@ -66,7 +66,8 @@ class Split:
         batch = empty_batch(self.reader, len(positions))
         real = np.flatnonzero(positions >= 0)
         ids = self.ids[positions[real]]
-        for position, row_id, row in zip(real, ids.tolist(), row_sequences.iterate(self.source, ids), strict=True):
+        rows = row_sequences.iterate(self.source, ids)
+        for position, row_id, row in zip(real.tolist(), ids.tolist(), rows, strict=True):
             try:
                 fill_row(batch, position, row, row_id, self.reader)
             except BadRow as error:
@@ -179,7 +180,7 @@ def load(
         fitted=fitted,
         fingerprint=_digest([*described_rows, reader.modalities, reader.targets]),
         rows=_digest(described_rows),
-        content={split: row_sequences.checksum(opened[split].rows.rows) for split in sorted(needed)},
+        content={split: row_sequences.checksum(uncached(opened[split].rows)) for split in sorted(needed)},
         name=name,
     )
 
@@ -216,7 +217,7 @@ def _split_ids(config: Any, opened: Mapping[str, Source]) -> dict[str, np.ndarra
     """Returns the ids `[n]` of each split; train and valid may share a source, by a hash of each row's group."""
 
     @functools.cache
-    def held_out(rows: CachedRows) -> np.ndarray:
+    def held_out(rows: Rows) -> np.ndarray:
         return holdout_split(_groups(rows, config.group), config.valid_fraction)
 
     result = {}
@@ -233,7 +234,7 @@ def _split_ids(config: Any, opened: Mapping[str, Source]) -> dict[str, np.ndarra
     return result
 
 
-def holdout_split(groups: Sequence[Any], fraction: float) -> np.ndarray:
+def holdout_split(groups: Iterable[Any], fraction: float) -> np.ndarray:
     """Returns the mask `[n]` of the rows held out for validation, by a hash of their groups: the same everywhere."""
 
     def uniform(group: Any) -> float:
@@ -242,12 +243,13 @@ def holdout_split(groups: Sequence[Any], fraction: float) -> np.ndarray:
     return np.array([uniform(group) < fraction for group in groups], bool)
 
 
-def _groups(rows: CachedRows, feature: str) -> Sequence[Any]:
+def _groups(rows: Rows, feature: str) -> Iterable[Any]:
     if not feature:  # rows of a pair are grouped by the second's row, which may have several partners
-        return rows.rows.partner if isinstance(rows.rows, PairedRows) else range(len(rows))
+        stored = uncached(rows)
+        return stored.partner if isinstance(stored, PairedRows) else range(len(rows))
     if feature not in rows[0]:
         raise UserError(f"config.data.group={feature!r} is not a feature: they are {', '.join(sorted(rows[0]))}")
-    return [as_string(row[feature]) for row in rows]
+    return [as_string(rows[i][feature]) for i in range(len(rows))]
 
 
 def _class_names(targets: Any, feature_class_names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -281,10 +283,10 @@ def _fit(modalities: Any, source: Source, train: np.ndarray) -> dict[str, str]:
     }
 
 
-def _decoded_split(name: str, ids: np.ndarray, rows: CachedRows, reader: Reader, config: Any) -> Split:
+def _decoded_split(name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: Any) -> Split:
     """Returns a split, decoded where it fits in memory."""
     missing = config.missing if name == "train" else 0.0
-    split = Split(name, ids, rows.rows, reader, None, {}, missing)
+    split = Split(name, ids, uncached(rows), reader, None, {}, missing)
     if len(ids) * reader.bytes_per_row() > config.memory_gb * 1e9:
         return split
     arrays = dataclasses.replace(split, source=rows).decode(np.arange(len(ids)))

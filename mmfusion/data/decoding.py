@@ -127,17 +127,18 @@ def empty_batch(reader: Reader, size: int) -> Batch:
         task: (size, reader.outputs[task]) if options["kind"] == "multilabel" else (size,)
         for task, options in reader.targets.items()
     }
-    return Batch(
-        inputs={m: np.zeros((size, *shape), dtype) for m, (shape, dtype, _) in shapes.items()},
-        mask={m: np.zeros((size, positions), bool) for m, (_, _, positions) in shapes.items()},
-        present={m: np.zeros(size, bool) for m in shapes},
-        targets={
+    arrays: dict[str, Any] = {  # Batch's fields are annotated as JAX's arrays
+        "inputs": {m: np.zeros((size, *shape), dtype) for m, (shape, dtype, _) in shapes.items()},
+        "mask": {m: np.zeros((size, positions), bool) for m, (_, _, positions) in shapes.items()},
+        "present": {m: np.zeros(size, bool) for m in shapes},
+        "targets": {
             task: np.zeros(target_shape[task], np.int32 if options["kind"] == "classification" else np.float32)
             for task, options in reader.targets.items()
         },
-        weight=np.zeros(size, np.float32),
-        id=np.full(size, -1, np.int32),
-    )
+        "weight": np.zeros(size, np.float32),
+        "id": np.full(size, -1, np.int32),
+    }
+    return Batch(**arrays)
 
 
 def fill_row(batch: Batch, position: int, row: Mapping[str, Any], row_id: int, reader: Reader) -> None:

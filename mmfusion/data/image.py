@@ -87,7 +87,7 @@ def convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndar
     if image.mode != MODES[channels]:
         image = image.convert(MODES[channels])
     if image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.array(image).reshape(*size, channels)  # [H, W, C]
 
 
@@ -118,7 +118,7 @@ def _augment_one(image: jax.Array, key: jax.Array, options: Mapping[str, float])
     if options["flip"]:
         image = jnp.where(jax.random.bernoulli(keys["flip"], options["flip"]), image[:, ::-1], image)
     if options["crop"]:
-        image = _crop(image, keys["crop"], options["crop"])
+        image = _crop(image, keys["crop"], int(options["crop"]))
     if options["rotate"]:
         angle = jax.random.uniform(keys["rotate"], minval=-options["rotate"], maxval=options["rotate"])
         image = rotate(image, angle)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -15,11 +15,18 @@ BYTES = 1 << 30  # limit on the rows that `CachedRows` keeps
 CHECKSUM_ROWS = 100
 
 
+class Rows(Protocol):
+    """Raw rows, feature -> value, by index; `__getitems__`, where there is one, reads several at once."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> dict[str, Any]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class PreparedRows:
     """A prepared split; a damaged record stops the run, since the dataset can be prepared again."""
 
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     folder: str
 
     def __len__(self) -> int:
@@ -36,7 +43,7 @@ class PreparedRows:
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
         try:
-            return self.rows.__getitems__(rows)
+            return list(iterate(self.rows, np.array(rows)))
         except RuntimeError:
             return [self[row] for row in rows]  # names the damaged row
 
@@ -52,8 +59,8 @@ class PairedRows:
       prefix: `PREFIX/` is put before a feature of `second` whose name `first` has, too.
     """
 
-    first: Sequence[dict[str, Any]]
-    second: Sequence[dict[str, Any]]
+    first: Rows
+    second: Rows
     partner: np.ndarray
     prefix: str
 
@@ -80,7 +87,7 @@ class CachedRows(Sequence):
       rows: the rows without the cache.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]]):
+    def __init__(self, rows: Rows):
         self.rows = rows
         self._chunks: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
         self._bytes: dict[int, int] = {}
@@ -103,14 +110,20 @@ class CachedRows(Sequence):
             del self._bytes[oldest]
 
 
-def iterate(rows: Sequence[dict[str, Any]], indices: np.ndarray) -> Iterator[dict[str, Any]]:
+def iterate(rows: Rows, indices: np.ndarray) -> Iterator[dict[str, Any]]:
     """Yields the rows at `indices` `[n]`, read in chunks where `rows` has `__getitems__`."""
+    read_chunk = getattr(rows, "__getitems__", None)
     for start in range(0, len(indices), ROWS):
         chunk = indices[start : start + ROWS].tolist()
-        yield from rows.__getitems__(chunk) if hasattr(rows, "__getitems__") else (rows[index] for index in chunk)
+        yield from read_chunk(chunk) if read_chunk else (rows[index] for index in chunk)
 
 
-def checksum(rows: Sequence[dict[str, Any]]) -> str:
+def uncached(rows: Rows) -> Rows:
+    """Returns rows without their cache, where they have one."""
+    return rows.rows if isinstance(rows, CachedRows) else rows
+
+
+def checksum(rows: Rows) -> str:
     """Returns a checksum of at most `CHECKSUM_ROWS` evenly spaced rows, as they are stored."""
     digest = xxhash.xxh3_64()
     for row in iterate(rows, np.unique(np.linspace(0, len(rows) - 1, CHECKSUM_ROWS).astype(int))):

@@ -5,8 +5,7 @@ A row is a dict of raw features as stored (images stay encoded), with the same i
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,7 +13,7 @@ from etils import epath
 
 from mmfusion.data import builders
 from mmfusion.data.preparation import builder_class, current_name, make_builder, prepared_builder
-from mmfusion.data.rows import CachedRows, PairedRows, PreparedRows
+from mmfusion.data.rows import CachedRows, PairedRows, PreparedRows, Rows
 from mmfusion.errors import UserError, nearest, storage_errors
 
 PAIR = re.compile(r"pair:(?P<first>[^+]+)\+(?P<second>[^+]+):by=(?P<by>label|index)$")
@@ -30,7 +29,7 @@ class Source:
       version: name, version and split, part of the run's data fingerprint.
     """
 
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     class_names: dict[str, tuple[str, ...]]
     version: str
 
@@ -57,8 +56,10 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         prefix = re.split("[/:]", match["second"])[0]
         return _pair(first, second, by=match["by"], prefix=prefix, seed=seed)
     builder = prepared_builder(name, data_dir, manual_dir)
+    features = cast(tfds.features.FeaturesDict, builder.info.features)
     try:
-        rows = builder.as_data_source(split, decoders=_keep_images_encoded(builder.info.features))
+        decoders = _keep_images_encoded(features)
+        rows = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue] (TFDS's decorator)
     except (ValueError, KeyError, AssertionError) as error:
         splits = ", ".join(builder.info.splits) or "none"
         raise UserError(
@@ -71,7 +72,7 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         ) from error
     class_names = {
         key: tuple(feature.names)
-        for key, feature in builder.info.features.items()
+        for key, feature in features.items()
         if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes is not None
     }
     return Source(PreparedRows(rows, str(builder.data_dir)), class_names, f"{builder.info.full_name}:{split}")

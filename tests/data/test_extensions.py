@@ -46,7 +46,8 @@ def points(tmp_path_factory):
 def test_dataset_and_modality_type_from_outside_are_read(points):
     configs.check(points, devices=1)
     data = datasets.load(points.data, seed=0)
-    stored = np.array([row["point"] for row in data.splits["test"].source])
+    source = data.splits["test"].source
+    stored = np.array([source[i]["point"] for i in range(len(source))])
     drawn = np.random.default_rng(1).normal(size=(16, 2)).astype(np.float32)
     np.testing.assert_array_equal(np.sort(stored, axis=0), np.sort(drawn, axis=0))  # TFDS shuffles
     batch = data.splits["test"].take(np.array([3, 0, -1]))

@@ -1,10 +1,17 @@
-"""Random bits that are the same on every machine, and PNG bytes."""
+"""Helpers of the builders: random bits that are the same on every machine, and PNG bytes."""
 
 import hashlib
 import io
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
+
+
+def variant(builder: tfds.core.DatasetBuilder) -> str:
+    """Returns the name of a builder's configuration."""
+    assert builder.builder_config is not None
+    return builder.builder_config.name
 
 
 def bits(*names: str) -> np.random.Philox:

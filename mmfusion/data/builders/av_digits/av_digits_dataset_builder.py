@@ -89,7 +89,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         pairs = pair(sorted(recordings), archives.check(IMAGES, images_path))
         members = [name for split in pairs.values() for _, name in split]
         pngs = archives.read(IMAGES, images_path, members)
-        if self.builder_config.name == "clean":
+        if generate.variant(self) == "clean":
             return {split: self._generate_examples(pairs[split], recordings, pngs.__getitem__, None) for split in pairs}
         images = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in pngs.items()}
         mean, removed = degrade.fit(np.stack([images[name] for _, name in pairs["train"]]))

@@ -66,7 +66,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": tfds.features.Image(shape=(render.SIZE, render.SIZE, 3), encoding_format="png"),
                     "sentence": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=VARIANTS[self.builder_config.name][1]),
+                    "label": tfds.features.ClassLabel(names=VARIANTS[generate.variant(self)][1]),
                     "group": tfds.features.Text(),
                     "id": tfds.features.Text(),
                 }
@@ -75,11 +75,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        train, test = VARIANTS[self.builder_config.name][2]
+        train, test = VARIANTS[generate.variant(self)][2]
         return {"train": self._generate_examples("train", train), "test": self._generate_examples("test", test)}
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        variant = self.builder_config.name
+        variant = generate.variant(self)
         examples = VARIANTS[variant][0](split, size)
         scene_of = {example.image: example.scene for example in examples}
         images = pngs([scene_of[i] for i in range(len(scene_of))], generate.bits("shapes", "pixels", variant, split))

@@ -199,7 +199,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        variant = VARIANTS[self.builder_config.name]
+        variant = VARIANTS[generate.variant(self)]
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
@@ -216,11 +216,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        train, test = VARIANTS[self.builder_config.name].sizes
+        train, test = VARIANTS[generate.variant(self)].sizes
         return {"train": self._generate_examples("train", train), "test": self._generate_examples("test", test)}
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        name = self.builder_config.name
+        name = generate.variant(self)
         variant = VARIANTS[name]
         for number in range(size):
             example = f"{split}-{number:05d}"
