@@ -90,7 +90,7 @@ def test_resuming_at_any_step_gives_the_same_batches(splits):
 # --- memory, streams and processes ---
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
 def test_memory_stream_and_worker_processes_give_the_same_batches(workers, splits):
     memory, streamed = (s["train"] for s in splits)
     expected = list(pipeline.train_batches(memory, seed=0, batch_size=B, first=2, last=7))
