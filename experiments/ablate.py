@@ -43,7 +43,7 @@ def ablate(argv: Sequence[str]) -> None:
     source, rest = cli.take_config(argv)
     overrides = tuple(arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig.")))
     cli.parse([arg for arg in rest if arg not in overrides])
-    directory, remote = remote_copy.local(WORKDIR.value, cli.cache_folder() / "ablations")
+    directory, remote = remote_copy.local_directory(WORKDIR.value, cli.cache_folder() / "ablations")
     make = functools.partial(trial_config.config, source, overrides)
     vary = dict(trial_config.values(item) for item in VARY.value)
     published = dict(trial_config.score(item) for item in PUBLISHED.value)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         (
             one.name,
             " + ".join(one.modalities) or "none",
-            ", ".join(f"{name} {value:g}" for name, value in one.chosen.items()),
+            ", ".join(f"{name} {value:g}" for name, value in one.selected.items()),
             f"{one.valid:.4f}",
             f"{one.test:.4f}",
             f"{one.seconds:.0f}",

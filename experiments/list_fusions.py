@@ -33,11 +33,11 @@ def main(argv: Sequence[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from mmfusion.analysis.ablation.cost import Size, cost
+    from mmfusion.analysis.ablation.cost import FusionSize, fusion_cost
     from mmfusion.models.fusion import fusion_classes
 
     fusions = fusion_classes(FUSIONS.value)
-    base = Size(width=WIDTH.value)
+    base = FusionSize(width=WIDTH.value)
     console = Console(width=None if Console().is_terminal else 170)
     what = Table(
         "name", "family", "level", "description", "paper", "declares",
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
     def flops(kind: type, **changes: int) -> str:
         try:
-            return shown(cost(kind, dataclasses.replace(base, **changes)).flops)
+            return shown(fusion_cost(kind, dataclasses.replace(base, **changes)).flops)
         except UserError:
             return "refused"
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     for name, kind in fusions.items():
         try:
-            one = cost(kind, base, compiled=True)
+            one = fusion_cost(kind, base, compiled=True)
             first = f"{one.parameters:,}", shown(one.flops), f"{shown(one.memory)}B"
         except UserError:
             first = "refused", "", ""
@@ -93,7 +93,7 @@ def plot(fusions: dict[str, type], base, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from mmfusion.analysis.ablation.cost import cost
+    from mmfusion.analysis.ablation.cost import fusion_cost
 
     tokens = [4, 16, 64, 256, 1024]
     figure, axes = pyplot.subplots(figsize=(9, 9), layout="constrained")
@@ -101,7 +101,7 @@ def plot(fusions: dict[str, type], base, path: Path) -> None:
     ends = []
     for name, kind in fusions.items():
         try:
-            flops = [cost(kind, dataclasses.replace(base, tokens=n)).flops for n in tokens]
+            flops = [fusion_cost(kind, dataclasses.replace(base, tokens=n)).flops for n in tokens]
         except UserError:
             continue  # the table says so
         colour = f"C{families.index(kind.declares.family)}"

@@ -1,4 +1,4 @@
-"""Shows the progress of an ablation: a row per method, a mark per cell, and the time left."""
+"""Shows the progress of an ablation: a row per method, a mark per trial, and the time left."""
 
 import json
 import statistics
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mmfusion.analysis.ablate import Outcome
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -13,77 +14,78 @@ from rich.table import Table
 from rich.text import Text
 
 from mmfusion import config as configs
-from mmfusion.analysis.ablate import Outcome
 from mmfusion.analysis.ablation import runner
-from mmfusion.analysis.ablation.budget import CLOSE, Match
-from mmfusion.analysis.ablation.plan import Cell
-from mmfusion.analysis.ablation.runner import Work
+from mmfusion.analysis.ablation.budget import TOLERANCE, Match
+from mmfusion.analysis.ablation.plan import Trial
+from mmfusion.analysis.ablation.runner import Stage
 from mmfusion.tracking.logger import duration
 
 DONE, FAILED, RUNNING, WAITING = ("●", "green"), ("✕", "red"), ("◐", "yellow"), ("·", "dim")
 
 
-def show(title: str, cells: Sequence[Cell], directory: Path, events: Iterator[tuple[Cell, str]], work: Work) -> None:
-    """Shows the cells as they finish: a live table on a terminal, else a line per cell.
+def show(
+    title: str, trials: Sequence[Trial], directory: Path, events: Iterator[tuple[Trial, str]], stage: Stage
+) -> None:
+    """Shows the trials as they finish: a live table on a terminal, else a line per trial.
 
     Args:
       title: what is done, `train` or `examine`.
-      cells: all cells.
+      trials: all trials.
       directory: the ablation's directory.
-      events: each cell that is finished, with "" or its error.
-      work: the work that is done.
+      events: each trial that is finished, with "" or its error.
+      stage: the work that is done.
     """
-    if not cells:
+    if not trials:
         return
     console = Console(highlight=False, soft_wrap=True)
-    board = _Board(title, cells, directory, work)
+    board = _Board(title, trials, directory, stage)
     if not console.is_terminal:
-        for cell, error in events:
-            console.print(board.finished(cell, error))
+        for trial, error in events:
+            console.print(board.finished(trial, error))
         console.print(board.summary())
         return
     with Live(
         console=console, get_renderable=lambda: board.table(console.height), refresh_per_second=1, transient=True
     ) as live:
-        for cell, error in events:
-            line = board.finished(cell, error)
+        for trial, error in events:
+            line = board.finished(trial, error)
             if error:
                 live.console.print(line)
     console.print(board.summary())
 
 
 class _Board:
-    """The state of the cells, from their files and from events."""
+    """The state of the trials, from their files and from events."""
 
-    def __init__(self, title: str, cells: Sequence[Cell], directory: Path, work: Work):
-        self._title, self._cells, self._directory, self._work = title, cells, directory, work
-        self._waiting = {cell.name: cell for cell in cells if not runner.is_done(directory, cell, work.leaves)}
+    def __init__(self, title: str, trials: Sequence[Trial], directory: Path, stage: Stage):
+        self._title, self._trials, self._directory, self._stage = title, trials, directory, stage
+        self._waiting = {trial.name: trial for trial in trials if not runner.is_done(directory, trial, stage.output)}
         self._failed: set[str] = set()
         self._scores: dict[str, float | None] = {}
         self._start = time.monotonic()
-        self._todo = sum(self._left(cell) for cell in self._waiting.values())
-        for cell in cells:
-            if cell.name not in self._waiting:
-                self._note(cell)
+        self._todo = sum(self._left(trial) for trial in self._waiting.values())
+        for trial in trials:
+            if trial.name not in self._waiting:
+                self._note(trial)
 
-    def finished(self, cell: Cell, error: str) -> Text:
-        """Marks a cell as finished, and returns a line about it."""
-        del self._waiting[cell.name]
-        number = f"{len(self._cells) - len(self._waiting)}/{len(self._cells)}"
-        line = Text(f"{self._title:<8} {number:>8}  {cell.name}")
+    def finished(self, trial: Trial, error: str) -> Text:
+        """Marks a trial as finished, and returns a line about it."""
+        del self._waiting[trial.name]
+        number = f"{len(self._trials) - len(self._waiting)}/{len(self._trials)}"
+        line = Text(f"{self._title:<8} {number:>8}  {trial.name}")
         if error:
-            self._failed.add(cell.name)
+            self._failed.add(trial.name)
             line.append(f"  failed: {error}", style="red")
         else:
-            self._note(cell)
-            if self._work is runner.TRAINING:
-                line.append(f"  valid {self._metric} {_number(self._scores[cell.name])}", style="cyan")
+            self._note(trial)
+            if self._stage is runner.TRAINING:
+                line.append(f"  valid {self._metric} {_number(self._scores[trial.name])}", style="cyan")
         return line
 
     def summary(self) -> Text:
-        """Returns the numbers of finished and failed cells, and the elapsed time."""
-        done = len(self._cells) - len(self._waiting)
-        text = Text(f"{self._title:<8} {done} of {len(self._cells)} cells", style="bold")
+        """Returns the numbers of finished and failed trials, and the elapsed time."""
+        done = len(self._trials) - len(self._waiting)
+        text = Text(f"{self._title:<8} {done} of {len(self._trials)} trials", style="bold")
         if self._failed:
             text.append(f", {len(self._failed)} failed", style="red")
         text.append(f"  {duration(time.monotonic() - self._start)}", style="dim")
@@ -91,26 +93,26 @@ class _Board:
 
     def table(self, height: int) -> Group:
         """Returns the live table of the methods that fit: running ones first, then finished ones."""
-        left = {name: self._left(cell) for name, cell in self._waiting.items()}
-        methods: dict[str, list[Cell]] = {}
-        for cell in self._cells:
-            methods.setdefault(cell.method, []).append(cell)
+        left = {name: self._left(trial) for name, trial in self._waiting.items()}
+        methods: dict[str, list[Trial]] = {}
+        for trial in self._trials:
+            methods.setdefault(trial.method, []).append(trial)
 
         def rank(method: str) -> int:
-            states = {self._state(cell, left) for cell in methods[method]}
+            states = {self._state(trial, left) for trial in methods[method]}
             return 0 if RUNNING in states else 1 if WAITING not in states else 2
 
         shown = sorted(methods, key=rank)[: max(height - 5, 3)]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for head in ("method", "cells", f"mean valid {self._metric}", ""):
+        for head in ("method", "trials", f"mean valid {self._metric}", ""):
             table.add_column(head, no_wrap=True)
         for method in methods:
             if method in shown:
-                cells = methods[method]
-                marks = Text.assemble(*(self._state(cell, left) for cell in cells))
-                scores = [s for cell in cells if (s := self._scores.get(cell.name)) is not None]
+                trials = methods[method]
+                marks = Text.assemble(*(self._state(trial, left) for trial in trials))
+                scores = [s for trial in trials if (s := self._scores.get(trial.name)) is not None]
                 mean = f"{statistics.fmean(scores):.4f}" if scores else ""
-                running = [1 - left[cell.name] for cell in cells if self._state(cell, left) == RUNNING]
+                running = [1 - left[trial.name] for trial in trials if self._state(trial, left) == RUNNING]
                 bar = ProgressBar(1.0, statistics.fmean(running), 24, complete_style="cyan") if running else ""
                 table.add_row(method, marks, mean, bar)
         text = self.summary()
@@ -123,29 +125,29 @@ class _Board:
 
     @property
     def _metric(self) -> str:
-        return self._cells[0].config["select"]
+        return self._trials[0].config["select"]
 
-    def _note(self, cell: Cell) -> None:
-        result = configs.read_json(runner.cell_directory(self._directory, cell) / runner.RESULT)
-        self._scores[cell.name] = result["valid"].get(self._metric)
+    def _note(self, trial: Trial) -> None:
+        result = configs.read_json(runner.trial_directory(self._directory, trial) / runner.RESULT)
+        self._scores[trial.name] = result["valid"].get(self._metric)
 
-    def _state(self, cell: Cell, left: Mapping[str, float]) -> tuple[str, str]:
-        if cell.name in self._failed:
+    def _state(self, trial: Trial, left: Mapping[str, float]) -> tuple[str, str]:
+        if trial.name in self._failed:
             return FAILED
-        return DONE if cell.name not in left else RUNNING if left[cell.name] < 1 else WAITING
+        return DONE if trial.name not in left else RUNNING if left[trial.name] < 1 else WAITING
 
-    def _left(self, cell: Cell) -> float:
-        """Returns the share of a cell that is not done yet; work other than training is done as a whole."""
-        return 1 - _step(self._directory, cell) / cell.config["steps"] if self._work is runner.TRAINING else 1.0
+    def _left(self, trial: Trial) -> float:
+        """Returns the share of a trial that is not done yet; work other than training is done as a whole."""
+        return 1 - _step(self._directory, trial) / trial.config["steps"] if self._stage is runner.TRAINING else 1.0
 
 
 def _number(score: float | None) -> str:
     return "undefined" if score is None else f"{score:.4f}"
 
 
-def _step(directory: Path, cell: Cell) -> int:
-    """Returns the last step that a cell has logged, or 0."""
-    path = runner.cell_directory(directory, cell) / "metrics.jsonl"
+def _step(directory: Path, trial: Trial) -> int:
+    """Returns the last step that a trial has logged, or 0."""
+    path = runner.trial_directory(directory, trial) / "metrics.jsonl"
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
@@ -155,9 +157,9 @@ def _step(directory: Path, cell: Cell) -> int:
         return 0
 
 
-def waiting(unfinished: int, cells: int) -> None:
-    """Prints how many cells other shards have yet to finish."""
-    print(f"{unfinished} of {cells} cells are left to other shards; the last one writes the report")
+def waiting(unfinished: int, trials: int) -> None:
+    """Prints how many trials other shards have yet to finish."""
+    print(f"{unfinished} of {trials} trials are left to other shards; the last one writes the report")
 
 
 def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:
@@ -165,7 +167,7 @@ def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:
     table = Table("method", "width", kind, "off", title=f"Widths for equal {kind}", title_justify="left")
     for name, one in matches.items():
         off = one.cost / target - 1
-        style = "yellow" if abs(off) > CLOSE else ""
+        style = "yellow" if abs(off) > TOLERANCE else ""
         table.add_row(name, str(one.width), f"{one.cost:,}", Text(f"{off:+.1%}", style=style))
     Console(width=None if Console().is_terminal else 100).print(table)
 

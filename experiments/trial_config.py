@@ -1,4 +1,4 @@
-"""The flags of an ablation as values: the config of a cell, the values of a key, published scores."""
+"""The flags of an ablation as values: the config of a trial, the values of a key, published scores."""
 
 import ast
 import math
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from mmfusion import config as configs
-from mmfusion.analysis.ablation.plan import Cell, trial_source
+from mmfusion.analysis.ablation.plan import Trial, trial_source
 from mmfusion.config import defaults
 from mmfusion.errors import UserError
 
@@ -18,7 +18,7 @@ SHORT = {"lr": "optim.learning_rate"}
 
 
 def config(source: str, overrides: Sequence[str], fusion: str, seed: int, modalities: str) -> ConfigDict:
-    """Returns the config of a cell.
+    """Returns the config of a trial.
 
     Args:
       source: `FILE[:key=value,...]`.
@@ -36,22 +36,22 @@ def config(source: str, overrides: Sequence[str], fusion: str, seed: int, modali
     return result
 
 
-def command(source: str, overrides: Sequence[str], cell: Cell) -> str:
-    """Returns the command that trains a cell alone, without its `--workdir`; the arguments are those of `config`."""
-    arg, own = _arguments(source, overrides, cell.fusion, cell.config["seed"])
-    kept = set(cell.config["data"]["modalities"])
+def command(source: str, overrides: Sequence[str], trial: Trial) -> str:
+    """Returns the command that trains a trial alone, without its `--workdir`; the arguments are those of `config`."""
+    arg, own = _arguments(source, overrides, trial.fusion, trial.config["seed"])
+    kept = set(trial.config["data"]["modalities"])
     dropped = set(cli.make_config(arg, own).data.modalities) - kept
     if dropped:
         arg += f",modalities={'+'.join(sorted(kept))}"
         sections = [f"--config.{path}.{m}." for path in ("data.modalities", "model.encoders") for m in dropped]
         own = [one for one in own if not one.startswith(tuple(sections))]
-    if added := set(cell.config["objectives"]) - set(cli.make_config(arg, own).objectives):
+    if added := set(trial.config["objectives"]) - set(cli.make_config(arg, own).objectives):
         path, _, given = arg.partition(":")
         items = [item for item in given.split(",") if not item.startswith("objectives=")]
         own_objectives = [item.partition("=")[2] for item in given.split(",") if item.startswith("objectives=")]
         items.append(f"objectives={'+'.join([*filter(None, own_objectives), *sorted(added)])}")
         arg = f"{path}:{','.join(items)}"
-    current, wanted = configs.flat(configs.to_json(cli.make_config(arg, own))), configs.flat(cell.config)
+    current, wanted = configs.flat(configs.to_json(cli.make_config(arg, own))), configs.flat(trial.config)
     differing = [key for key in wanted if current.get(key) != wanted[key]]
     differing.sort(key=lambda key: not key.endswith(".name"))  # a name replaces its section's options
     changes = [f"--config.{key}={wanted[key]}" for key in differing]
@@ -59,7 +59,7 @@ def command(source: str, overrides: Sequence[str], cell: Cell) -> str:
 
 
 def _arguments(source: str, overrides: Sequence[str], fusion: str, seed: int) -> tuple[str, list[str]]:
-    """Returns `--config` and the overrides of a cell with all modalities."""
+    """Returns `--config` and the overrides of a trial with all modalities."""
     # A modality alone has no options of the strategies that are compared.
     own = overrides if fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
     return trial_source(source, fusion, seed), list(own)

@@ -7,11 +7,13 @@ import math
 import os
 import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import fsspec.config
 from etils import epath
+
+from mmfusion.errors import storage_errors
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that takes nothing more
 TEMPORARY_DIGITS = 12  # hexadecimal digits that end the name of a file not yet written whole
@@ -37,6 +39,60 @@ def copy_tree(folder: epath.Path, target: epath.Path) -> None:
             copy_tree(path, target / path.name)
         else:
             path.copy(target / path.name)
+
+
+class RemoteFolder:
+    """A folder in a bucket that is a copy of a local one: files are downloaded to it and uploaded from it.
+
+    `result.json` is always copied last: where it is, the other files are.
+
+    Args:
+      url: a URL that fsspec knows, such as `gs://bucket/run`.
+      local: the local folder.
+
+    Raises:
+      UserError: nothing reads such a URL, or its package is not installed.
+    """
+
+    def __init__(self, url: str, local: pathlib.Path):
+        self._local = local
+        with storage_errors(url):
+            self._fs, self._root = fsspec.url_to_fs(url.rstrip("/"))
+
+    def names(self, *, recursive: bool = True) -> list[str]:
+        """Returns the files that are in the bucket now, by their paths below the folder."""
+        self._fs.invalidate_cache()  # other machines write there
+        found = self._fs.find(self._root, maxdepth=None if recursive else 1) if self._fs.exists(self._root) else []
+        return [path.removeprefix(self._root).lstrip("/") for path in found]
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of a file in the bucket."""
+        return self._fs.cat_file(f"{self._root}/{name}")
+
+    def download(self, names: Iterable[str]) -> None:
+        """Copies files from the bucket, each whole or not at all."""
+        for name in sorted(names, key=_is_result):
+            path = self._local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(path)
+            self._fs.get_file(f"{self._root}/{name}", str(temporary))
+            temporary.replace(path)
+
+    def upload(self, paths: Iterable[pathlib.Path]) -> None:
+        """Copies files of the local folder to the bucket; folders among the paths are skipped."""
+        for path in sorted(filter(pathlib.Path.is_file, paths), key=lambda path: _is_result(path.name)):
+            target = f"{self._root}/{path.relative_to(self._local).as_posix()}"
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(path), target)
+
+    def remove(self, name: str) -> None:
+        """Removes a file from the bucket, if it is there."""
+        if self._fs.exists(f"{self._root}/{name}"):
+            self._fs.rm_file(f"{self._root}/{name}")
+
+
+def _is_result(name: str) -> bool:
+    return name.rpartition("/")[2] == "result.json"
 
 
 def sync(folder: str | os.PathLike) -> None:
@@ -116,8 +172,7 @@ def to_builtin(value: Any) -> Any:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file, whole or not at all, even where several processes write it."""
-    # Not the process id, which is not unique over hosts and containers.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:TEMPORARY_DIGITS]}")
+    temporary = _temporary(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -135,3 +190,8 @@ def remove_temporary_files(folder: pathlib.Path) -> None:
     """Deletes what `write_text` left in a folder when it was killed."""
     for path in folder.glob(f".*.{'[0-9a-f]' * TEMPORARY_DIGITS}"):
         path.unlink(missing_ok=True)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    """Returns a name beside the file that is unique over hosts and containers, unlike the process id."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:TEMPORARY_DIGITS]}")

@@ -88,7 +88,7 @@ def few_programs() -> Iterator[None]:
     yield
     from mmfusion.analysis.ablation import runner
 
-    runner.make_room(20_000)
+    runner.clear_programs(20_000)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             path, query = self._asked()
             if match := UPLOAD.fullmatch(path):
-                key, content = (match[1], query["name"]), body
+                name, content = _of_parts(body) if query["uploadType"] == "multipart" else (query["name"], body)
+                key = match[1], name
                 if query["uploadType"] == "resumable" and "session" not in query:
                     session = f"?uploadType=resumable&session=1&name={quote(key[1], safe='')}"
                     self.extra = {"Location": f"{self._address()}{path}{session}"}
@@ -181,6 +182,14 @@ def asked_by_clients(address: str) -> Iterator[None]:
     }
     with mock.patch.dict(os.environ, environment), mock.patch.dict(fsspec.config.conf, anonymous):
         yield
+
+
+def _of_parts(body: bytes) -> tuple[str, bytes]:
+    """Returns the name and the content of an object that is uploaded with its metadata."""
+    boundary, rest = body.split(b"\n", 1)
+    metadata, content = rest.split(b"\n" + boundary + b"\n", 1)
+    metadata, content = (part.split(b"\n\n", 1)[1] for part in (metadata, content))
+    return json.loads(metadata)["name"], content.removesuffix(b"\n" + boundary + b"--")
 
 
 @contextmanager

@@ -23,23 +23,23 @@ def ablation() -> list[dict[str, Any]]:
 
     Both read programs that were compiled before, by one uncounted run of each method.
     """
-    cells = plan.build(_config, FUSIONS, SEEDS, {}).cells
+    trials = plan.build(_config, FUSIONS, SEEDS, {}).trials
     with tempfile.TemporaryDirectory() as folder:
-        _one_by_one(cells[: len(cells) // SEEDS], Path(folder) / "warm")
-        for _ in runner.run(cells[: len(cells) // SEEDS], Path(folder) / "pinned", 1, cli.prepare_worker):
+        _one_by_one(trials[: len(trials) // SEEDS], Path(folder) / "warm")
+        for _ in runner.run(trials[: len(trials) // SEEDS], Path(folder) / "pinned", 1, cli.prepare_worker):
             pass
         start = time.monotonic()
         errors = [
-            error for _, error in runner.run(cells, Path(folder) / "plan", os.cpu_count() or 1, cli.prepare_worker)
+            error for _, error in runner.run(trials, Path(folder) / "plan", os.cpu_count() or 1, cli.prepare_worker)
         ]
         ours = time.monotonic() - start
         assert not any(errors), errors
         start = time.monotonic()
-        _one_by_one(cells, Path(folder) / "each")
+        _one_by_one(trials, Path(folder) / "each")
         reference = time.monotonic() - start
     return [
         {
-            "name": "ablation", "ours": ours, "reference": reference, "unit": f"s for {len(cells)} cells",
+            "name": "ablation", "ours": ours, "reference": reference, "unit": f"s for {len(trials)} trials",
             "ratio": ours / reference, "goal": "<= 0.6",
         }
     ]  # fmt: skip
@@ -53,13 +53,13 @@ def _config(fusion: str, seed: int, modalities: str) -> Any:
     return config
 
 
-def _one_by_one(cells: Any, folder: Path) -> None:
-    for cell in cells:
-        config = configs.from_json(cell.config)
+def _one_by_one(trials: Any, folder: Path) -> None:
+    for trial in trials:
+        config = configs.from_json(trial.config)
         arg = f"fusion={config.model.fusion.name},seed={config.seed},modalities={'+'.join(config.data.modalities)}"
         subprocess.run(
             [sys.executable, "-m", "experiments.train", f"--config=configs/quickstart.py:{arg}",
-             f"--workdir={folder / cell.name}", *(f"--config.{key}={value}" for key, value in CHANGES.items()),
+             f"--workdir={folder / trial.name}", *(f"--config.{key}={value}" for key, value in CHANGES.items()),
              *(f"--config.data.{key}={value}" for key, value in ROWS.items())],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip

@@ -46,7 +46,7 @@ class Baseline:
     name: str
     modalities: tuple[str, ...]
     metric: str
-    chosen: dict[str, float]
+    selected: dict[str, float]
     valid: float
     test: float
     seconds: float = dataclasses.field(compare=False)

@@ -1,4 +1,4 @@
-"""An ablation from its plan to its report: train every cell, probe the selected ones, conclude.
+"""An ablation from its plan to its report: train every trial, probe the selected ones, conclude.
 
 `ablate` is the function for users; `run_ablation` is what it shares with the command.
 """
@@ -16,31 +16,31 @@ import jax
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.analysis import ablate as ablation
+from mmfusion.analysis import outcome as outcomes
 from mmfusion.analysis import report
-from mmfusion.analysis.ablate import Outcome
 from mmfusion.analysis.ablation import budget, plan, replicated_runner, runner
-from mmfusion.analysis.ablation.plan import Cell, Make, Plan, trial_source
-from mmfusion.analysis.ablation.remote_copy import Mirror
-from mmfusion.analysis.ablation.runner import Work
+from mmfusion.analysis.ablation.plan import MakeConfig, Plan, Trial, trial_source
+from mmfusion.analysis.ablation.remote_copy import RemoteCopy
+from mmfusion.analysis.ablation.runner import Stage
 from mmfusion.analysis.claims.claims import Claims
+from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
 from mmfusion.config import defaults
 from mmfusion.config.files import load_file, set_values
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import fusion_classes
 
-Events = Iterator[tuple[Cell, str]]  # each cell that is finished, with "" or its error
+Events = Iterator[tuple[Trial, str]]  # each trial that is finished, with "" or its error
 
 
 class Progress(Protocol):
-    """Receives the progress of an ablation; `show` must exhaust the events, which do the work."""
+    """Receives the progress of an ablation; `show` must exhaust the events, which do the stage."""
 
     def matched(self, matches: Mapping[str, budget.Match], kind: str, target: int) -> None: ...
 
-    def show(self, title: str, cells: Sequence[Cell], directory: Path, events: Events, work: Work) -> None: ...
+    def show(self, title: str, trials: Sequence[Trial], directory: Path, events: Events, stage: Stage) -> None: ...
 
-    def waiting(self, unfinished: int, cells: int) -> None: ...
+    def waiting(self, unfinished: int, trials: int) -> None: ...
 
 
 class Silent:
@@ -49,12 +49,12 @@ class Silent:
     def matched(self, matches: Mapping[str, budget.Match], kind: str, target: int) -> None:
         """Does nothing."""
 
-    def show(self, title: str, cells: Sequence[Cell], directory: Path, events: Events, work: Work) -> None:
+    def show(self, title: str, trials: Sequence[Trial], directory: Path, events: Events, stage: Stage) -> None:
         """Exhausts the events."""
         for _ in events:
             pass
 
-    def waiting(self, unfinished: int, cells: int) -> None:
+    def waiting(self, unfinished: int, trials: int) -> None:
         """Does nothing."""
 
 
@@ -72,7 +72,7 @@ class Request:
       published: name -> score that others report, shown in the report.
     """
 
-    make: Make
+    make: MakeConfig
     fusions: Sequence[str]
     seeds: int
     vary: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
@@ -94,14 +94,14 @@ class Execution:
     """Where and how an ablation runs.
 
     Attributes:
-      directory: receives the cells and the report.
+      directory: receives the trials and the report.
       jobs: number of processes on CPU; 0: this process.
-      shard: `i/n`, the share of the cells to run here.
+      shard: `i/n`, the share of the trials to run here.
       remote: the bucket directory of which `directory` is a copy; "": none.
       prepare_worker: called first in each process; importable by name.
       progress: receives what is finished.
       command: the command line for the report.
-      train_command: a cell -> the command that trains it alone, for the report.
+      train_command: a trial -> the command that trains it alone, for the report.
       latex: whether to write the table as `table.tex` too.
     """
 
@@ -112,7 +112,7 @@ class Execution:
     prepare_worker: Callable[[], None] = _no_preparation
     progress: Progress = dataclasses.field(default_factory=Silent)
     command: str = ""
-    train_command: Callable[[Cell], str] = lambda cell: ""
+    train_command: Callable[[Trial], str] = lambda trial: ""
     latex: bool = False
 
 
@@ -120,28 +120,25 @@ def run_ablation(request: Request, execution: Execution) -> Outcome | None:
     """Runs an ablation, or continues it.
 
     Returns:
-      The outcome; None while other shards have unfinished cells.
+      The outcome; None while other shards have unfinished trials.
 
     Raises:
       UserError: nothing to run, a wrong key, or a directory of another ablation.
-      Preempted: SIGTERM arrived; running cells saved a checkpoint.
+      Preempted: SIGTERM arrived; running trials saved a checkpoint.
     """
     planned, metric = make_plan(request, execution.progress)
-    try:
-        own = runner.shard(planned.cells, execution.shard)
-    except ValueError as error:
-        raise UserError(str(error), path="--shard") from error
-    shared = Mirror(execution.remote, execution.directory)
-    shared.fetch(planned.cells)
-    settled = plan.settle(planned, execution.directory)
-    shared.send()
-    if not _run_cells(settled, own, metric, shared, execution):
+    own = runner.shard(planned.trials, execution.shard)
+    shared = RemoteCopy(execution.remote, execution.directory)
+    shared.fetch(planned.trials)
+    settled = plan.save(planned, execution.directory)
+    shared.upload()
+    if not _run_trials(settled, own, metric, shared, execution):
         return None
     example = request.make(request.fusions[0], 0, "")
-    rows, information = ablation.classical(example, metric, request.seeds, execution.directory)
-    outcome = ablation.conclude(settled, execution.directory, metric, rows, information, request.published)
+    rows, information = outcomes.classical_baselines(example, metric, request.seeds, execution.directory)
+    outcome = outcomes.conclude(settled, execution.directory, metric, rows, information, request.published)
     report.write(outcome, settled, execution.directory, execution.command, execution.train_command, execution.latex)
-    shared.send()
+    shared.upload()
     return outcome
 
 
@@ -153,53 +150,53 @@ def make_plan(request: Request, progress: Progress) -> tuple[Plan, str]:
     if metric not in metrics:
         raise UserError("no such metric", path="--metric", value=metric, choices=metrics)
     if request.match != "none":
-        make, target, matches = budget.matched(make, request.fusions, request.match)
+        make, target, matches = budget.match_widths(make, request.fusions, request.match)
         progress.matched(matches, request.match, target)
     planned = plan.build(make, request.fusions, request.seeds, request.vary)
-    for cell in planned.cells:
-        configs.check(configs.from_json(cell.config), jax.device_count())
+    for trial in planned.trials:
+        configs.check(configs.from_json(trial.config), jax.device_count())
     return planned, metric
 
 
-def _run_cells(settled: Plan, own: Sequence[Cell], metric: str, shared: Mirror, execution: Execution) -> bool:
-    """Trains and probes the cells of this shard; returns whether those of all shards are finished."""
-    directory, probing = execution.directory, ablation.examining(metric)
+def _run_trials(settled: Plan, own: Sequence[Trial], metric: str, shared: RemoteCopy, execution: Execution) -> bool:
+    """Trains and probes the trials of this shard; returns whether those of all shards are finished."""
+    directory, probing = execution.directory, outcomes.probing_stage(metric)
 
     with runner.Pool(directory, execution.jobs, execution.prepare_worker) as pool:
-        work_on: Callable[[Sequence[Cell], Work], Events] = pool.run
+        run_stage: Callable[[Sequence[Trial], Stage], Events] = pool.run
         if jax.default_backend() != "cpu":
-            work_on = functools.partial(replicated_runner.run, directory)
+            run_stage = functools.partial(replicated_runner.run, directory)
         elif not execution.jobs:
-            work_on = functools.partial(_run_here, directory)
+            run_stage = functools.partial(_run_here, directory)
 
-        def show(title: str, cells: Sequence[Cell], work: Work) -> None:
-            execution.progress.show(title, cells, directory, shared.sending(work_on(cells, work)), work)
+        def show(title: str, trials: Sequence[Trial], stage: Stage) -> None:
+            execution.progress.show(title, trials, directory, shared.uploading(run_stage(trials, stage)), stage)
 
-        def probe(cells: Sequence[Cell]) -> None:
-            names = {cell.name for cell in cells}
-            selected = ablation.chosen_cells(settled, directory, metric)
-            show("examine", [cell for cell in selected if cell.name in names], probing)
+        def probe(trials: Sequence[Trial]) -> None:
+            names = {trial.name for trial in trials}
+            selected = outcomes.selected_trials(settled, directory, metric)
+            show("probe", [trial for trial in selected if trial.name in names], probing)
 
         show("train", own, runner.TRAINING)
-        shared.fetch(settled.cells)
-        if ablation.unfinished(settled, directory):
+        shared.fetch(settled.trials)
+        if outcomes.unfinished(settled, directory):
             probe(own)
-            shared.fetch(settled.cells)  # other shards may have finished meanwhile
-        if unfinished := ablation.unfinished(settled, directory):
-            execution.progress.waiting(len(unfinished), len(settled.cells))
+            shared.fetch(settled.trials)  # other shards may have finished meanwhile
+        if unfinished := outcomes.unfinished(settled, directory):
+            execution.progress.waiting(len(unfinished), len(settled.trials))
             return False
-        probe(settled.cells)
+        probe(settled.trials)
         return True
 
 
-def _run_here(directory: Path, cells: Sequence[Cell], work: Work) -> Events:
-    """Works on the cells one after the other in this process, as `runner.Pool.run` does in several."""
-    for cell in cells:
-        if not runner.is_done(directory, cell, work.leaves):
-            answer = runner.work_on(cell, directory, work)
+def _run_here(directory: Path, trials: Sequence[Trial], stage: Stage) -> Events:
+    """Works on the trials one after the other in this process, as `runner.Pool.run` does in several."""
+    for trial in trials:
+        if not runner.is_done(directory, trial, stage.output):
+            answer = runner.run_stage(trial, directory, stage)
             if isinstance(answer, Exception):
                 raise answer
-            yield cell, answer
+            yield trial, answer
 
 
 def cores() -> int:
@@ -238,7 +235,7 @@ class AblationResult:
                 "std": statistics.stdev(row.test) if len(row.test) > 1 else None,
                 "test": list(row.test),
                 "seeds": list(row.seeds),
-                "chosen": dict(row.chosen),
+                "chosen": dict(row.selected),
                 "parameters": row.parameters,
             }
             for row in self.outcome.rows

@@ -15,6 +15,7 @@ import jax
 from etils import epath
 
 from mmfusion.errors import storage_errors
+from mmfusion.files import RemoteFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,7 @@ class RunDir:
         if self.bucket is None or jax.process_index():
             return
         with storage_errors(self.name):
-            for path in sorted(self.folder.rglob("*"), key=lambda path: path.name == "result.json"):
-                if path.is_file():
-                    target = self.bucket / path.relative_to(self.folder).as_posix()
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(path.read_bytes())
+            RemoteFolder(str(self.bucket), self.folder).upload(self.folder.rglob("*"))
 
 
 @contextlib.contextmanager
@@ -63,9 +60,8 @@ def open_run_dir(workdir: str | os.PathLike) -> Iterator[RunDir]:
         bucket = epath.Path(str(workdir).rstrip("/"))
         directory = RunDir(str(workdir), Path(folder), bucket / "checkpoints", bucket)
         with storage_errors(directory.name):
-            for path in bucket.iterdir() if bucket.exists() else ():
-                if path.is_file():
-                    (directory.folder / path.name).write_bytes(path.read_bytes())
+            remote = RemoteFolder(str(bucket), directory.folder)
+            remote.download(remote.names(recursive=False))
         yield directory
 
 

@@ -94,7 +94,7 @@ def test_the_majority_is_a_class_share(svm_only):
     data = dataset(lambda bright, word: bright | word, classes=3)
     labels = data.splits["test"].arrays.targets["label"]
     majority, *others = baselines(data, "label", "nll")
-    assert (majority.name, majority.modalities, majority.chosen) == ("majority", (), {})
+    assert (majority.name, majority.modalities, majority.selected) == ("majority", (), {})
     assert majority.test == pytest.approx((labels == 1).mean())
     assert {one.metric for one in (majority, *others)} == {"accuracy"}  # a linear SVM has no likelihood
     assert {one.metric for one in baselines(data, "label", "brier")} == {"accuracy"}

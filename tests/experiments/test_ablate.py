@@ -43,12 +43,12 @@ def start(data_dir):
 def test_ablate_command_after_a_kill_ends_in_the_same_tables(start, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     said, _ = start(whole).communicate(timeout=600)
-    assert "train    6 of 6 cells" in said and "examine  2 of 2 cells" in said, said
+    assert "train    6 of 6 trials" in said and "probe    2 of 2 trials" in said, said
     assert "2 seeds cannot show a difference" in said
 
     process = start(broken)
     deadline = time.monotonic() + 300
-    while not list(broken.glob("cells/*/result.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(broken.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None
     process.kill()
@@ -92,22 +92,22 @@ def test_trial_command_trains_that_cell(fusion, modality, vary):
     overrides = ("--config.steps=8", "--config.optim.learning_rate=0.01")
     make = functools.partial(trial_config.config, f"{QUICKSTART}:variant=relations", overrides)
     values = {key: [value] for key, value in vary.items()}
-    cells = plan.build(make, [fusion or "concat"], 1, values).cells
-    (cell,) = (cell for cell in cells if cell.floor == bool(modality) and modality in cell.name)
-    argv = shlex.split(trial_config.command(f"{QUICKSTART}:variant=relations", overrides, cell))
+    trials = plan.build(make, [fusion or "concat"], 1, values).trials
+    (trial,) = (trial for trial in trials if trial.unimodal_baseline == bool(modality) and modality in trial.name)
+    argv = shlex.split(trial_config.command(f"{QUICKSTART}:variant=relations", overrides, trial))
     assert argv[:3] == ["python", "-m", "experiments.train"]
     source, rest = cli.take_config(["train", *argv[3:]])
-    assert configs.to_json(cli.make_config(source, rest[1:])) == cell.config
+    assert configs.to_json(cli.make_config(source, rest[1:])) == trial.config
 
 
 def test_trial_command_keeps_the_objectives_of_its_source():
     source = f"{QUICKSTART}:objectives=unimodal,variant=match"
     make = functools.partial(trial_config.config, source, ())
-    (cell, *_) = plan.build(make, ["concat"], 1, {"objectives": ["mvae"]}).cells
-    argv = shlex.split(trial_config.command(source, (), cell))
+    (trial, *_) = plan.build(make, ["concat"], 1, {"objectives": ["mvae"]}).trials
+    argv = shlex.split(trial_config.command(source, (), trial))
     given, rest = cli.take_config(["train", *argv[3:]])
-    assert configs.to_json(cli.make_config(given, rest[1:])) == cell.config
-    assert set(cell.config["objectives"]) == {"unimodal", "mvae"}
+    assert configs.to_json(cli.make_config(given, rest[1:])) == trial.config
+    assert set(trial.config["objectives"]) == {"unimodal", "mvae"}
 
 
 def test_trial_values_are_parsed():

@@ -1,4 +1,4 @@
-"""The progress of an ablation: every cell once, failures, and too many methods for the terminal."""
+"""The progress of an ablation: every trial once, failures, and too many methods for the terminal."""
 
 import json
 
@@ -7,25 +7,25 @@ from rich.console import Console
 
 from experiments import progress_table
 from mmfusion.analysis.ablation import runner
-from mmfusion.analysis.ablation.plan import Cell
-from mmfusion.analysis.ablation.runner import cell_directory
+from mmfusion.analysis.ablation.plan import Trial
+from mmfusion.analysis.ablation.runner import trial_directory
 
 
 @pytest.fixture
-def cells(tmp_path):
+def trials(tmp_path):
     made = []
     for method in ("gmu", "film", "mult"):
         for seed in range(3):
-            cell = Cell(
+            trial = Trial(
                 f"{method}_seed={seed}", method, method, "", False, {}, {"seed": seed, "steps": 8, "select": "accuracy"}
             )
-            cell_directory(tmp_path, cell).mkdir(parents=True)
-            made.append(cell)
+            trial_directory(tmp_path, trial).mkdir(parents=True)
+            made.append(trial)
     return made
 
 
-def end(directory, cell, accuracy):
-    (cell_directory(directory, cell) / "result.json").write_text(json.dumps({"valid": {"accuracy": accuracy}}))
+def end(directory, trial, accuracy):
+    (trial_directory(directory, trial) / "result.json").write_text(json.dumps({"valid": {"accuracy": accuracy}}))
 
 
 def shown(board, height=30):
@@ -35,41 +35,44 @@ def shown(board, height=30):
     return capture.get()
 
 
-def test_progress_table_shows_cells_in_every_state(cells, tmp_path):
-    end(tmp_path, cells[0], 0.5)
-    board = progress_table._Board("train", cells, tmp_path, runner.TRAINING)
-    end(tmp_path, cells[1], 0.75)
-    assert "valid accuracy 0.7500" in board.finished(cells[1], "").plain
-    assert "failed: UserError: no" in board.finished(cells[3], "UserError: no").plain
-    (cell_directory(tmp_path, cells[4]) / "metrics.jsonl").write_text('{"step": 2}\n{"step": 6}\n')
-    (cell_directory(tmp_path, cells[5]) / "metrics.jsonl").write_text('{"step": 2')  # half a line
+def test_progress_table_shows_trials_in_every_state(trials, tmp_path):
+    end(tmp_path, trials[0], 0.5)
+    board = progress_table._Board("train", trials, tmp_path, runner.TRAINING)
+    end(tmp_path, trials[1], 0.75)
+    assert "valid accuracy 0.7500" in board.finished(trials[1], "").plain
+    assert "failed: UserError: no" in board.finished(trials[3], "UserError: no").plain
+    (trial_directory(tmp_path, trials[4]) / "metrics.jsonl").write_text('{"step": 2}\n{"step": 6}\n')
+    (trial_directory(tmp_path, trials[5]) / "metrics.jsonl").write_text('{"step": 2')  # half a line
     rows = {line.split()[0]: line for line in shown(board).splitlines() if line.strip()}
     assert rows["gmu"].split()[1:3] == ["●●·", "0.6250"]
     assert rows["film"].split()[1] == "✕◐·"
     assert rows["mult"].split()[1] == "···"
-    assert "3 of 9 cells, 1 failed" in rows["train"] and "left" in rows["train"]
+    assert "3 of 9 trials, 1 failed" in rows["train"] and "left" in rows["train"]
 
 
-def test_progress_table_shows_running_methods_first(cells, tmp_path):
-    board = progress_table._Board("train", cells, tmp_path, runner.TRAINING)
-    (cell_directory(tmp_path, cells[-1]) / "metrics.jsonl").write_text('{"step": 1}\n')
+def test_progress_table_shows_running_methods_first(trials, tmp_path):
+    board = progress_table._Board("train", trials, tmp_path, runner.TRAINING)
+    (trial_directory(tmp_path, trials[-1]) / "metrics.jsonl").write_text('{"step": 1}\n')
     many = [
-        Cell(f"m{i}", f"m{i}", f"m{i}", "", False, {}, {"seed": 0, "steps": 8, "select": "accuracy"}) for i in range(20)
-    ] + [cells[-1]]
+        Trial(f"m{i}", f"m{i}", f"m{i}", "", False, {}, {"seed": 0, "steps": 8, "select": "accuracy"})
+        for i in range(20)
+    ] + [trials[-1]]
     board = progress_table._Board("train", many, tmp_path, runner.TRAINING)
     said = shown(board, height=9)
     assert "mult" in said and "(17 more methods)" in said
 
 
-def test_progress_without_a_terminal_is_a_line_per_cell(cells, tmp_path, capsys):
-    for cell in cells:
-        end(tmp_path, cell, None)
-    progress_table.show("examine", cells, tmp_path, ((cell, "") for cell in cells), runner.Work(print, "examined.json"))
+def test_progress_without_a_terminal_is_a_line_per_cell(trials, tmp_path, capsys):
+    for trial in trials:
+        end(tmp_path, trial, None)
+    progress_table.show(
+        "probe", trials, tmp_path, ((trial, "") for trial in trials), runner.Stage(print, "examined.json")
+    )
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 10
-    assert said[-1].startswith("examine  9 of 9 cells")
+    assert said[-1].startswith("probe    9 of 9 trials")
 
 
-def test_progress_of_no_cells_is_empty(tmp_path, capsys):
-    progress_table.show("examine", [], tmp_path, iter([]), runner.TRAINING)
+def test_progress_of_no_trials_is_empty(tmp_path, capsys):
+    progress_table.show("probe", [], tmp_path, iter([]), runner.TRAINING)
     assert capsys.readouterr().out == ""

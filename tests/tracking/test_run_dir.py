@@ -16,7 +16,7 @@ from experiments import checkpoints, reproduce
 from mmfusion.checkpoints.manager import load_verified
 from mmfusion.distributed import mesh
 from mmfusion.errors import Preempted, UserError
-from mmfusion.files import write_json
+from mmfusion.files import RemoteFolder, write_json
 from mmfusion.inference.evaluate import evaluate
 from mmfusion.tracking import run_dir
 from mmfusion.training.loop import train
@@ -98,11 +98,11 @@ def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.M
         (ConnectionError("no route\nto host"), "gs://b/run cannot be reached: no route to host"),
     ):
 
-        def fail(*_: Any, error: Exception = error) -> None:
+        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
         with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
-            patch.setattr(type(epath.Path("gs://b")), "exists", fail)
+            patch.setattr(RemoteFolder, "names", fail)
             run_dir.open_run_dir("gs://b/run").__enter__()
     with run_dir.open_run_dir(tmp_path) as place:
         assert (place.folder, place.bucket) == (tmp_path, None)

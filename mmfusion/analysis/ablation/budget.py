@@ -1,4 +1,4 @@
-"""Widths at which methods cost the same, so that capacity is not mistaken for fusion."""
+"""Widths at which methods cost the same, so that an effect of capacity is not attributed to the fusion strategy."""
 
 import dataclasses
 import functools
@@ -10,34 +10,34 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmfusion.analysis.ablation.plan import REFERENCE, Make
+from mmfusion.analysis.ablation.plan import REFERENCE, MakeConfig
 from mmfusion.data.dataset import Dataset, load
 from mmfusion.errors import UserError
 from mmfusion.training.setup import build_setup
 
-CLOSE = 0.02  # relative difference of costs that counts as equal
-WIDEST = 4  # times the width of the config; wider is not searched
+TOLERANCE = 0.02  # relative difference below which costs count as equal
+MAX_WIDTH_FACTOR = 4  # widths above this multiple of the config's are not searched
 KINDS = ("parameters", "flops")
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A width and what the model costs there, in the unit that was matched."""
+    """A width and the cost of the model at that width, in the matched unit."""
 
     width: int
     cost: int
 
 
-def cost(config: ConfigDict, dataset: Dataset, kind: str) -> int:
+def model_cost(config: ConfigDict, dataset: Dataset, kind: str) -> int:
     """Returns a model's number of parameters, or the FLOPs of one example's forward pass as XLA counts them.
 
     Args:
       config: of a run.
       dataset: its data; no split is needed.
-      kind: of KINDS.
+      kind: one of KINDS.
 
     Raises:
-      UserError: the strategy cannot be built, for its modalities or its budget.
+      UserError: the strategy cannot be built, for its modalities or its size limit.
     """
     setup = build_setup(config, dataset)
     shapes = setup.state_shapes()
@@ -48,48 +48,46 @@ def cost(config: ConfigDict, dataset: Dataset, kind: str) -> int:
         variables = {"params": params, "batch_stats": batch_stats}
         return setup.model.apply(variables, setup.preprocess(batch, None), train=False).logits
 
-    one = jax.tree.map(lambda x: x[:1], setup.example)
-    return int(jax.jit(forward).lower(shapes.params, shapes.batch_stats, one).cost_analysis()["flops"])
+    row = jax.tree.map(lambda x: x[:1], setup.example)
+    return int(jax.jit(forward).lower(shapes.params, shapes.batch_stats, row).cost_analysis()["flops"])
 
 
-def match(cost_of: Callable[[int], int], target: int, width: int, step: int) -> Match:
-    """Returns the width, a multiple of `step`, whose cost is nearest to the target.
+def nearest_width(cost_of: Callable[[int], int], target: int, width: int, step: int) -> Match:
+    """Returns the width, a multiple of `step`, whose cost is nearest to the target, by bisection.
 
     Args:
-      cost_of: width -> cost, which grows with it; a UserError counts as too much.
-      target: cost to come near.
-      width: of the config, where the search begins.
-      step: widths that are allowed are its multiples.
+      cost_of: width -> cost, which grows with the width; a UserError counts as an infinite cost.
+      target: the cost to match.
+      width: of the config; up to MAX_WIDTH_FACTOR times as wide is searched.
+      step: the allowed widths are its multiples.
     """
-    known: dict[int, float] = {}
 
-    def at(multiple: int) -> float:
-        if multiple not in known:
-            try:
-                known[multiple] = cost_of(multiple * step)
-            except UserError:
-                known[multiple] = float("inf")
-        return known[multiple]
+    @functools.cache
+    def cost_at(multiple: int) -> float:
+        try:
+            return cost_of(multiple * step)
+        except UserError:
+            return math.inf
 
-    low, high = 1, max(1, WIDEST * width // step)
-    if at(low) == float("inf"):
-        cost_of(low * step)  # says why
+    low, high = 1, max(1, MAX_WIDTH_FACTOR * width // step)
+    if math.isinf(cost_at(low)):
+        cost_of(low * step)  # raises the reason
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(middle) <= target else (low, middle)
-    best = min((low, high), key=lambda multiple: abs(at(multiple) - target))
-    return Match(best * step, int(at(best)))
+        low, high = (middle, high) if cost_at(middle) <= target else (low, middle)
+    best = min((low, high), key=lambda multiple: abs(cost_at(multiple) - target))
+    return Match(best * step, int(cost_at(best)))
 
 
-def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, int, dict[str, Match]]:
+def match_widths(make: MakeConfig, fusions: Sequence[str], kind: str) -> tuple[MakeConfig, int, dict[str, Match]]:
     """Returns `make` with widths at which every strategy, and each modality alone, costs what the reference does.
 
     The reference is `concat` where it is among the strategies, else the first, at the config's width.
 
     Args:
-      make: as of `plan.build`.
+      make: as for `plan.build`.
       fusions: names of strategies.
-      kind: of KINDS.
+      kind: one of KINDS.
 
     Returns:
       The new `make`, the reference's cost, and the match by strategy or `MODALITY alone`.
@@ -98,38 +96,36 @@ def matched(make: Make, fusions: Sequence[str], kind: str) -> tuple[Make, int, d
       UserError: a strategy cannot be built.
     """
     reference = make(REFERENCE if REFERENCE in fusions else fusions[0], 0, "")
-    datasets = {}
-
-    def cost_of(config: ConfigDict) -> int:
-        key = "+".join(sorted(config.data.modalities))
-        if key not in datasets:
-            datasets[key] = load(config.data, seed=0, splits=())
-        return cost(config, datasets[key], kind)
-
-    def at(fusion: str, modalities: str, width: int) -> ConfigDict:
-        config = make(fusion, 0, modalities)
-        config.model.width = width
-        return config
-
-    target, width = cost_of(reference), reference.model.width
-    alone = sorted(reference.data.modalities) if len(reference.data.modalities) > 1 else []
+    datasets: dict[str, Dataset] = {}
+    target, width = _cost(reference, kind, datasets), reference.model.width
 
     @functools.cache
-    def found(fusion: str, modalities: str) -> Match:
+    def match(fusion: str, modalities: str) -> Match:
         config = make(fusion, 0, modalities)
-        step = math.lcm(
-            *(
-                section.get(key, 1)
-                for key in ("heads", "chunks")
-                for section in (config.model.fusion, *config.model.encoders.values())
-            )
-        )
-        return match(lambda w: cost_of(at(fusion, modalities, w)), target, width, step)
+        sections = (config.model.fusion, *config.model.encoders.values())
+        step = math.lcm(*(section.get(key, 1) for key in ("heads", "chunks") for section in sections))
+
+        def cost_of(width: int) -> int:
+            config = make(fusion, 0, modalities)
+            config.model.width = width
+            return _cost(config, kind, datasets)
+
+        return nearest_width(cost_of, target, width, step)
 
     def make_matched(fusion: str, seed: int, modalities: str) -> ConfigDict:
         config = make(fusion, seed, modalities)
-        config.model.width = found(fusion, modalities).width
+        config.model.width = match(fusion, modalities).width
         return config
 
-    matches = {name: found(name, "") for name in fusions} | {f"{m} alone": found("", m) for m in alone}
+    matches = {name: match(name, "") for name in fusions}
+    if len(reference.data.modalities) > 1:
+        matches |= {f"{m} alone": match("", m) for m in sorted(reference.data.modalities)}
     return make_matched, target, matches
+
+
+def _cost(config: ConfigDict, kind: str, datasets: dict[str, Dataset]) -> int:
+    """Returns the cost of a config's model; datasets are opened once for each set of modalities."""
+    key = "+".join(sorted(config.data.modalities))
+    if key not in datasets:
+        datasets[key] = load(config.data, seed=0, splits=())
+    return model_cost(config, datasets[key], kind)

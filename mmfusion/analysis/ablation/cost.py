@@ -1,4 +1,4 @@
-"""What a strategy costs by itself, without encoders and heads: parameters, operations, memory, and how they grow.
+"""The cost of a fusion strategy alone, without encoders and heads: parameters, FLOPs, memory, and how they grow.
 
 M modalities · N tokens a modality · D width · C classes
 """
@@ -10,17 +10,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-ROWS = 1  # operations are counted for one example
+BATCH = 1  # FLOPs are those of one example
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class FusionSize:
     """The size at which a strategy is measured.
 
     Attributes:
-      modalities, tokens, width, classes: M, N (of each modality), D and C.
+      modalities: M.
+      tokens: N, of each modality.
+      width: D.
+      classes: C.
     """
 
     modalities: int = 2
@@ -30,11 +32,11 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What one forward pass of one example costs.
+class FusionCost:
+    """The cost of one forward pass of one example.
 
     Attributes:
-      parameters: how many numbers are learned.
+      parameters: the number of learned numbers.
       flops: floating-point operations, as XLA counts them before it optimises.
       memory: bytes of temporaries of the compiled program; None where nothing was compiled.
     """
@@ -44,44 +46,45 @@ class Cost:
     memory: int | None
 
 
-def inputs(kind: type[nn.Module], size: Size) -> tuple[tuple[dict, dict], dict[str, Any]]:
-    """Returns the positional and keyword arguments of a strategy at a size, as shapes."""
-    names = [f"m{i}" for i in range(size.modalities)]
-
-    def shaped(*shape: int, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
-        return {m: jax.ShapeDtypeStruct((ROWS, *shape), dtype) for m in names}
-
-    if kind.declares.level == "feature":
-        return (shaped(size.tokens, size.width), shaped(size.tokens, dtype=bool)), {}
-    more = {"features": shaped(size.width)} if kind.declares.level == "mixed" else {}
-    return (shaped(size.classes), shaped(dtype=bool)), more
-
-
-def cost(kind: type[nn.Module], size: Size, *, compiled: bool = False) -> Cost:
+def fusion_cost(strategy: Any, size: FusionSize, *, compiled: bool = False) -> FusionCost:
     """Returns the cost of a strategy with its default options.
 
     Args:
-      kind: the strategy.
+      strategy: its class, a Flax module with a declaration.
       size: at which it is measured.
-      compiled: whether to compile it for this device, which tells its memory.
+      compiled: whether to compile it for this device, which gives its memory.
 
     Raises:
-      UserError: the strategy refuses the size, for instance for its budget.
+      UserError: the strategy refuses the size, for instance for its size limit.
     """
-    fields = {field.name for field in dataclasses.fields(kind)}
-    module = kind(**({"width": size.width} if "width" in fields else {}))
-    args, more = inputs(kind, size)
+    fields = {field.name for field in dataclasses.fields(strategy)}
+    module: nn.Module = strategy(**({"width": size.width} if "width" in fields else {}))
+    level = strategy.declares.level
+    inputs, features = _inputs(level, size)
 
-    def forward(variables: dict, args: tuple, more: dict) -> jax.Array:
-        out = module.apply(variables, *args, **more, train=False)
-        return out.features if kind.declares.level == "feature" else out  # weights that nobody reads cost nothing
+    def forward(variables: Any, inputs: tuple, features: dict[str, Any]) -> Any:
+        out: Any = module.apply(variables, *inputs, **features, train=False)
+        return out.features if level == "feature" else out  # without attention weights, which nothing reads here
 
-    def init(args: tuple, more: dict) -> dict:
-        return module.init(jax.random.key(0), *args, **more, train=False)
+    def init(inputs: tuple, features: dict[str, Any]) -> Any:
+        return module.init(jax.random.key(0), *inputs, **features, train=False)
 
-    variables = jax.eval_shape(init, args, more)
-    lowered = jax.jit(forward).lower(variables, args, more)
+    variables = jax.eval_shape(init, inputs, features)
+    lowered = jax.jit(forward).lower(variables, inputs, features)
     flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
     memory = lowered.compile().memory_analysis().temp_size_in_bytes if compiled else None
-    parameters = int(np.sum([math.prod(leaf.shape) for leaf in jax.tree.leaves(variables)], dtype=np.int64))
-    return Cost(parameters, flops, memory)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+    return FusionCost(parameters, flops, memory)
+
+
+def _inputs(level: str, size: FusionSize) -> tuple[tuple[dict, dict], dict[str, Any]]:
+    """Returns the positional and keyword arguments of a strategy of some level, as shapes."""
+    names = [f"m{i}" for i in range(size.modalities)]
+
+    def shaped(*shape: int, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+        return {m: jax.ShapeDtypeStruct((BATCH, *shape), dtype) for m in names}
+
+    if level == "feature":
+        return (shaped(size.tokens, size.width), shaped(size.tokens, dtype=bool)), {}
+    features = {"features": shaped(size.width)} if level == "mixed" else {}
+    return (shaped(size.classes), shaped(dtype=bool)), features

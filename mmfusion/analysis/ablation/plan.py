@@ -1,6 +1,7 @@
-"""What an ablation runs: every method with every seed and every value to choose from, decided before the first run.
+"""The plan of an ablation: every method with every seed and hyperparameter, decided before the first run.
 
-A plan is a file. Runs of one seed see the same examples in the same order and begin with the same encoders.
+A plan is a file. Runs with the same seed see the same examples in the same order and start from the same encoder
+parameters.
 """
 
 import dataclasses
@@ -19,94 +20,86 @@ from mmfusion.files import write_json
 
 PLAN = "plan.json"
 REFERENCE = "concat"  # the strategy that the others are compared with
-CHOSEN = "optim."  # keys below it are chosen on validation; any other key makes a method of its own
+SEARCH_PREFIX = "optim."  # values of keys below it are selected on validation; any other key defines further methods
 MODALITIES = "modalities"  # a key beside the config's, such as image+text
 OBJECTIVES = "objectives"  # likewise, such as mvae+unimodal, or none
-OF_FUSION = (MODALITIES, OBJECTIVES, "model.fusion.")
-ONE_TEST_SET = ("name", "train", "valid", "test", "valid_fraction", "group", "targets")  # of config.data
+FUSION_KEYS = (MODALITIES, OBJECTIVES, "model.fusion.")  # a unimodal baseline has none of them
+TEST_SET_KEYS = ("name", "train", "valid", "test", "valid_fraction", "group", "targets")  # of config.data
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run.
 
     Attributes:
-      name: its directory below `cells/`.
+      name: its directory below `trials/`.
       method: the row of the report that it belongs to.
-      fusion, variation: the strategy, empty where it is the config's own, and what else makes the method.
-      floor: whether the method is a modality alone, of several that there are.
-      tried: the values, by config key, that validation chooses between.
-      config: the whole config as JSON; its seed is the pair.
+      fusion: the strategy; empty where it is the config's own.
+      variation: the values, other than the strategy, that define the method.
+      unimodal_baseline: whether the method sees one modality of several.
+      hyperparameters: the values, by config key, that are selected on validation.
+      config: the whole config as JSON; trials are paired by its seed.
     """
 
     name: str
     method: str
     fusion: str
     variation: str
-    floor: bool
-    tried: dict[str, Any]
+    unimodal_baseline: bool
+    hyperparameters: dict[str, Any]
     config: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All cells, in the order in which they are begun, and what they were planned with."""
+    """All trials in the order in which they start, and the digest of the code that planned them."""
 
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     code: str
 
 
-Make = Callable[[str, int, str], ConfigDict]  # (fusion or "", seed, modalities or "") -> config
+MakeConfig = Callable[[str, int, str], ConfigDict]  # (fusion or "", seed, modalities or "") -> config
 
 
-def build(make: Make, fusions: Sequence[str], seeds: int, vary: Mapping[str, Sequence[Any]]) -> Plan:
-    """Plans fusions × seeds × values, and each modality alone as the floor, seed by seed.
+def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[str, Sequence[Any]]) -> Plan:
+    """Plans fusions × seeds × values, and each modality alone as a unimodal baseline, seed by seed.
 
     Args:
-      make: the config of a strategy (empty: the config's own), a seed, and modalities (`image+text`; empty: all).
+      make: returns the config for a strategy (empty: the config's own), a seed, and modalities (`image+text`; empty:
+        all).
       fusions: names of strategies.
       seeds: how many: 0, 1, ...
-      vary: config key -> values. Keys of the optimizer are chosen on validation, for each method from the same values.
-        The key `modalities` says which the strategies have (`image+text`), `objectives` which are added to the config's
-        own, with their defaults (`mvae+unimodal`, `none`). A modality alone has no key of another.
+      vary: config key -> values. Keys of the optimizer are a search space: validation selects one value per method.
+        The key `modalities` sets the modalities of the strategies (`image+text`), `objectives` adds objectives with
+        their defaults to the config's own (`mvae+unimodal`, `none`). A key that a unimodal baseline does not have is
+        ignored there.
 
     Raises:
-      UserError: nothing to run, a key that the config does not have or that changes what is tested, or two methods of
-        one name.
+      UserError: there is nothing to run, a key does not exist or changes the test set, or two methods have the same
+        name.
     """
     for key in vary:
         section, _, rest = key.partition(".")
-        if section == "data" and rest.partition(".")[0] in ONE_TEST_SET:
-            raise UserError(f"--vary={key}: all methods are compared on one test set; run an ablation for each")
+        if section == "data" and rest.partition(".")[0] in TEST_SET_KEYS:
+            raise UserError(
+                "changes the test set, and all methods are compared on one; run an ablation for each value",
+                path=f"--vary={key}",
+            )
     if not fusions or seeds < 1 or not all(vary.values()):
-        raise UserError("the grid is empty: give strategies, at least one seed, and a value for each key")
+        raise UserError("the plan has no trials: give strategies, at least one seed, and a value for each key")
+    modalities = sorted(make(fusions[0], 0, "").data.modalities)
     methods = [(name, name, "") for name in fusions]
-    alone = [(f"{m} alone", "", m) for m in sorted(make(fusions[0], 0, "").data.modalities)]
-    if len(alone) > 1:
-        methods += alone
-    cells: dict[str, Cell] = {}
+    if len(modalities) > 1:
+        methods += [(f"{m} alone", "", m) for m in modalities]
+    trials: dict[str, Trial] = {}
     for seed, (title, fusion, modality), values in itertools.product(
         range(seeds), methods, itertools.product(*vary.values())
     ):
-        changes = dict(zip(vary, values, strict=True))
-        config = make(fusion, seed, modality or changes.get(MODALITIES, ""))
-        for key in sorted(changes, key=lambda key: not key.endswith(".name")):  # a choice brings its own keys
-            if modality and (key.startswith(OF_FUSION) or not _has(config, key)):
-                del changes[key]  # what it does not have, cannot vary
-            elif key == OBJECTIVES:
-                _add_objectives(config, changes[key])
-            elif key != MODALITIES:
-                _set(config, key, changes[key])
-        tried = {key: value for key, value in changes.items() if key.startswith(CHOSEN)}
-        variation = " ".join(f"{key}={value}" for key, value in changes.items() if key not in tried)
-        method = " ".join(filter(None, [title, variation]))
-        name = _file_name("_".join([method, *(f"{key}={value}" for key, value in tried.items()), f"seed={seed}"]))
-        floor = len(config.data.modalities) < min(2, len(alone))
-        cell = Cell(name, method, fusion, variation, floor, tried, configs.to_json(config))
-        if name in cells and not modality:  # of modalities alone, several values may be the same cell
-            raise UserError("two cells of the grid are the same: a strategy or a value is given twice")
-        cells[name] = cell
-    return Plan(tuple(cells.values()), code_digest())
+        trial = _trial(make, title, fusion, modality, seed, dict(zip(vary, values, strict=True)), len(modalities))
+        if trial.name in trials and not modality:  # a unimodal baseline may ignore the key that tells two trials apart
+            raise UserError("two trials of the plan are the same: a strategy or a value is given twice")
+        trials[trial.name] = trial
+    return Plan(tuple(trials.values()), code_digest())
 
 
 def trial_source(source: str, fusion: str, seed: int) -> str:
@@ -120,49 +113,69 @@ def trial_source(source: str, fusion: str, seed: int) -> str:
     return f"{path}:{','.join(filter(None, items))}"
 
 
-def code_digest(of: Sequence[str] = ()) -> str:
-    """Returns a digest of the sources that runs depend on, the library but its analysis, or of modules of that."""
+def _trial(
+    make: MakeConfig, title: str, fusion: str, modality: str, seed: int, values: dict[str, Any], num_modalities: int
+) -> Trial:
+    config = make(fusion, seed, modality or values.get(MODALITIES, ""))
+    for key in sorted(values, key=lambda key: not key.endswith(".name")):  # first the names, which replace other keys
+        if modality and (key.startswith(FUSION_KEYS) or not _has_key(config, key)):
+            del values[key]
+        elif key == OBJECTIVES:
+            _add_objectives(config, values[key])
+        elif key != MODALITIES:
+            _set_key(config, key, values[key])
+    hyperparameters = {key: value for key, value in values.items() if key.startswith(SEARCH_PREFIX)}
+    variation = " ".join(f"{key}={value}" for key, value in values.items() if key not in hyperparameters)
+    method = " ".join(filter(None, [title, variation]))
+    name = _file_name("_".join([method, *(f"{key}={value}" for key, value in hyperparameters.items()), f"seed={seed}"]))
+    unimodal_baseline = len(config.data.modalities) == 1 < num_modalities
+    return Trial(name, method, fusion, variation, unimodal_baseline, hyperparameters, configs.to_json(config))
+
+
+def code_digest(modules: Sequence[str] = ()) -> str:
+    """Returns a digest of the library's source without its analysis, or of the given modules of the analysis."""
     root = Path(__file__).parents[2]
     analysis = root / "analysis"
-    paths = [analysis / f"{name}.py" for name in of] or set(root.rglob("*.py")) - set(analysis.rglob("*.py"))
+    paths = [analysis / f"{name}.py" for name in modules] or set(root.rglob("*.py")) - set(analysis.rglob("*.py"))
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def settle(plan: Plan, directory: Path) -> Plan:
-    """Writes the plan to `plan.json`, where one is of the same cells, or of fewer: seeds and methods may be added.
+def save(plan: Plan, directory: Path) -> Plan:
+    """Writes the plan to `plan.json`, or extends a plan of fewer trials that is there: seeds and methods may be added.
 
     Raises:
       UserError: the directory belongs to another ablation, or the code changed since the plan was made.
     """
     path = directory / PLAN
+    planned = json.loads(json.dumps(dataclasses.asdict(plan)))
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, dataclasses.asdict(plan))
+        write_json(path, planned)
         return plan
     saved = configs.read_json(path)
-    mine = json.loads(json.dumps(dataclasses.asdict(plan)))
-    ours, theirs = ({cell["name"]: cell for cell in one["cells"]} for one in (mine, saved))
-    for name in theirs:
-        if ours.get(name) != theirs[name]:
-            what = "differs" if name in ours else "is there"
-            raise UserError(f"{directory} belongs to another ablation: its cell {name} {what}; give another --workdir")
-    if mine["code"] != saved["code"]:
+    trials, saved_trials = ({trial["name"]: trial for trial in one["trials"]} for one in (planned, saved))
+    for name, trial in saved_trials.items():
+        if trials.get(name) != trial:
+            problem = "differs from" if name in trials else "is not in"
+            raise UserError(f"{directory} belongs to another ablation: its trial {name} {problem} this plan; "
+                            "give another --workdir")  # fmt: skip
+    if plan.code != saved["code"]:
         raise UserError(
-            f"{directory} was begun with other code ({saved['code']}, now {mine['code']}); check that version out, or "
+            f"{directory} was started with other code ({saved['code']}, now {plan.code}); check out that version, or "
             "give another --workdir"
         )
-    if ours != theirs:  # it has grown
-        write_json(path, mine)
+    if trials != saved_trials:
+        write_json(path, planned)
     return plan
 
 
-def _set(config: ConfigDict, key: str, value: Any) -> None:
+def _set_key(config: ConfigDict, key: str, value: Any) -> None:
     section, _, last = key.rpartition(".")
-    if not _has(config, key):
-        raise UserError(f"--vary={key}: config.{key} is no key of {config.model.fusion.name}")
+    if not _has_key(config, key):
+        raise UserError(f"config.{key} is not a key of {config.model.fusion.name}", path=f"--vary={key}")
     if last == "name" and section in configs.sections_that_choose(config):
         configs.choose(config, section, value)
         return
@@ -177,12 +190,12 @@ def _add_objectives(config: ConfigDict, names: str) -> None:
     with config.unlocked():
         for name in str(names).split("+"):
             if name in config.objectives:
-                raise UserError(f"--vary={OBJECTIVES}={names}: the config has {name} already, in every method")
+                raise UserError(f"the config has {name} already, for every method", path=f"--vary={OBJECTIVES}={names}")
             if name != "none":
                 config.objectives[name] = ConfigDict(configs.choice_keys(OBJECTIVES, name))
 
 
-def _has(config: ConfigDict, key: str) -> bool:
+def _has_key(config: ConfigDict, key: str) -> bool:
     node = config
     for part in key.split("."):
         if not isinstance(node, ConfigDict) or part not in node:

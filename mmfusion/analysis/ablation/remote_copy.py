@@ -1,125 +1,100 @@
-"""An ablation whose directory is in a bucket (`gs://...`): a copy on this machine is worked in, and sent cell by cell.
+"""An ablation whose directory is in a bucket (`gs://...`): it runs in a local copy, and uploads trial by trial.
 
-A bucket has no locks and no appending, so nothing runs in it. Whoever finds a cell's result there finds the whole cell.
-A cell that its machine was lost with begins again.
+A bucket has no locks and no appending, so nothing runs in it. A trial whose result is in the bucket is there whole.
+A trial that was running when its machine was lost starts again.
 """
 
 import hashlib
 import json
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import fsspec
-
 from mmfusion.analysis.ablation import runner
-from mmfusion.analysis.ablation.plan import PLAN, Cell
-from mmfusion.errors import UserError
+from mmfusion.analysis.ablation.plan import PLAN, Trial
+from mmfusion.files import RemoteFolder
 
 
-def local(workdir: str, copies: Path) -> tuple[Path, str]:
-    """Returns the directory to work in, and the one in a bucket that it stands for: "" for none.
+def local_directory(workdir: str, copies: Path) -> tuple[Path, str]:
+    """Returns the directory to work in, and the URL that it is a copy of ("" for none).
 
     Args:
       workdir: a local directory or a URL.
-      copies: the folder for local directories of those.
+      copies: the folder for local copies.
     """
     if "://" not in workdir:
         return Path(workdir), ""
-    remote = workdir.rstrip("/")
-    return copies / hashlib.sha256(remote.encode()).hexdigest()[:16], remote
+    url = workdir.rstrip("/")
+    return copies / hashlib.sha256(url.encode()).hexdigest()[:16], url
 
 
-class Mirror:
-    """A local directory, and the one in a bucket that it stands for.
+class RemoteCopy:
+    """Keeps the directory of an ablation and its copy in a bucket up to date.
 
     Args:
-      remote: a URL that fsspec knows, such as `gs://bucket/ablation`; "" for none: then nothing is copied.
-      local: the directory that is worked in.
+      url: a URL that fsspec knows, such as `gs://bucket/ablation`; "" for none: then nothing is copied.
+      local: the directory that the ablation runs in.
 
     Raises:
-      UserError: no such kind of URL, or what reads it is not installed.
+      UserError: nothing reads such a URL, or its package is not installed.
     """
 
-    def __init__(self, remote: str, local: Path):
-        self._local, self._files, self._remote = local, None, ""
-        if remote:
-            try:
-                self._files, self._remote = fsspec.url_to_fs(remote)
-            except (ImportError, ValueError) as error:
-                raise UserError(f"--workdir={remote}: {error}; gs:// takes `pip install gcsfs`") from error
+    def __init__(self, url: str, local: Path):
+        self._local = local
+        self._remote = RemoteFolder(url, local) if url else None
 
-    def fetch(self, cells: Sequence[Cell]) -> None:
-        """Copies the files of the directory itself, and what is there of cells that ended there and not here.
+    def fetch(self, trials: Sequence[Trial]) -> None:
+        """Downloads the ablation's own files and the trials that other machines finished.
 
-        What ended here and was not sent, as its machine was lost, is sent.
+        Uploads finished trials that the bucket lacks, as their machine was lost before it could.
         """
-        if self._files is None:
+        if self._remote is None:
             return
-        self._files.invalidate_cache()  # others write there
-        found = self._files.find(self._remote) if self._files.exists(self._remote) else []
-        self._drop_another(found)
-        self._get([path for path in found if path.rpartition("/")[0] == self._remote])
-        for cell in cells:
-            here = runner.cell_directory(self._local, cell)
-            prefix = f"{self._there(here)}/"
-            there = {path.removeprefix(prefix): path for path in found if path.startswith(prefix)}
-            done = (here / runner.RESULT).exists()
-            if runner.RESULT in there:
-                self._get([path for name, path in there.items() if not done or not (here / name).exists()])
+        names = self._remote.names()
+        self._drop_other_plan(names)
+        self._remote.download([name for name in names if "/" not in name])
+        for trial in trials:
+            folder = runner.trial_directory(self._local, trial)
+            done = (folder / runner.RESULT).exists()
+            prefix = self._name(folder) + "/"
+            remote = [name for name in names if name.startswith(prefix)]
+            if prefix + runner.RESULT in remote:
+                self._remote.download([name for name in remote if not done or not (self._local / name).exists()])
             elif done:
-                self._put(here.rglob("*"))
-            elif runner.FAILED in there and not (here / runner.FAILED).exists():
-                self._get(there.values())
+                self._upload_trial(folder)
+            elif prefix + runner.FAILED in remote and not (folder / runner.FAILED).exists():
+                self._remote.download(remote)
 
-    def send(self) -> None:
-        """Copies the files of the directory itself: the plan, and what the ablation concludes."""
-        if self._files is not None:
-            self._put(self._local.iterdir())
+    def upload(self) -> None:
+        """Uploads the ablation's own files: the plan, and its tables and report."""
+        if self._remote is not None:
+            self._remote.upload(self._local.iterdir())
 
-    def sending(self, done: Iterator[tuple[Cell, str]]) -> Iterator[tuple[Cell, str]]:
-        """Yields what `Pool.run` does, each cell after it is sent."""
-        for cell, error in done:
-            if self._files is not None:
-                folder = runner.cell_directory(self._local, cell)
-                self._put(folder.rglob("*"))
-                if not error and self._files.exists(failed := self._there(folder / runner.FAILED)):
-                    self._files.rm_file(failed)
-            yield cell, error
+    def uploading(self, done: Iterator[tuple[Trial, str]]) -> Iterator[tuple[Trial, str]]:
+        """Yields the trials of `Pool.run`, each after it has been uploaded."""
+        for trial, error in done:
+            if self._remote is not None:
+                folder = runner.trial_directory(self._local, trial)
+                self._upload_trial(folder)
+                if not error:
+                    self._remote.remove(self._name(folder / runner.FAILED))
+            yield trial, error
 
-    def _drop_another(self, found: Sequence[str]) -> None:
-        """Removes the local directory where it is of another plan than the bucket's, which was begun anew."""
+    def _upload_trial(self, folder: Path) -> None:
+        assert self._remote is not None
+        self._remote.upload(path for path in folder.rglob("*") if path.name != runner.LOCK)
+
+    def _drop_other_plan(self, names: Sequence[str]) -> None:
+        """Removes the local directory where its plan is not the bucket's: another ablation started there."""
         path = self._local / PLAN
-        if not path.exists():
+        if self._remote is None or not path.exists():
             return
-        there = f"{self._remote}/{PLAN}"
-        if there in found:
-            ours, theirs = json.loads(path.read_text()), json.loads(self._files.cat_file(there))
-            cells = [{cell["name"]: cell for cell in one["cells"]} for one in (ours, theirs)]
-            alike = all(cells[0][name] == cells[1][name] for name in cells[0].keys() & cells[1].keys())
-            if alike and ours["code"] == theirs["code"]:
+        if PLAN in names:
+            local, remote = json.loads(path.read_text()), json.loads(self._remote.read(PLAN))
+            ours, others = ({trial["name"]: trial for trial in plan["trials"]} for plan in (local, remote))
+            if local["code"] == remote["code"] and all(ours[name] == others[name] for name in ours.keys() & others):
                 return
         shutil.rmtree(self._local)
 
-    def _there(self, path: Path) -> str:
-        return f"{self._remote}/{path.relative_to(self._local).as_posix()}"
-
-    def _get(self, paths: Iterable[str]) -> None:
-        for path in sorted(paths, key=_result_last):
-            here = self._local / path.removeprefix(self._remote).lstrip("/")
-            here.parent.mkdir(parents=True, exist_ok=True)
-            temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:12]}")
-            self._files.get_file(path, str(temporary))
-            temporary.replace(here)
-
-    def _put(self, paths: Iterable[Path]) -> None:
-        files = [path for path in paths if path.is_file() and path.name != runner.LOCK]
-        for path in sorted(files, key=_result_last):
-            there = self._there(path)
-            self._files.makedirs(there.rpartition("/")[0], exist_ok=True)
-            self._files.put_file(str(path), there)
-
-
-def _result_last(path: str | Path) -> bool:
-    return str(path).endswith(f"/{runner.RESULT}")
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._local).as_posix()

@@ -1,6 +1,6 @@
-"""Runs the cells of a plan on an accelerator, in this process: those of one method as one program.
+"""Trains the trials of a plan on an accelerator, in this process: those of one method as one program.
 
-Cells of a group differ in seed and learning rate only. On CPU `runner` is faster, with a process for each core.
+The trials of a group differ in seed and learning rate only. On CPU `runner` is faster, with a process for each core.
 """
 
 import contextlib
@@ -11,73 +11,73 @@ from pathlib import Path
 
 from mmfusion import config as configs
 from mmfusion.analysis.ablation import runner
-from mmfusion.analysis.ablation.plan import Cell
-from mmfusion.analysis.ablation.runner import Work
+from mmfusion.analysis.ablation.plan import Trial
+from mmfusion.analysis.ablation.runner import Stage
 from mmfusion.distributed.mesh import stop_on_sigterm
 from mmfusion.errors import Preempted
 from mmfusion.training.replicas import Replica, replica, train_replicas
 
-NO_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA says
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in XLA's error message
 
 
-def run(directory: Path, cells: Sequence[Cell], work: Work = runner.TRAINING) -> Iterator[tuple[Cell, str]]:
-    """Works on the cells where that is not done yet, and yields each with "" or the error, as `runner.Pool` does.
+def run(directory: Path, trials: Sequence[Trial], stage: Stage = runner.TRAINING) -> Iterator[tuple[Trial, str]]:
+    """Runs the stage for the trials that lack its output, and yields each with "" or its error, as `runner.Pool` does.
 
-    Training takes all cells of a group at once, half of them where the device has not the memory; other work goes
-    cell by cell.
+    Training takes all trials of a group at once, and halves the group where device memory runs out; other stages take
+    one trial at a time.
 
     Raises:
-      Preempted: SIGTERM came; the cells under way saved themselves.
+      Preempted: SIGTERM came; the running trials saved themselves.
     """
-    waiting = [cell for cell in cells if not runner.is_done(directory, cell, work.leaves)]
-    if work is not runner.TRAINING:
-        for cell in waiting:
-            answer = runner.work_on(cell, directory, work)
-            if isinstance(answer, Preempted):
-                raise answer
-            yield cell, answer
+    waiting = [trial for trial in trials if not runner.is_done(directory, trial, stage.output)]
+    if stage is not runner.TRAINING:
+        for trial in waiting:
+            outcome = runner.run_stage(trial, directory, stage)
+            if isinstance(outcome, Preempted):
+                raise outcome
+            yield trial, outcome
         return
     for group in groups(waiting):
         yield from _train(group, directory)
 
 
-def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Returns the cells that one program can train together, in the order of their first ones."""
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        optim = {key: value for key, value in cell.config["optim"].items() if key != "learning_rate"}
-        alike = {**cell.config, "seed": None, "optim": optim}
-        found.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
-    return list(found.values())
+def groups(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Returns the trials that one program can train together, in the order of their first ones."""
+    by_config: dict[str, list[Trial]] = {}
+    for trial in trials:
+        optim = {key: value for key, value in trial.config["optim"].items() if key != "learning_rate"}
+        shared = {**trial.config, "seed": None, "optim": optim}
+        by_config.setdefault(json.dumps(shared, sort_keys=True), []).append(trial)
+    return list(by_config.values())
 
 
-def _train(cells: list[Cell], directory: Path) -> Iterator[tuple[Cell, str]]:
-    folders = [runner.cell_directory(directory, cell) for cell in cells]
+def _train(trials: list[Trial], directory: Path) -> Iterator[tuple[Trial, str]]:
+    folders = [runner.trial_directory(directory, trial) for trial in trials]
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            stack.enter_context(runner.alone(folder))
+            stack.enter_context(runner.locked(folder))
         stop = stack.enter_context(stop_on_sigterm())
         logs = [stack.enter_context((folder / runner.LOG).open("a")) for folder in folders]
-        runs = [_run(cell, folder, stop) for cell, folder in zip(cells, folders, strict=True)]
+        runs = [_run(trial, folder, stop) for trial, folder in zip(trials, folders, strict=True)]
         try:
             results = train_replicas(runs, lambda i: contextlib.redirect_stdout(logs[i]))
-        except Exception as error:  # of the program that they share: other groups go on
-            results = [error] * len(cells)
-    if len(cells) > 1 and all(NO_MEMORY in str(result) for result in results) and not stop.is_set():
-        middle = len(cells) // 2
-        for half in (cells[:middle], cells[middle:]):
+        except Exception as error:  # of the shared program: other groups go on
+            results = [error] * len(trials)
+    if len(trials) > 1 and all(OUT_OF_MEMORY in str(result) for result in results) and not stop.is_set():
+        middle = len(trials) // 2
+        for half in (trials[:middle], trials[middle:]):
             yield from _train(half, directory)
         return
-    for cell, folder, result in zip(cells, folders, results, strict=True):
+    for trial, folder, result in zip(trials, folders, results, strict=True):
         if not isinstance(result, Preempted):
-            yield cell, runner.settle(folder, result if isinstance(result, Exception) else None)
+            yield trial, runner.record(folder, result if isinstance(result, Exception) else None)
     for result in results:
         if isinstance(result, Preempted):
             raise result
-    if stop.is_set():  # it came when there was nothing more to save
+    if stop.is_set():  # after the last save
         raise Preempted("SIGTERM; run the same command again")
 
 
-def _run(cell: Cell, folder: Path, stop: threading.Event) -> Replica:
-    config = configs.from_json(cell.config)
-    return (yield from replica(config, folder, stop, runner.dataset_of(cell, config)))
+def _run(trial: Trial, folder: Path, stop: threading.Event) -> Replica:
+    config = configs.from_json(trial.config)
+    return (yield from replica(config, folder, stop, runner.dataset_for(trial, config)))

@@ -1,9 +1,10 @@
-"""Runs the cells of a plan in several processes, each held to its own processor; any of them may be killed.
+"""Runs the trials of a plan in several processes, each pinned to a processor; any of them may be killed.
 
-A cell is a run directory, and a piece of work on it leaves one file there. Run again, it goes on where it stopped; what
-it leaves does not depend on who ran it.
+A trial is a run directory, and a stage of the ablation output one output file there. The same command resumes an
+interrupted stage, and its output does not depend on which process wrote it.
 """
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -21,67 +22,67 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.analysis.ablation.plan import Cell
+from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.data.dataset import Dataset, load
 from mmfusion.errors import Preempted
 from mmfusion.files import write_json
 
 FAILED, LOG, LOCK, RESULT = "failed.json", "log.txt", "lock", "result.json"
 PR_SET_PDEATHSIG = 1
-MOST_MAPS = 30_000
-OPEN = 2  # datasets that a process keeps in memory
-_opened: dict[str, Dataset] = {}
+MAX_MEMORY_MAPS = 30_000  # of the 65,530 that Linux allows a process
+MAX_OPEN_DATASETS = 2  # in the memory of a process
+_open_datasets: collections.OrderedDict[str, Dataset] = collections.OrderedDict()
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What is done on a cell.
+class Stage:
+    """A stage of an ablation, done for one trial at a time.
 
     Attributes:
-      function: of the cell and its folder; importable by name.
-      leaves: the file in the folder that is there once it is done.
+      function: takes the trial and its directory; importable by name.
+      output: the file in the directory that exists once the stage is done.
     """
 
-    function: Callable[[Cell, Path], None]
-    leaves: str
+    function: Callable[[Trial, Path], None]
+    output: str
 
 
-def shard(cells: Sequence[Cell], part: str) -> list[Cell]:
-    """Returns the share `i/n` of the cells, every n-th from the i-th on; the shares are all cells, each once.
+def shard(trials: Sequence[Trial], part: str) -> list[Trial]:
+    """Returns the share `i/n` of the trials, every n-th from the i-th on; together the shares are all trials.
 
     Raises:
       ValueError: not of the form i/n with 0 <= i < n.
     """
-    number, _, count = part.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ValueError(f"{part!r} must be i/n with i from 0 to n - 1, such as 0/4")
-    return list(cells[int(number) :: int(count)])
+    index, _, count = part.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError("must be i/n with i from 0 to n - 1, such as 0/4")
+    return list(trials[int(index) :: int(count)])
 
 
-def cell_directory(directory: Path, cell: Cell) -> Path:
-    """Returns the run directory of a cell."""
-    return directory / "cells" / cell.name
+def trial_directory(directory: Path, trial: Trial) -> Path:
+    """Returns the run directory of a trial."""
+    return directory / "trials" / trial.name
 
 
-def is_done(directory: Path, cell: Cell, leaves: str = RESULT) -> bool:
-    """Returns whether a cell has its result, or another file that work on it leaves."""
-    return (cell_directory(directory, cell) / leaves).exists()
+def is_done(directory: Path, trial: Trial, output: str = RESULT) -> bool:
+    """Returns whether a trial has its result, or the output of another stage."""
+    return (trial_directory(directory, trial) / output).exists()
 
 
 def run(
-    cells: Sequence[Cell], directory: Path, jobs: int, prepare: Callable[[], None], work: Work | None = None
-) -> Iterator[tuple[Cell, str]]:
-    """Works on cells in a pool of its own; see `Pool`."""
+    trials: Sequence[Trial], directory: Path, jobs: int, prepare: Callable[[], None], stage: Stage | None = None
+) -> Iterator[tuple[Trial, str]]:
+    """Runs one stage (default: training) in a pool of its own; see `Pool`."""
     with Pool(directory, jobs, prepare) as pool:
-        yield from pool.run(cells, work or TRAINING)
+        yield from pool.run(trials, stage or TRAINING)
 
 
 class Pool:
-    """Processes that stay for several pieces of work.
+    """Processes that serve several stages.
 
     Args:
-      directory: of the ablation; cells are below `cells/`.
-      jobs: processes at the most; each is held to a processor of its own where there are as many.
+      directory: of the ablation; trials are below `trials/`.
+      jobs: the largest number of processes; each is pinned to a processor of its own where there are enough.
       prepare: called first in each process; importable by name.
     """
 
@@ -99,83 +100,84 @@ class Pool:
         for worker in self._workers:
             worker.join()
 
-    def run(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, str]]:
-        """Works on the cells where that is not done yet, and yields each with "" or the error, as they finish.
+    def run(self, trials: Sequence[Trial], stage: Stage) -> Iterator[tuple[Trial, str]]:
+        """Runs the stage for the trials that lack its output, and yields each with "" or its error as it finishes.
 
         Raises:
-          Preempted: SIGTERM came; the cells under way saved themselves.
+          Preempted: SIGTERM came; the running trials saved themselves.
         """
-        waiting = [cell for cell in cells if not is_done(self._directory, cell, work.leaves)][::-1]
+        waiting = [trial for trial in trials if not is_done(self._directory, trial, stage.output)][::-1]
         for i in range(len(self._workers), min(self._jobs, len(waiting))):
             processor = self._processors[i] if i < len(self._processors) else None
             self._workers.append(_Worker(self._directory, processor, self._prepare))
         for worker in self._workers[: len(waiting)]:
-            worker.give(waiting.pop(), work)
-        while busy := [worker for worker in self._workers if worker.cell]:
-            ready = wait([worker.answers for worker in busy])
+            worker.submit(waiting.pop(), stage)
+        while busy := [worker for worker in self._workers if worker.trial]:
+            ready = wait([worker.connection for worker in busy])
             for worker in busy:
-                if worker.answers in ready:
-                    cell, error = worker.finish()
-                    yield cell, error
+                if worker.connection in ready:
+                    yield worker.collect()
                     if waiting:
-                        worker.give(waiting.pop(), work)
+                        worker.submit(waiting.pop(), stage)
 
 
 class _Worker:
-    """A process that is given a cell at a time, and another one in its place where it dies."""
+    """A process that runs a trial at a time, and is replaced where it dies."""
 
     def __init__(self, directory: Path, processor: int | None, prepare: Callable[[], None]):
-        self.cell: Cell | None = None
+        self.trial: Trial | None = None
         self._directory, self._processor, self._prepare = directory, processor, prepare
         self._start()
 
     def _start(self) -> None:
         # JAX must not be forked; a new process reads the compiled programs of the others.
         spawn = multiprocessing.get_context("spawn")
-        self.answers, theirs = spawn.Pipe()
+        self.connection, remote = spawn.Pipe()
         self._process = spawn.Process(
             target=_serve,
-            args=(theirs, self._directory, os.getpid(), self._processor, self._prepare),
+            args=(remote, self._directory, os.getpid(), self._processor, self._prepare),
             daemon=True,
         )
         self._process.start()
-        theirs.close()  # or its end would not be seen here
+        remote.close()  # an open copy here would hide that the process has ended
 
-    def give(self, cell: Cell, work: Work) -> None:
-        self.cell = cell
-        self.answers.send((cell, work))
+    def submit(self, trial: Trial, stage: Stage) -> None:
+        self.trial = trial
+        self.connection.send((trial, stage))
 
-    def finish(self) -> tuple[Cell, str]:
-        cell, self.cell = self.cell, None
+    def collect(self) -> tuple[Trial, str]:
+        """Returns the trial and "" or its error; raises Preempted where the trial stopped for SIGTERM."""
+        assert self.trial is not None
+        trial, self.trial = self.trial, None
         try:
-            answer = self.answers.recv()
+            outcome = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
-            answer = f"its process ended with status {self._process.exitcode}"
-            _fail(cell_directory(self._directory, cell), answer)
+            outcome = f"its process ended with status {self._process.exitcode}"
+            _write_failure(trial_directory(self._directory, trial), outcome)
             self._start()
-        if isinstance(answer, Preempted):
-            raise answer
-        return cell, answer
+        if isinstance(outcome, Preempted):
+            raise outcome
+        return trial, outcome
 
     def stop(self) -> None:
-        """Tells the process to end: it saves what it is at."""
-        self.answers.close()
-        if self.cell:
+        """Asks the process to end; a running trial saves itself first."""
+        self.connection.close()
+        if self.trial:
             self._process.terminate()
 
     def join(self) -> None:
-        """Waits for the end."""
+        """Waits until the process has ended."""
         self._process.join()
 
 
 @contextlib.contextmanager
 def preempted_by_sigterm() -> Iterator[None]:
-    """Raises Preempted, once, where SIGTERM comes; a pool then lets its processes save what they are at."""
+    """Raises Preempted, once, where SIGTERM comes; leaving a pool then lets its processes save their trials."""
 
     def preempt(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Preempted("SIGTERM; the cells under way saved themselves; run the same command again")
+        raise Preempted("SIGTERM; the running trials were saved; run the same command again")
 
     before = signal.signal(signal.SIGTERM, preempt)
     try:
@@ -185,89 +187,85 @@ def preempted_by_sigterm() -> Iterator[None]:
 
 
 def _serve(
-    answers: Connection,
-    directory: Path,
-    parent: int,
-    processor: int | None,
-    prepare: Callable[[], None],
+    connection: Connection, directory: Path, parent: int, processor: int | None, prepare: Callable[[], None]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent says what happens
-    if sys.platform == "linux":  # end with the parent, even where that is killed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
+    if sys.platform == "linux":  # end with the parent, even where it is killed
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             return
     if processor is not None:
         os.sched_setaffinity(0, {processor})
     prepare()
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has nothing more to give
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has closed its end
         while True:
-            cell, work = answers.recv()
-            answers.send(work_on(cell, directory, work))
+            trial, stage = connection.recv()
+            connection.send(run_stage(trial, directory, stage))
 
 
-def work_on(cell: Cell, directory: Path, work: Work) -> str | Preempted:
-    """Returns "", or the error, which `failed.json` keeps, or that SIGTERM came and the cell saved itself."""
-    folder = cell_directory(directory, cell)
-    with alone(folder), (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
+def run_stage(trial: Trial, directory: Path, stage: Stage) -> str | Preempted:
+    """Runs a stage for a trial, and returns "", its error (also kept in `failed.json`), or Preempted after SIGTERM."""
+    folder = trial_directory(directory, trial)
+    with locked(folder), (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
-            work.function(cell, folder)
-        except Preempted as stop:
-            return stop
-        except Exception as error:  # whatever it was: the other cells go on
-            return settle(folder, error)
+            stage.function(trial, folder)
+        except Preempted as preempted:
+            return preempted
+        except Exception as error:  # of any kind: the other trials go on
+            return record(folder, error)
         finally:
-            make_room()
-    return settle(folder, None)
+            clear_programs()
+    return record(folder, None)
 
 
-def make_room(most: int = MOST_MAPS) -> None:
-    """Forgets compiled programs where they took more than so many of the 65,530 memory maps that Linux allows."""
+def clear_programs(max_maps: int = MAX_MEMORY_MAPS) -> None:
+    """Clears JAX's compiled programs where this process has more memory maps than `max_maps`."""
     maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > most:
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > max_maps:
         sys.modules["jax"].clear_caches()
 
 
-def settle(folder: Path, error: Exception | None) -> str:
-    """Writes `failed.json` with an error and returns it as a line, or removes that file where there is none."""
+def record(folder: Path, error: Exception | None) -> str:
+    """Writes an error to `failed.json` and returns it as one line; without an error removes that file."""
     if error is None:
         (folder / FAILED).unlink(missing_ok=True)
         return ""
     message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    _fail(folder, message)
+    _write_failure(folder, message)
     return message
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Makes a cell's folder, and waits until no other process of this machine works in it."""
+def locked(folder: Path) -> Iterator[None]:
+    """Creates a trial's directory and locks it against the other processes of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def train_cell(cell: Cell, folder: Path) -> None:
-    """Trains a cell in its folder, or continues it."""
+def train_trial(trial: Trial, folder: Path) -> None:
+    """Trains a trial in its directory, or resumes it."""
     from mmfusion.training.loop import train
 
-    config = configs.from_json(cell.config)
-    train(config, folder, dataset=dataset_of(cell, config))
+    config = configs.from_json(trial.config)
+    train(config, folder, dataset=dataset_for(trial, config))
 
 
-def dataset_of(cell: Cell, config: ConfigDict) -> Dataset:
-    """Returns a cell's data, opened once for all cells in a row that read the same."""
-    seed = config.seed if config.data.name.startswith("pair:") else 0  # of pairings alone
-    key = json.dumps([cell.config["data"], seed])
-    if key not in _opened:
-        while len(_opened) >= OPEN:
-            del _opened[next(iter(_opened))]
-        _opened[key] = load(config.data, seed=config.seed)
-    return _opened[key]
+def dataset_for(trial: Trial, config: ConfigDict) -> Dataset:
+    """Returns a trial's dataset, opened once for consecutive trials with the same data."""
+    seed = config.seed if config.data.name.startswith("pair:") else 0  # only pairings depend on the seed
+    key = json.dumps([trial.config["data"], seed])
+    if key not in _open_datasets:
+        while len(_open_datasets) >= MAX_OPEN_DATASETS:
+            _open_datasets.popitem(last=False)
+        _open_datasets[key] = load(config.data, seed=config.seed)
+    return _open_datasets[key]
 
 
-def _fail(folder: Path, message: str) -> None:
+def _write_failure(folder: Path, message: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FAILED, {"error": message})
 
 
-TRAINING = Work(train_cell, RESULT)
+TRAINING = Stage(train_trial, RESULT)

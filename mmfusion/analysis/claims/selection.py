@@ -1,6 +1,6 @@
-"""What the runs of a plan say: the value that validation chooses for each method, differences with evidence, claims.
+"""Selection of hyperparameters and methods on validation, and paired differences between methods on test.
 
-Test scores are read once everything has been chosen.
+Test scores are read once everything has been selected.
 """
 
 import dataclasses
@@ -12,32 +12,43 @@ from typing import Any
 import numpy as np
 
 from mmfusion import config as configs
-from mmfusion.analysis.ablation.plan import REFERENCE, Cell
-from mmfusion.analysis.claims.significance import Comparison, compare, holm, seeds_to_tell, sign_flip_of_chosen, verdict
+from mmfusion.analysis.ablation.plan import REFERENCE, Trial
+from mmfusion.analysis.claims.significance import (
+    INCONCLUSIVE,
+    Comparison,
+    compare,
+    holm,
+    seeds_needed,
+    sign_flip_of_selected,
+    verdict,
+)
 from mmfusion.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A method at the values that validation chose for it.
+class MethodResult:
+    """A method at the hyperparameters that validation selected for it.
 
     Attributes:
-      method, fusion, variation, floor: as in the plan.
-      chosen: the values, by config key.
-      runs: the cells of those seeds that ended in a number.
-      seeds: these, in order.
-      lost: the seeds that failed or whose scores are undefined.
-      valid: the metric of the seeds with one on validation.
-      test: the metric of `seeds`.
-      parameters: of the model.
+      method: its name.
+      unimodal_baseline: as in the plan.
+      selected: the selected hyperparameters, by config key.
+      trials: names of the trials that have a validation and a test score, in the order of `seeds`.
+      seeds: the seeds of these trials, in order.
+      failed_seeds: the seeds that failed or whose scores are undefined.
+      valid: the validation scores that are defined.
+      test: the test scores of `seeds`.
+      parameters: the number of parameters of the model.
+      fusion: as in the plan.
+      variation: as in the plan.
     """
 
     method: str
-    floor: bool
-    chosen: dict[str, Any]
-    runs: tuple[str, ...]
+    unimodal_baseline: bool
+    selected: dict[str, Any]
+    trials: tuple[str, ...]
     seeds: tuple[int, ...]
-    lost: tuple[int, ...]
+    failed_seeds: tuple[int, ...]
     valid: tuple[float, ...]
     test: tuple[float, ...]
     parameters: int | None
@@ -46,26 +57,27 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Mean test score; NaN where no seed ended."""
+        """Mean test score; NaN without any."""
         return statistics.fmean(self.test) if self.test else math.nan
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is what strategies are compared with."""
+        """Whether its strategy is the one that others are compared with."""
         return self.fusion == REFERENCE
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A method against another over the seeds that both ended.
+    """A method against another over the seeds that both finished.
 
     Attributes:
-      method, other: their names.
-      comparison: of their test scores, turned so that more is better; None with fewer than two pairs.
-      p: corrected for the number of methods compared.
-      verdict: better, worse, cannot tell.
-      seeds_needed: pairs that would tell a difference like the one seen; None where that is no number of use.
-      lost: seeds on which one of them failed, which the comparison leaves out.
+      method: its name.
+      other: the name of the method that it is compared with.
+      comparison: of their test scores, signed so that higher is better; None with fewer than two pairs.
+      p: corrected for multiple comparisons.
+      verdict: `better`, `worse` or `inconclusive`.
+      seeds_needed: the number of seeds at which a difference as observed would be detected; None above 1,000.
+      failed_seeds: seeds on which one of them failed, which the comparison leaves out.
     """
 
     method: str
@@ -74,70 +86,79 @@ class Difference:
     p: float | None
     verdict: str
     seeds_needed: int | None
-    lost: tuple[int, ...] = ()
+    failed_seeds: tuple[int, ...] = ()
 
 
-def references(found: Sequence[Row]) -> dict[str, Row]:
-    """Returns what each method that fuses is held against: `concat` otherwise alike; of one strategy its first form."""
-    fused = [row for row in found if not row.floor]
-    if len({row.fusion for row in fused}) == 1:
-        return {row.method: fused[0] for row in fused[1:]}
-    own = {row.variation: row for row in fused if row.is_reference}
-    return {row.method: own[row.variation] for row in fused if row.variation in own and not row.is_reference}
+def references(results: Sequence[MethodResult]) -> dict[str, MethodResult]:
+    """Returns the reference of each fused method.
+
+    That is `concat` with the same variation, or, where all methods are variations of one strategy, the first of them.
+    """
+    fused = [result for result in results if not result.unimodal_baseline]
+    if len({result.fusion for result in fused}) == 1:
+        return {result.method: fused[0] for result in fused[1:]}
+    by_variation = {result.variation: result for result in fused if result.is_reference}
+    return {
+        result.method: by_variation[result.variation]
+        for result in fused
+        if result.variation in by_variation and not result.is_reference
+    }
 
 
-def direction(cells: Sequence[Cell], metric: str) -> bool:
-    """Returns whether more of the metric is better.
+def direction(trials: Sequence[Trial], metric: str) -> bool:
+    """Returns whether a higher value of the metric is better.
 
     Raises:
-      UserError: the runs have no such metric.
+      UserError: the trials do not have the metric.
     """
-    have = configs.selectable(configs.from_json(cells[0].config))
-    if metric not in have:
-        raise UserError(f"--metric={metric}: choose {', '.join(have)}")
-    return have[metric]
+    metrics = configs.selectable(configs.from_json(trials[0].config))
+    if metric not in metrics:
+        raise UserError("the runs do not have this metric", path="--metric", value=metric, choices=metrics)
+    return metrics[metric]
 
 
-def rows(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], metric: str) -> list[Row]:
-    """Returns a row a method, in the plan's order, each at the values with the best mean validation score.
+def method_results(
+    trials: Sequence[Trial], results: Mapping[str, Mapping[str, Any]], metric: str
+) -> list[MethodResult]:
+    """Returns a result per method, in the plan's order, at the hyperparameters with the best mean validation score.
 
-    A seed that failed or has no number counts as worse than any number, for each value alike.
+    Hyperparameters that fail on fewer seeds go first, whatever their scores.
 
     Args:
-      cells: of the plan.
-      results: cell name -> what `result.json` holds; cells that failed are missing.
-      metric: that chooses and is compared.
+      trials: of the plan.
+      results: trial name -> its `result.json`; failed trials are missing.
+      metric: that selects and is compared.
     """
-    higher = direction(cells, metric)
-    by_method: dict[str, dict[str, list[Cell]]] = {}
-    for cell in cells:
-        by_method.setdefault(cell.method, {}).setdefault(repr(cell.tried), []).append(cell)
+    higher = direction(trials, metric)
+    search_space: dict[str, dict[str, list[Trial]]] = {}  # method -> hyperparameters -> a trial per seed
+    for trial in trials:
+        search_space.setdefault(trial.method, {}).setdefault(repr(trial.hyperparameters), []).append(trial)
 
-    def number(cell: Cell, split: str) -> float | None:
-        value = results.get(cell.name, {}).get(split, {}).get(metric)
+    def score(trial: Trial, split: str) -> float | None:
+        value = results.get(trial.name, {}).get(split, {}).get(metric)
         return value if value is not None and math.isfinite(value) else None
 
-    def rank(tried: list[Cell]) -> tuple[int, float]:
-        scores = [score for cell in tried if (score := number(cell, "valid")) is not None]
+    def rank(candidate: list[Trial]) -> tuple[int, float]:
+        scores = _defined(score(trial, "valid") for trial in candidate)
         mean = statistics.fmean(scores) if scores else 0.0
         return len(scores), mean if higher else -mean
 
     found = []
-    for method, each in by_method.items():
-        best = max(each.values(), key=rank)  # the first of equals
-        valid = [score for cell in best if (score := number(cell, "valid")) is not None]
-        ended = [c for c in best if number(c, "valid") is not None and number(c, "test") is not None]
+    for method, candidates in search_space.items():
+        best = max(candidates.values(), key=rank)  # the first of equals
+        scores = {trial.name: (score(trial, "valid"), score(trial, "test")) for trial in best}
+        finished = [trial for trial in best if None not in scores[trial.name]]
         found.append(
-            Row(
+            MethodResult(
                 method=method,
-                floor=best[0].floor,
-                chosen=best[0].tried,
-                runs=tuple(c.name for c in ended),
-                seeds=tuple(c.config["seed"] for c in ended),
-                lost=tuple(c.config["seed"] for c in best if c not in ended),
-                valid=tuple(valid),
-                test=tuple(number(c, "test") for c in ended),
-                parameters=results[ended[0].name]["parameters"] if ended else None,
+                unimodal_baseline=best[0].unimodal_baseline,
+                selected=best[0].hyperparameters,
+                trials=tuple(trial.name for trial in finished),
+                seeds=tuple(trial.config["seed"] for trial in finished),
+                failed_seeds=tuple(trial.config["seed"] for trial in best if trial not in finished),
+                valid=tuple(_defined(valid for valid, _ in scores.values())),
+                test=tuple(_defined(scores[trial.name][1] for trial in finished)),
+                parameters=results[finished[0].name]["parameters"] if finished else None,
                 fusion=best[0].fusion,
                 variation=best[0].variation,
             )
@@ -145,86 +166,93 @@ def rows(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], metric
     return found
 
 
-def differences(pairs: Sequence[tuple[Row, Row]], higher: bool) -> list[Difference]:
+def _defined(scores) -> list[float]:
+    return [score for score in scores if score is not None]
+
+
+def differences(pairs: Sequence[tuple[MethodResult, MethodResult]], higher: bool) -> list[Difference]:
     """Compares methods with others, seed by seed; p values are corrected for the number of pairs (Holm).
 
     Args:
       pairs: a method, and the one that it is compared with.
-      higher: whether more is better.
+      higher: whether a higher score is better.
     """
-    scores = [_paired(row, other, higher) for row, other in pairs]
-    compared = [compare(a, b) if len(a) > 1 else None for a, b in scores]
-    corrected = iter(holm([one.p for one in compared if one]))
-    count = sum(one is not None for one in compared)
+    scores = [_paired(result, other, higher) for result, other in pairs]
+    comparisons = [compare(a, b) if len(a) > 1 else None for a, b in scores]
+    corrected = iter(holm([comparison.p for comparison in comparisons if comparison]))
+    count = sum(comparison is not None for comparison in comparisons)
     return [
-        _difference(row, other, one, next(corrected) if one else None, *both, count)
-        for (row, other), one, both in zip(pairs, compared, scores, strict=True)
+        _difference(result, other, comparison, next(corrected) if comparison else None, count)
+        for (result, other), comparison in zip(pairs, comparisons, strict=True)
     ]
 
 
-def chosen_difference(found: Sequence[Row], others: Sequence[Row], row: Row, other: Row, higher: bool) -> Difference:
-    """Compares a method that was chosen of several with another that was, too; p holds whatever chose them.
+def selected_difference(
+    candidates: Sequence[MethodResult],
+    other_candidates: Sequence[MethodResult],
+    result: MethodResult,
+    other: MethodResult,
+    higher: bool,
+) -> Difference:
+    """Compares a method that was selected among several with another that was, too; p is valid for any selection.
 
     Args:
-      found: the methods that `row` was chosen of.
-      others: those that `other` was chosen of.
-      row, other: that are compared.
-      higher: whether more is better.
+      candidates: the methods that `result` was selected from.
+      other_candidates: those that `other` was selected from.
+      result: the first method.
+      other: the method that it is compared with.
+      higher: whether a higher score is better.
     """
-    a, b = _paired(row, other, higher)
+    a, b = _paired(result, other, higher)
     if len(a) < 2:
-        return _difference(row, other, None, None, a, b, 1)
-    every = [(one, two) for one in found for two in others]
-    seeds = sorted({seed for one, two in every for seed in set(one.seeds) & set(two.seeds)})
+        return _difference(result, other, None, None, 1)
+    pairs = [(one, two) for one in candidates for two in other_candidates]
+    seeds = sorted({seed for one, two in pairs for seed in set(one.seeds) & set(two.seeds)})
     sign = 1.0 if higher else -1.0
-    table = np.full((len(every), len(seeds)), np.nan)
-    for i, (one, two) in enumerate(every):
-        ours, theirs = (dict(zip(x.seeds, x.test, strict=True)) for x in (one, two))
+    table = np.full((len(pairs), len(seeds)), np.nan)
+    for i, (one, two) in enumerate(pairs):
+        scores, other_scores = (dict(zip(x.seeds, x.test, strict=True)) for x in (one, two))
         for j, seed in enumerate(seeds):
-            if seed in ours and seed in theirs:
-                table[i, j] = sign * (ours[seed] - theirs[seed])
-    p = sign_flip_of_chosen(table, next(i for i, (one, two) in enumerate(every) if one is row and two is other))
-    return _difference(row, other, compare(a, b), p, a, b, len(found))
+            if seed in scores and seed in other_scores:
+                table[i, j] = sign * (scores[seed] - other_scores[seed])
+    (selected,) = (i for i, (one, two) in enumerate(pairs) if one is result and two is other)
+    return _difference(result, other, compare(a, b), sign_flip_of_selected(table, selected), len(candidates))
 
 
-def best(found: Sequence[Row], higher: bool, *, failing_last: bool = True) -> Row | None:
-    """Returns the row with the best mean validation score; None of none.
+def best(results: Sequence[MethodResult], higher: bool, *, fewest_failures_first: bool = True) -> MethodResult | None:
+    """Returns the result with the best mean validation score; None if there is none.
 
     Args:
-      found: the methods.
-      higher: whether more is better.
-      failing_last: whether methods that failed on fewer seeds come first; else only those that failed on most do not.
+      results: the methods.
+      higher: whether a higher score is better.
+      fewest_failures_first: whether methods that failed on fewer seeds go first; else only those that failed on most
+        seeds go last.
     """
     sign = 1.0 if higher else -1.0
-    most = max((len(row.valid) for row in found), default=0)
+    most = max((len(result.valid) for result in results), default=0)
 
-    def rank(row: Row) -> tuple[int, float]:
-        ended = len(row.valid) if failing_last else 2 * len(row.valid) >= most
-        return ended, sign * statistics.fmean(row.valid)
+    def rank(result: MethodResult) -> tuple[int, float]:
+        finished = len(result.valid)
+        return finished if fewest_failures_first else 2 * finished >= most, sign * statistics.fmean(result.valid)
 
-    return max((row for row in found if row.valid), key=rank, default=None)
+    return max((result for result in results if result.valid), key=rank, default=None)
 
 
-def _paired(row: Row, other: Row, higher: bool) -> tuple[list[float], list[float]]:
-    """Returns the test scores of the seeds that both ended, turned so that more is better."""
+def _paired(result: MethodResult, other: MethodResult, higher: bool) -> tuple[list[float], list[float]]:
+    """Returns the test scores of the seeds that both finished, signed so that higher is better."""
     sign = 1.0 if higher else -1.0
-    ours, theirs = (dict(zip(one.seeds, one.test, strict=True)) for one in (row, other))
-    both = sorted(set(ours) & set(theirs))
-    return [sign * ours[seed] for seed in both], [sign * theirs[seed] for seed in both]
+    scores, other_scores = (dict(zip(one.seeds, one.test, strict=True)) for one in (result, other))
+    seeds = sorted(set(scores) & set(other_scores))
+    return [sign * scores[seed] for seed in seeds], [sign * other_scores[seed] for seed in seeds]
 
 
 def _difference(
-    row: Row,
-    other: Row,
-    one: Comparison | None,
-    p: float | None,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    count: int,
+    result: MethodResult, other: MethodResult, comparison: Comparison | None, p: float | None, count: int
 ) -> Difference:
-    said = verdict(one, p) if one else "cannot tell"
-    needed = None
-    if one and said == "cannot tell":
-        needed = seeds_to_tell([a - b for a, b in zip(ours, theirs, strict=True)], count)
-    lost = tuple(sorted({*row.lost, *other.lost}))
-    return Difference(row.method, other.method, one, p, said, needed, lost)
+    failed = tuple(sorted({*result.failed_seeds, *other.failed_seeds}))
+    if comparison is None or p is None:
+        return Difference(result.method, other.method, None, None, INCONCLUSIVE, None, failed)
+    found = verdict(comparison, p)
+    a, b = _paired(result, other, higher=True)  # their difference's sign does not matter below
+    needed = seeds_needed(np.subtract(a, b), count) if found == INCONCLUSIVE else None
+    return Difference(result.method, other.method, comparison, p, found, needed, failed)

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmfusion.analysis.probing.probe import some
+from mmfusion.analysis.probing.probe import sample_rows
 from mmfusion.training.restore import open_run
 
 EXAMPLES = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class ExampleView:
     """A test example as a person would see it, and where the model looked.
 
     Attributes:
@@ -37,10 +37,10 @@ class Shown:
     attention: dict[tuple[str, str], np.ndarray]
 
 
-def examples(workdir: str | Path, count: int = EXAMPLES) -> list[Shown]:
+def examples(workdir: str | Path, count: int = EXAMPLES) -> list[ExampleView]:
     """Returns test examples of a finished run of one target, drawn by a fixed seed, at its best checkpoint."""
     run = open_run(workdir, ["test"])
-    raw = some(run.dataset.splits["test"], count)
+    raw = sample_rows(run.dataset.splits["test"], count)
     (task,) = run.setup.tasks
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
 
@@ -68,7 +68,7 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[Shown]:
         names = run.dataset.class_names[task]
         said = (raw.targets[task][i], logits[task][i].argmax() if names else logits[task][i][0])
         target, predicted = (names[int(x)] if names else f"{float(x):.3g}" for x in said)
-        shown.append(Shown(int(raw.id[i]), target, predicted, inputs, weights))
+        shown.append(ExampleView(int(raw.id[i]), target, predicted, inputs, weights))
     return shown
 
 

@@ -33,7 +33,7 @@ SEVERITIES = tuple(round(0.1 * i, 1) for i in range(11))
 CHUNK = 64  # rows at a time
 
 
-def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
+def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
     """Returns what a finished run's best checkpoint does on the test split, as JSON values; more is always better.
 
     What is drawn, is drawn by the run's seed.
@@ -55,8 +55,8 @@ def examine(workdir: Path, metric: str = "") -> dict[str, Any]:
     """
     run = open_run(workdir, ["valid", "test"])
     probe = Probe(run, metric)
-    encoded = probe.encode(some(run.dataset.splits["test"], ROWS))
-    raw = some(run.dataset.splits["test"], CORRUPTED)
+    encoded = probe.encode(sample_rows(run.dataset.splits["test"], ROWS))
+    raw = sample_rows(run.dataset.splits["test"], CORRUPTED)
     run_eval = run.setup.eval_step()
     whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
@@ -112,7 +112,7 @@ def compared_metric(config: ConfigDict) -> str:
     return next(iter(metrics)) if config.select.rpartition("/")[2] == "loss" else config.select
 
 
-def some(split: Split, rows: int) -> Batch:
+def sample_rows(split: Split, rows: int) -> Batch:
     """Returns at most so many rows of a split as one host batch, drawn by a fixed seed, those of weight 0 left out."""
     return _readable(split.take(np.sort(np.random.default_rng(0).permutation(len(split))[:rows])))
 
@@ -176,7 +176,7 @@ class Probe:
         return math.nan if number is None else self.sign * number
 
 
-def mixed(encoded: Batch, rows: Mapping[str, np.ndarray]) -> Batch:
+def permute_rows(encoded: Batch, rows: Mapping[str, np.ndarray]) -> Batch:
     """Returns the batch with each modality's part taken from the rows `[n]` given for it."""
     batch = encoded
     for m, places in rows.items():
@@ -226,7 +226,7 @@ def _subsets(
 
 def _perceptual(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[str, float]:
     def permuted(rows: Mapping[str, np.ndarray]) -> float:
-        return probe.value(probe.fuse(mixed(encoded, rows)))
+        return probe.value(probe.fuse(permute_rows(encoded, rows)))
 
     if not probe.value(probe.fuse(encoded)) > 0:
         return {}

@@ -1,4 +1,4 @@
-"""The report of an ablation, claims first: as Markdown, as one page that needs no network, and a table for LaTeX."""
+"""The report of an ablation, claims first: as Markdown, as one self-contained HTML page, and as a LaTeX table."""
 
 import re
 from collections.abc import Callable
@@ -8,26 +8,26 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from mmfusion.analysis.ablate import Outcome
-from mmfusion.analysis.ablation.budget import CLOSE
-from mmfusion.analysis.ablation.plan import Cell, Plan
-from mmfusion.analysis.claims.claims import Statement
-from mmfusion.analysis.report import evidence, tables
+from mmfusion.analysis.ablation.budget import TOLERANCE
+from mmfusion.analysis.ablation.plan import Plan, Trial
+from mmfusion.analysis.claims.statement import Statement
+from mmfusion.analysis.outcome import Outcome
+from mmfusion.analysis.report import aggregation, tables
+from mmfusion.analysis.report.context import ReportContext
 from mmfusion.analysis.report.sections import sections
-from mmfusion.analysis.report.study import Study
-from mmfusion.analysis.report.tables import ALONE, FUSED, Table, Text, escape_markdown
+from mmfusion.analysis.report.tables import FUSED, UNIMODAL, Table, Text, escape_markdown
 from mmfusion.files import write_text
 
-SHOWN = ("interaction", "modality")  # statements of what is there, not of what is better
-LEAD = re.compile(r"[^:;]{1,140}[:;]")  # of a claim: what it says, before the numbers
+EFFECTS = ("interaction", "modality")  # topics of statements about whether an effect exists, not which method is better
+LEAD = re.compile(r".{1,160}?(?:[:;]|(?= \()|\.(?= |$))")  # the first part of a claim, before its numbers
 QUOTED = re.compile("`([^`]+)`")
 
 
 class Claim(NamedTuple):
-    """A statement: its verdict, the word for it, and its text in two parts."""
+    """A statement: its verdict, the label of the verdict, and its text in two parts."""
 
     verdict: str
-    word: str
+    label: str
     lead: str
     rest: str
 
@@ -37,31 +37,31 @@ def write(
     plan: Plan,
     directory: Path,
     command: str,
-    train: Callable[[Cell], str] = lambda cell: "",
+    train: Callable[[Trial], str] = lambda trial: "",
     latex: bool = False,
 ) -> None:
     """Writes `report.md`, `report.html` and, if asked for, `table.tex`, each whole or not at all.
 
     Args:
-      outcome: what the ablation found.
+      outcome: of the ablation.
       plan: of the ablation.
-      directory: that it is in; the report is left there.
+      directory: of the ablation; receives the report.
       command: that ran it.
-      train: a cell -> the command that trains it by itself.
-      latex: whether to write the table for LaTeX, too.
+      train: returns the command that trains a trial alone.
+      latex: whether to write the LaTeX table, too.
     """
     directory = Path(directory)
-    study = Study(outcome, plan, directory, tables.lines(outcome, plan))
-    write_text(directory / "report.md", markdown(study, command, train))
-    write_text(directory / "report.html", html(study, command, train))
+    context = ReportContext(outcome, plan, directory, tables.lines(outcome, plan))
+    write_text(directory / "report.md", markdown(context, command, train))
+    write_text(directory / "report.html", html(context, command, train))
     if latex:
-        table = tables.methods(outcome, plan, study.groups, tables.compared_with(outcome))
-        write_text(directory / "table.tex", tables.latex(table, f"{title(study)}. {_legend(study)}"))
+        table = tables.methods(outcome, plan, context.groups, tables.compared_with(outcome))
+        write_text(directory / "table.tex", tables.latex(table, f"{title(context)}. {_legend(context)}"))
 
 
-def html(study: Study, command: str, train: Callable[[Cell], str]) -> str:
-    """Returns the report as one page: no address in it leads to anything outside of it."""
-    outcome, plan = study.outcome, study.plan
+def html(context: ReportContext, command: str, train: Callable[[Trial], str]) -> str:
+    """Returns the report as one page that loads nothing from elsewhere."""
+    outcome, plan = context.outcome, context.plan
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -71,147 +71,147 @@ def html(study: Study, command: str, train: Callable[[Cell], str]) -> str:
     )
     environment.filters["quoted"] = lambda text: Markup(QUOTED.sub(r"<em>\1</em>", str(escape(text))))
     return environment.get_template("page.html").render(
-        title=title(study),
-        facts=facts(study, command),
+        title=title(context),
+        facts=facts(context, command),
         claims=[claim(statement) for statement in outcome.claims.statements],
         no_claims=outcome.claims.none,
-        settings=settings(study, command),
-        methods=tables.methods(outcome, plan, study.groups, tables.compared_with(outcome)),
-        legend=_legend(study),
-        sections=sections(study),
+        settings=settings(context, command),
+        methods=tables.methods(outcome, plan, context.groups, tables.compared_with(outcome)),
+        legend=_legend(context),
+        sections=sections(context),
         errors=failures(outcome),
         command=_folded(command),
-        made_with=made_with(study),
-        runs=runs(study, train),
+        made_with=made_with(context),
+        runs=runs(context, train),
     )
 
 
-def markdown(study: Study, command: str, train: Callable[[Cell], str]) -> str:
+def markdown(context: ReportContext, command: str, train: Callable[[Trial], str]) -> str:
     """Returns the report without its figures, in Markdown."""
-    outcome, plan = study.outcome, study.plan
+    outcome, plan = context.outcome, context.plan
     claims = [claim(statement) for statement in outcome.claims.statements]
     parts = [
-        f"# {escape_markdown(title(study))}",
-        "\n".join(f"- {what}: {escape_markdown(value)}" for what, value in facts(study, command).items()),
+        f"# {escape_markdown(title(context))}",
+        "\n".join(f"- {name}: {escape_markdown(value)}" for name, value in facts(context, command).items()),
         "## Claims",
-        outcome.claims.none or "\n".join(f"- *{one.word}*: {escape_markdown(one.lead + one.rest)}" for one in claims),
-        "## How methods are chosen",
-        "\n".join(f"- {what}: {value}" for what, value in settings(study, command).items()),
+        outcome.claims.none or "\n".join(f"- *{one.label}*: {escape_markdown(one.lead + one.rest)}" for one in claims),
+        "## How methods are selected and compared",
+        "\n".join(f"- {name}: {value}" for name, value in settings(context, command).items()),
         "## Methods",
-        tables.markdown(tables.methods(outcome, plan, study.groups, ())),
-        escape_markdown(_legend(study)),
+        tables.markdown(tables.methods(outcome, plan, context.groups, ())),
+        escape_markdown(_legend(context)),
     ]
     if tables.compared_with(outcome):
         parts += ["## Differences", tables.markdown(tables.differences(outcome))]
     if outcome.errors:
         failed = [f"- {escape_markdown(error)}: {', '.join(names)}" for error, names in failures(outcome).items()]
-        parts += ["## Failed cells", "\n".join(failed)]
+        parts += ["## Failed trials", "\n".join(failed)]
     parts += ["## Reproduce", f"```\n{_folded(command)}\n```"]
-    parts += ["\n".join(f"- {what}: {escape_markdown('; '.join(v))}" for what, v in made_with(study).items())]
-    parts += [tables.markdown(runs(study, train))]
+    parts += ["\n".join(f"- {name}: {escape_markdown('; '.join(v))}" for name, v in made_with(context).items())]
+    parts += [tables.markdown(runs(context, train))]
     return "\n\n".join(parts) + "\n"
 
 
-def title(study: Study) -> str:
-    """Returns what the ablation is of."""
-    return f"Fusion of {' and '.join(sorted(study.modalities))} on {study.plan.cells[0].config['data']['name']}"
+def title(context: ReportContext) -> str:
+    """Returns the title: which modalities are fused on which dataset."""
+    return f"Fusion of {' and '.join(sorted(context.modalities))} on {context.plan.trials[0].config['data']['name']}"
 
 
-def facts(study: Study, command: str) -> dict[str, str]:
-    """Returns what a reader has to know first, by name."""
-    outcome, cells = study.outcome, study.plan.cells
-    config = cells[0].config
-    methods, seeds = {cell.method for cell in cells}, {cell.config["seed"] for cell in cells}
-    inputs = ", ".join(f"{m} ({o['kind']})" if m != o["kind"] else m for m, o in sorted(study.modalities.items()))
-    found = {"Metric": f"test {outcome.metric}, {'more' if outcome.higher else 'less'} is better"}
+def facts(context: ReportContext, command: str) -> dict[str, str]:
+    """Returns the facts below the title, by name."""
+    outcome, trials = context.outcome, context.plan.trials
+    config = trials[0].config
+    methods, seeds = {trial.method for trial in trials}, {trial.config["seed"] for trial in trials}
+    inputs = ", ".join(f"{m} ({o['kind']})" if m != o["kind"] else m for m, o in sorted(context.modalities.items()))
+    found = {"Metric": f"test {outcome.metric}, {'higher' if outcome.higher else 'lower'} is better"}
     found["Data"] = f"{config['data']['name']}: {inputs} to {', '.join(config['data']['targets'])}"
-    examples = next(iter(outcome.results.values()), {}).get("data", {}).get("examples")
-    if examples:
-        found["Examples"] = ", ".join(f"{count:,} {split}" for split, count in examples.items())
+    counts = [result["data"]["examples"] for result in outcome.results.values() if "examples" in result.get("data", {})]
+    if counts:
+        found["Examples"] = ", ".join(f"{count:,} {split}" for split, count in counts[0].items())
     failed = f", {len(outcome.errors)} failed" if outcome.errors else ""
     plural = "s" if len(seeds) > 1 else ""
-    found["Runs"] = f"{len(cells)} cells of {len(methods)} methods and {len(seeds)} seed{plural}{failed}"
-    found["Training"] = f"{config['steps']:,} steps of {config['batch_size']} examples, {config['optim']['name']}"
-    if named := _flag(command, "config"):
-        found["Config"] = named
+    found["Runs"] = f"{len(trials)} trials of {len(methods)} methods and {len(seeds)} seed{plural}{failed}"
+    found["Training"] = f"{config['steps']:,} steps, batch size {config['batch_size']}, {config['optim']['name']}"
+    if path := _flag(command, "config"):
+        found["Config"] = path
     return found
 
 
-def settings(study: Study, command: str) -> dict[str, str]:
-    """Says what was varied and chosen on validation, what was made equal, and by which rule methods are told apart."""
-    tried: dict[str, dict[str, None]] = {}
-    for cell in study.plan.cells:
-        for key, value in cell.tried.items():
-            tried.setdefault(key, {})[tables.short(value)] = None
-    varied = "; ".join(f"{key} in {', '.join(values)}" for key, values in tried.items())
-    widths = sorted({cell.config["model"]["width"] for cell in study.plan.cells})
-    counts = [row.parameters for row in study.outcome.rows if row.parameters]
-    sizes = f", and {min(counts):,} to {max(counts):,} parameters" if counts else ""
-    width = f"widths of {widths[0]} to {widths[-1]}" if len(widths) > 1 else f"a width of {widths[0]}"
-    kind = _flag(command, "match").replace("none", "")
-    matched = {
-        "": "nothing",
-        "parameters": "parameters, by width",
-        "flops": "FLOPs of one example's forward pass, by width",
-    }[kind]
-    reference = next((row.parameters for row in study.outcome.rows if row.is_reference), None)
-    if kind == "parameters" and reference:
-        off = {row.method: row.parameters / reference - 1 for row in study.outcome.rows if row.parameters}
-        far = [f"{method} {share:+.0%}" for method, share in off.items() if abs(share) > CLOSE]
-        matched += f" (not within {CLOSE:.0%} of concat's: {', '.join(far)})" if far else ""
+def settings(context: ReportContext, command: str) -> dict[str, str]:
+    """Returns the search space, the matched budget, and the rule that methods are compared by."""
+    search_space: dict[str, dict[str, None]] = {}
+    for trial in context.plan.trials:
+        for key, value in trial.hyperparameters.items():
+            search_space.setdefault(key, {})[tables.short(value)] = None
+    searched = "; ".join(f"{key} in {', '.join(values)}" for key, values in search_space.items())
+    widths = sorted({trial.config["model"]["width"] for trial in context.plan.trials})
+    counts = [result.parameters for result in context.outcome.methods if result.parameters]
+    sizes = f", {min(counts):,} to {max(counts):,} parameters" if counts else ""
+    width = f"widths {widths[0]} to {widths[-1]}" if len(widths) > 1 else f"width {widths[0]}"
     return {
-        "Varied": f"{varied}, for each method chosen on validation" if varied else "nothing; all have one optimizer",
-        "Matched": f"{matched}; methods have {width}{sizes}",
-        "Rule": study.outcome.claims.rule,
+        "Search space": f"{searched}, selected for each method on validation" if searched else "none; one optimizer",
+        "Matched": f"{_matched(context.outcome, _flag(command, 'match'))}; {width}{sizes}",
+        "Rule": context.outcome.claims.rule,
     }
 
 
+def _matched(outcome: Outcome, kind: str) -> str:
+    if kind == "flops":
+        return "FLOPs of one example's forward pass, by width"
+    if kind != "parameters":
+        return "nothing"
+    references = [result.parameters for result in outcome.methods if result.is_reference and result.parameters]
+    off = {r.method: r.parameters / references[0] - 1 for r in outcome.methods if references and r.parameters}
+    far = [f"{method} {share:+.0%}" for method, share in off.items() if abs(share) > TOLERANCE]
+    return "parameters, by width" + (f" (not within {TOLERANCE:.0%} of concat's: {', '.join(far)})" if far else "")
+
+
 def claim(statement: Statement) -> Claim:
-    """Returns a statement for a reader: a word for its verdict, and what it says apart from its numbers."""
-    word = statement.verdict or "measured"
-    if statement.about in SHOWN and word == "better":
-        word = "shown"
+    """Returns a statement for a reader: the label of its verdict, and its text split before the numbers."""
+    label = statement.verdict or "measured"
+    if statement.about in EFFECTS and label == "better":
+        label = "significant"
     found = LEAD.match(statement.text)
     lead = found[0] if found else ""
-    return Claim(statement.verdict, word, lead, statement.text[len(lead) :])
+    return Claim(statement.verdict, label, lead, statement.text[len(lead) :])
 
 
 def failures(outcome: Outcome) -> dict[str, list[str]]:
-    """Returns the cells that failed, by their error."""
+    """Returns the trials that failed, by their error."""
     found: dict[str, list[str]] = {}
     for name, error in outcome.errors.items():
         found.setdefault(error, []).append(name)
     return found
 
 
-def made_with(study: Study) -> dict[str, list[str]]:
+def made_with(context: ReportContext) -> dict[str, list[str]]:
     """Returns the digest of the code, and the data, versions and devices of the results."""
-    return {"Code": [f"digest {study.plan.code}"], **evidence.provenance(study.outcome)}
+    return {"Code": [f"digest {context.plan.code}"], **aggregation.provenance(context.outcome)}
 
 
-def runs(study: Study, train: Callable[[Cell], str]) -> Table:
-    """Returns the command that trains each row's first run; the others differ in the seed."""
+def runs(context: ReportContext, train: Callable[[Trial], str]) -> Table:
+    """Returns the command that trains each method's first run; its other runs differ in the seed."""
     rows: dict[str, list[tuple[Text, ...]]] = {}
-    for group, lines in study.groups.items():
-        for line in lines if group in (FUSED, ALONE) else ():
-            how = train(study.cells[line.row.runs[0]]) if line.row.runs else tables.NONE
-            rows.setdefault(group, []).append((Text(line.row.method), Text(how)))
-    heads = (Text("Method"), Text("Command", "of its first seed; with a --workdir of its own"))
-    return Table(heads, rows, words=("Method", "Command"))
+    for group, lines in context.groups.items():
+        for line in lines if group in (FUSED, UNIMODAL) else ():
+            command = train(context.trials[line.result.trials[0]]) if line.result.trials else tables.NONE
+            rows.setdefault(group, []).append((Text(line.result.method), Text(command)))
+    heads = (Text("Method"), Text("Command", "of its first seed; give it a --workdir of its own"))
+    return Table(heads, rows, text_columns=("Method", "Command"))
 
 
-def _legend(study: Study) -> str:
-    """Says how the main table is to be read."""
-    better = "highest" if study.outcome.higher else "lowest"
-    turned = "" if study.outcome.higher else " Differences are turned so that more is better."
+def _legend(context: ReportContext) -> str:
+    """Returns how to read the main table."""
+    better = "highest" if context.outcome.higher else "lowest"
+    sign = "" if context.outcome.higher else " Differences are signed so that positive is better."
     return (
-        f"Test {study.outcome.metric}: mean over seeds, 95 % BCa bootstrap interval; {better} first. Differences are "
-        f"paired by seed, p values corrected by Holm's method.{turned}"
+        f"Test {context.outcome.metric}: mean over seeds and 95 % BCa bootstrap interval; {better} first. Differences "
+        f"are paired by seed; p values are corrected by Holm's method.{sign}"
     )
 
 
 def _folded(command: str) -> str:
-    """Returns a command with a flag a line, as a shell reads it."""
+    """Returns a command with one flag per line, as a shell reads it."""
     return command.replace(" --", " \\\n  --")
 
 

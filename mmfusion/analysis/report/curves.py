@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from mmfusion.analysis.probing.calibration import BINS, Reliability
-from mmfusion.analysis.report.evidence import Curve, bin_of
-from mmfusion.analysis.report.theme import OTHER, PALETTE, PAPER, SOFT, STYLE, WIDE, Look, legend, svg
+from mmfusion.analysis.report.aggregation import Curve, bin_of
+from mmfusion.analysis.report.theme import OTHER, PALETTE, PAPER, RC_PARAMS, SOFT, WIDE, Style, legend, svg
 
 
-class Priced(NamedTuple):
+class CostPoint(NamedTuple):
     """A method's mean test score and its interval, its parameters, and training examples per second."""
 
     score: float
@@ -25,8 +25,8 @@ class Priced(NamedTuple):
     speed: float
 
 
-@matplotlib.rc_context(STYLE)
-def cost(found: Mapping[str, Priced], look: Mapping[str, Look], metric: str) -> Markup:
+@matplotlib.rc_context(RC_PARAMS)
+def cost(found: Mapping[str, CostPoint], styles: Mapping[str, Style], metric: str) -> Markup:
     """Draws test scores against parameters and against speed; those far from most are arrows at the edge."""
     figure = Figure(figsize=(WIDE, 3.9))
     figure.get_layout_engine().set(wspace=0.05)
@@ -40,8 +40,8 @@ def cost(found: Mapping[str, Priced], look: Mapping[str, Look], metric: str) -> 
     for ax, what, label in zip(
         axes, ("parameters", "speed"), ("parameters", "training examples per second"), strict=True
     ):
-        for method, one in sorted(found.items(), key=lambda item: item[0] in look):  # the others below
-            colour, mark = look.get(method, Look(OTHER, "o"))
+        for method, one in sorted(found.items(), key=lambda item: item[0] in styles):  # the others below
+            colour, mark = styles.get(method, Style(OTHER, "o"))
             if x := getattr(one, what):
                 if one.score not in inside:
                     ax.plot(x, bottom if one.score < low else top, color=colour, marker="v" if one.score < low else "^",
@@ -54,7 +54,7 @@ def cost(found: Mapping[str, Priced], look: Mapping[str, Look], metric: str) -> 
         ax.set_xlabel(label)
     axes[0].set_ylim(bottom, top)
     axes[0].set_ylabel(f"test {metric}")
-    legend(figure, list(found), look, lines=False)
+    legend(figure, list(found), styles, lines=False)
     return svg(figure, f"Test {metric} against cost")
 
 
@@ -70,11 +70,11 @@ def _log_axis(ax: Axes, values: Sequence[float]) -> None:
     ax.minorticks_off()
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def corruption(
     curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
     severities: Sequence[float],
-    look: Mapping[str, Look],
+    styles: Mapping[str, Style],
     metric: str,
 ) -> Markup:
     """Draws scores as one modality is spoiled more and more: a row of axes a modality, one of them a corruption."""
@@ -87,7 +87,7 @@ def corruption(
     for row, m in zip(axes, modalities, strict=True):
         for ax, kind in zip(row, kinds[m], strict=False):
             for method, scores in reversed(curves[m, kind].items()):
-                ax.plot(severities, scores, color=look[method].colour, marker=look[method].mark, markersize=3.6,
+                ax.plot(severities, scores, color=styles[method].colour, marker=styles[method].mark, markersize=3.6,
                         markevery=2)  # fmt: skip
             ax.set_title(f"{m}: {kind.replace('_', ' ')}")
             ax.set_xlim(-0.03, 1.03)
@@ -97,11 +97,11 @@ def corruption(
             ax.set_visible(False)
         row[0].set_ylabel(metric)
     figure.supxlabel("severity", fontsize=10, color=SOFT)
-    legend(figure, list(next(iter(curves.values()))), look)
+    legend(figure, list(next(iter(curves.values()))), styles)
     return svg(figure, f"Test {metric} under corruption")
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def reliability(panels: Mapping[str, Reliability]) -> Markup:
     """Draws accuracy against confidence by panel title, and below it how the examples spread over confidence."""
     figure = Figure(figsize=(3.55 * len(panels) + 0.3, 4.5))
@@ -123,18 +123,18 @@ def reliability(panels: Mapping[str, Reliability]) -> Markup:
     return svg(figure, "Reliability diagram")
 
 
-@matplotlib.rc_context(STYLE)
-def training(curves: Mapping[str, Curve], look: Mapping[str, Look], metric: str) -> Markup:
+@matplotlib.rc_context(RC_PARAMS)
+def training(curves: Mapping[str, Curve], styles: Mapping[str, Style], metric: str) -> Markup:
     """Draws the validation metric against the step: the mean over seeds, and from the lowest to the highest."""
     figure = Figure(figsize=(WIDE, 3.6))
     ax = figure.subplots()
     for method, curve in reversed(curves.items()):
-        colour, mark = look[method]
+        colour, mark = styles[method]
         means, low, high = zip(*curve.spans, strict=True)
         ax.fill_between(curve.steps, low, high, color=colour, alpha=0.12, lw=0)
         ax.plot(curve.steps, means, color=colour, marker=mark)
     ax.set_xlabel("step")
     ax.set_ylabel(f"validation {metric}")
     ax.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    legend(figure, list(curves), look)
+    legend(figure, list(curves), styles)
     return svg(figure, f"Validation {metric} against steps")

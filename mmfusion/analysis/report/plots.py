@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mmfusion.analysis.claims.selection import Difference
-from mmfusion.analysis.report.evidence import Span
+from mmfusion.analysis.report.aggregation import Span
 from mmfusion.analysis.report.theme import (  # fmt: skip
     HEAT,
     INK,
@@ -23,9 +23,9 @@ from mmfusion.analysis.report.theme import (  # fmt: skip
     PALETTE,
     PAPER,
     PARTS,
+    RC_PARAMS,
     SOFT,
     STRIPE,
-    STYLE,
     VERDICTS,
     WIDE,
     svg,
@@ -57,7 +57,7 @@ def _reach(ends: Sequence[float]) -> float:
     return 1.1 * max(end for end in ends if end <= near) or 1.0
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]], note: str) -> Markup:
     """Draws differences with their intervals about 0.
 
@@ -90,7 +90,7 @@ def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]
 
 
 def _hollow(verdict: str, colour: str) -> dict[str, object]:
-    face = PAPER if verdict == "cannot tell" else colour
+    face = PAPER if verdict == "inconclusive" else colour
     return {"markersize": 6, "markeredgewidth": 1.3, "markerfacecolor": face, "markeredgecolor": colour}
 
 
@@ -109,7 +109,7 @@ def _interval(ax: Axes, place: int, one: Difference, reach: float) -> None:
     ax.plot(mean, place, color=colour, marker=mark, **_hollow(one.verdict, colour))
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def heat_maps(panels: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str, higher: bool) -> Markup:
     """Draws the metric where modalities are missing, the better the darker: title -> method -> column -> mean."""
     methods = list(next(iter(panels.values())))
@@ -148,7 +148,7 @@ def _cells(ax: Axes, values: np.ndarray, shade: np.ndarray) -> None:
     ax.spines[:].set_visible(False)
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
     """Draws what each modality contributes: title -> method -> modality -> mean and ends over seeds."""
     methods = list(dict.fromkeys(method for found in panels.values() for method in found))
@@ -171,7 +171,7 @@ def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
     return svg(figure, "What each modality contributes")
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def interaction(found: Mapping[str, Mapping[str, tuple[float, float]]], metric: str) -> Markup:
     """Draws by modality and method the metric as it is, and that of the additive projection."""
     methods = list(dict.fromkeys(method for pairs in found.values() for method in pairs))

@@ -1,4 +1,4 @@
-"""The sections of a report: for each a figure, a table or examples, or a line that says why it is left out."""
+"""The sections of a report: each a figure, a table or examples, or a line that says why it is unavailable."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,133 +6,141 @@ from typing import Any
 
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.plan import REFERENCE
-from mmfusion.analysis.claims.selection import Row
+from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.probing import attention
-from mmfusion.analysis.probing.attention import Shown
-from mmfusion.analysis.report import curves, evidence, plots
-from mmfusion.analysis.report.cards import Card, card
-from mmfusion.analysis.report.study import MOST, Study
+from mmfusion.analysis.probing.attention import ExampleView
+from mmfusion.analysis.report import aggregation, curves, plots
+from mmfusion.analysis.report.context import MAX_PLOTTED, ReportContext
+from mmfusion.analysis.report.example_views import ExampleCard, example_card
 from mmfusion.analysis.report.tables import FUSED, Table, Text, comparisons, differences, large, number
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.registry import lookup
 
-SHORT = 16  # rows of a table that is in sight at once
-SEEDS = "lines span the seeds, from the lowest to the highest"
+MAX_OPEN_ROWS = 16  # a longer table is collapsed
+SEEDS = "lines span the lowest to the highest seed"
 
 
-class Missing(Exception):
-    """What a section would show is not there; says why in one line."""
+class SectionUnavailable(Exception):
+    """There is nothing to show in a section; says why in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the evidence.
+    """A section of the report.
 
     Attributes:
-      figure, caption: drawn, and in words.
-      table, about: below the figure, and what it shows.
-      opened: whether the table is in sight.
-      cards: test examples.
-      left_out: why there is none of these, or "".
+      figure: as SVG.
+      caption: of the figure or the examples.
+      table: below the figure.
+      table_title: of the table.
+      expanded: whether the table is shown at first.
+      examples: test examples.
+      unavailable: why there is none of these, or "".
     """
 
     figure: str = ""
     caption: str = ""
     table: Table | None = None
-    about: str = ""
-    opened: bool = True
-    cards: tuple[Card, ...] = ()
-    left_out: str = ""
+    table_title: str = ""
+    expanded: bool = True
+    examples: tuple[ExampleCard, ...] = ()
+    unavailable: str = ""
 
 
-def sections(study: Study) -> dict[str, Section]:
+def sections(context: ReportContext) -> dict[str, Section]:
     """Returns the sections by title, in the order of the report."""
     found = {}
-    for title, make in MAKERS.items():
+    for title, make in SECTIONS.items():
         try:
-            found[title] = make(study)
-        except Missing as why:
-            found[title] = Section(left_out=f"Left out: {why}.")
+            found[title] = make(context)
+        except SectionUnavailable as reason:
+            found[title] = Section(unavailable=f"Not available: {reason}.")
     return found
 
 
-def _differences(study: Study) -> Section:
-    turned = "" if study.outcome.higher else ", turned so that more is better"
-    panels = {other: {one.method: one for one in found} for other, found in comparisons(study.outcome).items()}
+def _differences(context: ReportContext) -> Section:
+    sign = "" if context.outcome.higher else ", signed so that positive is better"
+    panels = {other: {one.method: one for one in found} for other, found in comparisons(context.outcome).items()}
     if not panels:
-        raise Missing("there is nothing that the strategies could be compared with over seeds")
-    figure = plots.forest([row.method for row in study.fused], panels, f"difference in test {study.outcome.metric}")
+        raise SectionUnavailable("no two methods can be compared over seeds")
+    metric = context.outcome.metric
+    figure = plots.forest([result.method for result in context.fused], panels, f"difference in test {metric}")
     caption = (
-        f"Differences in test {study.outcome.metric}{turned}, from {' and from '.join(panels)}, paired by seed: mean "
-        "and 95 % BCa interval. Right of 0 the strategy is better. A verdict asks for more than the interval (see How "
-        "methods are chosen); an arrow with a number is beyond the axis."
+        f"Differences in test {metric}{sign}, from {' and from '.join(panels)}, paired by seed: mean and 95 % BCa "
+        "interval. Right of 0 the strategy is better. A verdict requires more than the interval (see How methods are "
+        "selected and compared). An arrow with a number lies beyond the axis."
     )
-    return Section(figure, caption, differences(study.outcome), "All differences with their tests", opened=False)
+    return Section(figure, caption, differences(context.outcome), "All differences with their tests", expanded=False)
 
 
-def _cost(study: Study) -> Section:
-    intervals = {line.row.method: line.interval for line in study.groups.get(FUSED, ())}
+def _cost(context: ReportContext) -> Section:
+    outcome = context.outcome
+    intervals = {line.result.method: line.interval for line in context.groups.get(FUSED, ())}
     found = {
-        row.method: curves.Priced(row.mean, intervals[row.method], row.parameters, evidence.speed(row, study.outcome))
-        for row in study.fused
-        if row.parameters
+        result.method: curves.CostPoint(
+            result.mean, intervals[result.method], result.parameters, aggregation.speed(result, outcome)
+        )
+        for result in context.fused
+        if result.parameters
     }
     if not found:
-        raise Missing("no fusion strategy ended in a number")
-    devices = "; ".join(evidence.provenance(study.outcome).get("Device", []))
+        raise SectionUnavailable("no fusion strategy has a score")
+    devices = "; ".join(aggregation.provenance(outcome).get("Device", []))
     caption = (
-        f"Test {study.outcome.metric} (mean and 95 % BCa interval over seeds) against the model's parameters, and "
-        f"against its training speed{f' on {devices}' * bool(devices)}. An open triangle is beyond the axis."
+        f"Test {outcome.metric} (mean and 95 % BCa interval over seeds) against the number of parameters, and against "
+        f"training speed{f' on {devices}' if devices else ''}. An open triangle lies beyond the axis."
     )
-    if len(found) > len([method for method in found if method in study.look]):
-        caption += f" Coloured: the {MOST} best on validation and {REFERENCE}."
-    heads = [
+    if any(method not in context.styles for method in found):
+        caption += f" Coloured: the {MAX_PLOTTED} best on validation, and {REFERENCE}."
+    heads = (
         Text("Method"),
         Text("Parameters"),
         Text("Speed", "training examples/s"),
         Text("FLOPs", "of a train step, per example"),
         Text("Memory", "of a train step"),
-    ]
+    )
     rows = [
         (
-            Text(row.method),
-            Text(f"{row.parameters:,}"),
-            Text(large(evidence.speed(row, study.outcome))),
-            Text(large(evidence.step_cost(row, study.outcome, "flops"))),
-            Text(large(evidence.step_cost(row, study.outcome, "memory"), "B")),
+            Text(result.method),
+            Text(f"{result.parameters:,}"),
+            Text(large(aggregation.speed(result, outcome))),
+            Text(large(aggregation.step_cost(result, outcome, "flops"))),
+            Text(large(aggregation.step_cost(result, outcome, "memory"), "B")),
         )
-        for row in study.fused
-        if row.method in found
+        for result in context.fused
+        if result.method in found
     ]
-    table = Table(tuple(heads), {FUSED: rows})
-    figure = curves.cost(found, study.look, study.outcome.metric)
-    return Section(figure, caption, table, "Cost, mean over seeds", len(rows) <= SHORT)
+    figure = curves.cost(found, context.styles, outcome.metric)
+    return Section(figure, caption, Table(heads, {FUSED: rows}), "Cost, mean over seeds", len(rows) <= MAX_OPEN_ROWS)
 
 
-def _missing(study: Study) -> Section:
-    one = _need_examined(study, modalities=2)
-    metric, sign = evidence.measured(study.outcome)
+def _missing(context: ReportContext) -> Section:
+    probe = _require_probes(context, modalities=2)
+    metric, sign = aggregation.probe_metric(context.outcome)
     present = {
         method: {kept.replace("+", " + ") or "none": value for kept, value in found.items()}
-        for method, found in evidence.absences(study.fused, study.outcome, "subsets").items()
+        for method, found in aggregation.absences(context.fused, context.outcome, "subsets").items()
     }
-    lost = {
+    missing = {
         method: {f"{100 * float(rate):.0f} %": value for rate, value in found.items()}
-        for method, found in evidence.absences(study.fused, study.outcome, "missing").items()
+        for method, found in aggregation.absences(context.fused, context.outcome, "missing").items()
     }
-    panels = {"only these present": present} | ({"each lost in a share of the examples": lost} if lost else {})
-    more = f"; and with each lost at random in a share of {one['rows']:,} of them" if lost else ""
+    panels = {"only these present": present}
     caption = (
-        f"Test {metric} where modalities are missing, mean over seeds: with only those of a column present in all test "
-        f"examples{more}. The darker the better; shades run from the worst to the best."
+        f"Test {metric} with modalities missing, mean over seeds: with only the modalities of a column present in all "
+        "test examples"
     )
+    if missing:
+        panels["each missing at this rate"] = missing
+        caption += f"; and with each modality missing at random at the given rate, on {probe['rows']:,} of them"
+    caption += ". Darker is better; the shades run from the worst to the best."
     return Section(plots.heat_maps(panels, metric, sign > 0), caption)
 
 
-def _contribution(study: Study) -> Section:
-    _need_examined(study, modalities=2)
-    metric, sign = evidence.measured(study.outcome)
+def _contribution(context: ReportContext) -> Section:
+    _require_probes(context, modalities=2)
+    metric, sign = aggregation.probe_metric(context.outcome)
     titles = {
         "shapley": f"Shapley value ({'gain' if sign > 0 else 'fall'} in {metric})",
         "perceptual": "perceptual score (share of the score)",
@@ -140,50 +148,55 @@ def _contribution(study: Study) -> Section:
     panels = {
         title: found
         for kind, title in titles.items()
-        if (found := evidence.contributions(study.fused, study.outcome, kind))
+        if (found := aggregation.contributions(context.fused, context.outcome, kind))
     }
-    perceptual = (
-        " Perceptual score: the share of the score that is lost when each example is given another one's modality."
-    )
     caption = (
-        "What each modality contributes. Shapley value: its mean gain over the orders in which modalities come; the "
-        f"values of a method sum to the gain of all modalities over none.{perceptual * (len(panels) > 1)} Bars are "
-        f"means over seeds, {SEEDS}."
+        "Contribution of each modality. Shapley value: its mean gain over the orders in which modalities are added; "
+        "the values of a method sum to the gain of all modalities over none."
     )
-    return Section(plots.bars(panels), caption)
+    if len(panels) > 1:
+        caption += " Perceptual score: the share of the score that is lost when the modality is permuted over examples."
+    return Section(plots.bars(panels), f"{caption} Bars are means over seeds; {SEEDS}.")
 
 
-def _interaction(study: Study) -> Section:
-    _need_examined(study, modalities=2)
-    metric, _ = evidence.measured(study.outcome)
-    found = evidence.interactions(study.fused, study.outcome)
-    parts = list(study.modalities)
-    of = f"a function of {parts[0]} and a function of {parts[1]}" if len(parts) == 2 else "a part of one and the rest"
+def _interaction(context: ReportContext) -> Section:
+    _require_probes(context, modalities=2)
+    metric, _ = aggregation.probe_metric(context.outcome)
+    names = list(context.modalities)
+    parts = f"{names[0]} and of {names[1]}" if len(names) == 2 else "one modality and of the rest"
     caption = (
-        f"Test {metric} as it is, and of the empirical additive projection (EMAP), the nearest sum of {of}; mean over "
-        "seeds and draws of test examples. What lies between the two comes from the interaction of modalities."
+        f"Test {metric} of the model, and of its empirical additive projection (EMAP), the nearest sum of functions of "
+        f"{parts}; mean over seeds and draws of test examples. The gap is due to cross-modal interaction."
     )
-    return Section(plots.interaction(found, metric), caption)
+    return Section(plots.interaction(aggregation.interactions(context.fused, context.outcome), metric), caption)
 
 
-def _corruption(study: Study) -> Section:
-    one = _need_examined(study)
-    metric, sign = evidence.measured(study.outcome)
-    severities = one["severities"]
-    every = evidence.corruptions(study.fused, study.outcome)
-    drawn = evidence.corruptions(study.drawn, study.outcome)
+def _corruption(context: ReportContext) -> Section:
+    probe = _require_probes(context)
+    metric, sign = aggregation.probe_metric(context.outcome)
+    severities = probe["severities"]
     caption = (
-        f"Test {metric} as one modality is spoiled, mean over seeds, on {one['corrupted']:,} test examples that are "
-        f"the same for all.{study.only}"
+        f"Test {metric} with one modality corrupted, mean over seeds, on {probe['corrupted']:,} test examples that are "
+        f"the same for all methods.{context.plotted_note}"
     )
-    areas = {place: evidence.robustness(found, severities, sign) for place, found in every.items()}
-    late = any(row.method == evidence.LATE for row in study.fused)
+    areas = {
+        corruption: aggregation.robustness(found, severities, sign)
+        for corruption, found in aggregation.corruptions(context.fused, context.outcome).items()
+    }
     heads = [Text("Method"), *(Text(f"{m}: {kind}".replace("_", " ")) for m, kind in areas)]
-    rows = [(Text(row.method), *(_area(found.get(row.method)) for found in areas.values())) for row in study.fused]
-    about = f"Relative robustness: the area under a curve{'' if sign > 0 else ' (less is better)'}"
-    about += f"; below it, effective robustness: the area above {evidence.LATE}'s, shifted to start equal" * late
-    figure = curves.corruption(drawn, severities, study.look, metric)
-    return Section(figure, caption, Table(tuple(heads), {FUSED: rows}), about, len(rows) <= SHORT)
+    rows = [
+        (Text(result.method), *(_area(found.get(result.method)) for found in areas.values()))
+        for result in context.fused
+    ]
+    title = f"Relative robustness: the area under a curve{'' if sign > 0 else ' (lower is better)'}"
+    if any(result.method == aggregation.LATE_FUSION for result in context.fused):
+        title += (
+            f"; below it, effective robustness: the area above the curve of {aggregation.LATE_FUSION}, both shifted to "
+            "start at the same score"
+        )
+    drawn = aggregation.corruptions(context.plotted, context.outcome)
+    figure = curves.corruption(drawn, severities, context.styles, metric)
+    return Section(figure, caption, Table(tuple(heads), {FUSED: rows}), title, len(rows) <= MAX_OPEN_ROWS)
 
 
 def _area(found: tuple[float, float | None] | None) -> Text:
@@ -191,107 +204,112 @@ def _area(found: tuple[float, float | None] | None) -> Text:
     return Text(number(relative), number(effective, "+") if effective is not None else "")
 
 
-def _calibration(study: Study) -> Section:
-    one = _need_examined(study)
-    tasks = list(one["calibration"])
-    best = next((r for r in study.ranked if any(evidence.calibrations(r, study.outcome, t) for t in tasks)), None)
-    if best is None:
-        raise Missing("no target is one class of several")
-    panels, groups = {}, {}
+def _calibration(context: ReportContext) -> Section:
+    tasks = list(_require_probes(context)["calibration"])
+    calibrated = [r for r in context.ranked if any(aggregation.calibrations(r, context.outcome, t) for t in tasks)]
+    if not calibrated:
+        raise SectionUnavailable("no target is a single label")
+    best, panels, groups, seeds = calibrated[0], {}, {}, 0
     for task in tasks:
-        of = f"{task}, " * (len(tasks) > 1)
-        runs = evidence.calibrations(best, study.outcome, task)
+        prefix = f"{task}, " if len(tasks) > 1 else ""
+        runs = aggregation.calibrations(best, context.outcome, task)
+        seeds = len(runs)
         for when in ("before", "after"):
-            error = number(evidence.span(run[when]["ece"] for run in runs).mean)
-            panels[f"{of}{when} scaling: ECE {error}"] = evidence.pooled(runs, when)
-        groups[task] = [_calibrated(row, evidence.calibrations(row, study.outcome, task)) for row in study.fused]
+            error = number(aggregation.span(run[when]["ece"] for run in runs).mean)
+            panels[f"{prefix}{when} scaling: ECE {error}"] = aggregation.pooled(runs, when)
+        groups[task] = [
+            _calibration_cells(result, aggregation.calibrations(result, context.outcome, task))
+            for result in context.fused
+        ]
     heads = [Text("Method"), Text("Temperature")]
     heads += [Text(name, when) for name in ("ECE", "ECE, equal mass", "NLL") for when in ("before", "after")]
     caption = (
         f"Reliability of {best.method}, the best on validation, before and after its logits are divided by the "
-        f"temperature fitted on validation: accuracy in 15 bins of confidence, of all {len(runs)} seeds taken "
-        "together, and below it the share of examples. On the broken line confidence is accuracy."
+        f"temperature fitted on validation: accuracy in 15 bins of confidence, over all {seeds} seeds together, and "
+        "below it the share of examples. On the dashed line, confidence equals accuracy."
     )
-    about = "Temperature, and calibration before and after it; mean over seeds"
-    return Section(curves.reliability(panels), caption, Table(tuple(heads), groups), about, len(study.fused) <= SHORT)
+    title = "Temperature, and calibration before and after scaling; mean over seeds"
+    table, expanded = Table(tuple(heads), groups), len(context.fused) <= MAX_OPEN_ROWS
+    return Section(curves.reliability(panels), caption, table, title, expanded)
 
 
-def _calibrated(row: Row, runs: Sequence[Mapping[str, Any]]) -> tuple[Text, ...]:
+def _calibration_cells(result: MethodResult, runs: Sequence[Mapping[str, Any]]) -> tuple[Text, ...]:
     names = ("ece", "ece_equal_mass", "nll")
     values = [[run["temperature"] for run in runs]]
     values += [[run[when][name] for run in runs] for name in names for when in ("before", "after")]
-    return Text(row.method), *(Text(number(evidence.span(value).mean)) for value in values)
+    return Text(result.method), *(Text(number(aggregation.span(value).mean)) for value in values)
 
 
-def _examples(study: Study) -> Section:
-    if not study.ranked:
-        raise Missing("no fusion strategy ended in a number")
-    targets = study.plan.cells[0].config["data"]["targets"]
+def _examples(context: ReportContext) -> Section:
+    if not context.ranked:
+        raise SectionUnavailable("no fusion strategy has a score")
+    targets = context.plan.trials[0].config["data"]["targets"]
     if len(targets) > 1:
-        raise Missing(f"examples are shown of one target, and there are {len(targets)}")
+        raise SectionUnavailable(f"examples are shown for one target, and there are {len(targets)}")
     try:
-        row, shown = _shown(study)
+        result, views = _example_views(context)
     except (UserError, OSError) as error:
-        raise Missing(f"no run could be opened ({error})") from error
-    classes = next(iter(targets.values()))["kind"] == "classification"
-    found = tuple(card(one, study.modalities, classes) for one in shown)
-    seed, best = row.seeds[0], row is study.ranked[0]
-    who = f"{row.method}, {'the best' if best else 'the best with attention'} on validation, seed {seed}"
-    if any(one.attention for one in shown):
+        raise SectionUnavailable(f"no run could be opened ({error})") from error
+    (target,) = targets.values()
+    cards = tuple(example_card(view, context.modalities, target["kind"] == "classification") for view in views)
+    role = "the best" if result is context.ranked[0] else "the best with attention"
+    model = f"{result.method} ({role} on validation, seed {result.seeds[0]})"
+    if any(view.attention for view in views):
         caption = (
-            f"Where {who}, looks on {len(found)} test examples drawn at random: the attention that each token "
-            "receives, the mean over heads and queries, relative to the most in its modality."
+            f"Attention of {model} on {len(cards)} test examples drawn at random: the weight that each token receives, "
+            "averaged over heads and queries, relative to the largest in its modality."
         )
     else:
-        caption = f"Test examples drawn at random with what {who}, predicts. No strategy here has attention to show."
-    return Section(caption=caption, cards=found)
+        caption = f"Predictions of {model} on test examples drawn at random. No strategy here has attention to show."
+    return Section(caption=caption, examples=cards)
 
 
-def _shown(study: Study) -> tuple[Row, list[Shown]]:
-    """Returns the best method's examples, or those of the best one that attends, if the best one does not."""
-    best, *others = study.ranked
-    shown = _open(study, best)
-    attending = (row for row in others if _fusion_class(study, row).declares.family == "attention")
-    if not any(one.attention for one in shown) and (row := next(attending, None)):
-        instead = _open(study, row)
-        if any(one.attention for one in instead):
-            return row, instead
-    return best, shown
+def _example_views(context: ReportContext) -> tuple[MethodResult, list[ExampleView]]:
+    """Returns examples with the best method, or, if it has no attention, with the best method that has."""
+    best, *others = context.ranked
+    views = _open(context, best)
+    if any(view.attention for view in views):
+        return best, views
+    for result in others:
+        if _fusion_class(context, result).declares.family == "attention":
+            attending = _open(context, result)
+            return (result, attending) if any(view.attention for view in attending) else (best, views)
+    return best, views
 
 
-def _fusion_class(study: Study, row: Row) -> type:
-    return lookup(FUSIONS, _fusion(study, row), "config.model.fusion.name")
+def _fusion_class(context: ReportContext, result: MethodResult) -> Any:
+    name = context.trials[result.trials[0]].config["model"]["fusion"]["name"]
+    return lookup(FUSIONS, name, "config.model.fusion.name")
 
 
-def _open(study: Study, row: Row) -> list[Shown]:
-    return attention.examples(runner.cell_directory(study.directory, study.cells[row.runs[0]]))
+def _open(context: ReportContext, result: MethodResult) -> list[ExampleView]:
+    return attention.examples(runner.trial_directory(context.directory, context.trials[result.trials[0]]))
 
 
-def _fusion(study: Study, row: Row) -> str:
-    return study.cells[row.runs[0]].config["model"]["fusion"]["name"]
-
-
-def _training(study: Study) -> Section:
-    metric = study.outcome.metric
-    found = {row.method: evidence.training(row, study.cells, study.directory, metric) for row in study.drawn}
-    found = {method: curve for method, curve in found.items() if curve.steps}
+def _training(context: ReportContext) -> Section:
+    metric = context.outcome.metric
+    found = {}
+    for result in context.plotted:
+        curve = aggregation.training(result, context.trials, context.directory, metric)
+        if curve.steps:
+            found[result.method] = curve
     if not found:
-        raise Missing("no run has validations in its metrics.jsonl")
-    caption = f"Validation {metric} in training: mean over seeds; bands span them, from the lowest to the highest."
-    return Section(curves.training(found, study.look, metric), caption + study.only)
+        raise SectionUnavailable("no run has validations in its metrics.jsonl")
+    caption = f"Validation {metric} during training: mean over seeds; bands span the lowest to the highest seed."
+    return Section(curves.training(found, context.styles, metric), caption + context.plotted_note)
 
 
-def _need_examined(study: Study, modalities: int = 1) -> Mapping[str, Any]:
-    """Returns what was found of one run; raises Missing where there is none, or there are fewer modalities."""
-    if len(study.modalities) < modalities:
-        raise Missing("there is one modality")
-    found = next((runs[0] for row in study.fused if (runs := evidence.examined(row, study.outcome))), None)
-    if found is None:
-        raise Missing("no run was examined")
-    return found
+def _require_probes(context: ReportContext, modalities: int = 1) -> Mapping[str, Any]:
+    """Returns a probe; raises SectionUnavailable where there is none, or there are fewer modalities."""
+    if len(context.modalities) < modalities:
+        raise SectionUnavailable("there is one modality")
+    for result in context.fused:
+        if probes := aggregation.probes_of(result, context.outcome):
+            return probes[0]
+    raise SectionUnavailable("no run was probed")
 
 
-MAKERS = {
+SECTIONS = {
     "Differences": _differences,
     "Cost": _cost,
     "Missing modalities": _missing,

@@ -1,4 +1,4 @@
-"""The tables of a report: methods best first with intervals, differences and verdicts, as text for three notations."""
+"""The tables of a report: methods with intervals, differences and verdicts, as text for HTML, Markdown and LaTeX."""
 
 import dataclasses
 import math
@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmfusion.analysis.ablate import Outcome
 from mmfusion.analysis.ablation.plan import REFERENCE, Plan
-from mmfusion.analysis.claims.selection import Difference, Row
+from mmfusion.analysis.claims.selection import Difference, MethodResult
 from mmfusion.analysis.claims.significance import mean_interval
+from mmfusion.analysis.outcome import Outcome
 
 NONE = "–"
-MANY = 4  # lost seeds that are counted and not named
-FUSED, ALONE, CLASSICAL = "Fusion strategies", "One modality alone", "Classical baselines"
-PUBLISHED = "Reported by others"  # and not measured here
-ARROWS = {"better": r"$\uparrow$", "worse": r"$\downarrow$", "cannot tell": r"$\sim$"}
-SPECIAL = {
+MAX_NAMED = 4  # failed seeds that are listed; more are counted
+FUSED, UNIMODAL, CLASSICAL = "Fusion strategies", "Unimodal baselines", "Classical baselines"
+PUBLISHED = "Published scores"  # not measured here
+ARROWS = {"better": r"$\uparrow$", "worse": r"$\downarrow$", "inconclusive": r"$\sim$"}
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$",
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -27,26 +27,26 @@ SPECIAL = {
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What a table's cell says: a name, number or verdict, and smaller below it an interval's two ends or a remark."""
+    """The content of a table's cell: a name, number or verdict, and in small print an interval or a remark."""
 
     main: str
     remark: str = ""
-    ends: tuple[str, ...] = ()
+    interval: tuple[str, ...] = ()
     verdict: str = ""
 
     @property
     def below(self) -> str:
-        """What is smaller below."""
-        return " to ".join(self.ends) or self.remark
+        """The small print."""
+        return " to ".join(self.interval) or self.remark
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Heads, and rows in groups; columns of the heads in `words` hold no numbers."""
+    """Column heads, and rows in groups; the columns in `text_columns` hold no numbers."""
 
     heads: tuple[Text, ...]
     groups: dict[str, list[tuple[Text, ...]]]
-    words: tuple[str, ...] = ("Method", "Chosen", "Verdict")
+    text_columns: tuple[str, ...] = ("Method", "Selected", "Verdict")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Line:
     """A method of the main table.
 
     Attributes:
-      row: of the outcome.
-      interval: of the mean test score over seeds; None of fewer than two, and of baselines that have no seeds.
-      against: differences from `concat` and from the best modality alone, by that method's name.
+      result: of the method.
+      interval: of the mean test score over seeds; None with fewer than two, and for baselines without seeds.
+      against: its differences, by the name of the method that it is compared with.
     """
 
-    row: Row
+    result: MethodResult
     interval: tuple[float, float] | None
     against: dict[str, Difference]
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Returns a score in four decimals, as the claims write it; `sign` "+" shows a plus as well."""
+    """Returns a score with four decimals, as in the claims; with `sign` "+" a plus is shown, too."""
     if value is None or not math.isfinite(value):
         return NONE
     digits = 1 if abs(value) >= 1000 else 4
@@ -73,44 +73,47 @@ def number(value: float | None, sign: str = "") -> str:
 
 
 def score(value: float | None, interval: Sequence[float] | None, sign: str = "") -> Text:
-    """Returns a number with its interval below, where there is one."""
-    return Text(number(value, sign), ends=tuple(number(end, sign) for end in interval or ()))
+    """Returns a number with its interval, if there is one."""
+    return Text(number(value, sign), interval=tuple(number(end, sign) for end in interval or ()))
 
 
 def lines(outcome: Outcome, plan: Plan) -> dict[str, list[Line]]:
-    """Returns the methods by group, the best mean test score first, those without any last; empty groups left out."""
-    planned = {cell.method for cell in plan.cells}
+    """Returns the methods by group, best mean test score first, methods without a score last; no group is empty."""
+    planned = {trial.method for trial in plan.trials}
     against: dict[str, dict[str, Difference]] = {}
-    for other, found in comparisons(outcome).items():
-        for one in found:
-            against.setdefault(one.method, {})[other] = one
+    for other, differences in comparisons(outcome).items():
+        for difference in differences:
+            against.setdefault(difference.method, {})[other] = difference
+    published = [MethodResult(name, False, {}, (), (), (), (), (s,), None) for name, s in outcome.published.items()]
     sign = -1 if outcome.higher else 1
-    groups: dict[str, list[Line]] = {FUSED: [], ALONE: [], CLASSICAL: [], PUBLISHED: []}
-    others = [Row(name, False, {}, (), (), (), (), (score,), None) for name, score in outcome.published.items()]
-    for row in sorted((*outcome.rows, *others), key=lambda row: (not row.test, sign * row.mean if row.test else 0)):
-        group = CLASSICAL if row.method not in planned else ALONE if row.floor else FUSED
-        group = PUBLISHED if not row.seeds and not row.lost else group
-        several = len(row.test) > 1 and group != CLASSICAL
-        interval = mean_interval(np.array(row.test)) if several else None
-        groups[group].append(Line(row, interval, against.get(row.method, {})))
+    groups: dict[str, list[Line]] = {FUSED: [], UNIMODAL: [], CLASSICAL: [], PUBLISHED: []}
+    for result in sorted((*outcome.methods, *published), key=lambda r: (not r.test, sign * r.mean if r.test else 0)):
+        group = UNIMODAL if result.unimodal_baseline else FUSED
+        if not result.seeds and not result.failed_seeds:
+            group = PUBLISHED
+        elif result.method not in planned:
+            group = CLASSICAL
+        has_interval = len(result.test) > 1 and group != CLASSICAL
+        interval = mean_interval(np.array(result.test)) if has_interval else None
+        groups[group].append(Line(result, interval, against.get(result.method, {})))
     return {group: found for group, found in groups.items() if found}
 
 
 def comparisons(outcome: Outcome) -> dict[str, Sequence[Difference]]:
-    """Returns the differences by what methods were compared with: `concat`, and the best modality alone.
+    """Returns the differences by the method compared with: the reference, and the best unimodal baseline.
 
-    Where something else was varied, each method is held against the `concat` that has the same value of it.
+    Where something other than the strategy varies, each method is compared with the `concat` of the same variation.
     """
     found = {}
-    for differences in (outcome.claims.against_reference, outcome.claims.against_floor):
-        others = sorted({one.other for one in differences})
+    for differences in (outcome.claims.against_reference, outcome.claims.against_unimodal):
+        others = sorted({difference.other for difference in differences})
         if others:
-            found[others[0] if len(others) == 1 else f"{REFERENCE} otherwise alike"] = differences
+            found[others[0] if len(others) == 1 else f"{REFERENCE} of the same variation"] = differences
     return found
 
 
 def compared_with(outcome: Outcome) -> list[str]:
-    """Returns what the methods were compared with."""
+    """Returns the names of the methods compared with."""
     return list(comparisons(outcome))
 
 
@@ -121,81 +124,89 @@ def methods(outcome: Outcome, plan: Plan, groups: Mapping[str, Sequence[Line]], 
         Text(f"Test {outcome.metric}", "mean, 95 % interval"),
         Text("Worst", "seed"),
         Text("Valid", "mean"),
-        Text("Chosen"),
+        Text("Selected"),
         Text("Parameters"),
         Text("Seeds"),
     ]
     for other in others:
         heads += [Text(f"Against {other}", "difference"), Text("Verdict", "p, corrected")]
     widths = _widths(plan)
-    body = {g: [_cells(line, g, outcome, others, widths) for line in found] for g, found in groups.items()}
+    body = {g: [_method_cells(line, g, outcome, others, widths) for line in found] for g, found in groups.items()}
     return Table(tuple(heads), body)
 
 
 def differences(outcome: Outcome) -> Table:
-    """Returns what the verdicts rest on: each difference with its test, and the seeds that would tell."""
+    """Returns the evidence of the verdicts: each difference with its test, and the seeds needed to detect it."""
     heads = [
         Text("Method"),
         Text("Difference", "95 % interval"),
         Text("p", "corrected"),
         Text("P(A>B)", "95 % interval"),
         Text("Pairs"),
-        Text("Would tell", "seeds"),
+        Text("Seeds needed"),
         Text("Verdict"),
     ]
-    body = {}
+    body: dict[str, list[tuple[Text, ...]]] = {}
     for other, found in comparisons(outcome).items():
-        for one in sorted(found, key=lambda one: -one.comparison.difference if one.comparison else math.inf):
-            seen, more = one.comparison, Text(str(one.seeds_needed) if one.seeds_needed else NONE)
-            numbers = (
-                (
-                    score(seen.difference, seen.interval, "+"),
-                    Text(probability(one.p)),
-                    Text(f"{seen.better:.2f}", ends=tuple(f"{end:.2f}" for end in seen.better_interval)),
-                    Text(str(seen.n)),
-                )
-                if seen
-                else (Text(NONE),) * 4
-            )
-            row = (Text(one.method), *numbers, more, Text(one.verdict, verdict=one.verdict))
-            body.setdefault(f"Against {other}", []).append(row)
+        by_size = sorted(found, key=lambda d: -d.comparison.difference if d.comparison else math.inf)
+        body[f"Against {other}"] = [_difference_cells(difference) for difference in by_size]
     return Table(tuple(heads), body)
 
 
-def _cells(line: Line, group: str, outcome: Outcome, others: Sequence[str], widths: dict[str, int]) -> tuple[Text, ...]:
-    row, worst = line.row, min if outcome.higher else max
-    roles = {one.other: "the reference" for one in outcome.claims.against_reference}
-    roles |= {one.other: "best modality alone" for one in outcome.claims.against_floor}
+def _difference_cells(difference: Difference) -> tuple[Text, ...]:
+    comparison = difference.comparison
+    numbers = (Text(NONE),) * 4
+    if comparison and difference.p is not None:
+        numbers = (
+            score(comparison.difference, comparison.interval, "+"),
+            Text(probability(difference.p)),
+            Text(f"{comparison.better:.2f}", interval=tuple(f"{end:.2f}" for end in comparison.better_interval)),
+            Text(str(comparison.n)),
+        )
+    needed = Text(str(difference.seeds_needed) if difference.seeds_needed else NONE)
+    return (Text(difference.method), *numbers, needed, Text(difference.verdict, verdict=difference.verdict))
+
+
+def _method_cells(
+    line: Line, group: str, outcome: Outcome, others: Sequence[str], widths: dict[str, int]
+) -> tuple[Text, ...]:
+    result = line.result
+    roles = {difference.other: "reference" for difference in outcome.claims.against_reference}
+    roles |= {difference.other: "best unimodal baseline" for difference in outcome.claims.against_unimodal}
     roles[outcome.claims.best] = "best on validation"
-    chosen = {**row.chosen, **({"width": widths[row.method]} if row.method in widths else {})}
-    first, *rest = [f"{key.rpartition('.')[2]} {short(value)}" for key, value in chosen.items()] or [""]
-    lost = f"lost {', '.join(map(str, row.lost)) if len(row.lost) < MANY else len(row.lost)}" if row.lost else ""
-    seedless = group in (CLASSICAL, PUBLISHED)
-    cells = [
-        Text(row.method, roles.get(row.method, "")),
-        score(row.mean, line.interval),
-        Text("" if seedless else number(worst(row.test)) if row.test else NONE),
-        Text(number(statistics.fmean(row.valid)) if row.valid else "" if seedless else NONE),
-        Text(first, ", ".join(rest)),
-        Text("" if seedless else f"{row.parameters:,}" if row.parameters is not None else NONE),
-        Text("" if seedless else str(len(row.seeds)), lost),
-    ]
+    selected = {**result.selected, **({"width": widths[result.method]} if result.method in widths else {})}
+    first, *rest = [f"{key.rpartition('.')[2]} {short(value)}" for key, value in selected.items()] or [""]
+    valid = number(statistics.fmean(result.valid) if result.valid else None)
+    cells = [Text(result.method, roles.get(result.method, "")), score(result.mean, line.interval)]
+    if group in (CLASSICAL, PUBLISHED):  # they have no seeds
+        cells += [Text(""), Text(valid if result.valid else ""), Text(first, ", ".join(rest)), Text(""), Text("")]
+    else:
+        worst = (min if outcome.higher else max)(result.test, default=None)
+        parameters = NONE if result.parameters is None else f"{result.parameters:,}"
+        cells += [Text(number(worst)), Text(valid), Text(first, ", ".join(rest)), Text(parameters)]
+        cells.append(Text(str(len(result.seeds)), _failed(result.failed_seeds)))
     for other in others:
-        cells += _difference(line.against.get(other))
+        cells += _comparison_cells(line.against.get(other))
     return tuple(cells)
 
 
-def _difference(one: Difference | None) -> tuple[Text, Text]:
-    if one is None:
+def _failed(seeds: Sequence[int]) -> str:
+    if not seeds:
+        return ""
+    return f"{len(seeds)} failed" if len(seeds) >= MAX_NAMED else f"failed: {', '.join(map(str, seeds))}"
+
+
+def _comparison_cells(difference: Difference | None) -> tuple[Text, Text]:
+    if difference is None:
         return Text(""), Text("")
-    if one.comparison is None:
-        return Text(NONE), Text(one.verdict, "too few pairs", verdict=one.verdict)
-    difference = score(one.comparison.difference, one.comparison.interval, "+")
-    return difference, Text(one.verdict, probability(one.p), verdict=one.verdict)
+    if difference.comparison is None or difference.p is None:
+        return Text(NONE), Text(difference.verdict, "too few pairs", verdict=difference.verdict)
+    size = score(difference.comparison.difference, difference.comparison.interval, "+")
+    return size, Text(difference.verdict, probability(difference.p), verdict=difference.verdict)
 
 
 def large(value: float, unit: str = "") -> str:
-    """Returns a large quantity in thousands, millions, billions or more of a unit."""
+    """Returns a quantity with a prefix for thousands, millions or more."""
     for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f} {name}{unit}"
@@ -203,25 +214,25 @@ def large(value: float, unit: str = "") -> str:
 
 
 def probability(p: float) -> str:
-    """Returns a p value as it is written beside a verdict."""
+    """Returns a p value as text."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def short(value: object) -> str:
-    """Returns a config's value, numbers without needless digits."""
+    """Returns a config value as text, without trailing zeros."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _widths(plan: Plan) -> dict[str, int]:
-    """Returns each method's width where these differ."""
-    widths = {cell.method: cell.config["model"]["width"] for cell in plan.cells}
+    """Returns the width of each method; empty where all are equal."""
+    widths = {trial.method: trial.config["model"]["width"] for trial in plan.trials}
     return widths if len(set(widths.values())) > 1 else {}
 
 
 def markdown(table: Table) -> str:
-    """Returns a table in Markdown, its groups one below the other."""
+    """Returns a table in Markdown, with its groups below each other."""
     heads = [_plain(head, ", ") for head in table.heads]
-    rows = [heads, ["---" if head.main in table.words else "---:" for head in table.heads]]
+    rows = [heads, ["---" if head.main in table.text_columns else "---:" for head in table.heads]]
     for group, body in table.groups.items():
         rows += [[f"**{group}**", *[""] * (len(heads) - 1)]] if len(table.groups) > 1 else []
         rows += [[_plain(cell, ": " if cell.verdict else ", ") for cell in row] for row in body]
@@ -233,17 +244,18 @@ def _plain(text: Text, joint: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Returns the text so that Markdown shows it as it is, in a table as well."""
+    """Returns the text escaped for Markdown, inside tables as well."""
     return re.sub(r"([\\|<>*`\[\]])", r"\\\1", text)
 
 
 def latex(table: Table, caption: str) -> str:
-    r"""Returns a table for LaTeX with `booktabs`; verdicts are arrows beside the differences they are of."""
-    kept = [i for i, head in enumerate(table.heads) if head.main not in ("Chosen", "Verdict")]
+    r"""Returns a LaTeX table with `booktabs`; verdicts become arrows beside the differences."""
+    kept = [i for i, head in enumerate(table.heads) if head.main not in ("Selected", "Verdict")]
     body = [" & ".join(_tex(table.heads[i].main) for i in kept) + r" \\", r"\midrule"]
     for n, (group, rows) in enumerate(table.groups.items()):
         if len(table.groups) > 1:
-            body += [r"\addlinespace"] * (n > 0)
+            if n:
+                body.append(r"\addlinespace")
             body += [rf"\multicolumn{{{len(kept)}}}{{l}}{{\emph{{{_tex(group)}}}}} \\"]
         for row in rows:
             body.append(" & ".join(_tex_cell(row, i) for i in kept) + r" \\")
@@ -253,7 +265,7 @@ def latex(table: Table, caption: str) -> str:
             r"\begin{table}",
             r"  \centering",
             r"  \small",
-            rf"  \caption{{{_tex(caption)} $\uparrow$ better, $\downarrow$ worse, $\sim$ cannot tell.}}",
+            rf"  \caption{{{_tex(caption)} $\uparrow$ better, $\downarrow$ worse, $\sim$ inconclusive.}}",
             r"  \label{tab:ablation}",
             rf"  \begin{{tabular}}{{l{'r' * (len(kept) - 1)}}}",
             r"    \toprule",
@@ -269,9 +281,9 @@ def latex(table: Table, caption: str) -> str:
 def _tex_cell(row: Sequence[Text], i: int) -> str:
     cell = row[i]
     verdict = row[i + 1].verdict if i + 1 < len(row) else ""  # the column after a difference
-    interval = rf" {{\scriptsize [{', '.join(map(_tex, cell.ends))}]}}" if cell.ends else ""
+    interval = rf" {{\scriptsize [{', '.join(map(_tex, cell.interval))}]}}" if cell.interval else ""
     return f"{_tex(cell.main)}{interval}{' ' + ARROWS[verdict] if verdict else ''}"
 
 
 def _tex(text: str) -> str:
-    return "".join(SPECIAL.get(c, c) for c in text)
+    return "".join(LATEX_ESCAPES.get(c, c) for c in text)

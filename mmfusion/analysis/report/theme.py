@@ -1,4 +1,4 @@
-"""How the figures of a report look: SVG in the colours of the page it is on, and in its own anywhere else."""
+"""How the figures of a report styles: SVG in the colours of the page it is on, and in its own anywhere else."""
 
 import io
 import re
@@ -14,19 +14,19 @@ from mmfusion.analysis.ablation.plan import REFERENCE
 
 WIDE = 10.9  # inches, of the page's column
 INK, SOFT, GRID, STRIPE, PAPER, OTHER = "#1c242c", "#5a6570", "#dfe4e8", "#f4f6f8", "#fefefe", "#a3adb7"
-VERDICTS = {"better": ("#15714b", "^"), "worse": ("#b4392d", "v"), "cannot tell": ("#68737d", "o")}
+VERDICTS = {"better": ("#15714b", "^"), "worse": ("#b4392d", "v"), "inconclusive": ("#68737d", "o")}
 PALETTE = ("#1668a8", "#d1495b", "#2b9161", "#8659b8", "#d97f06", "#12908e", "#8f5236", "#be4f97")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 PARTS = ("#44617b", "#d0a24c", "#8c5a6b", "#7fa8a0")  # of modalities
-# The page's name of each colour; what is not here stays as it is.
-THEME = {
+# The name of each colour in the page's style sheet; other colours stay as they are.
+CSS_NAMES = {
     INK: "ink", SOFT: "soft", GRID: "line", STRIPE: "stripe", PAPER: "paper", OTHER: "other",
-    **{colour: verdict.replace(" ", "-") for verdict, (colour, _) in VERDICTS.items()},
+    **{colour: verdict for verdict, (colour, _) in VERDICTS.items()},
     **{colour: f"method-{i}" for i, colour in enumerate(PALETTE, 1)},
     **{colour: f"part-{i}" for i, colour in enumerate(PARTS, 1)},
 }  # fmt: skip
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f3f6f9", "#bcd3e4", "#6fa3c8", "#2a6ea6", "#0f3d66"])
-STYLE = {
+RC_PARAMS = {
     "svg.fonttype": "none", "svg.hashsalt": "mmfusion", "text.parse_math": False, "font.size": 10,
     "figure.facecolor": "none", "axes.facecolor": "none", "figure.constrained_layout.use": True,
     "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "axes.linewidth": 0.8,
@@ -42,18 +42,18 @@ STYLE = {
 FONT = "Helvetica, Arial, sans-serif"
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """A method's colour and mark, the same in all figures."""
 
     colour: str
     mark: str
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
+def method_styles(methods: Sequence[str]) -> dict[str, Style]:
     """Returns the looks of up to eight methods and the reference, which is drawn in ink; others share a grey."""
     others = [method for method in methods if method != REFERENCE]
-    found = {method: Look(*pair) for method, *pair in zip(others, PALETTE, MARKS, strict=False)}
-    return found | {REFERENCE: Look(INK, "o")}
+    found = {method: Style(*pair) for method, *pair in zip(others, PALETTE, MARKS, strict=False)}
+    return found | {REFERENCE: Style(INK, "o")}
 
 
 def svg(figure: Figure, label: str) -> Markup:
@@ -65,18 +65,18 @@ def svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", FONT, text)
     text = re.sub(
         r"(fill|stroke): (#[0-9a-f]{6})",
-        lambda found: f"{found[1]}: var(--{THEME[found[2]]}, {found[2]})" if found[2] in THEME else found[0],
+        lambda found: f"{found[1]}: var(--{CSS_NAMES[found[2]]}, {found[2]})" if found[2] in CSS_NAMES else found[0],
         text,
     )
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
 
 
-def legend(figure: Figure, methods: Sequence[str], look: Mapping[str, Look], lines: bool = True) -> None:
-    """Puts a legend beside the axes: the methods that have a look, and one grey for the others."""
+def legend(figure: Figure, methods: Sequence[str], styles: Mapping[str, Style], lines: bool = True) -> None:
+    """Puts a legend beside the axes: the methods that have a styles, and one grey for the others."""
     style = {"lw": 1.5 if lines else 0, "markersize": 5 if lines else 6.5}
     handles = [
-        Line2D([], [], color=look[m].colour, marker=look[m].mark, label=m, **style) for m in methods if m in look
+        Line2D([], [], color=styles[m].colour, marker=styles[m].mark, label=m, **style) for m in methods if m in styles
     ]
-    if any(m not in look for m in methods):
+    if any(m not in styles for m in methods):
         handles.append(Line2D([], [], color=OTHER, marker="o", label="others", **style))
     figure.legend(handles=handles, loc="outside right upper")

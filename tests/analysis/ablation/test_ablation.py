@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from mmfusion import config as configs
-from mmfusion.analysis import ablate
+from mmfusion.analysis import outcome as outcomes
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
 from mmfusion.errors import Preempted, UserError
@@ -30,21 +30,21 @@ def test_every_method_has_every_seed_and_every_value():
     plan = plans.build(make, ["gmu", "concat"], 2, {"optim.learning_rate": [1e-3, 3e-4], "model.width": [8, 16]})
     methods = [f"{what} model.width={width}" for what in ("gmu", "concat", "image alone", "text alone")
                for width in (8, 16)]  # fmt: skip
-    assert {cell.method for cell in plan.cells} == set(methods)
-    assert len(plan.cells) == 2 * 8 * 2
-    assert [cell.config["seed"] for cell in plan.cells] == [0] * 16 + [1] * 16  # a strategy is compiled once first
-    for cell in plan.cells:
-        assert cell.floor == ("alone" in cell.method)
-        assert cell.tried == {"optim.learning_rate": cell.config["optim"]["learning_rate"]}
-        assert f"model.width={cell.config['model']['width']}" in cell.method
-        assert set(cell.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=-")
-    floor = {cell.method.split()[0]: cell for cell in plan.cells if cell.floor}
+    assert {trial.method for trial in plan.trials} == set(methods)
+    assert len(plan.trials) == 2 * 8 * 2
+    assert [trial.config["seed"] for trial in plan.trials] == [0] * 16 + [1] * 16  # a strategy is compiled once first
+    for trial in plan.trials:
+        assert trial.unimodal_baseline == ("alone" in trial.method)
+        assert trial.hyperparameters == {"optim.learning_rate": trial.config["optim"]["learning_rate"]}
+        assert f"model.width={trial.config['model']['width']}" in trial.method
+        assert set(trial.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=-")
+    floor = {trial.method.split()[0]: trial for trial in plan.trials if trial.unimodal_baseline}
     assert set(floor["image"].config["model"]["encoders"]) == {"image"}
 
 
 def test_one_modality_has_no_floor_of_its_own():
     plan = plans.build(functools.partial(_only, "image"), ["gmu"], 1, {})
-    assert [cell.method for cell in plan.cells] == ["gmu"]
+    assert [trial.method for trial in plan.trials] == ["gmu"]
 
 
 def _only(modality, fusion, seed, _):
@@ -54,14 +54,14 @@ def _only(modality, fusion, seed, _):
 @pytest.mark.parametrize(
     ("fusions", "seeds", "vary", "said"),
     [
-        ([], 1, {}, "the grid is empty"),
-        (["gmu"], 0, {}, "the grid is empty"),
-        (["gmu"], 1, {"optim.learning_rate": []}, "the grid is empty"),
+        ([], 1, {}, "the plan has no trials"),
+        (["gmu"], 0, {}, "the plan has no trials"),
+        (["gmu"], 1, {"optim.learning_rate": []}, "the plan has no trials"),
         (["gmu", "gmu"], 1, {}, "given twice"),
-        (["gmu"], 1, {"optim.learning_rat": [1e-3]}, r"config\.optim\.learning_rat is no key"),
-        (["concat"], 1, {"model.fusion.heads": [2]}, r"config\.model\.fusion\.heads is no key of concat"),
-        (["concat"], 1, {"data.name": ["a", "b"]}, r"--vary=data\.name: all methods are compared on one test set"),
-        (["concat"], 1, {"data.targets.label.kind": ["x"]}, "one test set"),
+        (["gmu"], 1, {"optim.learning_rat": [1e-3]}, r"config\.optim\.learning_rat is not a key"),
+        (["concat"], 1, {"model.fusion.heads": [2]}, r"config\.model\.fusion\.heads is not a key of concat"),
+        (["concat"], 1, {"data.name": ["a", "b"]}, r"--vary=data\.name: changes the test set"),
+        (["concat"], 1, {"data.targets.label.kind": ["x"]}, "changes the test set"),
     ],
 )
 def test_wrong_grids_are_refused(fusions, seeds, vary, said):
@@ -71,43 +71,46 @@ def test_wrong_grids_are_refused(fusions, seeds, vary, said):
 
 def test_a_directory_belongs_to_one_plan_and_one_code(tmp_path, monkeypatch):
     plan = plans.build(make, ["gmu"], 1, {})
-    assert plans.settle(plan, tmp_path / "a") == plans.settle(plan, tmp_path / "a") == plan
+    assert plans.save(plan, tmp_path / "a") == plans.save(plan, tmp_path / "a") == plan
     grown = plans.build(make, ["gmu", "concat"], 2, {})  # seeds and methods may be added
-    assert plans.settle(grown, tmp_path / "a") == plans.settle(grown, tmp_path / "a") == grown
-    with pytest.raises(UserError, match="belongs to another ablation: its cell concat_seed=0 is there"):
-        plans.settle(plan, tmp_path / "a")
-    with pytest.raises(UserError, match="its cell gmu_seed=0 differs"):
-        plans.settle(plans.build(functools.partial(make, steps=4), ["gmu"], 1, {}), tmp_path / "a")
+    assert plans.save(grown, tmp_path / "a") == plans.save(grown, tmp_path / "a") == grown
+    with pytest.raises(UserError, match="belongs to another ablation: its trial concat_seed=0 is not in this plan"):
+        plans.save(plan, tmp_path / "a")
+    with pytest.raises(UserError, match="its trial gmu_seed=0 differs from this plan"):
+        plans.save(plans.build(functools.partial(make, steps=4), ["gmu"], 1, {}), tmp_path / "a")
     monkeypatch.setattr(plans, "code_digest", lambda: "other")
-    with pytest.raises(UserError, match=r"begun with other code \(\w{16}, now other\)"):
-        plans.settle(plans.build(make, ["gmu", "concat"], 2, {}), tmp_path / "a")
+    with pytest.raises(UserError, match=r"started with other code \(\w{16}, now other\)"):
+        plans.save(plans.build(make, ["gmu", "concat"], 2, {}), tmp_path / "a")
 
 
 def test_any_key_can_be_varied():
     plan = plans.build(make, ["concat", "gmu"], 1, {"model.encoders.image.name": ["cnn", "resnet18"]})
-    assert [cell.method for cell in plan.cells] == [
+    assert [trial.method for trial in plan.trials] == [
         *(f"{name} model.encoders.image.name={kind}" for name in ("concat", "gmu", "image alone")
           for kind in ("cnn", "resnet18")), "text alone",
     ]  # fmt: skip
-    assert [(cell.fusion, cell.variation) for cell in plan.cells[:2]] == [
+    assert [(trial.fusion, trial.variation) for trial in plan.trials[:2]] == [
         ("concat", f"model.encoders.image.name={kind}") for kind in ("cnn", "resnet18")
     ]
-    by_name = {cell.name: configs.from_json(cell.config) for cell in plan.cells}
+    by_name = {trial.name: configs.from_json(trial.config) for trial in plan.trials}
     encoder = by_name["gmu-model.encoders.image.name=resnet18_seed=0"].model.encoders.image
     assert encoder.to_dict() == {"name": "resnet18", **configs.choice_keys("model.encoders.image", "resnet18")}
 
     chosen = plans.build(make, ["gmu"], 1, {"optim.learning_rate": [1e-3, 1e-2], "optim.name": ["adamw", "sgd"]})
-    assert {cell.method for cell in chosen.cells} == {"gmu", "image alone", "text alone"}
-    assert {(cell.config["optim"]["name"], cell.config["optim"]["learning_rate"]) for cell in chosen.cells} == {
+    assert {trial.method for trial in chosen.trials} == {"gmu", "image alone", "text alone"}
+    assert {(trial.config["optim"]["name"], trial.config["optim"]["learning_rate"]) for trial in chosen.trials} == {
         (name, rate) for name in ("adamw", "sgd") for rate in (1e-3, 1e-2)
     }
     some = plans.build(make, ["gmu"], 1, {"modalities": ["image", "image+text"]})
-    assert [(cell.method, sorted(cell.config["data"]["modalities"]), cell.floor) for cell in some.cells] == [
+    found = [
+        (trial.method, sorted(trial.config["data"]["modalities"]), trial.unimodal_baseline) for trial in some.trials
+    ]
+    assert found == [
         ("gmu modalities=image", ["image"], True), ("gmu modalities=image+text", ["image", "text"], False),
         ("image alone", ["image"], True), ("text alone", ["text"], True),
     ]  # fmt: skip
     more = plans.build(make, ["gmu"], 1, {"objectives": ["none", "mvae", "unimodal+ogm_ge"]})
-    assert [(cell.method, sorted(cell.config["objectives"])) for cell in more.cells] == [
+    assert [(trial.method, sorted(trial.config["objectives"])) for trial in more.trials] == [
         ("gmu objectives=none", []), ("gmu objectives=mvae", ["mvae"]),
         ("gmu objectives=unimodal+ogm_ge", ["ogm_ge", "unimodal"]), ("image alone", []), ("text alone", []),
     ]  # fmt: skip
@@ -115,8 +118,8 @@ def test_any_key_can_be_varied():
         plans.build(make, ["gmu"], 1, {"objectives": ["mva"]})
 
 
-def leave(directory, cell, name, said):
-    folder = runner.cell_directory(directory, cell)
+def leave(directory, trial, name, said):
+    folder = runner.trial_directory(directory, trial)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(said))
 
@@ -128,46 +131,46 @@ def result(rows):
 
 def test_data_that_changed_is_no_comparison(tmp_path):
     plan = plans.build(make, ["gmu", "concat"], 2, {})
-    for cell in plan.cells:
-        leave(tmp_path, cell, "result.json", result("old"))
-    outcome = ablate.conclude(plan, tmp_path, "accuracy", [], {}, {})
-    assert not outcome.errors and len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(plan.cells)
-    leave(tmp_path, plan.cells[-1], "result.json", result("new"))
+    for trial in plan.trials:
+        leave(tmp_path, trial, "result.json", result("old"))
+    outcome = outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
+    assert not outcome.errors and len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(plan.trials)
+    leave(tmp_path, plan.trials[-1], "result.json", result("new"))
     with pytest.raises(UserError, match=r"the data changed .*: gmu_seed=0 and text-alone_seed=1 differ"):
-        ablate.conclude(plan, tmp_path, "accuracy", [], {}, {})
+        outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
 
 
-def test_nothing_is_chosen_of_a_strategy_that_has_cells_to_run(tmp_path):
+def test_nothing_is_chosen_of_a_strategy_that_has_trials_to_run(tmp_path):
     plan = plans.build(make, ["gmu", "concat"], 2, {})
-    for cell in plan.cells:
-        if cell.name != "gmu_seed=1":
-            leave(tmp_path, cell, "result.json", result("same"))
-    assert [cell.name for cell in ablate.unfinished(plan, tmp_path)] == ["gmu_seed=1"]
-    chosen = ablate.chosen_cells(plan, tmp_path, "accuracy")
-    assert [cell.name for cell in chosen] == ["concat_seed=0", "concat_seed=1"]
-    leave(tmp_path, next(cell for cell in plan.cells if cell.name == "gmu_seed=1"), "failed.json", {"error": "no"})
-    assert {cell.name for cell in ablate.chosen_cells(plan, tmp_path, "accuracy")} == {
+    for trial in plan.trials:
+        if trial.name != "gmu_seed=1":
+            leave(tmp_path, trial, "result.json", result("same"))
+    assert [trial.name for trial in outcomes.unfinished(plan, tmp_path)] == ["gmu_seed=1"]
+    chosen = outcomes.selected_trials(plan, tmp_path, "accuracy")
+    assert [trial.name for trial in chosen] == ["concat_seed=0", "concat_seed=1"]
+    leave(tmp_path, next(trial for trial in plan.trials if trial.name == "gmu_seed=1"), "failed.json", {"error": "no"})
+    assert {trial.name for trial in outcomes.selected_trials(plan, tmp_path, "accuracy")} == {
         "concat_seed=0", "concat_seed=1", "gmu_seed=0",
     }  # fmt: skip
-    assert ablate.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=1": "no"}
+    assert outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=1": "no"}
 
 
 def test_a_failed_examination_is_an_error_of_the_report(tmp_path):
     plan = plans.build(make, ["gmu"], 2, {})
-    for cell in plan.cells:
-        leave(tmp_path, cell, "result.json", result("same"))
-    leave(tmp_path, plan.cells[0], "failed.json", {"error": "no memory"})
-    assert ablate.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=0": "examination: no memory"}
+    for trial in plan.trials:
+        leave(tmp_path, trial, "result.json", result("same"))
+    leave(tmp_path, plan.trials[0], "failed.json", {"error": "no memory"})
+    assert outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=0": "probing: no memory"}
 
 
-def test_shards_are_all_cells_once():
-    cells = list(range(7))
-    parts = [runner.shard(cells, f"{i}/3") for i in range(3)]
-    assert sorted(cell for part in parts for cell in part) == cells
-    assert runner.shard(cells, "0/1") == cells
+def test_shards_are_all_trials_once():
+    trials = list(range(7))
+    parts = [runner.shard(trials, f"{i}/3") for i in range(3)]
+    assert sorted(trial for part in parts for trial in part) == trials
+    assert runner.shard(trials, "0/1") == trials
     for wrong in ("3/3", "1", "a/b", "-1/2", "0/0"):
         with pytest.raises(ValueError, match="must be i/n"):
-            runner.shard(cells, wrong)
+            runner.shard(trials, wrong)
 
 
 def nothing():
@@ -182,39 +185,39 @@ def die_once():
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_cell_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_path, data_dir, monkeypatch):
+def test_a_trial_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_path, data_dir, monkeypatch):
     changed = functools.partial(make, **{"data.dir": data_dir, "steps": 4})
-    good = [cell for cell in plans.build(changed, ["concat"], 2, {}).cells if not cell.floor]
+    good = [trial for trial in plans.build(changed, ["concat"], 2, {}).trials if not trial.unimodal_baseline]
     none = {**good[0].config["data"], "name": "shapes/none"}
-    cells = [*good, *(dataclasses.replace(c, name=f"none-{c.name}", config={**c.config, "data": none}) for c in good)]
-    assert len(cells) == 4
+    trials = [*good, *(dataclasses.replace(c, name=f"none-{c.name}", config={**c.config, "data": none}) for c in good)]
+    assert len(trials) == 4
     monkeypatch.setenv("MMFUSION_TESTS_MARKER", str(tmp_path / "marker"))
-    ended = {cell.name: error for cell, error in runner.run(cells, tmp_path, 2, die_once)}
-    assert set(ended) == {cell.name for cell in cells}
+    ended = {trial.name: error for trial, error in runner.run(trials, tmp_path, 2, die_once)}
+    assert set(ended) == {trial.name for trial in trials}
     killed = [name for name, error in ended.items() if error == "its process ended with status -9"]
     assert len(killed) == 1
-    for cell in cells:
-        folder = runner.cell_directory(tmp_path, cell)
-        if cell.name in killed:
+    for trial in trials:
+        folder = runner.trial_directory(tmp_path, trial)
+        if trial.name in killed:
             continue
-        if "none" in cell.name:
+        if "none" in trial.name:
             assert "UserError" in json.loads((folder / "failed.json").read_text())["error"]
         else:
-            assert runner.is_done(tmp_path, cell) and not (folder / "failed.json").exists()
+            assert runner.is_done(tmp_path, trial) and not (folder / "failed.json").exists()
 
     # Once more: what was killed is done, what cannot be done fails again, the rest is left as it is.
-    done = {cell.name: (runner.cell_directory(tmp_path, cell) / "result.json").stat().st_mtime_ns
-            for cell in cells if runner.is_done(tmp_path, cell)}  # fmt: skip
-    again = {cell.name: error for cell, error in runner.run(cells, tmp_path, 1, nothing)}
+    done = {trial.name: (runner.trial_directory(tmp_path, trial) / "result.json").stat().st_mtime_ns
+            for trial in trials if runner.is_done(tmp_path, trial)}  # fmt: skip
+    again = {trial.name: error for trial, error in runner.run(trials, tmp_path, 1, nothing)}
     assert not set(again) & set(done)
-    for cell in cells:
-        assert runner.is_done(tmp_path, cell) == ("none" not in cell.name)
-        if cell.name in done:
-            assert (runner.cell_directory(tmp_path, cell) / "result.json").stat().st_mtime_ns == done[cell.name]
-    assert list(runner.run([cell for cell in cells if runner.is_done(tmp_path, cell)], tmp_path, 2, nothing)) == []
+    for trial in trials:
+        assert runner.is_done(tmp_path, trial) == ("none" not in trial.name)
+        if trial.name in done:
+            assert (runner.trial_directory(tmp_path, trial) / "result.json").stat().st_mtime_ns == done[trial.name]
+    assert list(runner.run([trial for trial in trials if runner.is_done(tmp_path, trial)], tmp_path, 2, nothing)) == []
 
 
-def save_yourself(cell, folder):
+def save_yourself(trial, folder):
     """Works until SIGTERM comes, and leaves a file then."""
     signal.signal(signal.SIGTERM, lambda number, frame: (folder / "saved").touch())
     (folder / "begun").touch()
@@ -223,9 +226,9 @@ def save_yourself(cell, folder):
     raise Preempted("saved")
 
 
-def test_sigterm_lets_the_cells_save_themselves(tmp_path):
-    cells = [types.SimpleNamespace(name=name) for name in ("a", "b", "c")]
-    folders = [runner.cell_directory(tmp_path, cell) for cell in cells]
+def test_sigterm_lets_the_trials_save_themselves(tmp_path):
+    trials = [types.SimpleNamespace(name=name) for name in ("a", "b", "c")]
+    folders = [runner.trial_directory(tmp_path, trial) for trial in trials]
 
     def stop():
         while not all((folder / "begun").exists() for folder in folders[:2]):
@@ -235,7 +238,7 @@ def test_sigterm_lets_the_cells_save_themselves(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(Preempted), runner.preempted_by_sigterm(), runner.Pool(tmp_path, 2, nothing) as pool:
-        list(pool.run(cells, runner.Work(save_yourself, "result.json")))
+        list(pool.run(trials, runner.Stage(save_yourself, "result.json")))
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -250,15 +253,15 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
 
     plan = plans.build(functools.partial(make, **{"data.dir": data_dir}), ["gmu", "concat"], 2, {})
     seen = {}
-    for cell in plan.cells:
-        if not cell.floor:
-            config = configs.from_json(cell.config)
+    for trial in plan.trials:
+        if not trial.unimodal_baseline:
+            config = configs.from_json(trial.config)
             dataset = datasets.load(config.data, seed=config.seed)
             params = jax.device_get(build_setup(config, dataset).init_state(config.seed).params)
             batch = next(
                 pipeline.train_batches(dataset.splits["train"], seed=config.seed, batch_size=16, first=0, last=1)
             )
-            seen[cell.method, config.seed] = {m: params[f"encoders_{m}"] for m in ("image", "text")}, batch.id
+            seen[trial.method, config.seed] = {m: params[f"encoders_{m}"] for m in ("image", "text")}, batch.id
     jax.tree.map(np.testing.assert_array_equal, seen["gmu", 0], seen["concat", 0])
     assert not np.array_equal(seen["gmu", 0][1], seen["gmu", 1][1])
 
@@ -266,7 +269,7 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
 def test_a_process_forgets_its_programs_before_it_has_no_room_for_more(monkeypatch):
     forgotten = []
     monkeypatch.setattr(jax, "clear_caches", lambda: forgotten.append(1))
-    runner.make_room(10**6)
+    runner.clear_programs(10**6)
     assert not forgotten
-    runner.make_room(10)
+    runner.clear_programs(10)
     assert forgotten

@@ -10,24 +10,24 @@ from mmfusion.errors import UserError
 from tests import tiny
 
 
-def test_the_nearest_width_is_found():
+def test_nearest_width_is_found():
     quadratic = lambda width: 100 + 3 * width * width  # noqa: E731
-    assert budget.match(quadratic, quadratic(24), width=64, step=1) == budget.Match(24, quadratic(24))
-    assert budget.match(quadratic, quadratic(24) + 5, width=64, step=1).width == 24
-    assert budget.match(quadratic, quadratic(26), width=64, step=4).width in (24, 28)
-    assert budget.match(quadratic, 0, width=64, step=4).width == 4  # nothing is that small
-    assert budget.match(quadratic, 10**9, width=64, step=4).width == 256  # nor that large, in reach
+    assert budget.nearest_width(quadratic, quadratic(24), width=64, step=1) == budget.Match(24, quadratic(24))
+    assert budget.nearest_width(quadratic, quadratic(24) + 5, width=64, step=1).width == 24
+    assert budget.nearest_width(quadratic, quadratic(26), width=64, step=4).width in (24, 28)
+    assert budget.nearest_width(quadratic, 0, width=64, step=4).width == 4  # nothing is that small
+    assert budget.nearest_width(quadratic, 10**9, width=64, step=4).width == 256  # nor that large, in reach
 
 
-def test_what_is_refused_counts_as_too_much():
+def test_nearest_width_skips_refused_widths():
     def bounded(width):
         if width > 20:
             raise UserError("over the budget")
         return width
 
-    assert budget.match(bounded, 30, width=64, step=1).width == 20
+    assert budget.nearest_width(bounded, 30, width=64, step=1).width == 20
     with pytest.raises(UserError, match="over the budget"):
-        budget.match(lambda width: bounded(99), 30, width=64, step=1)
+        budget.nearest_width(lambda width: bounded(99), 30, width=64, step=1)
 
 
 def make(data_dir, fusion, seed, modalities):
@@ -36,17 +36,17 @@ def make(data_dir, fusion, seed, modalities):
 
 
 @pytest.mark.parametrize("kind", budget.KINDS)
-def test_strategies_cost_what_concat_does(kind, data_dir):
+def test_match_widths_equalizes_cost_with_concat(kind, data_dir):
     plain = functools.partial(make, data_dir)
-    matched, aimed_at, found = budget.matched(plain, ["low_rank_tensor", "concat"], kind)
+    matched, aimed_at, found = budget.match_widths(plain, ["low_rank_tensor", "concat"], kind)
     assert set(found) == {"low_rank_tensor", "concat", "image alone", "text alone"}
     config = plain("concat", 0, "")
     data = dataset.load(config.data, seed=0, splits=())
-    target = budget.cost(config, data, kind)
+    target = budget.model_cost(config, data, kind)
     assert aimed_at == target and found["concat"] == budget.Match(config.model.width, target)
     other = matched("low_rank_tensor", 1, "")
     assert (other.model.width, other.seed) == (found["low_rank_tensor"].width, 1)
-    assert budget.cost(other, data, kind) == found["low_rank_tensor"].cost
+    assert budget.model_cost(other, data, kind) == found["low_rank_tensor"].cost
     assert found["low_rank_tensor"].cost == pytest.approx(target, rel=0.1)
     assert plain("low_rank_tensor", 0, "").model.width == config.model.width
     assert matched("", 0, "text").model.width == found["text alone"].width

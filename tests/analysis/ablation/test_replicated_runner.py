@@ -1,4 +1,4 @@
-"""Cells of a method in one program: what is grouped, and what a group leaves."""
+"""Trials of a method in one program: what is grouped, and what a group leaves."""
 
 import functools
 import json
@@ -18,27 +18,31 @@ def planned(data_dir):
 
 
 def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
-    found = replicated_runner.groups(planned.cells)
-    assert [{cell.method for cell in group} for group in found] == [
+    found = replicated_runner.groups(planned.trials)
+    assert [{trial.method for trial in group} for group in found] == [
         {"concat"}, {"mean"}, {"image alone"}, {"text alone"},
     ]  # fmt: skip
     assert [len(group) for group in found] == [4, 4, 4, 4]
 
 
-def test_a_group_leaves_what_its_cells_would(planned, tmp_path):
-    cells = [cell for cell in planned.cells if cell.method == "concat" and cell.tried == planned.cells[0].tried]
-    assert len(cells) == 2
-    assert {cell.name: error for cell, error in replicated_runner.run(tmp_path, cells)} == {
-        cell.name: "" for cell in cells
+def test_a_group_leaves_what_its_trials_would(planned, tmp_path):
+    trials = [
+        trial
+        for trial in planned.trials
+        if trial.method == "concat" and trial.hyperparameters == planned.trials[0].hyperparameters
+    ]
+    assert len(trials) == 2
+    assert {trial.name: error for trial, error in replicated_runner.run(tmp_path, trials)} == {
+        trial.name: "" for trial in trials
     }
-    assert all(runner.is_done(tmp_path, cell) for cell in cells)
-    for cell in cells:
-        assert (runner.cell_directory(tmp_path, cell) / "log.txt").read_text().count("test") > 0
-    assert not list(replicated_runner.run(tmp_path, cells))
+    assert all(runner.is_done(tmp_path, trial) for trial in trials)
+    for trial in trials:
+        assert (runner.trial_directory(tmp_path, trial) / "log.txt").read_text().count("test") > 0
+    assert not list(replicated_runner.run(tmp_path, trials))
 
 
-def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(planned, tmp_path, monkeypatch):
-    cells = [cell for cell in planned.cells if cell.method == "concat"]
+def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_trial_s_own(planned, tmp_path, monkeypatch):
+    trials = [trial for trial in planned.trials if trial.method == "concat"]
     sizes = []
 
     def small(runs, around):
@@ -48,14 +52,14 @@ def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_cell_s_own(
         return [UserError("wrong"), Preempted("saved")] if len(sizes) == 2 else [{}, {}]
 
     monkeypatch.setattr(replicated_runner, "train_together", small)
-    ended = replicated_runner.run(tmp_path, cells)
-    assert next(ended) == (cells[0], "UserError: wrong")
+    ended = replicated_runner.run(tmp_path, trials)
+    assert next(ended) == (trials[0], "UserError: wrong")
     with pytest.raises(Preempted):
         next(ended)
-    failed = runner.cell_directory(tmp_path, cells[0]) / "failed.json"
+    failed = runner.trial_directory(tmp_path, trials[0]) / "failed.json"
     assert json.loads(failed.read_text()) == {"error": "UserError: wrong"}
-    assert [(cell, error) for cell, error in replicated_runner.run(tmp_path, cells[:2])] == [
-        (cell, "") for cell in cells[:2]
+    assert [(trial, error) for trial, error in replicated_runner.run(tmp_path, trials[:2])] == [
+        (trial, "") for trial in trials[:2]
     ]
     assert sizes == [4, 2, 2]
     assert not failed.exists()
@@ -71,5 +75,5 @@ def test_a_program_that_fails_is_its_group_s_own(planned, tmp_path, monkeypatch)
         return [{}] * len(runs)
 
     monkeypatch.setattr(replicated_runner, "train_together", train_together)
-    ended = [error for _, error in replicated_runner.run(tmp_path, planned.cells)]
+    ended = [error for _, error in replicated_runner.run(tmp_path, planned.trials)]
     assert ended == ["TypeError: no such shape"] * 4 + [""] * 12

@@ -24,7 +24,7 @@ def test_holm_steps_down():
     assert significance.holm([]) == []
 
 
-def test_a_clear_difference_is_told_and_its_mirror():
+def test_verdict_of_a_clear_difference_and_its_mirror():
     random = np.random.default_rng(0)
     b = 0.9 + 0.01 * random.normal(size=8)
     a = b + 0.05 + 0.005 * random.normal(size=8)
@@ -35,7 +35,7 @@ def test_a_clear_difference_is_told_and_its_mirror():
         assert found.better == (sign > 0)
         assert found.p == 2 / 2**8
         assert significance.verdict(found, found.p) == said
-        assert significance.verdict(found, 0.06) == "cannot tell"  # not after correction
+        assert significance.verdict(found, 0.06) == "inconclusive"  # not after correction
 
 
 def test_equal_and_few_runs_tell_nothing():
@@ -44,7 +44,7 @@ def test_equal_and_few_runs_tell_nothing():
     rounded = significance.mean_interval(np.array([0.499, 0.5, 0.501]) - np.array([0.699, 0.7, 0.701]))
     assert rounded == pytest.approx((-0.2, -0.2))  # where BCa divides by a spread that is only rounding
     few = significance.compare([0.9] * 5, [0.5] * 5)
-    assert significance.verdict(few, few.p) == "cannot tell"  # 2 / 2^5 is above 0.05
+    assert significance.verdict(few, few.p) == "inconclusive"  # 2 / 2^5 is above 0.05
     for a, b in (([0.5], [0.4]), ([0.5, 0.6], [0.4]), ([0.5, np.nan], [0.4, 0.5])):
         with pytest.raises(ValueError, match="finite pairs"):
             significance.compare(a, b)
@@ -64,14 +64,14 @@ def test_what_was_chosen_of_one_is_the_sign_flip_test():
     random = np.random.default_rng(2)
     for _ in range(10):
         differences = 0.3 + random.normal(size=7)
-        assert significance.sign_flip_of_chosen(differences[None], 0) == pytest.approx(
+        assert significance.sign_flip_of_selected(differences[None], 0) == pytest.approx(
             significance.sign_flip(differences)
         )
-    assert significance.sign_flip_of_chosen(np.zeros((2, 6)), 0) == 1.0
-    assert significance.sign_flip_of_chosen(np.full((3, 6), 0.1), 1) == 2 / 2**6
+    assert significance.sign_flip_of_selected(np.zeros((2, 6)), 0) == 1.0
+    assert significance.sign_flip_of_selected(np.full((3, 6), 0.1), 1) == 2 / 2**6
     several = np.vstack([np.full(6, 0.1), [0.1, np.nan, 0.2, -0.1, 0.3, np.nan]])
-    assert significance.sign_flip_of_chosen(several, 0) == 2 / 2**6
-    assert 0.25 < significance.sign_flip_of_chosen(several, 1) <= 1
+    assert significance.sign_flip_of_selected(several, 0) == 2 / 2**6
+    assert 0.25 < significance.sign_flip_of_selected(several, 1) <= 1
 
 
 def test_what_has_few_pairs_does_not_hide_what_is_clear():
@@ -79,8 +79,8 @@ def test_what_has_few_pairs_does_not_hide_what_is_clear():
     failing = np.full(9, np.nan)
     failing[:2] = 0.20, 0.21  # as far from 0 as two pairs can be
     noise = 0.05 * np.random.default_rng(0).normal(size=(5, 9))
-    assert significance.sign_flip_of_chosen(np.vstack([failing, noise, clear]), 6) < 0.02
-    assert significance.sign_flip_of_chosen(np.vstack([failing, clear]), 0) > 0.4
+    assert significance.sign_flip_of_selected(np.vstack([failing, noise, clear]), 6) < 0.02
+    assert significance.sign_flip_of_selected(np.vstack([failing, clear]), 0) > 0.4
 
 
 @pytest.mark.parametrize("n", [6, pytest.param(18, marks=pytest.mark.thorough)])
@@ -88,7 +88,7 @@ def test_the_best_of_many_that_are_alike_is_seldom_told(n):
     random, told = np.random.default_rng(5), 0
     for _ in range(200):
         differences = random.normal(size=(12, n)) + random.normal(size=n)  # from one floor
-        told += significance.sign_flip_of_chosen(differences, int(differences.mean(axis=1).argmax())) < 0.05
+        told += significance.sign_flip_of_selected(differences, int(differences.mean(axis=1).argmax())) < 0.05
     assert told <= 0.05 * 200 + 2 * (200 * 0.05 * 0.95) ** 0.5
 
 
@@ -102,12 +102,12 @@ def test_intervals_cover(n, least):
     assert hits / 300 >= least
 
 
-def test_seeds_to_tell():
+def test_seeds_needed():
     seen = 0.5 + stats.norm.ppf((np.arange(20) + 0.5) / 20)  # a mean of half a deviation
-    wanted = significance.seeds_to_tell(seen)
+    wanted = significance.seeds_needed(seen)
     assert 30 <= wanted <= 36  # 34 by tables of the paired t-test
-    assert significance.seeds_to_tell(seen, comparisons=11) > wanted
-    assert significance.seeds_to_tell([0.1, 0.101, 0.099]) == 6  # never fewer than the exact test asks for
-    assert significance.seeds_to_tell([0.1, 0.101, 0.099] * 3) == 10
-    assert significance.seeds_to_tell([0.1, -0.1]) is None
-    assert significance.seeds_to_tell([1e-6, -1.0, 1.0]) is None
+    assert significance.seeds_needed(seen, comparisons=11) > wanted
+    assert significance.seeds_needed([0.1, 0.101, 0.099]) == 6  # never fewer than the exact test asks for
+    assert significance.seeds_needed([0.1, 0.101, 0.099] * 3) == 10
+    assert significance.seeds_needed([0.1, -0.1]) is None
+    assert significance.seeds_needed([1e-6, -1.0, 1.0]) is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmfusion.analysis.probing import attention, attribution
-from mmfusion.analysis.probing.probe import Probe, compared_metric, examine, mixed, some
+from mmfusion.analysis.probing.probe import Probe, compared_metric, permute_rows, probe_run, sample_rows
 from mmfusion.training.evaluation import collect, score
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
@@ -30,7 +30,7 @@ def trained(tmp_path_factory, data_dir):
 
 def probe_of(workdir):
     run = open_run(workdir, ["test"])
-    return Probe(run), some(run.dataset.splits["test"], 20)
+    return Probe(run), sample_rows(run.dataset.splits["test"], 20)
 
 
 @pytest.mark.loop
@@ -52,7 +52,7 @@ def test_pairs_have_the_examples_on_their_diagonal_and_mixtures_beside_it(traine
     own = probe.fuse(encoded)["logits"]["label"]
     np.testing.assert_allclose(table[np.arange(20), np.arange(20)], own, atol=1e-5)
     turned = np.roll(np.arange(20), 1)
-    other = probe.fuse(mixed(encoded, {"image": turned}))["logits"]["label"]
+    other = probe.fuse(permute_rows(encoded, {"image": turned}))["logits"]["label"]
     np.testing.assert_allclose(table[turned, np.arange(20)], other, atol=1e-5)
     assert np.abs(other - own).max() > 1e-4
 
@@ -61,7 +61,7 @@ def test_pairs_have_the_examples_on_their_diagonal_and_mixtures_beside_it(traine
 def test_subsets_are_what_evaluation_says_of_them(trained):
     workdir = trained("co_attention")
     run = open_run(workdir, ["test"])
-    found = examine(workdir)["subsets"]
+    found = probe_run(workdir)["subsets"]
     assert set(found) == {"", "image", "text", "image+text"}
     run_eval = run.setup.eval_step()
     for names, value in found.items():
@@ -72,7 +72,7 @@ def test_subsets_are_what_evaluation_says_of_them(trained):
 
 @pytest.mark.loop
 def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):
-    found = examine(trained("mean"))
+    found = probe_run(trained("mean"))
     assert found["metric"] == "accuracy" and found["rows"] == 64
     pairs = found["interaction"]["image"]
     assert len(pairs["whole"]) == 3

@@ -1,4 +1,4 @@
-"""The report of an ablation: everything that was claimed is in it, nothing is loaded, and what is missing is said."""
+"""The report of an ablation: everything that was claimed is in it, nothing is loaded, and what is missing is made."""
 
 import dataclasses
 import functools
@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from mmfusion.analysis import report
-from mmfusion.analysis.ablate import Outcome
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import claims
-from mmfusion.analysis.claims.selection import Row
+from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing import attention, attribution, calibration
-from mmfusion.analysis.probing.attention import Shown
-from mmfusion.analysis.report import cards, evidence, plots, tables
-from mmfusion.analysis.report.sections import MAKERS
-from mmfusion.analysis.report.study import Study
+from mmfusion.analysis.probing.attention import ExampleView
+from mmfusion.analysis.report import aggregation, example_views, plots, tables
+from mmfusion.analysis.report.context import ReportContext
+from mmfusion.analysis.report.sections import SECTIONS
 from mmfusion.errors import UserError
 from tests import tiny
 
@@ -63,39 +63,41 @@ def make(modalities, fusion, seed, alone):
 def ablation(
     directory, *, seeds=SEEDS, metric="accuracy", modalities="", rename=None, seen=True, errors=(), published=()
 ):
-    """Returns an outcome and its plan, with what it needs of its cells' files in the directory."""
+    """Returns an outcome and its plan, with what it needs of its trials' files in the directory."""
     plan = plans.build(functools.partial(make, modalities), ["mean", "gmu", "film", "concat"], seeds, {})
-    cells = tuple(dataclasses.replace(c, method=(rename or {}).get(c.method, c.method)) for c in plan.cells)
-    plan, old = dataclasses.replace(plan, cells=cells), {v: k for k, v in (rename or {}).items()}
+    trials = tuple(dataclasses.replace(c, method=(rename or {}).get(c.method, c.method)) for c in plan.trials)
+    plan, old = dataclasses.replace(plan, trials=trials), {v: k for k, v in (rename or {}).items()}
     higher = metric == "accuracy"
     results, examined = {}, {}
-    for cell in plan.cells:
-        level = LEVELS[old.get(cell.method, cell.method)]
-        value = scores(old.get(cell.method, cell.method), cell.config["seed"], level if higher else 1 - level)
-        results[cell.name] = {
+    for trial in plan.trials:
+        level = LEVELS[old.get(trial.method, trial.method)]
+        value = scores(old.get(trial.method, trial.method), trial.config["seed"], level if higher else 1 - level)
+        results[trial.name] = {
             "valid": {metric: value}, "test": {metric: value}, "parameters": 1000, "examples_per_second": 50.0,
             "data": {"name": "shapes/match", "fingerprint": "f00d", "examples": {"train": 256}},
             "device": "1 x cpu", "versions": {"jax": "0.0"},
         }  # fmt: skip
-        if seen and not cell.floor:
+        if seen and not trial.unimodal_baseline:
             own = level if higher else 1 - level
             names = NAMES[: 1 if modalities else 2]
-            examined[cell.name] = examination(own, 1 if higher else -1, cell.config["seed"], names)
-        folder = runner.cell_directory(directory, cell)
+            examined[trial.name] = examination(own, 1 if higher else -1, trial.config["seed"], names)
+        folder = runner.trial_directory(directory, trial)
         folder.mkdir(parents=True)
         lines = [{"step": step, "split": "valid", metric: value * step / 8} for step in (4, 8)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "sp')
-    classical = [Row("linear_svm, text", True, {"C": 1.0}, (), tuple(range(seeds)), (), (0.5,) * seeds,
+    classical = [MethodResult("linear_svm, text", True, {"C": 1.0}, (), tuple(range(seeds)), (), (0.5,) * seeds,
                      (0.5,) * seeds, None)] * higher  # fmt: skip
-    found = selection.rows(plan.cells, results, metric)
-    said = claims(found, classical, examined, {}, metric, higher)
-    return Outcome(metric, higher, (*found, *classical), said, results, examined, dict(errors), dict(published)), plan
+    found = selection.method_results(plan.trials, results, metric)
+    made_claims = claims(found, classical, examined, {}, metric, higher)
+    return Outcome(
+        metric, higher, (*found, *classical), made_claims, results, examined, dict(errors), dict(published)
+    ), plan
 
 
 def shown(attending):
     weights = {("text", "image"): np.ones((2, 16)), ("image", "text"): np.ones((16, 2))} if attending else {}
     words = {"text": ["red", "cross"]} if attending else {}
-    return Shown(7, "true", "false", {"image": np.zeros((32, 32, 3), np.uint8), **words}, weights)
+    return ExampleView(7, "true", "false", {"image": np.zeros((32, 32, 3), np.uint8), **words}, weights)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +114,7 @@ def written(tmp_path_factory):
     outcome, plan = ablation(directory, errors=failed, published={"an article's CNN": 0.6012})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "examples", lambda workdir: [shown(True)])
-        report.write(outcome, plan, directory, COMMAND, lambda cell: f"train {cell.name}", latex=True)
+        report.write(outcome, plan, directory, COMMAND, lambda trial: f"train {trial.name}", latex=True)
     return outcome, plan, directory
 
 
@@ -131,18 +133,18 @@ def test_all_that_was_claimed_is_in_it(written):
     page, text = seen(read(directory)), re.sub(r"\\(.)|`", r"\1", read(directory, "report.md"))
     folded = " ".join(read(directory, "report.md").split())
     assert COMMAND.replace(" --", " \\ --") in page and COMMAND.replace(" --", " \\ --") in folded
-    assert {s.verdict for s in outcome.claims.statements} >= {"better", "worse", "cannot tell"}
+    assert {s.verdict for s in outcome.claims.statements} >= {"better", "worse", "inconclusive"}
     for part in (
         *(s.text for s in outcome.claims.statements),
-        *(row.method for row in outcome.rows),
-        *("better", "worse", "cannot tell"),
+        *(row.method for row in outcome.methods),
+        *("better", "worse", "inconclusive"),
         *(outcome.claims.rule.replace("`", ""), plan.code, "fingerprint f00d", "1 x cpu"),
-        *("train gmu_seed=0", "Reported by others", "an article's CNN", "0.6012"),
+        *("train gmu_seed=0", "Published scores", "an article's CNN", "0.6012"),
     ):
         assert part in page, part
         assert part in text, part
-    assert page.count("Figure ") >= 9 and "Left out" not in page
-    assert sorted(path.name for path in directory.iterdir()) == ["cells", "report.html", "report.md", "table.tex"]
+    assert page.count("Figure ") >= 9 and "Not available" not in page
+    assert sorted(path.name for path in directory.iterdir()) == ["report.html", "report.md", "table.tex", "trials"]
 
 
 def test_a_page_loads_nothing(written):
@@ -173,16 +175,16 @@ def test_the_best_comes_first_where_less_is_better_too(tmp_path, metric):
     table = read(tmp_path).split('<table class="methods">')[1].split("</table>")[0]
     order = [name for name in re.findall(r"<th scope=row[^>]*>([\w ,]+)", table) if name in LEVELS]
     assert order == ["gmu", "film", "concat", "mean", "image alone", "text alone"]
-    scored = next(row for row in outcome.rows if row.method == "film").test
+    scored = next(row for row in outcome.methods if row.method == "film").test
     assert f"<td>{max(scored) if metric == 'nll' else min(scored):.4f}</td>" in table
 
 
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
-        ({"seen": False}, {"no run was examined": 5}),
+        ({"seen": False}, {"no run was probed": 5}),
         ({"modalities": "image"}, {"there is one modality": 3}),
-        ({"seeds": 1}, {"there is nothing that the strategies could be compared with": 1}),
+        ({"seeds": 1}, {"no two methods can be compared over seeds": 1}),
     ],
 )
 def test_what_is_missing_is_left_out_and_said(tmp_path, changes, lines):
@@ -190,8 +192,8 @@ def test_what_is_missing_is_left_out_and_said(tmp_path, changes, lines):
     report.write(outcome, plan, tmp_path, COMMAND)
     page = seen(read(tmp_path))
     for line, count in lines.items():
-        assert page.count(f"Left out: {line}") == count
-    assert page.count("Left out") == sum(lines.values())
+        assert page.count(f"Not available: {line}") == count
+    assert page.count("Not available") == sum(lines.values())
     assert outcome.claims.none in page
 
 
@@ -200,15 +202,17 @@ def test_no_run_at_all_is_a_report_too(tmp_path, monkeypatch):
         raise UserError("it has no checkpoints")
 
     outcome, plan = ablation(tmp_path, seen=False)
-    lost = [dataclasses.replace(r, runs=(), seeds=(), lost=r.seeds, valid=(), test=(), parameters=None)
-            for r in outcome.rows]  # fmt: skip
-    none = dataclasses.replace(outcome, rows=tuple(lost), claims=claims(lost, [], {}, {}, "accuracy", True), results={})
+    lost = [dataclasses.replace(r, trials=(), seeds=(), failed_seeds=r.seeds, valid=(), test=(), parameters=None)
+            for r in outcome.methods]  # fmt: skip
+    none = dataclasses.replace(
+        outcome, methods=tuple(lost), claims=claims(lost, [], {}, {}, "accuracy", True), results={}
+    )
     report.write(none, plan, tmp_path, COMMAND, latex=True)
     page = seen(read(tmp_path))
-    assert "no run of a fusion strategy ended in a number" in page and page.count("Left out") == 9
+    assert "no run of a fusion strategy has a score" in page and page.count("Not available") == 9
     monkeypatch.setattr(attention, "examples", gone)
     report.write(outcome, plan, tmp_path, COMMAND)
-    assert "Left out: no run could be opened (it has no checkpoints)." in seen(read(tmp_path))
+    assert "Not available: no run could be opened (it has no checkpoints)." in seen(read(tmp_path))
 
 
 def test_the_table_for_latex_is_well_formed(written):
@@ -219,7 +223,7 @@ def test_the_table_for_latex_is_well_formed(written):
     assert r"linear\_svm, text" in table and not re.search(r"(?<!\\)_", table)
     columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", table)[1])
     rows = [line for line in table.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert len(rows) == 1 + len(written[0].rows) + len(written[0].published)
+    assert len(rows) == 1 + len(written[0].methods) + len(written[0].published)
     assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
     assert rows[1].strip().startswith("gmu & 0.92") and r"$\uparrow$" in rows[1]
 
@@ -227,8 +231,8 @@ def test_the_table_for_latex_is_well_formed(written):
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
 def test_the_heat_map_holds_the_means(tmp_path, metric):
     outcome, _ = ablation(tmp_path, metric=metric)
-    rows = [row for row in outcome.rows if row.runs and not row.floor]
-    found = evidence.absences(rows, outcome, "subsets")
+    rows = [row for row in outcome.methods if row.trials and not row.unimodal_baseline]
+    found = aggregation.absences(rows, outcome, "subsets")
     picture = plots.heat_maps({"present": found}, metric, higher=metric == "accuracy")
     level = {"accuracy": LEVELS["gmu"], "nll": 1 - LEVELS["gmu"]}[metric]
     for kept, share in {"": 0.0, "image": 0.5, "text": 0.5, "image+text": 1.0}.items():
@@ -241,7 +245,7 @@ def test_seeds_pooled_are_the_bins_of_all_examples():
     random = np.random.default_rng(0)
     parts = [(3 * random.standard_normal((n, 4)), random.integers(4, size=n)) for n in (40, 90)]
     runs = [{"before": {"bins": dataclasses.asdict(calibration.reliability(*part))}} for part in parts]
-    found = evidence.pooled(runs, "before")
+    found = aggregation.pooled(runs, "before")
     whole = calibration.reliability(*(np.concatenate(both) for both in zip(*parts, strict=True)))
     for name in ("count", "confidence", "accuracy"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name))
@@ -249,44 +253,48 @@ def test_seeds_pooled_are_the_bins_of_all_examples():
 
 def test_robustness_is_measured_from_late_fusion():
     curves = {"late_mean": [1.0, 0.8, 0.6], "gmu": [0.9, 0.9, 0.9]}
-    found = evidence.robustness(curves, [0.0, 0.5, 1.0], sign=1)
+    found = aggregation.robustness(curves, [0.0, 0.5, 1.0], sign=1)
     assert found["late_mean"] == (pytest.approx(0.8), 0.0)
     assert found["gmu"] == (pytest.approx(0.9), pytest.approx(0.2))  # it loses 0, late fusion 0.2 on average
-    assert evidence.robustness({"gmu": curves["gmu"]}, [0.0, 0.5, 1.0], sign=1)["gmu"][1] is None
+    assert aggregation.robustness({"gmu": curves["gmu"]}, [0.0, 0.5, 1.0], sign=1)["gmu"][1] is None
 
 
 def test_examples_come_from_the_best_that_attends(tmp_path, monkeypatch):
     outcome, plan = ablation(tmp_path, rename={"mean": "slow"})
-    attends = next(cell for cell in plan.cells if cell.method == "slow")
+    attends = next(trial for trial in plan.trials if trial.method == "slow")
     attends.config["model"]["fusion"]["name"] = "co_attention"
-    study = Study(outcome, plan, tmp_path, tables.lines(outcome, plan))
+    context = ReportContext(outcome, plan, tmp_path, tables.lines(outcome, plan))
     monkeypatch.setattr(attention, "examples", lambda workdir: [shown("mean" in str(workdir.name))])
-    found = MAKERS["Examples"](study)
-    assert found.caption.startswith("Where slow, the best with attention on validation, seed 0, looks on 1 test")
-    (card,) = found.cards
-    assert card.right == "wrong" and [part.modality for part in card.parts] == NAMES
-    assert card.parts[0].heat and [share for _, share in card.parts[1].words] == [1.0, 1.0]
+    found = SECTIONS["Examples"](context)
+    assert found.caption.startswith("Attention of slow (the best with attention on validation, seed 0) on 1 test")
+    (card,) = found.examples
+    assert card.right == "wrong" and [part.modality for part in card.modalities] == NAMES
+    assert card.modalities[0].heat and [share for _, share in card.modalities[1].words] == [1.0, 1.0]
     monkeypatch.setattr(attention, "examples", lambda workdir: [shown(False)])
-    found = MAKERS["Examples"](study)
-    assert "with what gmu, the best on validation, seed 0, predicts" in found.caption
-    assert not found.cards[0].parts[0].heat and found.cards[0].parts[1].absent
+    found = SECTIONS["Examples"](context)
+    assert "Predictions of gmu (the best on validation, seed 0) on" in found.caption
+    assert not found.examples[0].modalities[0].heat and found.examples[0].modalities[1].absent
 
 
 def test_where_a_model_looks():
     weights = {("text", "image"): np.array([[0.0, 1.0], [0.5, 0.5]]), ("image", "image"): np.eye(2)}
-    one = Shown(0, "", "", {}, weights)
-    np.testing.assert_allclose(cards.looked_at(one, "image"), [0.25, 0.75])  # its own queries do not count
-    assert cards.looked_at(one, "text") is None
-    assert cards.grid(16, (32, 32)) == (4, 4) and cards.grid(48, (64, 48)) == (8, 6)
-    assert cards.grid(17, (32, 32)) is None and cards.grid(2, (32, 32)) is None
+    one = ExampleView(0, "", "", {}, weights)
+    np.testing.assert_allclose(
+        example_views.received_attention(one, "image"), [0.25, 0.75]
+    )  # its own queries do not count
+    assert example_views.received_attention(one, "text") is None
+    assert example_views.grid(16, (32, 32)) == (4, 4) and example_views.grid(48, (64, 48)) == (8, 6)
+    assert example_views.grid(17, (32, 32)) is None and example_views.grid(2, (32, 32)) is None
 
 
 def test_a_sound_is_shown_without_its_padding():
     weights = {("image", "audio"): np.array([[0.1, 0.3, 0.2, 0.0]])}
-    one = Shown(0, "1", "1", {"audio": np.sin(np.arange(600.0))}, weights)
-    (part,) = cards.card(one, {"audio": {"kind": "audio", "rate": 1000, "seconds": 0.8}}, classes=True).parts
+    one = ExampleView(0, "1", "1", {"audio": np.sin(np.arange(600.0))}, weights)
+    (part,) = example_views.example_card(
+        one, {"audio": {"kind": "audio", "rate": 1000, "seconds": 0.8}}, classes=True
+    ).modalities
     assert [round(share, 3) for *_, share in part.spans] == [0.333, 1.0, 0.667]  # the fourth is of padding
-    assert sum(width for _, width, _ in part.spans) == pytest.approx(cards.WAVE[0])
+    assert sum(width for _, width, _ in part.spans) == pytest.approx(example_views.WAVE_SIZE[0])
 
 
 def test_pictures_change_no_settings(written):

@@ -1,6 +1,6 @@
-"""The numbers behind a report's figures: means over seeds of what cells left, turned back to the metric's own way.
+"""The numbers behind a report's figures: means over seeds of results and probes, in the metric's own direction.
 
-Methods are rows of one order. Cells that were not examined, and undefined numbers, count for nothing.
+Trials that were not probed and undefined numbers are left out of the means.
 """
 
 import collections
@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmfusion.analysis.ablate import Outcome
 from mmfusion.analysis.ablation import runner
-from mmfusion.analysis.ablation.plan import Cell
-from mmfusion.analysis.claims.selection import Row
+from mmfusion.analysis.ablation.plan import Trial
+from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.calibration import BINS, Reliability
 from mmfusion.analysis.probing.corruption import effective_robustness, relative_robustness
 
-LATE = "late_mean"  # what effective robustness is measured from
+LATE_FUSION = "late_mean"  # the reference of effective robustness
 
 
 class Span(NamedTuple):
-    """The mean over seeds, with the lowest and the highest of them."""
+    """The mean over seeds, and the lowest and highest of them."""
 
     mean: float
     low: float
@@ -32,80 +32,80 @@ class Span(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A score at each step: its mean over seeds, the lowest and the highest."""
+    """A score at each step, as the mean over seeds with the lowest and highest."""
 
     steps: list[int]
     spans: list[Span]
 
 
 def span(values: Iterable[float | None]) -> Span:
-    """Returns the mean and the ends of the values that are defined; NaN of none."""
+    """Returns the mean, minimum and maximum of the defined values; NaN without any."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return Span(statistics.fmean(known), min(known), max(known)) if known else Span(math.nan, math.nan, math.nan)
 
 
-def examined(row: Row, outcome: Outcome) -> list[dict[str, Any]]:
-    """Returns what was found of each of a method's seeds that was examined."""
-    return [outcome.examined[name] for name in row.runs if name in outcome.examined]
+def probes_of(result: MethodResult, outcome: Outcome) -> list[dict[str, Any]]:
+    """Returns the probes of a method's trials."""
+    return [outcome.probes[name] for name in result.trials if name in outcome.probes]
 
 
-def measured(outcome: Outcome) -> tuple[str, int]:
-    """Returns the metric that cells were examined by, and -1 where less of it is better and it was turned."""
-    one = next(iter(outcome.examined.values()))
-    return one["metric"], one["sign"]
+def probe_metric(outcome: Outcome) -> tuple[str, int]:
+    """Returns the metric of the probes, and -1 where lower is better and the probes hold its negative, else 1."""
+    probe = next(iter(outcome.probes.values()))
+    return probe["metric"], probe["sign"]
 
 
-def absences(rows: Sequence[Row], outcome: Outcome, kind: str) -> dict[str, dict[str, float]]:
-    """Returns by method the mean metric where modalities are missing.
+def absences(methods: Sequence[MethodResult], outcome: Outcome, kind: str) -> dict[str, dict[str, float]]:
+    """Returns by method the mean metric with modalities missing.
 
     Args:
-      rows: the methods.
+      methods: their results.
       outcome: of the ablation.
-      kind: `subsets`, by the modalities that are present, joined by `+`, or `missing`, by the rate they are lost at.
+      kind: `subsets`, by the modalities present, joined by `+`, or `missing`, by the rate at which they are missing.
     """
-    _, sign = measured(outcome)
+    _, sign = probe_metric(outcome)
     found = {}
-    for row in rows:
-        runs = [run[kind] for run in examined(row, outcome) if run.get(kind)]
+    for result in methods:
+        runs = [run[kind] for run in probes_of(result, outcome) if run.get(kind)]
         if runs:
-            found[row.method] = {key: sign * span(run[key] for run in runs).mean for key in runs[0]}
+            found[result.method] = {key: sign * span(run[key] for run in runs).mean for key in runs[0]}
     return found
 
 
-def contributions(rows: Sequence[Row], outcome: Outcome, kind: str) -> dict[str, dict[str, Span]]:
-    """Returns by method what each modality contributes, more is better: of kind `shapley` or `perceptual`."""
+def contributions(methods: Sequence[MethodResult], outcome: Outcome, kind: str) -> dict[str, dict[str, Span]]:
+    """Returns by method the contribution of each modality, of kind `shapley` or `perceptual`; higher is better."""
     found = {}
-    for row in rows:
-        runs = [run[kind] for run in examined(row, outcome) if run[kind]]
+    for result in methods:
+        runs = [run[kind] for run in probes_of(result, outcome) if run[kind]]
         if runs:
-            found[row.method] = {m: span(run[m] for run in runs) for m in runs[0]}
+            found[result.method] = {m: span(run[m] for run in runs) for m in runs[0]}
     return found
 
 
-def interactions(rows: Sequence[Row], outcome: Outcome) -> dict[str, dict[str, tuple[float, float]]]:
-    """Returns by modality and method the mean metric as it is, and that of the additive projection."""
-    _, sign = measured(outcome)
+def interactions(methods: Sequence[MethodResult], outcome: Outcome) -> dict[str, dict[str, tuple[float, float]]]:
+    """Returns by modality and method the mean metric of the model, and of its additive projection."""
+    _, sign = probe_metric(outcome)
     found: dict[str, dict[str, tuple[float, float]]] = collections.defaultdict(dict)
-    for row in rows:
-        runs = examined(row, outcome)
+    for result in methods:
+        runs = probes_of(result, outcome)
         for m in runs[0]["interaction"] if runs else ():
-            found[m][row.method] = tuple(
+            found[m][result.method] = tuple(
                 sign * span(x for run in runs for x in run["interaction"][m][what]).mean
                 for what in ("whole", "additive")
             )
     return dict(found)
 
 
-def corruptions(rows: Sequence[Row], outcome: Outcome) -> dict[tuple[str, str], dict[str, list[float]]]:
+def corruptions(methods: Sequence[MethodResult], outcome: Outcome) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Returns by (modality, corruption) and method the mean metric at each severity."""
-    _, sign = measured(outcome)
+    _, sign = probe_metric(outcome)
     found: dict[tuple[str, str], dict[str, list[float]]] = collections.defaultdict(dict)
-    for row in rows:
-        runs = examined(row, outcome)
+    for result in methods:
+        runs = probes_of(result, outcome)
         for m, kinds in runs[0]["corruption"].items() if runs else ():
             for kind in kinds:
                 at = zip(*(run["corruption"][m][kind] for run in runs), strict=True)
-                found[m, kind][row.method] = [sign * span(scores).mean for scores in at]
+                found[m, kind][result.method] = [sign * span(scores).mean for scores in at]
     return dict(found)
 
 
@@ -119,7 +119,7 @@ def robustness(
       severities: from 0 to 1.
       sign: -1 where less of the metric is better; more of effective robustness always is.
     """
-    late = curves.get(LATE)
+    late = curves.get(LATE_FUSION)
     return {
         method: (
             relative_robustness(severities, scores),
@@ -129,9 +129,9 @@ def robustness(
     }
 
 
-def calibrations(row: Row, outcome: Outcome, task: str) -> list[dict[str, Any]]:
+def calibrations(result: MethodResult, outcome: Outcome, task: str) -> list[dict[str, Any]]:
     """Returns the calibration on one task of each of a method's examined seeds."""
-    return [run["calibration"][task] for run in examined(row, outcome) if task in run["calibration"]]
+    return [run["calibration"][task] for run in probes_of(result, outcome) if task in run["calibration"]]
 
 
 def pooled(runs: Sequence[Mapping[str, Any]], when: str) -> Reliability:
@@ -152,11 +152,11 @@ def bin_of(confidence: np.ndarray) -> np.ndarray:
     return np.clip(np.ceil(confidence * BINS - 1e-9).astype(int) - 1, 0, BINS - 1)
 
 
-def training(row: Row, cells: Mapping[str, Cell], directory: Path, metric: str) -> Curve:
+def training(result: MethodResult, trials: Mapping[str, Trial], directory: Path, metric: str) -> Curve:
     """Returns the validation metric of a method's seeds at each step that was validated."""
     by_step: dict[int, list[float]] = collections.defaultdict(list)
-    for name in row.runs:
-        for step, value in _validations(runner.cell_directory(directory, cells[name]) / "metrics.jsonl", metric):
+    for name in result.trials:
+        for step, value in _validations(runner.trial_directory(directory, trials[name]) / "metrics.jsonl", metric):
             by_step[step].append(value)
     steps = sorted(by_step)
     return Curve(steps, [span(by_step[step]) for step in steps])
@@ -174,18 +174,20 @@ def _validations(path: Path, metric: str) -> list[tuple[int, float]]:
     return found
 
 
-def speed(row: Row, outcome: Outcome) -> float:
+def speed(result: MethodResult, outcome: Outcome) -> float:
     """Returns the mean training examples per second of a method's runs; NaN where it is not known."""
-    return span(outcome.results[name].get("examples_per_second") for name in row.runs if name in outcome.results).mean
+    return span(
+        outcome.results[name].get("examples_per_second") for name in result.trials if name in outcome.results
+    ).mean
 
 
-def step_cost(row: Row, outcome: Outcome, what: str) -> float:
+def step_cost(result: MethodResult, outcome: Outcome, what: str) -> float:
     """Returns the mean `flops` an example, or bytes of `memory`, of a method's train step; NaN where not known."""
-    return span(run.get("cost", {}).get(what) for run in examined(row, outcome)).mean
+    return span(run.get("cost", {}).get(what) for run in probes_of(result, outcome)).mean
 
 
 def provenance(outcome: Outcome) -> dict[str, list[str]]:
-    """Returns what results were made with: each different value once, with its number of cells if there are several."""
+    """Returns the data, versions and devices of the results, with the number of trials where they differ."""
     found: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for result in outcome.results.values():
         data, versions = result.get("data", {}), result.get("versions", {})
@@ -196,6 +198,6 @@ def provenance(outcome: Outcome) -> dict[str, list[str]]:
         if "device" in result:
             found["Device"][result["device"]] += 1
     return {
-        what: [f"{value} ({n} cells)" if len(counts) > 1 else value for value, n in counts.most_common()]
+        what: [f"{value} ({n} trials)" if len(counts) > 1 else value for value, n in counts.most_common()]
         for what, counts in found.items()
     }

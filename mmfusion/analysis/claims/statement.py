@@ -1,0 +1,47 @@
+"""A claim as a sentence with its evidence, and the phrases that the sentences share."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from mmfusion.analysis.claims.significance import Comparison, min_pairs
+
+NEGLIGIBLE, NO_RESULT = "negligible", "no result"  # verdicts beside better, worse and inconclusive
+MIN_SEEDS = min_pairs(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """A sentence of the report.
+
+    Attributes:
+      about: its topic.
+      verdict: `better`, `worse`, `inconclusive`, `negligible`, `no result`, or "" of a measurement without a test.
+      text: the sentence.
+      evidence: the comparison that supports it, if one does.
+    """
+
+    about: str
+    verdict: str
+    text: str
+    evidence: Comparison | None = None
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """Returns `a`, `a and b`, or `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def describe_difference(comparison: Comparison, p: float, higher: bool = True) -> str:
+    """Returns a difference with its interval and its corrected p."""
+    low, high = comparison.interval
+    sign = "" if higher else " (lower is better; the sign is reversed)"
+    return (
+        f"{comparison.difference:+.4f}{sign} over {comparison.n} seeds (95 % CI {low:+.4f} to {high:+.4f}, p = {p:.3g})"
+    )
+
+
+def needed_after_holm(comparisons: int, seeds: int, what: str) -> str:
+    """Returns why no comparison can be significant, or "" where the seeds suffice for Holm's correction."""
+    if seeds >= (needed := min_pairs(comparisons)):
+        return ""
+    return f"with {comparisons} {what} at least {needed} seeds are needed ({seeds} were run)"
