@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mmfusion.analysis.ablate import Outcome
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,6 +17,7 @@ from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.budget import TOLERANCE, Match
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.analysis.ablation.runner import Stage
+from mmfusion.analysis.outcome import Outcome
 from mmfusion.tracking.logger import duration
 
 DONE, FAILED, RUNNING, WAITING = ("●", "green"), ("✕", "red"), ("◐", "yellow"), ("·", "dim")

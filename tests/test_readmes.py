@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmfusion.analysis.ablate import Outcome
 from PIL import Image
 
 import mmfusion
 from mmfusion.analysis import run_ablation
-from mmfusion.analysis.claims.claims import Claims, Statement
+from mmfusion.analysis.claims.claims import Claims
+from mmfusion.analysis.claims.statement import Statement
+from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.run_ablation import AblationResult
 from tests.processes import CONTEXT, ROOT
 

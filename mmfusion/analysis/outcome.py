@@ -20,7 +20,7 @@ from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.probing import pid
 from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
-from mmfusion.files import plain, write_json, write_text
+from mmfusion.files import to_builtin, write_json, write_text
 
 PROBE_MODULES = tuple(f"probing/{name}" for name in ("probe", "calibration", "attribution", "corruption", "emap"))
 
@@ -112,7 +112,7 @@ def classical_baselines(
         if len(config.data.modalities) == 2 and config.data.targets[task].kind == "classification":
             train, permuted = pid.of_dataset(dataset, task)
             content["information"] = {"train": dataclasses.asdict(train), "chance": dataclasses.asdict(permuted)}
-        write_json(path, plain(content))
+        write_json(path, to_builtin(content))
     kept = configs.read_json(path)
     results = [
         MethodResult(
@@ -170,7 +170,7 @@ def conclude(
         "methods": [dataclasses.asdict(result) for result in outcome.methods],
         **dataclasses.asdict(made),
     }
-    write_json(directory / "claims.json", plain(content))
+    write_json(directory / "claims.json", to_builtin(content))
     return outcome
 
 
@@ -184,7 +184,7 @@ def _probe_trial(trial: Trial, folder: Path, metric: str, output: str) -> None:
     from mmfusion.analysis.probing.probe import probe_run
 
     del trial
-    write_json(folder / output, plain(probe_run(folder, metric)))
+    write_json(folder / output, to_builtin(probe_run(folder, metric)))
 
 
 def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]], directory: Path) -> None:

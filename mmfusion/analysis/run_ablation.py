@@ -238,7 +238,7 @@ class AblationResult:
                 "chosen": dict(row.selected),
                 "parameters": row.parameters,
             }
-            for row in self.outcome.rows
+            for row in self.outcome.methods
         ]
         sign = -1 if self.outcome.higher else 1
         return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0.0)))

@@ -178,4 +178,4 @@ def seeds_needed(differences: Sequence[float] | np.ndarray, comparisons: int = 1
 
 def min_pairs(comparisons: int) -> int:
     """Returns the fewest pairs at which the sign-flip test, whose p is at least 2 / 2^n, can pass Holm's correction."""
-    return math.unimodal_baseline(math.log2(2 * comparisons / (1 - LEVEL))) + 1
+    return math.floor(math.log2(2 * comparisons / (1 - LEVEL))) + 1

@@ -144,5 +144,5 @@ def test_remote_copy_refuses_a_url_that_nothing_reads(tmp_path, monkeypatch):
         raise ImportError("No module named 'gcsfs'")
 
     monkeypatch.setattr(fsspec, "url_to_fs", missing)
-    with pytest.raises(UserError, match="gs://bucket/ablation: gs:// takes `pip install gcsfs`"):
+    with pytest.raises(UserError, match="gs://bucket/ablation: gs:// needs `pip install gcsfs`"):
         RemoteCopy("gs://bucket/ablation", tmp_path)
