@@ -88,7 +88,7 @@ def manager(tmp_path, manual_dir=None):
     )
 
 
-def test_a_member_that_lies_about_its_size_is_not_inflated(archive):
+def test_archive_member_with_a_wrong_size_is_not_decompressed(archive):
     _, path = archive
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("top-main/data/x.txt", bytes(50_000_000))
@@ -103,7 +103,7 @@ def test_a_member_that_lies_about_its_size_is_not_inflated(archive):
     tracemalloc.stop()
 
 
-def test_archive_is_taken_by_hand_or_downloaded_once(archive, tmp_path, monkeypatch):
+def test_archive_is_read_from_manual_dir_or_downloaded_once(archive, tmp_path, monkeypatch):
     one, path = archive
     served = dataclasses.replace(one, url=pathlib.Path(path).as_uri())
     (tmp_path / "manual").mkdir()
@@ -116,14 +116,14 @@ def test_archive_is_taken_by_hand_or_downloaded_once(archive, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.zip", "file:///nowhere/a.zip"])
-def test_archive_offline_says_what_to_do(archive, tmp_path, url):
+def test_archive_without_a_network_says_what_to_do(archive, tmp_path, url):
     one = dataclasses.replace(archive[0], filename="b.zip", url=url)
     with pytest.raises(UserError, match=r"put b\.zip into a folder.*--config\.data\.manual_dir=FOLDER"):
         archives.locate(one, manager(tmp_path, tmp_path))
     assert [p.name for p in (tmp_path / "downloads").iterdir()] == ["extracted"]
 
 
-def test_download_that_breaks_off_leaves_nothing(archive, tmp_path, monkeypatch):
+def test_archive_download_that_fails_leaves_nothing(archive, tmp_path, monkeypatch):
     class Broken(io.BytesIO):
         headers = {"Content-Length": "1000"}  # noqa: RUF012
 

@@ -71,7 +71,7 @@ def test_easy_vqa_wrong_counts_or_answers(small_easy_vqa, tmp_path, monkeypatch)
         prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
 
 
-def test_a_failed_preparation_leaves_nothing_that_loads(small_easy_vqa, tmp_path, monkeypatch):
+def test_preparation_that_fails_leaves_nothing_that_loads(small_easy_vqa, tmp_path, monkeypatch):
     generate, data = easy_vqa.Builder._generate_examples, tmp_path / "data"
 
     def disk_full(self, split, *rest):
@@ -91,7 +91,7 @@ def test_a_failed_preparation_leaves_nothing_that_loads(small_easy_vqa, tmp_path
     assert len(rows(prepare("easy_vqa", data, small_easy_vqa.parent), "test")) == 3
 
 
-def test_a_damaged_member_stops_the_preparation(small_easy_vqa, tmp_path):
+def test_preparation_stops_at_a_damaged_member(small_easy_vqa, tmp_path):
     data = bytearray(small_easy_vqa.read_bytes())
     data[data.index(b"is this 3?")] ^= 1
     small_easy_vqa.write_bytes(data)
@@ -155,7 +155,7 @@ def test_av_digits_small(variant, small_av_digits, tmp_path):
             assert row["image"].shape == (28, 28, 1)
 
 
-def test_av_digits_too_few_pictures(small_av_digits, tmp_path, monkeypatch):
+def test_av_digits_with_too_few_images_are_refused(small_av_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(av_digits, "IMAGES_PER_RECORDING", {"train": 3, "test": 1})
     with pytest.raises(UserError, match="4 train images of the digit 0 where 6 are needed"):
         prepare("av_digits/clean", tmp_path / "data", small_av_digits[0])
@@ -216,7 +216,7 @@ def test_real_av_digits_pairs_cross_no_split():
         assert set(Counter(r[0] for r in said[split]).values()) == {len(pairs[split]) // 10}
 
 
-def test_real_pictures_keep_a_quarter_of_their_energy():
+def test_real_images_keep_a_quarter_of_their_energy():
     folder = real(av_digits.IMAGES)
     path = str(folder / av_digits.IMAGES.filename)
     names = [n for n in archives.check(av_digits.IMAGES, path) if n.startswith("train/")][::20]

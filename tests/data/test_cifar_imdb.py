@@ -53,7 +53,7 @@ def small_cifar_imdb(tmp_path, monkeypatch):
     return folder
 
 
-def test_the_archives_are_taken_where_the_official_data_cannot_be_had(small_cifar_imdb, tmp_path, monkeypatch, capsys):
+def test_fallback_is_used_where_the_official_data_is_not_available(small_cifar_imdb, tmp_path, monkeypatch, capsys):
     asked = []
 
     def get(_, url, **__):
@@ -79,7 +79,7 @@ def test_the_archives_are_taken_where_the_official_data_cannot_be_had(small_cifa
         datasets.load(config.data, seed=0)
 
 
-def test_pictures_keep_their_bytes_and_classes(small_cifar_imdb, tmp_path):
+def test_images_keep_their_bytes_and_classes(small_cifar_imdb, tmp_path):
     builder = prepare("cifar10_images", tmp_path / "data", small_cifar_imdb)
     read = sorted(rows(builder, "train"), key=lambda row: row["id"])
     assert len(read) == 30 and len(rows(builder, "test")) == 10
@@ -98,7 +98,7 @@ def test_reviews_keep_the_official_splits(small_cifar_imdb, tmp_path):
         assert read[0]["group"] == read[1]["group"] != read[2]["group"]  # the same words
 
 
-def test_row_i_meets_review_i(small_cifar_imdb, tmp_path):
+def test_pair_joins_row_i_with_review_i(small_cifar_imdb, tmp_path):
     source = sources.open_source(
         "pair:cifar10_images+imdb_subset:by=index", "train", data_dir=str(tmp_path / "data"),
         manual_dir=str(small_cifar_imdb), seed=0,
@@ -108,7 +108,7 @@ def test_row_i_meets_review_i(small_cifar_imdb, tmp_path):
     assert source.rows[0]["text"] == source.rows[8]["text"] != source.rows[2]["text"]
 
 
-def test_another_file_or_none_is_refused(small_cifar_imdb, tmp_path):
+def test_reviews_of_another_file_or_none_are_refused(small_cifar_imdb, tmp_path):
     path = small_cifar_imdb / imdb.FILE
     path.write_bytes(gzip.compress(b"split,official_split\n"))
     with pytest.raises(UserError, match="not the known file"):
@@ -122,7 +122,7 @@ def test_another_file_or_none_is_refused(small_cifar_imdb, tmp_path):
     assert left_behind(tmp_path / "data") == []
 
 
-def test_the_real_files_are_the_known_ones():
+def test_real_files_are_the_known_ones():
     folder = real(cifar.ARCHIVE)
     assert len(cifar.archives.check(cifar.ARCHIVE, str(folder / cifar.ARCHIVE.filename))) == 60_000
     with gzip.open(REAL / imdb.FILE) as file:

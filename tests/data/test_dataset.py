@@ -23,7 +23,7 @@ def digest(numbers):
 # --- splits ---
 
 
-def test_the_carve_is_the_same_on_every_machine():
+def test_holdout_split_is_the_same_on_every_machine():
     chosen = dataset.holdout_split(range(10_000), 0.1)
     assert digest(np.flatnonzero(chosen)) == "7ecd573eedd77270"
     assert abs(chosen.mean() - 0.1) < 0.01
@@ -31,7 +31,7 @@ def test_the_carve_is_the_same_on_every_machine():
     assert digest(np.flatnonzero(named)) == "9d0a1abfa69f716a"
 
 
-def test_the_carve_looks_at_each_group_alone():
+def test_holdout_split_depends_on_each_group_alone():
     groups = [f"g{i}" for i in range(500)]
     chosen = dataset.holdout_split(groups, 0.2)
     backwards = dataset.holdout_split(groups[::-1], 0.2)[::-1]
@@ -40,7 +40,7 @@ def test_the_carve_looks_at_each_group_alone():
     assert chosen[dataset.holdout_split(groups, 0.1)].all()  # a larger share keeps the smaller one's
 
 
-def test_valid_comes_from_train_by_group_and_never_from_test(monkeypatch):
+def test_holdout_split_takes_groups_of_train_and_none_of_test(monkeypatch):
     rows = [planted.row(i) for i in range(60)]
     planted.plant(monkeypatch, train=rows, test=rows[:20])
     data = load(planted.config(data__group="group"))
@@ -65,7 +65,7 @@ def test_shapes_quads_are_not_divided(data_dir):
     assert not groups["test"] & (groups["train"] | groups["valid"])
 
 
-def test_an_official_validation_split_is_used_and_train_stays_whole(monkeypatch):
+def test_load_uses_an_official_validation_split_and_all_of_train(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, validation=rows[:7], test=rows[:9])
     splits = load(planted.config(data__valid="validation", data__valid_fraction=0.0)).splits
@@ -82,7 +82,7 @@ def test_an_official_validation_split_is_used_and_train_stays_whole(monkeypatch)
         (1, 5, {"data__valid_fraction": 0.999}, "split 'train' of 'planted' is empty: check config.data.train"),
     ],
 )
-def test_an_empty_split_is_named(train, test, changes, says, monkeypatch):
+def test_load_names_an_empty_split(train, test, changes, says, monkeypatch):
     rows = [planted.row(i) for i in range(20)]
     planted.plant(monkeypatch, train=rows[:train], test=rows[:test])
     with pytest.raises(UserError, match=says):
@@ -92,7 +92,7 @@ def test_an_empty_split_is_named(train, test, changes, says, monkeypatch):
 # --- vocabulary ---
 
 
-def test_the_vocabulary_is_of_train_rows_only(monkeypatch):
+def test_vocabulary_is_fitted_to_train_rows_only(monkeypatch):
     rows = [planted.row(i, text=f"row own{i}") for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=[planted.row(i, text="row tested") for i in range(9)])
     data = load()
@@ -142,7 +142,7 @@ def test_classes_are_the_datasets_or_the_configs(monkeypatch):
         {"data__group": "picture"},
     ],
 )
-def test_a_feature_that_is_not_there_names_those_that_are(changes, monkeypatch):
+def test_load_names_the_features_where_one_is_missing(changes, monkeypatch):
     rows = [planted.row(i) for i in range(20)]
     planted.plant(monkeypatch, train=rows, test=rows)
     with pytest.raises(UserError, match=r"picture.* amount, audio, group, image, label, tags, text$"):
@@ -152,7 +152,7 @@ def test_a_feature_that_is_not_there_names_those_that_are(changes, monkeypatch):
 # --- fingerprint ---
 
 
-def test_the_fingerprint_is_of_what_is_read_and_not_of_where_or_how_fast(monkeypatch):
+def test_fingerprint_depends_on_the_data_and_not_on_folders_or_memory(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows)
     began = load().fingerprint
@@ -167,7 +167,7 @@ def test_the_fingerprint_is_of_what_is_read_and_not_of_where_or_how_fast(monkeyp
     assert len({began, *(data.fingerprint for data in others)}) == 5
 
 
-def test_what_is_stored_is_part_of_what_a_run_keeps(monkeypatch):
+def test_check_unchanged_compares_stored_rows(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows)
     kept = load().saved()
@@ -181,7 +181,7 @@ def test_what_is_stored_is_part_of_what_a_run_keeps(monkeypatch):
         load().check_unchanged(kept, "DIR")
 
 
-def test_every_part_of_a_row_counts(monkeypatch):
+def test_content_covers_every_part_of_a_row(monkeypatch):
     def of(value):
         rows = [{**planted.row(i), "more": value} for i in range(40)]
         planted.plant(monkeypatch, train=rows, test=rows)
@@ -199,7 +199,7 @@ def test_every_part_of_a_row_counts(monkeypatch):
 # --- rows that cannot be read ---
 
 
-def test_bad_rows_keep_their_place_with_weight_0(monkeypatch):
+def test_unreadable_rows_keep_their_position_with_weight_0(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     rows[7] = planted.row(7, image=b"no picture")
     rows[9] = planted.row(9, audio=planted.sound(0.1)[:90])
@@ -219,7 +219,7 @@ def test_bad_rows_keep_their_place_with_weight_0(monkeypatch):
         load(planted.config(data__max_bad_fraction=0.049))
 
 
-def test_rows_that_another_process_found_are_named_here(monkeypatch):
+def test_check_bad_explains_rows_found_by_another_process(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     rows[7] = planted.row(7, image=b"no picture")
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(40)], test=rows)
@@ -232,7 +232,7 @@ def test_rows_that_another_process_found_are_named_here(monkeypatch):
 
 
 @pytest.mark.parametrize("modality", ["image", "text", "audio"])
-def test_a_modality_that_no_row_has_is_named(modality, monkeypatch):
+def test_load_names_a_modality_that_no_row_has(modality, monkeypatch):
     rows = [planted.row(i) for i in range(20)]
     planted.plant(monkeypatch, train=rows, test=[{**row, modality: ""} for row in rows])
     with pytest.raises(UserError, match=f"modality '{modality}' is absent in every row of split 'test'.*:modalities="):

@@ -23,7 +23,7 @@ def filled(*rows):
     return batch
 
 
-def test_a_row_becomes_its_arrays():
+def test_fill_row_decodes_every_modality():
     batch = filled(planted.row(5))
     assert (batch.inputs["image"][0] == 25).all()
     words = [READER.fitted["text"].id_to_token(i) for i in batch.inputs["text"][0]]
@@ -82,7 +82,7 @@ def test_an_empty_value_is_an_absent_modality_in_a_row_that_counts(modality, val
         ({"audio": np.full(100, np.nan, np.float32)}, "row 100, audio: samples are not finite"),
     ],
 )
-def test_a_bad_row_is_named_and_leaves_padding(changes, says):
+def test_fill_row_names_an_unreadable_row_and_leaves_padding(changes, says):
     batch = empty_batch(READER, 1)
     with pytest.raises(BadRow, match=says):
         fill_row(batch, 0, planted.row(1, **changes), 100, READER)
@@ -105,12 +105,12 @@ def test_a_bad_row_is_named_and_leaves_padding(changes, says):
         ({"amount": [1.0]}, "one finite number"),
     ],
 )
-def test_a_target_that_would_train_wrong_is_refused(changes, says):
+def test_targets_outside_their_range_are_refused(changes, says):
     with pytest.raises(BadTarget, match=says):
         filled(planted.row(1, **changes))
 
 
-def test_labels_as_numbers_or_as_truth_values():
+def test_multilabel_targets_are_numbers_or_booleans():
     rows = [planted.row(0, tags=tags) for tags in ([2, 0], np.array([True, False, True]), [])]
     np.testing.assert_array_equal(filled(*rows).targets["tags"][:3], [[1, 0, 1], [1, 0, 1], [0, 0, 0]])
 

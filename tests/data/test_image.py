@@ -89,7 +89,7 @@ def test_bad_data_raise_a_short_reason(data, reason):
     assert 0 < len(str(error.value)) <= 200
 
 
-def test_a_large_picture_is_refused_before_its_pixels_are_decoded(monkeypatch):
+def test_large_images_are_refused_before_their_pixels_are_decoded(monkeypatch):
     bomb = file(Image.new("1", (9000, 6000)))
     assert len(bomb) < 10_000
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
@@ -179,7 +179,7 @@ def test_switching_one_operation_on_leaves_the_draws_of_the_others():
     np.testing.assert_allclose(augment(IMAGES, flip=0.5, brightness=1e-6), flipped, atol=1e-2)
 
 
-def test_saturation_of_gray_pictures_is_the_users_error():
+def test_saturation_of_gray_images_is_refused():
     with pytest.raises(UserError, match="saturation"):
         augment(IMAGES[..., :1], saturation=0.1)
 

@@ -93,7 +93,7 @@ def test_words_that_occur_together():
     assert knowledge.co_occurrence(apart, 10).triples == ()
 
 
-def test_what_is_learned_is_saved_with_the_run(file):
+def test_fitted_graph_is_saved_with_the_run(file):
     rows = [{"text": "a bird", "more": "fish"}, {"text": "none", "more": ""}]
     kind, given = MODALITY_TYPES["knowledge"], options(triples=str(file), feature="text+more", nodes=4)
     fitted = kind.load(kind.fit(rows, given))

@@ -140,7 +140,7 @@ def test_digits_have_their_views(small_digits, tmp_path):
             np.testing.assert_array_equal(row[view], arrays[f"{view}_test"][number])
 
 
-def test_another_file_or_none_is_refused(small_digits, tmp_path):
+def test_manual_files_that_differ_or_are_missing_are_refused(small_digits, tmp_path):
     (small_digits / digits.FILE).write_bytes(b"other")
     with pytest.raises(UserError, match="not the known file"):
         prepare("digit_views", tmp_path / "data", small_digits)
@@ -151,7 +151,7 @@ def test_another_file_or_none_is_refused(small_digits, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "known"), [*fashion.FILES.items(), *leaf.FILES.items(), (digits.FILE, digits.DIGEST)])
-def test_the_real_files_are_the_known_ones(name, known):
+def test_real_manual_files_are_the_known_ones(name, known):
     if not (REAL / name).exists():
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip  # continuous integration has the data
         give_up(f"{name} is not in {REAL} (set MMFUSION_DATA)")

@@ -31,7 +31,7 @@ def png(frame):
 
 
 @pytest.mark.parametrize("stored", [FILM, list(FILM), [png(frame) for frame in FILM], gif(FILM)])
-def test_a_video_is_read_from_pixels_pictures_and_a_moving_picture(stored):
+def test_video_is_decoded_from_pixels_images_and_an_animation(stored):
     pixels, mask = MODALITY_TYPES["video"].decode(stored, options("video", frames=7, size=(4, 4)), None)
     assert (pixels.shape, pixels.dtype) == ((7, 4, 4, 3), np.uint8)
     np.testing.assert_array_equal(mask, [1, 1, 1, 1, 1, 0, 0])
@@ -39,7 +39,7 @@ def test_a_video_is_read_from_pixels_pictures_and_a_moving_picture(stored):
     assert not pixels[5:].any()
 
 
-def test_a_longer_video_is_thinned_out_from_first_to_last():
+def test_video_frames_are_evenly_spaced_from_first_to_last():
     pixels, mask = MODALITY_TYPES["video"].decode(FILM, options("video", frames=3, size=(4, 4)), None)
     assert mask.all()
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 20, 40])
@@ -52,12 +52,12 @@ def test_nothing_is_absent(kind):
 
 
 @pytest.mark.parametrize("broken", [b"no film", [b"no picture"]])
-def test_a_broken_video_is_told(broken):
+def test_video_that_is_broken_is_refused(broken):
     with pytest.raises(ValueError, match="not a"):
         MODALITY_TYPES["video"].decode(broken, options("video", size=(4, 4)), None)
 
 
-def test_a_film_that_would_fill_the_memory_is_refused_and_of_a_long_one_only_what_is_taken_is_kept():
+def test_video_over_the_limit_is_refused_and_unused_frames_are_not_kept():
     broad = np.zeros((40, 500, 500, 3), np.uint8)
     broad[:, 0, 0, 0] = np.arange(40)  # so that no frame is left out as the same
     film, size = gif(broad), (4, 4)
@@ -82,7 +82,7 @@ def fitted(rows=ROWS):
     return json.loads(MODALITY_TYPES["table"].fit(rows, TABLE))
 
 
-def test_a_table_is_standardised_by_what_training_taught():
+def test_table_is_standardised_by_its_fitted_columns():
     assert feature_names(TABLE) == ["age", "sex", "sizes"]
     columns = fitted()
     assert MODALITY_TYPES["table"].encoder_kwargs(TABLE, columns) == {"categories": (0, 3, 0, 0)}
@@ -92,19 +92,19 @@ def test_a_table_is_standardised_by_what_training_taught():
     np.testing.assert_array_equal([mask for _, mask in read], [[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 0]])
 
 
-def test_what_training_never_saw_is_the_unknown_category():
+def test_table_has_an_unknown_category():
     x, mask = MODALITY_TYPES["table"].decode({"age": 40, "sex": "other", "sizes": [2, np.nan]}, TABLE, fitted())
     np.testing.assert_allclose(x, [0, 0, 0, 0])
     np.testing.assert_array_equal(mask, [1, 1, 1, 0])
     assert MODALITY_TYPES["table"].decode({"age": None, "sex": "", "sizes": None}, TABLE, fitted()) is None
 
 
-def test_a_column_that_never_changes_is_not_divided_by_zero():
+def test_table_column_without_variance_is_not_divided_by_zero():
     x, _ = MODALITY_TYPES["table"].decode(ROWS[0], TABLE, fitted(ROWS[:1]))
     np.testing.assert_array_equal(x, [0, 1, 0, 0])
 
 
-def test_columns_of_wrong_width_are_told():
+def test_table_columns_of_a_wrong_width_are_refused():
     with pytest.raises(ValueError, match="'sizes' holds 3 numbers, not 2"):
         MODALITY_TYPES["table"].decode({"age": 1, "sex": "f", "sizes": [1, 2, 3]}, TABLE, fitted())
     with pytest.raises(UserError, match=r"'sizes' holds \[2, 3\] numbers"):
@@ -116,7 +116,7 @@ NODES = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_graph_is_padded_and_its_edges_go_both_ways(as_json):
+def test_graph_is_padded_and_its_edges_go_both_ways(as_json):
     value = {"nodes": NODES, "edges": [[0, 1], [2, 1]]}
     value = {name: json.dumps(part) for name, part in value.items()} if as_json else value
     x, mask = MODALITY_TYPES["graph"].decode(value, GRAPH, None)
@@ -126,7 +126,7 @@ def test_a_graph_is_padded_and_its_edges_go_both_ways(as_json):
     assert not x[3].any()
 
 
-def test_a_graph_without_edges_and_one_with_weights():
+def test_graph_without_edges_and_with_weights():
     x, _ = MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": []}, GRAPH, None)
     assert not x[:, 2:].any()
     weights = np.arange(9.0).reshape(3, 3)
@@ -150,6 +150,6 @@ def test_a_graph_without_edges_and_one_with_weights():
         ({"edges": [[0, 1.9]]}, "outside 0 to 2"),
     ],
 )
-def test_a_graph_that_does_not_fit_is_told(changes, said):
+def test_graph_that_does_not_fit_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": [], **changes}, GRAPH, None)

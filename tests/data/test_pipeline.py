@@ -60,7 +60,7 @@ def test_a_batch_larger_than_the_split_counts_every_row_evenly():
     np.testing.assert_array_equal(counts, 3)
 
 
-def test_the_order_is_of_seed_and_step_and_the_same_everywhere():
+def test_train_positions_depend_on_seed_and_step_alone():
     assert not np.array_equal(places(0, seed=0), places(0, seed=1))
     assert zlib.crc32(places(7, size=1000, batch_size=64).astype("<i8").tobytes()) == 3621691968
 
@@ -107,7 +107,7 @@ def test_memory_stream_and_worker_processes_give_the_same_batches(workers, split
 
 @pytest.mark.parametrize("mode", [0, 1])
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_evaluation_meets_every_row_once_in_order_and_pads_the_last_batch(hosts, mode, splits):
+def test_eval_batches_have_every_row_once_in_order_and_pad_the_last_batch(hosts, mode, splits):
     split = splits[mode]["test"]
     shares = [list(pipeline.eval_batches(split, batch_size=B, host=h, hosts=hosts)) for h in range(hosts)]
     batches = [joined(here) for here in zip(*shares, strict=True)]

@@ -30,7 +30,7 @@ def small(monkeypatch):
     monkeypatch.setattr(row_sequences, "ROWS", 4)
 
 
-def test_three_passes_read_once():
+def test_cached_rows_are_read_once_in_three_passes():
     stored = Stored(11)
     rows = row_sequences.CachedRows(stored)
     for _ in range(3):
@@ -41,7 +41,7 @@ def test_three_passes_read_once():
         rows[11]
 
 
-def test_only_so_many_bytes_are_kept(monkeypatch):
+def test_cached_rows_keep_a_limited_number_of_bytes(monkeypatch):
     monkeypatch.setattr(row_sequences, "BYTES", 30)
     stored = Stored(12)
     rows = row_sequences.CachedRows(stored)
@@ -51,13 +51,13 @@ def test_only_so_many_bytes_are_kept(monkeypatch):
     assert rows[3]["number"] == 3 and len(stored.asked) == 4
 
 
-def test_what_counts_as_bytes():
+def test_byte_count_covers_every_kind_of_value():
     row = {"a": b"four", "b": np.zeros(2, np.float32), "c": [b"x", {"d": "yz"}], "e": np.array([[b"abc"], [b""]], "O")}
     assert row_sequences._byte_count([row, row]) == 2 * (4 + 8 + 3 + 3)
     assert row_sequences._byte_count(np.array(b"alone", object)) == 5
 
 
-def test_rows_of_any_numbers_and_of_what_reads_one_at_a_time():
+def test_iterate_reads_any_indices_in_chunks_or_one_at_a_time():
     numbers = np.array([7, 0, 7, 3, 9])
     stored = Stored(10)
     assert [row["number"] for row in row_sequences.iterate(stored, numbers)] == numbers.tolist()
@@ -65,7 +65,7 @@ def test_rows_of_any_numbers_and_of_what_reads_one_at_a_time():
     assert list(row_sequences.iterate("abcdefghij", numbers)) == list("hahdj")
 
 
-def test_a_pair_reads_both_many_at_a_time():
+def test_paired_rows_read_both_in_chunks():
     first, second = Stored(6), Stored(3)
     pair = PairedRows(first, second, np.array([0, 1, 2, 2, 1, 0]), "other")
     rows = list(row_sequences.iterate(pair, np.arange(6)))

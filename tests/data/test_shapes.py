@@ -88,7 +88,7 @@ def parse(sentence: str) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("variant", ["match", "relations"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_neither_modality_alone_tells(variant, split):
+def test_shapes_match_needs_both_modalities(variant, split):
     made = examples(variant, split)
     for key in (lambda e: e.image, lambda e: e.scene, lambda e: e.sentence, lambda e: e.group):
         labels = defaultdict(Counter)
@@ -188,7 +188,7 @@ def test_relations_holds_out_pairs():
     assert kinds == set(relations.LOOKS)
 
 
-def test_pictures_show_their_scene():
+def test_render_draws_the_scene():
     everything = [((c, s, p),) for c, s, p in itertools.product(range(6), range(5), range(9))]
     pictures = render.render(everything, bits("test")).astype(int)
     outlines = defaultdict(set)

@@ -88,7 +88,7 @@ def test_names_are_known_without_network_or_tensorflow(tmp_path):
         ("", "is no dataset"),
     ],
 )
-def test_a_wrong_name_gets_its_nearest(name, says):
+def test_check_name_gives_the_nearest_name(name, says):
     with pytest.raises(UserError, match=says) as error:
         sources.check_name(name, "")
     assert len(str(error.value)) < 600  # not all of TFDS's names
@@ -164,7 +164,7 @@ def test_pair_of_labels_that_do_not_meet(toys_dir, monkeypatch, tmp_path):
         opened("pair:toys/colours+toys/notes:by=label", tmp_path)
 
 
-def test_a_partner_used_twice_stays_on_one_side_of_the_carve(toys_dir):
+def test_pair_partners_used_twice_stay_in_one_split(toys_dir):
     config = tfds_config.get_config("name=pair:toys/colours+toys/notes:by=label,image=,text=toys/note").data
     with config.unlocked():
         config.dir, config.valid_fraction = toys_dir, 0.4
@@ -195,7 +195,7 @@ def test_no_network_says_what_was_wanted_and_the_way_out(tmp_path, monkeypatch):
     assert not tfds.builder("mnist", data_dir=tmp_path).is_prepared()
 
 
-def test_a_file_fetched_by_hand_must_be_the_known_one(tmp_path):
+def test_manual_download_must_be_the_known_file(tmp_path):
     hand = tmp_path / "hand"
     hand.mkdir()
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
@@ -204,7 +204,7 @@ def test_a_file_fetched_by_hand_must_be_the_known_one(tmp_path):
         opened("mnist", tmp_path / "data", manual_dir=hand)
 
 
-def test_a_dataset_to_be_fetched_by_hand_says_so(tmp_path):
+def test_manual_download_that_is_needed_is_named(tmp_path):
     with pytest.raises(UserError, match=r"'imagenet2012' must be downloaded by hand: --config\.data\.manual_dir"):
         opened("imagenet2012", tmp_path)
 

@@ -89,7 +89,7 @@ def test_vocabulary_is_the_same_in_any_order_and_process():
     assert json.loads(there.stdout) == here
 
 
-def test_wrong_options_are_the_users_error():
+def test_tokenizer_with_wrong_options_is_refused():
     with pytest.raises(UserError) as error:
         text.train_tokenizer(TEXTS, "char", 10)
     assert (error.value.path, error.value.value, error.value.choices) == ("tokenizer", "char", ["bpe", "word"])
@@ -156,7 +156,7 @@ def test_ids_with_holes_have_a_table_for_the_highest(bert):
     assert text.id_count(text.from_file(bert)) == len(VOCABULARY)
 
 
-def test_a_wrong_file_is_told(tmp_path):
+def test_tokenizer_of_a_wrong_file_is_refused(tmp_path):
     for name, content, says in (
         ("words.txt", "the\nred\n", r"words\.txt: no token \[CLS\]: it must be a BERT's vocab\.txt"),
         ("broken.json", "{", "the tokenizer cannot be read"),
