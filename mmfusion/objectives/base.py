@@ -1,8 +1,8 @@
 """The contract of objectives: what a run learns beside its tasks, and what the train step asks of it.
 
 An objective offers any of: loss terms and measures (`terms`), loss weights (`init_weights`, `coefficients`,
-`update_weights`, `on_validation`), a batch transform (`transform_batch`) and a gradient transformation
-(`gradient_transformation`). The step sums terms and counts over micro-batches, devices and hosts and divides once.
+`update_weights`, `on_validation`), a batch transform (`transform_batch`) and a gradient transform
+(`transform_gradients`). The step sums terms and counts over micro-batches, devices and hosts and divides once.
 
 B batch · D width · C outputs of a task
 """
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from mmfusion.data.batch import Batch
 from mmfusion.models.model import FusionModel, Outputs
@@ -123,9 +122,9 @@ class Objective:
         """Returns the preprocessed training batch transformed, row by row, by example id and step."""
         return batch
 
-    def gradient_transformation(self) -> optax.GradientTransformationExtraArgs | None:
-        """Returns a transformation of the summed gradients; extra arguments are `stats`, `seed` and `step`."""
-        return None
+    def transform_gradients(self, grads: Any, stats: Scalars, seed: jax.Array, step: jax.Array) -> Any:
+        """Returns the gradients, summed over the whole batch, transformed; `stats` are the means by term."""
+        return grads
 
     def init_weights(self, terms: Sequence[Term]) -> dict[str, Any]:
         """Returns the state of the loss weights before the first step; empty where it has none."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
 
 from mmfusion.data.batch import Batch
 from mmfusion.models.model import FusionModel
@@ -73,10 +72,11 @@ class Objectives:
         counts = {term.name: term.count(batch) for term in self.terms}
         return {name: count for name, count in counts.items() if count is not None}
 
-    def gradient_transformations(self) -> list[optax.GradientTransformationExtraArgs]:
-        """Returns the gradient transformations that come before the optimizer."""
-        made = [objective.gradient_transformation() for objective in self.by_name.values()]
-        return [transformation for transformation in made if transformation is not None]
+    def transform_gradients(self, grads: Any, stats: Scalars, seed: jax.Array, step: jax.Array) -> Any:
+        """Returns the summed gradients after all gradient transforms."""
+        for objective in self.by_name.values():
+            grads = objective.transform_gradients(grads, stats, seed, step)
+        return grads
 
     def init_weights(self) -> LossWeights:
         """Returns the loss weights before the first step, by objective; objectives without any are left out."""

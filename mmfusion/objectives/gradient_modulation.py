@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mmfusion import rng
 from mmfusion.data.batch import Batch
@@ -64,14 +63,9 @@ class OGMGE(Objective):
             UnimodalScore(name=SCORE + m, metric=SCORE + m, task=task, head=m, model=model) for m in model.modalities
         ]
 
-    def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
-        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            step = extra["step"]
-            key = rng.key(extra["seed"], "ogm_ge", step)
-            scores = {name.removeprefix(SCORE): x for name, x in extra["stats"].items() if name.startswith(SCORE)}
-            return self.modulate(updates, scores, key, step), state
-
-        return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    def transform_gradients(self, grads: Any, stats: Scalars, seed: jax.Array, step: jax.Array) -> Any:
+        scores = {name.removeprefix(SCORE): mean for name, mean in stats.items() if name.startswith(SCORE)}
+        return self.modulate(grads, scores, rng.key(seed, "ogm_ge", step), step)
 
     def modulate(self, grads: Any, scores: Mapping[str, jax.Array], key: jax.Array, step: jax.Array) -> Any:
         """Returns the gradients with those of `encoders_<m>` modulated.

@@ -127,7 +127,7 @@ def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
     joined = {other: m for m, section in run.model.encoders.items() for other in section.join}
     spec = StepSpec(
         model=model,
-        optimizer=make_optimizer(run, objectives.gradient_transformations(), frozen),
+        optimizer=make_optimizer(run, frozen),
         objectives=objectives,
         preprocess=make_preprocess({m: section.to_dict() for m, section in run.data.modalities.items()}, joined),
         freezing=frozen,
@@ -139,15 +139,9 @@ def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
     return TrainSetup(spec, tasks, partitioner, empty_batch(dataset.reader, 2))
 
 
-def make_optimizer(
-    run: RunConfig, first: list[optax.GradientTransformationExtraArgs], frozen: freezing.Freezing
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the whole chain from summed gradients to updates.
-
-    In order: `first`, the transformations of objectives, then clipping and the optimizer, layer-wise learning-rate
-    decay, and zero updates for what is frozen.
-    """
-    chain = [*first, optim.make(run.optim.to_dict(), frozen)]
+def make_optimizer(run: RunConfig, frozen: freezing.Freezing) -> optax.GradientTransformationExtraArgs:
+    """Returns the chain from gradients to updates: clipping, the optimizer, layer-wise decay, zero where frozen."""
+    chain = [optim.make(run.optim.to_dict(), frozen)]
     if any(section.layer_decay != 1 for section in run.model.encoders.values()):
         chain.append(optax.with_extra_args_support(optim.layerwise_lr_decay(run.model.encoders)))
     if frozen:

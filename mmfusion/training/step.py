@@ -30,7 +30,7 @@ class StepSpec:
     """What a train step is made of, beside its state.
 
     Attributes:
-      model, optimizer: the optimizer's update takes the extra arguments `stats`, `seed` and `step`.
+      model, optimizer: the optimizer's update takes the extra argument `step`.
       objectives: loss terms, measures, loss weights and batch transforms.
       preprocess: `(batch, key or None) -> batch`: augmentation and normalisation.
       freezing: which encoders do not learn.
@@ -92,10 +92,10 @@ def train_step(
         count=spec.micro_batches, group=objectives.group, unroll=spec.unroll,
     )  # fmt: skip
     grads, stats = sum_over_devices((grads, stats))
+    grads = objectives.transform_gradients(grads, stats, state.seed, state.step)
     grad_norm = optax.tree.norm(grads)
     opt_state = optim.with_learning_rate(state.opt_state, learning_rate)
-    extra = {"stats": stats, "seed": state.seed, "step": state.step}
-    updates, opt_state = spec.optimizer.update(grads, opt_state, state.params, **extra)
+    updates, opt_state = spec.optimizer.update(grads, opt_state, state.params, step=state.step)
     coefficients = objectives.coefficients(state.loss_weights, state.params)
     after = state.replace(
         params=optax.apply_updates(state.params, updates),
