@@ -1,0 +1,119 @@
+"""An encoder and a strategy from outside the package, as the READMEs add them."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmfusion.models
+from experiments import cli
+from mmfusion import config as configs
+from mmfusion.errors import UserError
+from mmfusion.models.build import module_options
+from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.optim import layerwise_lr_decay
+from mmfusion.registry import lookup
+from mmfusion.training.loop import train
+
+FOLDER = Path(mmfusion.models.__path__[0])
+READMES = {name: (FOLDER / name / "README.md").read_text(encoding="utf-8") for name in ("encoders", "fusion")}
+ENCODER = "outside.encoders:PixelRows"
+REGISTRIES = {"encoders": ENCODERS, "fusion": FUSIONS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outside(tmp_path_factory):
+    """The package `outside` with the modules `encoders` and `fusion` of the READMEs."""
+    package = tmp_path_factory.mktemp("path") / "outside"
+    package.mkdir()
+    for name, page in READMES.items():
+        (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        assert len(example.splitlines()) <= 25
+        (package / f"{name}.py").write_text(example)
+    (package / "broken.py").write_text("import nothing_of_that_name")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(package.parent)
+        yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "outside"]:
+        sys.modules.pop(name)
+
+
+@pytest.fixture
+def config(tiny_config):
+    config = tiny_config("fusion=outside.fusion:GatedProduct", {"steps": 2, "eval_every": 2, "checkpoint_every": 2})
+    configs.choose(config, "model.encoders.image", ENCODER)
+    return config
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_tables_name_every_class(name):
+    missing = [key for key in REGISTRIES[name] if f"`{key}`" not in READMES[name]]
+    assert missing == []
+
+
+def test_readme_names_options_that_strategies_have():
+    table = READMES["fusion"].partition("| option |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    assert len(rows) > 10
+    for options, strategies in rows:
+        for strategy in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", strategies)):
+            known = module_options(FUSIONS[strategy])
+            assert any(option in known for option in re.findall(r"`(\w+)`", options)), (strategy, options)
+
+
+@pytest.mark.loop
+def test_classes_from_outside_are_trained(config, tmp_path):
+    with config.unlocked():
+        config.model.encoders.image.hidden = 8
+    configs.check(config, devices=1)
+    result = train(config, tmp_path)
+    assert np.isfinite(result["test"]["loss"])
+    assert configs.from_json(configs.read_json(tmp_path / "config.json")) == config
+
+
+def test_encoder_from_outside_has_a_layer_order(config):
+    config.model.encoders.image.layer_decay = 0.5
+    configs.check(config, devices=1)
+    updates = {"encoders_image": {"rows": np.ones(2), "project": np.ones(2), "norm": np.ones(2)}}
+    transformation = layerwise_lr_decay(config.model.encoders)
+    scaled = transformation.update(updates, transformation.init(updates))[0]["encoders_image"]
+    assert {layer: float(x[0]) for layer, x in scaled.items()} == {"rows": 0.5, "project": 1.0, "norm": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "text", "choices"),
+    [
+        ("model.fusion", "outside.fusion:Gated", "no such class", ["outside.fusion:GatedProduct"]),
+        ("model.fusion", "outside.none:GatedProduct", "cannot import outside.none", []),
+        ("model.fusion", "outside.broken:GatedProduct", "cannot import.*nothing_of_that_name", []),
+        ("model.fusion", "gum", "unknown name; did you mean sum or gmu", ["gmu", "sum"]),
+        ("model.fusion", "outside.encoders:PixelRows", "not a flax module with an attribute `declares`", []),
+        ("model.encoders.image", "outside.fusion:GatedProduct", "not a flax module with an attribute `reads`", []),
+        ("model.encoders.image", "pathlib:Path", "not a flax module with an attribute `reads`", []),
+    ],
+)
+def test_lookup_refuses_wrong_names(config, path, name, text, choices):
+    with pytest.raises(UserError, match=text) as error:
+        configs.choose(config, path, name)
+    assert (error.value.path, error.value.value) == (f"config.{path}.name", name)
+    assert set(choices) <= set(error.value.choices)
+
+
+def test_encoder_from_outside_must_read_its_modality(config):
+    configs.choose(config, "model.encoders.text", "outside.encoders:PixelRows")
+    with pytest.raises(UserError, match="does not read text") as error:
+        configs.check(config, devices=1)
+    assert error.value.path == "config.model.encoders.text.name"
+
+
+def test_config_file_arguments_and_flags_take_classes_from_outside():
+    name = "outside.fusion:GatedProduct"
+    config = cli.make_config(f"configs/quickstart.py:fusion={name}", [f"--config.model.encoders.image.name={ENCODER}"])
+    assert (config.model.fusion.name, config.model.encoders.image.name) == (name, ENCODER)
+
+
+def test_lookup_returns_registered_classes():
+    assert lookup(FUSIONS, "gmu", "--fusions") is FUSIONS["gmu"]
