@@ -40,7 +40,7 @@ def nearest(name: Any, choices: Iterable[str]) -> str:
     """Returns the end of an error line: the nearest choices, or the first thirty where none is similar."""
     choices = sorted(choices)
     if not choices:
-        return "there is none to choose"
+        return "there are no choices"
     near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"

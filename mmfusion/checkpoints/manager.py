@@ -1,4 +1,4 @@
-"""Checkpoints of a run: state, metadata and retention. The only file that imports Orbax."""
+"""Checkpoints of a run: saving, restoring and quarantine."""
 
 import contextlib
 import itertools
@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from mmfusion import files
 from mmfusion.checkpoints.checksums import checksums, describe, differences, flatten, with_checksum
+from mmfusion.checkpoints.retention import DELETED, Manager, open_manager, rank, score_or_worst
 from mmfusion.checkpoints.verify import (
     META,
     CorruptCheckpoint,
@@ -30,17 +30,9 @@ from mmfusion.distributed import hosts
 from mmfusion.errors import UserError
 
 STATE = "state"  # the item saved beside META
-DELETED = "deleted"  # subfolder that old checkpoints are moved to before their files are deleted
 TEMPORARY = "orbax-checkpoint-tmp"  # in the names of folders that are not written completely
 QUARANTINE = "damaged-checkpoints"  # folder for corrupt checkpoints, beside the folder of the others
 T = TypeVar("T")
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its check for preemption, which all hosts have to do together: the loop does it."""
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
 
 
 class Checkpoints:
@@ -65,7 +57,7 @@ class Checkpoints:
         self._corrupt: set[int] = set()  # readonly: those that are skipped
         self._saving: int | None = None  # step of a save whose result is not known yet
         self._rolled_back = False  # whether `delete_from` has deleted all
-        self._orbax: _Manager | None = None
+        self._orbax: Manager | None = None
         if not self.readonly:
             self._directory.mkdir(parents=True, exist_ok=True)
         for name in self._names():
@@ -73,17 +65,17 @@ class Checkpoints:
                 continue  # in a bucket, an incomplete one has its final name already; Orbax deletes it
             if error := validation_error(self._directory / name):
                 self._quarantine(int(name), f"checkpoint {self._directory}/{name} is damaged: {error}")
-        self._orbax = _open_manager(self._directory, self.readonly)
+        self._orbax = open_manager(self._directory, self.readonly)
         if not self.readonly:
             self._delete_files()
 
     @property
-    def _manager(self) -> _Manager:
+    def _manager(self) -> Manager:
         """Orbax's manager, opened again after a failed save."""
         if self._orbax is None:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                self._orbax = _open_manager(self._directory, self.readonly)
+                self._orbax = open_manager(self._directory, self.readonly)
             except Exception as error:  # any exception of the storage's client library
                 raise UserError(f"cannot open {self._directory}: {_reason(error)}") from error
         return self._orbax
@@ -99,8 +91,8 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns the step with the best finite validation score, the newest one if none has a score, or None."""
         metas = {step: self.meta(step) for step in self.steps()}  # Orbax's own copy of the score has no checksum
-        scored = [step for step, meta in metas.items() if _score(meta) > -math.inf]
-        return max(scored, key=lambda step: _rank(metas[step]), default=self.newest())
+        scored = [step for step, meta in metas.items() if score_or_worst(meta) > -math.inf]
+        return max(scored, key=lambda step: rank(metas[step]), default=self.newest())
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None) -> None:
         """Starts to save a step that is not saved yet; it is written in the background, see `outcome`.
@@ -300,33 +292,6 @@ def load_verified(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     return {path: np.asarray(leaf) for path, leaf in flatten(state).items()}, meta
 
 
-def _open_manager(directory: epath.Path, readonly: bool) -> _Manager:
-    host = jax.process_index()
-    kept = [
-        checkpoint_managers.LatestN(n=2),
-        # Any comparable value works as the metric.
-        checkpoint_managers.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),  # pyright: ignore[reportArgumentType]
-        checkpoint_managers.BestN(get_metric_fn=_last_good, n=1, keep_checkpoints_without_metrics=False),
-    ]
-    return _Manager(
-        directory,
-        options=ocp.CheckpointManagerOptions(
-            read_only=readonly,
-            create=False,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host{host}"
-            ),
-            best_fn=_score,  # without it, metrics are not written
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=not readonly,
-            # Otherwise writers wait 20 minutes for a folder that could not be created, and the process with them.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            # Moved before they are deleted: one that a kill leaves half deleted is not taken for a corrupt one.
-            todelete_subdir=None if readonly or "://" in str(directory) else DELETED,
-        ),
-    )
-
-
 def _reason(error: Exception) -> str:
     """Returns the message of an error in one line; of TensorStore's long ones, the part that is the reason."""
     message = getattr(error, "strerror", None) or str(error)
@@ -338,18 +303,3 @@ def _reason(error: Exception) -> str:
 def _absolute(folder: epath.PathLike) -> epath.Path:
     path = epath.Path(folder)
     return path if path.is_absolute() else path.absolute()  # gs://... is absolute, but absolute() breaks it
-
-
-def _score(metrics: Any) -> float:
-    """Returns a score to rank by: a missing or non-finite one is the worst."""
-    score = (metrics or {}).get("score")
-    return score if score is not None and math.isfinite(score) else -math.inf
-
-
-def _last_good(metrics: Mapping[str, Any]) -> int:
-    return -1 if metrics.get("wrong") else metrics["step"]
-
-
-def _rank(metrics: Mapping[str, Any]) -> tuple[float, int]:
-    """Ranks by score, and equal scores by step, the earliest best: independent of which others still exist."""
-    return _score(metrics), -metrics["step"]

@@ -340,12 +340,13 @@ def test_checkpoints_do_not_blame_files_for_the_machine(
 
 def test_checkpoints_half_deleted_one_is_not_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     deleted: list[str] = []
-    honest = Checkpoints._delete_files
-    monkeypatch.setattr(
-        Checkpoints,
-        "_delete_files",
-        lambda self: deleted.extend(p.name for p in tmp_path.glob("deleted/*")) or honest(self),
-    )
+    delete_files = Checkpoints._delete_files
+
+    def noted(self: Checkpoints) -> None:
+        deleted.extend(path.name for path in tmp_path.glob("deleted/*"))
+        delete_files(self)
+
+    monkeypatch.setattr(Checkpoints, "_delete_files", noted)
     saved(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3}).close()
     assert deleted == ["1"] and sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
 
