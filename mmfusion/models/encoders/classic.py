@@ -1,6 +1,6 @@
 """Convolutions with pooling, LeNet-5, AlexNet and VGG, with two fully connected layers where asked for.
 
-B batch · H W picture · C channels · N tokens · D width
+B batch · H W image · C channels · N tokens · D width
 """
 
 import math
@@ -40,7 +40,7 @@ def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
 def pool(x: jax.Array, kernel: int, stride: int, name: str, *, padding: int = 0) -> jax.Array:
     """Returns the maximum over windows of `x [B, H, W, C]`; raises UserError naming `name` where none fits."""
     if min(x.shape[1:3]) + 2 * padding < kernel:
-        raise UserError(f"{name}: the pictures are too small, a map of {x.shape[1]}×{x.shape[2]} cannot be pooled")
+        raise UserError(f"{name}: the images are too small, a map of {x.shape[1]}×{x.shape[2]} cannot be pooled")
     return nn.max_pool(x, (kernel, kernel), (stride, stride), padding=[(padding, padding)] * 2)
 
 
@@ -49,7 +49,7 @@ class PooledCNN(nn.Module):
 
     Attributes:
       width: token width D.
-      channels: channels of each convolution, which reads no place outside the picture.
+      channels: channels of each convolution, which reads no place outside the image.
       norm: after each convolution: `batch`, `layer`, `group` or `none`.
       reduce: `flatten` the last map, or its `mean` (global average pooling).
       dropout: rate on what is left of the map.
@@ -68,10 +68,10 @@ class PooledCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as a token `[B, 1, D]` and its mask.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as a token `[B, 1, D]` and its mask.
 
         Raises:
-          UserError: `reduce` is unknown, or the pictures are too small for so many poolings.
+          UserError: `reduce` is unknown, or the images are too small for so many poolings.
         """
         if self.reduce not in ("flatten", "mean"):
             raise UserError(f"pooled_cnn: reduce={self.reduce!r} is unknown; choose flatten or mean")
@@ -104,10 +104,10 @@ class FullyConnected(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5, up to its layer of 84 units: 60,000 parameters for gray pictures of 32×32 (LeCun et al. 1998).
+    """LeNet-5, up to its layer of 84 units: 60,000 parameters for gray images of 32×32 (LeCun et al. 1998).
 
     Subsampling has a learned factor and bias a map, and the second convolution reads a table's maps only, as in the
-    paper. Smaller pictures are put in the middle of 32×32; larger ones give more than one token.
+    paper. Smaller images are put in the middle of 32×32; larger ones give more than one token.
 
     Attributes:
       width: token width D.
@@ -121,7 +121,7 @@ class LeNet5(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`."""
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`."""
         del train
         rows = mask[:, 0]  # [B]
         x = zero_masked(x, rows).astype(self.dtype)
@@ -174,10 +174,10 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         Raises:
-          UserError: a side of the pictures is below 63 pixels.
+          UserError: a side of the images is below 63 pixels.
         """
         rows = mask[:, 0]  # [B]
         x = zero_masked(x, rows).astype(self.dtype)
@@ -219,10 +219,10 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         Raises:
-          UserError: a side of the pictures is below 32 pixels.
+          UserError: a side of the images is below 32 pixels.
         """
         rows = mask[:, 0]  # [B]
         x = zero_masked(x, rows).astype(self.dtype)

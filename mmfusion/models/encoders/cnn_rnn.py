@@ -1,6 +1,6 @@
 """A CNN whose feature map is read as a sequence by a recurrent network.
 
-B batch · H W picture · C channels · T steps of the sequence · D width
+B batch · H W image · C channels · T steps of the sequence · D width
 """
 
 from typing import Any, ClassVar
@@ -51,10 +51,10 @@ class CNNRNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, T or 1, D]` and mask.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, T or 1, D]` and mask.
 
         Raises:
-          UserError: `steps`, `cell` or `tokens` is unknown, or the pictures are too small for so many poolings.
+          UserError: `steps`, `cell` or `tokens` is unknown, or the images are too small for so many poolings.
         """
         for name, choices in (("steps", ("rows", "cells")), ("cell", CELLS), ("tokens", TOKENS)):
             if getattr(self, name) not in choices:

@@ -1,6 +1,6 @@
 """ConvNeXt: depthwise 7×7 convolutions and MLPs (Liu et al. 2022, arXiv:2201.03545).
 
-B batch · H W picture · C channels · N tokens · D width
+B batch · H W image · C channels · N tokens · D width
 """
 
 from typing import Any, ClassVar
@@ -55,16 +55,16 @@ class ConvNeXtT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         The last layer norm is of each cell, where the classifier of the paper normalises the cells' mean.
 
         Raises:
-          UserError: a side of the pictures is below 32 pixels.
+          UserError: a side of the images is below 32 pixels.
         """
         height, width, least = *x.shape[1:3], 2 ** (len(self.blocks) + 1)
         if min(height, width) < least:
-            raise UserError(f"convnext_t takes pictures of {least} x {least} pixels or more, not {height} x {width}")
+            raise UserError(f"convnext_t takes images of {least} x {least} pixels or more, not {height} x {width}")
         rows = mask[:, 0]  # [B]
         x = zero_masked(x, rows).astype(self.dtype)
         for stage, count in enumerate(self.blocks):

@@ -100,7 +100,7 @@ class GraphAttention(nn.Module):
       width: token width D.
       layers: attention layers.
       hidden: units of a layer, all heads together.
-      heads: attention heads; they divide `hidden`.
+      heads: attention heads; divides `hidden`.
       dropout: rate on each layer's units.
     """
 
@@ -146,7 +146,7 @@ class KnowledgeAttention(nn.Module):
       relations: of the graph, with their inverses.
       layers: attention layers.
       hidden: units of a layer, all heads together.
-      heads: attention heads; they divide `hidden`.
+      heads: attention heads; divides `hidden`.
       dropout: rate on each layer's units.
     """
 

@@ -1,6 +1,6 @@
-"""What picture encoders share, and a small strided CNN; a feature map of H'·W' cells is as many tokens.
+"""What image encoders share, and a small strided CNN; a feature map of H'·W' cells is as many tokens.
 
-B batch · H W picture · C channels · N = H'·W' tokens · D width
+B batch · H W image · C channels · N = H'·W' tokens · D width
 """
 
 from typing import Any, ClassVar
@@ -41,7 +41,7 @@ class Positions(nn.Module):
             if count < 2:
                 raise UserError(
                     f"recurrent={self.recurrent}: the map is {cells.shape[1]}×{cells.shape[2]}, with nothing to read "
-                    "one after the other: give larger pictures, or a smaller stride"
+                    "one after the other: give larger images, or a smaller stride"
                 )
             cell = nn.OptimizedLSTMCell(self.width, dtype=self.dtype, name="rnn")
             cells = nn.RNN(cell, name="scan")(cells.reshape(cells.shape[0], count, -1))  # [B, T, D]
@@ -78,7 +78,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         Raises:
           UserError: `channels` and `strides` differ in length.

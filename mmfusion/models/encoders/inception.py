@@ -1,6 +1,6 @@
 """Inception v1 and v3: parallel convolutions of several sizes, concatenated.
 
-B batch · H W picture · C channels · N tokens · D width
+B batch · H W image · C channels · N tokens · D width
 """
 
 from typing import Any, ClassVar
@@ -50,10 +50,10 @@ class InceptionV1(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         Raises:
-          UserError: a side of the pictures is below 3 pixels.
+          UserError: a side of the images is below 3 pixels.
         """
 
         def unit(x: jax.Array, channels: int, kernel: int, name: str, stride: int = 1) -> jax.Array:
@@ -104,10 +104,10 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         Raises:
-          UserError: a side of the pictures is below 75 pixels.
+          UserError: a side of the images is below 75 pixels.
         """
         rows = mask[:, 0]  # [B]
         counter = iter(range(1000))

@@ -1,6 +1,6 @@
 """Residual networks (He et al. 2016, arXiv:1512.03385), the stride in the 3×3 convolution ("v1.5").
 
-B batch · H W picture · C channels · N tokens · D width
+B batch · H W image · C channels · N tokens · D width
 """
 
 from typing import Any, ClassVar
@@ -51,7 +51,7 @@ class ResNet18(nn.Module):
     Attributes:
       width: token width D.
       channels: channels of the first stage; the last has eight times as many.
-      stem: `imagenet` (7×7 stride 2, then 3×3 max pooling) or `small` (3×3 stride 1, for pictures around 32×32).
+      stem: `imagenet` (7×7 stride 2, then 3×3 max pooling) or `small` (3×3 stride 1, for images around 32×32).
       norm: `group`, `batch` (over all devices), `layer` or `none`.
       dropout: rate on the last feature map.
       recurrent: how an LSTM reads the last feature map, see `Positions`.
@@ -73,7 +73,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
 
         Raises:
           UserError: `stem` is unknown.

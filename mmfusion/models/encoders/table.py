@@ -64,7 +64,7 @@ class FTTransformer(nn.Module):
       categories: of each column, how many categories it has; 0: it holds numbers.
       layers: transformer blocks.
       hidden: width within the transformer.
-      heads: attention heads; they divide `hidden`.
+      heads: attention heads; divides `hidden`.
       dropout: rate on the residual branches.
     """
 

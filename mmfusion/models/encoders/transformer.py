@@ -35,7 +35,7 @@ class TextTransformer(nn.Module):
       vocabulary: how many token ids there are.
       layers: transformer blocks.
       hidden: width within the transformer.
-      heads: attention heads; they divide `hidden`.
+      heads: attention heads; divides `hidden`.
       dropout: rate on the embeddings and the residual branches.
     """
 
@@ -95,7 +95,7 @@ class BERT(nn.Module):
       vocabulary: how many token ids there are.
       layers: transformer blocks.
       hidden: width within the transformer.
-      heads: attention heads; they divide `hidden`.
+      heads: attention heads; divides `hidden`.
       mlp: hidden width of each block's MLP.
       positions: the most tokens a text may have.
       tokens: `all` returns the T positions; `pooled` one token, tanh(W x + b) of the first position.
@@ -167,7 +167,7 @@ class SpectrogramTransformer(nn.Module):
       hop_ms: from one frame's start to the next one's, milliseconds.
       layers: transformer blocks.
       hidden: width within the transformer.
-      heads: attention heads; they divide `hidden`.
+      heads: attention heads; divides `hidden`.
       dropout: rate on the embedded patches and the residual branches.
       mask_frames, mask_bands: the most frames and bands of each span that `SpecAugment` masks; 0: none.
     """

@@ -1,6 +1,6 @@
 """Video encoders: a CNN a frame followed by a network over time, and convolutions over space and time.
 
-B batch · T frames · H W picture · C channels · N tokens · D width
+B batch · T frames · H W image · C channels · N tokens · D width
 """
 
 from typing import Any, ClassVar

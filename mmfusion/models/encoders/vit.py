@@ -1,6 +1,6 @@
-"""Vision transformers: a picture as a sequence of patches (Dosovitskiy et al. 2021, arXiv:2010.11929).
+"""Vision transformers: an image as a sequence of patches (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
-B batch · H W picture · C channels · P patches · N = 1 + P tokens · D width
+B batch · H W image · C channels · P patches · N = 1 + P tokens · D width
 """
 
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ class ViTTi(nn.Module):
       patch: side of a patch, pixels.
       layers: transformer blocks.
       hidden: width within the transformer.
-      heads: attention heads; they divide `hidden`.
+      heads: attention heads; divides `hidden`.
       dropout: rate on the embedded patches and the residual branches.
     """
 
@@ -41,13 +41,13 @@ class ViTTi(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised pictures `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, 1 + P, D]` and mask.
+        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, 1 + P, D]` and mask.
 
         Raises:
-          UserError: the patch does not divide the pictures' sides, or `heads` not `hidden`.
+          UserError: the patch does not divide the images' sides, or `heads` not `hidden`.
         """
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise UserError(f"vit: patch={self.patch} does not divide pictures of {x.shape[1]}×{x.shape[2]}")
+            raise UserError(f"vit: patch={self.patch} does not divide images of {x.shape[1]}×{x.shape[2]}")
         rows = mask[:, 0]  # [B]
         x = zero_masked(x, rows).astype(self.dtype)
         x = conv(self.hidden, self.patch, self.patch, self.dtype, padding=0, name="patches")(x)

@@ -68,7 +68,7 @@ class Multiplicative(nn.Module):
 
     Attributes:
       width: width D of the features.
-      budget: most numbers that the tensors W of all pairs may have, width^3 each.
+      budget: most elements that the tensors W of all pairs may have, width^3 each.
     """
 
     width: int

@@ -21,7 +21,7 @@ class CoAttention(AttentionFusion):
     Attributes:
       width: width D of tokens and features.
       layers: attention layers.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 

@@ -106,7 +106,7 @@ class NLGate(nn.Module):
 
     Attributes:
       width: width D of tokens and features.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       main: the modality that asks; empty: the first in sorted order.
     """
 

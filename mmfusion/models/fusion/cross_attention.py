@@ -22,7 +22,7 @@ class CrossAttention(AttentionFusion):
       width: width D of tokens and features.
       main: the modality that queries; empty: the first in sorted order.
       layers: attention layers.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 
@@ -60,7 +60,7 @@ class MulT(AttentionFusion):
     Attributes:
       width: width D of tokens and features.
       layers: layers of each crossmodal transformer.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 

@@ -18,7 +18,7 @@ class GraphFusion(nn.Module):
     Attributes:
       width: width D of tokens and features.
       layers: attention layers.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
     """
 
     width: int
@@ -78,7 +78,7 @@ class KnowledgeGraph(GraphFusion):
     As `gat`, and how a token of one modality is related to one of another is a relation, one for each ordered pair of
     modalities (relational graph attention, Busbridge et al. 2019, arXiv:1904.05811):
     h'_i = ELU(Σ_j a_ij (W h_j + e_ij)). Where a modality is `knowledge`, its entities, encoded with the relations of
-    its own graph, are so linked to words and to places of a picture. Its options are those of `GraphFusion`.
+    its own graph, are so linked to words and to places of an image. Its options are those of `GraphFusion`.
     """
 
     declares: ClassVar[Declaration] = Declaration(family="graph", paper="arXiv:1904.05811", needs_tokens=True)

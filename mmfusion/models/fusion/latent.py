@@ -17,7 +17,7 @@ class Perceiver(AttentionFusion):
       width: width D of tokens and features.
       latents: how many there are.
       layers: turns.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 
@@ -54,13 +54,13 @@ class Perceiver(AttentionFusion):
 class QFormer(AttentionFusion):
     """Learned queries attend to themselves, then to each modality by layers of its own (Li et al. 2023).
 
-    BLIP-2, arXiv:2301.12597, whose one frozen picture encoder is here any number of modalities, in sorted order.
+    BLIP-2, arXiv:2301.12597, whose one frozen image encoder is here any number of modalities, in sorted order.
 
     Attributes:
       width: width D of tokens and features.
       queries: how many there are.
       layers: layers, each a self-attention and a cross-attention a modality.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 

@@ -29,7 +29,7 @@ class MergedAttention(AttentionFusion):
     Attributes:
       width: width D of tokens and features.
       layers: transformer layers.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 
@@ -66,7 +66,7 @@ class LateTransformer(AttentionFusion):
     Attributes:
       width: width D of tokens and features.
       layers: transformer layers.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 
@@ -108,7 +108,7 @@ class Bottleneck(AttentionFusion):
       layers: transformer layers of each modality.
       fuse_from: the first layer with the bottleneck, from 0.
       bottleneck: tokens in it.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 

@@ -17,7 +17,7 @@ class AttentionFusion(nn.Module):
 
     Attributes:
       width: width D of tokens and features.
-      heads: attention heads; they divide the width.
+      heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 

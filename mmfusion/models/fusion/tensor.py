@@ -23,7 +23,7 @@ class Tensor(nn.Module):
     Attributes:
       width: width D of the features.
       project: width that each modality is projected to first; 0: the widest that `budget` allows, up to `width`.
-      budget: most numbers that the outer product of an example may have, (project + 1)^M.
+      budget: most elements that the outer product of an example may have, (project + 1)^M.
     """
 
     width: int

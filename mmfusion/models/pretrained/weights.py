@@ -132,7 +132,7 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
     """Returns an encoder's variables with published weights in place of those that were drawn.
 
     What makes tokens of the cells (`tokens`, or `project` and `norm`) keeps the values it has. Kernels and stored
-    statistics are laid out anew; kernels of three input channels are added up for pictures of one channel, and repeated
+    statistics are laid out anew; kernels of three input channels are added up for images of one channel, and repeated
     for others, times 3 over their number, as timm does; a square grid of position embeddings is resized, as timm does.
 
     Args:
@@ -241,4 +241,4 @@ def _resized(positions: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([positions[:1], np.asarray(grid).reshape(new * new, -1)])
 
 
-FIRST = ("conv_stem", "conv0_0", "conv1/", "shrink0", "patches")  # layers that read the picture
+FIRST = ("conv_stem", "conv0_0", "conv1/", "shrink0", "patches")  # layers that read the image
