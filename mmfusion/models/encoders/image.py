@@ -47,9 +47,9 @@ class Positions(nn.Module):
             cells = nn.RNN(cell, name="scan")(cells.reshape(cells.shape[0], count, -1))  # [B, T, D]
         tokens = nn.Dense(self.width, dtype=self.dtype, name="project")(cells)
         tokens = tokens.reshape(tokens.shape[0], -1, self.width)  # [B, N, D]
-        places = self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
+        positions = self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
         mask = jnp.broadcast_to(rows[:, None], tokens.shape[:2])  # [B, N]
-        return normalised_tokens(tokens + places.astype(self.dtype), mask, self.dtype), mask
+        return normalised_tokens(tokens + positions.astype(self.dtype), mask, self.dtype), mask
 
 
 class CNN(nn.Module):

@@ -126,8 +126,8 @@ class CNN3D(nn.Module):
             x = zero_masked(nn.gelu(Norm(self.norm, self.axis_name, self.dtype)(x, mask, train=train)), mask)
         x = Dropout(self.dropout)(x, train=train)
         cells = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
-        places = self.param("offsets", nn.initializers.normal(0.02), cells.shape[2:]).astype(self.dtype)
+        positions = self.param("offsets", nn.initializers.normal(0.02), cells.shape[2:]).astype(self.dtype)
         rows, times, height, width = cells.shape[:4]
-        tokens = (cells + places).reshape(rows, times * height * width, self.width)
+        tokens = (cells + positions).reshape(rows, times * height * width, self.width)
         mask = jnp.repeat(mask, height * width, axis=1)
         return normalised_tokens(tokens, mask, self.dtype), mask

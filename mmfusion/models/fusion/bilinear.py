@@ -20,8 +20,8 @@ def product(factors: list[jax.Array], present: jax.Array) -> jax.Array:
     """Returns Π_m of factors `[B, ...]` over the modalities in `present [B, M]`; an absent one's is 1."""
     result = jnp.ones((), factors[0].dtype)
     for m, factor in enumerate(factors):
-        there = present[:, m].reshape(-1, *[1] * (factor.ndim - 1))
-        result = result * jnp.where(there, factor, 1)
+        mask = present[:, m].reshape(-1, *[1] * (factor.ndim - 1))
+        result = result * jnp.where(mask, factor, 1)
     return jnp.broadcast_to(result, factors[0].shape)
 
 

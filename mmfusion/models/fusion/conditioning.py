@@ -74,10 +74,10 @@ class FiLM(nn.Module):
             return nn.Dense(width, dtype=self.dtype, name=name)(x)
 
         h, real = with_learned_token(self, tokens[main], mask[main])
-        said = project_each(
+        projected = project_each(
             others, [masked_mean(tokens[m], mask[m]) for m in others], self.width, self.dtype, "condition"
         )
-        condition = sum(zero_masked(x, mask[m].any(axis=1)) for m, x in zip(others, said, strict=True))
+        condition = sum(zero_masked(x, mask[m].any(axis=1)) for m, x in zip(others, projected, strict=True))
         for block in range(self.blocks):
             u = nn.gelu(dense(self.width, h, f"block{block}_in"))
             v = self._convolved(zero_masked(u, real), f"block{block}_out")

@@ -16,8 +16,8 @@ Present = dict[str, jax.Array]  # modality -> [B]
 
 def stack(logits: Logits, present: Present) -> tuple[jax.Array, jax.Array]:
     """Returns the logits `[B, M, C]` in sorted order, zeros where absent, and which are present `[B, M]`."""
-    there = jnp.stack([present[m] for m in sorted(logits)], axis=1)  # [B, M]
-    return zero_masked(jnp.stack([logits[m] for m in sorted(logits)], axis=1), there), there
+    mask = jnp.stack([present[m] for m in sorted(logits)], axis=1)  # [B, M]
+    return zero_masked(jnp.stack([logits[m] for m in sorted(logits)], axis=1), mask), mask
 
 
 def _needs_classes(strategy: str, outputs: int) -> None:
@@ -36,8 +36,8 @@ class LateMean(nn.Module):
     def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
-        each, there = stack(logits, present)
-        return each.sum(axis=1) / jnp.maximum(there.sum(axis=1, keepdims=True), 1)
+        each, mask = stack(logits, present)
+        return each.sum(axis=1) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 
 class LateWeighted(nn.Module):
@@ -51,10 +51,10 @@ class LateWeighted(nn.Module):
     def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
-        each, there = stack(logits, present)
+        each, mask = stack(logits, present)
         if len(logits) == 1:  # its weight is 1, whatever the scalar
             return each[:, 0]
-        return jnp.einsum("bm,bmc->bc", learned_weights(self, sorted(logits), there), each)
+        return jnp.einsum("bm,bmc->bc", learned_weights(self, sorted(logits), mask), each)
 
 
 class ProductOfExperts(nn.Module):
@@ -91,10 +91,10 @@ class Stacking(nn.Module):
     def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
-        each, there = stack(jax.lax.stop_gradient(logits), present)
+        each, mask = stack(jax.lax.stop_gradient(logits), present)
         size = each.shape[-1]
         learned = [nn.Dense(size, name=f"meta_{m}")(each[:, i]) for i, m in enumerate(sorted(logits))]
-        return zero_masked(jnp.stack(learned, axis=1), there).sum(axis=1)
+        return zero_masked(jnp.stack(learned, axis=1), mask).sum(axis=1)
 
 
 class TMC(nn.Module):
@@ -122,13 +122,13 @@ class TMC(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into log α `[B, C]`.
 
         Raises:
-          UserError: there is one output, which is no classification.
+          UserError: a task has a single output, so it is not a classification.
         """
         del train
-        each, there = stack(logits, present)
+        each, mask = stack(logits, present)
         classes = each.shape[-1]
         _needs_classes("tmc", classes)
-        evidence = zero_masked(nn.softplus(each), there)  # [B, M, C]
+        evidence = zero_masked(nn.softplus(each), mask)  # [B, M, C]
         return jnp.log1p(classes * jnp.expm1(jnp.log1p(evidence / classes).sum(axis=1)))
 
 
@@ -155,13 +155,13 @@ class QMF(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`.
 
         Raises:
-          UserError: there is one output, which is no classification, or the temperature is not above 0.
+          UserError: a task has a single output, so it is not a classification, or the temperature is not above 0.
         """
         del train
-        each, there = stack(logits, present)
+        each, mask = stack(logits, present)
         _needs_classes("qmf", each.shape[-1])
         if not self.temperature > 0:
             raise UserError(f"qmf: temperature={self.temperature} must be above 0")
         centred = each - each.mean(axis=-1, keepdims=True)
         energy = self.temperature * jax.nn.logsumexp(centred / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
-        return (zero_masked(jax.lax.stop_gradient(energy), there) * each).sum(axis=1)
+        return (zero_masked(jax.lax.stop_gradient(energy), mask) * each).sum(axis=1)

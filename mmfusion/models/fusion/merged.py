@@ -86,8 +86,8 @@ class LateTransformer(AttentionFusion):
         names = sorted(tokens)
         pooled, present = pool(tokens, mask)
         single = {m: x[:, None] for m, x in zip(names, pooled, strict=True)}
-        there = {m: present[:, i, None] for i, m in enumerate(names)}
-        x, real, sizes = joined(typed(self, single, there), there, names)
+        token_mask = {m: present[:, i, None] for i, m in enumerate(names)}
+        x, real, sizes = joined(typed(self, single, token_mask), token_mask, names)
         x, real = with_learned_token(self, x, real)  # [B, 1 + M, D]
         attention = {}
         for layer in range(self.layers):
@@ -134,7 +134,7 @@ class Bottleneck(AttentionFusion):
         names = sorted(tokens)
         rows = tokens[names[0]].shape[0]
         present = {m: mask[m].any(axis=1) for m in names}
-        count = jnp.maximum(sum(there.astype(jnp.float32) for there in present.values()), 1)[:, None, None]
+        count = jnp.maximum(sum(rows.astype(jnp.float32) for rows in present.values()), 1)[:, None, None]
         shared = learned_tokens(self, "bottleneck", self.bottleneck, rows, self.width, self.dtype)
         attention = {}
         for layer in range(self.layers):

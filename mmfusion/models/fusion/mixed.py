@@ -52,22 +52,22 @@ class MoE(nn.Module):
         """
         if self.gate not in GATES:
             raise UserError(f"moe: gate={self.gate!r} is unknown; choose {', '.join(GATES)}")
-        each, there = stack(logits, present)  # [B, M, C], [B, M]
+        each, mask = stack(logits, present)  # [B, M, C], [B, M]
         if len(logits) == 1:  # one expert needs no gate
             return each[:, 0]
         hidden = joint_hidden(features, present, self.width, self.dtype)
         joint = nn.Dense(each.shape[-1], name="joint")(hidden)
         experts = jnp.concatenate([each, joint[:, None]], axis=1)  # [B, M + 1, C]
-        there = jnp.concatenate([there, there.any(axis=1, keepdims=True)], axis=1)
+        mask = jnp.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
         scores = [nn.Dense(1, name=f"gate_{name}")(hidden) for name in (*sorted(logits), "joint")]
         scores = jnp.concatenate(scores, axis=-1)  # [B, M + 1]
         if self.gate == "soft":
-            return jnp.einsum("be,bec->bc", masked_softmax(scores, there), experts)
+            return jnp.einsum("be,bec->bc", masked_softmax(scores, mask), experts)
         keys = row_keys(self, train=train)
         if keys is not None:
             scores = scores + jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
-        soft = masked_softmax(scores, there)
-        one = jax.nn.one_hot(soft.argmax(axis=1), soft.shape[1]) * there
+        soft = masked_softmax(scores, mask)
+        one = jax.nn.one_hot(soft.argmax(axis=1), soft.shape[1]) * mask
         return jnp.einsum("be,bec->bc", soft + jax.lax.stop_gradient(one - soft), experts)
 
 
