@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     for name in MODELS.value:
         if name not in known:
             raise UserError("no such model", path="--models", value=name, choices=known)
-    dataset = datasets.load(config.data, seed=config.seed)
+    dataset = datasets.load(configs.read(config).data, seed=config.seed)
     found = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known)
 
     caption = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MOST_ROWS:,} training rows"

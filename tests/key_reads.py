@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -36,9 +36,10 @@ def sections(config: ConfigDict, path: str = "") -> Iterator[tuple[int, str]]:
 class NotedDict(dict):
     """A section's options as a plain dict that notes which are read by name; copying it whole reads none."""
 
-    def __init__(self, values: Mapping[str, Any], path: str, read: set[str]):
-        super().__init__(values)
-        self.path, self.read = path, read
+    def __init__(self, values: Any, path: str = "", read: set[str] | None = None):
+        self.path, self.read = path, set() if read is None else read  # a copy notes for itself
+        for key, value in dict(values).items():
+            self[key] = NotedDict(value, f"{path}{key}.", self.read) if isinstance(value, dict) else value
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(f"{self.path}{key}")
@@ -101,8 +102,7 @@ def noted_reads(config: ConfigDict) -> Iterator[set[str]]:
         return NotedDict(make_options(source, names), paths.get(id(source), "?."), read)
 
     def noted_flat(self: keys.Choice) -> dict[str, Any]:
-        path = typed.get(type(self))
-        return flatten(self) if path is None else NotedDict(flatten(self), path, read)
+        return NotedDict(flatten(self), self.options.path, read)
 
     typed = typed_sections()
     with ExitStack() as patches:

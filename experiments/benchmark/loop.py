@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from configs import quickstart
+from mmfusion import config as configs
 from mmfusion.data import dataset as datasets
 from mmfusion.data import pipeline
 from mmfusion.training.loop import train
@@ -25,7 +26,7 @@ def loop_overhead() -> list[dict[str, Any]]:
     config = quickstart.get_config()
     with config.unlocked():
         config.steps = config.eval_every = config.checkpoint_every = STEPS
-    dataset = datasets.load(config.data, seed=config.seed)
+    dataset = datasets.load(configs.read(config).data, seed=config.seed)
     loop, step = [], []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(ROUNDS):

@@ -102,7 +102,7 @@ def classical_baselines(
     prefix, _, name = metric.rpartition("/")
     task = prefix or next(iter(config.data.targets))
     if not path.exists():
-        dataset = load(config.data, seed=0)
+        dataset = load(configs.read(config).data, seed=0)
         found = baselines.baselines(dataset, task, name)
         content: dict[str, Any] = {
             "rows": dataset.rows,

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,10 +16,14 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.data.missing import drop_modalities
 from mmfusion.data.modalities import feature_names, modality_type, raw_value
+from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, PairedRows, Rows, uncached
 from mmfusion.data.sources import Source
 from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
+
+if TYPE_CHECKING:
+    from mmfusion.config.fields import DataConfig
 
 FIT_ROWS = 100_000  # enough for a vocabulary; streamed splits need not be read through
 
@@ -133,7 +137,7 @@ class Dataset:
 
 
 def load(
-    config: Any,
+    config: "DataConfig",
     *,
     seed: int,
     splits: Sequence[str] = ("train", "valid", "test"),
@@ -150,8 +154,10 @@ def load(
     Raises:
       UserError: the data is not available, does not match the config, or has too many unreadable rows.
     """
+    modalities = {m: section.to_dict() for m, section in config.modalities.items()}
+    targets = {task: section.to_dict() for task, section in config.targets.items()}
     name = (saved or {}).get("name") or sources.available_name(
-        config.name, config.get("fallback_name", ""), data_dir=config.dir, manual_dir=config.manual_dir
+        config.name, config.fallback_name, data_dir=config.dir, manual_dir=config.manual_dir
     )
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = _open(config, name, needed, seed)
@@ -160,13 +166,13 @@ def load(
         class_names = {task: tuple(names) for task, names in saved["class_names"].items()}
         fitted = dict(saved["learned"])
     else:
-        class_names = _class_names(config.targets, opened["train"].class_names)
-        fitted = _fit(config.modalities, opened["train"], ids["train"])
+        class_names = _class_names(targets, opened["train"].class_names)
+        fitted = _fit(modalities, opened["train"], ids["train"])
     reader = Reader(
-        modalities=config.modalities.to_dict(),
-        targets=config.targets.to_dict(),
+        modalities=modalities,
+        targets=targets,
         outputs={task: len(names) or 1 for task, names in class_names.items()},
-        fitted={m: modality_type(config.modalities[m].kind).load(string) for m, string in fitted.items()},
+        fitted={m: modality_type(modalities[m]["kind"]).load(string) for m, string in fitted.items()},
         class_names=opened[needed[0]].class_names if needed else {},
     )
     described_rows = [
@@ -185,7 +191,7 @@ def load(
     )
 
 
-def _open(config: Any, name: str, splits: Sequence[str], seed: int) -> dict[str, Source]:
+def _open(config: "DataConfig", name: str, splits: Sequence[str], seed: int) -> dict[str, Source]:
     """Returns the source of each split, its rows cached; splits of one TFDS expression share one source."""
     expressions = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
     opened = {}
@@ -200,12 +206,16 @@ def _digest(description: Any) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_features(config: Any, source: Source) -> None:
+def _check_features(config: "DataConfig", source: Source) -> None:
     if len(source.rows) == 0:
         raise UserError(f"dataset {config.name!r} is empty: {source.version}")
     features = sorted(source.rows[0])
-    wanted = [(f"modalities.{m}", name) for m, options in config.modalities.items() for name in feature_names(options)]
-    wanted += [(f"targets.{task}", options.feature) for task, options in config.targets.items()]
+    wanted = [
+        (f"modalities.{m}", name)
+        for m, section in config.modalities.items()
+        for name in feature_names(section.to_dict())
+    ]
+    wanted += [(f"targets.{task}", section.feature) for task, section in config.targets.items()]
     for path, name in wanted:
         if name not in features:
             raise UserError(
@@ -213,7 +223,7 @@ def _check_features(config: Any, source: Source) -> None:
             )
 
 
-def _split_ids(config: Any, opened: Mapping[str, Source]) -> dict[str, np.ndarray]:
+def _split_ids(config: "DataConfig", opened: Mapping[str, Source]) -> dict[str, np.ndarray]:
     """Returns the ids `[n]` of each split; train and valid may share a source, by a hash of each row's group."""
 
     @functools.cache
@@ -252,27 +262,27 @@ def _groups(rows: Rows, feature: str) -> Iterable[Any]:
     return [as_string(rows[i][feature]) for i in range(len(rows))]
 
 
-def _class_names(targets: Any, feature_class_names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+def _class_names(
+    targets: Mapping[str, Options], feature_class_names: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
     class_names: dict[str, tuple[str, ...]] = {}
     for task, options in targets.items():
-        names = feature_class_names.get(options.feature, ())
-        if options.kind == "regression":
+        names, count = feature_class_names.get(options["feature"], ()), options.get("classes", 0)
+        if options["kind"] == "regression":
             names = ()
-        elif options.classes and names and len(names) != options.classes:
-            raise UserError(
-                f"config.data.targets.{task}.classes={options.classes}, but the dataset names {len(names)} classes"
-            )
-        elif not (names or options.classes):
+        elif count and names and len(names) != count:
+            raise UserError(f"config.data.targets.{task}.classes={count}, but the dataset names {len(names)} classes")
+        elif not (names or count):
             raise UserError(f"config.data.targets.{task}.classes must be given: the dataset does not say how many")
         else:
-            names = names or tuple(str(i) for i in range(options.classes))
+            names = names or tuple(str(i) for i in range(count))
         class_names[task] = names
     return class_names
 
 
-def _fit(modalities: Any, source: Source, train: np.ndarray) -> dict[str, str]:
+def _fit(modalities: Mapping[str, Options], source: Source, train: np.ndarray) -> dict[str, str]:
     """Returns what is fitted to the training rows of each modality: vocabularies, and the columns of tables."""
-    fits = {m: modality_type(options.kind).fit for m, options in modalities.items()}
+    fits = {m: modality_type(options["kind"]).fit for m, options in modalities.items()}
     if not any(fits.values()):
         return {}
     sample = [source.rows[int(i)] for i in train[:FIT_ROWS]]
@@ -283,7 +293,7 @@ def _fit(modalities: Any, source: Source, train: np.ndarray) -> dict[str, str]:
     }
 
 
-def _decoded_split(name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: Any) -> Split:
+def _decoded_split(name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: "DataConfig") -> Split:
     """Returns a split, decoded where it fits in memory."""
     missing = config.missing if name == "train" else 0.0
     split = Split(name, ids, uncached(rows), reader, None, {}, missing)

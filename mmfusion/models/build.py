@@ -19,14 +19,8 @@ ENCODER_KWARGS = frozenset(
     {"width", "dtype", "axis_name", "vocabulary", "rate", "categories", "entities", "relations", "modalities"}
 )
 
-# Options of every encoder's section, beside the fields of its class.
-ENCODER_OPTIONS = {
-    "init": "",  # initial weights: a safetensors file, a folder, a hub id, or run:WORKDIR; empty: random
-    "freeze": 0,  # steps for which the encoder is not trained; the whole run: never trained
-    "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it
-    "share": "",  # another modality whose encoder, with the same weights, also encodes this one
-    "join": (),  # modalities of the same size whose channels are concatenated to this one's; they need no encoder
-}
+# Keys of every encoder's section beside its name and the fields of its class.
+ENCODER_KEYS = ("init", "freeze", "layer_decay", "share", "join")
 
 
 def module_options(module_class: type[nn.Module]) -> dict[str, Any]:
@@ -50,7 +44,7 @@ def build(
     """Returns the model that `config.model` describes.
 
     Args:
-      config: `width`, `encoders.<modality>` = {name, **options, **ENCODER_OPTIONS}, `fusion` = {name, **options}.
+      config: `width`, `encoders.<modality>` = {name, **options, **ENCODER_KEYS}, `fusion` = {name, **options}.
       spec: the encoder's keyword arguments that follow from the data, per modality: {"vocabulary": ids},
         {"rate": Hz}, {"categories": (n, ...)}, {"entities": n, "relations": n} or {}.
       tasks: number of outputs per task.
@@ -74,7 +68,7 @@ def build(
         if section.get("share"):
             shares[m] = section["share"]
         else:
-            options = {key: value for key, value in section.items() if key not in ENCODER_OPTIONS}
+            options = {key: value for key, value in section.items() if key not in ENCODER_KEYS}
             encoders[m] = _build_module(ENCODERS, options, path, {**kwargs, **spec[m]})
         if section.get("join"):
             joins[m] = tuple(section["join"])

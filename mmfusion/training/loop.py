@@ -43,7 +43,8 @@ def train(
     """
     started, bad_steps = time.monotonic(), None
     with mesh.stop_on_sigterm() as stop, run_directory(workdir, config) as directory:
-        dataset = dataset or datasets.load(config.data, seed=configs.read(config).seed)
+        typed = configs.read(config)
+        dataset = dataset or datasets.load(typed.data, seed=typed.seed)
         while True:
             attempt = start_run(config, directory, dataset, started=started, profile=profile, bad_steps=bad_steps)
             try:

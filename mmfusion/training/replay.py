@@ -65,7 +65,7 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
         )
     recorded = next((update for update in wrong["updates"] if update["step"] == step), {})
     run = fitted_config(config)
-    dataset = datasets.load(config.data, seed=run.seed)
+    dataset = datasets.load(run.data, seed=run.seed)
     setup = build_setup(run, dataset)
     state, progress = _before(folder, step, run, dataset, setup)
     progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks

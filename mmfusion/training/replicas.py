@@ -33,7 +33,8 @@ def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, data
     """
     started, bad_steps = time.monotonic(), None
     with run_directory(workdir, config) as directory:
-        dataset = dataset or datasets.load(config.data, seed=configs.read(config).seed)
+        typed = configs.read(config)
+        dataset = dataset or datasets.load(typed.data, seed=typed.seed)
         while True:
             try:
                 with start_run(config, directory, dataset, started=started, bad_steps=bad_steps) as run:

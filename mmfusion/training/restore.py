@@ -71,7 +71,7 @@ def open_run(
 
     def read(step: int) -> Run:
         saved = checkpoints.meta(step)["data"]
-        dataset = datasets.load(config_dict.data, seed=config.seed, splits=tuple(splits), saved=saved)
+        dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
         setup = build_setup(config, dataset)
         state, _ = checkpoints.restore(step, setup.state_shapes())
         return Run(config, config_dict, dataset, setup, setup.partitioner.put_state(state), step)

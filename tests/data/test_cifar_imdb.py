@@ -11,6 +11,7 @@ import requests
 from PIL import Image
 
 from configs import cifar_imdb
+from mmfusion import config as configs
 from mmfusion.data import dataset as datasets
 from mmfusion.data import sources
 from mmfusion.data.builders.cifar10_images import cifar10_images_dataset_builder as cifar
@@ -65,18 +66,21 @@ def test_fallback_is_used_where_the_official_data_is_not_available(small_cifar_i
     with config.unlocked():
         config.data.update(dir=str(tmp_path / "data"), manual_dir=str(small_cifar_imdb), valid_fraction=0.3)
     for times in (1, 1):  # what failed once is not tried again
-        dataset = datasets.load(config.data, seed=0)
+        dataset = datasets.load(configs.read(config).data, seed=0)
         assert dataset.name == cifar_imdb.ARCHIVES and len(dataset.splits["test"]) == 10
         assert len(asked) == times
     said = capsys.readouterr().out
     assert f"{cifar_imdb.ARCHIVES} in place of {cifar_imdb.TFDS}: dataset 'cifar10' is not prepared yet" in said
     with monkeypatch.context() as patch:
         patch.setattr(sources, "available_name", lambda *_, **__: cifar_imdb.TFDS)  # as if it was prepared since
-        assert datasets.load(config.data, seed=0, splits=("test",), saved=dataset.saved()).name == cifar_imdb.ARCHIVES
+        assert (
+            datasets.load(configs.read(config).data, seed=0, splits=("test",), saved=dataset.saved()).name
+            == cifar_imdb.ARCHIVES
+        )
     with config.unlocked():
         config.data.fallback_name = ""
     with pytest.raises(UserError, match="cannot be downloaded"):
-        datasets.load(config.data, seed=0)
+        datasets.load(configs.read(config).data, seed=0)
 
 
 def test_images_keep_their_bytes_and_classes(small_cifar_imdb, tmp_path):

@@ -3,13 +3,14 @@ import hashlib
 import numpy as np
 import pytest
 
+from mmfusion import config as configs
 from mmfusion.data import dataset, text
 from mmfusion.errors import UserError
 from tests import planted
 
 
 def load(config=None, **options):
-    return dataset.load((config or planted.config()).data, seed=0, **options)
+    return dataset.load(configs.read(config or planted.config()).data, seed=0, **options)
 
 
 def words(data):
@@ -54,10 +55,10 @@ def test_holdout_split_takes_groups_of_train_and_none_of_test(monkeypatch):
 
 
 def test_shapes_quads_are_not_divided(data_dir):
-    config = planted.config("image", data__name="shapes/match", data__dir=data_dir, data__group="group").data
+    config = planted.config("image", data__name="shapes/match", data__dir=data_dir, data__group="group")
     with config.unlocked():
-        config.valid_fraction, config.train, config.test = 0.1, "train[:2000]", "test[:100]"
-    splits = dataset.load(config, seed=0).splits
+        config.data.valid_fraction, config.data.train, config.data.test = 0.1, "train[:2000]", "test[:100]"
+    splits = dataset.load(configs.read(config).data, seed=0).splits
     groups = {name: {split.source[int(i)]["group"] for i in split.ids} for name, split in splits.items()}
     assert len(splits["train"]) + len(splits["valid"]) == 2000
     assert 100 < len(splits["valid"]) < 300

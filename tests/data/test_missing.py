@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mmfusion import config as configs
 from mmfusion.data import dataset
 from mmfusion.data.missing import keep_masks
 from tests import planted
@@ -38,8 +39,8 @@ def test_keep_masks_of_rate_0_keep_all_and_of_rate_1_one():
 @pytest.mark.parametrize("gb", [4.0, 0.0])
 def test_train_alone_drops_modalities_in_memory_and_streamed(gb, monkeypatch):
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(100)], test=[planted.row(i) for i in range(40)])
-    splits = dataset.load(planted.config(data__missing=0.5, data__memory_gb=gb).data, seed=0).splits
-    plain = dataset.load(planted.config(data__memory_gb=gb).data, seed=0).splits
+    splits = dataset.load(configs.read(planted.config(data__missing=0.5, data__memory_gb=gb)).data, seed=0).splits
+    plain = dataset.load(configs.read(planted.config(data__memory_gb=gb)).data, seed=0).splits
     for name, split in splits.items():
         places = np.arange(len(split))
         batch, before = split.take(places), plain[name].take(places)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmfusion import config as configs
 from mmfusion.data import dataset, pipeline
 from tests import planted
 
@@ -37,7 +38,7 @@ def splits(monkeypatch):
     rows = [planted.row(i, **changes.get(i, {})) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows[:21])
     both = [
-        dataset.load(planted.config(data__memory_gb=gb, data__max_bad_fraction=0.1).data, seed=0).splits
+        dataset.load(configs.read(planted.config(data__memory_gb=gb, data__max_bad_fraction=0.1)).data, seed=0).splits
         for gb in (1.0, 0.0)
     ]
     assert both[0]["train"].arrays is not None

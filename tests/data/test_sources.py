@@ -12,6 +12,7 @@ from tensorflow_datasets.core.features import image_feature
 from tensorflow_datasets.testing import mocking
 
 from configs import tfds as tfds_config
+from mmfusion import config as configs
 from mmfusion.data import dataset, sources
 from mmfusion.errors import UserError
 
@@ -109,7 +110,7 @@ def test_a_wrong_variant_version_or_split_says_what_there_is(toys_dir):
 
 def test_mnist_is_one_line_of_config(public):
     config = tfds_config.get_config("name=mnist,channels=1,size=14")
-    data = dataset.load(config.data, seed=0)
+    data = dataset.load(configs.read(config).data, seed=0)
     assert data.class_names == {"label": tuple("0123456789")}
     batch = data.splits["test"].take(np.arange(24))
     assert batch.inputs["image"].shape == (24, 14, 14, 1)
@@ -120,7 +121,7 @@ def test_mnist_is_one_line_of_config(public):
 
 def test_cifar10_with_imdb_is_one_line_of_config(public):
     config = tfds_config.get_config("name=pair:cifar10+imdb_reviews:by=index,text=text,target=imdb_reviews/label")
-    data = dataset.load(config.data, seed=0)
+    data = dataset.load(configs.read(config).data, seed=0)
     assert data.class_names == {"label": ("neg", "pos")}
     batch = data.splits["test"].take(np.arange(24))
     assert batch.inputs["image"].shape == (24, 32, 32, 3)
@@ -165,10 +166,10 @@ def test_pair_of_labels_that_do_not_meet(toys_dir, monkeypatch, tmp_path):
 
 
 def test_pair_partners_used_twice_stay_in_one_split(toys_dir):
-    config = tfds_config.get_config("name=pair:toys/colours+toys/notes:by=label,image=,text=toys/note").data
+    config = tfds_config.get_config("name=pair:toys/colours+toys/notes:by=label,image=,text=toys/note")
     with config.unlocked():
-        config.dir, config.valid_fraction = toys_dir, 0.4
-    data = dataset.load(config, seed=0)
+        config.data.dir, config.data.valid_fraction = toys_dir, 0.4
+    data = dataset.load(configs.read(config).data, seed=0)
     rows = data.splits["train"].source
     train, valid = ({rows[int(i)]["toys/note"] for i in data.splits[s].ids} for s in ("train", "valid"))
     assert len(train) > 2

@@ -200,7 +200,7 @@ def test_gradnorm_weighs_the_tasks_the_same_in_micro_batches(rows, tmp_path):
 
 def test_gradnorm_is_given_the_gradients_at_the_features_of_all_devices(rows):
     made = config("gradnorm", tasks="label+amount", fusion="concat")
-    dataset = datasets.load(made.data, seed=0)
+    dataset = datasets.load(configs.read(made).data, seed=0)
     setup, batch = build_setup(made, dataset), dataset.splits["train"].take(np.arange(6))
     state = setup.init_on_host(0)
 
@@ -295,7 +295,7 @@ def test_mixed_rows_answer_for_both_in_every_head_and_in_micro_batches(rows):
         "mixup", "unimodal", fusion="concat",
         **{"data.targets.label.class_weights": (1.0, 3.0), "parallel.mode": "jit", "optim.clip_norm": 0.0},
     )  # fmt: skip
-    dataset = datasets.load(made.data, seed=0)
+    dataset = datasets.load(configs.read(made).data, seed=0)
     setup, batch = build_setup(made, dataset), dataset.splits["train"].take(np.arange(8))
     state = setup.init_on_host(0)
     specs = [dataclasses.replace(setup.spec, micro_batches=k) for k in (1, 2)]

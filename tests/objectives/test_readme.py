@@ -41,7 +41,7 @@ def test_readme_objective_is_part_of_the_loss_and_logged(outside, tiny_config):
     losses = {}
     for weight in (0.0, 0.5):
         config = with_objective(tiny_config, outside, weight=weight)
-        dataset = datasets.load(config.data, seed=0)
+        dataset = datasets.load(configs.read(config).data, seed=0)
         setup = build_setup(config, dataset)
         batch = dataset.splits["train"].take(np.arange(16))
         _, losses[weight] = jax.jit(setup.step)(setup.init_on_host(0), batch, np.float32(0.1))

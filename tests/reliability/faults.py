@@ -66,12 +66,13 @@ def kills(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcom
 def bit_flips(count: int, folder: Path, locations: Sequence[str]) -> Iterator[Outcome]:
     """Flips a bit in a file of the newest checkpoint: the restored state is what was saved, in it or an older one."""
     from mmfusion.checkpoints.manager import Checkpoints
+    from mmfusion.config import read
     from mmfusion.data import dataset as datasets
     from mmfusion.training.restore import read_config
     from mmfusion.training.setup import build_setup
 
     runs.whole(CASES[0], folder / "run", locations)
-    config = read_config(folder / "run")
+    config = read(read_config(folder / "run"))
     like = build_setup(config, datasets.load(config.data, seed=config.seed, splits=())).state_shapes()
     steps = Checkpoints(folder / "run" / "checkpoints", readonly=True).steps()
     original = {step: runs.load_verified(folder / "run" / "checkpoints" / str(step))[0] for step in steps}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmfusion import config as configs
 from mmfusion.analysis.ablation.plan import REFERENCE, MakeConfig
 from mmfusion.data.dataset import Dataset, load
 from mmfusion.errors import UserError
@@ -127,5 +128,5 @@ def _cost(config: ConfigDict, kind: str, datasets: dict[str, Dataset]) -> int:
     """Returns the cost of a config's model; datasets are opened once for each set of modalities."""
     key = "+".join(sorted(config.data.modalities))
     if key not in datasets:
-        datasets[key] = load(config.data, seed=0, splits=())
+        datasets[key] = load(configs.read(config).data, seed=0, splits=())
     return model_cost(config, datasets[key], kind)

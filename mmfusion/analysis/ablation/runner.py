@@ -259,7 +259,7 @@ def dataset_for(trial: Trial, config: ConfigDict) -> Dataset:
     if key not in _open_datasets:
         while len(_open_datasets) >= MAX_OPEN_DATASETS:
             _open_datasets.popitem(last=False)
-        _open_datasets[key] = load(config.data, seed=config.seed)
+        _open_datasets[key] = load(configs.read(config).data, seed=config.seed)
     return _open_datasets[key]
 
 

@@ -256,7 +256,7 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
     for trial in plan.trials:
         if not trial.unimodal_baseline:
             config = configs.from_json(trial.config)
-            dataset = datasets.load(config.data, seed=config.seed)
+            dataset = datasets.load(configs.read(config).data, seed=config.seed)
             params = jax.device_get(build_setup(config, dataset).init_state(config.seed).params)
             batch = next(
                 pipeline.train_batches(dataset.splits["train"], seed=config.seed, batch_size=16, first=0, last=1)

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from mmfusion import config as configs
 from mmfusion.analysis.ablation import budget
 from mmfusion.data import dataset
 from mmfusion.errors import UserError
@@ -41,7 +42,7 @@ def test_match_widths_equalizes_cost_with_concat(kind, data_dir):
     matched, aimed_at, found = budget.match_widths(plain, ["low_rank_tensor", "concat"], kind)
     assert set(found) == {"low_rank_tensor", "concat", "image alone", "text alone"}
     config = plain("concat", 0, "")
-    data = dataset.load(config.data, seed=0, splits=())
+    data = dataset.load(configs.read(config).data, seed=0, splits=())
     target = budget.model_cost(config, data, kind)
     assert aimed_at == target and found["concat"] == budget.Match(config.model.width, target)
     other = matched("low_rank_tensor", 1, "")
