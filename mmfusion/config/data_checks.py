@@ -33,7 +33,7 @@ def _check_dataset(data: DataConfig) -> None:
         raise UserError(message, path="config.data.valid_fraction", value=data.valid_fraction)
     for section, noun in (("modalities", "modality"), ("targets", "target")):
         if not getattr(data, section):
-            raise UserError(f"empty: a model needs at least one {noun}", path=f"config.data.{section}")
+            raise UserError(f"must have at least one {noun}", path=f"config.data.{section}")
 
 
 def _check_modality(name: str, modality: ModalityConfig) -> None:

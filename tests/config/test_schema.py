@@ -176,8 +176,8 @@ def test_check_allows_zero_where_it_means_none():
     [
         ("parallel.mesh.fsdp", 2, "parallel.mesh", "fsdp and model divide the state, which needs .*mode=jit"),
         ("parallel.mesh.data", 3, "parallel.mesh", "3 x 1 x 1 are not the 1 devices"),
-        ("data.modalities", ConfigDict(), "data.modalities", "empty: a model needs at least one modality"),
-        ("data.targets", ConfigDict(), "data.targets", "empty: a model needs at least one target"),
+        ("data.modalities", ConfigDict(), "data.modalities", "must have at least one modality"),
+        ("data.targets", ConfigDict(), "data.targets", "must have at least one target"),
     ],
 )
 def test_check_says_which_parts_do_not_fit(path, value, where, message):

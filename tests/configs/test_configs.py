@@ -110,6 +110,9 @@ def unread(config: ConfigDict, workdir: Path) -> set[str]:
     read |= {"recovery.rollbacks"}  # after a bad step: see tests/training/test_recovery.py
     if config.data.valid:
         read |= {"data.group", "data.valid_fraction"}  # no split is held out
+    for name, modality in config.data.modalities.items():
+        if modality.get("triples"):
+            read |= {f"data.modalities.{name}.entities"}  # the file's entities
     whole = ("model.encoders.", "model.fusion.", "data.targets.")
     return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(whole)}
 

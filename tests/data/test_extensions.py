@@ -45,7 +45,7 @@ def points(tmp_path_factory):
 
 def test_dataset_and_modality_type_from_outside_are_read(points):
     configs.check(points, devices=1)
-    data = datasets.load(points.data, seed=0)
+    data = datasets.load(configs.read(points).data, seed=0)
     source = data.splits["test"].source
     stored = np.array([source[i]["point"] for i in range(len(source))])
     drawn = np.random.default_rng(1).normal(size=(16, 2)).astype(np.float32)
