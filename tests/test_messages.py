@@ -1,6 +1,6 @@
-"""Every message that a user can get, as text: what a change of words changes is seen in one file.
+"""The text of every error message, in one golden file.
 
-`MMFUSION_WRITE_GOLDEN=1 python -m pytest tests/test_messages.py` writes it anew.
+After a change of messages, `MMFUSION_WRITE_GOLDEN=1 python -m pytest tests/test_messages.py` rewrites it.
 """
 
 import ast
@@ -39,7 +39,7 @@ def message_of(call: ast.Call, scope: ast.AST) -> str:
 
 
 def template(node: ast.expr, call: ast.Call, scope: ast.AST) -> str:
-    """Returns an expression as text: strings as they are, the rest in braces; a name is what was assigned to it last."""
+    """Returns an expression as text, placeholders in braces; a name stands for what was assigned to it last."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
