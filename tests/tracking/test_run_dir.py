@@ -46,7 +46,7 @@ def fetched(url: str, folder: Path) -> Path:
 
 
 @pytest.mark.loop
-def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
+def test_run_dir_in_a_bucket_holds_the_same_run(
     storage: str, tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):  # fmt: skip
@@ -71,13 +71,13 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     assert json.loads((there / "evaluation.json").read_text()) == {"accuracy": 0.5}
     with flagsaver.flagsaver():
         checkpoints.main(["checkpoints", url])
-        assert capsys.readouterr().out.count("as it was saved") >= 2
+        assert capsys.readouterr().out.count("│ valid │") >= 2
         checkpoints.main(["checkpoints", url, "--copy=4", f"--to={tmp_path}/copy"])
     assert load_verified(tmp_path / "copy")[1]["step"] == 4
 
     with flagsaver.flagsaver(), pytest.raises(SystemExit, match="0"):
         reproduce.main(["rerun", url, f"--again={tmp_path}/again"])
-    assert "the same, bit for bit" in capsys.readouterr().out
+    assert "bitwise identical" in capsys.readouterr().out
 
     damaged = there / "checkpoints" / "4" / "meta" / "metadata"
     spoilt = damaged.read_text().replace('"step"', '"stop"', 1)
@@ -92,7 +92,7 @@ def test_a_run_in_a_bucket_is_the_run_it_would_be_here(
     shutil.rmtree(tmp_path)
 
 
-def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_run_dir_reports_an_unreachable_bucket_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for error, said in (
         (ImportError("No module named 'gcsfs'"), "gs:// needs `pip install gcsfs`"),
         (ConnectionError("no route\nto host"), "gs://b/run cannot be reached: no route to host"),
