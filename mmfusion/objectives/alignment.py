@@ -1,4 +1,4 @@
-"""Objectives that bring modalities together: contrastive, canonical correlation, and a discriminator to be deceived.
+"""Objectives that align modalities: contrastive, canonical correlation, and an adversarial modality discriminator.
 
 B batch · n examples of all devices · D width · K shared width
 """
@@ -17,14 +17,14 @@ from mmfusion.objectives.base import Requirements
 
 
 class Contrastive(Auxiliary):
-    """Each row's modalities must find one another among all rows' (Radford et al. 2021, arXiv:2103.00020).
+    """Contrastive alignment of the modalities of each row (CLIP, Radford et al. 2021, arXiv:2103.00020).
 
-    Softmax cross-entropy over cosines times a learned scale, both ways, the mean over pairs of modalities; negatives
-    are the rows of all devices, of one micro-batch.
+    Softmax cross-entropy over cosine similarities times a learned scale, in both directions, averaged over pairs of
+    modalities. Negatives are the other rows of the micro-batch, on all devices.
 
     Attributes:
       shared: width K of the shared space.
-      temperature: one over the scale, to begin with; the scale stays below 100.
+      temperature: inverse of the initial scale; the scale is at most 100.
     """
 
     shared: int = 64
@@ -37,7 +37,7 @@ class Contrastive(Auxiliary):
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
-        """Returns the loss of each row `[B]`, of the pairs of modalities that it has."""
+        """Returns the loss of each row `[B]`, averaged over the pairs of modalities that it has."""
         axis = self.axis_name if train and not self.is_initializing() else None
         points = {}
         for m, x in encoded.pooled.items():
@@ -49,29 +49,31 @@ class Contrastive(Auxiliary):
         for a, b in itertools.combinations(sorted(points), 2):
             pair = f"{a}+{b}"
             both[pair] = encoded.present[a] & encoded.present[b]
-            forth = _find(points[a], points[b], both[pair], scale, axis)
-            losses[pair] = (forth + _find(points[b], points[a], both[pair], scale, axis)) / 2
+            forward = _matching_loss(points[a], points[b], both[pair], scale, axis)
+            losses[pair] = (forward + _matching_loss(points[b], points[a], both[pair], scale, axis)) / 2
         return masked_row_mean(losses, both)
 
 
-def _find(queries: jax.Array, keys: jax.Array, there: jax.Array, scale: jax.Array, axis: str | None) -> jax.Array:
-    """Returns how badly each query `[B, K]` finds its own key among all devices' that are there `[B]`."""
-    place = jnp.arange(queries.shape[0])
+def _matching_loss(
+    queries: jax.Array, keys: jax.Array, mask: jax.Array, scale: jax.Array, axis: str | None
+) -> jax.Array:
+    """Returns the cross-entropy `[B]` of matching each query `[B, K]` to its own key, among the keys in `mask [B]`."""
+    target = jnp.arange(queries.shape[0])
     if axis is not None:
-        place = place + jax.lax.axis_index(axis) * queries.shape[0]
-        keys, there = jax.lax.all_gather((keys, there), axis, tiled=True)  # [n, K], [n]
-    logits = jnp.where(there, scale * queries @ keys.T, -1e9)  # [B, n]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, place)
+        target = target + jax.lax.axis_index(axis) * queries.shape[0]
+        keys, mask = jax.lax.all_gather((keys, mask), axis, tiled=True)  # [n, K], [n]
+    logits = jnp.where(mask, scale * queries @ keys.T, -1e9)  # [B, n]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, target)
 
 
 class CCA(Auxiliary):
-    """Minus the mean canonical correlation of two modalities (Andrew et al. 2013, ICML), averaged over pairs.
+    """The negative mean canonical correlation of two modalities (Andrew et al. 2013, ICML), averaged over pairs.
 
-    Of the batch of all devices, as a whole: every row that has both has the same loss.
+    The correlation is that of the micro-batch on all devices, so that every row with both modalities has the same loss.
 
     Attributes:
-      shared: width K of what is correlated; the loss is between -1, K perfect correlations, and 0.
-      ridge: added to the variances, against directions that the batch hardly shows.
+      shared: width K of the projections; the loss lies between -1 (K perfect correlations) and 0.
+      ridge: added to the variances, for directions with little variance in the batch.
     """
 
     shared: int = 8
@@ -84,7 +86,7 @@ class CCA(Auxiliary):
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
-        """Returns the loss of each row `[B]`, of the pairs of modalities that it has."""
+        """Returns the loss of each row `[B]`, averaged over the pairs of modalities that it has."""
         axis = self.axis_name if train and not self.is_initializing() else None
         points = {
             m: nn.Dense(self.shared, use_bias=False, name=f"project_{m}")(x).astype(jnp.float32)
@@ -102,7 +104,7 @@ class CCA(Auxiliary):
         """Returns the mean canonical correlation of `x [B, K]` and `y [B, K]` over rows of weight 1 `[B, 1]`."""
         total = (lambda tree: jax.lax.psum(tree, axis)) if axis else lambda tree: tree
         count, *sums = total((weight.sum(), (weight * x).sum(axis=0), (weight * y).sum(axis=0)))
-        means = [one / jnp.maximum(count, 1.0) for one in sums]
+        means = [x_sum / jnp.maximum(count, 1.0) for x_sum in sums]
         x, y = (weight * (values - mean) for values, mean in zip((x, y), means, strict=True))
         xx, yy, xy = (product / jnp.maximum(count - 1, 1.0) for product in total((x.T @ x, y.T @ y, x.T @ y)))
         eye = self.ridge * jnp.eye(self.shared)
@@ -114,7 +116,7 @@ class CCA(Auxiliary):
 
 @jax.custom_vjp
 def reversed_gradient(x: jax.Array, strength: float) -> jax.Array:
-    """Returns x, whose gradient is turned round and multiplied by `strength` (Ganin et al. 2016, arXiv:1505.07818)."""
+    """Returns x, whose gradient is multiplied by -`strength` (Ganin et al. 2016, arXiv:1505.07818)."""
     return x
 
 
@@ -122,11 +124,11 @@ reversed_gradient.defvjp(lambda x, strength: (x, strength), lambda strength, g: 
 
 
 class Adversarial(Auxiliary):
-    """A discriminator tells the modality of a feature, and the encoders learn to deceive it (arXiv:1505.07818).
+    """A discriminator predicts the modality of a feature, and the encoders learn to deceive it (arXiv:1505.07818).
 
     Attributes:
-      hidden: units of its hidden layer.
-      strength: of the gradient that reaches the encoders, turned round.
+      hidden: units of the discriminator's hidden layer.
+      strength: factor of the reversed gradient that reaches the encoders.
     """
 
     hidden: int = 64
@@ -137,13 +139,13 @@ class Adversarial(Auxiliary):
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
-        """Returns the discriminator's cross-entropy of each row `[B]`, the mean over its modalities."""
+        """Returns the discriminator's cross-entropy of each row `[B]`, averaged over its modalities."""
         del train
         names = sorted(encoded.pooled)
-        hide, tell = nn.Dense(self.hidden, name="hidden"), nn.Dense(len(names), name="modality")
+        hidden, output = nn.Dense(self.hidden, name="hidden"), nn.Dense(len(names), name="modality")
         losses = {}
         for number, m in enumerate(names):
-            logits = tell(nn.gelu(hide(reversed_gradient(encoded.pooled[m], self.strength)))).astype(jnp.float32)
+            logits = output(nn.gelu(hidden(reversed_gradient(encoded.pooled[m], self.strength)))).astype(jnp.float32)
             target = jnp.full(logits.shape[:1], number)
             losses[m] = optax.softmax_cross_entropy_with_integer_labels(logits, target)
         return masked_row_mean(losses, encoded.present)

@@ -1,4 +1,4 @@
-"""Objectives that learn to predict one modality's features from the others', and so can stand in for it.
+"""Objectives that learn to predict one modality's features from the others', and impute them where it is absent.
 
 B batch · D width · Z latent width
 """
@@ -26,8 +26,8 @@ class Imputer(Auxiliary):
     """An objective that also predicts features: `impute(encoded) -> {modality: [B, D]}`.
 
     Attributes:
-      modalities: that there are.
-      fill: let the prediction stand in for the tokens of an absent modality.
+      modalities: of the model.
+      fill: use the prediction as the token of an absent modality.
     """
 
     modalities: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Imputer(Auxiliary):
             )
 
     def impute(self, encoded: Encoded) -> Vectors:
-        """Returns for each modality what the others say of its features `[B, D]`."""
+        """Returns for each modality the features `[B, D]` that the others predict."""
         raise NotImplementedError
 
 
@@ -61,10 +61,11 @@ class Decoder(nn.Module):
 class MVAE(Imputer):
     """A variational autoencoder whose posterior is a product of modalities' experts and the prior (Wu & Goodman 2018).
 
-    arXiv:1802.05335. What is modelled are the pooled features, with unit variance; they are targets without a gradient,
-    or the encoders would make them easy. Beside the evidence bound of all modalities that a row has, those of each one
-    alone are learned, as in the paper, and of three or more one subset drawn for each row in a step, so that any may be
-    missing. Each must reconstruct all that the row has; in the paper one alone reconstructs itself.
+    arXiv:1802.05335. It models the pooled features, with unit variance; they are targets without a gradient, since the
+    encoders would otherwise make them easy to predict. Beside the evidence bound of all modalities of a row, the
+    bounds of each modality alone are trained, as in the paper, and with three or more modalities that of a random
+    subset per row and step. Each bound reconstructs all modalities of the row; in the paper a single modality
+    reconstructs itself.
 
     Attributes:
       latent: width Z.
@@ -86,11 +87,11 @@ class MVAE(Imputer):
         parts = {m: infer(encoded.pooled[m]).astype(jnp.float32) for m, infer in self.infer.items()}
         return {m: (x[:, : self.latent], jnp.clip(x[:, self.latent :], -8.0, 8.0)) for m, x in parts.items()}
 
-    def product(self, experts: dict[str, tuple[jax.Array, jax.Array]], there: Vectors) -> tuple[jax.Array, jax.Array]:
-        """Returns mean and log variance `[B, Z]` of the prior times the experts that are there `[B]`."""
+    def product(self, experts: dict[str, tuple[jax.Array, jax.Array]], mask: Vectors) -> tuple[jax.Array, jax.Array]:
+        """Returns mean and log variance `[B, Z]` of the product of the prior and the experts in `mask` `[B]`."""
         precision, weighted = jnp.ones(()), jnp.zeros(())
         for m, (mean, log_variance) in experts.items():
-            own = jnp.where(there[m][:, None], jnp.exp(-log_variance), 0.0)
+            own = jnp.where(mask[m][:, None], jnp.exp(-log_variance), 0.0)
             precision, weighted = precision + own, weighted + own * mean
         return weighted / precision, -jnp.log(precision)
 
@@ -102,7 +103,7 @@ class MVAE(Imputer):
         experts, keys = self.experts(encoded), row_keys(self, train=train)
         loss = self.bound(*self.product(experts, encoded.present), encoded, keys, 0)
         for number, m in enumerate(sorted(self.modalities), 1):
-            alone = {n: there & (n == m) for n, there in encoded.present.items()}
+            alone = {n: present & (n == m) for n, present in encoded.present.items()}
             own = self.bound(*self.product(experts, alone), encoded, keys, number)
             loss += jnp.where(encoded.present[m], own, 0.0)
         if keys is not None and len(experts) > 2:
@@ -110,15 +111,15 @@ class MVAE(Imputer):
             drawn = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number + 1), 0.5, (len(names),)))(
                 keys
             )
-            some = {m: encoded.present[m] & drawn[:, i] for i, m in enumerate(names)}
-            own = self.bound(*self.product(experts, some), encoded, keys, number)
-            loss += jnp.where(sum(some.values()) > 0, own, 0.0)
+            subset = {m: encoded.present[m] & drawn[:, i] for i, m in enumerate(names)}
+            own = self.bound(*self.product(experts, subset), encoded, keys, number)
+            loss += jnp.where(jnp.stack(list(subset.values())).any(axis=0), own, 0.0)
         return loss / self.width
 
     def bound(
         self, mean: jax.Array, log_variance: jax.Array, encoded: Encoded, keys: jax.Array | None, number: int
     ) -> jax.Array:
-        """Returns each row's negative evidence bound `[B]`, of the modalities that it has."""
+        """Returns each row's negative evidence lower bound `[B]` over the modalities that it has."""
         z = mean
         if keys is not None:
             draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), (self.latent,)))
@@ -133,12 +134,12 @@ class MVAE(Imputer):
 
 
 class MMVAE(MVAE):
-    """The same with a mixture of experts: each modality's posterior must explain all (Shi et al. 2019).
+    """MVAE with a mixture of experts: each modality's posterior explains all modalities (Shi et al. 2019).
 
-    arXiv:1911.03393. The bound is that of stratified sampling, the mean over the modalities that a row has, with the
-    divergence of each expert by itself, which is no less than the paper's of their mixture; the prior is normal, the
-    paper's a Laplace distribution. What is absent is predicted by the mean of the others' predictions. Attributes as of
-    MVAE.
+    arXiv:1911.03393. The bound is that of stratified sampling, the mean over the modalities of a row, with the
+    divergence of each expert by itself, an upper bound of the paper's divergence of the mixture. The prior is
+    normal, in the paper a Laplace distribution. An absent modality is predicted by the mean of the others'
+    predictions. Attributes as in MVAE.
     """
 
     def impute(self, encoded: Encoded) -> Vectors:
@@ -158,7 +159,7 @@ class MMVAE(MVAE):
 
 
 class Critic(nn.Module):
-    """Tells features that are real from made ones, given the others' features; `frozen` lets no gradient to itself."""
+    """Distinguishes real from generated features, given the others'; `frozen` stops gradients to its own parameters."""
 
     hidden: int
 
@@ -176,15 +177,15 @@ class Critic(nn.Module):
 
 
 class GAN(Imputer):
-    """A generator makes a modality's features of the others' and noise; a critic must not tell them from real ones.
+    """A conditional GAN: a generator predicts a modality's features from the others' and noise, against a critic.
 
-    Goodfellow et al. 2014, arXiv:1406.2661; Mirza & Osindero 2014, arXiv:1411.1784. Both learn in one step: the
-    generator by the non-saturating loss through a critic that holds still, plus the squared error; the critic on
-    features that hold still. No gradient of theirs reaches the encoders, which would make features that are easy to
-    predict; where a training row lacks a modality, the tasks train generator and encoders through what fills in.
+    Goodfellow et al. 2014, arXiv:1406.2661; Mirza & Osindero 2014, arXiv:1411.1784. Both are trained in one step: the
+    generator by the non-saturating loss through a frozen critic, plus the squared error; the critic on features without
+    a gradient. Neither sends gradients to the encoders, which would otherwise make features easy to predict. Where a
+    training row lacks a modality, the tasks train generator and encoders through the imputed features.
 
     Attributes:
-      noise: width of the noise; it is 0 in evaluation.
+      noise: width of the noise; the noise is 0 in evaluation.
       hidden: units of the hidden layers.
       error: factor of the squared error.
     """
@@ -202,16 +203,16 @@ class GAN(Imputer):
         self.critic = {m: Critic(self.hidden, name=f"critic_{m}") for m in self.modalities}
 
     def others(self, encoded: Encoded, modality: str) -> jax.Array:
-        """Returns a row's other modalities `[B, (M - 1)(D + 1)]`: their features, and whether they are there."""
+        """Returns the other modalities `[B, (M - 1)(D + 1)]`: their features, 0 where absent, and their masks."""
         parts = []
         for m in sorted(self.modalities):
             if m != modality:
-                there = encoded.present[m][:, None]
-                parts += [jnp.where(there, encoded.pooled[m], 0.0), there.astype(jnp.float32)]
+                present = encoded.present[m][:, None]
+                parts += [jnp.where(present, encoded.pooled[m], 0.0), present.astype(jnp.float32)]
         return jnp.concatenate(parts, axis=-1)
 
-    def made(self, encoded: Encoded, modality: str, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns the features that are made `[B, D]`, and what they are made of."""
+    def generate(self, encoded: Encoded, modality: str, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Returns the generated features `[B, D]`, and the features that they are generated from."""
         given = self.others(encoded, modality)
         noise = jnp.zeros((given.shape[0], self.noise))
         if keys is not None:
@@ -220,18 +221,18 @@ class GAN(Imputer):
         return self.make[modality](jnp.concatenate([given, noise], axis=-1)), given
 
     def impute(self, encoded: Encoded) -> Vectors:
-        return {m: self.made(encoded, m, None)[0] for m in self.modalities}
+        return {m: self.generate(encoded, m, None)[0] for m in self.modalities}
 
     def __call__(self, encoded: Encoded, *, train: bool) -> jax.Array:
-        keys, losses, there = row_keys(self, train=train), {}, {}
+        keys, losses, mask = row_keys(self, train=train), {}, {}
         encoded = jax.lax.stop_gradient(encoded)
         for m in sorted(self.modalities):
-            made, given = self.made(encoded, m, keys)
+            generated, given = self.generate(encoded, m, keys)
             real = encoded.pooled[m]
-            deceive = nn.softplus(-self.critic[m](made, given, frozen=True))
-            tell = nn.softplus(-self.critic[m](real, given, frozen=False))
-            tell += nn.softplus(self.critic[m](jax.lax.stop_gradient(made), given, frozen=False))
-            losses[m] = deceive + tell + self.error * jnp.square(made - real).mean(axis=-1)
+            fool = nn.softplus(-self.critic[m](generated, given, frozen=True))
+            critic = nn.softplus(-self.critic[m](real, given, frozen=False))
+            critic += nn.softplus(self.critic[m](jax.lax.stop_gradient(generated), given, frozen=False))
+            losses[m] = fool + critic + self.error * jnp.square(generated - real).mean(axis=-1)
             others = [encoded.present[n] for n in self.modalities if n != m]
-            there[m] = encoded.present[m] & (jnp.stack(others).any(axis=0) if others else False)
-        return masked_row_mean(losses, there)
+            mask[m] = encoded.present[m] & (jnp.stack(others).any(axis=0) if others else False)
+        return masked_row_mean(losses, mask)

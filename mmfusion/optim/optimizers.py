@@ -74,7 +74,7 @@ def clip_by_group_norm(max_norm: float, freezing: Freezing = NOTHING) -> optax.G
 
 
 def options(name: str) -> dict[str, float]:
-    """Returns the default options of an optimizer, each of which it reads; raises UserError if there is none such."""
+    """Returns the default options of an optimizer, by name; raises UserError if the name is unknown."""
     return dict(lookup(OPTIMIZERS, name, "optim.name")[1])
 
 

@@ -28,7 +28,7 @@ def learning_rate(config: Mapping, peak: float, step: int, total_steps: int, sca
 
 
 def schedule_options(name: str) -> dict:
-    """Returns the default options of a schedule, each of which it reads; raises UserError if there is none such."""
+    """Returns the default options of a schedule, by name; raises UserError if the name is unknown."""
     return dict(lookup(SCHEDULES, name, "schedule name")[1])
 
 

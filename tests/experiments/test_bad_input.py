@@ -124,7 +124,7 @@ def test_train_command_reports_an_archive_and_exits_2(tmp_path, command):
         f"--config.data.dir={tmp_path}/data", f"--config.data.manual_dir={tmp_path}/manual",
     )  # fmt: skip
     assert ended.returncode == 2
-    assert ended.stderr.startswith(f"error: {path} holds 0 of the ")
+    assert ended.stderr.startswith(f"error: {path}: holds 0 of the ")
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
