@@ -90,7 +90,9 @@ def _build_module(
     registry: Mapping[str, type[nn.Module]], section: Mapping[str, Any], path: str, kwargs: Mapping[str, Any]
 ) -> nn.Module:
     """Returns the module that `section` = {name, **options} describes, with those `kwargs` that are fields of it."""
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in section.items()
+    }
     name = options.pop("name")
     module_class = lookup(registry, name, f"{path}.name")
     known = module_options(module_class)

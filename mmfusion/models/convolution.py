@@ -46,8 +46,9 @@ def conv(
     The default padding is half the kernel, so that output i is centred on input i · stride for every input size.
     """
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    pads = [side // 2 if padding is None else padding for side in sides]
     return nn.Conv(
-        channels, sides, stride, [(side // 2 if padding is None else padding,) * 2 for side in sides],
+        channels, sides, stride, [(pad, pad) for pad in pads],
         feature_group_count=groups, use_bias=bias, dtype=dtype, name=name, conv_general_dilated=_convolve,
     )  # fmt: skip
 

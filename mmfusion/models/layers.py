@@ -4,7 +4,7 @@ B batch · N positions · D width · C channels · h heads
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,7 @@ def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
     """
     if not train or module.is_initializing():
         return None
-    ids = module.scope.root.get_variable("rows", "id")
+    ids = cast(Any, module.scope).root.get_variable("rows", "id")
     if ids is None:
         raise ValueError(
             f"{type(module).__name__} needs the example ids: apply the model with variables "
@@ -175,7 +175,7 @@ def head_width(width: int, heads: int) -> int:
     return width // heads
 
 
-def attention_implementation(query: jax.Array, key: jax.Array) -> str:
+def attention_implementation(query: jax.Array, key: jax.Array) -> Literal["cudnn", "xla"]:
     """Returns `cudnn` if its flash attention supports `query [B, Nq, h, d]` and `key [B, Nk, h, d]`, else `xla`.
 
     It needs a CUDA GPU of compute capability 8.0 or above, half precision, a head width that is a multiple of 8 and at
@@ -282,7 +282,7 @@ class TransformerBlock(nn.Module):
           tokens: the queries `[B, N, width]`.
           mask: mask of the queries `[B, N]`.
           context: the keys and values `[B, Nk, width]`.
-          context_mask: mask of the context `[B, Nk]`.
+          context_mask: mask of the context `[B, Nk]`, given with it.
           train: whether dropout is applied.
 
         Returns:
@@ -297,8 +297,8 @@ class TransformerBlock(nn.Module):
         if context is None:
             keys, keys_mask = queries, mask
         else:
-            keys_mask = context_mask
-            keys = nn.LayerNorm(dtype=self.dtype, name="norm_context")(zero_masked(context, context_mask))
+            keys_mask = cast(jax.Array, context_mask)
+            keys = nn.LayerNorm(dtype=self.dtype, name="norm_context")(zero_masked(context, keys_mask))
         attend = Attention(self.heads, self.width, self.dtype, self.published, name="attention")
         attended, weights = attend(queries, keys, keys_mask)
         tokens = tokens + drop(attended)

@@ -3,8 +3,10 @@
 B batch · N tokens · D width · C outputs of a task
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any, cast
 
 import flax.core
 import flax.linen as nn
@@ -116,7 +118,8 @@ class FusionModel(nn.Module):
         for auxiliary in self.auxiliaries.values():
             if getattr(auxiliary, "fill", False):
                 tokens, mask = _fill_absent(tokens, mask, encoded, auxiliary.impute(encoded))
-        return self.fuse(tokens, mask, train=train).replace(present=encoded.present, auxiliary=losses)
+        outputs = self.fuse(tokens, mask, train=train)
+        return dataclasses.replace(outputs, present=encoded.present, auxiliary=losses)
 
     def presence(self, batch: Batch) -> Masks:
         """Returns per modality with tokens the rows that have it, or any modality that it joins, `[B]` bool."""
@@ -197,7 +200,7 @@ class FusionModel(nn.Module):
 
     def _mix_rows(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns features `[B, D]`, mixed with the neighbour's where the collection `rows` holds the shares `mix`."""
-        share = self.scope.root.get_variable("rows", "mix") if train else None  # [B]
+        share = cast(Any, self.scope).root.get_variable("rows", "mix") if train else None  # [B]
         if share is None:
             return x
         return share[:, None] * x + (1 - share[:, None]) * x[jnp.arange(len(x)) ^ 1]

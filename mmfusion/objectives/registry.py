@@ -80,7 +80,8 @@ def check_objectives(config: "RunConfig") -> None:
         if requires.target_kind and requires.target_kind not in {target.kind for target in targets.values()}:
             raise UserError(f"needs a target of kind {requires.target_kind}", path=path)
         fusion = config.model.fusion.name
-        level = lookup(FUSIONS, fusion, "config.model.fusion.name").declares.level
+        strategy: Any = lookup(FUSIONS, fusion, "config.model.fusion.name")
+        level = strategy.declares.level
         if requires.level not in ("", level):
             raise UserError(
                 f"needs a fusion strategy of {requires.level} level, and {fusion!r} is of {level} level", path=path

@@ -23,8 +23,8 @@ def layerwise_lr_decay(encoders: Mapping[str, Any]) -> optax.GradientTransformat
     decays = {}
     for m, options in encoders.items():
         if options.layer_decay != 1:
-            order = lookup(ENCODERS, options.name, f"config.model.encoders.{m}.name").layer_order
-            decays[f"encoders_{m}"] = options.layer_decay, order
+            encoder: Any = lookup(ENCODERS, options.name, f"config.model.encoders.{m}.name")
+            decays[f"encoders_{m}"] = options.layer_decay, encoder.layer_order
 
     def scale(updates: Any, params: Any) -> Any:
         del params

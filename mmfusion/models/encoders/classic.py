@@ -41,7 +41,8 @@ def pool(x: jax.Array, kernel: int, stride: int, name: str, *, padding: int = 0)
     """Returns the maximum over windows of `x [B, H, W, C]`; raises UserError naming `name` where none fits."""
     if min(x.shape[1:3]) + 2 * padding < kernel:
         raise UserError(f"{name}: the images are too small, a map of {x.shape[1]}×{x.shape[2]} cannot be pooled")
-    return nn.max_pool(x, (kernel, kernel), (stride, stride), padding=[(padding, padding)] * 2)
+    pads = [(padding, padding)] * 2
+    return nn.max_pool(x, (kernel, kernel), (stride, stride), padding=pads)  # pyright: ignore[reportArgumentType]
 
 
 class PooledCNN(nn.Module):

@@ -3,7 +3,7 @@
 B batch · H W image · C channels · T steps of the sequence · D width
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -70,7 +70,7 @@ class CNNRNN(nn.Module):
         for layer in range(self.layers):
             steps = Dropout(self.dropout)(steps, train=train)
             cell = CELLS[self.cell](self.hidden, dtype=self.dtype, name=f"rnn{layer}")
-            steps = nn.RNN(cell, name=f"scan{layer}")(steps)  # [B, T, hidden]
+            steps = cast(jax.Array, nn.RNN(cell, name=f"scan{layer}")(steps))  # [B, T, hidden]
         if self.tokens == "attention":
             keys = nn.tanh(nn.Dense(self.hidden, dtype=self.dtype, name="attend")(steps))
             weights = nn.softmax(nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(keys), axis=1)  # [B, T, 1]

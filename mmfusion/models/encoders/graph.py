@@ -3,7 +3,7 @@
 B batch · N nodes · F features of a node · R relations · P parallel ones · h heads · D width
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -37,7 +37,7 @@ def graph_attention(
       to, of: the ends' vectors `[h, d]`.
       linked: `[B, N, N]` bool, from i to j.
       kinds: `[B, N, N, R]`, 1 where i has that relation to j; None: there is but one.
-      table: the relations' vectors `[R, h, d]`.
+      table: the relations' vectors `[R, h, d]`, given with `kinds`.
 
     Returns:
       The mixed nodes `[B, N, h, d]`, and the weights a `[B, h, N, N]` float32.
@@ -45,7 +45,7 @@ def graph_attention(
     sides = [jnp.einsum("bnhd,hd->bhn", h, side) for side in (to, of)]
     scores = sides[0][..., :, None] + sides[1][..., None, :]  # [B, h, N, N]
     if kinds is not None:
-        kinds, table = kinds.astype(h.dtype), table.astype(h.dtype)
+        kinds, table = kinds.astype(h.dtype), cast(jax.Array, table).astype(h.dtype)
         scores += jnp.einsum("bijr,rh->bhij", kinds, jnp.einsum("rhd,hd->rh", table, of.astype(h.dtype)))
     weights = masked_softmax(nn.leaky_relu(scores, 0.2), linked[:, None])
     mixed = jnp.einsum("bhij,bjhd->bihd", weights.astype(h.dtype), h)
@@ -126,8 +126,8 @@ class GraphAttention(nn.Module):
         shape = (self.heads, head_width(self.hidden, self.heads))
         for layer in range(self.layers):
             h = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(h.astype(self.dtype))
-            ends = [self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from")]
-            mixed, _ = graph_attention(h, *ends, linked)
+            to, of = (self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from"))
+            mixed, _ = graph_attention(h, to, of, linked)
             h = nn.elu(mixed).reshape(*mask.shape, self.hidden)
             h = Dropout(self.dropout)(h, train=train)
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(h), mask, self.dtype), mask
@@ -183,8 +183,8 @@ class KnowledgeAttention(nn.Module):
         shape = (self.heads, head_width(self.hidden, self.heads))
         for layer in range(self.layers):
             told = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(h)
-            ends = [self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from")]
+            to, of = (self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from"))
             vectors = self.param(f"layer{layer}_relations", nn.initializers.normal(0.1), (self.relations + 1, *shape))
-            mixed, _ = graph_attention(told, *ends, linked, kinds, vectors)  # 0: to oneself
+            mixed, _ = graph_attention(told, to, of, linked, kinds, vectors)  # 0: to oneself
             h = h + Dropout(self.dropout)(nn.elu(mixed).reshape(h.shape), train=train)
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(h), mask, self.dtype), mask

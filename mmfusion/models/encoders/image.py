@@ -3,7 +3,7 @@
 B batch · H W image · C channels · N = H'·W' tokens · D width
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -44,7 +44,8 @@ class Positions(nn.Module):
                     "one after the other: give larger images, or a smaller stride"
                 )
             cell = nn.OptimizedLSTMCell(self.width, dtype=self.dtype, name="rnn")
-            cells = nn.RNN(cell, name="scan")(cells.reshape(cells.shape[0], count, -1))  # [B, T, D]
+            steps = cells.reshape(cells.shape[0], count, -1)
+            cells = cast(jax.Array, nn.RNN(cell, name="scan")(steps))  # [B, T, D]
         tokens = nn.Dense(self.width, dtype=self.dtype, name="project")(cells)
         tokens = tokens.reshape(tokens.shape[0], -1, self.width)  # [B, N, D]
         positions = self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])

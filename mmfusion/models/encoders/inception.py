@@ -124,7 +124,7 @@ class InceptionV3(nn.Module):
             return x
 
         def mean(x: jax.Array) -> jax.Array:
-            return nn.avg_pool(x, (3, 3), padding=[(1, 1)] * 2)
+            return nn.avg_pool(x, (3, 3), padding=[(1, 1)] * 2)  # pyright: ignore[reportArgumentType]
 
         def join(*parts: jax.Array) -> jax.Array:
             return jnp.concatenate(parts, axis=-1)

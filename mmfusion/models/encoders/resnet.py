@@ -87,7 +87,7 @@ class ResNet18(nn.Module):
         x = conv(self.channels, kernel, stride, self.dtype, bias=False, name="conv_stem")(x)  # [B, H', W', C]
         x = nn.relu(Norm(self.norm, self.axis_name, self.dtype, name="norm_stem")(x, rows, train=train))
         if imagenet:
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 x = ResidualBlock(

@@ -3,7 +3,7 @@
 B batch · T time (token ids; 0 is padding, 1 out of vocabulary) · D width
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -170,4 +170,4 @@ class RNN(nn.Module):
     def _scan(self, words: jax.Array, lengths: jax.Array, name: str, *, reverse: bool) -> jax.Array:
         cell = CELLS[self.cell](self.hidden, dtype=self.dtype, name=name)
         scan = nn.RNN(cell, reverse=reverse, keep_order=True, name=f"scan_{name}")
-        return scan(words, seq_lengths=lengths)  # [B, T, hidden]
+        return cast(jax.Array, scan(words, seq_lengths=lengths))  # [B, T, hidden]

@@ -3,7 +3,7 @@
 B batch · T frames · H W image · C channels · N tokens · D width
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -77,7 +77,8 @@ class FrameCNN(nn.Module):
                 frames, _ = block(frames, mask, train=train)
             else:
                 cell = CELLS[self.over_time](self.width, dtype=self.dtype, name=f"time{layer}")
-                frames = nn.RNN(cell, name=f"scan{layer}")(frames, seq_lengths=mask.sum(axis=1))
+                scan = nn.RNN(cell, name=f"scan{layer}")
+                frames = cast(jax.Array, scan(frames, seq_lengths=mask.sum(axis=1)))
         return normalised_tokens(frames, mask, self.dtype), mask
 
 

@@ -41,7 +41,8 @@ class Central(nn.Module):
             raise UserError(f"central: layers={self.layers} must be at least 1")
         names = sorted(tokens)
         pooled, present = pool(tokens, mask)
-        branches, central = dict(zip(names, pooled, strict=True)), None
+        branches = dict(zip(names, pooled, strict=True))
+        central: Any = None  # an array from the first layer on
 
         def scaled(x: jax.Array, name: str) -> jax.Array:
             return self.param(name, nn.initializers.ones, ()).astype(self.dtype) * x

@@ -1,6 +1,6 @@
 """Gated multimodal units (Arevalo et al. 2017, arXiv:1702.01992)."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -41,4 +41,5 @@ class GMU(nn.Module):
             gates = [gate, 1.0 - gate]
         else:
             gates = [nn.sigmoid(linear(joined, f"gate_{m}")) for m in names]
-        return Fused(features=sum(z * h for z, h in zip(gates, hidden, strict=True)), attention={})
+        features = sum(z * h for z, h in zip(gates, hidden, strict=True))
+        return Fused(features=cast(jax.Array, features), attention={})

@@ -43,9 +43,9 @@ class GraphFusion(nn.Module):
         shape, attention = (self.heads, head_width(self.width, self.heads)), {}
         for layer in range(self.layers):
             h = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=f"layer{layer}")(x)  # [B, N, h, D/h]
-            ends = [self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from")]
+            to, of = (self.param(f"layer{layer}_{side}", nn.initializers.normal(0.5), shape) for side in ("to", "from"))
             relations = self._relations(names, sizes, f"layer{layer}", shape) if self.related else (None, None)
-            mixed, weights = graph_attention(h, *ends, real[:, None, :] & real[:, :, None], *relations)
+            mixed, weights = graph_attention(h, to, of, real[:, None, :] & real[:, :, None], *relations)
             attention = cut(weights, names, sizes, names, sizes)
             x = zero_masked(x + nn.elu(mixed.reshape(x.shape)), real)
         return Fused(features=pooled_features(x, real, self.width, self.dtype), attention=attention)

@@ -59,8 +59,8 @@ class MoE(nn.Module):
         joint = nn.Dense(each.shape[-1], name="joint")(hidden)
         experts = jnp.concatenate([each, joint[:, None]], axis=1)  # [B, M + 1, C]
         mask = jnp.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
-        scores = [nn.Dense(1, name=f"gate_{name}")(hidden) for name in (*sorted(logits), "joint")]
-        scores = jnp.concatenate(scores, axis=-1)  # [B, M + 1]
+        each_score = [nn.Dense(1, name=f"gate_{name}")(hidden) for name in (*sorted(logits), "joint")]
+        scores = jnp.concatenate(each_score, axis=-1)  # [B, M + 1]
         if self.gate == "soft":
             return jnp.einsum("be,bec->bc", masked_softmax(scores, mask), experts)
         keys = row_keys(self, train=train)

@@ -28,7 +28,8 @@ def _numbered(tensors: Tensors) -> tuple[list[int], list[int]]:
         for name, tensor in tensors.items()
         if (match := re.fullmatch(r"(?:.*\.)?features\.(\d+)\.weight", name))
     }
-    return [sorted(n for n in sizes if sizes[n] == ndim) for ndim in (4, 1)]
+    convs, norms = (sorted(n for n in sizes if sizes[n] == ndim) for ndim in (4, 1))
+    return convs, norms
 
 
 def _vgg(stages: Callable[[int], tuple[int, ...]]) -> Family:

@@ -148,7 +148,7 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
     if family is None:
         known = ", ".join(kind.__name__ for kind in FAMILIES)
         raise UserError(f"init={source!r}: published weights are known for {known}, not {type(encoder).__name__}")
-    ours = {
+    ours: dict[str, dict[str, Any]] = {
         "params": flax.traverse_util.flatten_dict(dict(params), sep="/"),
         "batch_stats": flax.traverse_util.flatten_dict(dict(batch_stats), sep="/"),
     }
