@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from mmfusion.errors import UserError
 
@@ -37,4 +37,4 @@ def lookup(registry: Mapping[str, T], name: str, path: str, *, expected: type = 
         kind = "class" if expected is type else expected.__name__
         choices = [f"{module_name}:{key}" for key, value in vars(module).items() if isinstance(value, expected)]
         raise UserError(f"the module has no such {kind}", path=path, value=name, choices=choices)
-    return found
+    return cast(T, found)

@@ -7,8 +7,8 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy import sparse
@@ -55,7 +55,7 @@ class Baseline:
 class _Model(NamedTuple):
     name: str
     estimator: Any
-    grid: dict[str, tuple[float, ...]]
+    grid: Mapping[str, tuple[float, ...]]
     dense: bool = False  # takes no sparse features
     texts: bool | None = None  # for texts alone, for everything else, or (None) for both
 
@@ -68,7 +68,12 @@ MODELS = {  # per kind of target; the first sees no modality
         _Model("linear_svm", svm.LinearSVC(dual="auto"), {"C": COSTS}),
         _Model("naive_bayes", naive_bayes.MultinomialNB(), {"alpha": (0.01, 0.1, 1.0)}, texts=True),
         _Model("naive_bayes", naive_bayes.GaussianNB(), {"var_smoothing": (1e-9, 1e-3, 1e-1)}, dense=True, texts=False),
-        _Model("gradient_boosting", ensemble.HistGradientBoostingClassifier(early_stopping=False), LEAVES, dense=True),
+        _Model(
+            "gradient_boosting",
+            ensemble.HistGradientBoostingClassifier(early_stopping=False),  # pyright: ignore[reportArgumentType]
+            LEAVES,
+            dense=True,
+        ),
     ),
     "multilabel": (
         _Model("majority", dummy.DummyClassifier(strategy="most_frequent"), {}),
@@ -77,7 +82,12 @@ MODELS = {  # per kind of target; the first sees no modality
     "regression": (
         _Model("mean", dummy.DummyRegressor(), {}),
         _Model("ridge", linear_model.Ridge(), {"alpha": (0.1, 1.0, 10.0, 100.0)}),
-        _Model("gradient_boosting", ensemble.HistGradientBoostingRegressor(early_stopping=False), LEAVES, dense=True),
+        _Model(
+            "gradient_boosting",
+            ensemble.HistGradientBoostingRegressor(early_stopping=False),  # pyright: ignore[reportArgumentType]
+            LEAVES,
+            dense=True,
+        ),
     ),
 }
 
@@ -132,7 +142,8 @@ def baselines(
         tried = []
         for options in ParameterGrid(model.grid):
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # not converged; a constant label
-                fitted = base.clone(model.estimator).set_params(**seeds, **options).fit(x["train"], targets["train"])
+                fresh = cast(Any, base.clone(model.estimator)).set_params(**seeds, **options)
+                fitted = fresh.fit(x["train"], targets["train"])
             tried.append((score(fitted, "valid"), options, fitted))
         sign = 1 if METRICS[kind][metric] else -1
         valid, options, fitted = max(tried, key=lambda one: -math.inf if math.isnan(one[0]) else sign * one[0])
@@ -200,7 +211,8 @@ def _describe_text(ids: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarra
 
 
 def _describe_audio(waveforms: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
-    bands = np.asarray(log_mel(np.where(mask, waveforms, 0), options["rate"], hop_ms=HOP_MS))  # [n, T, F / 2]
+    real: Any = np.where(mask, waveforms, 0)  # [n, S]
+    bands = np.asarray(log_mel(real, options["rate"], hop_ms=HOP_MS))  # [n, T, F / 2]
     padding = ~mask[:, :: round(options["rate"] * HOP_MS / 1000), None]  # [n, T, 1]; by a frame's first sample
     frames = np.ma.array(bands, mask=np.broadcast_to(padding, bands.shape))
     return np.hstack([frames.mean(axis=1).filled(0), frames.std(axis=1).filled(0)])  # [n, F]
@@ -245,7 +257,7 @@ def _fit_terms(train: np.ndarray, seed: int) -> Callable[[np.ndarray], Any]:
 
 
 def _standardised(train: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    return preprocessing.StandardScaler().fit(train).transform
+    return cast(Any, preprocessing.StandardScaler().fit(train).transform)
 
 
 FEATURES = {  # per kind of modality: (inputs, mask, options) -> rows, and (training rows, seed) -> rows to features

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -47,10 +47,12 @@ def model_cost(config: ConfigDict, dataset: Dataset, kind: str) -> int:
 
     def forward(params: Any, batch_stats: Any, batch: Any) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
-        return setup.model.apply(variables, setup.preprocess(batch, None), train=False).logits
+        out: Any = setup.model.apply(variables, setup.preprocess(batch, None), train=False)
+        return out.logits
 
     row = jax.tree.map(lambda x: x[:1], setup.example)
-    return int(jax.jit(forward).lower(shapes.params, shapes.batch_stats, row).cost_analysis()["flops"])
+    counted = jax.jit(forward).lower(shapes.params, shapes.batch_stats, row).cost_analysis()
+    return int(cast(Any, counted)["flops"])
 
 
 def nearest_width(cost_of: Callable[[int], int], target: int, width: int, step: int) -> Match:

@@ -5,7 +5,7 @@ M modalities · N tokens a modality · D width · C classes
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -72,7 +72,7 @@ def fusion_cost(strategy: Any, size: FusionSize, *, compiled: bool = False) -> F
     variables = jax.eval_shape(init, inputs, features)
     lowered = jax.jit(forward).lower(variables, inputs, features)
     flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-    memory = lowered.compile().memory_analysis().temp_size_in_bytes if compiled else None
+    memory = cast(Any, lowered.compile().memory_analysis()).temp_size_in_bytes if compiled else None
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
     return FusionCost(parameters, flops, memory)
 

@@ -6,6 +6,7 @@ Runs are paired by seed. n pairs
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from scipy import stats
@@ -96,7 +97,7 @@ def sign_flip(differences: np.ndarray) -> float:
     """
     if not differences.any():
         return 1.0
-    resamples = np.inf if len(differences) <= MAX_EXACT_PAIRS else RESAMPLES
+    resamples = cast(Any, np.inf) if len(differences) <= MAX_EXACT_PAIRS else RESAMPLES
     found = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(0)
     )

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import flax.core
 import flax.linen as nn
@@ -20,14 +20,15 @@ import numpy as np
 from mmfusion.analysis.gate.synthetic_tasks import MODALITIES
 from mmfusion.data.batch import Batch
 from mmfusion.errors import UserError
+from mmfusion.models.fusion.contract import Declaration
 from mmfusion.models.model import FusionModel
 
 TASK = "label"
 ROWS, TOKENS, CLASSES = 8, 4, 2  # four tokens are a square grid, too
 SAME, DIFFERENT = 1e-5, 1e-4  # of the largest number compared: rounding stays below, an effect lies above
 
-Tokens = dict[str, jax.Array]  # modality -> [B, N, D]
-Masks = dict[str, jax.Array]  # modality -> [B, N]
+Tokens = dict[str, Any]  # modality -> array [B, N, D] of NumPy or JAX
+Masks = dict[str, Any]  # modality -> array [B, N] of NumPy or JAX
 
 
 class Given(nn.Module):
@@ -63,6 +64,11 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(part, "key", part)) for part in path)
 
 
+def declaration(strategy: nn.Module) -> Declaration:
+    """Returns what a strategy's class declares."""
+    return cast(Any, type(strategy)).declares
+
+
 def failures(strategy: nn.Module, modalities: Iterable[int] = (1, 2)) -> list[str]:
     """Returns every failure of a strategy that shows without training, masks with these numbers of modalities."""
     found = any_modalities(strategy)
@@ -80,7 +86,7 @@ def taken(strategy: nn.Module, modalities: Iterable[int]) -> list[int]:
 def any_modalities(strategy: nn.Module) -> list[str]:
     """Returns a failure unless M = 1 to 4 are taken where declared, and one is refused by a UserError elsewhere."""
     refused = [str(m) for m in (1, 2, 3, 4) if not taken(strategy, [m])]
-    if type(strategy).declares.any_modalities == (not refused):
+    if declaration(strategy).any_modalities == (not refused):
         return []
     if refused:
         return [f"declares any_modalities=True, and refuses M={', '.join(refused)}"]
@@ -136,8 +142,8 @@ class _Called:
     """A strategy by itself with random parameters and inputs, its gradients compiled."""
 
     def __init__(self, strategy: nn.Module, modalities: int):
-        level, width = type(strategy).declares.level, _width(strategy)
-        self.names = MODALITIES[:modalities]
+        level, width = declaration(strategy).level, _width(strategy)
+        self.names: tuple[str, ...] = MODALITIES[:modalities]
         random = np.random.default_rng(0)
         shape = (ROWS, TOKENS, width) if level == "feature" else (ROWS, CLASSES)
         draw = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
@@ -204,18 +210,20 @@ class _Random:
     """A model with random parameters and tokens, compiled once for the checks that compare its logits."""
 
     def __init__(self, strategy: nn.Module, modalities: int):
-        self.names = MODALITIES[:modalities]
+        self.names: tuple[str, ...] = MODALITIES[:modalities]
         random = np.random.default_rng(1)
         self.tokens, self.other = (
             {m: random.normal(size=(ROWS, TOKENS, _width(strategy))).astype(np.float32) for m in self.names}
             for _ in range(2)
         )
         self.mask = {m: _mask(i) | (np.arange(ROWS) < 2)[:, None] for i, m in enumerate(self.names)}
-        self.variables = _perturbed(_shapes(strategy, modalities))
+        self.variables = _perturbed(cast(dict, _shapes(strategy, modalities)))
         model = model_of(strategy, modalities)
 
         def logits(variables: dict, tokens: Tokens, mask: Masks) -> jax.Array:
-            return model.apply(variables, as_batch(tokens, mask, jnp.zeros(ROWS, jnp.int32)), train=False).logits[TASK]
+            batch = as_batch(tokens, mask, jnp.zeros(ROWS, jnp.int32))
+            out: Any = model.apply(variables, batch, train=False)
+            return out.logits[TASK]
 
         self.eager = logits
         self._jitted = jax.jit(logits)
@@ -228,7 +236,7 @@ class _Random:
 
 def declared(strategy: nn.Module, several: list[_Random]) -> list[str]:
     """Returns a failure for each of additive, symmetric and needs_tokens that is not as declared."""
-    declares = type(strategy).declares
+    declares = declaration(strategy)
     seen = {
         "additive": all(_interaction(random) < DIFFERENT for random in several),
         "symmetric": all(_renamed(random) < DIFFERENT for random in several),

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ import optax
 
 from mmfusion import rng
 from mmfusion.analysis.gate import contract_checks, synthetic_tasks
-from mmfusion.analysis.gate.contract_checks import TASK, as_batch, model_of, path_name
+from mmfusion.analysis.gate.contract_checks import TASK, as_batch, declaration, model_of, path_name
 from mmfusion.data.batch import Batch
 from mmfusion.objectives import Task, build_objectives
 from mmfusion.training.state import init_state
@@ -178,7 +178,7 @@ def _train(strategy: nn.Module, modalities: int, size: Size, train: Batch, test:
     def step(states: Any, given: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         number, batches = given
         one = lambda state, batch: train_step(  # noqa: E731
-            state, batch, rate(number + 1), spec=spec
+            state, batch, cast(jax.Array, rate(number + 1)), spec=spec
         )[0]  # fmt: skip
         return jax.vmap(one)(states, batches), None
 
@@ -222,7 +222,7 @@ def _recorded(inner: optax.GradientTransformation) -> optax.GradientTransformati
         change = jax.tree.map(lambda most, u: jnp.where(count < EARLY, jnp.maximum(most, u), most), change, moved)
         return updates, (gradient, change, count + 1, rest)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
 
 def _unmoved(recorded: tuple[Any, Any], modalities: int) -> list[str]:
@@ -237,7 +237,7 @@ def _unmoved(recorded: tuple[Any, Any], modalities: int) -> list[str]:
 
 
 def _cell(strategy: nn.Module, task: str, modalities: int, variant: str, score: float, size: Size) -> Cell:
-    declares = type(strategy).declares
+    declares = declaration(strategy)
     bayes = synthetic_tasks.bayes_rate(task, modalities, size.dial, size.absent if variant == "absent" else 0.0)
     failure = ""
     where = f"M={modalities} {task}, {variant}"

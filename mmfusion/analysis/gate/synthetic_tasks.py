@@ -73,7 +73,13 @@ def bayes_rate(
 
 
 def draw(
-    key: jax.Array, table: jax.Array, rows: int, tokens: int, width: int, padded: jax.Array, absent: jax.Array
+    key: jax.Array,
+    table: jax.Array,
+    rows: int,
+    tokens: int,
+    width: int,
+    padded: jax.Array | bool,
+    absent: jax.Array | float,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
     """Draws examples of a table of `joint`; everything but the sizes may be traced, so that tasks share a program.
 

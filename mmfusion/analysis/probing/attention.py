@@ -46,7 +46,7 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[ExampleView]:
 
     @jax.jit
     def forward(variables: Mapping[str, Any], batch: Any) -> Any:
-        out = run.setup.model.apply(variables, run.setup.preprocess(batch, None), train=False)
+        out: Any = run.setup.model.apply(variables, run.setup.preprocess(batch, None), train=False)
         return out.logits, {pair: weights.mean(axis=1) for pair, weights in out.attention.items()}
 
     logits, attention = jax.device_get(forward(variables, raw))
@@ -72,7 +72,7 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[ExampleView]:
     return shown
 
 
-def _real(weights: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
+def _real(weights: np.ndarray, mask: np.ndarray | jax.Array | None, axis: int) -> np.ndarray:
     """Leaves out the tokens of padding, where there is a token for each position."""
     if mask is None or weights.shape[axis] != len(mask):
         return weights

@@ -7,7 +7,7 @@ import io
 import string
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -98,7 +98,7 @@ def _typo(ids: np.ndarray, severity: float, random: np.random.Generator, tokeniz
 
 def _words(ids: np.ndarray, tokenizer: Tokenizer) -> list[tuple[str, np.ndarray]]:
     """Returns each word as a string and as its ids; the string is empty where the word is not known."""
-    tokens = [tokenizer.id_to_token(int(i)) for i in ids]
+    tokens = cast(list[str], [tokenizer.id_to_token(int(i)) for i in ids])  # none is None: the tokenizer made the ids
     if not isinstance(tokenizer.model, models.BPE):  # a token is a word, or a piece that goes on with one
         starts = [k for k, token in enumerate(tokens) if k == 0 or not token.startswith("##")]
         spans = [slice(*ends) for ends in zip(starts, [*starts[1:], len(ids)], strict=True)]

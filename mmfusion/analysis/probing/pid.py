@@ -69,7 +69,11 @@ def of_dataset(
     """
     tables, targets = features(dataset, task, seed, most_rows)
     first, second = (
-        KMeans(min(CLUSTERS, own["train"].shape[0]), n_init=2, random_state=seed).fit_predict(own["train"])
+        KMeans(
+            min(CLUSTERS, own["train"].shape[0]),
+            n_init=2,  # pyright: ignore[reportArgumentType]
+            random_state=seed,
+        ).fit_predict(own["train"])
         for _, own in sorted(tables.items())
     )
     classes = targets["train"]

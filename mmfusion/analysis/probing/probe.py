@@ -149,7 +149,8 @@ class Probe:
         def pairs(variables: dict, ones: Batch, others: Batch) -> dict[str, jax.Array]:
             def first(i: jax.Array) -> dict[str, jax.Array]:
                 partitioner = jax.tree.map(lambda x: jnp.broadcast_to(x[i], (others.id.shape[0], *x.shape[1:])), ones)
-                return given.apply(variables, _joined(partitioner, others), train=False).logits
+                out: Any = given.apply(variables, _joined(partitioner, others), train=False)
+                return out.logits
 
             return jax.lax.map(first, jnp.arange(ones.id.shape[0]))
 

@@ -89,10 +89,11 @@ def interactions(methods: Sequence[MethodResult], outcome: Outcome) -> dict[str,
     for result in methods:
         runs = probes_of(result, outcome)
         for m in runs[0]["interaction"] if runs else ():
-            found[m][result.method] = tuple(
+            whole, additive = (
                 sign * span(x for run in runs for x in run["interaction"][m][what]).mean
                 for what in ("whole", "additive")
             )
+            found[m][result.method] = whole, additive
     return dict(found)
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from mmfusion.analysis.probing.calibration import BINS, Reliability
 from mmfusion.analysis.report.aggregation import Curve, bin_of
-from mmfusion.analysis.report.theme import OTHER, PALETTE, PAPER, RC_PARAMS, SOFT, WIDE, Style, legend, svg
+from mmfusion.analysis.report.theme import OTHER, PALETTE, PAPER, RC_PARAMS, SOFT, WIDE, Style, layout, legend, svg
 
 
 class CostPoint(NamedTuple):
@@ -29,7 +29,7 @@ class CostPoint(NamedTuple):
 def cost(found: Mapping[str, CostPoint], styles: Mapping[str, Style], metric: str) -> Markup:
     """Draws test scores against parameters and against speed; those far from most are arrows at the edge."""
     figure = Figure(figsize=(WIDE, 3.9))
-    figure.get_layout_engine().set(wspace=0.05)
+    layout(figure).set(wspace=0.05)
     axes = figure.subplots(1, 2, sharey=True)
     scores = np.array([one.score for one in found.values()])
     low, high = np.quantile(scores, [0.25, 0.75])
@@ -82,11 +82,11 @@ def corruption(
     kinds = {m: [kind for other, kind in curves if other == m] for m in modalities}
     columns = max(map(len, kinds.values()))
     figure = Figure(figsize=(WIDE, 0.3 + 2.3 * len(modalities)))
-    figure.get_layout_engine().set(wspace=0.06, hspace=0.08)
+    layout(figure).set(wspace=0.06, hspace=0.08)
     axes = figure.subplots(len(modalities), columns, sharex=True, sharey=True, squeeze=False)
     for row, m in zip(axes, modalities, strict=True):
         for ax, kind in zip(row, kinds[m], strict=False):
-            for method, scores in reversed(curves[m, kind].items()):
+            for method, scores in reversed(list(curves[m, kind].items())):
                 ax.plot(severities, scores, color=styles[method].colour, marker=styles[method].mark, markersize=3.6,
                         markevery=2)  # fmt: skip
             ax.set_title(f"{m}: {kind.replace('_', ' ')}")
@@ -105,7 +105,7 @@ def corruption(
 def reliability(panels: Mapping[str, Reliability]) -> Markup:
     """Draws accuracy against confidence by panel title, and below it how the examples spread over confidence."""
     figure = Figure(figsize=(3.55 * len(panels) + 0.3, 4.5))
-    figure.get_layout_engine().set(wspace=0.05)
+    layout(figure).set(wspace=0.05)
     axes = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=[4, 1])
     for (upper, lower), (title, bins) in zip(axes.T, panels.items(), strict=True):
         places = (bin_of(bins.confidence) + 0.5) / BINS
@@ -128,7 +128,7 @@ def training(curves: Mapping[str, Curve], styles: Mapping[str, Style], metric: s
     """Draws the validation metric against the step: the mean over seeds, and from the lowest to the highest."""
     figure = Figure(figsize=(WIDE, 3.6))
     ax = figure.subplots()
-    for method, curve in reversed(curves.items()):
+    for method, curve in reversed(list(curves.items())):
         colour, mark = styles[method]
         means, low, high = zip(*curve.spans, strict=True)
         ax.fill_between(curve.steps, low, high, color=colour, alpha=0.12, lw=0)

@@ -5,6 +5,7 @@ Methods are drawn in the order they come in, the first on top.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mmfusion.analysis.claims.selection import Difference
+from mmfusion.analysis.claims.significance import Comparison
 from mmfusion.analysis.report.aggregation import Span
 from mmfusion.analysis.report.theme import (  # fmt: skip
     HEAT,
@@ -28,6 +30,7 @@ from mmfusion.analysis.report.theme import (  # fmt: skip
     STRIPE,
     VERDICTS,
     WIDE,
+    layout,
     svg,
 )
 
@@ -47,7 +50,7 @@ def _across(ax: Axes, methods: Sequence[str], names: bool = True) -> None:
 
 def _rows(methods: Sequence[str], columns: int, width: float, per: float = ROW) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, 0.8 + per * len(methods)))
-    figure.get_layout_engine().set(wspace=0.05)
+    layout(figure).set(wspace=0.05)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
@@ -69,14 +72,14 @@ def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]
     figure, axes = _rows(methods, len(panels), WIDE)
     for ax, (other, found) in zip(axes, panels.items(), strict=True):
         _across(ax, methods, names=ax is axes[0])
-        known = {method: one for method, one in found.items() if one.comparison}
-        reach = _reach([max(map(abs, one.comparison.interval)) for one in known.values()] or [1.0])
+        known = {method: (one.comparison, one.verdict) for method, one in found.items() if one.comparison}
+        reach = _reach([max(map(abs, comparison.interval)) for comparison, _ in known.values()] or [1.0])
         ax.axvline(0, color=SOFT, lw=0.9, zorder=1)
         for place, method in enumerate(methods):
             if method == other:
                 ax.text(0.02 * reach, place, "reference", color=SOFT, va="center", fontsize=9)
             elif method in known:
-                _interval(ax, place, known[method], reach)
+                _interval(ax, place, *known[method], reach)
         ax.set_xlim(-1.06 * reach, 1.06 * reach)
         ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
         ax.set_title(f"against {other}")
@@ -89,14 +92,14 @@ def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]
     return svg(figure, "Paired differences with 95 % intervals")
 
 
-def _hollow(verdict: str, colour: str) -> dict[str, object]:
+def _hollow(verdict: str, colour: str) -> dict[str, Any]:
     face = PAPER if verdict == "inconclusive" else colour
     return {"markersize": 6, "markeredgewidth": 1.3, "markerfacecolor": face, "markeredgecolor": colour}
 
 
-def _interval(ax: Axes, place: int, one: Difference, reach: float) -> None:
-    colour, mark = VERDICTS[one.verdict]
-    mean, (low, high) = one.comparison.difference, one.comparison.interval
+def _interval(ax: Axes, place: int, comparison: Comparison, verdict: str, reach: float) -> None:
+    colour, mark = VERDICTS[verdict]
+    mean, (low, high) = comparison.difference, comparison.interval
     if abs(mean) > reach:  # beyond the axis: an arrow, and the number
         side = math.copysign(reach, mean)
         ax.plot(side, place, color=colour, marker="<" if mean < 0 else ">", markersize=6)
@@ -106,7 +109,7 @@ def _interval(ax: Axes, place: int, one: Difference, reach: float) -> None:
         )  # fmt: skip
         return
     ax.plot([max(low, -1.06 * reach), min(high, 1.06 * reach)], [place] * 2, color=colour, lw=1.6)
-    ax.plot(mean, place, color=colour, marker=mark, **_hollow(one.verdict, colour))
+    ax.plot(mean, place, color=colour, marker=mark, **_hollow(verdict, colour))
 
 
 @matplotlib.rc_context(RC_PARAMS)

@@ -3,11 +3,12 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from markupsafe import Markup, escape
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from mmfusion.analysis.ablation.plan import REFERENCE
@@ -26,7 +27,7 @@ CSS_NAMES = {
     **{colour: f"part-{i}" for i, colour in enumerate(PARTS, 1)},
 }  # fmt: skip
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f3f6f9", "#bcd3e4", "#6fa3c8", "#2a6ea6", "#0f3d66"])
-RC_PARAMS = {
+RC_PARAMS: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "mmfusion", "text.parse_math": False, "font.size": 10,
     "figure.facecolor": "none", "axes.facecolor": "none", "figure.constrained_layout.use": True,
     "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "axes.linewidth": 0.8,
@@ -56,6 +57,11 @@ def method_styles(methods: Sequence[str]) -> dict[str, Style]:
     return found | {REFERENCE: Style(INK, "o")}
 
 
+def layout(figure: Figure) -> ConstrainedLayoutEngine:
+    """Returns what places the axes of a figure that was made under RC_PARAMS."""
+    return cast(ConstrainedLayoutEngine, figure.get_layout_engine())
+
+
 def svg(figure: Figure, label: str) -> Markup:
     """Returns a figure as an `svg` element for a page, with a description for those who cannot see it."""
     file = io.StringIO()
@@ -73,7 +79,7 @@ def svg(figure: Figure, label: str) -> Markup:
 
 def legend(figure: Figure, methods: Sequence[str], styles: Mapping[str, Style], lines: bool = True) -> None:
     """Puts a legend beside the axes: the methods that have a styles, and one grey for the others."""
-    style = {"lw": 1.5 if lines else 0, "markersize": 5 if lines else 6.5}
+    style: dict[str, Any] = {"lw": 1.5 if lines else 0, "markersize": 5 if lines else 6.5}
     handles = [
         Line2D([], [], color=styles[m].colour, marker=styles[m].mark, label=m, **style) for m in methods if m in styles
     ]
