@@ -87,7 +87,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
             config.objectives.gradient_blending = defaults.objective("gradient_blending")
     dataset = synthetic.dataset(config, ROWS, in_memory="loop" not in way)
     platform = mock.patch.object(mesh.Partitioner, "platform", "tpu" if scanned else "cpu")
-    with platform, mock.patch.object(sharding, "SMALL", 1):  # so that these small arrays are divided
+    with platform, mock.patch.object(sharding, "MIN_SIZE", 1):  # so that these small arrays are divided
         if "loop" in way:
             saves = mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing))
             batches = mock.patch.object(pipeline, "train_batches", spoiled.train_batches(updates, times=1))
