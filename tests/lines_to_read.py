@@ -1,6 +1,7 @@
 """Counts the lines to read for the train step and the loop, and the rooms and floors of the import graph.
 
-`python -m tests.lines_to_read [FOLDER]` prints them for a checkout. All imports count, those inside functions too.
+`python -m tests.lines_to_read [FOLDER]` prints them for a checkout. All imports count, those inside functions too, but not those for type
+checkers alone.
 """
 
 import ast
@@ -28,7 +29,16 @@ def modules(root: Path) -> dict[str, Path]:
 def imported(path: Path, files: dict[str, Path]) -> set[str]:
     """Returns the modules among `files` that a file imports."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    type_checking = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in type_checking:  # no import when the code runs
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

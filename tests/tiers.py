@@ -8,7 +8,7 @@ from typing import Any
 
 RULED_OUT = {"unit": {"training", "process"}, "loop": {"process"}, "process": set()}
 NAMES = RULED_OUT.keys()
-HELPERS = {"git", "uname"}  # short commands by which a run describes itself and its machine
+HELPERS = {"git", "uname", "lscpu"}  # short commands that describe the code and the machine
 
 started: list[str] = []  # of the test that runs: "training" or "process" with what it was
 _watching: set[str] = set()

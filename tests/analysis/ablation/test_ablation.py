@@ -114,7 +114,7 @@ def test_any_key_can_be_varied():
         ("gmu objectives=none", []), ("gmu objectives=mvae", ["mvae"]),
         ("gmu objectives=unimodal+ogm_ge", ["ogm_ge", "unimodal"]), ("image alone", []), ("text alone", []),
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"objectives\.mva: .*did you mean mvae"):
+    with pytest.raises(UserError, match=r"objectives\.mva=.*did you mean mvae"):
         plans.build(make, ["gmu"], 1, {"objectives": ["mva"]})
 
 
@@ -185,6 +185,7 @@ def die_once():
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.process
 def test_a_trial_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_path, data_dir, monkeypatch):
     changed = functools.partial(make, **{"data.dir": data_dir, "steps": 4})
     good = [trial for trial in plans.build(changed, ["concat"], 2, {}).trials if not trial.unimodal_baseline]
@@ -226,6 +227,7 @@ def save_yourself(trial, folder):
     raise Preempted("saved")
 
 
+@pytest.mark.process
 def test_sigterm_lets_the_trials_save_themselves(tmp_path):
     trials = [types.SimpleNamespace(name=name) for name in ("a", "b", "c")]
     folders = [runner.trial_directory(tmp_path, trial) for trial in trials]
