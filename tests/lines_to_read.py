@@ -1,7 +1,7 @@
 """Counts the lines to read for the train step and the loop, and the rooms and floors of the import graph.
 
-`python -m tests.lines_to_read [FOLDER]` prints them for a checkout. All imports count, those inside functions too, but not those for type
-checkers alone.
+`python -m tests.lines_to_read [FOLDER]` prints them for a checkout. All imports count, those
+inside functions too, but not those for type checkers alone.
 """
 
 import ast

@@ -97,3 +97,20 @@ def test_a_planted_difference_is_found():
     changed["state"] = {"params/renamed": changed["state"]["params/kernel"]}
     renamed = witness.compare_cases(record, changed)
     assert len(renamed.wrong) == 1 and len(renamed.warnings) == 2
+    changed["state"]["params/renamed"][2] = "0c"
+    assert len(witness.compare_cases(record, changed).wrong) == 2
+
+
+def test_what_follows_from_rounding_is_told_from_what_does_not():
+    arrays = {"kernel": ("0a", 1.0, 1e-4), "bias": ("0b", 0.003, 1e-18)}
+    state = {f"params/{name}": [[2], "float32", digest, x, x] for name, (digest, x, _) in arrays.items()}
+    state |= {f"opt_state/nu/{name}": [[2], "float32", digest, x, x] for name, (digest, _, x) in arrays.items()}
+    record = {"status": 0, "error": "", "train": {}, "result": {}, "state": state}
+    record["valid"] = {"step": [1], "loss": [0.7]}
+    changed = json.loads(json.dumps(record))
+    changed["valid"]["loss"] = [0.701]
+    changed["state"]["params/bias"][2:] = ["0c", 0.004, 0.004]
+    lagging = witness.compare_cases(record, changed)
+    assert lagging.fits(witness.TOLERANCE) and not lagging.fits(witness.TOLERANCE, rounding=False)
+    changed["state"]["params/kernel"][2:] = ["0d", 1.001, 1.001]
+    assert not witness.compare_cases(record, changed).fits(witness.TOLERANCE)

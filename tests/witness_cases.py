@@ -431,24 +431,27 @@ def few_cases() -> list[Case]:
         "data.train": "train[:64]",
         "data.test": "test[:16]",
         "optim.schedule.warmup_steps": 2,
+        **of("image", channels=(4,), strides=(8,), norm="layer"),
         **MISSING,
     }
-    batch = of("image", norm="batch", channels=(4, 4))
-    held = {**of("image", freeze=3, layer_decay=0.5, norm="layer"), "optim.name": "momentum"}
+    # A bias before batch normalisation has a gradient of rounding errors alone, of which Adam makes whole steps, and
+    # running means that lag behind let validation see them: SGD keeps it where it is.
+    batch = {**of("image", norm="batch"), "optim.name": "sgd", "optim.learning_rate": 0.03}
+    held = {**of("image", freeze=3, layer_decay=0.5), "optim.name": "momentum"}
     held |= {"optim.schedule.name": "step", "optim.schedule.warmup_steps": None}
     number = {"kind": "regression", "feature": "label", "loss": "huber", "weight": 0.5}
     two = {"data.targets": {"label": {**_CLASS, "label_smoothing": 0.1}, "number": number}, "select": "label/accuracy"}
-    every = "objectives=gradnorm+ogm_ge+unimodal+mixup+modality_dropout+mvae"
+    some = "objectives=gradnorm+ogm_ge+mixup+modality_dropout"
     mesh = {"parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2}
     spike = {"recovery.spike": 0.5, "steps": 26, "eval_every": 13, "checkpoint_every": 26}
     return [
-        quickstart("micro-batches", "fusion=co_attention", less, batch, DROPOUT, ACCUMULATE),
-        quickstart("objectives", f"fusion=concat,{every}", less, two, ACCUMULATE),
-        quickstart("objectives on devices", f"fusion=concat,{every}", less, two, batch, devices=8),
+        quickstart("micro-batches", "fusion=merged_attention", less, DROPOUT, ACCUMULATE),
+        quickstart("objectives", f"fusion=concat,{some}", less, two, ACCUMULATE),
+        quickstart("objectives on devices", f"fusion=concat,{some}+unimodal+mvae", less, two, batch, devices=8),
         quickstart("heads weighed", "fusion=late_mean,objectives=gradient_blending+ogm_ge", less, ACCUMULATE),
         quickstart("mesh", "fusion=concat,objectives=contrastive+gan", less, mesh, devices=8),
         quickstart("held back", "fusion=concat,objectives=adversarial+cca", less, held),
-        quickstart("spikes", "fusion=concat,objectives=unimodal", less, spike),
+        quickstart("spikes", "fusion=concat", less, spike),
     ]
 
 

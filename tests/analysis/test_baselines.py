@@ -275,7 +275,7 @@ def test_the_command_fits_the_named_models(tiny_flags, command, tmp_path):
     done = command("experiments.baselines", *flags, "--models=naive_bayes", f"--output={tmp_path}/table.md")
     assert done.returncode == 0, done.stderr
     header, _, *rows, _, made = (tmp_path / "table.md").read_text().splitlines()
-    assert header == "| model | of | chosen by validation | validation | test | seconds |"
+    assert header == "| model | modalities | selected on validation | validation | test | seconds |"
     assert [row.split(" | ")[:2] for row in rows] == [["| naive_bayes", of] for of in ("image", "text", "image + text")]
     assert all(0 <= float(row.split(" | ")[4]) <= 1 for row in rows)
     assert made.startswith("accuracy of 'label', shapes/match")

@@ -148,7 +148,9 @@ def test_stops_with_the_examples_and_replays_the_first(
     tiny_config: Callable[..., Any], tmp_path: Path, spoil: Callable[..., None]
 ):
     spoil(range(6, 13))
-    with pytest.raises(FloatingPointError, match="not finite in the 3 updates up to step 8, gone back 1 times before"):
+    with pytest.raises(
+        FloatingPointError, match="not finite in the 3 updates up to step 8, rolled back 1 times before"
+    ):
         train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1}), tmp_path)
     wrong = json.loads((tmp_path / recovery.FILE).read_text())
     assert [update["step"] for update in wrong["updates"]] == [6, 7, 8]
@@ -159,7 +161,7 @@ def test_stops_with_the_examples_and_replays_the_first(
     assert math.isnan(update.gradients["heads_label/kernel"])
 
     # the same run goes on: it saved itself in the middle of what went wrong, and knows of it
-    with pytest.raises(FloatingPointError, match="3 updates up to step 8, gone back 1 times before"):
+    with pytest.raises(FloatingPointError, match="3 updates up to step 8, rolled back 1 times before"):
         train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1}), tmp_path)
 
     # and goes back as often, and as far down with its rate, as it is told now
@@ -190,9 +192,9 @@ def test_what_went_wrong_is_remembered_by_a_checkpoint(
     again = json.loads((tmp_path / recovery.FILE).read_text())["updates"]
     named = [[(update["step"], update["ids"]) for update in updates] for updates in (before, again)]
     assert named[0] == named[1] and [step for step, _ in named[1]] == [5, 6, 7, 8, 9]
-    assert [update["wrong"] for update in again] == 4 * [recovery.EARLIER] + [recovery.NOT_FINITE]
+    assert [update["wrong"] for update in again] == 4 * [recovery.UNKNOWN] + [recovery.NOT_FINITE]
     update = replay(tmp_path)
-    assert update.step == 5 and recovery.EARLIER in "".join(describe(update))
+    assert update.step == 5 and recovery.UNKNOWN in "".join(describe(update))
 
 
 @pytest.mark.loop
