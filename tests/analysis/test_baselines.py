@@ -280,4 +280,7 @@ def test_the_command_fits_the_named_models(tiny_flags, command, tmp_path):
     assert all(0 <= float(row.split(" | ")[4]) <= 1 for row in rows)
     assert made.startswith("accuracy of 'label', shapes/match")
     done = command("experiments.baselines", *flags, "--models=linear_svn")
-    assert (done.returncode, done.stderr) == (2, "error: --models=linear_svn: did you mean linear_svm?\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --models='linear_svn': no such model; did you mean linear_svm?\n",
+    )

@@ -165,7 +165,7 @@ def test_stops_with_the_examples_and_replays_the_first(
         train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 1}), tmp_path)
 
     # and goes back as often, and as far down with its rate, as it is told now
-    with pytest.raises(FloatingPointError, match="3 updates up to step 8, gone back 2 times before"):
+    with pytest.raises(FloatingPointError, match="3 updates up to step 8, rolled back 2 times before"):
         train(tiny_config(SMALL, {**CHANGES, "recovery.rollbacks": 2, "recovery.lr_factor": 0.1}), tmp_path)
     assert "recorded   the same; not finite" in describe(replay(tmp_path))
 

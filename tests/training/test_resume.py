@@ -17,7 +17,7 @@ import pytest
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.errors import Preempted, UserError
 from mmfusion.tracking import provenance
-from mmfusion.training import loop, progress
+from mmfusion.training import progress, run
 from mmfusion.training.loop import train
 from mmfusion.training.setup import TrainSetup
 from tests import tracing
@@ -165,9 +165,7 @@ def test_stopped_by_sigterm_at_a_step(
 def test_a_finished_run_says_so_and_stays_as_it_is(short: Any, unbroken: Path, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
     found = train(short, unbroken)
-    assert capsys.readouterr().out == (
-        f"train  finished before, at step 8: what it found is in {unbroken}/result.json\n"
-    )
+    assert capsys.readouterr().out == (f"train  finished before, at step 8; see {unbroken}/result.json\n")
     assert found == json.loads((unbroken / "result.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()} == before
 
@@ -189,7 +187,7 @@ def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     ("owner", "name", "at"),
     [
         (TrainSetup, "train_step", 1),  # what is compiled
-        (loop, "score", 4),  # validation
+        (run, "score", 4),  # validation
         (Checkpoints, "save", 3),
     ],
 )
@@ -247,7 +245,7 @@ def test_it_warns_where_it_goes_on_with_other_code(
             if commit == "a":
                 stop_in(patch, Checkpoints, "save")
             train(short, tmp_path)
-    said = "warning: the code was at commit aaaaaaaaaaaa and is at bbbbbbbbbbbb since its last checkpoint"
+    said = "warning: the code was at commit aaaaaaaaaaaa and is at bbbbbbbbbbbb since the last checkpoint"
     assert said in capsys.readouterr().out
 
 
