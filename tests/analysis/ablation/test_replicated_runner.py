@@ -51,7 +51,7 @@ def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_trial_s_own
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
         return [UserError("wrong"), Preempted("saved")] if len(sizes) == 2 else [{}, {}]
 
-    monkeypatch.setattr(replicated_runner, "train_together", small)
+    monkeypatch.setattr(replicated_runner, "train_replicas", small)
     ended = replicated_runner.run(tmp_path, trials)
     assert next(ended) == (trials[0], "UserError: wrong")
     with pytest.raises(Preempted):
@@ -68,12 +68,12 @@ def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_trial_s_own
 def test_a_program_that_fails_is_its_group_s_own(planned, tmp_path, monkeypatch):
     calls = []
 
-    def train_together(runs, around):
+    def train_replicas(runs, around):
         calls.append(len(runs))
         if len(calls) == 1:
             raise TypeError("no such shape")
         return [{}] * len(runs)
 
-    monkeypatch.setattr(replicated_runner, "train_together", train_together)
+    monkeypatch.setattr(replicated_runner, "train_replicas", train_replicas)
     ended = [error for _, error in replicated_runner.run(tmp_path, planned.trials)]
     assert ended == ["TypeError: no such shape"] * 4 + [""] * 12
