@@ -127,7 +127,7 @@ def test_hosts_exit_with_a_status_to_retry_when_another_is_lost(monkeypatch, cap
         with pytest.raises(RuntimeError):
             cli.run(functools.partial(_raise, error))
     assert left == [hosts.LOST_HOST_STATUS, 1, 1]  # the real `abort_all` does not return
-    assert "error: another host was lost: run the same command again on all of them (Gloo" in capsys.readouterr().err
+    assert "error: another host was lost: run the same command again on all hosts (Gloo" in capsys.readouterr().err
 
 
 def _raise(error, _):

@@ -25,6 +25,7 @@ def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
     assert [len(group) for group in found] == [4, 4, 4, 4]
 
 
+@pytest.mark.process
 def test_a_group_leaves_what_its_trials_would(planned, tmp_path):
     trials = [
         trial
