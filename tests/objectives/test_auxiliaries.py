@@ -102,8 +102,9 @@ def test_every_config_takes_objectives_and_wrong_ones_are_told():
         quickstart.get_config("objectives=contrast")
     with given.unlocked():
         given.objectives.contrastive.temprature = 1.0
-    with pytest.raises(UserError, match=r"objectives\.contrastive\.temprature is not read .* did you mean temperature"):
+    with pytest.raises(UserError, match="did you mean temperature") as error:
         configs.check(given, 1)
+    assert error.value.path == "config.objectives.contrastive.temprature"
     alone = quickstart.get_config("objectives=contrastive+cca+gan+unimodal,modalities=text")
     assert list(alone.objectives) == ["unimodal"]  # the others say nothing of one modality
     configs.check(alone, 1)
