@@ -16,7 +16,7 @@ from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
 from mmfusion.config import files as config_files
-from mmfusion.distributed import hosts, mesh
+from mmfusion.distributed import hosts, platform
 from mmfusion.errors import Preempted, Unreachable, UserError
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
@@ -141,7 +141,7 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
 def prepare(config: ConfigDict) -> None:
     """Sets what a config needs of the process; call it before JAX initialises its devices."""
     if config.deterministic:
-        mesh.set_deterministic_flags()
+        platform.set_deterministic_flags()
     enable_compilation_cache()
 
 
@@ -200,7 +200,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: s
 
 
 def _configure_process() -> None:
-    mesh.keep_freed_memory()
+    platform.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.ERROR)
     for name in ("absl", "asyncio"):  # Orbax logs errors that it raises as well

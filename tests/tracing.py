@@ -10,7 +10,7 @@ import pytest
 
 from mmfusion import config as configs
 from mmfusion.data.dataset import Dataset
-from mmfusion.training import run
+from mmfusion.training import start
 from mmfusion.training.setup import TrainSetup
 
 OF_THE_LOOP = {
@@ -31,7 +31,7 @@ def once() -> Iterator[None]:
     """
     setups: dict[str, TrainSetup] = {}
     compiled: dict[tuple[Any, ...], Any] = {}
-    build_setup = run.build_setup
+    build_setup = start.build_setup
 
     def assembled(config: configs.RunConfig, dataset: Dataset) -> TrainSetup:
         known = {path: x for path, x in configs.flat(dataclasses.asdict(config)).items() if path not in OF_THE_LOOP}
@@ -52,7 +52,7 @@ def once() -> Iterator[None]:
         return method
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "build_setup", assembled)
+        patch.setattr(start, "build_setup", assembled)
         for name in ("train_step", "eval_step"):
             patch.setattr(TrainSetup, name, kept(name))
         yield

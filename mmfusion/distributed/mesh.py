@@ -1,14 +1,10 @@
 """Devices and meshes: data-parallel `pmap` by default, `jit` over a mesh with `config.parallel.mode=jit`."""
 
-import contextlib
-import ctypes
 import dataclasses
 import functools
 import math
-import os
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +19,6 @@ from mmfusion.errors import UserError
 
 AXIS = sharding.DATA
 MODES = ("pmap", "jit")
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,47 +226,3 @@ def _replicated(call: Callable[..., Any], states: tuple, batches: tuple, rates: 
     stacked = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (states, batches, rates))
     results = jax.vmap(call)(*stacked)
     return tuple(jax.tree.map(lambda x, r=r: x[r], results) for r in range(len(states)))
-
-
-@contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets, so that the current step ends and the run is saved."""
-    stop = threading.Event()
-    # With several hosts JAX handles the signal and tells all of them, see `Partitioner.should_stop`.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield stop
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def set_deterministic_flags() -> None:
-    """Restricts XLA to GPU kernels that add in a fixed order; call it before JAX looks for devices."""
-    if DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-
-
-def check_determinism(platform: str) -> None:
-    """Raises UserError on a GPU whose kernels may add in any order; other platforms are deterministic."""
-    if platform == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
-        raise UserError(
-            f"needs XLA_FLAGS={DETERMINISTIC} before JAX starts, as experiments.train sets it",
-            path="config.deterministic",
-            value=True,
-        )
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that a step frees; call it before JAX starts its threads.
-
-    XLA's CPU client allocates its temporaries anew in each step. Returned to the kernel in between, they cost the
-    easy-VQA step 46,000 page faults and a third of its processor time. One arena, because others are limited to 64 MiB.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-        for option, value in ((-8, 1), (-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 64 << 20)):
-            libc.mallopt(option, value)

@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules and what is frozen."""
 
 from mmfusion.optim.layer_decay import layerwise_lr_decay
-from mmfusion.optim.optimizers import OPTIMIZERS, make, options, with_learning_rate
+from mmfusion.optim.optimizers import OPTIMIZERS, make, options
 from mmfusion.optim.schedules import SCHEDULES, learning_rate, plateau_start, plateau_update, schedule_options
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "plateau_start",
     "plateau_update",
     "schedule_options",
-    "with_learning_rate",
 ]

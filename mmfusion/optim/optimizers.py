@@ -21,7 +21,7 @@ def make(config: Mapping, freezing: Freezing = NOTHING) -> optax.GradientTransfo
     shorten the steps of the model; so are those of encoders that are frozen at the extra argument `step`.
 
     Args:
-      config: `name`, `learning_rate` (initial; see `with_learning_rate`), `clip_norm` (0 is off), and every key of
+      config: `name`, `learning_rate` (initial: each update has its own), `clip_norm` (0 is off), and every key of
         `options(name)`.
       freezing: which parameters are frozen at which steps.
 
@@ -76,11 +76,6 @@ def clip_by_group_norm(max_norm: float, freezing: Freezing = NOTHING) -> optax.G
 def options(name: str) -> dict[str, float]:
     """Returns the default options of an optimizer, by name; raises UserError if the name is unknown."""
     return dict(lookup(OPTIMIZERS, name, "optim.name")[1])
-
-
-def with_learning_rate(opt_state, learning_rate: float | jax.Array):
-    """Returns the optimizer state with the learning rate of the next update, a scalar that may be traced."""
-    return optax.tree.set(opt_state, learning_rate=jnp.asarray(learning_rate, jnp.float32))
 
 
 def _decays(params):

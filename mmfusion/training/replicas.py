@@ -18,9 +18,10 @@ from mmfusion.data import dataset as datasets
 from mmfusion.data.dataset import Dataset
 from mmfusion.models.convolution import as_patches
 from mmfusion.training import recovery
-from mmfusion.training.loop import run_directory
-from mmfusion.training.run import Call, TrainRun, start_run
+from mmfusion.training.directory import run_directory
+from mmfusion.training.run import Call, TrainRun
 from mmfusion.training.setup import TrainSetup
+from mmfusion.training.start import start_run
 
 Result = dict[str, Any] | Exception
 Replica = Generator[tuple[TrainRun, Call], tuple[Any, Any], dict[str, Any]]
@@ -46,7 +47,7 @@ def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, data
                         run.validate_and_save(stop)
                     return run.test(alone=False)
             except recovery.TooManyBadSteps as error:
-                bad_steps = recovery.roll_back_or_raise(error, directory, configs.read(config), dataset)
+                bad_steps = recovery.roll_back_or_raise(error, directory, typed, dataset)
 
 
 def train_replicas(

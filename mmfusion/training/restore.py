@@ -1,7 +1,6 @@
 """Opens a trained run at its best checkpoint."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,6 @@ from mmfusion.data import dataset as datasets
 from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import mesh
 from mmfusion.errors import UserError
-from mmfusion.tracking import run_dir
 from mmfusion.training.setup import TrainSetup, build_setup
 
 
@@ -81,27 +79,3 @@ def open_run(
     if run is None:
         raise UserError("has no checkpoint yet", path=str(workdir))
     return run
-
-
-def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
-    """Raises UserError unless a run may be here: a directory belongs to the config that began it.
-
-    Only where things are may change, and what is done about failures.
-    """
-    workdir = directory.folder
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
-    parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise UserError(f"--workdir={workdir} cannot be made: {parent} is no folder that you may write to")
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    before = configs.to_json(configs.from_json(configs.read_json(path)))
-    saved, mine = (configs.flat(values) for values in (before, configs.to_json(config)))
-    for key in sorted({*saved, *mine} - {*configs.RESOURCE_KEYS, *configs.RECOVERY_KEYS}):
-        if saved.get(key) != mine.get(key):
-            raise UserError(
-                f"{directory.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
-                f"{mine.get(key)!r}; give another --workdir, or its own config"
-            )

@@ -25,8 +25,9 @@ from mmfusion.models.model import FusionModel
 from mmfusion.objectives import Task, build_objectives, make_objectives
 from mmfusion.objectives.auxiliary import Auxiliary
 from mmfusion.optim import freezing
+from mmfusion.training.eval_step import eval_step
 from mmfusion.training.state import TrainState, init_state
-from mmfusion.training.step import StepSpec, eval_step, train_step
+from mmfusion.training.step import StepSpec, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +35,18 @@ class TrainSetup:
     """What a run is made of; nothing here holds state.
 
     Attributes:
-      spec: what the train step is made of: model, optimizer, objectives and so on.
+      model: encoders, fusion and heads.
+      spec: what the train step is made of: the model, optimizer, objectives and so on.
       tasks: one for each target.
       partitioner: devices and hosts.
       example: a host batch of two padding rows, for shapes.
     """
 
+    model: FusionModel
     spec: StepSpec
     tasks: dict[str, Task]
     partitioner: Partitioner
     example: Batch
-
-    @property
-    def model(self) -> FusionModel:
-        return self.spec.model
 
     @property
     def preprocess(self) -> Callable[[Batch, jax.Array | None], Batch]:
@@ -75,7 +74,7 @@ class TrainSetup:
     def _init(self) -> Callable[..., TrainState]:
         # One function, so that shapes and values are traced once.
         return jax.jit(functools.partial(
-            init_state, self.spec.model, self.spec.optimizer, preprocess=self.spec.preprocess,
+            init_state, self.model, self.spec.optimizer, preprocess=self.spec.preprocess,
             objectives=self.spec.objectives, spike_threshold=self.spec.spike_threshold,
         ))  # fmt: skip
 
@@ -91,7 +90,7 @@ class TrainSetup:
     def eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
         return self.partitioner.compile_eval(functools.partial(
-            eval_step, model=self.spec.model, tasks=self.tasks, preprocess=self.spec.preprocess,
+            eval_step, model=self.model, tasks=self.tasks, preprocess=self.spec.preprocess,
             axis_name=self.partitioner.axis_name, heads=self.spec.objectives.need_head_losses,
         ))  # fmt: skip
 
@@ -136,7 +135,7 @@ def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
         unroll=partitioner.platform == "cpu",
         axis_name=partitioner.axis_name,
     )
-    return TrainSetup(spec, tasks, partitioner, empty_batch(dataset.reader, 2))
+    return TrainSetup(model, spec, tasks, partitioner, empty_batch(dataset.reader, 2))
 
 
 def make_optimizer(run: RunConfig, frozen: freezing.Freezing) -> optax.GradientTransformationExtraArgs:

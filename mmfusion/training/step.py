@@ -1,25 +1,21 @@
-"""The train and evaluation steps: pure functions of (state, batch), the same under `pmap` and under `jit`.
+"""The train step: a pure function of (state, batch), the same under `pmap` and under `jit`.
 
 Every loss is a sum over examples divided by a sum of weights. The weights are summed first, over micro-batches, devices
 and hosts, so that each example's gradient is divided by the whole batch's weight once, wherever the example is.
-
-B batch · C outputs of a task
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from mmfusion import optim, rng
+from mmfusion import rng
 from mmfusion.data.batch import Batch, digest
-from mmfusion.models.model import FusionModel
-from mmfusion.objectives import Objectives, Task, task_loss, task_weight
 from mmfusion.objectives.base import Context
-from mmfusion.objectives.build import weighted_sum
+from mmfusion.objectives.build import Objectives, weighted_sum
 from mmfusion.optim import micro_batching, skip_step
 from mmfusion.optim.freezing import NOTHING, Freezing
 from mmfusion.training.state import Preprocess, TrainState
@@ -40,7 +36,7 @@ class StepSpec:
       axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
     """
 
-    model: FusionModel
+    model: nn.Module
     optimizer: optax.GradientTransformationExtraArgs
     objectives: Objectives
     preprocess: Preprocess
@@ -94,7 +90,7 @@ def train_step(
     grads, stats = sum_over_devices((grads, stats))
     grads = objectives.transform_gradients(grads, stats, state.seed, state.step)
     grad_norm = optax.tree.norm(grads)
-    opt_state = optim.with_learning_rate(state.opt_state, learning_rate)
+    opt_state = optax.tree.set(state.opt_state, learning_rate=learning_rate)
     updates, opt_state = spec.optimizer.update(grads, opt_state, state.params, step=state.step)
     coefficients = objectives.coefficients(state.loss_weights, state.params)
     after = state.replace(
@@ -110,38 +106,3 @@ def train_step(
     metrics = {"loss": stats["loss"], "grad_norm": grad_norm, "weight": weight, "ids": ids, **skipped}
     metrics |= objectives.metrics(stats, state.loss_weights, state.params)
     return after.replace(step=state.step + 1, loss_history=loss_history), metrics
-
-
-def eval_step(
-    params: Any,
-    batch_stats: Any,
-    batch: Batch,
-    *,
-    model: FusionModel,
-    tasks: Mapping[str, Task],
-    preprocess: Preprocess,
-    axis_name: str | None,
-    heads: bool = False,
-) -> dict[str, Any]:
-    """Returns `logits`, `targets`, `loss` and `loss_weight` per task, `weight` and `id`, `[B, ...]` of all devices.
-
-    With `heads`, also the losses of each modality's own head: `unimodal` per task and modality `[B]`, and `present`.
-    """
-    outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
-    result = {
-        "logits": outputs.logits,
-        "loss": {task: task_loss(outputs.logits[task], batch.targets[task], spec) for task, spec in tasks.items()},
-        "loss_weight": {task: task_weight(batch.targets[task], batch.weight, spec) for task, spec in tasks.items()},
-        "targets": batch.targets,
-        "weight": batch.weight,
-        "id": batch.id,
-    }
-    if heads:
-        result["present"] = outputs.present
-        result["unimodal"] = {
-            task: {m: task_loss(logits, batch.targets[task], tasks[task]) for m, logits in each.items()}
-            for task, each in outputs.unimodal.items()
-        }
-    if axis_name is None:
-        return result
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)

@@ -10,7 +10,7 @@ from mmfusion import config as configs
 from mmfusion.config import defaults
 from mmfusion.errors import UserError, nearest
 from mmfusion.tracking import run_dir
-from mmfusion.training import restore
+from mmfusion.training import directory
 from tests import tiny
 
 SHIPPED = {
@@ -340,11 +340,11 @@ def test_from_json_has_newer_options_at_their_defaults(tmp_path):
     assert configs.from_json(older) == config
     (tmp_path / "config.json").write_text(json.dumps(older))
     place = run_dir.RunDir(str(tmp_path), tmp_path, tmp_path / "checkpoints")
-    restore.check_owner(place, config)
+    directory.check_owner(place, config)
     with config.unlocked():
         config.model.encoders.image.kernel = 5
     with pytest.raises(UserError, match=r"its config\.model\.encoders\.image\.kernel is 3, here it is 5"):
-        restore.check_owner(place, config)
+        directory.check_owner(place, config)
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "ste', "\0\0", "[1", "[1]", "null"])

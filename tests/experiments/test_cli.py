@@ -11,7 +11,7 @@ from absl import flags
 from experiments import cli
 from mmfusion import config as configs
 from mmfusion.checkpoints.verify import CorruptCheckpoint
-from mmfusion.distributed import mesh
+from mmfusion.distributed import platform
 from mmfusion.errors import Preempted, Unreachable, UserError
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -240,4 +240,4 @@ def test_prepare_sets_xla_flags_of_a_deterministic_config(monkeypatch):
     cli.prepare(parse(QUICKSTART))
     assert os.environ["XLA_FLAGS"] == ""
     cli.prepare(parse(QUICKSTART, "--config.deterministic=True"))
-    assert os.environ["XLA_FLAGS"] == mesh.DETERMINISTIC
+    assert os.environ["XLA_FLAGS"] == platform.DETERMINISTIC

@@ -8,7 +8,7 @@ from absl.testing import flagsaver
 
 from experiments import reproduce
 from mmfusion import config as configs
-from mmfusion.distributed import mesh
+from mmfusion.distributed import platform
 from mmfusion.errors import UserError
 from mmfusion.tracking import provenance
 from mmfusion.training.loop import train
@@ -90,9 +90,9 @@ def test_result_records_versions_and_commit(first, tmp_path):
 def test_mesh_deterministic_flags_are_set_once_and_checked(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     with pytest.raises(UserError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
-        mesh.check_determinism("gpu")
-    mesh.check_determinism("cpu")
+        platform.check_determinism("gpu")
+    platform.check_determinism("cpu")
     for _ in range(2):
-        mesh.set_deterministic_flags()
-        assert mesh.os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_gpu_deterministic_ops=true"
-    mesh.check_determinism("gpu")
+        platform.set_deterministic_flags()
+        assert platform.os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_gpu_deterministic_ops=true"
+    platform.check_determinism("gpu")

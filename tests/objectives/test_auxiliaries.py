@@ -17,7 +17,7 @@ from mmfusion import rng
 from mmfusion.config import defaults
 from mmfusion.data import dataset as datasets
 from mmfusion.data.batch import Batch
-from mmfusion.distributed import mesh
+from mmfusion.distributed import preemption
 from mmfusion.errors import Preempted, UserError
 from mmfusion.inference.evaluate import evaluate
 from mmfusion.objectives import OBJECTIVES, Task, mixing, task_loss
@@ -249,7 +249,7 @@ def test_heads_are_blended_and_a_run_that_stops_goes_on_the_same(rows, tmp_path)
 
     for _ in range(4):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Preempted):
-            patch.setattr(mesh, "stop_on_sigterm", stop_at_once)
+            patch.setattr(preemption, "stop_on_sigterm", stop_at_once)
             train(made, tmp_path / "broken")
     again = train(made, tmp_path / "broken")
     assert again["test"] == whole["test"]

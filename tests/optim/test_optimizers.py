@@ -120,7 +120,7 @@ def test_a_new_learning_rate_takes_effect_and_does_not_recompile():
     @jax.jit
     def step(params, state, rate):
         traces.append(rate)
-        updates, state = transformation.update(GRADS, optim.with_learning_rate(state, rate), params)
+        updates, state = transformation.update(GRADS, optax.tree.set(state, learning_rate=rate), params)
         return optax.apply_updates(params, updates), state
 
     state = transformation.init(PARAMS)

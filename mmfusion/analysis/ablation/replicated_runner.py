@@ -13,7 +13,7 @@ from mmfusion import config as configs
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.analysis.ablation.runner import Stage
-from mmfusion.distributed.mesh import stop_on_sigterm
+from mmfusion.distributed.preemption import stop_on_sigterm
 from mmfusion.errors import Preempted
 from mmfusion.training.replicas import Replica, replica, train_replicas
 

@@ -22,8 +22,9 @@ from mmfusion.analysis.gate import contract_checks, synthetic_tasks
 from mmfusion.analysis.gate.contract_checks import TASK, as_batch, declaration, model_of, path_name
 from mmfusion.data.batch import Batch
 from mmfusion.objectives import Task, build_objectives
+from mmfusion.training.eval_step import eval_step
 from mmfusion.training.state import init_state
-from mmfusion.training.step import StepSpec, eval_step, train_step
+from mmfusion.training.step import StepSpec, train_step
 
 VARIANTS = ("plain", "padded", "absent")
 SHORT_OF_BAYES, ABOVE_CHANCE = 0.03, 0.06

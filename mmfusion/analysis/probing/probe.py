@@ -21,7 +21,7 @@ from mmfusion.analysis.probing import attribution, calibration, corruption, emap
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
 from mmfusion.data.missing import drop_modalities
-from mmfusion.training import step
+from mmfusion.training.eval_step import eval_step
 from mmfusion.training.evaluation import collect, score, without
 from mmfusion.training.restore import Run, open_run
 
@@ -141,7 +141,7 @@ class Probe:
             return batch.replace(inputs=tokens, mask=mask, present={m: real.any(axis=1) for m, real in mask.items()})
 
         def fuse(variables: dict, batch: Batch) -> dict[str, Any]:
-            return step.eval_step(
+            return eval_step(
                 variables["params"], variables["batch_stats"], batch,
                 model=given, tasks=tasks, preprocess=lambda rows, _: rows, axis_name=None,
             )  # fmt: skip

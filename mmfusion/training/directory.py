@@ -1,0 +1,67 @@
+"""The directory of a training run: whose it is, and what is uploaded as the run ends."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmfusion import config as configs
+from mmfusion.errors import UserError
+from mmfusion.files import DISK_FULL
+from mmfusion.tracking import run_dir
+
+
+@contextlib.contextmanager
+def run_directory(workdir: str | Path, config: ConfigDict) -> Iterator[run_dir.RunDir]:
+    """Yields the directory of a run, and uploads what is left in it at the end, whatever that is.
+
+    Raises:
+      UserError: the directory belongs to another run, or cannot be written.
+    """
+    with run_dir.open_run_dir(workdir) as directory:
+        check_owner(directory, config)
+        try:
+            yield directory
+        except OSError as error:
+            path = Path(error.filename or "").absolute()
+            own = path.is_relative_to(directory.folder.absolute())  # it vanished, or may not be written
+            if error.errno not in DISK_FULL and not own:
+                raise
+            raise UserError(
+                f"cannot write: {error.strerror}; what was saved is untouched, and the same command continues the run",
+                path=error.filename or directory.name,
+            ) from error
+        except BaseException:
+            try:
+                directory.upload()
+            except UserError as error:  # the first error is the one to report
+                print(f"warning: {error}", file=sys.stderr)
+            raise
+        directory.upload()
+
+
+def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
+    """Raises UserError unless a run may be here: a directory belongs to the config that began it.
+
+    Only where things are may change, and what is done about failures.
+    """
+    workdir = directory.folder
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a directory")
+    parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise UserError(f"--workdir={workdir} cannot be made: {parent} is no folder that you may write to")
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    before = configs.to_json(configs.from_json(configs.read_json(path)))
+    saved, mine = (configs.flat(values) for values in (before, configs.to_json(config)))
+    for key in sorted({*saved, *mine} - {*configs.RESOURCE_KEYS, *configs.RECOVERY_KEYS}):
+        if saved.get(key) != mine.get(key):
+            raise UserError(
+                f"{directory.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
+                f"{mine.get(key)!r}; give another --workdir, or its own config"
+            )

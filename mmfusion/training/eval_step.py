@@ -1,0 +1,49 @@
+"""The evaluation step: a pure function of (parameters, batch), the same under `pmap` and under `jit`.
+
+B batch
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from mmfusion.data.batch import Batch
+from mmfusion.models.model import FusionModel
+from mmfusion.objectives import Task, task_loss, task_weight
+from mmfusion.training.state import Preprocess
+
+
+def eval_step(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    *,
+    model: FusionModel,
+    tasks: Mapping[str, Task],
+    preprocess: Preprocess,
+    axis_name: str | None,
+    heads: bool = False,
+) -> dict[str, Any]:
+    """Returns `logits`, `targets`, `loss` and `loss_weight` per task, `weight` and `id`, `[B, ...]` of all devices.
+
+    With `heads`, also the losses of each modality's own head: `unimodal` per task and modality `[B]`, and `present`.
+    """
+    outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
+    result = {
+        "logits": outputs.logits,
+        "loss": {task: task_loss(outputs.logits[task], batch.targets[task], spec) for task, spec in tasks.items()},
+        "loss_weight": {task: task_weight(batch.targets[task], batch.weight, spec) for task, spec in tasks.items()},
+        "targets": batch.targets,
+        "weight": batch.weight,
+        "id": batch.id,
+    }
+    if heads:
+        result["present"] = outputs.present
+        result["unimodal"] = {
+            task: {m: task_loss(logits, batch.targets[task], tasks[task]) for m, logits in each.items()}
+            for task, each in outputs.unimodal.items()
+        }
+    if axis_name is None:
+        return result
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)
