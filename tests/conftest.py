@@ -63,6 +63,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(sorted(given))}; give it one of these")
         if not given:
             item.add_marker("process" if "command" in getattr(item, "fixturenames", ()) else "unit")
+    # The longest files first, so that no worker is left with one at the end.
+    tiers_of: dict[Path, set[str]] = {}
+    for item in items:
+        tiers_of.setdefault(item.path, set()).update(marker.name for marker in item.iter_markers())
+    items.sort(key=lambda item: ("process" not in tiers_of[item.path], "loop" not in tiers_of[item.path]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -89,6 +94,15 @@ def few_programs() -> Iterator[None]:
     from mmfusion.analysis.ablation import runner
 
     runner.clear_programs(20_000)
+
+
+@pytest.fixture(scope="module")
+def traced_once() -> Iterator[None]:
+    """A module that asks for it traces each config's steps once, however often its tests train it."""
+    from tests import tracing
+
+    with tracing.once():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from mmfusion.errors import UserError
 from mmfusion.training.restore import open_run
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 CONFIG = """
 from tests import tiny
 

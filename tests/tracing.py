@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,49 +9,46 @@ import pytest
 
 from mmfusion import config as configs
 from mmfusion.data.dataset import Dataset
-from mmfusion.training import start
+from mmfusion.training import replay, restore, start
 from mmfusion.training.setup import TrainSetup
 
-OF_THE_LOOP = {
-    "seed",
-    "eval_every",
-    "checkpoint_every",
-    "recovery.max_consecutive_bad_steps",
-    "recovery.rollbacks",
-    "recovery.lr_factor",
-}
+# What the steps do not depend on: one value for all runs that share them.
+LOOP = {"seed": 0, "eval_every": 1, "checkpoint_every": 1}
+LOOP_RECOVERY = {"max_consecutive_bad_steps": 0, "rollbacks": 0, "lr_factor": 1.0}
 
 
 @contextlib.contextmanager
 def once() -> Iterator[None]:
-    """Within it, `train` builds and traces the setup of a config once; only for tests that leave the steps as they are.
+    """Within it, `train`, `open_run` and `replay` build and trace the setup of a config once.
 
-    That a run goes on to the bit with steps that another process has traced is shown where runs are killed.
+    Only for tests that leave the steps as they are. That a run goes on to the bit with steps that another process has
+    traced is shown where runs are killed.
     """
-    setups: dict[str, TrainSetup] = {}
-    compiled: dict[tuple[Any, ...], Any] = {}
+    setups: dict[tuple[str, str], TrainSetup] = {}
+    compiled: dict[tuple[Any, ...], tuple[TrainSetup, Any]] = {}
     build_setup = start.build_setup
 
-    def assembled(config: configs.RunConfig, dataset: Dataset) -> TrainSetup:
-        known = {path: x for path, x in configs.flat(dataclasses.asdict(config)).items() if path not in OF_THE_LOOP}
-        key = json.dumps([known, dataset.fingerprint], sort_keys=True)
+    def shared_setup(config: configs.RunConfig, dataset: Dataset) -> TrainSetup:
+        own = dataclasses.replace(config.recovery, **LOOP_RECOVERY)
+        key = (repr(dataclasses.replace(config, recovery=own, **LOOP)), repr(dataset.saved()))
         if key not in setups:
             setups[key] = build_setup(config, dataset)
         return setups[key]
 
-    def kept(name: str) -> Callable[..., Any]:
+    def shared_step(name: str) -> Callable[..., Any]:
         honest = getattr(TrainSetup, name)
 
         def method(self: TrainSetup, *args: Any) -> Any:
             key = (id(self), name, *args)
             if key not in compiled:
-                compiled[key] = honest(self, *args)
-            return compiled[key]
+                compiled[key] = (self, honest(self, *args))  # kept, so that no other gets its id
+            return compiled[key][1]
 
         return method
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "build_setup", assembled)
+        for module in (start, restore, replay):
+            patch.setattr(module, "build_setup", shared_setup)
         for name in ("train_step", "eval_step"):
-            patch.setattr(TrainSetup, name, kept(name))
+            patch.setattr(TrainSetup, name, shared_step(name))
         yield

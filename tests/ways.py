@@ -29,7 +29,7 @@ from mmfusion.training.evaluation import collect, score
 from mmfusion.training.run import read_calls
 from mmfusion.training.setup import TrainSetup, build_setup
 from mmfusion.training.state import TrainState
-from tests import spoiled, storage, synthetic, tiny
+from tests import spoiled, storage, synthetic, tiny, tracing
 
 STEPS = 5
 ROWS = {"train": 200, "valid": 45, "test": 45}  # training crosses an epoch; no evaluation batch is full
@@ -63,7 +63,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "recovery.lr_factor": 1.0,
         "spoiled": (3, 4),
     },
-    "loop in a bucket": {**LOOP, "attempts": ((4, 3), (4, STEPS)), "bucket": True},
+    "loop in a bucket": {**LOOP, "attempts": ((0, 3), (0, STEPS)), "bucket": True},
     "loop blended": {**LOOP, "blended": True},
     "loop blended fsdp": {**LOOP, "blended": True, "parallel.mode": "jit", "parallel.mesh.fsdp": 2},
 }
@@ -198,7 +198,7 @@ def main() -> None:
     if args.hosts:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{args.port}", args.hosts, args.host)
-    with storage.asked_by_clients(args.storage):
+    with storage.asked_by_clients(args.storage), tracing.once():
         results = {way: run(way, args.output.parent) for way in args.ways}
     np.savez(args.output, **{f"{way}/{name}": x for way, result in results.items() for name, x in result.items()})
 

@@ -20,6 +20,8 @@ from mmfusion.training.loop import train
 from tests import planted
 from tests.checkpoints.test_manager import CONTEXT, files_of_at_most, noise
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 TIMES = 3
 ROWS = [planted.row(i) for i in range(40)]
 

@@ -19,6 +19,8 @@ from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 from tests import planted, tiny
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 ROWS = 40
 
 

@@ -15,6 +15,8 @@ from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 from tests import planted
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture(scope="module")
 def trained(tiny_config, tmp_path_factory):

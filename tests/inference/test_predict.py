@@ -10,6 +10,8 @@ from mmfusion.training.evaluation import collect
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture(scope="module")
 def run(tiny_config, tmp_path_factory):

@@ -30,6 +30,8 @@ from mmfusion.training.setup import build_setup
 from mmfusion.training.step import train_step
 from tests import planted
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture
 def rows(monkeypatch):

@@ -8,6 +8,8 @@ from sklearn.metrics import log_loss
 from mmfusion.errors import UserError
 from mmfusion.objectives import Task, task_loss, task_weight
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 4)).astype(np.float32) * 3
 TARGET = np.array([0, 3, 1, 1, 2, 0], np.int32)

@@ -53,6 +53,7 @@ def test_runs_survive_kills_flips_nan_and_failing_writes(
 
 
 @pytest.mark.process
+@pytest.mark.thorough  # test_hosts.py and test_ablation.py kill a host and a process of an ablation, too
 @pytest.mark.spread
 @pytest.mark.parametrize("fault", [faults.killed_hosts, faults.killed_ablations])
 def test_hosts_and_ablations_survive_kills(fault: Callable[..., Any], locations: list[str], tmp_path: Path):
@@ -61,9 +62,13 @@ def test_hosts_and_ablations_survive_kills(fault: Callable[..., Any], locations:
 
 
 @pytest.mark.process
-def test_soak_detects_memory_growth(locations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.thorough
+def test_soak_runs_in_flat_memory(locations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faults, "CASES", [runs.SHORTEST])
     assert failures(list(faults.soak(8, tmp_path, locations))) == []
+
+
+def test_soak_detects_memory_growth():
     start = [100.0] * 50
     assert faults.flat([*start, *[500.0 + i % 7 for i in range(350)]])
     assert not faults.flat([*start, *[500.0 + 0.1 * i for i in range(350)]])  # 4 MB of 500 a tenth of the time

@@ -23,6 +23,8 @@ from mmfusion.training.loop import train
 from tests.storage import asked_by_clients, serving
 from tests.training.test_resume import assert_same_run
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 SMALL = "fusion=concat,modalities=image"
 CHANGES = {"steps": 4, "eval_every": 2, "checkpoint_every": 2}
 

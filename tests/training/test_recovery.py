@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,13 @@ from mmfusion.optim import skip_step
 from mmfusion.training import recovery
 from mmfusion.training.loop import train
 from mmfusion.training.replay import replay
-from tests import spoiled, tracing
+from tests import spoiled
 from tests.training.test_resume import assert_same_run
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 SMALL = "fusion=concat,modalities=image"
 CHANGES: dict[str, Any] = {"steps": 12, "eval_every": 4, "checkpoint_every": 2, "recovery.max_consecutive_bad_steps": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    with tracing.once():
-        yield
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from mmfusion.training.loop import train
 from mmfusion.training.replicas import replica, train_replicas
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 RUNS = {"a": (0, 0.1), "b": (1, 0.1), "c": (0, 0.03)}  # seed and learning rate
 
 

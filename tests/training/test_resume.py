@@ -5,7 +5,7 @@ import json
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from mmfusion.tracking import provenance
 from mmfusion.training import progress, run
 from mmfusion.training.loop import train
 from mmfusion.training.setup import TrainSetup
-from tests import tracing
 from tests.processes import Started
 from tests.reliability.runs import newest_state
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 STEPS = 240
 # Dropout is on in the tiny config. 230 rows in batches of 16: every stop is in the middle of an epoch.
@@ -115,12 +116,6 @@ def test_killed_and_stopped_by_signals(tiny_flags: Callable[..., list[str]], tmp
     said, _ = again.communicate(timeout=300)
     assert again.poll() == 0, said[-3000:]
     assert files(broken) == before
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    with tracing.once():
-        yield
 
 
 DRAWING = "fusion=concat,objectives=mvae+modality_dropout"  # beside dropout

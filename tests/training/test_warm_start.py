@@ -16,6 +16,8 @@ from mmfusion.training.restore import open_run
 from tests import planted, tiny
 from tests.models.test_pretrained import tensors_of
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture
 def rows(monkeypatch):

@@ -7,6 +7,8 @@ import pytest
 
 from mmfusion.analysis.probing import attribution, calibration, emap, pid
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 RANDOM = np.random.default_rng(0)
 
 

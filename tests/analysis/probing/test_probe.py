@@ -13,6 +13,8 @@ from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data_dir):
