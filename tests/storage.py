@@ -33,6 +33,7 @@ class _Storage(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: apart, each answer waits 40 ms for an acknowledgement
     server: _Storage
 
     def log_message(self, *_: object) -> None:
