@@ -178,6 +178,7 @@ def test_attention_of_a_strategy_without_it_is_empty(config_file, tmp_path):
 
 
 @pytest.mark.process  # scikit-learn asks lscpu for the number of cores
+@pytest.mark.thorough  # the examples of experiments/README.md run one, too
 def test_ablate_ends_in_claims_and_a_table(config_file, tmp_path, monkeypatch):
     first = {kind: models[:1] for kind, models in baselines.MODELS.items()}
     monkeypatch.setattr(baselines, "MODELS", first)  # the others take most of the time

@@ -170,6 +170,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.process  # scikit-learn asks lscpu for the number of cores
+@pytest.mark.usefixtures("traced_once")
 def test_examples_run_block_by_block(folder: Path, data_dir: str, capsys: pytest.CaptureFixture):
     run = blocks(ROOT / "experiments" / "README.md", "Examples")
     assert len(run) >= 6
@@ -181,7 +182,11 @@ def test_examples_run_block_by_block(folder: Path, data_dir: str, capsys: pytest
     printed = capsys.readouterr().out
     assert "test accuracy" in printed and "image attends to text" in printed and "missing.png: No such file" in printed
     assert names["predicted"].labels[2] is None
-    assert {"mean", "image alone", "text alone"} <= {row["method"] for row in names["ablation"].table}
+    ablation = names["ablation"]
+    assert {"mean", "image alone", "text alone"} <= {row["method"] for row in ablation.table}
+    scores = [row["mean"] for row in ablation.table]
+    assert scores == sorted(scores, reverse=True) and ablation.errors == {}
+    assert ablation.claims.none  # one seed supports no claim
 
 
 @pytest.mark.loop
