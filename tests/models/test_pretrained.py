@@ -222,7 +222,7 @@ def test_positions_are_resized_to_the_picture():
 @pytest.mark.parametrize("cells", [36, 9])
 def test_positions_are_resized_as_timm_does(cells):
     grid = FIXTURES["positions/16"]
-    found = weights._resized(np.concatenate([np.ones((1, 8), np.float32), grid]), cells + 1)
+    found = weights._resize_positions(np.concatenate([np.ones((1, 8), np.float32), grid]), cells + 1)
     np.testing.assert_array_equal(found[0], 1)
     np.testing.assert_allclose(found[1:], FIXTURES[f"positions/{cells}"], atol=1e-5)
 
