@@ -1,4 +1,4 @@
-"""Convolutions in two equivalent forms: XLA's own, and a matrix product of image patches.
+"""Convolutions in two equivalent forms: XLA's own, and a matrix product of input patches.
 
 B batch · I O channels in and out · G groups
 """
@@ -18,7 +18,7 @@ _use_patches = contextvars.ContextVar("as_patches", default=False)
 
 @contextlib.contextmanager
 def as_patches() -> Iterator[None]:
-    """Computes every convolution traced in this context as a matrix product of image patches.
+    """Computes every convolution traced in this context as a matrix product of input patches.
 
     Under `vmap` over the parameters, XLA turns a convolution into a grouped convolution, whose gradient is slow on GPUs
     (jax issue 13800), but a matrix product into a batched matrix product.

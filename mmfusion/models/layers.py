@@ -194,7 +194,7 @@ def attention_implementation(query: jax.Array, key: jax.Array) -> Literal["cudnn
 def normalised_tokens(tokens: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
     """Returns layer-normalised tokens `[B, N, D]`, zeros where masked; the last layer of every encoder.
 
-    It gives the tokens of all modalities unit scale. Without it, strategies that pool or multiply tokens hardly learn.
+    This gives the tokens of all modalities unit scale. Otherwise strategies that pool or multiply tokens hardly learn.
     Call it in a compact method.
     """
     return zero_masked(nn.LayerNorm(dtype=dtype, name="norm")(zero_masked(tokens, mask)), mask)

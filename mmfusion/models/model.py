@@ -28,7 +28,7 @@ class Encoded:
 
     Attributes:
       pooled: per modality, the mean `[B, D]` of its unmasked tokens; zeros where the modality is absent.
-      present: per modality, the examples that have it, `[B]` bool.
+      present: per modality, its presence in each example, `[B]` bool.
     """
 
     pooled: dict[str, jax.Array]
@@ -46,7 +46,7 @@ class Outputs:
         attention.
       unimodal: per task and modality, the unimodal logits `[B, C]`; empty unless the strategy or an objective uses
         them.
-      present: per modality, the examples that have it, `[B]` bool.
+      present: per modality, its presence in each example, `[B]` bool.
       auxiliary: per auxiliary objective, the loss of each example `[B]`.
     """
 
@@ -123,7 +123,7 @@ class FusionModel(nn.Module):
         return dataclasses.replace(outputs, present=encoded.present, auxiliary=losses)
 
     def presence(self, batch: Batch) -> Masks:
-        """Returns the examples `[B]` bool that have each modality with tokens, or any modality joined to it."""
+        """Returns per modality with tokens the presence `[B]` bool of it or of any modality joined to it."""
         return {
             m: functools.reduce(jnp.logical_or, [batch.present[name] for name in (m, *self.joins.get(m, ()))])
             & (batch.weight > 0)

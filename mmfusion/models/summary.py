@@ -76,7 +76,7 @@ def _belongs_to(path: str, child: str, model: FusionModel) -> bool:
 
 
 def _equation_flops(equation) -> int:
-    """Returns the FLOPs of a jaxpr equation and of the jaxprs it calls, times the length where it is a scan."""
+    """Returns the FLOPs of a jaxpr equation and of the jaxprs it calls; a scan's body counts once per iteration."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]

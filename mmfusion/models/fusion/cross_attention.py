@@ -92,9 +92,8 @@ class MulT(AttentionFusion):
                 for layer in range(self.layers):
                     block = self.block(f"cross{layer}_{source}_to_{m}")
                     attended, attention[m, source] = block(x, mask[m], tokens[source], mask[source], train=train)
-                    x = jnp.where(
-                        mask[source].any(axis=1)[:, None, None], attended, x
-                    )  # absent keys do not update the queries
+                    source_present = mask[source].any(axis=1)[:, None, None]
+                    x = jnp.where(source_present, attended, x)  # absent keys do not update the queries
                 crossmodal.append(x)
             x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(crossmodal, axis=-1))
             self_attention = self.block(f"self_{m}")

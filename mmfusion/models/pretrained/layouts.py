@@ -17,7 +17,7 @@ from mmfusion.models.encoders.vit import ViTTi
 
 Tensors = Mapping[str, Any]  # name -> array
 Rules = list[tuple[str, str]]  # (regular expression of a published module or tensor, template of our path)
-# Returns the rules for a file's tensors, and a regular expression of the tensors that an encoder may omit.
+# Maps a file's tensors to rules, and to a regular expression of the tensors that an encoder may omit.
 Family = Callable[[Tensors], tuple[Rules, str]]
 
 

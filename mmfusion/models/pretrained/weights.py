@@ -132,7 +132,7 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
     """Replaces the initialised variables of an encoder with published weights.
 
     The layers that map the features to tokens (`tokens`, or `project` and `norm`) keep their values. Kernels and batch
-    statistics are converted to our layout. Kernels of three input channels are summed for images of one channel; for
+    statistics are converted to our layout. Input kernels of three channels are summed for images of one channel; for
     other numbers they are repeated and scaled by 3 / channels, as in timm. A square grid of position embeddings is
     resized, as in timm.
 
