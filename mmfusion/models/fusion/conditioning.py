@@ -146,8 +146,8 @@ class MAG(nn.Module):
     """Multimodal adaptation gate: the others shift the main modality's tokens (Rahman et al. 2020, arXiv:1908.05787).
 
     g_o = ReLU(G_o [z; x_o] + b_o), H = Σ_o g_o ⊙ (W_o x_o), z' = LN(z + min(β |z| / |H|, 1) H). Here x_o is the mean of
-    the other modality's tokens, because tokens are not aligned, and H lacks the paper's bias, so that an absent one shifts
-    nothing.
+    the other modality's tokens, because tokens are not aligned. H lacks the paper's bias, so that an absent modality
+    shifts nothing.
 
     Attributes:
       width: width D of tokens and features.
