@@ -1,4 +1,4 @@
-"""Builds the model that the section `model` of a config describes."""
+"""Builds the model described by the `model` section of a config."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -14,19 +14,19 @@ from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import FusionModel
 from mmfusion.registry import lookup
 
-# Fields of encoders and strategies that `build` sets from the data and the model; a config sets every other field.
+# Fields that `build` sets from the data and the model; a config sets every other field of encoders and strategies.
 ENCODER_KWARGS = frozenset(
     {"width", "dtype", "axis_name", "vocabulary", "rate", "categories", "entities", "relations", "modalities"}
 )
 
-# Keys of every encoder's section beside its name and the fields of its class.
+# Keys of every encoder's section besides its name and the fields of its class.
 ENCODER_KEYS = ("init", "freeze", "layer_decay", "share", "join")
 
 
 def module_options(module_class: type[nn.Module]) -> dict[str, Any]:
-    """Returns the fields of an encoder, strategy or objective that a config may set, with their defaults."""
-    hidden = ENCODER_KWARGS | {"parent", "name"}
-    return {field.name: field.default for field in dataclasses.fields(module_class) if field.name not in hidden}
+    """Returns the config options of an encoder, strategy or objective class, with their defaults."""
+    reserved = ENCODER_KWARGS | {"parent", "name"}
+    return {field.name: field.default for field in dataclasses.fields(module_class) if field.name not in reserved}
 
 
 def build(
@@ -41,37 +41,37 @@ def build(
     unimodal: str = "",
     scalars: tuple[str, ...] = (),
 ) -> FusionModel:
-    """Returns the model that `config.model` describes.
+    """Returns the model described by `config.model`.
 
     Args:
       config: `width`, `encoders.<modality>` = {name, **options, **ENCODER_KEYS}, `fusion` = {name, **options}.
-      spec: the encoder's keyword arguments that follow from the data, per modality: {"vocabulary": ids},
-        {"rate": Hz}, {"categories": (n, ...)}, {"entities": n, "relations": n} or {}.
+      spec: per modality, the encoder's keyword arguments that depend on the data: {"vocabulary": ids}, {"rate": Hz},
+        {"categories": (n, ...)}, {"entities": n, "relations": n} or {}.
       tasks: number of outputs per task.
-      axis_name: the device axis over which batch normalisation sums; None outside pmap.
-      dtype: dtype of the computation; parameters, statistics and logits are float32.
-      frozen: modalities whose encoders run as in evaluation; the optimizer leaves their parameters unchanged.
-      auxiliaries, unimodal, scalars: what the objectives need of the model, see `FusionModel`.
+      axis_name: the device axis over which batch normalisation sums its statistics; None outside pmap.
+      dtype: dtype of the computation; parameters, batch statistics and logits are float32.
+      frozen: modalities whose encoders run in evaluation mode; the optimizer does not update their parameters.
+      auxiliaries, unimodal, scalars: the objectives' requirements, see `FusionModel`.
 
     Raises:
-      UserError: there is no encoder, the data has no such modality, a name or an option is unknown, or an encoder
-        needs a keyword argument that the modality does not have.
+      UserError: `encoders` is empty, the data lacks a modality, a name or an option is unknown, or an encoder requires
+        a keyword argument that the modality does not provide.
     """
     if not config["encoders"]:
         raise UserError("empty; give an encoder to at least one modality", path="config.model.encoders")
     kwargs = {"width": config["width"], "axis_name": axis_name, "dtype": dtype}
     encoders, shares, joins = {}, {}, {}
-    for m, section in config["encoders"].items():
-        path = f"config.model.encoders.{m}"
-        if m not in spec:
+    for modality, section in config["encoders"].items():
+        path = f"config.model.encoders.{modality}"
+        if modality not in spec:
             raise UserError("the data has no such modality", path=path, choices=spec)
         if section.get("share"):
-            shares[m] = section["share"]
+            shares[modality] = section["share"]
         else:
             options = {key: value for key, value in section.items() if key not in ENCODER_KEYS}
-            encoders[m] = _build_module(ENCODERS, options, path, {**kwargs, **spec[m]})
+            encoders[modality] = _build_module(ENCODERS, options, path, {**kwargs, **spec[modality]})
         if section.get("join"):
-            joins[m] = tuple(section["join"])
+            joins[modality] = tuple(section["join"])
     fusion = _build_module(FUSIONS, config["fusion"], "config.model.fusion", kwargs)
     return FusionModel(
         encoders=flax.core.FrozenDict(encoders),
@@ -89,17 +89,17 @@ def build(
 def _build_module(
     registry: Mapping[str, type[nn.Module]], section: Mapping[str, Any], path: str, kwargs: Mapping[str, Any]
 ) -> nn.Module:
-    """Returns the module that `section` = {name, **options} describes, with those `kwargs` that are fields of it."""
+    """Returns the module described by `section` = {name, **options}, given those of `kwargs` that are its fields."""
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in section.items()
     }
     name = options.pop("name")
     module_class = lookup(registry, name, f"{path}.name")
-    known = module_options(module_class)
+    choices = module_options(module_class)
     for key in options:
-        if key not in known:
-            raise UserError(f"{name} has no such option", path=f"{path}.{key}", choices=known)
-    needed = {field.name for field in dataclasses.fields(module_class)} & ENCODER_KWARGS
-    if missing := needed - kwargs.keys():
+        if key not in choices:
+            raise UserError(f"{name} has no such option", path=f"{path}.{key}", choices=choices)
+    required = {field.name for field in dataclasses.fields(module_class)} & ENCODER_KWARGS
+    if missing := required - kwargs.keys():
         raise UserError(f"{name} needs {', '.join(sorted(missing))}, which this modality does not have", path=path)
-    return module_class(**options, **{key: kwargs[key] for key in needed})
+    return module_class(**options, **{key: kwargs[key] for key in required})

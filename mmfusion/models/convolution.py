@@ -1,4 +1,4 @@
-"""Convolutions in two equivalent forms: XLA's own, and patches times a matrix.
+"""Convolutions in two equivalent forms: XLA's own, and a matrix product of input patches.
 
 B batch · I O channels in and out · G groups
 """
@@ -13,21 +13,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_patches = contextvars.ContextVar("as_patches", default=False)
+_use_patches = contextvars.ContextVar("as_patches", default=False)
 
 
 @contextlib.contextmanager
 def as_patches() -> Iterator[None]:
-    """Computes every convolution that is traced in this context as patches times a matrix.
+    """Computes every convolution traced in this context as a matrix product of input patches.
 
-    Under `vmap` over the parameters XLA turns a convolution into a grouped one, whose gradient is slow on GPUs (jax
-    issue 13800); a matrix product becomes a batched matrix product.
+    Under `vmap` over the parameters, XLA turns a convolution into a grouped convolution, whose gradient is slow on GPUs
+    (jax issue 13800), but a matrix product into a batched matrix product.
     """
-    token = _patches.set(True)
+    token = _use_patches.set(True)
     try:
         yield
     finally:
-        _patches.reset(token)
+        _use_patches.reset(token)
 
 
 def conv(
@@ -41,14 +41,14 @@ def conv(
     bias: bool = True,
     name: str | None = None,
 ) -> nn.Conv:
-    """Returns a convolution with `kernel` (an integer: both sides of a square) and the same `padding` on every side.
+    """Returns a convolution with `kernel` (an integer for both sides of a square) and equal `padding` on all sides.
 
-    The default padding is half the kernel, so that output i is centred on input i · stride for every input size.
+    The default padding is half the kernel size, so that output i is centred on input i · stride for every input size.
     """
-    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-    pads = [side // 2 if padding is None else padding for side in sides]
+    kernel_shape = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding_per_axis = [side // 2 if padding is None else padding for side in kernel_shape]
     return nn.Conv(
-        channels, sides, stride, [(pad, pad) for pad in pads],
+        channels, kernel_shape, stride, [(pad, pad) for pad in padding_per_axis],
         feature_group_count=groups, use_bias=bias, dtype=dtype, name=name, conv_general_dilated=_convolve,
     )  # fmt: skip
 
@@ -58,21 +58,21 @@ def _convolve(
 ) -> jax.Array:
     """Convolves `x [B, ..., G·I]` with `kernel [..., I, G·O]`, with the arguments of `jax.lax.conv_general_dilated`.
 
-    A map smaller than the kernel is also computed as patches: XLA has only plain loops for it on CPU (512 channels on
-    2×2 take 40 times as long as on 4×4).
+    A feature map smaller than the kernel also uses patches: XLA's CPU backend has only naive loops for this case (with
+    512 channels, 2×2 takes 40 times as long as 4×4).
     """
-    if not _patches.get() and all(n >= k for n, k in zip(x.shape[1:-1], kernel.shape[:-2], strict=True)):
+    if not _use_patches.get() and all(n >= k for n, k in zip(x.shape[1:-1], kernel.shape[:-2], strict=True)):
         return jax.lax.conv_general_dilated(
             x, kernel, strides, padding, feature_group_count=feature_group_count, **options
         )
-    *sides, channels, out = kernel.shape
-    spatial = "DHW"[-len(sides) :]
+    *kernel_shape, channels, out_channels = kernel.shape
+    spatial = "DHW"[-len(kernel_shape) :]
     patches = jax.lax.conv_general_dilated_patches(
-        x, sides, strides, padding, dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-    )  # [B, ..., G·I·sides]
-    matrix = jnp.moveaxis(kernel, -2, 0).reshape(channels * math.prod(sides), out)
+        x, kernel_shape, strides, padding, dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    )  # [B, ..., G·I·prod(kernel_shape)]
+    matrix = jnp.moveaxis(kernel, -2, 0).reshape(channels * math.prod(kernel_shape), out_channels)
     if feature_group_count == 1:
         return patches @ matrix
-    patches = patches.reshape(*patches.shape[:-1], feature_group_count, -1)  # [B, ..., G, I·sides]
-    matrix = matrix.reshape(matrix.shape[0], feature_group_count, -1)  # [I·sides, G, O]
-    return jnp.einsum("...gk,kgo->...go", patches, matrix).reshape(*patches.shape[:-2], out)
+    patches = patches.reshape(*patches.shape[:-1], feature_group_count, -1)  # [B, ..., G, I·prod(kernel_shape)]
+    matrix = matrix.reshape(matrix.shape[0], feature_group_count, -1)  # [I·prod(kernel_shape), G, O]
+    return jnp.einsum("...gk,kgo->...go", patches, matrix).reshape(*patches.shape[:-2], out_channels)

@@ -1,4 +1,4 @@
-"""Layers that encoders and fusion strategies share: masked reductions, norms, row-keyed dropout, attention.
+"""Layers shared by encoders and fusion strategies: masked reductions, normalisation, per-example dropout, attention.
 
 B batch · N positions · D width · C channels · h heads
 """
@@ -15,38 +15,38 @@ from mmfusion.errors import UserError
 
 
 def zero_masked(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns `x [B, ..., D]` with zeros, also for NaN, where `mask [B, ...]` (a prefix of x's axes) is False."""
+    """Returns `x [B, ..., D]` with zeros, even for NaN, where `mask [B, ...]` (leading axes of x) is False."""
     return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros((), x.dtype))
 
 
 def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the mean `[B, D]` of the real positions of `tokens [B, N, D]`, zeros where `mask [B, N]` has none."""
+    """Returns the mean `[B, D]` over unmasked positions of `tokens [B, N, D]`; zeros if `mask [B, N]` has none."""
     count = jnp.maximum(mask.sum(axis=1), 1).astype(tokens.dtype)  # [B]
     return zero_masked(tokens, mask).sum(axis=1) / count[:, None]  # [B, D]
 
 
 def masked_max(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the maximum `[B, D]` of the real positions of `tokens [B, N, D]`, zeros where `mask [B, N]` has none."""
+    """Returns the maximum `[B, D]` over unmasked positions of `tokens [B, N, D]`; zeros if `mask [B, N]` has none."""
     lowest = jnp.finfo(tokens.dtype).min
-    best = jnp.argmax(jnp.where(mask[:, :, None], tokens, lowest), axis=1, keepdims=True)  # [B, 1, D]
-    # By position: the gradient of `max` compares values, which a compiler may compute twice and round differently.
-    selected = jnp.arange(tokens.shape[1])[:, None] == best  # [B, N, D]
+    argmax = jnp.argmax(jnp.where(mask[:, :, None], tokens, lowest), axis=1, keepdims=True)  # [B, 1, D]
+    # Selected by index: the gradient of `max` compares values, which may be computed twice and rounded differently.
+    selected = jnp.arange(tokens.shape[1])[:, None] == argmax  # [B, N, D]
     return zero_masked(jnp.where(selected, tokens, 0).sum(axis=1), mask.any(axis=1))
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the softmax of `scores` over the last axis, float32, over the positions where `mask` (broadcast) is True.
+    """Returns the float32 softmax of `scores` over the unmasked positions of the last axis (`mask` is broadcast).
 
-    Masked positions are exactly 0, also in rows without a real position.
+    Masked positions are exactly 0, also if no position is unmasked.
     """
     return jax.nn.softmax(scores.astype(jnp.float32), axis=-1, where=mask)
 
 
 def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
-    """Returns a random key per example `[B]` of a module's input; None in evaluation and in initialisation.
+    """Returns one PRNG key per example `[B]` of a module's input; None in evaluation and in initialisation.
 
     Raises:
-      ValueError: the collection `rows` has no example ids in training.
+      ValueError: the collection `rows` lacks the example ids in training.
     """
     if not train or module.is_initializing():
         return None
@@ -60,7 +60,7 @@ def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is a function of (seed, step, module path, example id), independent of batch and device.
+    """Dropout whose mask is a function of (seed, step, module path, example id), not of batch or device.
 
     The example ids `[B]` are read from the variable collection `rows`: apply the model with
     `{"params": ..., "rows": {"id": batch.id}}` and `rngs={"dropout": key of the step}`.
@@ -70,10 +70,10 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Returns `x [B, ...]` with entries dropped with probability `rate`, the rest scaled by 1 / (1 - rate).
+        """Returns `x [B, ...]` with elements dropped with probability `rate`, the others scaled by 1 / (1 - rate).
 
         Raises:
-          ValueError: the collection `rows` has no example ids in training.
+          ValueError: the collection `rows` lacks the example ids in training.
         """
         keys = row_keys(self, train=train) if self.rate > 0 else None
         if keys is None:
@@ -83,11 +83,11 @@ class Dropout(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over the real positions of all devices (Ioffe & Szegedy 2015, arXiv:1502.03167).
+    """Batch normalisation over the unmasked positions of all devices (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-    Sums and counts are added over `axis_name` before the division, so that the result does not depend on how the real
-    rows are distributed over devices; flax's BatchNorm averages the devices' means. In a batch without a real position
-    the running statistics are used and do not change.
+    Sums and counts are summed over `axis_name` before the division, so that the result does not depend on how the
+    unmasked positions are distributed over devices; flax's BatchNorm averages the devices' means. A batch without an
+    unmasked position is normalised with the running statistics, and does not update them.
     """
 
     axis_name: str | None = None
@@ -107,16 +107,16 @@ class BatchNorm(nn.Module):
 
         mean, var = running_mean.value, running_var.value
         if train and not self.is_initializing():
-            positions = math.prod(x.shape[mask.ndim : -1])  # per entry of the mask
+            positions = math.prod(x.shape[mask.ndim : -1])  # per mask element
             axes = tuple(range(x.ndim - 1))
             sums = (values.sum(axes), jnp.square(values).sum(axes), mask.sum(dtype=jnp.float32) * positions)
             total, squares, count = sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
-            any_real, divisor = count > 0, jnp.maximum(count, 1.0)
+            has_positions, divisor = count > 0, jnp.maximum(count, 1.0)
             batch_mean = total / divisor  # [C]
             batch_var = jnp.maximum(squares / divisor - jnp.square(batch_mean), 0.0)  # [C]
-            mean, var = jnp.where(any_real, batch_mean, mean), jnp.where(any_real, batch_var, var)
+            mean, var = jnp.where(has_positions, batch_mean, mean), jnp.where(has_positions, batch_var, var)
             if self.is_mutable_collection("batch_stats"):
-                momentum = jnp.where(any_real, self.momentum, 1.0)
+                momentum = jnp.where(has_positions, self.momentum, 1.0)
                 running_mean.value = momentum * running_mean.value + (1.0 - momentum) * mean
                 running_var.value = momentum * running_var.value + (1.0 - momentum) * var
 
@@ -125,22 +125,22 @@ class BatchNorm(nn.Module):
 
 
 def group_norm(x: jax.Array, mask: jax.Array, dtype: Any, name: str) -> jax.Array:
-    """Returns `x [B, ..., C]` group-normalised per row over its real positions; zeros where masked.
+    """Returns `x [B, ..., C]` group-normalised over the unmasked positions of each example; zeros where masked.
 
-    Up to 32 groups of at least two channels (Wu & He 2018, arXiv:1803.08494). Call it in a compact method.
+    There are up to 32 groups of at least two channels (Wu & He 2018, arXiv:1803.08494). Call it in a compact method.
 
     Args:
       x: the features.
-      mask: the real positions, `[B]` up to `[B, ...]`.
-      dtype: of the result.
-      name: of the flax module.
+      mask: the positions to normalise, `[B]` up to `[B, ...]`.
+      dtype: dtype of the result.
+      name: name of the flax module.
     """
     groups = max(math.gcd(64, x.shape[-1]) // 2, 1)
-    # A row without a real position counts all of its zeros: the mean of no position would be NaN.
-    counted = mask | ~mask.any(axis=tuple(range(1, mask.ndim)), keepdims=True)
-    counted = jnp.broadcast_to(counted.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
+    # The mean over no position is NaN, so a fully masked example is normalised over its zeros.
+    stats_mask = mask | ~mask.any(axis=tuple(range(1, mask.ndim)), keepdims=True)
+    stats_mask = jnp.broadcast_to(stats_mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
     values = zero_masked(x.astype(jnp.float32), mask)
-    return zero_masked(nn.GroupNorm(groups, name=name)(values, mask=counted), mask).astype(dtype)
+    return zero_masked(nn.GroupNorm(groups, name=name)(values, mask=stats_mask), mask).astype(dtype)
 
 
 class Norm(nn.Module):
@@ -169,7 +169,7 @@ class Norm(nn.Module):
 
 
 def head_width(width: int, heads: int) -> int:
-    """Returns the width of each head; raises UserError where `heads` does not divide `width`."""
+    """Returns the width of each head; raises UserError if `heads` does not divide `width`."""
     if width % heads:
         raise UserError(f"heads={heads} does not divide width={width}; choose a divisor of the width")
     return width // heads
@@ -178,22 +178,23 @@ def head_width(width: int, heads: int) -> int:
 def attention_implementation(query: jax.Array, key: jax.Array) -> Literal["cudnn", "xla"]:
     """Returns `cudnn` if its flash attention supports `query [B, Nq, h, d]` and `key [B, Nk, h, d]`, else `xla`.
 
-    It needs a CUDA GPU of compute capability 8.0 or above, half precision, a head width that is a multiple of 8 and at
-    most 128, and even lengths (with a mask).
+    It requires a CUDA GPU of compute capability 8.0 or above, half precision, a head width that is a multiple of 8 and
+    at most 128, and even sequence lengths (with a mask).
     """
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")  # "9.0" with CUDA, "gfx90a" with ROCm
     if device.platform != "gpu" or not capability[:1].isdigit() or float(capability) < 8:
         return "xla"
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    return "cudnn" if half and fits and query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0 else "xla"
+    dtype_supported = query.dtype in (jnp.bfloat16, jnp.float16)
+    width_supported = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+    lengths_supported = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
+    return "cudnn" if dtype_supported and width_supported and lengths_supported else "xla"
 
 
 def normalised_tokens(tokens: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
-    """Returns layer-normalised tokens `[B, N, D]`, zeros where masked: the last layer of every encoder.
+    """Returns layer-normalised tokens `[B, N, D]`, zeros where masked; the last layer of every encoder.
 
-    Tokens of all modalities then have unit scale, without which strategies that pool or multiply them hardly learn.
+    This gives the tokens of all modalities unit scale. Otherwise strategies that pool or multiply tokens hardly learn.
     Call it in a compact method.
     """
     return zero_masked(nn.LayerNorm(dtype=dtype, name="norm")(zero_masked(tokens, mask)), mask)
@@ -202,13 +203,13 @@ def normalised_tokens(tokens: jax.Array, mask: jax.Array, dtype: Any) -> jax.Arr
 class Attention(nn.Module):
     """Multi-head attention with masked keys (Vaswani et al. 2017, arXiv:1706.03762).
 
-    The output, weights and gradients of a row without a real key are exactly zero.
+    The output, weights and gradients of an example without an unmasked key are exactly zero.
 
     Attributes:
       heads: number of heads; divides `width`.
       width: width of the output.
-      key_bias: whether keys have a bias, as in published weights; it shifts all scores of a query equally, so it
-        changes nothing and has no gradient.
+      key_bias: whether keys have a bias, as in published weights. It shifts all scores of a query equally, so it does
+        not affect the output and has zero gradient.
     """
 
     heads: int
@@ -226,14 +227,14 @@ class Attention(nn.Module):
         Raises:
           UserError: `heads` does not divide `width`.
         """
-        size = head_width(self.width, self.heads)
+        head_dim = head_width(self.width, self.heads)
 
         def split(tokens: jax.Array, name: str) -> jax.Array:
             bias = name != "key" or self.key_bias
             projected = nn.Dense(self.width, use_bias=bias, dtype=self.dtype, name=name)(tokens)
-            return projected.reshape(*tokens.shape[:2], self.heads, size)  # [B, N, h, D/h]
+            return projected.reshape(*tokens.shape[:2], self.heads, head_dim)  # [B, N, h, D/h]
 
-        # Zeroed before the projections: 0 · NaN in the backward pass would be NaN.
+        # Masked keys are zeroed before the projections: 0 · NaN in the backward pass would be NaN.
         kv_tokens = zero_masked(kv_tokens, kv_mask)
         query, key, value = split(q_tokens, "query"), split(kv_tokens, "key"), split(kv_tokens, "value")
         attended = jax.nn.dot_product_attention(
@@ -242,21 +243,21 @@ class Attention(nn.Module):
             implementation=attention_implementation(query, key),
         )  # fmt: skip
         out = nn.Dense(self.width, dtype=self.dtype, name="out")(attended.reshape(*q_tokens.shape[:2], -1))
-        # A fused kernel returns no weights, so they are computed separately.
+        # A fused attention kernel returns no weights, so they are computed separately.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         weights = masked_softmax(scores / math.sqrt(query.shape[-1]), kv_mask[:, None, None, :])  # [B, h, Nq, Nk]
         return zero_masked(out, kv_mask.any(axis=1)), weights
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP, each with a residual (Xiong et al. 2020, arXiv:2002.04745).
+    """Pre-norm attention and MLP, each with a residual connection (Xiong et al. 2020, arXiv:2002.04745).
 
     Attributes:
       heads: attention heads; divides `width`.
       width: width of the tokens.
-      mlp_ratio: hidden width of the MLP, as a multiple of `width`.
-      dropout: rate on the residual branches.
-      published: whether to use the form of published encoders: GELU by the error function and a bias on the keys.
+      mlp_ratio: ratio of the MLP's hidden width to `width`.
+      dropout: dropout rate of the residual branches.
+      published: whether to match published encoders: exact (erf) GELU and a bias on the keys.
     """
 
     heads: int
@@ -276,20 +277,20 @@ class TransformerBlock(nn.Module):
         *,
         train: bool,
     ) -> tuple[jax.Array, jax.Array]:
-        """Updates `tokens [B, N, D]` by attention to `context [B, Nk, D]`, or to themselves without a context.
+        """Updates `tokens [B, N, D]` by attention to `context [B, Nk, D]`, or by self-attention without a context.
 
         Args:
           tokens: the queries `[B, N, width]`.
           mask: mask of the queries `[B, N]`.
           context: the keys and values `[B, Nk, width]`.
-          context_mask: mask of the context `[B, Nk]`, given with it.
+          context_mask: mask of the context `[B, Nk]`; required with a context.
           train: whether dropout is applied.
 
         Returns:
-          The tokens `[B, N, width]` and the attention weights `[B, heads, N, Nk]`; zeros for masked queries in both.
+          The tokens `[B, N, width]` and the attention weights `[B, heads, N, Nk]`; both are zero for masked queries.
         """
 
-        def drop(x: jax.Array) -> jax.Array:
+        def dropout(x: jax.Array) -> jax.Array:
             return Dropout(self.dropout)(x, train=train)
 
         tokens = zero_masked(tokens, mask)
@@ -299,12 +300,12 @@ class TransformerBlock(nn.Module):
         else:
             keys_mask = cast(jax.Array, context_mask)
             keys = nn.LayerNorm(dtype=self.dtype, name="norm_context")(zero_masked(context, keys_mask))
-        attend = Attention(self.heads, self.width, self.dtype, self.published, name="attention")
-        attended, weights = attend(queries, keys, keys_mask)
-        tokens = tokens + drop(attended)
+        attention = Attention(self.heads, self.width, self.dtype, self.published, name="attention")
+        attended, weights = attention(queries, keys, keys_mask)
+        tokens = tokens + dropout(attended)
 
         hidden = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens)
         hidden = nn.Dense(int(self.mlp_ratio * self.width), dtype=self.dtype, name="mlp_in")(hidden)
         hidden = nn.gelu(hidden, approximate=not self.published)
-        tokens = tokens + drop(nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(hidden))
+        tokens = tokens + dropout(nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(hidden))
         return zero_masked(tokens, mask), jnp.where(mask[:, None, :, None], weights, 0.0)

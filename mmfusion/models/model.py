@@ -1,6 +1,6 @@
 """The model: one encoder per modality → fusion → one linear head per task.
 
-B batch · N tokens · D width · C outputs of a task
+B batch · N tokens · D width · C outputs of a task · m modality
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ Masks = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Encoded:
-    """The pooled outputs of the encoders: the input of auxiliary objectives.
+    """Pooled outputs of the encoders; the input of auxiliary objectives.
 
     Attributes:
-      pooled: per modality the mean of its real tokens `[B, D]`; zeros where the modality is absent.
-      present: per modality the rows that have it `[B]` bool.
+      pooled: per modality, the mean `[B, D]` of its unmasked tokens; zeros where the modality is absent.
+      present: per modality, its presence in each example, `[B]` bool.
     """
 
     pooled: dict[str, jax.Array]
@@ -37,16 +37,17 @@ class Encoded:
 
 @flax.struct.dataclass
 class Outputs:
-    """The outputs of the model, in training and in evaluation.
+    """Outputs of the model, in training and in evaluation.
 
     Attributes:
-      logits: per task `[B, C]` float32.
-      features: input of the heads `[B, D]`; at decision level the mean of the present modalities' pooled tokens.
-      attention: weights `[B, heads, N_query, N_key]` by (query modality, key modality); empty without attention.
-      unimodal: per task and modality the logits `[B, C]` of that modality alone; empty unless the strategy or an
-        objective needs them.
-      present: per modality the rows that have it `[B]` bool.
-      auxiliary: per auxiliary objective the loss of each row `[B]`.
+      logits: per task, `[B, C]` float32.
+      features: inputs of the heads `[B, D]`; at decision level, the mean of the present modalities' pooled tokens.
+      attention: attention weights `[B, heads, N_query, N_key]` by (query modality, key modality); empty without
+        attention.
+      unimodal: per task and modality, the unimodal logits `[B, C]`; empty unless the strategy or an objective uses
+        them.
+      present: per modality, its presence in each example, `[B]` bool.
+      auxiliary: per auxiliary objective, the loss of each example `[B]`.
     """
 
     logits: dict[str, jax.Array]
@@ -61,16 +62,16 @@ class FusionModel(nn.Module):
     """Encoders, a fusion strategy and linear heads.
 
     Attributes:
-      encoders: an encoder per modality (mappings are FrozenDicts, so that the model is hashable).
+      encoders: one encoder per modality. Mappings are FrozenDicts, which makes the model hashable.
       fusion: a feature-level, decision-level or mixed strategy.
       tasks: (task, number of outputs) pairs.
-      shares: modality -> the modality whose encoder, with the same weights, also encodes it.
+      shares: modality -> the modality whose encoder, with shared weights, also encodes it.
       joins: modality -> modalities whose channels are concatenated to its own; they have no tokens of their own.
-      frozen: modalities whose encoders run as in evaluation.
-      auxiliaries: modules of auxiliary objectives; at most one of them imputes the features of an absent modality.
-      unimodal: `heads` adds a head per modality and task; `probes` adds heads whose gradients do not reach the
-        encoders (a decision-level strategy uses its own heads); empty adds none.
-      scalars: names of scalar parameters that objectives read, initialised to 0.
+      frozen: modalities whose encoders run in evaluation mode.
+      auxiliaries: modules of auxiliary objectives; at most one of them imputes the features of absent modalities.
+      unimodal: `heads` adds a head per modality and task; `probes` adds heads behind a stop-gradient, which train no
+        encoder (a decision-level strategy uses its own heads); empty adds none.
+      scalars: names of scalar parameters, initialised to 0, that objectives read.
     """
 
     encoders: Mapping[str, nn.Module]
@@ -89,15 +90,15 @@ class FusionModel(nn.Module):
         return sorted({*self.encoders, *self.shares})
 
     @property
-    def own_losses(self) -> bool:
-        """Whether unimodal losses are part of the loss: the probes of a decision-level strategy are its own heads."""
+    def has_unimodal_losses(self) -> bool:
+        """Whether the loss includes unimodal losses; the probes of a decision-level strategy are its own heads."""
         if self._is_feature_level:
             return bool(self.unimodal)
         return self.unimodal == "heads" or self.fusion.declares.unimodal_loss
 
     @property
-    def probed(self) -> bool:
-        """Whether the unimodal losses train only probes, so that they must not count in a task's loss."""
+    def uses_probes(self) -> bool:
+        """Whether the unimodal losses train only probes and are excluded from a task's loss."""
         return self.unimodal == "probes" and self._is_feature_level
 
     @property
@@ -105,9 +106,9 @@ class FusionModel(nn.Module):
         return self.fusion.declares.level == "feature"
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        """Returns the Outputs of a preprocessed batch, whose images are normalised float32.
+        """Returns the Outputs for a preprocessed batch, whose images are normalised float32.
 
-        Rows of weight 0 count as absent. Modalities of the batch without an encoder are ignored.
+        Examples of weight 0 are treated as absent. Modalities of the batch without an encoder are ignored.
         """
         tokens, mask = self.encode(batch, train=train)
         encoded = Encoded(
@@ -122,7 +123,7 @@ class FusionModel(nn.Module):
         return dataclasses.replace(outputs, present=encoded.present, auxiliary=losses)
 
     def presence(self, batch: Batch) -> Masks:
-        """Returns per modality with tokens the rows that have it, or any modality that it joins, `[B]` bool."""
+        """Returns per modality with tokens the presence `[B]` bool of it or of any modality joined to it."""
         return {
             m: functools.reduce(jnp.logical_or, [batch.present[name] for name in (m, *self.joins.get(m, ()))])
             & (batch.weight > 0)
@@ -134,13 +135,13 @@ class FusionModel(nn.Module):
         tokens, mask = {}, {}
         for m in self.modalities:
             x, x_mask = self._encoder_input(batch, m)
-            owner = self.shares.get(m, m)
-            encoded, mask[m] = self.encoders[owner](x, x_mask, train=train and owner not in self.frozen)
+            encoder_name = self.shares.get(m, m)
+            encoded, mask[m] = self.encoders[encoder_name](x, x_mask, train=train and encoder_name not in self.frozen)
             tokens[m] = zero_masked(encoded, mask[m])
         return tokens, mask
 
     def _encoder_input(self, batch: Batch, m: str) -> tuple[jax.Array, jax.Array]:
-        """Returns the input of the encoder of `m` and its mask; the channels of an absent modality are zeros."""
+        """Returns a modality's encoder input and its mask; the channels of an absent modality are zeros."""
         present = {name: batch.present[name] & (batch.weight > 0) for name in (m, *self.joins.get(m, ()))}  # [B]
         inputs = [zero_masked(batch.inputs[name], rows) for name, rows in present.items()]
         masks = [batch.mask[name] & rows[:, None] for name, rows in present.items()]
@@ -155,7 +156,7 @@ class FusionModel(nn.Module):
 
     @nn.compact
     def fuse(self, tokens: Tokens, mask: Masks, *, train: bool) -> Outputs:
-        """Returns the Outputs of encoded modalities: tokens `[B, N, D]` with their masks `[B, N]`."""
+        """Returns the Outputs for encoded modalities: tokens `[B, N, D]` with masks `[B, N]`."""
         present = {m: mask[m].any(axis=1) for m in tokens}  # [B]
         pooled = {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens}  # [B, D]
         pooled = {m: self._mix_rows(x, train=train) for m, x in pooled.items()}
@@ -164,7 +165,7 @@ class FusionModel(nn.Module):
         if self._is_feature_level:
             fused = self.fusion(tokens, mask, train=train)
             features, attention = self._mix_rows(fused.features.astype(jnp.float32), train=train), fused.attention
-            logits = {task: self._head(size, task)(features) for task, size in self.tasks}
+            logits = {task: self._head(num_outputs, task)(features) for task, num_outputs in self.tasks}
             unimodal = self._unimodal_heads(pooled) if self.unimodal else {}
         else:
             logits, unimodal = self._fuse_decisions(pooled, present, train=train)
@@ -173,48 +174,48 @@ class FusionModel(nn.Module):
         return Outputs(logits, features, attention, unimodal, present, {})
 
     def _unimodal_heads(self, pooled: Tokens) -> dict[str, dict[str, jax.Array]]:
-        """Returns the logits `[B, C]` per task and modality of heads beside those of a feature-level strategy."""
+        """Returns the logits `[B, C]` per task and modality of a feature-level strategy's additional heads."""
         prefix = "unimodal"
         if self.unimodal == "probes":
             prefix, pooled = "probes", jax.lax.stop_gradient(pooled)
         return {
-            task: {m: nn.Dense(size, name=f"{prefix}_{task}_{m}")(x) for m, x in pooled.items()}
-            for task, size in self.tasks
+            task: {m: nn.Dense(num_outputs, name=f"{prefix}_{task}_{m}")(x) for m, x in pooled.items()}
+            for task, num_outputs in self.tasks
         }
 
     def _fuse_decisions(
         self, pooled: Tokens, present: Masks, *, train: bool
     ) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
-        """Returns the fused logits `[B, C]` per task, and the unimodal ones where a loss needs them."""
+        """Returns the fused logits `[B, C]` per task, and the unimodal logits if a loss uses them."""
         declares = self.fusion.declares
         extra = {"features": pooled} if declares.level == "mixed" else {}
         logits, unimodal = {}, {}
-        for task, size in self.tasks:
-            decisions = {m: self._head(size, f"{task}_{m}")(x) for m, x in pooled.items()}  # [B, C]
+        for task, num_outputs in self.tasks:
+            decisions = {m: self._head(num_outputs, f"{task}_{m}")(x) for m, x in pooled.items()}  # [B, C]
             fusion = self.fusion if len(self.tasks) == 1 else self.fusion.clone(parent=self, name=f"fusion_{task}")
             logits[task] = fusion(decisions, present, **extra, train=train)
             if declares.unimodal_loss or self.unimodal:
-                score = getattr(self.fusion, "unimodal", None)
-                unimodal[task] = {m: score(x) for m, x in decisions.items()} if score else decisions
+                unimodal_logits = getattr(self.fusion, "unimodal", None)
+                unimodal[task] = {m: unimodal_logits(x) for m, x in decisions.items()} if unimodal_logits else decisions
         return logits, unimodal
 
     def _mix_rows(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Returns features `[B, D]`, mixed with the neighbour's where the collection `rows` holds the shares `mix`."""
-        share = cast(Any, self.scope).root.get_variable("rows", "mix") if train else None  # [B]
-        if share is None:
+        """Returns features `[B, D]`, interpolated with the neighbour's by the shares `mix` of the collection `rows`."""
+        mix = cast(Any, self.scope).root.get_variable("rows", "mix") if train else None  # [B]
+        if mix is None:
             return x
-        return share[:, None] * x + (1 - share[:, None]) * x[jnp.arange(len(x)) ^ 1]
+        return mix[:, None] * x + (1 - mix[:, None]) * x[jnp.arange(len(x)) ^ 1]
 
-    def _head(self, size: int, name: str) -> nn.Dense:
-        return nn.Dense(size, name=f"heads_{name}")
+    def _head(self, num_outputs: int, name: str) -> nn.Dense:
+        return nn.Dense(num_outputs, name=f"heads_{name}")
 
 
-def _fill_absent(tokens: Tokens, mask: Masks, encoded: Encoded, predicted: Tokens) -> tuple[Tokens, Masks]:
-    """Returns the tokens with a predicted one in first position where a modality is absent and another is present."""
+def _fill_absent(tokens: Tokens, mask: Masks, encoded: Encoded, predictions: Tokens) -> tuple[Tokens, Masks]:
+    """Returns the tokens with a prediction as the first token of each absent modality, if another is present."""
     any_present = functools.reduce(jnp.logical_or, encoded.present.values())  # [B]
     tokens, mask = dict(tokens), dict(mask)
-    for m, vector in predicted.items():
+    for m, predicted_token in predictions.items():
         absent = (any_present & ~encoded.present[m])[:, None]  # [B, 1]
-        first = jnp.where(absent, vector.astype(tokens[m].dtype), tokens[m][:, 0])
-        tokens[m], mask[m] = tokens[m].at[:, 0].set(first), mask[m].at[:, :1].set(mask[m][:, :1] | absent)
+        first_token = jnp.where(absent, predicted_token.astype(tokens[m].dtype), tokens[m][:, 0])
+        tokens[m], mask[m] = tokens[m].at[:, 0].set(first_token), mask[m].at[:, :1].set(mask[m][:, :1] | absent)
     return tokens, mask

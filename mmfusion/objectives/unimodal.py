@@ -49,12 +49,12 @@ class UnimodalLoss(Term):
 
 def unimodal_terms(model: FusionModel, tasks: Mapping[str, Task], weight: float) -> Sequence[Term]:
     """Returns a term for each task and modality that the model scores alone."""
-    if not model.own_losses:
+    if not model.has_unimodal_losses:
         return ()
     return [
         UnimodalLoss(
-            name=f"unimodal/{task}/{m}", weight=spec.weight * weight, task=task, head=m, spec=spec, probe=model.probed,
-            metric="objective/unimodal", metric_weight=spec.weight,
+            name=f"unimodal/{task}/{m}", weight=spec.weight * weight, task=task, head=m, spec=spec,
+            probe=model.uses_probes, metric="objective/unimodal", metric_weight=spec.weight,
         )
         for task, spec in tasks.items() for m in model.modalities
     ]  # fmt: skip

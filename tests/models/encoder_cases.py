@@ -99,7 +99,7 @@ CASES = {
 SHALLOW = {
     **{name: {"blocks": (1, 1)} for name in ("resnet18", "resnet34", "resnet50", "resnet101", "convnext_t")},
     "inception_v1": {"modules": {"a": (64, 96, 128, 16, 32, 32), "pool": (), "b": (64, 96, 128, 16, 32, 32)}},
-    "inception_v3": {"at35": (32,), "at17": (128,), "at8": 1},
+    "inception_v3": {"pool_channels_35": (32,), "inner_channels_17": (128,), "num_modules_8": 1},
 }
 
 

@@ -186,7 +186,7 @@ def test_log_mel_is_the_written_formula():
 
 
 def test_frames_have_samples():
-    with pytest.raises(UserError, match="are no sample at rate=40"):
+    with pytest.raises(UserError, match="is shorter than a sample at rate=40"):
         log_mel(np.zeros((1, 40), np.float32), 40, mels=8, hop_ms=10.0)
 
 

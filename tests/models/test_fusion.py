@@ -188,8 +188,8 @@ def test_co_attention_refuses_wrong_options(options, said):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("tensor", {"project": 100}, "10,201 numbers, over budget=4,096"),
-        ("multiplicative", {"budget": 100}, "pairs' tensors of 512 numbers are over budget=100"),
+        ("tensor", {"project": 100}, "10,201 elements, over budget=4,096"),
+        ("multiplicative", {"budget": 100}, "the pairwise tensors have 512 elements, over budget=100"),
         ("block", {"chunks": 3}, "chunks=3 does not divide width=8"),
         ("mcb", {"sketch": 1}, "sketch=1 must be at least 2"),
         ("film", {"kernel": 2}, "kernel=2 must be odd"),
@@ -198,7 +198,7 @@ def test_co_attention_refuses_wrong_options(options, said):
         ("bilinear_attention", {"glimpses": 0}, "glimpses=0 must be at least 1"),
         ("merged_attention", {"heads": 3}, "heads=3"),
         ("gat", {"heads": 3}, "heads=3 does not divide width=8"),
-        *((name, {"main": "sound"}, "main='sound' is no modality of this model; choose audio, text")
+        *((name, {"main": "sound"}, "main='sound' is not a modality of this model; choose audio, text")
           for name in ("film", "nl_gate", "mag", "cross_attention", "channel_multiply")),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
-from mmfusion.models.encoders.classic import LENET_TABLE, adaptive_mean
+from mmfusion.models.encoders.classic import LENET_TABLE, adaptive_avg_pool
 from mmfusion.models.encoders.inception import response_norm
 
 IMAGENET = {"stem": "imagenet", "norm": "batch"}
@@ -56,13 +56,13 @@ def test_published_number_of_parameters_of_bert():
     assert sum(leaf.size for leaf in jax.tree.leaves(own)) == 109_482_240
 
 
-def test_adaptive_mean_covers_every_place():
+def test_adaptive_avg_pool_covers_every_place():
     x = np.arange(15.0, dtype=np.float32).reshape(1, 3, 5, 1)
     rows = [x[0, a:b].mean(axis=0) for a, b in ((0, 2), (1, 3))]
     expected = [[row[a:b].mean() for a, b in ((0, 3), (2, 5))] for row in rows]
-    np.testing.assert_allclose(adaptive_mean(x, 2)[0, :, :, 0], expected, rtol=1e-6)
-    np.testing.assert_array_equal(adaptive_mean(x[:, :, :3], 3), x[:, :, :3])
-    np.testing.assert_allclose(adaptive_mean(np.ones((1, 1, 2, 1), np.float32), 7), np.ones((1, 7, 7, 1)))
+    np.testing.assert_allclose(adaptive_avg_pool(x, 2)[0, :, :, 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(adaptive_avg_pool(x[:, :, :3], 3), x[:, :, :3])
+    np.testing.assert_allclose(adaptive_avg_pool(np.ones((1, 1, 2, 1), np.float32), 7), np.ones((1, 7, 7, 1)))
 
 
 def test_response_norm_is_the_written_formula():
@@ -85,7 +85,7 @@ def test_lenet_reads_the_maps_of_its_table():
         ("alexnet", {}, 62, "too small"),
         ("vgg11", {}, 31, "too small"),
         ("inception_v3", {}, 74, "too small"),
-        ("convnext_t", {}, 31, "32 x 32 pixels or more, not 31 x 31"),
+        ("convnext_t", {}, 31, "at least 32 x 32 pixels, not 31 x 31"),
         ("vit_ti", {}, 40, "patch=16"),
         ("vit_ti", {"heads": 5}, 32, "heads=5"),
     ],

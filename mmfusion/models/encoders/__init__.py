@@ -1,6 +1,6 @@
-"""Encoders, by the name a config gives them: `(x, mask, *, train) -> tokens [B, N, D], mask [B, N]`.
+"""Registry of encoders, by config name: `(x, mask, *, train) -> tokens [B, N, D], mask [B, N]`.
 
-Each declares which kind of modality it reads.
+The class attribute `reads` of an encoder is its modality type.
 """
 
 import flax.linen as nn

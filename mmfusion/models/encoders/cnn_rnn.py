@@ -1,4 +1,4 @@
-"""A CNN whose feature map is read as a sequence by a recurrent network.
+"""A recurrent network over the feature map of a CNN.
 
 B batch · H W image · C channels · T steps of the sequence · D width
 """
@@ -19,19 +19,19 @@ TOKENS = ("all", "last", "attention")
 
 
 class CNNRNN(nn.Module):
-    """Convolutions with pooling, then a recurrent network over the rows or the cells of the map, from the top left.
+    """Convolutions with pooling, then a recurrent network over the rows or cells of the feature map, from the top left.
 
     Attributes:
-      width: token width D.
-      channels: channels of each 3×3 convolution, after which the maximum of 2×2 is kept.
-      norm: after each convolution: `batch`, `layer`, `group` or `none`.
-      steps: `rows` of the map, or `cells`.
+      width: width D of the tokens.
+      channels: channels of each 3×3 convolution, which is followed by 2×2 max pooling.
+      norm: normalisation after each convolution: `batch`, `layer`, `group` or `none`.
+      steps: `rows` of the feature map, or `cells` (its spatial positions).
       cell: `vanilla`, `gru` or `lstm`.
-      layers: recurrent layers.
-      hidden: units of a layer.
-      tokens: `all` returns the output at each step, `last` at the last, `attention` their mean weighted by additive
-        attention (Bahdanau et al. 2015, arXiv:1409.0473): softmax over steps of v · tanh(W h + b).
-      dropout: rate on the map and between the recurrent layers.
+      layers: number of recurrent layers.
+      hidden: units of each recurrent layer.
+      tokens: `all` returns the outputs of all steps, `last` that of the last step, `attention` their mean weighted by
+        additive attention (Bahdanau et al. 2015, arXiv:1409.0473), softmax over steps of v · tanh(W h + b).
+      dropout: dropout rate of the feature map and between the recurrent layers.
     """
 
     width: int
@@ -51,22 +51,22 @@ class CNNRNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, T or 1, D]` and mask.
+        """Encodes normalised float32 images `[B, H, W, C]` with `mask [B, 1]` as tokens `[B, T or 1, D]` and a mask.
 
         Raises:
-          UserError: `steps`, `cell` or `tokens` is unknown, or the images are too small for so many poolings.
+          UserError: `steps`, `cell` or `tokens` is unknown, or the images are too small for the pooling layers.
         """
         for name, choices in (("steps", ("rows", "cells")), ("cell", CELLS), ("tokens", TOKENS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"cnn_rnn: {name}={getattr(self, name)!r} is unknown; choose {' or '.join(choices)}")
-        rows = mask[:, 0]  # [B]
-        x = zero_masked(x, rows).astype(self.dtype)
+        present = mask[:, 0]  # [B]
+        x = zero_masked(x, present).astype(self.dtype)
         for channels in self.channels:
             x = conv(channels, 3, 1, self.dtype)(x)
-            x = nn.relu(Norm(self.norm, self.axis_name, self.dtype)(x, rows, train=train))
+            x = nn.relu(Norm(self.norm, self.axis_name, self.dtype)(x, present, train=train))
             x = pool(x, 2, 2, "cnn_rnn")
-        count = x.shape[1] * (x.shape[2] if self.steps == "cells" else 1)
-        steps = x.reshape(x.shape[0], count, -1)  # [B, T, W'·C or C]
+        num_steps = x.shape[1] * (x.shape[2] if self.steps == "cells" else 1)
+        steps = x.reshape(x.shape[0], num_steps, -1)  # [B, T, W'·C or C]
         for layer in range(self.layers):
             steps = Dropout(self.dropout)(steps, train=train)
             cell = CELLS[self.cell](self.hidden, dtype=self.dtype, name=f"rnn{layer}")
@@ -77,5 +77,5 @@ class CNNRNN(nn.Module):
             steps = (weights * steps).sum(axis=1, keepdims=True)
         elif self.tokens == "last":
             steps = steps[:, -1:]
-        mask = jnp.broadcast_to(rows[:, None], steps.shape[:2])
+        mask = jnp.broadcast_to(present[:, None], steps.shape[:2])
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(steps), mask, self.dtype), mask

@@ -16,7 +16,7 @@ from mmfusion.models.layers import Dropout, zero_masked
 
 
 class ConvNeXtBlock(nn.Module):
-    """x + γ · MLP(norm(depthwise 7×7 of x)), γ learned a channel."""
+    """x + γ · MLP(norm(depthwise 7×7 convolution of x)), with a learned γ per channel."""
 
     dropout: float
     dtype: Any
@@ -36,12 +36,12 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXtT(nn.Module):
     """ConvNeXt-T without its pooling and classifier; stride 32.
 
-    The paper drops whole blocks at random (rate 0.1); here single entries of them.
+    Dropout on the residual branches replaces the paper's stochastic depth (rate 0.1).
 
     Attributes:
-      width: token width D.
+      width: width D of the tokens.
       channels: channels of the first stage; the last has eight times as many.
-      dropout: rate on the residual branches.
+      dropout: dropout rate of the residual branches.
     """
 
     width: int
@@ -55,24 +55,26 @@ class ConvNeXtT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised float32 images `[B, H, W, C]` with `mask [B, 1]` as tokens `[B, N, D]` and mask `[B, N]`.
 
-        The last layer norm is of each cell, where the classifier of the paper normalises the cells' mean.
+        The last layer norm is applied to every spatial position; the paper's classifier normalises their mean.
 
         Raises:
           UserError: a side of the images is below 32 pixels.
         """
-        height, width, least = *x.shape[1:3], 2 ** (len(self.blocks) + 1)
-        if min(height, width) < least:
-            raise UserError(f"convnext_t takes images of {least} x {least} pixels or more, not {height} x {width}")
-        rows = mask[:, 0]  # [B]
-        x = zero_masked(x, rows).astype(self.dtype)
+        height, width, min_side = *x.shape[1:3], 2 ** (len(self.blocks) + 1)
+        if min(height, width) < min_side:
+            raise UserError(
+                f"convnext_t: images must be at least {min_side} x {min_side} pixels, not {height} x {width}"
+            )
+        present = mask[:, 0]  # [B]
+        x = zero_masked(x, present).astype(self.dtype)
         for stage, count in enumerate(self.blocks):
             norm = nn.LayerNorm(dtype=self.dtype, name=f"norm{stage}")
-            side = 4 if stage == 0 else 2
-            shrink = conv(self.channels * 2**stage, side, side, self.dtype, padding=0, name=f"shrink{stage}")
-            x = norm(shrink(x)) if stage == 0 else shrink(norm(x))
+            patch = 4 if stage == 0 else 2
+            downsample = conv(self.channels * 2**stage, patch, patch, self.dtype, padding=0, name=f"shrink{stage}")
+            x = norm(downsample(x)) if stage == 0 else downsample(norm(x))
             for block in range(count):
                 x = ConvNeXtBlock(self.dropout, self.dtype, name=f"stage{stage}_block{block}")(x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, present)

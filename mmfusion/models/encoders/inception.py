@@ -1,4 +1,4 @@
-"""Inception v1 and v3: parallel convolutions of several sizes, concatenated.
+"""Inception v1 and v3, which concatenate parallel convolutions of several sizes.
 
 B batch · H W image · C channels · N tokens · D width
 """
@@ -14,7 +14,7 @@ from mmfusion.models.encoders.classic import pool
 from mmfusion.models.encoders.image import Positions
 from mmfusion.models.layers import Dropout, Norm, zero_masked
 
-# Channels of each module of v1: 1×1; of and after a reduction 3×3; the same 5×5; after pooling. None: it is a pooling.
+# Channels of each module: 1×1; 3×3 reduction, 3×3; 5×5 reduction, 5×5; pooling projection. Empty for a max pooling.
 INCEPTION_V1 = {
     "3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64), "pool3": (),
     "4a": (192, 96, 208, 16, 48, 64), "4b": (160, 112, 224, 24, 64, 64), "4c": (128, 128, 256, 24, 64, 64),
@@ -24,7 +24,7 @@ INCEPTION_V1 = {
 
 
 def response_norm(x: jax.Array, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> jax.Array:
-    """Returns x / (k + alpha Σ x²)^beta over `size` neighbouring channels of `x [B, H, W, C]` (Krizhevsky 2012)."""
+    """Returns `x [B, H, W, C]` / (k + alpha Σ x²)^beta, Σ over `size` neighbouring channels (Krizhevsky 2012)."""
     squares = jnp.pad(jnp.square(x), ((0, 0), (0, 0), (0, 0), (size // 2, size // 2)))
     sums = sum(squares[..., i : i + x.shape[-1]] for i in range(size))
     return x / (k + alpha * sums) ** beta
@@ -34,9 +34,9 @@ class InceptionV1(nn.Module):
     """GoogLeNet without its auxiliary classifiers (Szegedy et al. 2015, arXiv:1409.4842).
 
     Attributes:
-      width: token width D.
-      share: factor of every layer's channels; 1 as in the paper.
-      dropout: rate on the last feature map (the paper: 0.4).
+      width: width D of the tokens.
+      share: multiplier of the channels of every layer; 1 as in the paper.
+      dropout: dropout rate of the last feature map (the paper: 0.4).
     """
 
     width: int
@@ -50,43 +50,43 @@ class InceptionV1(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised float32 images `[B, H, W, C]` with `mask [B, 1]` as tokens `[B, N, D]` and mask `[B, N]`.
 
         Raises:
           UserError: a side of the images is below 3 pixels.
         """
 
-        def unit(x: jax.Array, channels: int, kernel: int, name: str, stride: int = 1) -> jax.Array:
+        def conv_relu(x: jax.Array, channels: int, kernel: int, name: str, stride: int = 1) -> jax.Array:
             return nn.relu(conv(max(round(self.share * channels), 1), kernel, stride, self.dtype, name=name)(x))
 
-        rows = mask[:, 0]  # [B]
-        x = unit(zero_masked(x, rows).astype(self.dtype), 64, 7, "conv1", stride=2)
+        present = mask[:, 0]  # [B]
+        x = conv_relu(zero_masked(x, present).astype(self.dtype), 64, 7, "conv1", stride=2)
         x = response_norm(pool(x, 3, 2, "inception_v1", padding=1))
-        x = response_norm(unit(unit(x, 64, 1, "conv2_reduce"), 192, 3, "conv2"))
+        x = response_norm(conv_relu(conv_relu(x, 64, 1, "conv2_reduce"), 192, 3, "conv2"))
         x = pool(x, 3, 2, "inception_v1", padding=1)
         for name, channels in self.modules.items():
             if not channels:
                 x = pool(x, 3, 2, "inception_v1", padding=1)
                 continue
-            one, three_in, three, five_in, five, after_pool = channels
+            c1, c3_in, c3, c5_in, c5, c_pool = channels
             x = jnp.concatenate([
-                unit(x, one, 1, f"{name}_1"),
-                unit(unit(x, three_in, 1, f"{name}_3_reduce"), three, 3, f"{name}_3"),
-                unit(unit(x, five_in, 1, f"{name}_5_reduce"), five, 5, f"{name}_5"),
-                unit(pool(x, 3, 1, "inception_v1", padding=1), after_pool, 1, f"{name}_pool"),
+                conv_relu(x, c1, 1, f"{name}_1"),
+                conv_relu(conv_relu(x, c3_in, 1, f"{name}_3_reduce"), c3, 3, f"{name}_3"),
+                conv_relu(conv_relu(x, c5_in, 1, f"{name}_5_reduce"), c5, 5, f"{name}_5"),
+                conv_relu(pool(x, 3, 1, "inception_v1", padding=1), c_pool, 1, f"{name}_pool"),
             ], axis=-1)  # fmt: skip
         x = Dropout(self.dropout)(x, train=train)
-        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, present)
 
 
 class InceptionV3(nn.Module):
-    """Inception v3 without its auxiliary classifier (Szegedy et al. 2016, arXiv:1512.00567); meant for 299×299.
+    """Inception v3 without its auxiliary classifier (Szegedy et al. 2016, arXiv:1512.00567), designed for 299×299.
 
     Attributes:
-      width: token width D.
-      share: factor of every layer's channels; 1 as in the paper.
+      width: width D of the tokens.
+      share: multiplier of the channels of every layer; 1 as in the paper.
       norm: `batch` as in the paper, `group`, `layer` or `none`.
-      dropout: rate on the last feature map.
+      dropout: dropout rate of the last feature map.
     """
 
     width: int
@@ -98,68 +98,70 @@ class InceptionV3(nn.Module):
 
     reads: ClassVar[str] = "image"
     layer_order: ClassVar = None
-    at35: ClassVar[tuple[int, ...]] = (32, 64, 64)  # channels after pooling, of each module on a map of 35×35
-    at17: ClassVar[tuple[int, ...]] = (128, 160, 160, 192)  # channels within, of each on 17×17
-    at8: ClassVar[int] = 2  # modules on 8×8
+    pool_channels_35: ClassVar[tuple[int, ...]] = (32, 64, 64)  # after pooling, per module on a 35×35 feature map
+    inner_channels_17: ClassVar[tuple[int, ...]] = (128, 160, 160, 192)  # per module on 17×17
+    num_modules_8: ClassVar[int] = 2  # on 8×8
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes normalised float32 images `[B, H, W, C]` with `mask [B, 1]` as tokens `[B, N, D]` and mask `[B, N]`.
 
         Raises:
           UserError: a side of the images is below 75 pixels.
         """
-        rows = mask[:, 0]  # [B]
+        present = mask[:, 0]  # [B]
         counter = iter(range(1000))
 
-        def unit(x: jax.Array, channels: int, kernel: Any, stride: int = 1, *, same: bool = True) -> jax.Array:
+        def block(x: jax.Array, channels: int, kernel: Any, stride: int = 1, *, same: bool = True) -> jax.Array:
             name, features = f"{next(counter):02d}", max(round(self.share * channels), 1)
             padding = None if same else 0
             x = conv(features, kernel, stride, self.dtype, padding=padding, bias=False, name=f"conv{name}")(x)
-            return nn.relu(Norm(self.norm, self.axis_name, self.dtype, name=f"norm{name}")(x, rows, train=train))
+            return nn.relu(Norm(self.norm, self.axis_name, self.dtype, name=f"norm{name}")(x, present, train=train))
 
-        def chain(x: jax.Array, *layers: tuple[int, Any]) -> jax.Array:
+        def stack(x: jax.Array, *layers: tuple[int, Any]) -> jax.Array:
             for channels, kernel in layers:
-                x = unit(x, channels, kernel)
+                x = block(x, channels, kernel)
             return x
 
-        def mean(x: jax.Array) -> jax.Array:
+        def avg_pool(x: jax.Array) -> jax.Array:
             return nn.avg_pool(x, (3, 3), padding=[(1, 1)] * 2)  # pyright: ignore[reportArgumentType]
 
-        def join(*parts: jax.Array) -> jax.Array:
-            return jnp.concatenate(parts, axis=-1)
+        def concat(*branches: jax.Array) -> jax.Array:
+            return jnp.concatenate(branches, axis=-1)
 
-        def largest(x: jax.Array) -> jax.Array:
+        def max_pool(x: jax.Array) -> jax.Array:
             return pool(x, 3, 2, "inception_v3")
 
-        x = unit(zero_masked(x, rows).astype(self.dtype), 32, 3, 2, same=False)
-        x = unit(unit(x, 32, 3, same=False), 64, 3)
-        x = largest(unit(unit(largest(x), 80, 1), 192, 3, same=False))
-        for after_pool in self.at35:
-            x = join(
-                unit(x, 64, 1), chain(x, (48, 1), (64, 5)), chain(x, (64, 1), (96, 3), (96, 3)),
-                unit(mean(x), after_pool, 1),
+        x = block(zero_masked(x, present).astype(self.dtype), 32, 3, 2, same=False)
+        x = block(block(x, 32, 3, same=False), 64, 3)
+        x = max_pool(block(block(max_pool(x), 80, 1), 192, 3, same=False))
+        for after_pool in self.pool_channels_35:
+            x = concat(
+                block(x, 64, 1), stack(x, (48, 1), (64, 5)), stack(x, (64, 1), (96, 3), (96, 3)),
+                block(avg_pool(x), after_pool, 1),
             )  # fmt: skip
-        x = join(unit(x, 384, 3, 2, same=False), unit(chain(x, (64, 1), (96, 3)), 96, 3, 2, same=False), largest(x))
-        for c in self.at17:
-            x = join(
-                unit(x, 192, 1),
-                chain(x, (c, 1), (c, (1, 7)), (192, (7, 1))),
-                chain(x, (c, 1), (c, (7, 1)), (c, (1, 7)), (c, (7, 1)), (192, (1, 7))),
-                unit(mean(x), 192, 1),
-            )
-        x = join(
-            unit(unit(x, 192, 1), 320, 3, 2, same=False),
-            unit(chain(x, (192, 1), (192, (1, 7)), (192, (7, 1))), 192, 3, 2, same=False),
-            largest(x),
+        x = concat(
+            block(x, 384, 3, 2, same=False), block(stack(x, (64, 1), (96, 3)), 96, 3, 2, same=False), max_pool(x)
         )
-        for _ in range(self.at8):
-            three, double = unit(x, 384, 1), chain(x, (448, 1), (384, 3))
-            x = join(
-                unit(x, 320, 1),
-                unit(three, 384, (1, 3)), unit(three, 384, (3, 1)),
-                unit(double, 384, (1, 3)), unit(double, 384, (3, 1)),
-                unit(mean(x), 192, 1),
+        for inner in self.inner_channels_17:
+            x = concat(
+                block(x, 192, 1),
+                stack(x, (inner, 1), (inner, (1, 7)), (192, (7, 1))),
+                stack(x, (inner, 1), (inner, (7, 1)), (inner, (1, 7)), (inner, (7, 1)), (192, (1, 7))),
+                block(avg_pool(x), 192, 1),
+            )
+        x = concat(
+            block(block(x, 192, 1), 320, 3, 2, same=False),
+            block(stack(x, (192, 1), (192, (1, 7)), (192, (7, 1))), 192, 3, 2, same=False),
+            max_pool(x),
+        )
+        for _ in range(self.num_modules_8):
+            branch_3x3, branch_double = block(x, 384, 1), stack(x, (448, 1), (384, 3))
+            x = concat(
+                block(x, 320, 1),
+                block(branch_3x3, 384, (1, 3)), block(branch_3x3, 384, (3, 1)),
+                block(branch_double, 384, (1, 3)), block(branch_double, 384, (3, 1)),
+                block(avg_pool(x), 192, 1),
             )  # fmt: skip
         x = Dropout(self.dropout)(x, train=train)
-        return Positions(self.width, dtype=self.dtype, name="tokens")(x, rows)
+        return Positions(self.width, dtype=self.dtype, name="tokens")(x, present)

@@ -1,4 +1,4 @@
-"""Encoders of table rows: numbers and categories by column, any of which may be missing.
+"""Encoders of tabular data with numerical and categorical columns, any of which may be missing.
 
 B batch · F columns · N tokens · D width
 """
@@ -13,14 +13,14 @@ from mmfusion.models.layers import Dropout, TransformerBlock, normalised_tokens,
 
 
 class TableMLP(nn.Module):
-    """An MLP over a row: numbers, embedded categories, and which columns are missing; one token.
+    """MLP over numerical columns, embedded categories and missing-value indicators; one token.
 
     Attributes:
-      width: token width D.
-      categories: of each column, how many categories it has; 0: it holds numbers.
-      embedding: width of each category's embedding.
+      width: width D of the tokens.
+      categories: number of categories of each column; 0 for a numerical column.
+      embedding: width of the category embeddings.
       hidden: units of each hidden layer.
-      dropout: rate on each hidden layer.
+      dropout: dropout rate after each hidden layer.
     """
 
     width: int
@@ -35,37 +35,38 @@ class TableMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes rows `[B, F]` float32 (categories as their numbers) with `mask [B, F]` as a token `[B, 1, D]`."""
+        """Encodes float32 rows `[B, F]`, categories as indices, with `mask [B, F]` as a token `[B, 1, D]` and mask."""
         x = zero_masked(x, mask)
-        parts = [(~mask).astype(self.dtype)]
-        for column, count in enumerate(self.categories):
-            if count:
-                embed = nn.Embed(count, self.embedding, dtype=self.dtype, name=f"column{column}")
-                parts.append(zero_masked(embed(x[:, column].astype(jnp.int32)), mask[:, column]))
+        inputs = [(~mask).astype(self.dtype)]
+        for column, size in enumerate(self.categories):
+            if size:
+                embed = nn.Embed(size, self.embedding, dtype=self.dtype, name=f"column{column}")
+                inputs.append(zero_masked(embed(x[:, column].astype(jnp.int32)), mask[:, column]))
             else:
-                parts.append(x[:, column : column + 1].astype(self.dtype))
-        h = jnp.concatenate(parts, axis=-1)
+                inputs.append(x[:, column : column + 1].astype(self.dtype))
+        x = jnp.concatenate(inputs, axis=-1)
         for layer, units in enumerate(self.hidden):
-            h = nn.gelu(nn.Dense(units, dtype=self.dtype, name=f"hidden{layer}")(h))
-            h = Dropout(self.dropout)(h, train=train)
-        some = mask.any(axis=1, keepdims=True)  # [B, 1]
-        token = nn.Dense(self.width, dtype=self.dtype, name="project")(h)[:, None]  # [B, 1, D]
-        return normalised_tokens(token, some, self.dtype), some
+            x = nn.gelu(nn.Dense(units, dtype=self.dtype, name=f"hidden{layer}")(x))
+            x = Dropout(self.dropout)(x, train=train)
+        present = mask.any(axis=1, keepdims=True)  # [B, 1]
+        token = nn.Dense(self.width, dtype=self.dtype, name="project")(x)[:, None]  # [B, 1, D]
+        return normalised_tokens(token, present, self.dtype), present
 
 
 class FTTransformer(nn.Module):
-    """Every column a token, then transformer blocks (Gorishniy et al. 2021, arXiv:2106.11959).
+    """Transformer blocks over one token per column (Gorishniy et al. 2021, arXiv:2106.11959).
 
-    A number x of column j is x · w_j + b_j, a category its embedding + b_j; the first token is the paper's class token.
-    The blocks are ours: GELU at twice the width where the paper has ReGLU at 4/3, and the first norm stays.
+    The token of a numerical value x in column j is x · w_j + b_j, that of a category is its embedding + b_j. The first
+    token is the paper's class token. The blocks differ from the paper: GELU with twice the width replaces ReGLU with
+    4/3 the width, and the first norm is kept.
 
     Attributes:
-      width: token width D of what is returned.
-      categories: of each column, how many categories it has; 0: it holds numbers.
-      layers: transformer blocks.
-      hidden: width within the transformer.
+      width: width D of the output tokens.
+      categories: number of categories of each column; 0 for a numerical column.
+      layers: number of transformer blocks.
+      hidden: width of the transformer blocks.
       heads: attention heads; divides `hidden`.
-      dropout: rate on the residual branches.
+      dropout: dropout rate of the residual branches.
     """
 
     width: int
@@ -81,24 +82,26 @@ class FTTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes rows `[B, F]` float32 (categories as their numbers) with `mask [B, F]` as tokens `[B, 1 + F, D]`.
+        """Encodes float32 rows `[B, F]`, categories as indices, with `mask [B, F]` as tokens `[B, 1 + F, D]` and mask.
 
         Raises:
           UserError: `heads` does not divide `hidden`.
         """
         x = zero_masked(x, mask)
-        start = nn.initializers.normal(0.5)
-        each = []
-        for column, count in enumerate(self.categories):
-            if count:
-                embed = nn.Embed(count, self.hidden, embedding_init=start, dtype=self.dtype, name=f"column{column}")
-                value = embed(x[:, column].astype(jnp.int32))
+        init = nn.initializers.normal(0.5)
+        columns = []
+        for column, size in enumerate(self.categories):
+            if size:
+                embed = nn.Embed(size, self.hidden, embedding_init=init, dtype=self.dtype, name=f"column{column}")
+                token = embed(x[:, column].astype(jnp.int32))
             else:
-                weight = self.param(f"column{column}", start, (self.hidden,)).astype(self.dtype)
-                value = x[:, column : column + 1].astype(self.dtype) * weight
-            each.append(value + self.param(f"bias{column}", start, (self.hidden,)).astype(self.dtype))
-        first = self.param("class", start, (1, self.hidden)).astype(self.dtype)
-        tokens = jnp.concatenate([jnp.broadcast_to(first[None], (x.shape[0], 1, self.hidden)), jnp.stack(each, 1)], 1)
+                weight = self.param(f"column{column}", init, (self.hidden,)).astype(self.dtype)
+                token = x[:, column : column + 1].astype(self.dtype) * weight
+            columns.append(token + self.param(f"bias{column}", init, (self.hidden,)).astype(self.dtype))
+        class_token = self.param("class", init, (1, self.hidden)).astype(self.dtype)
+        tokens = jnp.concatenate(
+            [jnp.broadcast_to(class_token[None], (x.shape[0], 1, self.hidden)), jnp.stack(columns, 1)], 1
+        )
         mask = jnp.concatenate([mask.any(axis=1, keepdims=True), mask], axis=1)  # [B, 1 + F]
         tokens = zero_masked(tokens, mask)
         for layer in range(self.layers):

@@ -1,4 +1,4 @@
-"""Text encoders: a bag of word embeddings, convolutions and recurrent networks over token ids.
+"""Text encoders on token ids: mean token embedding, convolutions and recurrent networks.
 
 B batch · T time (token ids; 0 is padding, 1 out of vocabulary) · D width
 """
@@ -17,17 +17,17 @@ CELLS = {"vanilla": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCe
 
 
 class BagOfWords(nn.Module):
-    """Word embeddings, averaged over the real positions.
+    """Mean of token embeddings over the unmasked positions.
 
-    A linear layer without a bias over a text's counts of words (a bag of words) is their sum, the same once it is
-    normalised, where there is no dense layer between.
+    Without a dense layer it is equivalent to a linear bag-of-words model: a bias-free linear layer on token counts
+    outputs the sum of the embeddings, which equals their mean after the final normalisation.
 
     Attributes:
-      width: token width D.
-      vocabulary: how many token ids there are.
-      tokens: `mean` returns one token, the masked mean; `all` returns the T embeddings.
-      dense: units of a dense layer over what is returned; 0: there is none.
-      dropout: rate on that layer's units, or, without it, on the embeddings.
+      width: width D of the tokens.
+      vocabulary: number of token ids.
+      tokens: `mean` outputs one token, the masked mean; `all` outputs the T embeddings.
+      dense: units of a dense layer on the output; 0: none.
+      dropout: dropout rate after the dense layer, or of the embeddings without it.
     """
 
     width: int
@@ -49,28 +49,29 @@ class BagOfWords(nn.Module):
         """
         if self.tokens not in ("mean", "all"):
             raise UserError(f"bow: tokens={self.tokens!r} is unknown; choose mean or all")
-        words = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
+        embeddings = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
         if not self.dense:
-            words = Dropout(self.dropout)(words, train=train)  # [B, T, D]
+            embeddings = Dropout(self.dropout)(embeddings, train=train)  # [B, T, D]
         if self.tokens == "mean":
-            words, mask = masked_mean(words, mask)[:, None], mask.any(axis=1, keepdims=True)  # [B, 1, D]
+            embeddings, mask = masked_mean(embeddings, mask)[:, None], mask.any(axis=1, keepdims=True)  # [B, 1, D]
         if self.dense:
-            words = nn.relu(nn.Dense(self.dense, dtype=self.dtype, name="dense")(words))
-            words = nn.Dense(self.width, dtype=self.dtype, name="project")(Dropout(self.dropout)(words, train=train))
-        return normalised_tokens(words, mask, self.dtype), mask
+            embeddings = nn.relu(nn.Dense(self.dense, dtype=self.dtype, name="dense")(embeddings))
+            embeddings = Dropout(self.dropout)(embeddings, train=train)
+            embeddings = nn.Dense(self.width, dtype=self.dtype, name="project")(embeddings)
+        return normalised_tokens(embeddings, mask, self.dtype), mask
 
 
 class TextCNN(nn.Module):
-    """Convolutions of several widths over word embeddings, the maximum over time of each (Kim 2014, arXiv:1408.5882).
+    """Convolutions of several widths over token embeddings with max-over-time pooling (Kim 2014, arXiv:1408.5882).
 
     Attributes:
-      width: token width D.
-      vocabulary: how many token ids there are.
-      embedding: width of the word embeddings.
-      kernels: words that a convolution of each width reads.
-      channels: channels of each width.
-      tokens: `max` returns one token, the maxima; `all` what starts at each of the T positions.
-      dropout: rate on the maxima, or on each position.
+      width: width D of the tokens.
+      vocabulary: number of token ids.
+      embedding: width of the token embeddings.
+      kernels: kernel sizes, tokens.
+      channels: channels per kernel size.
+      tokens: `max` outputs one token, the maxima; `all` outputs the features of the windows at the T positions.
+      dropout: dropout rate of the maxima, or of each position.
     """
 
     width: int
@@ -94,33 +95,33 @@ class TextCNN(nn.Module):
         """
         if self.tokens not in ("max", "all"):
             raise UserError(f"textcnn: tokens={self.tokens!r} is unknown; choose max or all")
-        words = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
-        words = zero_masked(words, mask)[:, :, None]  # [B, T, 1, embedding]
-        each = []
+        embeddings = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
+        embeddings = zero_masked(embeddings, mask)[:, :, None]  # [B, T, 1, embedding]
+        feature_maps = []
         for size in self.kernels:
-            padded = jnp.pad(words, ((0, 0), (0, size - 1), (0, 0), (0, 0)))
+            padded = jnp.pad(embeddings, ((0, 0), (0, size - 1), (0, 0), (0, 0)))
             layer = conv(self.channels, (size, 1), 1, self.dtype, padding=0, name=f"conv{size}")
-            each.append(nn.relu(layer(padded)[:, :, 0]))  # [B, T, channels], of the words from each position on
-        read = jnp.concatenate(each, axis=-1)
+            feature_maps.append(nn.relu(layer(padded)[:, :, 0]))  # [B, T, channels], windows start at each position
+        features = jnp.concatenate(feature_maps, axis=-1)
         if self.tokens == "max":
-            read, mask = masked_max(read, mask)[:, None], mask.any(axis=1, keepdims=True)
-        read = nn.Dense(self.width, dtype=self.dtype, name="project")(Dropout(self.dropout)(read, train=train))
-        return normalised_tokens(read, mask, self.dtype), mask
+            features, mask = masked_max(features, mask)[:, None], mask.any(axis=1, keepdims=True)
+        features = nn.Dense(self.width, dtype=self.dtype, name="project")(Dropout(self.dropout)(features, train=train))
+        return normalised_tokens(features, mask, self.dtype), mask
 
 
 class RNN(nn.Module):
-    """A recurrent network over word embeddings: vanilla (Elman 1990), GRU (Cho et al. 2014, arXiv:1406.1078) or LSTM.
+    """Recurrent network over token embeddings: vanilla (Elman 1990), GRU (Cho et al. 2014, arXiv:1406.1078) or LSTM.
 
     Attributes:
-      width: token width D.
-      vocabulary: how many token ids there are.
+      width: width D of the tokens.
+      vocabulary: number of token ids.
       cell: `vanilla`, `gru` or `lstm`.
-      layers: recurrent layers.
-      bidirectional: each layer reads both ways, its two outputs concatenated.
-      embedding: width of the word embeddings.
-      hidden: units of a layer in one direction.
-      tokens: `all` returns the output at each of the T positions; `last` one token, each direction's last output.
-      dropout: rate on the embeddings and between layers.
+      layers: number of recurrent layers.
+      bidirectional: whether each layer concatenates the outputs of a forward and a backward scan.
+      embedding: width of the token embeddings.
+      hidden: units of each layer and direction.
+      tokens: `all` outputs all T positions; `last` outputs one token, the last output of each direction.
+      dropout: dropout rate of the embeddings and between layers.
     """
 
     width: int
@@ -151,23 +152,23 @@ class RNN(nn.Module):
         if self.layers < 1:
             raise UserError(f"rnn: layers={self.layers} must be at least 1")
         lengths = mask.sum(axis=1)  # [B]
-        words = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
+        hidden_states = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
         for layer in range(self.layers):
-            words = Dropout(self.dropout)(words, train=train)
-            ways = [self._scan(words, lengths, f"forward_{layer}", reverse=False)]
+            hidden_states = Dropout(self.dropout)(hidden_states, train=train)
+            outputs = [self._scan(hidden_states, lengths, f"forward_{layer}", reverse=False)]
             if self.bidirectional:
-                ways.append(self._scan(words, lengths, f"backward_{layer}", reverse=True))
-            words = jnp.concatenate(ways, axis=-1)  # [B, T, hidden · directions]
+                outputs.append(self._scan(hidden_states, lengths, f"backward_{layer}", reverse=True))
+            hidden_states = jnp.concatenate(outputs, axis=-1)  # [B, T, hidden · directions]
         project = nn.Dense(self.width, dtype=self.dtype, name="project")
         if self.tokens == "all":
-            return normalised_tokens(project(words), mask, self.dtype), mask
-        # The backward scan ends on the first word.
+            return normalised_tokens(project(hidden_states), mask, self.dtype), mask
+        # The backward scan ends at the first token.
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
-        ends = [jnp.take_along_axis(ways[0], last, axis=1), *(way[:, :1] for way in ways[1:])]
-        some = mask.any(axis=1, keepdims=True)  # [B, 1]
-        return normalised_tokens(project(jnp.concatenate(ends, axis=-1)), some, self.dtype), some  # [B, 1, D]
+        ends = [jnp.take_along_axis(outputs[0], last, axis=1), *(output[:, :1] for output in outputs[1:])]
+        present = mask.any(axis=1, keepdims=True)  # [B, 1]
+        return normalised_tokens(project(jnp.concatenate(ends, axis=-1)), present, self.dtype), present  # [B, 1, D]
 
-    def _scan(self, words: jax.Array, lengths: jax.Array, name: str, *, reverse: bool) -> jax.Array:
+    def _scan(self, hidden_states: jax.Array, lengths: jax.Array, name: str, *, reverse: bool) -> jax.Array:
         cell = CELLS[self.cell](self.hidden, dtype=self.dtype, name=name)
         scan = nn.RNN(cell, reverse=reverse, keep_order=True, name=f"scan_{name}")
-        return cast(jax.Array, scan(words, seq_lengths=lengths))  # [B, T, hidden]
+        return cast(jax.Array, scan(hidden_states, seq_lengths=lengths))  # [B, T, hidden]

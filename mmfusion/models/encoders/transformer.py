@@ -18,9 +18,9 @@ from mmfusion.models.layers import Attention, Dropout, TransformerBlock, normali
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
-    """Returns `[length, width]`: sines, then cosines, of a place at wavelengths from 2π to 10,000 · 2π.
+    """Returns sinusoidal position embeddings `[length, width]`: sines, then cosines, of wavelengths 2π to 10,000 · 2π.
 
-    They reach any length (Vaswani et al. 2017, arXiv:1706.03762).
+    They extend to any length (Vaswani et al. 2017, arXiv:1706.03762).
     """
     rates = 10_000.0 ** (-np.arange(math.ceil(width / 2)) / max(width / 2, 1))
     angles = np.arange(length)[:, None] * rates
@@ -28,15 +28,15 @@ def sinusoids(length: int, width: int) -> np.ndarray:
 
 
 class TextTransformer(nn.Module):
-    """Pre-norm transformer blocks over word embeddings and sinusoids of their places (arXiv:1706.03762, 2002.04745).
+    """Pre-norm transformer on token and sinusoidal position embeddings (arXiv:1706.03762, 2002.04745).
 
     Attributes:
-      width: token width D of what is returned.
-      vocabulary: how many token ids there are.
-      layers: transformer blocks.
-      hidden: width within the transformer.
+      width: width D of the output tokens.
+      vocabulary: number of token ids.
+      layers: number of transformer blocks.
+      hidden: width of the transformer blocks.
       heads: attention heads; divides `hidden`.
-      dropout: rate on the embeddings and the residual branches.
+      dropout: dropout rate of the embeddings and the residual branches.
     """
 
     width: int
@@ -57,17 +57,17 @@ class TextTransformer(nn.Module):
         Raises:
           UserError: `heads` does not divide `hidden`.
         """
-        words = nn.Embed(self.vocabulary, self.hidden, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
-        words = words * math.sqrt(self.hidden) + jnp.asarray(sinusoids(x.shape[1], self.hidden), self.dtype)
-        words = Dropout(self.dropout)(words, train=train)  # [B, T, hidden]
+        hidden = nn.Embed(self.vocabulary, self.hidden, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
+        hidden = hidden * math.sqrt(self.hidden) + jnp.asarray(sinusoids(x.shape[1], self.hidden), self.dtype)
+        hidden = Dropout(self.dropout)(hidden, train=train)  # [B, T, hidden]
         for layer in range(self.layers):
             block = TransformerBlock(self.heads, self.hidden, 4.0, self.dropout, self.dtype, name=f"block{layer}")
-            words, _ = block(words, mask, train=train)
-        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(words), mask, self.dtype), mask
+            hidden, _ = block(hidden, mask, train=train)
+        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(hidden), mask, self.dtype), mask
 
 
 class BERTBlock(nn.Module):
-    """Post-norm attention and MLP, each with a residual, as published BERT weights have them."""
+    """Post-norm attention and MLP, each with a residual connection, as in published BERT weights."""
 
     heads: int
     mlp: int
@@ -78,8 +78,8 @@ class BERTBlock(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
         """Maps `x [B, T, hidden]` with `mask [B, T]` to the same shape."""
         width = x.shape[-1]
-        mixed, _ = Attention(self.heads, width, self.dtype, key_bias=True, name="attention")(x, x, mask)
-        x = x + Dropout(self.dropout)(mixed, train=train)
+        attended, _ = Attention(self.heads, width, self.dtype, key_bias=True, name="attention")(x, x, mask)
+        x = x + Dropout(self.dropout)(attended, train=train)
         x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_attention")(x)
         hidden = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_in")(x), approximate=False)
         hidden = nn.Dense(width, dtype=self.dtype, name="mlp_out")(hidden)
@@ -88,18 +88,18 @@ class BERTBlock(nn.Module):
 
 
 class BERT(nn.Module):
-    """BERT, by default of the base size (Devlin et al. 2019, arXiv:1810.04805).
+    """BERT, by default in the base size (Devlin et al. 2019, arXiv:1810.04805).
 
     Attributes:
-      width: token width D of what is returned.
-      vocabulary: how many token ids there are.
-      layers: transformer blocks.
-      hidden: width within the transformer.
+      width: width D of the output tokens.
+      vocabulary: number of token ids.
+      layers: number of transformer blocks.
+      hidden: width of the transformer blocks.
       heads: attention heads; divides `hidden`.
       mlp: hidden width of each block's MLP.
-      positions: the most tokens a text may have.
-      tokens: `all` returns the T positions; `pooled` one token, tanh(W x + b) of the first position.
-      dropout: rate on the embeddings and the residual branches (the paper: 0.1).
+      positions: maximum number of tokens.
+      tokens: `all` outputs the T positions; `pooled` outputs one token, tanh(W x + b) of the first position.
+      dropout: dropout rate of the embeddings and the residual branches (the paper: 0.1).
     """
 
     width: int
@@ -124,7 +124,7 @@ class BERT(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Encodes ids `[B, T]` int32 with `mask [B, T]` (a prefix) as tokens `[B, T or 1, D]` and their mask.
 
-        All positions are of the first segment.
+        All positions belong to the first segment.
 
         Raises:
           UserError: T is above `positions`, `heads` does not divide `hidden`, or `tokens` is unknown.
@@ -132,44 +132,44 @@ class BERT(nn.Module):
         if self.tokens not in ("all", "pooled"):
             raise UserError(f"bert: tokens={self.tokens!r} is unknown; choose all or pooled")
         if x.shape[1] > self.positions:
-            raise UserError(f"bert: texts of length={x.shape[1]} do not fit positions={self.positions}")
+            raise UserError(f"bert: texts of length={x.shape[1]} are longer than positions={self.positions}")
 
-        def table(rows: int, name: str) -> nn.Embed:
+        def embedding(rows: int, name: str) -> nn.Embed:
             return nn.Embed(rows, self.hidden, dtype=self.dtype, name=name)
 
-        words = table(self.vocabulary, "embed")(jnp.where(mask, x, 0))
-        words = words + table(self.positions, "place")(jnp.arange(x.shape[1]))
-        words = words + table(2, "segment")(jnp.zeros((), jnp.int32))
-        words = zero_masked(nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_embed")(words), mask)
-        words = Dropout(self.dropout)(words, train=train)  # [B, T, hidden]
+        hidden = embedding(self.vocabulary, "embed")(jnp.where(mask, x, 0))
+        hidden = hidden + embedding(self.positions, "place")(jnp.arange(x.shape[1]))
+        hidden = hidden + embedding(2, "segment")(jnp.zeros((), jnp.int32))
+        hidden = zero_masked(nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_embed")(hidden), mask)
+        hidden = Dropout(self.dropout)(hidden, train=train)  # [B, T, hidden]
         for layer in range(self.layers):
-            words = BERTBlock(self.heads, self.mlp, self.dropout, self.dtype, name=f"block{layer}")(
-                words, mask, train=train
+            hidden = BERTBlock(self.heads, self.mlp, self.dropout, self.dtype, name=f"block{layer}")(
+                hidden, mask, train=train
             )
         if self.tokens == "pooled":
-            words, mask = words[:, :1], mask[:, :1]
-            words = nn.tanh(nn.Dense(self.hidden, dtype=self.dtype, name="pooler")(words))
-        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(words), mask, self.dtype), mask
+            hidden, mask = hidden[:, :1], mask[:, :1]
+            hidden = nn.tanh(nn.Dense(self.hidden, dtype=self.dtype, name="pooler")(hidden))
+        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(hidden), mask, self.dtype), mask
 
 
 class SpectrogramTransformer(nn.Module):
-    """Transformer blocks over square patches of a log-mel spectrogram, after AST (Gong et al. 2021, arXiv:2104.01778).
+    """Transformer on square patches of a log-mel spectrogram, after AST (Gong et al. 2021, arXiv:2104.01778).
 
-    AST's patches overlap and have learned places; here they do not, and a place is a learned vector of the band plus
-    sinusoids of the time, so that longer recordings fit. There is no class token.
+    AST has overlapping patches and learned position embeddings. Here patches do not overlap, and a learned band
+    embedding is added to a sinusoidal time embedding, which extends to longer recordings. There is no class token.
 
     Attributes:
-      width: token width D of what is returned.
-      rate: samples a second, Hz.
-      mels: mel bands; a multiple of `patch`.
-      patch: side of a patch, frames and bands.
-      frame_ms: length of a frame, milliseconds.
-      hop_ms: from one frame's start to the next one's, milliseconds.
-      layers: transformer blocks.
-      hidden: width within the transformer.
+      width: width D of the output tokens.
+      rate: sampling rate, Hz.
+      mels: number of mel bands; a multiple of `patch`.
+      patch: side of the patches, frames and bands.
+      frame_ms: frame length, milliseconds.
+      hop_ms: hop between frame starts, milliseconds.
+      layers: number of transformer blocks.
+      hidden: width of the transformer blocks.
       heads: attention heads; divides `hidden`.
-      dropout: rate on the embedded patches and the residual branches.
-      mask_frames, mask_bands: the most frames and bands of each span that `SpecAugment` masks; 0: none.
+      dropout: dropout rate of the patch embeddings and the residual branches.
+      mask_frames, mask_bands: maximum frames and bands of the spans masked by `SpecAugment`; 0: none.
     """
 
     width: int
@@ -191,12 +191,12 @@ class SpectrogramTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes waveforms `[B, S]` float32 with `mask [B, S]` (a prefix) as tokens `[B, N, D]` and `[B, N]`.
+        """Encodes float32 waveforms `[B, S]` with `mask [B, S]` (a prefix) as tokens `[B, N, D]` and mask `[B, N]`.
 
-        A patch is real if its first frame is; N counts the bands of the first patches of time, then the next.
+        A patch is unmasked if its first frame is. Tokens are ordered by time, then by band.
 
         Raises:
-          UserError: `patch` does not divide `mels`, or `heads` not `hidden`.
+          UserError: `patch` does not divide `mels`, or `heads` does not divide `hidden`.
         """
         if self.mels % self.patch:
             raise UserError(f"ast: patch={self.patch} does not divide mels={self.mels}; choose a divisor")
@@ -204,17 +204,21 @@ class SpectrogramTransformer(nn.Module):
         spectrum = log_mel(
             zero_masked(x, mask), self.rate, mels=self.mels, frame_ms=self.frame_ms, hop_ms=self.hop_ms
         )  # [B, T, F]
-        frames = mask[:, ::hop]  # [B, T]
-        spectrum = SpecAugment(self.mask_frames, self.mask_bands)(standardize(spectrum, frames), frames, train=train)
-        cells = spectrum[..., None].astype(self.dtype)
-        short = -cells.shape[1] % self.patch
-        cells = jnp.pad(cells, ((0, 0), (0, short), (0, 0), (0, 0)))
-        cells = conv(self.hidden, self.patch, self.patch, self.dtype, padding=0, name="patches")(cells)
-        rows, times, bands = cells.shape[:3]
-        place = self.param("bands", nn.initializers.normal(0.02), (bands, self.hidden)).astype(self.dtype)
-        time = jnp.asarray(sinusoids(times, self.hidden), self.dtype)
-        tokens = (cells + place + time[:, None]).reshape(rows, times * bands, self.hidden)
-        mask = jnp.repeat(frames[:, :: self.patch], bands, axis=1)  # [B, N]
+        frame_mask = mask[:, ::hop]  # [B, T]
+        spectrum = SpecAugment(self.mask_frames, self.mask_bands)(
+            standardize(spectrum, frame_mask), frame_mask, train=train
+        )
+        patches = spectrum[..., None].astype(self.dtype)
+        padding = -patches.shape[1] % self.patch
+        patches = jnp.pad(patches, ((0, 0), (0, padding), (0, 0), (0, 0)))
+        patches = conv(self.hidden, self.patch, self.patch, self.dtype, padding=0, name="patches")(patches)
+        batch_size, time_steps, bands = patches.shape[:3]
+        band_embedding = self.param("bands", nn.initializers.normal(0.02), (bands, self.hidden)).astype(self.dtype)
+        time_embedding = jnp.asarray(sinusoids(time_steps, self.hidden), self.dtype)
+        tokens = (patches + band_embedding + time_embedding[:, None]).reshape(
+            batch_size, time_steps * bands, self.hidden
+        )
+        mask = jnp.repeat(frame_mask[:, :: self.patch], bands, axis=1)  # [B, N]
         tokens = Dropout(self.dropout)(zero_masked(tokens, mask), train=train)
         for layer in range(self.layers):
             block = TransformerBlock(self.heads, self.hidden, 4.0, self.dropout, self.dtype, name=f"block{layer}")

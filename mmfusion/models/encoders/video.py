@@ -1,4 +1,4 @@
-"""Video encoders: a CNN a frame followed by a network over time, and convolutions over space and time.
+"""Video encoders: a CNN per frame followed by a temporal network, and 3D convolutions.
 
 B batch · T frames · H W image · C channels · N tokens · D width
 """
@@ -18,20 +18,20 @@ from mmfusion.models.layers import Dropout, Norm, TransformerBlock, normalised_t
 
 
 class FrameCNN(nn.Module):
-    """A small CNN on every frame, averaged to a vector, then a recurrent network or attention over time.
+    """Small CNN on every frame, averaged over space, followed by a recurrent network or attention over time.
 
-    After CNN + LSTM (Donahue et al. 2015, arXiv:1411.4389); attention over time is one of ViViT's forms, its spatial
-    encoder a CNN (Arnab et al. 2021, arXiv:2103.15691).
+    After CNN + LSTM (Donahue et al. 2015, arXiv:1411.4389). With attention, it is ViViT's factorised encoder with a CNN
+    as the spatial encoder (Arnab et al. 2021, arXiv:2103.15691).
 
     Attributes:
-      width: token width D.
-      channels: channels of each of the CNN's layers.
-      strides: stride of each.
-      norm: of the CNN: `layer`, `group`, `batch` or `none`.
-      over_time: `gru`, `lstm`, `vanilla`, `attention`, or `none`, where frames do not meet.
-      layers: of the network over time.
-      heads: attention heads over time; they divide the width.
-      dropout: rate on the frames' vectors and, with attention, on its residual branches.
+      width: width D of the tokens.
+      channels: channels of each layer of the CNN.
+      strides: stride of each layer of the CNN.
+      norm: normalisation of the CNN: `layer`, `group`, `batch` or `none`.
+      over_time: `gru`, `lstm`, `vanilla`, `attention`, or `none`, without interaction between frames.
+      layers: number of layers of the temporal network.
+      heads: attention heads over time; divides `width`.
+      dropout: dropout rate of the frame features and, with attention, of its residual branches.
     """
 
     width: int
@@ -50,25 +50,25 @@ class FrameCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised frames `[B, T, H, W, C]` float32 with `mask [B, T]` (a prefix) as tokens `[B, T, D]`.
+        """Encodes normalised float32 frames `[B, T, H, W, C]` with `mask [B, T]` (a prefix) as tokens `[B, T, D]`.
 
         Raises:
-          UserError: `over_time` is unknown, `channels` and `strides` differ in length, or `heads` do not divide D.
+          UserError: `over_time` is unknown, `channels` and `strides` differ in length, or `heads` does not divide D.
         """
         if self.over_time not in (*CELLS, "attention", "none"):
             raise UserError(
                 f"frame_cnn: over_time={self.over_time!r} is unknown; choose {', '.join(CELLS)}, attention or none"
             )
-        rows, times = x.shape[:2]
+        batch_size, num_frames = x.shape[:2]
         cnn = CNN(
             self.width, self.channels, self.strides, norm=self.norm, dtype=self.dtype, axis_name=self.axis_name,
             name="frame",
         )  # fmt: skip
-        cells, _ = cnn(x.reshape(rows * times, *x.shape[2:]), mask.reshape(-1, 1), train=train)
-        frames = cells.mean(axis=1).reshape(rows, times, -1)  # [B, T, D]
+        feature_map, _ = cnn(x.reshape(batch_size * num_frames, *x.shape[2:]), mask.reshape(-1, 1), train=train)
+        frames = feature_map.mean(axis=1).reshape(batch_size, num_frames, -1)  # [B, T, D]
         frames = Dropout(self.dropout)(frames, train=train)
         if self.over_time == "attention":
-            frames = frames + jnp.asarray(sinusoids(times, self.width), self.dtype)
+            frames = frames + jnp.asarray(sinusoids(num_frames, self.width), self.dtype)
         for layer in range(self.layers if self.over_time != "none" else 0):
             if self.over_time == "attention":
                 block = TransformerBlock(
@@ -83,15 +83,15 @@ class FrameCNN(nn.Module):
 
 
 class CNN3D(nn.Module):
-    """3×3×3 convolutions over time and space (Tran et al. 2015, arXiv:1412.0767): fewer, strided, not pooled.
+    """3×3×3 convolutions (Tran et al. 2015, arXiv:1412.0767); fewer than in the paper, strided instead of pooled.
 
     Attributes:
-      width: token width D.
+      width: width D of the tokens.
       channels: channels of each convolution.
-      time_strides: stride of each in time.
-      strides: stride of each in space.
+      time_strides: temporal stride of each convolution.
+      strides: spatial stride of each convolution.
       norm: `layer`, `group`, `batch` or `none`.
-      dropout: rate on the last feature map.
+      dropout: dropout rate of the last feature map.
     """
 
     width: int
@@ -108,9 +108,9 @@ class CNN3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised frames `[B, T, H, W, C]` float32 with `mask [B, T]` (a prefix) as tokens `[B, N, D]`.
+        """Encodes normalised float32 frames `[B, T, H, W, C]` with `mask [B, T]` (a prefix) as tokens `[B, N, D]`.
 
-        N is T'·H'·W', the cells of the first time first; a time is real if the first frame under it is.
+        N is T'·H'·W', in row-major order. A time step is unmasked if its first frame is.
 
         Raises:
           UserError: `channels` and the strides differ in length.
@@ -121,14 +121,14 @@ class CNN3D(nn.Module):
                 "must be of the same length"
             )
         x = zero_masked(x, mask).astype(self.dtype)
-        for channels, time, space in zip(self.channels, self.time_strides, self.strides, strict=True):
-            x = conv(channels, (3, 3, 3), (time, space, space), self.dtype)(x)  # [B, T', H', W', C']
-            mask = mask[:, ::time]
+        for channels, time_stride, stride in zip(self.channels, self.time_strides, self.strides, strict=True):
+            x = conv(channels, (3, 3, 3), (time_stride, stride, stride), self.dtype)(x)  # [B, T', H', W', C']
+            mask = mask[:, ::time_stride]
             x = zero_masked(nn.gelu(Norm(self.norm, self.axis_name, self.dtype)(x, mask, train=train)), mask)
         x = Dropout(self.dropout)(x, train=train)
-        cells = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
-        positions = self.param("offsets", nn.initializers.normal(0.02), cells.shape[2:]).astype(self.dtype)
-        rows, times, height, width = cells.shape[:4]
-        tokens = (cells + positions).reshape(rows, times * height * width, self.width)
+        feature_map = nn.Dense(self.width, dtype=self.dtype, name="project")(x)
+        positions = self.param("offsets", nn.initializers.normal(0.02), feature_map.shape[2:]).astype(self.dtype)
+        batch_size, time_steps, height, width = feature_map.shape[:4]
+        tokens = (feature_map + positions).reshape(batch_size, time_steps * height * width, self.width)
         mask = jnp.repeat(mask, height * width, axis=1)
         return normalised_tokens(tokens, mask, self.dtype), mask

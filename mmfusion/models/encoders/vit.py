@@ -1,4 +1,4 @@
-"""Vision transformers: an image as a sequence of patches (Dosovitskiy et al. 2021, arXiv:2010.11929).
+"""Vision transformers on image patches (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
 B batch · H W image · C channels · P patches · N = 1 + P tokens · D width
 """
@@ -17,15 +17,15 @@ from mmfusion.models.layers import Dropout, TransformerBlock, normalised_tokens,
 class ViTTi(nn.Module):
     """ViT-Ti: 12 blocks of width 192 and 3 heads (Touvron et al. 2021, arXiv:2012.12877).
 
-    The tokens are the class token and the patches, in rows from the top.
+    The tokens are the class token and the patches in row-major order.
 
     Attributes:
-      width: token width D of what is returned.
-      patch: side of a patch, pixels.
-      layers: transformer blocks.
-      hidden: width within the transformer.
+      width: width D of the output tokens.
+      patch: side of the patches, pixels.
+      layers: number of transformer blocks.
+      hidden: width of the transformer blocks.
       heads: attention heads; divides `hidden`.
-      dropout: rate on the embedded patches and the residual branches.
+      dropout: dropout rate of the patch embeddings and the residual branches.
     """
 
     width: int
@@ -41,22 +41,24 @@ class ViTTi(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes normalised images `[B, H, W, C]` float32 with `mask [B, 1]` as tokens `[B, 1 + P, D]` and mask.
+        """Encodes normalised float32 images `[B, H, W, C]` with `mask [B, 1]` as tokens `[B, 1 + P, D]` and a mask.
 
         Raises:
-          UserError: the patch does not divide the images' sides, or `heads` not `hidden`.
+          UserError: `patch` does not divide the sides of the images, or `heads` does not divide `hidden`.
         """
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise UserError(f"vit: patch={self.patch} does not divide images of {x.shape[1]}×{x.shape[2]}")
-        rows = mask[:, 0]  # [B]
-        x = zero_masked(x, rows).astype(self.dtype)
+        present = mask[:, 0]  # [B]
+        x = zero_masked(x, present).astype(self.dtype)
         x = conv(self.hidden, self.patch, self.patch, self.dtype, padding=0, name="patches")(x)
         x = x.reshape(x.shape[0], -1, self.hidden)  # [B, P, hidden]
-        first = self.param("class", nn.initializers.normal(0.02), (1, self.hidden)).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], axis=1)  # [B, 1 + P, hidden]
+        class_token = self.param("class", nn.initializers.normal(0.02), (1, self.hidden)).astype(self.dtype)
+        x = jnp.concatenate(
+            [jnp.broadcast_to(class_token, (x.shape[0], *class_token.shape)), x], axis=1
+        )  # [B, 1 + P, hidden]
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:]).astype(self.dtype)
         x = Dropout(self.dropout)(x, train=train)
-        mask = jnp.broadcast_to(rows[:, None], x.shape[:2])
+        mask = jnp.broadcast_to(present[:, None], x.shape[:2])
         for layer in range(self.layers):
             block = TransformerBlock(
                 self.heads, self.hidden, 4.0, self.dropout, self.dtype, published=True, name=f"block{layer}"

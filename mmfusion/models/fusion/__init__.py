@@ -1,4 +1,4 @@
-"""Fusion strategies, by the name a config gives them; `contract.py` says how each is called."""
+"""Registry of fusion strategies, by config name; `contract.py` documents the call signatures."""
 
 from collections.abc import Sequence
 
@@ -78,10 +78,10 @@ def fusion_classes(names: Sequence[str] | str) -> dict[str, type[nn.Module]]:
     """Returns fusion strategies by name.
 
     Args:
-      names: names or `package.module:Class`, as a sequence or separated by commas; or `all`, in the registry's order.
+      names: registry names or `package.module:Class`, as a sequence or comma-separated; `all` selects the registry.
 
     Raises:
-      UserError: no strategy has that name, or one is given twice.
+      UserError: a name is unknown or repeated.
     """
     if names == "all":
         return dict(FUSIONS)

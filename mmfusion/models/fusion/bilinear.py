@@ -1,6 +1,6 @@
 """Products of projections: low-rank tensors, multiplicative interactions, MLB, MFB and MFH.
 
-An absent modality's factor is 1. B batch · M modalities · D width · r rank
+The factor of an absent modality is 1. B batch · M modalities · D width · r rank
 """
 
 import itertools
@@ -17,7 +17,7 @@ from mmfusion.models.layers import zero_masked
 
 
 def product(factors: list[jax.Array], present: jax.Array) -> jax.Array:
-    """Returns Π_m of factors `[B, ...]` over the modalities in `present [B, M]`; an absent one's is 1."""
+    """Returns Π_m of factors `[B, ...]` over the modalities in `present [B, M]`; the factor of an absent one is 1."""
     result = jnp.ones((), factors[0].dtype)
     for m, factor in enumerate(factors):
         mask = present[:, m].reshape(-1, *[1] * (factor.ndim - 1))
@@ -25,25 +25,25 @@ def product(factors: list[jax.Array], present: jax.Array) -> jax.Array:
     return jnp.broadcast_to(result, factors[0].shape)
 
 
-def factors_of(
+def factors_with_bias(
     names: list[str], pooled: list[jax.Array], shape: tuple[int, ...], dtype: Any, prefix: str = "project"
 ) -> list[jax.Array]:
-    """Returns [x_m; 1] · U_m `[B, *shape]` of each modality; the row of the 1 starts at ones, so a factor near 1."""
+    """Returns [x_m; 1] · U_m `[B, *shape]` per modality; the bias is initialised to ones, so factors start near 1."""
     return project_each(names, pooled, shape, dtype, prefix, nn.initializers.ones)
 
 
-def power_normalised(x: jax.Array) -> jax.Array:
-    """Returns the signed square root of `x [..., D]`, scaled to length 1; smooth at 0."""
+def power_normalise(x: jax.Array) -> jax.Array:
+    """Returns the signed square root of `x [..., D]`, l2-normalised; smooth at 0."""
     rooted = x * jax.lax.rsqrt(jnp.abs(x) + 1e-4)
     return rooted * jax.lax.rsqrt(jnp.square(rooted).sum(axis=-1, keepdims=True) + 1e-4)
 
 
 class LowRankTensor(nn.Module):
-    """h = Σ_r w_r Π_m ([x_m; 1] · U_m^r) + b, every U_m^r a parameter (Liu et al. 2018, arXiv:1806.00064).
+    """h = Σ_r w_r Π_m ([x_m; 1] · U_m^r) + b with learned U_m^r (Liu et al. 2018, arXiv:1806.00064).
 
     Attributes:
       width: width D of the features.
-      rank: terms r of the sum.
+      rank: number of terms r of the sum.
     """
 
     width: int
@@ -57,18 +57,18 @@ class LowRankTensor(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
         del train
         pooled, present = pool(tokens, mask)
-        factors = factors_of(sorted(tokens), pooled, (self.rank, self.width), self.dtype)  # M times [B, r, D]
+        factors = factors_with_bias(sorted(tokens), pooled, (self.rank, self.width), self.dtype)  # M times [B, r, D]
         weights = self.param("weights", nn.initializers.normal(self.rank**-0.5), (self.rank,)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
         return Fused(features=jnp.einsum("r,brd->bd", weights, product(factors, present)) + bias, attention={})
 
 
 class Multiplicative(nn.Module):
-    """h = Σ_{a<b} x_a^T W_ab x_b + Σ_m U_m x_m + b (Jayakumar et al. 2020, ICLR); zeros for an absent modality.
+    """h = Σ_{a<b} x_a^T W_ab x_b + Σ_m U_m x_m + b (Jayakumar et al. 2020, ICLR); terms of absent modalities are zero.
 
     Attributes:
       width: width D of the features.
-      budget: most elements that the tensors W of all pairs may have, width^3 each.
+      budget: limit on the total number of elements, width^3 each, of the tensors W_ab.
     """
 
     width: int
@@ -82,7 +82,7 @@ class Multiplicative(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
 
         Raises:
-          UserError: the tensors would have more numbers than `budget`.
+          UserError: the tensors have more elements than `budget`.
         """
         del train
         pooled, present = pool(tokens, mask)
@@ -90,7 +90,7 @@ class Multiplicative(nn.Module):
         size = math.comb(len(names), 2) * pooled[0].shape[-1] ** 2 * self.width
         if size > self.budget:
             raise UserError(
-                f"multiplicative: pairs' tensors of {size:,} numbers are over budget={self.budget:,}; "
+                f"multiplicative: the pairwise tensors have {size:,} elements, over budget={self.budget:,}; "
                 "lower model.width, or choose low_rank_tensor"
             )
         features = jnp.zeros((), self.dtype)
@@ -120,17 +120,17 @@ class MLB(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
         del train
         pooled, present = pool(tokens, mask)
-        factors = [nn.tanh(f) for f in factors_of(sorted(tokens), pooled, (self.width,), self.dtype)]
+        factors = [nn.tanh(f) for f in factors_with_bias(sorted(tokens), pooled, (self.width,), self.dtype)]
         out = nn.Dense(self.width, dtype=self.dtype, name="out")
         return Fused(features=out(product(factors, present)), attention={})
 
 
 class MFB(nn.Module):
-    """Factorised bilinear pooling: Σ_k Π_m [x_m; 1] · U_m, signed root, length 1 (Yu et al. 2017, arXiv:1708.01471).
+    """MFB: Σ_k Π_m [x_m; 1] · U_m, signed square root, l2-normalised (Yu et al. 2017, arXiv:1708.01471).
 
     Attributes:
       width: width D of the features.
-      factors: k, products summed for a feature.
+      factors: number k of products summed per feature.
     """
 
     width: int
@@ -144,19 +144,21 @@ class MFB(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
         del train
         pooled, present = pool(tokens, mask)
-        expanded = factors_of(sorted(tokens), pooled, (self.width, self.factors), self.dtype)  # M times [B, D, k]
-        return Fused(features=power_normalised(product(expanded, present).sum(axis=-1)), attention={})
+        expanded = factors_with_bias(
+            sorted(tokens), pooled, (self.width, self.factors), self.dtype
+        )  # M times [B, D, k]
+        return Fused(features=power_normalise(product(expanded, present).sum(axis=-1)), attention={})
 
 
 class MFH(nn.Module):
-    """MFB blocks in a cascade, each multiplied by the last one's products (Yu et al. 2018, arXiv:1708.03619).
+    """MFH: cascaded MFB blocks, each multiplied by the previous block's products (Yu et al. 2018, arXiv:1708.03619).
 
-    The blocks' outputs are concatenated and projected.
+    The outputs of the blocks are concatenated and projected.
 
     Attributes:
       width: width D of the features.
-      factors: k, products summed for a feature.
-      order: blocks.
+      factors: number k of products summed per feature.
+      order: number of cascaded blocks.
     """
 
     width: int
@@ -173,8 +175,8 @@ class MFH(nn.Module):
         pooled, present = pool(tokens, mask)
         expanded, blocks = jnp.ones((), self.dtype), []
         for i in range(self.order):
-            factors = factors_of(sorted(tokens), pooled, (self.width, self.factors), self.dtype, f"block{i}")
+            factors = factors_with_bias(sorted(tokens), pooled, (self.width, self.factors), self.dtype, f"block{i}")
             expanded = expanded * product(factors, present)  # [B, D, k]
-            blocks.append(power_normalised(expanded.sum(axis=-1)))
+            blocks.append(power_normalise(expanded.sum(axis=-1)))
         out = nn.Dense(self.width, dtype=self.dtype, name="out")
         return Fused(features=out(jnp.concatenate(blocks, axis=-1)), attention={})

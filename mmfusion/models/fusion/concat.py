@@ -1,4 +1,4 @@
-"""Concatenation and an MLP: the usual baseline of feature-level fusion."""
+"""Concatenation and an MLP: the standard baseline of feature-level fusion."""
 
 from typing import Any, ClassVar
 
@@ -11,12 +11,12 @@ from mmfusion.models.layers import Dropout
 
 
 class Concat(nn.Module):
-    """MLP([x_1; ...; x_M]) of the modalities' masked means, zeros in place of an absent one.
+    """MLP([x_1; ...; x_M]) of the modalities' masked means; zeros for an absent modality.
 
     Attributes:
       width: width D of every layer.
-      layers: dense layers, each with a GELU.
-      dropout: rate after each layer.
+      layers: number of dense layers, each followed by a GELU.
+      dropout: dropout rate after each layer.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""Convolution over stacked modalities, and channels of one multiplied by what the others say."""
+"""Convolution over stacked modalities, and channel-wise multiplication by the other modalities."""
 
 from typing import Any, ClassVar
 
@@ -13,12 +13,12 @@ from mmfusion.models.layers import zero_masked
 
 
 class Conv(nn.Module):
-    """Projections of the modalities stacked as channels and convolved along the features; zeros for an absent one.
+    """Convolution along the features of the modalities' projections, stacked as channels; zeros for an absent one.
 
     Attributes:
       width: width D of the features.
       channels: filters of each of the two convolutions.
-      kernel: features that a filter spans.
+      kernel: kernel size, in features.
     """
 
     width: int
@@ -42,9 +42,9 @@ class Conv(nn.Module):
 
 
 class ChannelMultiply(nn.Module):
-    """The main modality's channels scaled by vectors made of the others (Duanmu et al. 2020, MICCAI).
+    """Channel-wise scaling of the main modality by vectors of the others (Duanmu et al. 2020, MICCAI).
 
-    h = GELU(W (x_main ⊙ Π_o s_o)) with s_o = 1 + C_o GELU(A_o x_o); what is absent has the factor 1.
+    h = GELU(W (x_main ⊙ Π_o s_o)) with s_o = 1 + C_o GELU(A_o x_o); the factor of an absent modality is 1.
 
     Attributes:
       width: width D of the features.
@@ -62,17 +62,17 @@ class ChannelMultiply(nn.Module):
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
 
         Raises:
-          UserError: `main` is none of the modalities.
+          UserError: `main` is not a modality of the model.
         """
         del train
         main, _ = choose_main("channel_multiply", self.main, tokens)
         names = sorted(tokens)
         pooled, present = pool(tokens, mask)
-        scaled = jnp.ones((), self.dtype)
+        features = jnp.ones((), self.dtype)
         for i, m in enumerate(names):
             x = pooled[i]
             if m != main:
                 hidden = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{m}")(x))
                 x = 1 + nn.Dense(self.width, dtype=self.dtype, name=f"scale_{m}")(hidden)
-            scaled = scaled * jnp.where(present[:, i, None], x, 1)  # [B, D]
-        return Fused(features=nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(scaled)), attention={})
+            features = features * jnp.where(present[:, i, None], x, 1)  # [B, D]
+        return Fused(features=nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="out")(features)), attention={})

@@ -1,4 +1,4 @@
-"""Cross-attention, where one modality's tokens query the others', and MulT, where each queries each."""
+"""Cross-attention from one modality to the others, and MulT, between every ordered pair of modalities."""
 
 from typing import ClassVar
 
@@ -8,20 +8,26 @@ import jax.numpy as jnp
 
 from mmfusion.models.fusion.conditioning import choose_main
 from mmfusion.models.fusion.contract import Declaration, Fused
-from mmfusion.models.fusion.sequence import AttentionFusion, cut, joined, mean_max, with_learned_token
+from mmfusion.models.fusion.sequence import (
+    AttentionFusion,
+    concatenate_tokens,
+    mean_max,
+    split_weights,
+    with_learned_token,
+)
 from mmfusion.models.layers import zero_masked
 
 
 class CrossAttention(AttentionFusion):
-    """One modality queries all the others, as a decoder its encoder (Vaswani et al. 2017, arXiv:1706.03762).
+    """Cross-attention from one modality to all others (Vaswani et al. 2017, arXiv:1706.03762).
 
-    A learned token stands beside the querying modality's, so that the others are heard where it is absent; a modality
-    alone queries itself.
+    A learned token is prepended to the querying modality's, so that the other modalities contribute when it is absent.
+    A single modality attends to itself.
 
     Attributes:
       width: width D of tokens and features.
-      main: the modality that queries; empty: the first in sorted order.
-      layers: attention layers.
+      main: the modality of the queries; empty: the first in sorted order.
+      layers: number of attention layers.
       heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
@@ -35,31 +41,31 @@ class CrossAttention(AttentionFusion):
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
         """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
 
-        The attention returned is the last layer's, of the modality's own tokens.
+        The returned attention weights are the last layer's, from the main modality's tokens.
 
         Raises:
-          UserError: `main` is none of the modalities, or `heads` does not divide `width`.
+          UserError: `main` is not a modality of the model, or `heads` does not divide `width`.
         """
         main, others = choose_main("cross_attention", self.main, tokens)
-        context, context_mask, sizes = joined(tokens, mask, others or [main])
-        x, real = with_learned_token(self, tokens[main], mask[main])
+        context, context_mask, sizes = concatenate_tokens(tokens, mask, others or [main])
+        x, x_mask = with_learned_token(self, tokens[main], mask[main])
         attention = {}
         for layer in range(self.layers):
             block = self.block(f"layer{layer}")
-            x, weights = block(x, real, context, context_mask, train=train)
-            attention = cut(weights[:, :, 1:], [main], [x.shape[1] - 1], others or [main], sizes)
-        return Fused(features=self.out(mean_max(self.normal(x), real), train=train), attention=attention)
+            x, weights = block(x, x_mask, context, context_mask, train=train)
+            attention = split_weights(weights[:, :, 1:], [main], [x.shape[1] - 1], others or [main], sizes)
+        return Fused(features=self.output(mean_max(self.layer_norm(x), x_mask), train=train), attention=attention)
 
 
 class MulT(AttentionFusion):
-    """Multimodal transformer: a crossmodal one for every ordered pair, then one a modality (Tsai et al. 2019).
+    """MulT: crossmodal transformers for all ordered pairs, then one per modality (Tsai et al. 2019, arXiv:1906.00295).
 
-    arXiv:1906.00295. What modality m found in each other one is concatenated and projected, attends to itself, and is
-    pooled (the paper takes the last position). A modality alone queries itself.
+    For each modality, the outputs of its crossmodal transformers are concatenated and projected, passed through
+    self-attention, and pooled (the paper takes the last position). A single modality attends to itself.
 
     Attributes:
       width: width D of tokens and features.
-      layers: layers of each crossmodal transformer.
+      layers: number of layers of each crossmodal transformer.
       heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
@@ -72,7 +78,7 @@ class MulT(AttentionFusion):
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
         """Fuses tokens `[B, N_m, width]` with masks `[B, N_m]` into features `[B, width]`.
 
-        The attention returned is the last crossmodal layer's, of each ordered pair.
+        The returned attention weights are the last crossmodal layer's, by ordered pair.
 
         Raises:
           UserError: `heads` does not divide `width`.
@@ -80,16 +86,17 @@ class MulT(AttentionFusion):
         names = sorted(tokens)
         attention, pooled = {}, []
         for m in names:
-            found = []
-            for k in [k for k in names if k != m] or names:
+            crossmodal = []
+            for source in [source for source in names if source != m] or names:
                 x = zero_masked(tokens[m], mask[m])
                 for layer in range(self.layers):
-                    block = self.block(f"cross{layer}_{k}_to_{m}")
-                    read, attention[m, k] = block(x, mask[m], tokens[k], mask[k], train=train)
-                    x = jnp.where(mask[k].any(axis=1)[:, None, None], read, x)  # what is absent is not read
-                found.append(x)
-            x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(found, axis=-1))
-            own = self.block(f"self_{m}")
-            x, _ = own(zero_masked(x, mask[m]), mask[m], train=train)
-            pooled.append(mean_max(self.normal(x, f"norm_{m}"), mask[m]))
-        return Fused(features=self.out(jnp.concatenate(pooled, axis=-1), train=train), attention=attention)
+                    block = self.block(f"cross{layer}_{source}_to_{m}")
+                    attended, attention[m, source] = block(x, mask[m], tokens[source], mask[source], train=train)
+                    source_present = mask[source].any(axis=1)[:, None, None]
+                    x = jnp.where(source_present, attended, x)  # absent keys do not update the queries
+                crossmodal.append(x)
+            x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(crossmodal, axis=-1))
+            self_attention = self.block(f"self_{m}")
+            x, _ = self_attention(zero_masked(x, mask[m]), mask[m], train=train)
+            pooled.append(mean_max(self.layer_norm(x, f"norm_{m}"), mask[m]))
+        return Fused(features=self.output(jnp.concatenate(pooled, axis=-1), train=train), attention=attention)

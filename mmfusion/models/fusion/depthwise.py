@@ -1,4 +1,4 @@
-"""Fusion along the depth: a central network beside the modalities' own, and a sum over a set."""
+"""Fusion along the depth: a central network beside unimodal branches, and Deep Sets."""
 
 from typing import Any, ClassVar
 
@@ -12,15 +12,15 @@ from mmfusion.models.layers import masked_mean, zero_masked
 
 
 class Central(nn.Module):
-    """CentralNet: at each depth the central layer reads itself and every modality's layer (Vielzeuf et al. 2018).
+    """CentralNet: each central layer reads the previous one and every modality's layer (Vielzeuf et al. 2018).
 
-    arXiv:1808.07275. h_{m,l+1} = ReLU(W_{m,l} h_{m,l}), c_{l+1} = ReLU(V_l (α_l c_l + Σ_m α_{m,l} h_{m,l})), each α a
-    learned scalar, h_{m,0} = x_m, c_0 = 0. An absent modality has h = 0. The branches are dense layers over what the
-    encoders return (the paper joins the networks' own hidden layers), and its loss on each is not added.
+    arXiv:1808.07275. h_{m,l+1} = ReLU(W_{m,l} h_{m,l}), c_{l+1} = ReLU(V_l (α_l c_l + Σ_m α_{m,l} h_{m,l})), with
+    learned scalars α, h_{m,0} = x_m, c_0 = 0. An absent modality has h = 0. The branches are dense layers on the
+    encoders' outputs, where the paper joins the networks' hidden layers, and the paper's loss on each is not added.
 
     Attributes:
       width: width D of every layer.
-      layers: depth of the branches.
+      layers: number of layers of the branches.
     """
 
     width: int
@@ -47,7 +47,7 @@ class Central(nn.Module):
         def scaled(x: jax.Array, name: str) -> jax.Array:
             return self.param(name, nn.initializers.ones, ()).astype(self.dtype) * x
 
-        for layer in range(self.layers + 1):  # the last reads the branches' last
+        for layer in range(self.layers + 1):  # the last layer reads the last layer of the branches
             joined = sum(scaled(branches[m], f"layer{layer}_alpha_{m}") for m in names)
             if central is not None:
                 joined = joined + scaled(central, f"layer{layer}_alpha")
@@ -66,7 +66,7 @@ class Central(nn.Module):
 class DeepSets(nn.Module):
     """ρ(Σ_m mean_n φ(t_{m,n} + e_m)) with φ and ρ shared by all modalities (Zaheer et al. 2017, arXiv:1703.06114).
 
-    e_m is a learned vector that says which modality a token is from; an absent modality adds nothing to the sum.
+    e_m is a learned modality embedding. An absent modality adds nothing to the sum.
 
     Attributes:
       width: width D of tokens and features.
@@ -89,8 +89,8 @@ class DeepSets(nn.Module):
 
         phi, total = [dense("phi_0"), dense("phi_1")], 0.0
         for m in sorted(tokens):
-            kind = self.param(f"type_{m}", nn.initializers.normal(1.0), (tokens[m].shape[-1],)).astype(self.dtype)
-            each = phi[1](nn.gelu(phi[0](zero_masked(tokens[m], mask[m]) + kind)))  # [B, N, D]
-            total = total + masked_mean(each, mask[m])
+            embedding = self.param(f"type_{m}", nn.initializers.normal(1.0), (tokens[m].shape[-1],)).astype(self.dtype)
+            encoded = phi[1](nn.gelu(phi[0](zero_masked(tokens[m], mask[m]) + embedding)))  # [B, N, D]
+            total = total + masked_mean(encoded, mask[m])
         features = nn.gelu(dense("rho_1")(nn.gelu(dense("rho_0")(total))))
         return Fused(features=features, attention={})

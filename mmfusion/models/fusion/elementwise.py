@@ -1,4 +1,4 @@
-"""Element by element over projections of each modality: the largest, and the product."""
+"""Elementwise maximum and product of the modalities' projections."""
 
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from mmfusion.models.layers import masked_max
 
 
 class Max(nn.Module):
-    """max_{m in P} (W_m x_m + b_m) over the present modalities P; zeros where there is none.
+    """max_{m in P} (W_m x_m + b_m) over the present modalities P; zeros if none is present.
 
     Attributes:
       width: width D of the features.
@@ -32,9 +32,9 @@ class Max(nn.Module):
 
 
 class Product(nn.Module):
-    """Π_{m in P} (1 + W_m x_m + b_m) over the present modalities P; ones where there is none.
+    """Π_{m in P} (1 + W_m x_m + b_m) over the present modalities P; ones if none is present.
 
-    The 1 keeps a product of many factors near 1 at first, and lets a modality that tells nothing be left out.
+    The 1 keeps products of many factors near 1 at initialisation, and lets an uninformative modality be ignored.
 
     Attributes:
       width: width D of the features.
@@ -53,6 +53,6 @@ class Product(nn.Module):
         factors = 1 + project(tokens, pooled, self.width, self.dtype)  # [B, M, D]
         factors = jnp.where(present[:, :, None], factors, 1)
         features = factors[:, 0]
-        for m in range(1, factors.shape[1]):  # written out: the gradient of `prod` divides by its factors
+        for m in range(1, factors.shape[1]):  # not `jnp.prod`: its gradient divides by the factors
             features = features * factors[:, m]
         return Fused(features=features, attention={})

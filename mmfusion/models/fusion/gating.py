@@ -1,4 +1,4 @@
-"""Weights that depend on what the modalities hold: attention over modalities, and squeeze-and-excitation."""
+"""Input-dependent weights: attention over modalities, and squeeze-and-excitation."""
 
 from typing import Any, ClassVar
 
@@ -13,11 +13,11 @@ from mmfusion.models.layers import masked_softmax, zero_masked
 
 
 class AttentionPool(nn.Module):
-    """Σ_m a_m h_m with h_m = W_m x_m + b_m and a the softmax over present modalities of u · tanh(V h_m).
+    """Σ_m a_m h_m with h_m = W_m x_m + b_m and a the softmax over the present modalities of u · tanh(V h_m).
 
-    A modality's score sees that modality alone, so no XOR can be learned: with positive weights e^s, the sign of
-    e^s(a) h(a) + e^s(b) h(b) is that of a sum of functions of one modality each. Attention over annotations after
-    Bahdanau et al. 2015 (arXiv:1409.0473), one modality being one annotation.
+    The score of a modality depends on that modality alone, so XOR cannot be learned: with positive weights e^s, the
+    sign of e^s(a) h(a) + e^s(b) h(b) is that of a sum of functions of one modality each. Attention over annotations
+    after Bahdanau et al. 2015 (arXiv:1409.0473), with one annotation per modality.
 
     Attributes:
       width: width D of the features.
@@ -34,32 +34,32 @@ class AttentionPool(nn.Module):
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
 
-        The attention returned is a, of the learned u to each modality.
+        The returned attention weights are a, from the learned u to each modality.
         """
         del train
         pooled, present = pool(tokens, mask)
         projected = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
-        if len(tokens) == 1:  # its weight is 1, whatever the score
-            return _pooled(present.astype(jnp.float32), projected, tokens)
+        if len(tokens) == 1:  # a single weight is always 1
+            return _weighted_sum(present.astype(jnp.float32), projected, tokens)
         hidden = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="hidden")(projected))
         scores = nn.Dense(1, use_bias=False, dtype=self.dtype, name="score")(hidden)[..., 0]  # [B, M]
-        return _pooled(masked_softmax(scores, present), projected, tokens)
+        return _weighted_sum(masked_softmax(scores, present), projected, tokens)
 
 
-def _pooled(weights: jax.Array, projected: jax.Array, tokens: dict[str, jax.Array]) -> Fused:
+def _weighted_sum(weights: jax.Array, projected: jax.Array, tokens: dict[str, jax.Array]) -> Fused:
     features = jnp.einsum("bm,bmd->bd", weights.astype(projected.dtype), projected)
-    each = {(LEARNED, m): weights[:, i, None, None, None] for i, m in enumerate(sorted(tokens))}  # [B, 1, 1, 1]
-    return Fused(features=features, attention=each)
+    attention = {(LEARNED, m): weights[:, i, None, None, None] for i, m in enumerate(sorted(tokens))}  # [B, 1, 1, 1]
+    return Fused(features=features, attention=attention)
 
 
 class SqueezeExcite(nn.Module):
-    """Multimodal transfer module: each modality's features gated by all of them (Joze et al. 2020, arXiv:1911.08670).
+    """Multimodal transfer module: gates on each modality from all modalities (Joze et al. 2020, arXiv:1911.08670).
 
-    z = ReLU(Σ_m S_m x_m + c), gates 2 σ(E_m z), features Σ_m W_m (gate_m ⊙ x_m). The absent have x_m = 0.
+    z = ReLU(Σ_m S_m x_m + c), gates 2 σ(E_m z), features Σ_m W_m (gate_m ⊙ x_m). An absent modality has x_m = 0.
 
     Attributes:
       width: width D of the features.
-      ratio: width of all modalities together over that of z, which is at least 4.
+      ratio: ratio of the modalities' total width to the width of z, which is at least 4.
     """
 
     width: int

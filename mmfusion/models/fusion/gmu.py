@@ -10,10 +10,10 @@ from mmfusion.models.fusion.contract import Declaration, Fused, pool
 
 
 class GMU(nn.Module):
-    """h = Σ_m z_m ⊙ tanh(W_m x_m) with gates z_m = σ(V_m [x_1; ...; x_M]), no biases, gates not normalised.
+    """h = Σ_m z_m ⊙ tanh(W_m x_m) with gates z_m = σ(V_m [x_1; ...; x_M]), without biases or gate normalisation.
 
-    For two modalities the paper ties the gates, z and 1 - z, the first modality in sorted order having z; for any
-    other number each has a gate of its own. An absent modality is x_m = 0 and so contributes tanh(0) = 0.
+    For two modalities the gates are tied as in the paper: z for the first one in sorted order, 1 - z for the other.
+    Otherwise each modality has its own gate. An absent modality is x_m = 0 and so contributes tanh(0) = 0.
 
     Attributes:
       width: width D of the features.
@@ -35,11 +35,11 @@ class GMU(nn.Module):
             return nn.Dense(self.width, use_bias=False, dtype=self.dtype, name=name)(x)
 
         hidden = [nn.tanh(linear(x, f"hidden_{m}")) for m, x in zip(names, pooled, strict=True)]
-        joined = jnp.concatenate(pooled, axis=-1)  # [B, M · D]
+        concatenated = jnp.concatenate(pooled, axis=-1)  # [B, M · D]
         if len(names) == 2:
-            gate = nn.sigmoid(linear(joined, "gate"))
+            gate = nn.sigmoid(linear(concatenated, "gate"))
             gates = [gate, 1.0 - gate]
         else:
-            gates = [nn.sigmoid(linear(joined, f"gate_{m}")) for m in names]
-        features = sum(z * h for z, h in zip(gates, hidden, strict=True))
+            gates = [nn.sigmoid(linear(concatenated, f"gate_{m}")) for m in names]
+        features = sum(gate * h for gate, h in zip(gates, hidden, strict=True))
         return Fused(features=cast(jax.Array, features), attention={})

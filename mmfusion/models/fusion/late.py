@@ -1,4 +1,4 @@
-"""Decision-level strategies: each modality has its own logits, and those are fused."""
+"""Decision-level strategies, which fuse the logits of one head per modality."""
 
 from typing import ClassVar
 
@@ -15,18 +15,18 @@ Present = dict[str, jax.Array]  # modality -> [B]
 
 
 def stack(logits: Logits, present: Present) -> tuple[jax.Array, jax.Array]:
-    """Returns the logits `[B, M, C]` in sorted order, zeros where absent, and which are present `[B, M]`."""
+    """Returns the logits `[B, M, C]` in sorted order of modalities, zeros if absent, and their presence `[B, M]`."""
     mask = jnp.stack([present[m] for m in sorted(logits)], axis=1)  # [B, M]
     return zero_masked(jnp.stack([logits[m] for m in sorted(logits)], axis=1), mask), mask
 
 
 def _needs_classes(strategy: str, outputs: int) -> None:
     if outputs < 2:
-        raise UserError(f"{strategy}: its task has one output, and it needs classes; choose late_mean for regression")
+        raise UserError(f"{strategy}: its task has one output, not classes; choose late_mean for regression")
 
 
 class LateMean(nn.Module):
-    """The mean of the present modalities' logits (a geometric mean of their probabilities); zeros where none is."""
+    """Mean of the present modalities' logits, the geometric mean of their probabilities; zeros if none is present."""
 
     declares: ClassVar[Declaration] = Declaration(
         family="decision", level="decision", additive=True, synergy=False, symmetric=True
@@ -36,12 +36,12 @@ class LateMean(nn.Module):
     def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
-        each, mask = stack(logits, present)
-        return each.sum(axis=1) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+        stacked, mask = stack(logits, present)
+        return stacked.sum(axis=1) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 
 class LateWeighted(nn.Module):
-    """Σ_{m in P} w_m l_m, w the softmax over the present modalities P of one learned scalar each."""
+    """Σ_{m in P} w_m l_m, with w the softmax over the present modalities P of one learned scalar each."""
 
     declares: ClassVar[Declaration] = Declaration(
         family="decision", level="decision", additive=True, synergy=False, symmetric=True
@@ -51,16 +51,16 @@ class LateWeighted(nn.Module):
     def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
-        each, mask = stack(logits, present)
-        if len(logits) == 1:  # its weight is 1, whatever the scalar
-            return each[:, 0]
-        return jnp.einsum("bm,bmc->bc", learned_weights(self, sorted(logits), mask), each)
+        stacked, mask = stack(logits, present)
+        if len(logits) == 1:  # a single weight is always 1
+            return stacked[:, 0]
+        return jnp.einsum("bm,bmc->bc", learned_weights(self, sorted(logits), mask), stacked)
 
 
 class ProductOfExperts(nn.Module):
-    """p ∝ Π_{m in P} p_m over the present modalities, which is the sum of their logits (Hinton 2002).
+    """p ∝ Π_{m in P} p_m over the present modalities, computed as the sum of their logits (Hinton 2002).
 
-    doi:10.1162/089976602760128018. Of numbers (regression) it is their sum, which is no product of densities.
+    doi:10.1162/089976602760128018. For regression it is the sum of the predictions, not a product of densities.
     """
 
     declares: ClassVar[Declaration] = Declaration(
@@ -76,10 +76,10 @@ class ProductOfExperts(nn.Module):
 
 
 class Stacking(nn.Module):
-    """A linear learner on the modalities' logits, which are trained by their own loss alone (Wolpert 1992).
+    """Linear meta-learner on the modalities' logits, which are trained only by their own losses (Wolpert 1992).
 
-    doi:10.1016/S0893-6080(05)80023-1. The logits are constants to the second learner (no gradient passes), but of the
-    same rows: the paper's held-out predictions would need models trained before.
+    doi:10.1016/S0893-6080(05)80023-1. No gradient passes from the meta-learner to the logits. It is trained on the same
+    examples as the modalities: the paper's held-out predictions require models trained beforehand.
     """
 
     declares: ClassVar[Declaration] = Declaration(
@@ -91,20 +91,20 @@ class Stacking(nn.Module):
     def __call__(self, logits: Logits, present: Present, *, train: bool) -> jax.Array:
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`."""
         del train
-        each, mask = stack(jax.lax.stop_gradient(logits), present)
-        size = each.shape[-1]
-        learned = [nn.Dense(size, name=f"meta_{m}")(each[:, i]) for i, m in enumerate(sorted(logits))]
-        return zero_masked(jnp.stack(learned, axis=1), mask).sum(axis=1)
+        stacked, mask = stack(jax.lax.stop_gradient(logits), present)
+        size = stacked.shape[-1]
+        projected = [nn.Dense(size, name=f"meta_{m}")(stacked[:, i]) for i, m in enumerate(sorted(logits))]
+        return zero_masked(jnp.stack(projected, axis=1), mask).sum(axis=1)
 
 
 class TMC(nn.Module):
     """Trusted multi-view classification: evidence combined by Dempster's rule (Han et al. 2021, arXiv:2102.02051).
 
-    Evidence e_m = softplus(l_m) makes Dirichlet parameters α_m = 1 + e_m. The reduced rule, applied modality by
-    modality, has the closed form α = 1 + C (Π_m (1 + e_m / C) - 1), so an absent modality, e = 0, is left out. The
-    logits returned are log α, whose softmax is the Dirichlet's mean; with cross-entropy the loss is -log E[p_y]
-    (type II maximum likelihood, Sensoy et al. 2018, arXiv:1806.01768), for the modalities as for their fusion. The
-    digamma loss and the annealed KL term of the paper are not used.
+    Evidence e_m = softplus(l_m) defines Dirichlet parameters α_m = 1 + e_m. The reduced rule, applied to one modality
+    after another, has the closed form α = 1 + C (Π_m (1 + e_m / C) - 1); an absent modality has e = 0. The returned
+    logits are log α, whose softmax is the mean of the Dirichlet. With cross-entropy the loss is -log E[p_y] (type II
+    maximum likelihood, Sensoy et al. 2018, arXiv:1806.01768), for each modality and for the fusion. The paper's digamma
+    loss and annealed KL term are not used.
     """
 
     declares: ClassVar[Declaration] = Declaration(
@@ -114,7 +114,7 @@ class TMC(nn.Module):
 
     @staticmethod
     def unimodal(logits: jax.Array) -> jax.Array:
-        """Returns log α `[B, C]` of one modality's logits."""
+        """Returns log α `[B, C]` of the logits of one modality."""
         return jnp.log1p(nn.softplus(logits))
 
     @nn.compact
@@ -122,25 +122,26 @@ class TMC(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into log α `[B, C]`.
 
         Raises:
-          UserError: a task has a single output, so it is not a classification.
+          UserError: the task has a single output and is not a classification.
         """
         del train
-        each, mask = stack(logits, present)
-        classes = each.shape[-1]
+        stacked, mask = stack(logits, present)
+        classes = stacked.shape[-1]
         _needs_classes("tmc", classes)
-        evidence = zero_masked(nn.softplus(each), mask)  # [B, M, C]
+        evidence = zero_masked(nn.softplus(stacked), mask)  # [B, M, C]
         return jnp.log1p(classes * jnp.expm1(jnp.log1p(evidence / classes).sum(axis=1)))
 
 
 class QMF(nn.Module):
     """Σ_{m in P} c_m l_m with confidence c_m = T log Σ_k e^{l_mk / T}, the negative energy (Zhang et al. 2023).
 
-    arXiv:2306.02050. No gradient passes through c_m, and each modality has its own loss. The energy is that of logits
-    with mean 0: no loss sees a shift of all logits, which would make confidences arbitrary, even negative. The paper's
-    regulariser, which ranks confidences by each example's past losses, is not used: it needs memory of every example.
+    arXiv:2306.02050. No gradient passes through c_m, and each modality has its own loss. The energy is computed from
+    logits centred at mean 0: no loss depends on a shift of all logits, which would make the confidences arbitrary, even
+    negative. The paper's regulariser, which ranks confidences by the past losses of each example, is not used: it would
+    store them for every example.
 
     Attributes:
-      temperature: T.
+      temperature: temperature T, above 0.
     """
 
     temperature: float = 1.0
@@ -155,13 +156,13 @@ class QMF(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`.
 
         Raises:
-          UserError: a task has a single output, so it is not a classification, or the temperature is not above 0.
+          UserError: the task has a single output and is not a classification, or the temperature is not above 0.
         """
         del train
-        each, mask = stack(logits, present)
-        _needs_classes("qmf", each.shape[-1])
+        stacked, mask = stack(logits, present)
+        _needs_classes("qmf", stacked.shape[-1])
         if not self.temperature > 0:
             raise UserError(f"qmf: temperature={self.temperature} must be above 0")
-        centred = each - each.mean(axis=-1, keepdims=True)
+        centred = stacked - stacked.mean(axis=-1, keepdims=True)
         energy = self.temperature * jax.nn.logsumexp(centred / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
-        return (zero_masked(jax.lax.stop_gradient(energy), mask) * each).sum(axis=1)
+        return (zero_masked(jax.lax.stop_gradient(energy), mask) * stacked).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Decision-level strategies that read features beside the logits: a mixture of experts, and unimodal plus joint."""
+"""Decision-level strategies that also use features: mixture of experts, and unimodal plus joint predictions."""
 
 from typing import Any, ClassVar
 
@@ -16,19 +16,19 @@ GATES = ("soft", "top1")
 
 def joint_hidden(features: dict[str, jax.Array], present: Present, width: int, dtype: Any) -> jax.Array:
     """Returns GELU(Σ_m W_m x_m + b_m) `[B, width]` over the present modalities; call it in a compact method."""
-    each = []
+    projected = []
     for m in sorted(features):
         x = zero_masked(features[m], present[m]).astype(dtype)
-        each.append(zero_masked(nn.Dense(width, dtype=dtype, name=f"joint_{m}")(x), present[m]))
-    return nn.gelu(sum(each))
+        projected.append(zero_masked(nn.Dense(width, dtype=dtype, name=f"joint_{m}")(x), present[m]))
+    return nn.gelu(sum(projected))
 
 
 class MoE(nn.Module):
-    """Σ_e g_e l_e over experts: each modality, and one that reads all of them (Xue & Marculescu 2023, DynMM).
+    """Σ_e g_e l_e over experts: one per modality and one joint expert (DynMM, Xue & Marculescu 2023, arXiv:2204.00102).
 
-    arXiv:2204.00102. The gate g is a softmax over the experts whose modality is present; both it and the joint expert
-    are linear in GELU(Σ_m W_m x_m + b_m). With `gate="top1"` only one expert is kept: the best in evaluation, in
-    training one drawn by Gumbel noise, the gradient going through the soft gate. The paper's cost term is not used.
+    The gate g is a softmax over the experts whose modality is present. The gate and the joint expert are linear in
+    GELU(Σ_m W_m x_m + b_m). With `gate="top1"` one expert is selected: in evaluation the one of the largest gate, in
+    training one sampled with Gumbel noise, with the gradient of the soft gate. The paper's cost term is not used.
 
     Attributes:
       width: hidden width of the gate and of the joint expert.
@@ -45,37 +45,37 @@ class MoE(nn.Module):
 
     @nn.compact
     def __call__(self, logits: Logits, present: Present, *, features: dict[str, jax.Array], train: bool) -> jax.Array:
-        """Fuses logits `[B, C]` where `present [B]` is True, by what features `[B, D]` say, into logits `[B, C]`.
+        """Fuses logits `[B, C]` where `present [B]` is True, gated by features `[B, D]`, into logits `[B, C]`.
 
         Raises:
           UserError: `gate` is unknown.
         """
         if self.gate not in GATES:
             raise UserError(f"moe: gate={self.gate!r} is unknown; choose {', '.join(GATES)}")
-        each, mask = stack(logits, present)  # [B, M, C], [B, M]
-        if len(logits) == 1:  # one expert needs no gate
-            return each[:, 0]
+        stacked, mask = stack(logits, present)  # [B, M, C], [B, M]
+        if len(logits) == 1:  # a single modality needs no gate
+            return stacked[:, 0]
         hidden = joint_hidden(features, present, self.width, self.dtype)
-        joint = nn.Dense(each.shape[-1], name="joint")(hidden)
-        experts = jnp.concatenate([each, joint[:, None]], axis=1)  # [B, M + 1, C]
+        joint = nn.Dense(stacked.shape[-1], name="joint")(hidden)
+        experts = jnp.concatenate([stacked, joint[:, None]], axis=1)  # [B, M + 1, C]
         mask = jnp.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
-        each_score = [nn.Dense(1, name=f"gate_{name}")(hidden) for name in (*sorted(logits), "joint")]
-        scores = jnp.concatenate(each_score, axis=-1)  # [B, M + 1]
+        gate_logits = [nn.Dense(1, name=f"gate_{name}")(hidden) for name in (*sorted(logits), "joint")]
+        scores = jnp.concatenate(gate_logits, axis=-1)  # [B, M + 1]
         if self.gate == "soft":
             return jnp.einsum("be,bec->bc", masked_softmax(scores, mask), experts)
         keys = row_keys(self, train=train)
         if keys is not None:
             scores = scores + jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
-        soft = masked_softmax(scores, mask)
-        one = jax.nn.one_hot(soft.argmax(axis=1), soft.shape[1]) * mask
-        return jnp.einsum("be,bec->bc", soft + jax.lax.stop_gradient(one - soft), experts)
+        soft_gate = masked_softmax(scores, mask)
+        hard_gate = jax.nn.one_hot(soft_gate.argmax(axis=1), soft_gate.shape[1]) * mask
+        return jnp.einsum("be,bec->bc", soft_gate + jax.lax.stop_gradient(hard_gate - soft_gate), experts)
 
 
 class I2M2(nn.Module):
-    """p ∝ p(y | x_1, ..., x_M) Π_m p(y | x_m): the modalities' logits plus joint ones (Madaan et al. 2024).
+    """p ∝ p(y | x_1, ..., x_M) Π_m p(y | x_m): the sum of the unimodal and joint logits (Madaan et al. 2024).
 
-    arXiv:2405.17613. The joint logits are linear in GELU(Σ_m W_m x_m + b_m) of the present modalities; all parts are
-    trained together. For regression the sum is of predicted numbers.
+    arXiv:2405.17613. The joint logits are linear in GELU(Σ_m W_m x_m + b_m) over the present modalities. All components
+    are trained jointly. For regression, the predicted values are summed.
 
     Attributes:
       width: hidden width of the joint model.
@@ -92,6 +92,6 @@ class I2M2(nn.Module):
     def __call__(self, logits: Logits, present: Present, *, features: dict[str, jax.Array], train: bool) -> jax.Array:
         """Fuses logits `[B, C]` where `present [B]` is True, with features `[B, D]`, into logits `[B, C]`."""
         del train
-        each, _ = stack(logits, present)
+        stacked, _ = stack(logits, present)
         hidden = joint_hidden(features, present, self.width, self.dtype).astype(jnp.float32)
-        return each.sum(axis=1) + nn.Dense(each.shape[-1], name="joint")(hidden)
+        return stacked.sum(axis=1) + nn.Dense(stacked.shape[-1], name="joint")(hidden)

@@ -1,6 +1,6 @@
-"""What published weights call an encoder's layers: rules from their names to ours.
+"""Rules that map parameter names of published weights to parameter paths of the encoders.
 
-torchvision's, timm's and Hugging Face transformers' names.
+They cover torchvision, timm and Hugging Face transformers.
 """
 
 import re
@@ -15,29 +15,29 @@ from mmfusion.models.encoders.resnet import ResNet18
 from mmfusion.models.encoders.transformer import BERT
 from mmfusion.models.encoders.vit import ViTTi
 
-Tensors = Mapping[str, Any]  # by name, arrays
-Rules = list[tuple[str, str]]  # (a published module's or tensor's name, ours), regular expression and template
-# The rules for a file's tensors, and the names of what an encoder may do without.
+Tensors = Mapping[str, Any]  # name -> array
+Rules = list[tuple[str, str]]  # (regular expression of a published module or tensor, template of our path)
+# Maps a file's tensors to rules, and to a regular expression of the tensors that an encoder may omit.
 Family = Callable[[Tensors], tuple[Rules, str]]
 
 
-def _numbered(tensors: Tensors) -> tuple[list[int], list[int]]:
-    """Returns the places in `features` of convolutions, and of the norms between them, in order."""
-    sizes = {
+def _feature_indices(tensors: Tensors) -> tuple[list[int], list[int]]:
+    """Returns the indices in `features` of the convolutions, and of the norms between them, in order."""
+    ranks = {
         int(match[1]): tensor.ndim
         for name, tensor in tensors.items()
         if (match := re.fullmatch(r"(?:.*\.)?features\.(\d+)\.weight", name))
     }
-    convs, norms = (sorted(n for n in sizes if sizes[n] == ndim) for ndim in (4, 1))
+    convs, norms = (sorted(index for index in ranks if ranks[index] == ndim) for ndim in (4, 1))
     return convs, norms
 
 
 def _vgg(stages: Callable[[int], tuple[int, ...]]) -> Family:
     def rules(tensors: Tensors) -> tuple[Rules, str]:
-        convs, norms = _numbered(tensors)
+        convs, norms = _feature_indices(tensors)
         names = [f"{stage}_{layer}" for stage, count in enumerate(stages(len(convs))) for layer in range(count)]
-        result = [(rf"features\.{n}", f"conv{name}") for n, name in zip(convs, names, strict=False)]
-        result += [(rf"features\.{n}", f"norm{name}/batch") for n, name in zip(norms, names, strict=False)]
+        result = [(rf"features\.{index}", f"conv{name}") for index, name in zip(convs, names, strict=False)]
+        result += [(rf"features\.{index}", f"norm{name}/batch") for index, name in zip(norms, names, strict=False)]
         result += [(r"classifier\.0", "top/fc6"), (r"classifier\.3", "top/fc7")]  # torchvision
         result += [(r"pre_logits\.fc1", "top/fc6"), (r"pre_logits\.fc2", "top/fc7")]  # timm
         return result, r"classifier\.[036]|pre_logits|head\.fc"
@@ -46,8 +46,8 @@ def _vgg(stages: Callable[[int], tuple[int, ...]]) -> Family:
 
 
 def _alexnet(tensors: Tensors) -> tuple[Rules, str]:
-    convs, _ = _numbered(tensors)
-    rules = [(rf"features\.{n}", f"conv{i}") for i, n in enumerate(convs, 1)]
+    convs, _ = _feature_indices(tensors)
+    rules = [(rf"features\.{index}", f"conv{number}") for number, index in enumerate(convs, 1)]
     return [*rules, (r"classifier\.1", "top/fc6"), (r"classifier\.4", "top/fc7")], r"classifier\.[146]"
 
 
@@ -57,10 +57,10 @@ def _resnet(tensors: Tensors) -> tuple[Rules, str]:
     rules += [(rf"{embedder}\.convolution", "conv_stem"), (rf"{embedder}\.normalization", "norm_stem/batch")]
     for stage in range(4):
         ours = rf"stage{stage}_block\1"
-        torch = rf"layer{stage + 1}\.(\d+)"  # torchvision and timm
-        rules += [(rf"{torch}\.conv(\d)", rf"{ours}/conv_\2"), (rf"{torch}\.bn(\d)", rf"{ours}/norm_\2/batch")]
-        rules += [(rf"{torch}\.downsample\.0", f"{ours}/conv_skip")]
-        rules += [(rf"{torch}\.downsample\.1", f"{ours}/norm_skip/batch")]
+        blocks = rf"layer{stage + 1}\.(\d+)"  # torchvision and timm
+        rules += [(rf"{blocks}\.conv(\d)", rf"{ours}/conv_\2"), (rf"{blocks}\.bn(\d)", rf"{ours}/norm_\2/batch")]
+        rules += [(rf"{blocks}\.downsample\.0", f"{ours}/conv_skip")]
+        rules += [(rf"{blocks}\.downsample\.1", f"{ours}/norm_skip/batch")]
         hub = rf"(?:resnet\.)?encoder\.stages\.{stage}\.layers\.(\d+)"
         for layer in range(3):
             rules += [(rf"{hub}\.layer\.{layer}\.convolution", f"{ours}/conv_{layer + 1}")]
@@ -76,7 +76,7 @@ def _convnext(tensors: Tensors) -> tuple[Rules, str]:
     hub = r"(?:convnext\.)?"
     rules += [(rf"{hub}embeddings\.patch_embeddings", "shrink0"), (rf"{hub}embeddings\.layernorm", "norm0")]
     rules += [(rf"{hub}layernorm", "norm")]
-    block = {  # ours: timm's, torchvision's, transformers' name
+    block = {  # ours: names in timm, torchvision and transformers
         "depthwise": ("conv_dw", r"block\.0", "dwconv"),
         "norm": ("norm", r"block\.2", "layernorm"),
         "mlp_in": (r"mlp\.fc1", r"block\.3", "pwconv1"),
@@ -84,23 +84,23 @@ def _convnext(tensors: Tensors) -> tuple[Rules, str]:
         "scale": ("gamma", "layer_scale", "layer_scale_parameter"),
     }
     for stage in range(4):
-        places = (
+        prefixes = (
             rf"stages\.{stage}\.blocks\.(\d+)",
             rf"features\.{2 * stage + 1}\.(\d+)",
             rf"{hub}encoder\.stages\.{stage}\.layers\.(\d+)",
         )
         for ours, theirs in block.items():
             rules += [
-                (rf"{place}\.{name}", rf"stage{stage}_block\1/{ours}")
-                for place, name in zip(places, theirs, strict=True)
+                (rf"{prefix}\.{name}", rf"stage{stage}_block\1/{ours}")
+                for prefix, name in zip(prefixes, theirs, strict=True)
             ]
-        shrink = (
+        downsample = (
             rf"stages\.{stage}\.downsample",
             rf"features\.{2 * stage}",
             rf"{hub}encoder\.stages\.{stage}\.downsampling_layer",
         )
-        for place in shrink if stage else ():
-            rules += [(rf"{place}\.0", f"norm{stage}"), (rf"{place}\.1", f"shrink{stage}")]
+        for prefix in downsample if stage else ():
+            rules += [(rf"{prefix}\.0", f"norm{stage}"), (rf"{prefix}\.1", f"shrink{stage}")]
     return rules, r"head\.fc|classifier"
 
 
@@ -113,7 +113,7 @@ def _vit(tensors: Tensors) -> tuple[Rules, str]:
         (rf"{hub}embeddings\.patch_embeddings\.projection", "patches"), (rf"{hub}layernorm", "norm_last"),
     ]  # fmt: skip
     timm, torchvision = r"blocks\.(\d+)", r"encoder\.layers\.encoder_layer_(\d+)"
-    transformers = rf"{hub}(?:encoder\.layer|layers)\.(\d+)"  # up to its version 4, and since
+    transformers = rf"{hub}(?:encoder\.layer|layers)\.(\d+)"  # version 4 and earlier, and later versions
     block = {
         "norm": (r"norm1", "ln_1", "layernorm_before"),
         "norm_mlp": (r"norm2", "ln_2", "layernorm_after"),
@@ -125,10 +125,10 @@ def _vit(tensors: Tensors) -> tuple[Rules, str]:
         "mlp_out": (r"mlp\.fc2", r"mlp\.(?:3|linear_2)", r"output\.dense|mlp\.fc2"),
     }
     for ours, theirs in block.items():
-        for place, name in zip((timm, torchvision, transformers), theirs, strict=True):
-            rules += [(rf"{place}\.(?:{name})", rf"block\1/{ours}")] if name else []
-    parts = "+".join(rf"block\1/attention/{name}" for name in ("query", "key", "value"))
-    rules += [(rf"{timm}\.attn\.qkv", parts), (rf"{torchvision}\.self_attention\.in_proj", parts)]
+        for prefix, name in zip((timm, torchvision, transformers), theirs, strict=True):
+            rules += [(rf"{prefix}\.(?:{name})", rf"block\1/{ours}")] if name else []
+    qkv = "+".join(rf"block\1/attention/{name}" for name in ("query", "key", "value"))
+    rules += [(rf"{timm}\.attn\.qkv", qkv), (rf"{torchvision}\.self_attention\.in_proj", qkv)]
     return rules, r"head|heads\.head|classifier|pooler"
 
 
@@ -146,7 +146,7 @@ def _bert(tensors: Tensors) -> tuple[Rules, str]:
     return rules, r"cls|classifier|pooler|qa_outputs"
 
 
-VGG_STAGES = {8: (1, 1, 2, 2, 2), 13: (2, 2, 3, 3, 3)}  # convolutions in all: of each stage
+VGG_STAGES = {8: (1, 1, 2, 2, 2), 13: (2, 2, 3, 3, 3)}  # number of convolutions -> convolutions per stage
 FAMILIES: dict[type[nn.Module], Family] = {
     VGG16: _vgg(lambda convs: VGG_STAGES.get(convs, ())),
     AlexNet: _alexnet,
