@@ -120,7 +120,7 @@ def test_every_config_takes_objectives_and_wrong_ones_are_told():
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("fusion", ["concat", "late_mean"])
+@pytest.mark.parametrize("fusion", ["concat", pytest.param("late_mean", marks=pytest.mark.thorough)])
 def test_modalities_are_scored_alone(rows, tmp_path, fusion):
     """By heads of their own, or by those that a decision-level strategy has."""
     made = config("ogm_ge", "unimodal", fusion=fusion)
@@ -280,7 +280,7 @@ AT_RANDOM = ("mixup", "cutmix", "modality_dropout")
     [
         ("mixup", "concat"),
         pytest.param("mixup", "late_mean", marks=pytest.mark.thorough),
-        ("cutmix", "concat"),
+        pytest.param("cutmix", "concat", marks=pytest.mark.thorough),
         ("modality_dropout", "concat"),
     ],
 )

@@ -39,17 +39,23 @@ def test_cases_are_valid_configs(locations: list[str]):
 
 
 @pytest.mark.process
-def test_runs_survive_kills_flips_nan_and_failing_writes(
-    locations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "count"),
+    [  # test_resume.py kills runs, and test_recovery.py plants NaN, too
+        pytest.param(faults.kills, 1, marks=pytest.mark.thorough),
+        (faults.bit_flips, 3),
+        pytest.param(faults.nan_planted, 2, marks=pytest.mark.thorough),
+        (faults.failing_writes, 2),
+    ],
+)
+def test_runs_survive(
+    fault: Callable[..., Any], count: int, locations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(faults, "CASES", [runs.SHORTEST])
-    for fault, count in ((faults.kills, 1), (faults.bit_flips, 3), (faults.nan_planted, 2), (faults.failing_writes, 2)):
-        folder = tmp_path / fault.__name__
-        folder.mkdir()
-        outcomes = list(fault(count, folder, locations))
-        assert len(outcomes) >= count and failures(outcomes) == [], fault.__name__
-    # the preloaded library covers Python's files and those of Orbax's writer
-    assert int(re.search(r"call \d+ of (\d+)", outcomes[0][1])[1]) > 20
+    outcomes = list(fault(count, tmp_path, locations))
+    assert len(outcomes) >= count and failures(outcomes) == []
+    if fault is faults.failing_writes:  # the preloaded library covers Python's files and those of Orbax's writer
+        assert int(re.search(r"call \d+ of (\d+)", outcomes[0][1])[1]) > 20
 
 
 @pytest.mark.process
