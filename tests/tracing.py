@@ -49,6 +49,6 @@ def once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (start, restore, replay):
             patch.setattr(module, "build_setup", shared_setup)
-        for name in ("train_step", "eval_step"):
+        for name in ("compile_train_step", "compile_eval_step"):
             patch.setattr(TrainSetup, name, shared_step(name))
         yield

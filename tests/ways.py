@@ -99,7 +99,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
 def _steps(config: ConfigDict, dataset: Dataset, setup: TrainSetup) -> dict[str, np.ndarray]:
     k = max(1, config.parallel.steps_per_call)
     drawn = share(setup.init_sharded(config.seed))
-    state, run_train = setup.init_state(config.seed), setup.train_step()
+    state, run_train = setup.init_state(config.seed), setup.compile_train_step()
     rates = setup.partitioner.replicate(np.full(k, config.optim.learning_rate, np.float32))
     losses, ids = [], []
     for own, devices in read_calls(dataset.splits["train"], config, setup, first=0, k=k):
@@ -108,7 +108,7 @@ def _steps(config: ConfigDict, dataset: Dataset, setup: TrainSetup) -> dict[str,
         ids += [batch.id for batch in own]
     leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
     result = {jax.tree_util.keystr(path): setup.partitioner.to_host(x) for path, x in leaves}
-    rows = collect(setup.eval_step(), state, dataset.splits["test"], setup, batch_size=config.batch_size)
+    rows = collect(setup.compile_eval_step(), state, dataset.splits["test"], setup, batch_size=config.batch_size)
     scores = score(rows, setup.tasks)
     return result | {
         "held": np.array([drawn, share(state)]),

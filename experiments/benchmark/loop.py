@@ -43,7 +43,7 @@ def loop_overhead() -> list[dict[str, Any]]:
 
 def _step_rate(config: Any, dataset: datasets.Dataset) -> float:
     setup = build_setup(config, dataset)
-    state, call = setup.init_state(config.seed), setup.train_step()
+    state, call = setup.init_state(config.seed), setup.compile_train_step()
     batch = next(pipeline.train_batches(dataset.splits["train"], seed=0, batch_size=config.batch_size, first=0, last=1))
     resident, rates = (setup.partitioner.put_batch(batch),), setup.partitioner.replicate(np.array([1e-3], np.float32))
     state, metrics = call(state, resident, rates)

@@ -38,7 +38,7 @@ class TargetConfig(Choice):
 class DataConfig:
     """The dataset, its splits, and what is read from it."""
 
-    name: str = key("", "a TFDS name, or pair:FIRST+SECOND:by=label|index")
+    name: str = key("", "a TFDS name, pair:FIRST+SECOND:by=label|index, or package.module:Class of a TFDS builder")
     fallback_name: str = key("", "the dataset to use where `name` cannot be prepared; the result says which was used")
     dir: str = key("", "where datasets are prepared; empty: TFDS's default", resume="resource")
     manual_dir: str = key("", "folder of archives fetched by hand, used before any download", resume="resource")
@@ -46,7 +46,11 @@ class DataConfig:
     valid: str = key("", "TFDS split expression of the validation split; empty: held out from train")
     test: str = key("test", "TFDS split expression of the test split")
     valid_fraction: float = key(0.1, "share of train's groups that is held out for validation", below=1)
-    group: str = key("", "feature whose rows stay on one side of the held-out split; empty: each row is its own group")
+    group: str = key(
+        "",
+        "rows with the same value of this feature are all in train or all in the held-out valid split; unused where "
+        "`valid` is set; empty: each row by itself, of a pair those with the same second row together",
+    )
     memory_gb: float = key(
         4.0, "a split that takes more memory once decoded is streamed instead", unit="GB", resume="resource"
     )
@@ -109,7 +113,11 @@ class OptimConfig(Choice):
 
     name: str = key("adamw", "the optimizer")
     learning_rate: float = key(1e-3, "peak learning rate", above=0)
-    clip_norm: float = key(1.0, "bound of the global gradient norm; 0: no clipping")
+    clip_norm: float = key(
+        1.0,
+        "bound of the gradient norm: of the model, of auxiliary modules and probes, and of frozen encoders, each by "
+        "its own norm; 0: no clipping",
+    )
     accumulate: int = key(1, "micro-batches that a batch is split into", minimum=1)
     schedule: ScheduleConfig = section(ScheduleConfig, "the learning-rate schedule")
     options: Options = options("what the optimizer reads, see `mmfusion/optim/optimizers.py`")

@@ -180,7 +180,7 @@ class TrainedModel:
 
     @functools.cached_property
     def _eval_step(self) -> Callable[..., dict[str, Any]]:
-        return self._run.setup.eval_step()
+        return self._run.setup.compile_eval_step()
 
     @functools.cached_property
     def _inspect_step(self) -> Callable[..., dict[str, Any]]:

@@ -44,7 +44,7 @@ class Freezing:
         never = self._fill(params, dict.fromkeys(self.always, True))
         return jax.tree.map(lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x, dict(params), never)
 
-    def restore(self, old: Mapping[str, Any], new: Mapping[str, Any], step: jax.Array) -> Mapping[str, Any]:
+    def keep_frozen(self, old: Mapping[str, Any], new: Mapping[str, Any], step: jax.Array) -> Mapping[str, Any]:
         """Returns the new batch statistics, but the old ones of what is frozen at `step`."""
         return jax.tree.map(jnp.where, self.frozen_mask(new, step), old, new) if self else new
 

@@ -29,7 +29,7 @@ def collect(
     """Runs a whole split through the model.
 
     Args:
-      run_eval: what `TrainSetup.eval_step` returned.
+      run_eval: what `TrainSetup.compile_eval_step` returned.
       state: anything with `params` and `batch_stats` on the devices.
       split: the rows.
       setup: of the run.

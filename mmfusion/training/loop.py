@@ -37,23 +37,24 @@ def train(
       FloatingPointError: too many steps in a row were bad; `wrong.json` in the directory names them.
       Preempted: SIGTERM came; the run is saved, and the same command continues it.
     """
-    started, bad_steps = time.monotonic(), None
+    started, bad_steps = time.monotonic(), None  # the bad steps before which the next attempt starts
     with preemption.stop_on_sigterm() as stop, run_directory(workdir, config) as directory:
-        typed = fields.read(config)
-        dataset = dataset or datasets.load(typed.data, seed=typed.seed)
-        while True:
+        run_config = fields.read(config)
+        dataset = dataset or datasets.load(run_config.data, seed=run_config.seed)
+        while True:  # once, and once more after each roll-back
             attempt = start_run(config, directory, dataset, started=started, profile=profile, bad_steps=bad_steps)
             try:
                 with attempt as run:
                     if not isinstance(run, TrainRun):  # it had finished before
                         return run
-                    train_step = run.setup.train_step()
-                    for call in run.calls():
-                        rates = run.setup.partitioner.replicate(call.rates)
-                        with jax.transfer_guard("disallow"):
-                            state, metrics = train_step(run.state, call.device_batches, rates)
-                        run.after(call, state, metrics)
-                        run.validate_and_save(stop)
+                    take_steps = run.setup.compile_train_step()
+                    for call in run.calls():  # of K steps each
+                        learning_rates = run.setup.partitioner.replicate(call.learning_rates)  # [K]
+                        with jax.transfer_guard("disallow"):  # a hidden transfer would wait for the device
+                            state, metrics = take_steps(run.state, call.device_batches, learning_rates)
+                        run.advance(call, state, metrics)
+                        run.validate_and_save_if_due(stop)
                     return run.test()
             except recovery.TooManyBadSteps as error:
-                bad_steps = recovery.roll_back_or_raise(error, directory, typed, dataset)
+                recovery.check_may_roll_back(error, directory, run_config, dataset)
+                bad_steps = error

@@ -72,17 +72,10 @@ def summary(error: TooManyBadSteps) -> str:
     return f"{problem} in the {last - error.first + 1} updates up to step {last}"
 
 
-def roll_back_or_raise(
-    error: TooManyBadSteps, directory: RunDir, config: RunConfig, dataset: Dataset
-) -> TooManyBadSteps:
-    """Returns the error where the run may roll back once more.
-
-    Raises:
-      FloatingPointError: it may not; the bad steps are written to `wrong.json`.
-    """
-    if error.rollbacks < config.recovery.rollbacks:
-        return error
-    raise FloatingPointError(report(error, directory, config, dataset.splits["train"])) from error
+def check_may_roll_back(error: TooManyBadSteps, directory: RunDir, config: RunConfig, dataset: Dataset) -> None:
+    """Raises FloatingPointError unless the run may roll back once more; the bad steps are then in `wrong.json`."""
+    if error.rollbacks >= config.recovery.rollbacks:
+        raise FloatingPointError(report(error, directory, config, dataset.splits["train"])) from error
 
 
 def report(error: TooManyBadSteps, directory: RunDir, config: RunConfig, train: Split) -> str:

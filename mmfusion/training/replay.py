@@ -76,7 +76,10 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
         host=partitioner.host_index, hosts=partitioner.num_hosts, workers=run.data.workers,
     )  # fmt: skip
     recording = dataclasses.replace(setup.spec, optimizer=record_gradients(setup.spec.optimizer, gradients))
-    train_step, recording_step = setup.train_step(), dataclasses.replace(setup, spec=recording).train_step()
+    train_step, recording_step = (
+        setup.compile_train_step(),
+        dataclasses.replace(setup, spec=recording).compile_train_step(),
+    )
     losses, inputs = {}, {}
     for rows, batch in pipeline.to_device(batches, partitioner.put_batch):
         rates, last = progress.learning_rates(run, 1), progress.step + 1 == step
@@ -130,7 +133,7 @@ def record_gradients(
 
 
 def _losses(setup: TrainSetup, state: Any, batch: Batch) -> dict[int, float]:
-    rows = jax.device_get(setup.eval_step()(state.params, state.batch_stats, batch))
+    rows = jax.device_get(setup.compile_eval_step()(state.params, state.batch_stats, batch))
     total = np.sum([spec.weight * rows["loss"][task] for task, spec in setup.tasks.items()], axis=0)
     return {int(i): float(x) for i, x, weight in zip(rows["id"], total, rows["weight"], strict=True) if weight > 0}
 

@@ -34,8 +34,8 @@ def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, data
     """
     started, bad_steps = time.monotonic(), None
     with run_directory(workdir, config) as directory:
-        typed = configs.read(config)
-        dataset = dataset or datasets.load(typed.data, seed=typed.seed)
+        run_config = configs.read(config)
+        dataset = dataset or datasets.load(run_config.data, seed=run_config.seed)
         while True:
             try:
                 with start_run(config, directory, dataset, started=started, bad_steps=bad_steps) as run:
@@ -43,11 +43,12 @@ def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, data
                         return run
                     for call in run.calls():
                         state, metrics = yield run, call
-                        run.after(call, state, metrics)
-                        run.validate_and_save(stop)
+                        run.advance(call, state, metrics)
+                        run.validate_and_save_if_due(stop)
                     return run.test(alone=False)
             except recovery.TooManyBadSteps as error:
-                bad_steps = recovery.roll_back_or_raise(error, directory, typed, dataset)
+                recovery.check_may_roll_back(error, directory, run_config, dataset)
+                bad_steps = error
 
 
 def train_replicas(
@@ -92,7 +93,7 @@ def train_replicas(
                 compiled[len(runs)] = compile_step(runs[0].setup, len(runs))
             states = tuple(run.state for run in runs)
             batches = tuple(call.device_batches for call in calls)
-            rates = tuple(run.setup.partitioner.replicate(call.rates) for run, call in due.values())
+            rates = tuple(run.setup.partitioner.replicate(call.learning_rates) for run, call in due.values())
             with jax.transfer_guard("disallow"):
                 outputs = dict(zip(due, compiled[len(runs)](states, batches, rates), strict=True))
 

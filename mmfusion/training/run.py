@@ -31,8 +31,6 @@ from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.setup import TrainSetup
 from mmfusion.training.state import TrainState
 
-PLAIN_LINES = 100  # about so many plain lines of progress in a run's whole log
-
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -41,17 +39,17 @@ class Call:
     Attributes:
       batches: K host batches.
       device_batches: the same on the devices.
-      rates: learning rates `[K]` float32.
+      learning_rates: `[K]` float32.
     """
 
     batches: tuple[Batch, ...]
     device_batches: tuple[Batch, ...]
-    rates: np.ndarray
+    learning_rates: np.ndarray
 
 
 @dataclasses.dataclass
 class TrainRun:
-    """A run that takes steps: `for call in run.calls(): ...; run.after(...)`, then `run.test()`.
+    """A run that takes steps: `for call in run.calls(): ...; run.advance(...)`, then `run.test()`.
 
     Attributes:
       config, directory, dataset, setup: what it is made of; `config_values` is the config as JSON values.
@@ -86,7 +84,7 @@ class TrainRun:
     higher_is_better: bool
 
     def __post_init__(self):
-        self._eval_step = self.setup.eval_step()
+        self._eval_step = self.setup.compile_eval_step()
         self._resumed_at = time.monotonic() - self.progress.seconds
         self._first_step = self.progress.step
         if self.setup.spec.objectives.need_head_losses and not self.progress.head_losses:
@@ -98,8 +96,8 @@ class TrainRun:
         for host, device in read_calls(split, config, self.setup, first=self.progress.step, k=self.k):
             yield Call(host, device, self.progress.learning_rates(config, self.k))
 
-    def after(self, call: Call, state: TrainState, metrics: Any) -> None:
-        """Takes over the state after a call, and logs the metrics of the call before, which are ready by now.
+    def advance(self, call: Call, state: TrainState, metrics: Any) -> None:
+        """Advances the run to the state after a call, and logs the metrics of the call before, which are ready by now.
 
         Raises:
           TooManyBadSteps, UserError: see `Meter.flush` and `Saver.poll`.
@@ -108,7 +106,7 @@ class TrainRun:
         if not first_call:
             self.meter.flush()
             self.saver.poll()
-        self.meter.hold(self.progress.step, metrics, call.rates, call.batches)
+        self.meter.hold(self.progress.step, metrics, call.learning_rates, call.batches)
         self.progress.step += self.k
         if self.profile and self.setup.partitioner.host_index == 0:
             self.trace.after_call(metrics)
@@ -118,7 +116,7 @@ class TrainRun:
                 self.progress.seconds_to_first_step = time.monotonic() - self.started
             self.meter.start(self.progress.step)
 
-    def validate_and_save(self, stop: threading.Event) -> None:
+    def validate_and_save_if_due(self, stop: threading.Event) -> None:
         """Validates and saves where the step is due for it, or where the run is asked to stop.
 
         Raises:

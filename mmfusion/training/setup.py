@@ -83,11 +83,11 @@ class TrainSetup:
         """The pure `(state, batch, learning_rate) -> (state, metrics)`."""
         return functools.partial(train_step, spec=self.spec)
 
-    def train_step(self) -> Callable[..., Any]:
+    def compile_train_step(self) -> Callable[..., Any]:
         """Returns the compiled `(state, batches, learning_rates) -> (state, metrics)`."""
         return self.partitioner.compile_train(self.step, self.state_shapes())
 
-    def eval_step(self) -> Callable[..., Any]:
+    def compile_eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
         return self.partitioner.compile_eval(functools.partial(
             eval_step, model=self.model, tasks=self.tasks, preprocess=self.spec.preprocess,

@@ -26,14 +26,15 @@ class StepSpec:
     """What a train step is made of, beside its state.
 
     Attributes:
-      model, optimizer: the optimizer's update takes the extra argument `step`.
+      model: encoders, fusion and heads.
+      optimizer: clips the gradients and computes the updates; its update takes the extra argument `step`.
       objectives: loss terms, measures, loss weights and batch transforms.
       preprocess: `(batch, key or None) -> batch`: augmentation and normalisation.
       freezing: which encoders do not learn.
       spike_threshold: see `skip_step.is_spike`; 0 judges no spikes.
       micro_batches: how many the rows are split into.
-      unroll: write the micro-batches out, or scan them.
-      axis_name: of the devices under `pmap`; None under `jit`, where the compiler sums.
+      unroll: unroll the loop over micro-batches instead of scanning it.
+      axis_name: the axis of the devices under `pmap`; None under `jit`, where the compiler inserts the sums.
     """
 
     model: nn.Module
@@ -59,7 +60,7 @@ def train_step(
     Args:
       state: before the step.
       batch: this device's rows under `pmap`, all rows under `jit`.
-      learning_rate: scalar float32.
+      learning_rate: scalar float32; an argument, so that a schedule does not recompile the step.
       spec: what the step is made of.
 
     Returns:
@@ -69,40 +70,43 @@ def train_step(
     objectives, sum_over_devices = spec.objectives, spec.sum_over_devices
     batch = spec.preprocess(batch, rng.key(state.seed, "augment", state.step))
     batch = objectives.transform_batch(batch, state.seed, state.step)
-    counts = sum_over_devices(objectives.counts(batch))
+    counts = sum_over_devices(objectives.counts(batch))  # the denominator of each term
 
     def loss_fn(params: Any, batch_stats: Any, rows: Batch) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        shares = {"mix": rows.mix["features"]} if "features" in rows.mix else {}
         rngs = {"dropout": rng.key(state.seed, "dropout", state.step)}
-        variables = {"params": spec.freezing.stop_gradient(params), "batch_stats": batch_stats}
-        variables["rows"] = {"id": rows.id} | shares
+        mixed = {"mix": rows.mix["features"]} if "features" in rows.mix else {}
+        variables = {
+            "params": spec.freezing.stop_gradient(params),
+            "batch_stats": batch_stats,
+            "rows": {"id": rows.id, **mixed},  # what dropout and the mixing of features depend on
+        }
         outputs, updated = spec.model.apply(variables, rows, train=True, rngs=rngs, mutable=["batch_stats"])
         context = Context(rows, outputs, params, counts)
-        # A batch without weight has loss 0, not NaN.
+        # These rows' share of each mean; a term without a count is a sum. A batch without weight has loss 0, not NaN.
         means = {t.name: t.total(context) / jnp.maximum(counts.get(t.name, 1.0), 1e-9) for t in objectives.terms}
         loss = weighted_sum(objectives.coefficients(state.loss_weights, params), means)
         return loss, (updated.get("batch_stats", {}), {"loss": loss, **means})
 
-    grads, batch_stats, stats = micro_batching.sum_gradients(
+    grads, batch_stats, means = micro_batching.sum_gradients(
         loss_fn, state.params, state.batch_stats, batch,
         count=spec.micro_batches, group=objectives.group, unroll=spec.unroll,
     )  # fmt: skip
-    grads, stats = sum_over_devices((grads, stats))
-    grads = objectives.transform_gradients(grads, stats, state.seed, state.step)
+    grads, means = sum_over_devices((grads, means))  # batch normalisation has summed its statistics itself
+    grads = objectives.transform_gradients(grads, means, state.seed, state.step)
     grad_norm = optax.tree.norm(grads)
     opt_state = optax.tree.set(state.opt_state, learning_rate=learning_rate)
     updates, opt_state = spec.optimizer.update(grads, opt_state, state.params, step=state.step)
     coefficients = objectives.coefficients(state.loss_weights, state.params)
     after = state.replace(
         params=optax.apply_updates(state.params, updates),
-        batch_stats=spec.freezing.restore(state.batch_stats, batch_stats, state.step),
+        batch_stats=spec.freezing.keep_frozen(state.batch_stats, batch_stats, state.step),
         opt_state=opt_state,
-        loss_weights=objectives.update_weights(state.loss_weights, stats, coefficients),
+        loss_weights=objectives.update_weights(state.loss_weights, means, coefficients),
     )
-    after, loss_history, skipped = skip_step.guard(
-        state, after, state.loss_history, stats["loss"], grad_norm, spec.spike_threshold
+    after, loss_history, skipped = skip_step.guard(  # a bad step leaves the state as it was, and counts as a step
+        state, after, state.loss_history, means["loss"], grad_norm, spec.spike_threshold
     )
     weight, ids = sum_over_devices((jnp.sum(batch.weight), digest(batch.id)))
-    metrics = {"loss": stats["loss"], "grad_norm": grad_norm, "weight": weight, "ids": ids, **skipped}
-    metrics |= objectives.metrics(stats, state.loss_weights, state.params)
+    metrics = {"loss": means["loss"], "grad_norm": grad_norm, "weight": weight, "ids": ids, **skipped}
+    metrics |= objectives.metrics(means, state.loss_weights, state.params)
     return after.replace(step=state.step + 1, loss_history=loss_history), metrics

@@ -29,7 +29,7 @@ def trained(tiny_config, tmp_path_factory):
 def opened(trained):
     """That run, opened, its compiled evaluation step, and the test rows' results with every modality."""
     run = open_run(trained[0], ["test"])
-    run_eval = run.setup.eval_step()
+    run_eval = run.setup.compile_eval_step()
     return run, lambda split, modalities=None, batch_size=16: collect(
         run_eval, run.state, split, run.setup, batch_size=batch_size, modalities=modalities
     )

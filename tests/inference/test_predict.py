@@ -19,7 +19,7 @@ def run(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
     train(tiny_config("fusion=concat"), workdir)
     opened = open_run(workdir, ["test"])
-    split, run_eval = opened.dataset.splits["test"], opened.setup.eval_step()
+    split, run_eval = opened.dataset.splits["test"], opened.setup.compile_eval_step()
     expected = {
         kept: softmax(
             collect(run_eval, opened.state, split, opened.setup, batch_size=16, modalities=kept)["logits"]["label"][

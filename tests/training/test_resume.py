@@ -181,7 +181,7 @@ def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (TrainSetup, "train_step", 1),  # what is compiled
+        (TrainSetup, "compile_train_step", 1),  # what is compiled
         (run, "score", 4),  # validation
         (Checkpoints, "save", 3),
     ],

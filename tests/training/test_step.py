@@ -33,7 +33,7 @@ class Step:
                 config.optim = synthetic.defaults.optimizer(**optimizer)
         self.dataset = synthetic.dataset(config, {"train": 64})
         self.setup: TrainSetup = build_setup(config, self.dataset)
-        self.run = self.setup.train_step()
+        self.run = self.setup.compile_train_step()
         self.batch: Batch = self.dataset.splits["train"].take(np.array([*range(4, 16), -1, -1, -1, -1]))
 
     def __call__(self, state: Any, batch: Batch, rate: float = 0.3) -> tuple[Any, dict[str, float]]:
@@ -94,7 +94,7 @@ def test_a_padded_batch_is_the_batch_without_its_padding(step: Step):
 
 def test_loss_is_the_weighted_sum_over_the_sum_of_weights(step: Step):
     state, batch = step.begin(), step.batch
-    outputs = step.setup.eval_step()(state.params, state.batch_stats, step.setup.partitioner.put_batch(batch))
+    outputs = step.setup.compile_eval_step()(state.params, state.batch_stats, step.setup.partitioner.put_batch(batch))
     logits, labels = np.float64(outputs["logits"]["label"]), batch.targets["label"]
     smooth = 0.9 * np.eye(3)[labels] + 0.1 / 3
     weights = batch.weight * np.array([1.0, 3.0, 0.5])[labels]

@@ -57,7 +57,7 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
     probe = Probe(run, metric)
     encoded = probe.encode(sample_rows(run.dataset.splits["test"], ROWS))
     raw = sample_rows(run.dataset.splits["test"], CORRUPTED)
-    run_eval = run.setup.eval_step()
+    run_eval = run.setup.compile_eval_step()
     whole = {split: _whole(run, run_eval, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
     subsets = {kept: probe.value(scored) for kept, scored in _subsets(probe, run_eval, whole["test"])}
@@ -93,7 +93,7 @@ def step_cost(run: Run) -> dict[str, float | None]:
     batch = jax.tree.map(lambda x: np.resize(x, (run.config.batch_size, *x.shape[1:])), run.setup.example)
     partitioner = run.setup.partitioner
     rates = partitioner.replicate(np.zeros(1, np.float32))
-    lowered = run.setup.train_step().lower(run.state, (partitioner.put_batch(batch),), rates)
+    lowered = run.setup.compile_train_step().lower(run.state, (partitioner.put_batch(batch),), rates)
     flops = (lowered.cost_analysis() or {}).get("flops")
     share = partitioner.num_devices if partitioner.mode == "pmap" else 1  # that is a program of one device's rows
     memory = lowered.compile().memory_analysis()

@@ -42,7 +42,7 @@ def test_two_halves_are_the_whole(trained):
     encoded = probe.encode(raw)
     assert {m: x.shape[2] for m, x in encoded.inputs.items()} == {"image": 8, "text": 8}
     batch = run.setup.partitioner.put_batch(jax.tree.map(np.asarray, raw))
-    whole = jax.device_get(run.setup.eval_step()(run.state.params, run.state.batch_stats, batch))
+    whole = jax.device_get(run.setup.compile_eval_step()(run.state.params, run.state.batch_stats, batch))
     np.testing.assert_allclose(probe.fuse(encoded)["logits"]["label"], whole["logits"]["label"], atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_subsets_are_what_evaluation_says_of_them(trained):
     run = open_run(workdir, ["test"])
     found = probe_run(workdir)["subsets"]
     assert set(found) == {"", "image", "text", "image+text"}
-    run_eval = run.setup.eval_step()
+    run_eval = run.setup.compile_eval_step()
     for names, value in found.items():
         kept = tuple(filter(None, names.split("+")))
         rows = collect(run_eval, run.state, run.dataset.splits["test"], run.setup, batch_size=16, modalities=kept)
