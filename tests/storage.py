@@ -1,6 +1,6 @@
 """A local emulator of Google Cloud Storage: the part of its JSON API that gcsfs and TensorStore use.
 
-Every object has a generation, and a request for another generation fails, as in the original.
+Every object has a generation, and a request for another generation fails, as in the real service.
 """
 
 import itertools

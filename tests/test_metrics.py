@@ -64,7 +64,7 @@ def test_classification_metrics_match_their_formulas():
     assert scores["confusion"] == counts
 
 
-def test_classification_metrics_of_missing_classes():
+def test_classification_metrics_handle_missing_classes():
     logits, targets = LOGITS.copy(), np.where(TARGETS == 2, 0, TARGETS)
     logits[:, 3] = -9  # class 3 is never predicted, class 2 is never a target, class 4 is neither
     predictions, padded = logits.argmax(1), np.pad(logits, ((0, 0), (0, 1)), constant_values=-99)
@@ -78,13 +78,13 @@ def test_classification_metrics_of_missing_classes():
     assert scores["auroc"] == pytest.approx(np.mean(ordered), rel=1e-12)
 
 
-def test_classification_auroc_of_two_classes_with_ties():
+def test_classification_auroc_counts_ties_as_one_half():
     logits, targets = LOGITS[:, :2].round(), TARGETS % 2  # rounding makes ties
     expected = pairs_in_order(targets == 1, logits[:, 1] - logits[:, 0])
     assert metrics.classification(logits, targets, ONES)["auroc"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_ece_of_known_confidences():
+def test_ece_matches_known_confidences():
     """At confidence p the error is 0 for accuracy p, and p for accuracy 0."""
     logits = np.tile([np.log(0.75), np.log(0.25)], (100, 1))
     targets = np.arange(100) % 4 == 0
@@ -167,7 +167,7 @@ def test_multilabel_undefined_metrics_are_none_or_skipped():
 
 
 @pytest.mark.parametrize("positive", [0, 1])
-def test_metrics_of_a_single_label_or_class(positive: int):
+def test_metrics_handle_a_single_label_or_class(positive: int):
     one = metrics.multilabel(LOGITS[:, :1], np.full((200, 1), positive), ONES)
     expected = precision_recall_f1(np.full(200, positive == 1), LOGITS[:, 0] > 0)
     assert [one["per_class"][name] for name in ("precision", "recall", "f1")] == [[value] for value in expected]
@@ -185,7 +185,7 @@ def test_regression_equals_scikit_learn():
     assert scores["pearson"] == pytest.approx(centred / 200 / predictions.std() / targets.std())
 
 
-def test_regression_of_known_predictions():
+def test_regression_metrics_match_known_predictions():
     targets = np.arange(5)
     exact = metrics.regression(targets.astype(float), targets, np.ones(5))
     assert exact == {"mae": 0, "rmse": 0, "r2": 1, "pearson": pytest.approx(1), "spearman": pytest.approx(1)}

@@ -130,7 +130,7 @@ def test_baselines_select_in_the_direction_of_the_metric(monkeypatch, metric, be
     assert per_value[0].metric == ("r2" if metric == "r2" else "rmse")
 
 
-def test_baselines_of_regression_and_multilabel_targets():
+def test_baselines_support_regression_and_multilabel_targets():
     found = baselines(dataset(lambda bright, word: (3 * bright).astype(np.float32), "regression", 1), "label", "r2")
     scores = {(one.name, one.modalities): one.test for one in found}
     assert scores["ridge", ("image",)] > 0.95
@@ -259,14 +259,12 @@ def test_baselines_reject_unknown_names_and_absent_modalities():
     [(lambda bright, word: bright, "unique_1"), (lambda bright, word: bright ^ word, "synergy")],
     ids=["unique", "synergy"],
 )
-def test_information_decomposition_of_feature_clusters(label, dominant, monkeypatch):
+def test_information_decomposition_of_datasets_finds_the_dominant_part(label, dominant, monkeypatch):
     monkeypatch.setattr(pid, "CLUSTERS", 2)
     data = dataset(label)
     tokens = data.splits["train"].arrays.inputs["text"]
-    inputs = {
-        **data.splits["train"].arrays.inputs,
-        "text": np.repeat(tokens[:, 3:], 4, axis=1),
-    }  # only the informative token
+    # Only the informative token.
+    inputs = {**data.splits["train"].arrays.inputs, "text": np.repeat(tokens[:, 3:], 4, axis=1)}
     data = replace_arrays(data, "train", inputs=inputs)
     found, baseline = pid.of_dataset(data, "label")
     bits = dataclasses.asdict(found)

@@ -288,12 +288,12 @@ def test_optimizer_options_change_the_update(name: str, option: str):
 
 def learning_rates(name: str, options: dict[str, Any]) -> list[float]:
     """Returns the learning rates of 40 steps with a score, higher is better, that is constant but for one increase."""
-    config, plateau, learning_rates = {"name": name, **options}, optim.plateau_start(), []
+    config, plateau, rates = {"name": name, **options}, optim.plateau_start(), []
     for step in range(40):
-        learning_rates.append(optim.learning_rate(config, 1.0, step, 40, plateau["scale"]))
+        rates.append(optim.learning_rate(config, 1.0, step, 40, plateau["scale"]))
         if name == "plateau" and step % 2:
             plateau = optim.plateau_update(plateau, 0.5 + 0.001 * (step == 21), config, higher_is_better=True)
-    return learning_rates
+    return rates
 
 
 CHANGED = {"warmup_steps": 8, "end_factor": 0.5, "boundaries": (0.2,), "factor": 0.3, "patience": 2, "min_delta": 0.1}

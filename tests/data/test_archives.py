@@ -107,9 +107,8 @@ def test_archive_locate_uses_manual_dir_or_downloads_once(archive, tmp_path, mon
     declared, path = archive
     with_url = dataclasses.replace(declared, url=pathlib.Path(path).as_uri())
     (tmp_path / "manual").mkdir()
-    downloaded = archives.locate(
-        with_url, manager(tmp_path, tmp_path / "manual")
-    )  # downloaded, because the directory is empty
+    # Downloaded, because the directory is empty.
+    downloaded = archives.locate(with_url, manager(tmp_path, tmp_path / "manual"))
     assert downloaded == str(tmp_path / "downloads" / "a.zip")
     assert pathlib.Path(downloaded).read_bytes() == pathlib.Path(path).read_bytes()
     monkeypatch.setattr(archives, "download", lambda *_: pytest.fail("downloaded again"))

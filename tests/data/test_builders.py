@@ -52,7 +52,7 @@ def small_easy_vqa(tmp_path, monkeypatch):
     return path
 
 
-def test_easy_vqa_rows_of_a_small_archive(small_easy_vqa, tmp_path):
+def test_easy_vqa_prepares_a_small_archive(small_easy_vqa, tmp_path):
     builder = prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
     read = sorted(rows(builder, "train"), key=lambda row: row["id"])
     assert [row["question"] for row in read] == [f"is this {i}?".encode() for i in range(6)]
@@ -137,7 +137,7 @@ def small_av_digits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["clean", "hard"])
-def test_av_digits_rows_of_a_small_archive(variant, small_av_digits, tmp_path):
+def test_av_digits_prepares_a_small_archive(variant, small_av_digits, tmp_path):
     folder, audio, images = small_av_digits
     builder = prepare(f"av_digits/{variant}", tmp_path / "data", folder)
     read = {split: rows(builder, split) for split in SPLITS}
@@ -227,9 +227,8 @@ def test_real_av_digits_images_keep_a_quarter_of_their_energy():
     kept = centred - centred @ removed @ removed.T
     assert 0.24 < np.sum(kept**2) / np.sum(centred**2) <= 0.25
     degraded = np.stack([degrade.remove(p, mean, removed) for p in images]).reshape(len(images), -1).astype(float)
-    assert (
-        0.2 < np.var(degraded, axis=0).sum() / np.sum(centred**2) * len(images) < 0.25
-    )  # clipping removes some energy
+    # Clipping removes some energy.
+    assert 0.2 < np.var(degraded, axis=0).sum() / np.sum(centred**2) * len(images) < 0.25
 
 
 def test_real_av_digits_recordings_have_the_documented_snr():

@@ -74,9 +74,8 @@ def test_fallback_is_used_when_the_official_data_is_unavailable(small_cifar_imdb
     output = capsys.readouterr().out
     assert f"{cifar_imdb.ARCHIVES} in place of {cifar_imdb.TFDS}: dataset 'cifar10' is not prepared yet" in output
     with monkeypatch.context() as patch:
-        patch.setattr(
-            sources, "available_name", lambda *_, **__: cifar_imdb.TFDS
-        )  # as if it was prepared in the meantime
+        # As if it was prepared in the meantime.
+        patch.setattr(sources, "available_name", lambda *_, **__: cifar_imdb.TFDS)
         assert (
             datasets.load(configs.read(config).data, seed=0, splits=("test",), saved=dataset.saved()).name
             == cifar_imdb.ARCHIVES
@@ -106,7 +105,7 @@ def test_imdb_subset_keeps_the_official_splits(small_cifar_imdb, tmp_path):
         assert read[0]["group"] == read[1]["group"] != read[2]["group"]  # the same text
 
 
-def test_pair_source_joins_rows_by_index_within_a_class(small_cifar_imdb, tmp_path):
+def test_pair_source_by_index_wraps_around(small_cifar_imdb, tmp_path):
     source = sources.open_source(
         "pair:cifar10_images+imdb_subset:by=index", "train", data_dir=str(tmp_path / "data"),
         manual_dir=str(small_cifar_imdb), seed=0,

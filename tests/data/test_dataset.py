@@ -37,9 +37,8 @@ def test_holdout_split_depends_on_each_group_only():
     mask = dataset.holdout_split(groups, 0.2)
     reversed_mask = dataset.holdout_split(groups[::-1], 0.2)[::-1]
     np.testing.assert_array_equal(mask, reversed_mask)
-    np.testing.assert_array_equal(
-        mask[100:], dataset.holdout_split(groups[100:], 0.2)
-    )  # independent of the other groups
+    # Independent of the other groups.
+    np.testing.assert_array_equal(mask[100:], dataset.holdout_split(groups[100:], 0.2))
     assert mask[dataset.holdout_split(groups, 0.1)].all()  # a larger fraction contains the smaller one
 
 

@@ -130,7 +130,7 @@ def test_augment_crop_shifts_by_at_most_the_padding():
     assert {y for y, _ in shifts} == {x for _, x in shifts} == set(range(5))
 
 
-def test_rotate_by_multiples_of_90_degrees():
+def test_rotate_is_exact_for_multiples_of_90_degrees():
     pixels = IMAGES[0]
     np.testing.assert_allclose(image.rotate(pixels, 0.0), pixels, atol=1e-4)
     np.testing.assert_allclose(image.rotate(pixels, 90.0), np.rot90(pixels), atol=2e-3)

@@ -35,7 +35,7 @@ def graph(triples_file):
     return knowledge.from_triples(str(triples_file))
 
 
-def test_knowledge_graph_from_a_triples_file(graph):
+def test_knowledge_graph_is_read_from_a_triples_file(graph):
     assert graph.entities == ("sparrow", "bird", "house sparrow", "trout", "fish", "wings", "fresh water")
     assert graph.relations == ("is a", "has", "lives in")
     assert graph.triples == ((0, 0, 1), (2, 0, 0), (3, 0, 4), (1, 1, 5), (3, 2, 6))

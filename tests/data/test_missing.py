@@ -1,4 +1,4 @@
-"""Modality dropout in the training split: rate, determinism and invariants."""
+"""Simulated missing modalities (`data.missing`): rate, determinism and invariants."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,8 @@ IDS = np.arange(20_000)
 def test_keep_masks_drop_at_the_rate_but_never_the_last_modality():
     keep = keep_masks(IDS, ["text", "image"], 0.5)
     dropped = {m: 1 - keep[m].mean() for m in keep}
-    assert dropped == pytest.approx(
-        {"image": 0.5 - 0.125, "text": 0.5 - 0.125}, abs=0.01
-    )  # a quarter of the rows would lose both
+    # A quarter of the rows would lose both.
+    assert dropped == pytest.approx({"image": 0.5 - 0.125, "text": 0.5 - 0.125}, abs=0.01)
     assert (keep["image"] | keep["text"]).all()
     assert abs((keep["image"] & keep["text"]).mean() - 0.25) < 0.01
 

@@ -126,7 +126,7 @@ def test_graph_decode_pads_and_makes_edges_undirected(as_json):
     assert not x[3].any()
 
 
-def test_graph_decode_without_edges_and_with_a_weight_matrix():
+def test_graph_decode_accepts_no_edges_and_a_weight_matrix():
     x, _ = MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": []}, GRAPH, None)
     assert not x[:, 2:].any()
     weights = np.arange(9.0).reshape(3, 3)

@@ -103,9 +103,8 @@ def test_shapes_match_labels_are_correct(split):
     assert all(e.label == (parse(e.sentence) == e.scene[0]) for e in split_examples)
     mismatches = [np.not_equal(parse(e.sentence), e.scene[0]) for e in split_examples if not e.label]
     assert 0.65 < np.mean([sum(w) == 1 for w in mismatches]) < 0.8
-    assert (
-        min(np.sum([w for w in mismatches if sum(w) == 1], axis=0)) > len(mismatches) / 8
-    )  # every attribute is needed
+    # Every attribute is needed.
+    assert min(np.sum([w for w in mismatches if sum(w) == 1], axis=0)) > len(mismatches) / 8
 
 
 def test_shapes_held_out_combinations_are_only_in_test():

@@ -59,9 +59,8 @@ def test_synthetic_videos_move_in_the_labels_direction(label):
 def test_synthetic_audio_has_the_labels_pitch(label, rate):
     waveform = signals.audio(label, 6, rng(label), rate=rate)
     assert (waveform.shape, waveform.dtype) == ((rate,), np.int16)
-    pitch = np.argmax(
-        np.abs(np.fft.rfft(waveform.astype(float)))
-    )  # the bin is in Hz, because the audio lasts one second
+    # The bin is in Hz, because the audio lasts one second.
+    pitch = np.argmax(np.abs(np.fft.rfft(waveform.astype(float))))
     assert abs(6 * np.log(pitch / 200) / np.log(8) - label) < 0.25
 
 

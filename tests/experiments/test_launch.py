@@ -80,7 +80,7 @@ def test_train_tpu_run_passes_flags_unchanged(tmp_path: Path):
     assert (tmp_path / "mmfusion" / "status").read_text() == "75\n"
 
 
-def test_train_tpu_follow_status_fetch_and_delete_commands():
+def test_train_tpu_prints_follow_status_fetch_and_delete_commands():
     assert lines("train_tpu.sh", "follow", "t", **TPU) == [
         f"{SSH} --worker=0 '--command=tail -n 100 -F mmfusion/run.log'"
     ]

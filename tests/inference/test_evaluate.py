@@ -27,7 +27,7 @@ def trained(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened_run(trained):
-    """Returns the opened_run run, and a function that collects the results of a split."""
+    """Returns the opened run, and a function that collects the results of a split."""
     run = open_run(trained[0], ["test"])
     run_eval = run.setup.eval_step()
     return run, lambda split, modalities=None, batch_size=16: collect(

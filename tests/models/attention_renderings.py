@@ -177,7 +177,7 @@ def gat(p, x, names, layers, related=False):
                 )
             score = (h @ p[f"{layer}_to"][k])[:, None] + messages @ p[f"{layer}_from"][k]
             score = np.where(score > 0, score, 0.2 * score)
-            heads.append(np.array([softmax(row) @ m for row, m in zip(score, messages, strict=True)]))
+            heads.append(np.array([softmax(row) @ message for row, message in zip(score, messages, strict=True)]))
         mixed = np.concatenate(heads, axis=-1)
         nodes = nodes + np.where(mixed > 0, mixed, np.expm1(np.minimum(mixed, 0)))
     return pooled_features(p, nodes)

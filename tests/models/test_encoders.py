@@ -46,12 +46,11 @@ def test_encoder_satisfies_the_contract(case):
     assert real.dtype == bool
     np.testing.assert_array_equal(tokens[~real], 0.0)
     assert np.abs(tokens[real]).sum(axis=-1).min() > 0
+    # Key biases have no gradient, see `layers.Attention`.
     unused = {
         name
         for name, g in ((jax.tree_util.keystr(k), g) for k, g in jax.tree_util.tree_leaves_with_path(gradient))
-        if not (
-            np.abs(g).max() > 0 or name.endswith("['key']['bias']")
-        )  # key biases have no gradient, see `layers.Attention`
+        if not (np.abs(g).max() > 0 or name.endswith("['key']['bias']"))
     }
     assert not unused, "parameters without gradient"
 
@@ -286,20 +285,10 @@ EXCLUDED = ("project", "norm", "offsets", "embed")
     [
         ("waveform_cnn", {}, (1, 8000), EXCLUDED, M5),  # M5's "half a million"
         ("gcn", {"hidden": (16,)}, (1, 10, 1433 + 10), ("norm",), 23_063),  # Cora's 1,433 words, 7 classes
-        (
-            "graph_attention",
-            {"layers": 1, "heads": 8},
-            (1, 10, 1433 + 10),
-            EXCLUDED,
-            1433 * 64 + 2 * 64,
-        ),  # the first layer on Cora
-        (
-            "textcnn",
-            {"embedding": 300, "channels": 100},
-            (1, 10),
-            EXCLUDED,
-            360_300,
-        ),  # embeddings of size 300, 3 × 100 feature maps
+        # The first layer on Cora.
+        ("graph_attention", {"layers": 1, "heads": 8}, (1, 10, 1433 + 10), EXCLUDED, 1433 * 64 + 2 * 64),
+        # Embeddings of size 300, 3 × 100 feature maps.
+        ("textcnn", {"embedding": 300, "channels": 100}, (1, 10), EXCLUDED, 360_300),
         ("cnn3d", {**C3D, "time_strides": (1,) * 8, "norm": "none"}, (1, 16, 56, 56, 3), EXCLUDED, 27_655_936),  # C3D's
     ],
 )

@@ -49,7 +49,8 @@ def test_feature_fusion_satisfies_the_contract(name, count):
     for m in tokens:
         np.testing.assert_array_equal(to_tokens[m][~mask[m]], 0.0)
         gradient_norm = np.abs(to_tokens[m][mask[m]]).sum(axis=-1)
-        assert (gradient_norm.max() if name == "embracenet" else gradient_norm.min()) > 0  # it samples
+        # EmbraceNet may sample no feature from a token.
+        assert (gradient_norm.max() if name == "embracenet" else gradient_norm.min()) > 0
 
     # Padding has no influence.
     jax.tree.map(np.testing.assert_array_equal, step(variables, with_nan_padding(tokens, mask), mask)[1], fused)
@@ -67,9 +68,8 @@ def test_feature_fusion_satisfies_the_contract(name, count):
     assert change[2] < 1e-6
     for (query, key), attention in fused_absent.attention.items():
         assert attention.shape[:2] == (3, 1 if name == "attention_pool" else 2)
-        sizes = zip(
-            (query, key), attention.shape[2:], strict=True
-        )  # one token per modality for strategies of pooled features
+        # One token per modality for strategies of pooled features.
+        sizes = zip((query, key), attention.shape[2:], strict=True)
         assert all(n in ((tokens[k].shape[1], 1) if k in tokens else (n,)) for k, n in sizes)
         if m in (query, key):
             np.testing.assert_array_equal(attention[1], 0.0)
@@ -265,10 +265,11 @@ def test_embracenet_samples_each_feature_from_one_modality():
     fusion = make("embracenet")
     variables = random_variables(fusion, tokens, mask, train=False)
     sampled = fusion.apply({**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS).features
+    # Docked features of each modality.
     docked = [
         fusion.apply(variables, tokens, {m: mask[m] & (m == only) for m in mask}, train=False).features
         for only in tokens
-    ]  # docked features of each modality
+    ]
     selected = [np.isclose(sampled, x, atol=1e-6) for x in docked]
     assert np.logical_or.reduce(selected).all()
     assert all(one.any() for one in selected) and not any(one.all() for one in selected)

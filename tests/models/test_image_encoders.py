@@ -52,9 +52,8 @@ def test_bert_parameter_count_matches_the_published_one():
     encoder = ENCODERS["bert"](width=4, vocabulary=30_522, tokens="pooled")
     ids, mask = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), bool)
     params = jax.eval_shape(lambda x, m: encoder.init(jax.random.key(0), x, m, train=False), ids, mask)["params"]
-    bert_params = [
-        params[name] for name in params if name not in ("project", "norm")
-    ]  # the norm follows the projection
+    # The norm follows the projection.
+    bert_params = [params[name] for name in params if name not in ("project", "norm")]
     assert sum(leaf.size for leaf in jax.tree.leaves(bert_params)) == 109_482_240
 
 

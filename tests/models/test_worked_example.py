@@ -1,7 +1,7 @@
 """Convolution, ReLU, pooling, concatenation, dense layer and softmax against values computed by hand.
 
-The example follows an article on image and text fusion that explains its network this way. The article's own values were
-not available, and those of its convolution contain misprints; the values here are new.
+The example follows an article on image and text fusion that explains its network this way. Its own values were
+not available (its convolution contains misprints), so the values here are new.
 """
 
 import flax.linen as nn

@@ -209,7 +209,7 @@ def test_gradnorm_receives_global_losses_and_feature_gradients(rows):
 
     class RecordingGradNorm(GradNorm):
         def balance(self, weights, losses, norms):
-            return {"tasks": losses, "first": norms}  # what it was two_objectives, for us to see
+            return {"tasks": losses, "first": norms}  # returns its arguments for inspection
 
     def step(axis_name):
         objectives = dataclasses.replace(setup.spec.objectives, by_name={"gradnorm": RecordingGradNorm()})

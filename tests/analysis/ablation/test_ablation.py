@@ -32,9 +32,8 @@ def test_plan_crosses_methods_seeds_and_varied_values():
                for width in (8, 16)]  # fmt: skip
     assert {trial.method for trial in plan.trials} == set(methods)
     assert len(plan.trials) == 2 * 8 * 2
-    assert [trial.config["seed"] for trial in plan.trials] == [0] * 16 + [
-        1
-    ] * 16  # all of the first seed run first, so each strategy compiles once early
+    # All of the first seed run first, so each strategy compiles once early.
+    assert [trial.config["seed"] for trial in plan.trials] == [0] * 16 + [1] * 16
     for trial in plan.trials:
         assert trial.unimodal_baseline == ("alone" in trial.method)
         assert trial.hyperparameters == {"optim.learning_rate": trial.config["optim"]["learning_rate"]}

@@ -1,4 +1,4 @@
-"""Widths of equal cost: the exact width where one exists, else the nearest."""
+"""Widths of equal cost: the exact one where it exists, else the nearest, with the same data for every strategy."""
 
 import functools
 

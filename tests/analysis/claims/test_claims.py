@@ -60,7 +60,7 @@ def test_fusion_claim_helps_when_every_seed_agrees():
     assert made.best == "gmu" and not made.none
 
 
-def test_fusion_claim_hurts_and_inconclusive():
+def test_fusion_claim_hurts_or_is_inconclusive():
     baseline = row("image alone", around(0.7), unimodal_baseline=True)
     worse = claims([row("gmu", around(0.5)), baseline], [], {}, {}, "accuracy", higher=True)
     assert texts(worse, "fusion")[0].startswith("Fusion hurts")
@@ -139,7 +139,7 @@ def test_interaction_claim_compares_with_the_additive_projection(additive, text)
     assert text in texts(made, "interaction")[0]
 
 
-def test_modality_claims_of_permuted_and_missing_modalities():
+def test_modality_claims_cover_permuted_and_missing_modalities():
     found = make_probes("gmu", additive=0.9, permuted={"image": 0.4, "text": -0.0005})
     made = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     image, text = texts(made, "modality")
@@ -170,7 +170,7 @@ def test_noisy_effects_are_not_negligible():
     assert "is not shown to rely on cross-modal interaction" in texts(made, "interaction")[0]
 
 
-def test_claims_without_scores_or_with_one_seed():
+def test_claims_are_empty_without_scores_or_with_one_seed():
     single = claims(
         [row("gmu", [0.9]), row("image alone", [0.1], unimodal_baseline=True)], [], {}, {}, "accuracy", higher=True
     )

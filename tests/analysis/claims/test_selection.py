@@ -96,9 +96,8 @@ def test_best_prefers_fewest_failures_then_validation():
     failing = selection.MethodResult("failing", False, {}, (), (0,), (1,), (0.99,), (0.99,), 1)
     assert selection.best([failing, b, a], higher=True) is a
     assert selection.best([failing, b, a], higher=False) is b
-    assert (
-        selection.best([failing, b, a], higher=True, fewest_failures_first=False) is failing
-    )  # as for a unimodal baseline
+    # As for a unimodal baseline.
+    assert selection.best([failing, b, a], higher=True, fewest_failures_first=False) is failing
 
 
 def test_selected_difference_corrects_for_the_selection():

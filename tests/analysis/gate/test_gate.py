@@ -17,9 +17,7 @@ SMALL = gate.Size(
     width=8, tokens=4, heads=2, batch=32, steps=300, learning_rate=1e-2, rows=1024, variants=("absent",)
 )  # the absent variant also contains padding
 BRIEF = dataclasses.replace(SMALL, steps=10)
-OPTIONS = {
-    "moe, top 1": known_answer.VARIANTS["moe, top 1"]
-}  # FiLM's 3×3 blocks are tested by their rendering and the command
+OPTIONS = {"moe, top 1": known_answer.VARIANTS["moe, top 1"]}  # FiLM's 3×3 blocks: see test_formulas and the command
 
 
 FIRST_OF_FAMILY = {kind.declares.family: name for name, kind in reversed(FUSIONS.items())}.values()

@@ -13,7 +13,7 @@ def test_joint_distribution_has_balanced_labels(modalities):
         np.testing.assert_allclose(table.sum(axis=tuple(range(modalities))), [0.5, 0.5])
 
 
-def test_bayes_rate_of_each_visible_modality():
+def test_bayes_rate_depends_on_the_visible_modalities():
     def rates(task, modalities=2):
         return [round(bayes_rate(task, modalities, 0.8, visible=visible), 6) for visible in ((), ("a",), ("b",), None)]
 
@@ -26,7 +26,7 @@ def test_bayes_rate_of_each_visible_modality():
     assert bayes_rate("unique_c", 3, 1.0, visible=("c",)) == 1.0
 
 
-def test_bayes_rate_with_absent_modalities():
+def test_bayes_rate_accounts_for_absent_modalities():
     # Both modalities are needed: present with probability 0.75² = 0.5625, else chance level.
     np.testing.assert_allclose(bayes_rate("synergy", 2, 1.0, absent=0.25), 0.5625 + 0.4375 / 2)
     # One modality suffices: both are absent with probability 1/16.

@@ -98,7 +98,7 @@ def test_corruptions_of_a_row_use_different_random_numbers(monkeypatch):
     assert np.mean(one == other) < 0.3
 
 
-def test_robustness_of_known_curves():
+def test_robustness_matches_the_areas_of_known_curves():
     x = np.linspace(0, 1, 11)
     assert relative_robustness(x, np.ones(11)) == pytest.approx(1)
     assert relative_robustness(x, 1 - x) == pytest.approx(0.5)

@@ -22,7 +22,7 @@ def test_shapley_values_are_mean_gains_over_all_orders():
         assert phi[m] == pytest.approx(np.mean(gains))
 
 
-def test_shapley_values_of_xor_copy_and_a_single_modality():
+def test_shapley_values_match_xor_copy_and_a_single_modality():
     xor = {(): 0.5, ("a",): 0.5, ("b",): 0.5, ("a", "b"): 1.0}
     copy = {(): 0.5, ("a",): 1.0, ("b",): 1.0, ("a", "b"): 1.0}
     single = {(): 0.5, ("a",): 1.0, ("b",): 0.5, ("a", "b"): 1.0}
@@ -79,7 +79,7 @@ TABLES = {  # redundant, unique 1, unique 2, synergy in bits
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_information_decomposition_of_known_gates(name):
+def test_information_decomposition_matches_known_gates(name):
     entries, expected = TABLES[name]
     table = np.zeros((2, 2, 4))
     for cell, probability in entries.items():

@@ -276,12 +276,11 @@ def test_examples_come_from_the_best_method_with_attention(tmp_path, monkeypatch
     assert not found.examples[0].modalities[0].heat and found.examples[0].modalities[1].absent
 
 
-def test_received_attention_and_patch_grid():
+def test_received_attention_excludes_self_attention():
     weights = {("text", "image"): np.array([[0.0, 1.0], [0.5, 0.5]]), ("image", "image"): np.eye(2)}
     view = ExampleView(0, "", "", {}, weights)
-    np.testing.assert_allclose(
-        example_views.received_attention(view, "image"), [0.25, 0.75]
-    )  # self-attention is excluded
+    # Self-attention is excluded.
+    np.testing.assert_allclose(example_views.received_attention(view, "image"), [0.25, 0.75])
     assert example_views.received_attention(view, "text") is None
     assert example_views.grid(16, (32, 32)) == (4, 4) and example_views.grid(48, (64, 48)) == (8, 6)
     assert example_views.grid(17, (32, 32)) is None and example_views.grid(2, (32, 32)) is None
