@@ -1,7 +1,7 @@
-"""Counts the lines to read for the train step and the loop, and the rooms and floors of the import graph.
+"""Counts the lines of the modules behind the train step and the loop, and the packages and layers of the import graph.
 
-`python -m tests.lines_to_read [FOLDER]` prints them for a checkout. All imports count, those
-inside functions too, but not those for type checkers alone.
+`python -m tests.lines_to_read [FOLDER]` prints the counts for a checkout. Imports inside functions are included, and
+imports under `TYPE_CHECKING` are not.
 """
 
 import ast
@@ -11,13 +11,13 @@ from pathlib import Path
 
 PACKAGES = ("mmfusion", "configs", "experiments")
 STEP, LOOP = "mmfusion.training.step", "mmfusion.training.loop"
-APART = ("mmfusion.data",)  # how examples become batches is another subject
+EXCLUDED = ("mmfusion.data",)  # the input pipeline
 
-Graph = dict[str, set[str]]  # a module or room, and those that it imports
+Graph = dict[str, set[str]]  # each module or package, and those that it imports
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Returns the file of every module of the packages, by its dotted name; a package's is its `__init__`."""
+    """Returns the file of every module by dotted name; the file of a package is its `__init__`."""
     found = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
@@ -37,7 +37,7 @@ def imported(path: Path, files: dict[str, Path]) -> set[str]:
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if node in type_checking:  # no import when the code runs
+        if node in type_checking:  # not imported at run time
             continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -50,16 +50,16 @@ def imported(path: Path, files: dict[str, Path]) -> set[str]:
 
 
 def import_graph(files: dict[str, Path]) -> Graph:
-    """Returns the imports of each module, without itself."""
+    """Returns the imports of each module, without self-imports."""
     return {name: imported(path, files) - {name} for name, path in files.items()}
 
 
-def to_read(start: str, graph: Graph, files: dict[str, Path]) -> set[str]:
-    """Returns a module and those that it imports, `APART` left out; for a package also what its `__init__` imports."""
+def modules_to_read(start: str, graph: Graph, files: dict[str, Path]) -> set[str]:
+    """Returns a module and those that it imports except `EXCLUDED`, including imports of package `__init__` files."""
     result, pending = {start}, list(graph[start])
     while pending:
         name = pending.pop()
-        if name not in result and not name.startswith(APART):
+        if name not in result and not name.startswith(EXCLUDED):
             result.add(name)
             if files[name].name == "__init__.py":
                 pending += graph[name]
@@ -67,14 +67,14 @@ def to_read(start: str, graph: Graph, files: dict[str, Path]) -> set[str]:
 
 
 def count_lines(names: Iterable[str], files: dict[str, Path]) -> int:
-    """Returns how many lines the modules have, blank lines and docstrings included."""
+    """Returns the number of lines of the modules, with blank lines and docstrings."""
     return sum(len(files[name].read_text().splitlines()) for name in names)
 
 
-def room(module: str, files: dict[str, Path]) -> str:
+def package_of(module: str, files: dict[str, Path]) -> str:
     """Returns the package of a module at the top two levels.
 
-    Modules beside the packages share one room, as `mmfusion.*`; the bare `mmfusion`, its public API, has another.
+    Modules beside the packages form one package, `mmfusion.*`; the bare `mmfusion`, its public API, is another.
     """
     first, *rest = module.split(".")
     if not rest:
@@ -83,32 +83,32 @@ def room(module: str, files: dict[str, Path]) -> str:
     return second if files[second].name == "__init__.py" else f"{first}.*"
 
 
-def room_graph(graph: Graph, files: dict[str, Path]) -> Graph:
-    """Returns which rooms import which; a package whose `__init__` imports nothing is no room of its own."""
-    rooms: Graph = {}
+def package_graph(graph: Graph, files: dict[str, Path]) -> Graph:
+    """Returns the imports between packages; a top-level package whose `__init__` imports nothing is left out."""
+    packages: Graph = {}
     for name, others in graph.items():
         if name.count(".") or others:
-            rooms.setdefault(room(name, files), set()).update(room(other, files) for other in others)
-    return {name: (others & rooms.keys()) - {name} for name, others in rooms.items()}
+            packages.setdefault(package_of(name, files), set()).update(package_of(other, files) for other in others)
+    return {name: (others & packages.keys()) - {name} for name, others in packages.items()}
 
 
-def floors(graph: Graph) -> list[list[str]]:
-    """Returns the nodes by floor, lowest first: each stands one above the highest that it imports.
+def layers(graph: Graph) -> list[list[str]]:
+    """Returns the nodes by layer, lowest first: each is one layer above the highest node that it imports.
 
     Raises:
-      ValueError: imports run in a circle; the message names its members.
+      ValueError: the imports are cyclic; the message lists the cycle.
     """
     remaining, result = dict(graph), []
     while remaining:
         lowest = sorted(name for name, others in remaining.items() if not others & remaining.keys())
         if not lowest:
-            raise ValueError(f"imports run in a circle: {' -> '.join(_circle(remaining))}")
+            raise ValueError(f"cyclic imports: {' -> '.join(_cycle(remaining))}")
         result.append(lowest)
         remaining = {name: others for name, others in remaining.items() if name not in lowest}
     return result
 
 
-def _circle(graph: Graph) -> list[str]:
+def _cycle(graph: Graph) -> list[str]:
     path = [min(graph)]
     while path[-1] not in path[:-1]:
         path.append(min(graph[path[-1]] & graph.keys()))
@@ -118,14 +118,14 @@ def _circle(graph: Graph) -> list[str]:
 def main(root: Path) -> None:
     files = modules(root)
     graph = import_graph(files)
-    step, loop = to_read(STEP, graph, files), to_read(LOOP, graph, files)
+    step, loop = modules_to_read(STEP, graph, files), modules_to_read(LOOP, graph, files)
     for title, names in (("step", step), ("loop", loop), ("both", step | loop)):
         print(f"{title}: {count_lines(names, files)} lines in {len(names)} modules")
-    rooms = room_graph(graph, files)
-    print(f"{len(rooms)} rooms:")
-    for number, names in enumerate(floors(rooms)):
-        print(f"  floor {number}: {', '.join(names)}")
-    print(f"modules on {len(floors(graph))} floors, no circle")
+    packages = package_graph(graph, files)
+    print(f"{len(packages)} packages:")
+    for index, names in enumerate(layers(packages)):
+        print(f"  layer {index}: {', '.join(names)}")
+    print(f"modules in {len(layers(graph))} layers, no cycle")
 
 
 if __name__ == "__main__":

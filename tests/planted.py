@@ -1,4 +1,4 @@
-"""Rows planted in place of a TFDS dataset, good and bad ones, and a tiny config that reads them."""
+"""Valid and invalid rows that replace a TFDS dataset, and a tiny config for them."""
 
 import io
 from typing import Any
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def config(modalities: str = "image+text+audio", tasks: str = "label", **changes: Any) -> ConfigDict:
-    """Returns a config of a few thousand parameters for `row`s; changes are by path, `__` for a dot."""
+    """Returns a config of a few thousand parameters for `row`s; keys of `changes` are paths with `__` for a dot."""
     result = defaults.get_config()
     with result.unlocked():
         result.data.modalities.image = defaults.modality("image", "image", size=(8, 8))
@@ -36,7 +36,7 @@ def config(modalities: str = "image+text+audio", tasks: str = "label", **changes
         result.model.encoders.image = defaults.encoder("image", "cnn", channels=(4,), strides=(4,))
         result.model.encoders.text = defaults.encoder("text", "bow", tokens="all")
         result.model.encoders.audio = defaults.encoder("audio", "logmel_cnn", channels=(4,), strides=(2,), mels=8)
-        result.model.fusion = defaults.fusion("mean")  # compiles soonest
+        result.model.fusion = defaults.fusion("mean")  # fastest to compile
         for task in tasks.split("+"):
             options = {"classes": 3} if task == "tags" else {}
             result.data.targets[task] = defaults.target(TASKS[task], task, **options)
@@ -47,26 +47,26 @@ def config(modalities: str = "image+text+audio", tasks: str = "label", **changes
     return result.lock()
 
 
-def picture(value: int) -> bytes:
+def png(value: int) -> bytes:
     """Returns a PNG of one colour."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def sound(value: float, samples: int = 100) -> bytes:
-    """Returns a WAV of 1000 samples a second, none where `samples` is 0."""
+def wav(value: float, samples: int = 100) -> bytes:
+    """Returns a sine wave as WAV bytes at 1000 Hz with `samples` samples."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.sin(np.arange(samples) * value), 1000, format="WAV")
     return buffer.getvalue()
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
-    """Returns a good row that says its number in every modality, with `changes`."""
+    """Returns a valid row that encodes its number in every modality, with `changes`."""
     return {
-        "image": picture(number % 200 + 20),
+        "image": png(number % 200 + 20),
         "text": f"row {number} number{number % 7}",
-        "audio": sound(0.1 + number / 50),
+        "audio": wav(0.1 + number / 50),
         "label": number % 2,
         "tags": [number % 3],
         "amount": np.float32(number / 10),
@@ -76,7 +76,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def plant(monkeypatch, names: dict[str, tuple[str, ...]] | None = None, **splits: list[dict[str, Any]]) -> None:
-    """Makes these rows the splits of the dataset `planted`; of another split or name there are none."""
+    """Makes the given rows the splits of the dataset `planted`, which has no other split."""
 
     def open_source(name: str, split: str, **_: Any) -> sources.Source:
         assert name == "planted"

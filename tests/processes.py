@@ -1,4 +1,4 @@
-"""Commands in processes that have imported JAX already: for a short command that is most of the time."""
+"""Commands in processes that have already imported JAX, because the import dominates a short command."""
 
 import multiprocessing
 import os
@@ -14,13 +14,13 @@ CONTEXT.set_forkserver_preload(["mmfusion.training.loop", "mmfusion.analysis.pro
 
 
 class Started:
-    """`python -m MODULE ARGUMENT ...` as it runs, with what the tests use of `subprocess.Popen`.
+    """A running `python -m MODULE ARGUMENT ...`, with the part of the `subprocess.Popen` interface that tests use.
 
     Args:
-      module: as after `python -m`, in the repository's root.
+      module: the module, run in the repository's root.
       argv: its arguments.
-      merged: both outputs are one text, as in a terminal.
-      environment: variables that it has beside this process's; those that JAX reads as it is imported come too late.
+      merged: whether stdout and stderr are one text, as in a terminal.
+      environment: variables added to this process's; those that JAX reads on import have no effect.
     """
 
     def __init__(self, module: str, argv: Sequence[str], *, merged: bool = False, **environment: str):
@@ -32,25 +32,25 @@ class Started:
         self._process.start()
 
     def poll(self) -> int | None:
-        """Returns its exit status, None while it runs."""
+        """Returns the exit status, or None while the process runs."""
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Sends it a signal."""
+        """Sends a signal to the process."""
         os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """Ends it, as by `kill -9`."""
+        """Kills the process, as `kill -9` does."""
         self._process.kill()
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        """Waits for its end and returns what it printed; raises TimeoutError where that lasts too long."""
+        """Waits for the process and returns (stdout, stderr); raises TimeoutError after `timeout` seconds."""
         self._process.join(timeout)
-        said = tuple(path.read_text() if path.exists() else "" for path in self._texts)
+        outputs = tuple(path.read_text() if path.exists() else "" for path in self._texts)
         if self._process.exitcode is None:
             self.kill()
-            raise TimeoutError(f"still at work after {timeout} seconds, having said {said}")
-        return said
+            raise TimeoutError(f"still running after {timeout} seconds, with output {outputs}")
+        return outputs
 
 
 def _run(module: str, argv: list[str], texts: list[Path], environment: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
-"""A dataset of random rows in memory, as uneven as data gets: absent modalities, texts of all lengths, unreadable rows.
+"""A dataset of random rows in memory, with absent modalities, texts of varying length and unreadable rows.
 
-No TFDS, no decoding of files: for tests of the step, of devices and of hosts.
+It needs neither TFDS nor file decoding; tests of the step, of devices and of hosts use it.
 """
 
 import dataclasses
@@ -21,8 +21,7 @@ CLASSES = ("one", "two", "three")
 
 
 def config(changes: dict[str, Any] | None = None, fusion: str = "co_attention") -> ConfigDict:
-    """Returns a tiny config for `dataset`: plain SGD, dropout, augmentation, an objective that
-    draws, labels smoothed and weighted."""
+    """Returns a tiny config for `dataset`: SGD, dropout, augmentation, a random objective, smoothed weighted labels."""
     result = tiny.config(f"fusion={fusion}")
     with result.unlocked():
         result.model.encoders.text = defaults.encoder("text", "bow", tokens="all", dropout=0.2)
@@ -47,22 +46,22 @@ def config(changes: dict[str, Any] | None = None, fusion: str = "co_attention") 
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Returns raw rows: a quarter has no picture, a quarter no text, an eighth cannot be read (and has weight 0)."""
-    draw = np.random.default_rng(seed)
+    """Returns raw rows: a quarter has no image, a quarter no text, an eighth is unreadable (weight 0)."""
+    random = np.random.default_rng(seed)
     result = []
     for number in range(count):
-        pixels = draw.integers(0, 256, (8, 8, 3), np.uint8)
-        words = draw.choice(WORDS, draw.integers(1, 9))
-        lacks = draw.integers(4)
-        # Unreadable rows come in runs, so that devices and micro-batches differ in how many they have.
-        image = b"no picture" if number % 32 < 4 else None if lacks == 0 else pixels
-        sentence = "" if lacks == 1 else " ".join(words)
-        result.append({"image": image, "sentence": sentence, "label": int(draw.integers(len(CLASSES)))})
+        pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+        words = random.choice(WORDS, random.integers(1, 9))
+        absent = random.integers(4)
+        # Unreadable rows are consecutive, so that devices and micro-batches differ in their number.
+        image = b"no image" if number % 32 < 4 else None if absent == 0 else pixels
+        sentence = "" if absent == 1 else " ".join(words)
+        result.append({"image": image, "sentence": sentence, "label": int(random.integers(len(CLASSES)))})
     return result
 
 
 def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True) -> Dataset:
-    """Returns the dataset of a config, with so many rows a split; streamed from `rows` where not in memory."""
+    """Returns the dataset of a config with `sizes` rows per split, streamed from `rows` unless `in_memory`."""
     reader = Reader(
         modalities=config.data.modalities.to_dict(),
         targets=config.data.targets.to_dict(),

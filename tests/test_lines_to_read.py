@@ -1,4 +1,4 @@
-"""The limits of what a newcomer reads, and of the import graph."""
+"""Limits on the lines of code behind the train step and loop, and on the import graph."""
 
 from pathlib import Path
 
@@ -12,31 +12,31 @@ FILES = lines_to_read.modules(ROOT)
 GRAPH = lines_to_read.import_graph(FILES)
 
 
-def test_import_graph_has_no_circle_and_at_most_16_rooms_on_10_floors():
-    rooms = lines_to_read.room_graph(GRAPH, FILES)
-    assert len(rooms) <= 16
-    assert len(lines_to_read.floors(rooms)) <= 10
-    lines_to_read.floors(GRAPH)  # no circle among modules either
+def test_import_graph_is_acyclic_with_at_most_16_packages_in_10_layers():
+    packages = lines_to_read.package_graph(GRAPH, FILES)
+    assert len(packages) <= 16
+    assert len(lines_to_read.layers(packages)) <= 10
+    lines_to_read.layers(GRAPH)  # raises if imports between modules are cyclic
 
 
-def test_package_root_holds_at_most_six_modules():
+def test_package_root_has_at_most_six_modules():
     modules = [path for path in (ROOT / "mmfusion").glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= 6
 
 
 def test_lines_to_read_of_step_and_loop_are_at_most_1600():
-    names = lines_to_read.to_read(STEP, GRAPH, FILES) | lines_to_read.to_read(LOOP, GRAPH, FILES)
+    names = lines_to_read.modules_to_read(STEP, GRAPH, FILES) | lines_to_read.modules_to_read(LOOP, GRAPH, FILES)
     assert lines_to_read.count_lines(names, FILES) <= 1600
 
 
-def test_floors_of_a_planted_circle_name_it():
+def test_layers_reports_an_import_cycle():
     graph = {"low": set(), "a": {"low", "b"}, "b": {"c"}, "c": {"a"}, "above": {"a"}}
-    with pytest.raises(ValueError, match="imports run in a circle: a -> b -> c -> a"):
-        lines_to_read.floors(graph)
-    assert lines_to_read.floors({"low": set(), "a": {"low"}, "b": {"a", "low"}}) == [["low"], ["a"], ["b"]]
+    with pytest.raises(ValueError, match="cyclic imports: a -> b -> c -> a"):
+        lines_to_read.layers(graph)
+    assert lines_to_read.layers({"low": set(), "a": {"low"}, "b": {"a", "low"}}) == [["low"], ["a"], ["b"]]
 
 
-def test_imports_are_followed_through_a_package_and_not_into_the_data(tmp_path: Path):
+def test_modules_to_read_follow_packages_but_exclude_the_data(tmp_path: Path):
     texts = {
         "mmfusion/step.py": "from mmfusion import optim\nfrom mmfusion.data.batch import Batch\n",
         "mmfusion/optim/__init__.py": "from mmfusion.optim.sgd import sgd\n",
@@ -51,6 +51,6 @@ def test_imports_are_followed_through_a_package_and_not_into_the_data(tmp_path: 
     files = lines_to_read.modules(tmp_path)
     graph = lines_to_read.import_graph(files)
     assert graph["mmfusion.optim.sgd"] == {"mmfusion.errors"}  # imported in a function
-    names = lines_to_read.to_read("mmfusion.step", graph, files)
+    names = lines_to_read.modules_to_read("mmfusion.step", graph, files)
     assert names == {"mmfusion.step", "mmfusion.optim", "mmfusion.optim.sgd"}
     assert lines_to_read.count_lines(names, files) == 5

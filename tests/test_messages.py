@@ -1,4 +1,4 @@
-"""The text of every error message, in one golden file.
+"""The text of every error message, compared with a golden file.
 
 After a change of messages, `MMFUSION_WRITE_GOLDEN=1 python -m pytest tests/test_messages.py` rewrites it.
 """
@@ -14,32 +14,32 @@ from tests.processes import ROOT
 
 pytestmark = pytest.mark.unit
 GOLDEN = Path(__file__).parent / "golden" / "messages.txt"
-MADE_BY = ("UserError", "Preempted", "Unreachable", "SystemExit")
+ERRORS = ("UserError", "Preempted", "Unreachable", "SystemExit")
 
 
 def messages(source: str) -> Iterator[str]:
-    """Yields the messages of a module in the order of its lines, placeholders in braces."""
+    """Yields the messages of a module in line order, with placeholders in braces."""
     tree = ast.parse(source)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and name_of(node.func) in MADE_BY]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and name_of(node.func) in ERRORS]
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
-        around = [f for f in functions if f.lineno <= call.lineno <= (f.end_lineno or 0)]
-        yield message_of(call, max(around, key=lambda f: f.lineno, default=tree))
+        enclosing = [f for f in functions if f.lineno <= call.lineno <= (f.end_lineno or 0)]
+        yield message_of(call, max(enclosing, key=lambda f: f.lineno, default=tree))
 
 
 def message_of(call: ast.Call, scope: ast.AST) -> str:
-    """Returns the line of one error, as `UserError` puts it together."""
+    """Returns the text of one error, as formatted by `UserError`."""
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     message = template(call.args[0], call, scope) if call.args else ""
-    where = template(keywords["path"], call, scope) if "path" in keywords else ""
+    location = template(keywords["path"], call, scope) if "path" in keywords else ""
     if "value" in keywords:
-        where += f"={{{ast.unparse(keywords['value'])}}}"
+        location += f"={{{ast.unparse(keywords['value'])}}}"
     nearest = f"; {{nearest of {ast.unparse(keywords['choices'])}}}" if "choices" in keywords else ""
-    return f"{where}: {message}{nearest}" if where else f"{message}{nearest}"
+    return f"{location}: {message}{nearest}" if location else f"{message}{nearest}"
 
 
 def template(node: ast.expr, call: ast.Call, scope: ast.AST) -> str:
-    """Returns an expression as text, placeholders in braces; a name stands for what was assigned to it last."""
+    """Returns an expression as text with placeholders in braces; a name is replaced by its last assigned text."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -53,13 +53,13 @@ def template(node: ast.expr, call: ast.Call, scope: ast.AST) -> str:
         return template(node.left, call, scope) + template(node.right, call, scope)
     if isinstance(node, ast.Name):
         assigned = [
-            each
-            for each in ast.walk(scope)
-            if isinstance(each, ast.Assign) and each.lineno < call.lineno
-            and any(isinstance(target, ast.Name) and target.id == node.id for target in each.targets)
+            statement
+            for statement in ast.walk(scope)
+            if isinstance(statement, ast.Assign) and statement.lineno < call.lineno
+            and any(isinstance(target, ast.Name) and target.id == node.id for target in statement.targets)
         ]  # fmt: skip
         if assigned:
-            last = max(assigned, key=lambda each: each.lineno)
+            last = max(assigned, key=lambda statement: statement.lineno)
             if isinstance(last.value, (ast.Constant, ast.JoinedStr, ast.IfExp)):
                 return template(last.value, last, scope)  # pyright: ignore
     return f"{{{ast.unparse(node)}}}"
@@ -70,22 +70,22 @@ def name_of(function: ast.expr) -> str:
 
 
 def all_messages() -> dict[str, list[str]]:
-    """Returns the messages of each module that has any, by its path."""
+    """Returns the messages by path of the module, for modules with messages."""
     files = sorted(file for folder in ("mmfusion", "experiments") for file in (ROOT / folder).rglob("*.py"))
     found = {file.relative_to(ROOT).as_posix(): list(messages(file.read_text(encoding="utf-8"))) for file in files}
     return {path: lines for path, lines in found.items() if lines}
 
 
-def test_messages_are_those_of_the_golden_file():
+def test_messages_match_the_golden_file():
     text = "\n".join(f"{path}\n" + "".join(f"  {line}\n" for line in lines) for path, lines in all_messages().items())
     if os.environ.get("MMFUSION_WRITE_GOLDEN") == "1":
         GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8"), f"see {__name__}: MMFUSION_WRITE_GOLDEN=1 writes it anew"
+    assert text == GOLDEN.read_text(encoding="utf-8"), f"see {__name__}: MMFUSION_WRITE_GOLDEN=1 rewrites it"
 
 
 def test_messages_are_one_line_each():
-    wrong = [line for lines in all_messages().values() for line in lines if "\n" in line or line.rstrip() != line]
-    assert wrong == []
+    invalid = [line for lines in all_messages().values() for line in lines if "\n" in line or line.rstrip() != line]
+    assert invalid == []
 
 
 def test_messages_show_placeholders_paths_and_assigned_texts():

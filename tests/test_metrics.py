@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, softmax
-from sklearn import metrics as oracle  # of regression, whose metrics are computed here
+from sklearn import metrics as reference  # for regression metrics
 
 from mmfusion import metrics
 
@@ -18,19 +18,19 @@ def ratio(part: float, whole: float) -> float:
 
 
 def precision_recall_f1(target: np.ndarray, prediction: np.ndarray) -> tuple[float, float, float]:
-    """Of booleans of any shape; undefined ones are 0."""
+    """Returns the metrics of boolean arrays of any shape; undefined ones are 0."""
     hits, actual, predicted = (target & prediction).sum(), target.sum(), prediction.sum()
     return ratio(hits, predicted), ratio(hits, actual), ratio(2 * hits, actual + predicted)
 
 
 def pairs_in_order(target: np.ndarray, score: np.ndarray) -> float:
-    """AUROC: the share of pairs of a positive and a negative in order, where ties are half."""
+    """Returns the AUROC: the fraction of correctly ordered (positive, negative) pairs; ties count one half."""
     above = score[target][:, None] - score[~target][None]
     return np.mean((above > 0) + 0.5 * (above == 0))
 
 
 def average_precision(target: np.ndarray, score: np.ndarray) -> float:
-    """Σ (R_k - R_{k-1}) P_k over the distinct thresholds, from the highest."""
+    """Returns Σ (R_k - R_{k-1}) P_k over the distinct thresholds, from the highest."""
     total, recall_before = 0.0, 0.0
     for threshold in sorted(set(score), reverse=True):
         precision, recall, _ = precision_recall_f1(target, score >= threshold)
@@ -38,7 +38,7 @@ def average_precision(target: np.ndarray, score: np.ndarray) -> float:
     return total
 
 
-def test_classification_by_formulas():
+def test_classification_metrics_match_their_formulas():
     scores = metrics.classification(LOGITS, TARGETS, ONES)
     predictions, probabilities = LOGITS.argmax(1), softmax(LOGITS, axis=1)
     columns = [(c == TARGETS, predictions == c, probabilities[:, c]) for c in range(4)]
@@ -64,9 +64,9 @@ def test_classification_by_formulas():
     assert scores["confusion"] == counts
 
 
-def test_classification_of_classes_that_do_not_occur():
+def test_classification_metrics_handle_missing_classes():
     logits, targets = LOGITS.copy(), np.where(TARGETS == 2, 0, TARGETS)
-    logits[:, 3] = -9  # class 3 is never predicted, class 2 never a target, class 4 neither
+    logits[:, 3] = -9  # class 3 is never predicted, class 2 is never a target, class 4 is neither
     predictions, padded = logits.argmax(1), np.pad(logits, ((0, 0), (0, 1)), constant_values=-99)
     scores = metrics.classification(padded, targets, ONES)
     precision, recall, f1 = np.transpose([precision_recall_f1(targets == c, predictions == c) for c in range(4)])
@@ -78,14 +78,14 @@ def test_classification_of_classes_that_do_not_occur():
     assert scores["auroc"] == pytest.approx(np.mean(ordered), rel=1e-12)
 
 
-def test_classification_auroc_of_two_classes_with_ties():
+def test_classification_auroc_counts_ties_as_one_half():
     logits, targets = LOGITS[:, :2].round(), TARGETS % 2  # rounding makes ties
     expected = pairs_in_order(targets == 1, logits[:, 1] - logits[:, 0])
     assert metrics.classification(logits, targets, ONES)["auroc"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_ece_known_answers():
-    """A model sure to p that is right p of the time is off by 0; one sure to p and never right, by p."""
+def test_ece_matches_known_confidences():
+    """At confidence p the error is 0 for accuracy p, and p for accuracy 0."""
     logits = np.tile([np.log(0.75), np.log(0.25)], (100, 1))
     targets = np.arange(100) % 4 == 0
     assert metrics.classification(logits, targets.astype(int), np.ones(100))["ece"] == pytest.approx(0, abs=1e-9)
@@ -98,7 +98,7 @@ def test_ece_bins_are_closed_above():
     assert metrics._ece(np.array([12 / 15, 0.81]), correct) == pytest.approx((0.81 + 0.2) / 2)
 
 
-def test_ece_by_a_loop_over_bins():
+def test_ece_equals_a_loop_over_bins():
     probabilities = softmax(LOGITS, axis=1)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == TARGETS
     expected = 0.0
@@ -109,7 +109,7 @@ def test_ece_by_a_loop_over_bins():
     assert metrics.classification(LOGITS, TARGETS, ONES)["ece"] == pytest.approx(expected)
 
 
-def test_classification_undefined_auroc_is_none_and_large_logits_are_fine():
+def test_classification_undefined_auroc_is_none():
     scores = metrics.classification(LOGITS[:, :2] * 1e4, np.zeros(200, int), ONES)
     assert scores["auroc"] is None
     assert scores["nll"] == pytest.approx(-log_softmax(LOGITS[:, :2] * 1e4, axis=1)[:, 0].mean())
@@ -118,7 +118,7 @@ def test_classification_undefined_auroc_is_none_and_large_logits_are_fine():
 LABELS = (RNG.random((200, 4)) < expit(LOGITS)).astype(int)
 
 
-def test_multilabel_by_formulas():
+def test_multilabel_metrics_match_their_formulas():
     scores = metrics.multilabel(LOGITS, LABELS, ONES)
     target, predictions, probabilities = LABELS == 1, LOGITS > 0, expit(LOGITS)
     precision, recall, f1 = np.transpose([precision_recall_f1(target[:, c], predictions[:, c]) for c in range(4)])
@@ -147,18 +147,18 @@ def test_multilabel_by_formulas():
         "f1": pytest.approx(f1, rel=1e-12),
         "support": LABELS.sum(0).tolist(),
     }
-    assert scores["ece"] < 0.08  # the labels were drawn from these probabilities
+    assert scores["ece"] < 0.08  # the labels were sampled from these probabilities
     assert metrics.multilabel(-LOGITS, LABELS, ONES)["ece"] > 0.3
 
 
 def test_multilabel_undefined_metrics_are_none_or_skipped():
-    none = metrics.multilabel(LOGITS, np.zeros_like(LABELS), ONES)
-    assert none["auroc"] is none["average_precision"] is none["balanced_accuracy"] is None
-    assert none["micro_f1"] == none["macro_recall"] == 0
-    every = metrics.multilabel(LOGITS, np.ones_like(LABELS), ONES)
-    assert every["auroc"] is every["balanced_accuracy"] is None and every["average_precision"] == 1
+    all_negative = metrics.multilabel(LOGITS, np.zeros_like(LABELS), ONES)
+    assert all_negative["auroc"] is all_negative["average_precision"] is all_negative["balanced_accuracy"] is None
+    assert all_negative["micro_f1"] == all_negative["macro_recall"] == 0
+    all_positive = metrics.multilabel(LOGITS, np.ones_like(LABELS), ONES)
+    assert all_positive["auroc"] is all_positive["balanced_accuracy"] is None and all_positive["average_precision"] == 1
     labels = LABELS.copy()
-    labels[:, 0], labels[:, 1] = 0, 1  # of these the second alone has an average precision, and neither an AUROC
+    labels[:, 0], labels[:, 1] = 0, 1  # label 1 has an average precision, label 0 has not; neither has an AUROC
     scores, target = metrics.multilabel(LOGITS, labels, ONES), labels == 1
     ordered = [pairs_in_order(target[:, c], LOGITS[:, c]) for c in (2, 3)]
     assert scores["auroc"] == pytest.approx(np.mean(ordered), rel=1e-12)
@@ -167,7 +167,7 @@ def test_multilabel_undefined_metrics_are_none_or_skipped():
 
 
 @pytest.mark.parametrize("positive", [0, 1])
-def test_metrics_of_one_label_or_one_class(positive: int):
+def test_metrics_handle_a_single_label_or_class(positive: int):
     one = metrics.multilabel(LOGITS[:, :1], np.full((200, 1), positive), ONES)
     expected = precision_recall_f1(np.full(200, positive == 1), LOGITS[:, 0] > 0)
     assert [one["per_class"][name] for name in ("precision", "recall", "f1")] == [[value] for value in expected]
@@ -178,60 +178,60 @@ def test_regression_equals_scikit_learn():
     targets = LOGITS[:, 0]
     predictions = targets + LOGITS[:, 1] * 0.5 + 0.3
     scores = metrics.regression(predictions, targets, ONES)
-    assert scores["mae"] == pytest.approx(oracle.mean_absolute_error(targets, predictions))
-    assert scores["rmse"] == pytest.approx(oracle.root_mean_squared_error(targets, predictions))
-    assert scores["r2"] == pytest.approx(oracle.r2_score(targets, predictions))
+    assert scores["mae"] == pytest.approx(reference.mean_absolute_error(targets, predictions))
+    assert scores["rmse"] == pytest.approx(reference.root_mean_squared_error(targets, predictions))
+    assert scores["r2"] == pytest.approx(reference.r2_score(targets, predictions))
     centred = (predictions - predictions.mean()) @ (targets - targets.mean())
     assert scores["pearson"] == pytest.approx(centred / 200 / predictions.std() / targets.std())
 
 
-def test_regression_known_answers():
+def test_regression_metrics_match_known_predictions():
     targets = np.arange(5)
     exact = metrics.regression(targets.astype(float), targets, np.ones(5))
     assert exact == {"mae": 0, "rmse": 0, "r2": 1, "pearson": pytest.approx(1), "spearman": pytest.approx(1)}
-    assert metrics.regression(targets**3.0, targets, np.ones(5))["spearman"] == pytest.approx(1)  # of ranks
+    assert metrics.regression(targets**3.0, targets, np.ones(5))["spearman"] == pytest.approx(1)  # computed on ranks
     mean = metrics.regression(np.full(5, 2.0), targets, np.ones(5))
     assert (mean["r2"], mean["pearson"], mean["spearman"]) == (pytest.approx(0), None, None)
     assert metrics.regression(targets, np.full(5, 2), np.ones(5))["r2"] is None
 
 
-SETS = {
+METRIC_CASES = {
     "classification": (metrics.classification, LOGITS, TARGETS),
     "multilabel": (metrics.multilabel, LOGITS, LABELS),
     "regression": (metrics.regression, LOGITS[:, 0], LOGITS[:, 1]),
 }
 
 
-@pytest.mark.parametrize("kind", list(SETS))
+@pytest.mark.parametrize("kind", list(METRIC_CASES))
 def test_metrics_ignore_padding(kind):
-    score, outputs, targets = SETS[kind]
+    score, outputs, targets = METRIC_CASES[kind]
     rows = RNG.permutation(230)
     garbage = np.full((30, *outputs.shape[1:]), np.nan)
     padded = np.concatenate([outputs, garbage])[rows]
     weight = np.concatenate([ONES, np.zeros(30)])[rows]
-    same = score(padded, np.concatenate([targets, np.zeros((30, *targets.shape[1:]), targets.dtype)])[rows], weight)
+    found = score(padded, np.concatenate([targets, np.zeros((30, *targets.shape[1:]), targets.dtype)])[rows], weight)
     expected = score(outputs, targets, ONES)
     for name in metrics.METRICS[kind]:
-        assert name == "loss" or same[name] == pytest.approx(expected[name], rel=1e-9), name
+        assert name == "loss" or found[name] == pytest.approx(expected[name], rel=1e-9), name
 
 
-@pytest.mark.parametrize("kind", list(SETS))
-def test_metrics_are_json_and_cover_the_choosable_ones(kind):
-    score, outputs, targets = SETS[kind]
+@pytest.mark.parametrize("kind", list(METRIC_CASES))
+def test_metrics_are_json_and_include_every_selectable_one(kind):
+    score, outputs, targets = METRIC_CASES[kind]
     for rows, weight in ((outputs, ONES), (outputs * np.nan, ONES), (outputs, 0 * ONES), (outputs.astype("f4"), ONES)):
         scores = score(rows, targets, weight)
         assert json.loads(json.dumps(scores, allow_nan=False)) == scores
         assert set(metrics.METRICS[kind]) - {"loss"} <= set(scores)
     for weight in (np.zeros(200), ONES):
-        broken = score(outputs if not weight.any() else outputs * np.nan, targets, weight)
-        assert all(value is None for value in broken.values())
+        undefined = score(outputs if not weight.any() else outputs * np.nan, targets, weight)
+        assert all(value is None for value in undefined.values())
 
 
 def test_metrics_improve_in_the_declared_direction():
-    """Mixing the scores with noise makes every metric worse."""
-    good = np.eye(4)[TARGETS] * 4 + LOGITS * 0.3
+    """Inverted predictions make every metric worse."""
+    logits = np.eye(4)[TARGETS] * 4 + LOGITS * 0.3
     cases = {
-        "classification": (metrics.classification, good, -good, TARGETS),
+        "classification": (metrics.classification, logits, -logits, TARGETS),
         "multilabel": (metrics.multilabel, LABELS * 8 - 4.0, 4.0 - LABELS * 8, LABELS),
         "regression": (metrics.regression, LOGITS[:, 0] + 0.01, -LOGITS[:, 0], LOGITS[:, 0]),
     }
@@ -252,13 +252,13 @@ def test_metrics_improve_in_the_declared_direction():
         (metrics.regression, ((5,), (5, 1), (5,))),
     ],
 )
-def test_metrics_reject_other_shapes(score, shapes):
+def test_metrics_reject_mismatched_shapes(score, shapes):
     outputs, targets, weight = shapes
     with pytest.raises(ValueError, match="expected"):
         score(np.zeros(outputs), np.zeros(targets, int), np.ones(weight))
 
 
-def test_metrics_reject_other_targets():
+def test_metrics_reject_out_of_range_targets():
     with pytest.raises(ValueError, match="outside"):
         metrics.classification(np.zeros((2, 3)), np.array([0, 3]), np.ones(2))
     with pytest.raises(ValueError, match="0 or 1"):

@@ -1,4 +1,4 @@
-"""What the markers `unit`, `loop` and `process` promise, and what a test started."""
+"""Guarantees of the markers `unit`, `loop` and `process`, and a record of what a test started."""
 
 import multiprocessing.process
 import subprocess
@@ -10,26 +10,26 @@ RULED_OUT = {"unit": {"training", "process"}, "loop": {"process"}, "process": se
 NAMES = RULED_OUT.keys()
 HELPERS = {"git", "uname", "lscpu"}  # short commands that describe the code and the machine
 
-started: list[str] = []  # of the test that runs: "training" or "process" with what it was
+started: list[str] = []  # by the current test: "training" or "process" with details
 _watching: set[str] = set()
 
 
 def watch() -> None:
-    """Begins to note in `started` each process and each training run that this process starts."""
+    """Starts to record in `started` each process and each training run of this process."""
     if _watching:
         return
     _watching.add("started")
-    _note(subprocess.Popen, "__init__", _command)
-    _note(multiprocessing.process.BaseProcess, "start", lambda process: f"process {process.name}")
+    _record(subprocess.Popen, "__init__", _command)
+    _record(multiprocessing.process.BaseProcess, "start", lambda process: f"process {process.name}")
     from mmfusion.data import pipeline
 
-    honest = pipeline.train_batches
+    original = pipeline.train_batches
 
     def train_batches(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals["__name__"]
         if caller.startswith(("mmfusion.training.", "tests.spoiled")):
             started.append(f"training in {caller}")
-        return honest(*args, **kwargs)
+        return original(*args, **kwargs)
 
     pipeline.train_batches = train_batches
 
@@ -39,12 +39,12 @@ def _command(_: Any, args: Any, *more: Any, **options: Any) -> str | None:
     return None if Path(str(program)).name in HELPERS else f"process {program}"
 
 
-def _note(owner: type, name: str, describe: Any) -> None:
-    honest = getattr(owner, name)
+def _record(owner: type, name: str, describe: Any) -> None:
+    original = getattr(owner, name)
 
     def method(self: Any, *args: Any, **options: Any) -> Any:
-        if what := describe(self, *args, **options):
-            started.append(what)
-        return honest(self, *args, **options)
+        if description := describe(self, *args, **options):
+            started.append(description)
+        return original(self, *args, **options)
 
     setattr(owner, name, method)

@@ -1,4 +1,4 @@
-"""The quickstart made small: the run that most tests train, as a config and as command-line flags."""
+"""A small quickstart, which most tests train, as a config and as command-line flags."""
 
 from typing import Any
 
@@ -30,10 +30,10 @@ TINY: dict[str, Any] = {
 
 
 def config(arg: str = "", changes: dict[str, Any] | None = None) -> ConfigDict:
-    """Returns `configs/quickstart.py:arg` with `TINY` and then `changes`, by dotted path; options it lacks are left.
+    """Returns `configs/quickstart.py:arg` with `TINY` and then `changes` applied, by dotted path.
 
-    A change of a path that the config does not have is an error, but a path of `TINY` that another fusion or fewer
-    modalities do without is passed over.
+    A path of `changes` must exist in the config; a path of `TINY` that does not is ignored, as with another fusion
+    strategy or fewer modalities.
     """
     result = quickstart.get_config(arg)
     for path, value in TINY.items():
@@ -47,7 +47,7 @@ def config(arg: str = "", changes: dict[str, Any] | None = None) -> ConfigDict:
 
 
 def flags(changes: dict[str, Any]) -> list[str]:
-    """Returns `TINY` with `changes` as `--config.path=value` flags; a change to None leaves that path as it was."""
+    """Returns `TINY` with `changes` as `--config.path=value` flags; None omits a path."""
     return [f"--config.{path}={value}" for path, value in {**TINY, **changes}.items() if value is not None]
 
 
@@ -61,7 +61,7 @@ def has(config: ConfigDict, path: str) -> bool:
 
 
 def put(config: ConfigDict, path: str, value: Any) -> None:
-    """Sets the value at a dotted path that the config has; a KeyError where it has none."""
+    """Sets the value at a dotted path; raises KeyError if the config does not have the path."""
     if not has(config, path):
         raise KeyError(f"config.{path}")
     *sections, name = path.split(".")

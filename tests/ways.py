@@ -1,7 +1,7 @@
-"""Trains and evaluates the synthetic run in several ways of partitionering it, which must all agree.
+"""Trains and evaluates the synthetic run with different partitionings, whose results must agree.
 
-As a command, in a process with other devices or beside other hosts: `python -m tests.ways OUTPUT.npz WAY...`, with
-`--host=I --hosts=N --port=P` where it is one of several, and `--storage=URL` of a stand-in for buckets.
+The command `python -m tests.ways OUTPUT.npz WAY...` runs them in a process with other devices or with other hosts:
+`--host=I --hosts=N --port=P` for one of several hosts, and `--storage=URL` for emulated buckets.
 """
 
 import argparse
@@ -32,16 +32,18 @@ from mmfusion.training.state import TrainState
 from tests import spoiled, storage, synthetic, tiny, tracing
 
 STEPS = 5
-ROWS = {"train": 200, "valid": 45, "test": 45}  # training crosses an epoch; no evaluation batch is full
+ROWS = {"train": 200, "valid": 45, "test": 45}  # training spans more than one epoch; no evaluation batch is full
 SCORES = ("loss", "accuracy", "auroc", "ece", "examples")
 CONCAT = {"fusion": "concat", "model.encoders.text.tokens": "mean"}
 BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
 LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
-# What differs from one device, `pmap`, one step a call: changes of the config; where `scanned`, loops are scans; where
-# there are `attempts`, each has so many devices and stops after a step, and the next goes on; where `blended`, each
-# modality has a head, and validation weighs them; where `failing`, so many checkpoints cannot be written; where
-# `spoiled`, the first host's rows of these updates are not finite when first read; where in a `bucket`, the newest
-# checkpoint is damaged before each further attempt.
+# Differences from one device with `pmap` and one step per call: config changes, and
+#   scanned: loops are compiled as scans;
+#   attempts: (devices, last step) of each attempt, which resumes the previous one;
+#   blended: gradient blending with one head per modality;
+#   failing: number of checkpoint saves that fail;
+#   spoiled: updates whose weights are NaN on the first host at the first read;
+#   bucket: the run is in a bucket, and the newest checkpoint is corrupted before each further attempt.
 WAYS: dict[str, dict[str, Any]] = {
     "pmap": {},
     "jit": {"parallel.mode": "jit"},
@@ -70,11 +72,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def run(way: str, folder: Path) -> dict[str, np.ndarray]:
-    """Returns what a way of running ends with: parameters and statistics by path, losses, ids, scores.
+    """Returns the results of a partitioning: parameters and statistics by path, losses, ids, scores.
 
     Args:
-      way: a key of `WAYS`; a `loop` is the whole of `mmfusion.training.loop.train`.
-      folder: where a `loop` works.
+      way: a key of `WAYS`; a `loop` runs `mmfusion.training.loop.train`.
+      folder: the parent directory of the run of a `loop`.
     """
     changes = {"steps": STEPS, "model.dtype": "float32", **WAYS[way]}
     fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
@@ -87,7 +89,7 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
             config.objectives.gradient_blending = defaults.objective("gradient_blending")
     dataset = synthetic.dataset(config, ROWS, in_memory="loop" not in way)
     platform = mock.patch.object(mesh.Partitioner, "platform", "tpu" if scanned else "cpu")
-    with platform, mock.patch.object(sharding, "MIN_SIZE", 1):  # so that these small arrays are divided
+    with platform, mock.patch.object(sharding, "MIN_SIZE", 1):  # so that these small arrays are sharded
         if "loop" in way:
             saves = mock.patch.object(CheckpointManager, "save", Failing(CheckpointManager.save, failing))
             batches = mock.patch.object(pipeline, "train_batches", spoiled.train_batches(updates, times=1))
@@ -98,20 +100,20 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
 
 def _steps(config: ConfigDict, dataset: Dataset, setup: TrainSetup) -> dict[str, np.ndarray]:
     k = max(1, config.parallel.steps_per_call)
-    drawn = share(setup.init_sharded(config.seed))
+    initial_share = share(setup.init_sharded(config.seed))
     state, run_train = setup.init_state(config.seed), setup.compile_train_step()
-    rates = setup.partitioner.replicate(np.full(k, config.optim.learning_rate, np.float32))
+    learning_rates = setup.partitioner.replicate(np.full(k, config.optim.learning_rate, np.float32))
     losses, ids = [], []
-    for own, devices in read_calls(dataset.splits["train"], config, setup, first=0, k=k):
-        state, numbers = run_train(state, devices, rates)
-        losses += jax.device_get(numbers["loss"]).tolist()
-        ids += [batch.id for batch in own]
+    for batches, devices in read_calls(dataset.splits["train"], config, setup, first=0, k=k):
+        state, metrics = run_train(state, devices, learning_rates)
+        losses += jax.device_get(metrics["loss"]).tolist()
+        ids += [batch.id for batch in batches]
     leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "batch_stats": state.batch_stats})
     result = {jax.tree_util.keystr(path): setup.partitioner.to_host(x) for path, x in leaves}
     rows = collect(setup.compile_eval_step(), state, dataset.splits["test"], setup, batch_size=config.batch_size)
     scores = score(rows, setup.tasks)
     return result | {
-        "held": np.array([drawn, share(state)]),
+        "held": np.array([initial_share, share(state)]),
         "losses": np.array(losses),
         "ids": np.array(ids),
         "evaluated": rows["id"],
@@ -120,7 +122,7 @@ def _steps(config: ConfigDict, dataset: Dataset, setup: TrainSetup) -> dict[str,
 
 
 def share(state: TrainState) -> float:
-    """Returns how much of a state one device has."""
+    """Returns the fraction of a state's bytes on one device."""
     leaves = jax.tree.leaves(state)
     return sum(x.addressable_shards[0].data.nbytes for x in leaves) / sum(x.nbytes for x in leaves)
 
@@ -128,10 +130,10 @@ def share(state: TrainState) -> float:
 def _loop(
     config: ConfigDict, dataset: Dataset, workdir: epath.Path, attempts: tuple[tuple[int, int], ...]
 ) -> dict[str, np.ndarray]:
-    """Trains in the loop on data that is read as it goes, and notes which rows this host has read."""
-    seen = []
+    """Trains in the loop on streamed data, and records the rows that this host reads."""
+    rows_read = []
     for split in dataset.splits.values():
-        object.__setattr__(split, "source", Noting(split.source, seen if split.name == "train" else []))
+        object.__setattr__(split, "source", RecordingRows(split.source, rows_read if split.name == "train" else []))
     with mock.patch("mmfusion.training.loop.datasets.load", lambda *_, **__: dataset):
         for devices, last in attempts[:-1]:
             tiny.put(config, "parallel.devices", devices)
@@ -146,7 +148,7 @@ def _loop(
             hosts.barrier()
         tiny.put(config, "parallel.devices", attempts[-1][0])
         result = loop.train(config, workdir)
-    hosts.barrier()  # until the first one has written all
+    hosts.barrier()  # until the primary host has written all files
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
         "examples": np.array([line["ids"] for line in lines if "ids" in line]),
@@ -155,12 +157,12 @@ def _loop(
         "scores": np.array([result["test"][name] for name in SCORES]),
         "best": np.array(result["best_step"]),
         "rollbacks": np.array(result["rollbacks"]),
-        "read": np.array(sorted(seen)),
+        "read": np.array(sorted(rows_read)),
     }
 
 
 class Failing:
-    """A manager's `save` that finds no room the first few times."""
+    """A manager's `save` that fails with a full disk the first few times."""
 
     def __init__(self, save: Any, times: int):
         self.save, self.times = save, times
@@ -175,16 +177,16 @@ class Failing:
         return self.save(manager, *args, **kwargs)
 
 
-class Noting(list):
-    """Rows that note which of them are read."""
+class RecordingRows(list):
+    """Rows that record the indices of reads."""
 
-    def __init__(self, rows: list[Any], seen: list[int]):
+    def __init__(self, rows: list[Any], reads: list[int]):
         super().__init__(rows)
-        self.seen = seen
+        self.reads = reads
 
-    def __getitem__(self, number: int) -> Any:
-        self.seen.append(number)
-        return super().__getitem__(number)
+    def __getitem__(self, index: int) -> Any:
+        self.reads.append(index)
+        return super().__getitem__(index)
 
 
 def main() -> None:

@@ -1,17 +1,17 @@
-"""Records what training computes, so that two versions of the package can be compared number by number.
+"""Records the results of training runs, so that two versions of the package can be compared value by value.
 
-    python -m tests.witness BEFORE.json            # in a checkout of the one version
+    python -m tests.witness BEFORE.json            # in a checkout of one version
     python -m tests.witness AFTER.json --against=BEFORE.json   # in a checkout of the other
 
-Run from the repository's root. It knows the command line of `experiments.train` and the files that a run leaves, and
-nothing of the package, which may change in between. A case that the file has already is not run again, so a recording
-that was interrupted continues. What needs archives that were fetched by hand needs `--archives`. Programs are compiled
-anew each time unless `JAX_COMPILATION_CACHE_DIR` names a folder.
+Run it from the repository's root. It uses only the command line of `experiments.train` and the files of a run, not the
+package, which may change in between. Cases that the file already contains are skipped, so an interrupted recording can
+be continued. Cases with manually downloaded archives need `--archives`. Programs are recompiled each time unless
+`JAX_COMPILATION_CACHE_DIR` is set.
 
-Where the same sums are taken in another order, bits differ, and a case is `close` as long as no number differs by more
-than 1e-6. A case is `rounding` where only this is more: a bias before batch normalisation has a gradient of rounding
-errors alone, Adam makes whole steps of them, and running means, which lag behind, let validation see them. Such a bias
-may then be anything, and validation may differ by up to 1e-2.
+A different order of summation changes bits; a case is `close` if no value differs by more than 1e-6. A case is
+`rounding` if larger differences have only this cause: the gradient of a bias before batch normalisation consists of
+rounding errors, which Adam scales to full steps, and running means, which lag behind, make them visible in validation.
+Such a bias may differ by any amount, and validation by up to 1e-2.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from tests.witness_cases import Case, Changes, cases
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-6  # relative
-FLOOR = 1e-3  # differences of smaller numbers are relative to this: sums of float32 near one have no more digits
-LAGGING = 1e-2  # the same of validation, where `noise` finds biases that follow from rounding alone
-NOISE = 1e-6  # a root mean square of gradients below it is of rounding errors: the least of any other array is 1e-6
+FLOOR = 1e-3  # smallest denominator of relative differences: float32 sums near one have no more digits
+LAGGING = 1e-2  # tolerance of validation if `noise` finds biases with gradients of rounding errors
+NOISE = 1e-6  # gradients with a smaller root mean square are rounding errors: all other arrays have at least 1e-6
 TIMEOUT = 1800  # seconds
-CLOCK = re.compile(r"second|time")  # in the names of numbers that the clock says
-# The same for both versions: each program does the same work then, and compiles in half the time.
+CLOCK = re.compile(r"second|time")  # in the names of timings
+# The same for both versions, and half the compilation time.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -56,29 +56,29 @@ QUICK = (
     "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false "
     "--xla_llvm_disable_expensive_passes=true"
 )
-READING = threading.Lock()  # Orbax reads for one thread at a time
+READING = threading.Lock()  # Orbax reads are not thread-safe
 
 Record = dict[str, Any]
-Train = Callable[[list[str], int], tuple[int, str]]  # flags, devices -> exit status, what it wrote to standard error
+Train = Callable[[list[str], int], tuple[int, str]]  # flags, devices -> exit status, stderr
 
 
 # Running
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Returns the variables that every run has beside this process's own."""
+    """Returns the environment variables of every run, in addition to this process's."""
     quick = f"{QUICK} " if importlib.metadata.version("jax").startswith("0.10.") else ""
     return {**ENVIRONMENT, "XLA_FLAGS": f"{quick}--xla_force_host_platform_device_count={devices}"}
 
 
 def train_in_process(flags: list[str], devices: int) -> tuple[int, str]:
-    """Runs `python -m experiments.train` by itself."""
-    done = subprocess.run(
+    """Runs `python -m experiments.train` in a subprocess."""
+    process = subprocess.run(
         [sys.executable, "-m", "experiments.train", *flags],
         cwd=ROOT, env={**os.environ, **environment(devices)}, capture_output=True, text=True, timeout=TIMEOUT,
         check=False,
     )  # fmt: skip
-    return done.returncode, done.stderr
+    return process.returncode, process.stderr
 
 
 def flags_of(config: str, changes: Changes, workdir: Path) -> list[str]:
@@ -88,34 +88,34 @@ def flags_of(config: str, changes: Changes, workdir: Path) -> list[str]:
     return [f"--config=configs/{name}.py{colon}{arg}", f"--workdir={workdir}", *overrides]
 
 
-def record_case(case: Case, folder: Path, places: Changes, train: Train = train_in_process) -> Record:
-    """Runs a case and returns what it left.
+def record_case(case: Case, folder: Path, data_paths: Changes, train: Train = train_in_process) -> Record:
+    """Runs a case and returns its record.
 
     Args:
-      case: what to run.
-      folder: an empty one, in which the runs work.
-      places: config paths of where the data is.
-      train: what runs the command line.
+      case: the case.
+      folder: an empty directory for the runs.
+      data_paths: config values of the data directories, by path.
+      train: function that runs the command line.
     """
     filled = lambda text: text.replace("{before}", str(folder / "before")) if isinstance(text, str) else text  # noqa: E731
     for name, (config, changes) in case.before.items():
-        status, said = train(flags_of(config, {**changes, **places}, folder / "before" / name), case.devices)
+        status, stderr = train(flags_of(config, {**changes, **data_paths}, folder / "before" / name), case.devices)
         if status:
-            raise RuntimeError(f"{case.name}: the run before it ended with status {status}: {said[-2000:]}")
-    changes = {path: filled(value) for path, value in {**case.changes, **places}.items()}
+            raise RuntimeError(f"{case.name}: the run before it ended with status {status}: {stderr[-2000:]}")
+    changes = {path: filled(value) for path, value in {**case.changes, **data_paths}.items()}
     flags = lambda workdir: flags_of(filled(case.config), changes, workdir)  # noqa: E731
-    status, said = train(flags(folder / "run"), case.devices)
-    record = read_run(folder / "run", status, said)
+    status, stderr = train(flags(folder / "run"), case.devices)
+    record = read_run(folder / "run", status, stderr)
     if case.resume and not status:
         shutil.copytree(folder / "run", folder / "resumed")
         forget_after(folder / "resumed", case.resume)
-        status, said = train(flags(folder / "resumed"), case.devices)
-        record["resumed"] = read_run(folder / "resumed", status, said)
+        status, stderr = train(flags(folder / "resumed"), case.devices)
+        record["resumed"] = read_run(folder / "resumed", status, stderr)
     return record
 
 
 def forget_after(workdir: Path, step: int) -> None:
-    """Makes a run look as if it was killed right after it saved a step."""
+    """Changes a run's files to those after a kill right after a step was saved."""
     (workdir / "result.json").unlink()
     for checkpoint in (workdir / "checkpoints").iterdir():
         if checkpoint.name.isdigit() and int(checkpoint.name) > step:
@@ -124,16 +124,16 @@ def forget_after(workdir: Path, step: int) -> None:
         raise RuntimeError(f"{workdir} has no checkpoint of step {step} to continue from")
 
 
-# Reading what a run left
+# Reading a run's files
 
 
-def read_run(workdir: Path, status: int, said: str) -> Record:
-    """Returns a record of a run: JSON values.
+def read_run(workdir: Path, status: int, stderr: str) -> Record:
+    """Returns a record of a run as JSON values.
 
-    `train` and `valid` have a list for each metric, `result` numbers by path, `state` for each array of the newest
-    checkpoint its shape, dtype, digest, sum and norm.
+    `train` and `valid` contain a list per metric, `result` values by path, and `state` the shape, dtype, digest, sum
+    and norm of each array of the newest checkpoint.
     """
-    record: Record = {"status": status, "error": _last_line(said.replace(f"{workdir}", "RUN")) if status else ""}
+    record: Record = {"status": status, "error": _last_line(stderr.replace(f"{workdir}", "RUN")) if status else ""}
     metrics = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     for split in ("train", "valid"):
@@ -145,15 +145,15 @@ def read_run(workdir: Path, status: int, said: str) -> Record:
 
 
 def columns(lines: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Returns a list for each name, with None for lines that lack it, without those that the clock says."""
+    """Returns a list per name, with None for lines without it; timings are excluded."""
     names = dict.fromkeys(name for line in lines for name in line if not CLOCK.search(name) and name != "split")
     return {name: [line.get(name) for line in lines] for name in names}
 
 
 def facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `result.json` says of the scores, the run and the data, by path."""
-    wanted = ("valid", "test", "parameters", "best_step", "skipped", "spikes", "rollbacks", "steps", "data", "device")
-    return flat({name: result[name] for name in wanted if name in result})
+    """Returns the scores and the facts about run and data in `result.json`, by path."""
+    names = ("valid", "test", "parameters", "best_step", "skipped", "spikes", "rollbacks", "steps", "data", "device")
+    return flat({name: result[name] for name in names if name in result})
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -164,12 +164,12 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def read_state(checkpoints: Path) -> dict[str, list[Any]]:
-    """Returns what `describe` says of each array of the newest checkpoint; empty where there is none."""
+    """Returns `describe` of each array of the newest checkpoint; empty if there is no checkpoint."""
     steps = [int(one.name) for one in checkpoints.iterdir() if one.name.isdigit()] if checkpoints.is_dir() else []
     if not steps:
         return {}
     items = [item for item in (checkpoints / str(max(steps))).iterdir() if (item / "_METADATA").exists()]
-    (item,) = items  # the one that holds arrays, whatever its name
+    (item,) = items  # the item with arrays, whatever its name
     with READING:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import jax
@@ -184,31 +184,31 @@ def read_state(checkpoints: Path) -> dict[str, list[Any]]:
 def describe(array: np.ndarray) -> list[Any]:
     """Returns an array's shape, dtype, digest of its bytes, and sum and Euclidean norm in float64."""
     digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
-    numbers = array.astype(np.float64)
-    return [list(array.shape), str(array.dtype), digest, float(numbers.sum()), float(np.linalg.norm(numbers.ravel()))]
+    values = array.astype(np.float64)
+    return [list(array.shape), str(array.dtype), digest, float(values.sum()), float(np.linalg.norm(values.ravel()))]
 
 
-def _last_line(said: str) -> str:
-    lines = [line for line in said.splitlines() if line.strip()]
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 
 # Comparing
 
-ALONE = "rounding alone"  # the part of a record that follows from it
-VALIDATED = ("valid", "scores", "batch_stats")  # the parts that see it
+ROUNDING_ONLY = "rounding alone"  # the part of a record with rounding differences only
+VALIDATED = ("valid", "scores", "batch_stats")  # the parts affected by them
 
 
 @dataclasses.dataclass
 class Comparison:
-    """How a case differs between two recordings.
+    """Differences of a case between two recordings.
 
     Attributes:
-      noise: names of parameters, without `params/`, that follow from rounding errors alone, see `noise`.
-      equal: whether every number that both have is the same to the bit.
-      worst: part of the record -> largest relative difference, and where it is.
-      wrong: what differs and must not, whatever the tolerance.
-      warnings: what one of them alone has, and what only names things.
+      noise: names of parameters, without `params/`, whose gradients are rounding errors, see `noise`.
+      equal: whether all values in both recordings are bit-identical.
+      worst: part of the record -> largest relative difference, and its location.
+      wrong: differences that no tolerance allows.
+      warnings: names that only one recording has, and differences of descriptive values.
     """
 
     noise: frozenset[str] = frozenset()
@@ -218,27 +218,27 @@ class Comparison:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def fits(self, tolerance: float, *, rounding: bool = True) -> bool:
-        """Returns whether nothing is wrong and no difference is above the tolerance.
+        """Returns whether `wrong` is empty and all differences are within the tolerance.
 
         Args:
-          tolerance: relative.
-          rounding: whether to allow for what follows from `noise`.
+          tolerance: relative tolerance.
+          rounding: whether to allow differences caused by `noise`.
         """
-        allowed = {ALONE: math.inf, **dict.fromkeys(VALIDATED, LAGGING)} if rounding and self.noise else {}
+        allowed = {ROUNDING_ONLY: math.inf, **dict.fromkeys(VALIDATED, LAGGING)} if rounding and self.noise else {}
         return not self.wrong and all(
             worst <= max(tolerance, allowed.get(part.removeprefix("resumed "), 0.0))
             for part, (worst, _) in self.worst.items()
         )
 
     def number(self, part: str, before: Any, after: Any, where: str, *, floor: float = FLOOR) -> None:
-        """Notes how two numbers differ; None is one that was not finite."""
+        """Records the difference of two numbers; None is a non-finite number."""
         if same(before, after):
             return
         self.equal = False
-        self._note(part, relative(before, after, floor), where)
+        self._record_worst(part, relative(before, after, floor), where)
 
     def array(self, part: str, before: list[Any], after: list[Any], where: str) -> None:
-        """Notes how two arrays differ that `describe` describes."""
+        """Records the difference of two arrays, given by `describe`."""
         if list(before[:3]) == list(after[:3]):
             return
         self.equal = False
@@ -246,32 +246,32 @@ class Comparison:
             self.wrong.append(f"{where} was {before[1]}{before[0]} and is {after[1]}{after[0]}")
             return
         if re.sub(r"^params/|.*/(mu|nu)/", "", where) in self.noise:
-            part = ALONE
-        # By Cauchy and Schwarz no sum is larger than this: where terms cancel, its own size says nothing.
+            part = ROUNDING_ONLY
+        # The Cauchy-Schwarz bound of the sum; the sum itself may be small because terms cancel.
         largest = max(before[4], after[4]) * math.sqrt(math.prod(before[0]))
-        self._note(part, relative(before[3], after[3], max(largest, 1e-12)), f"sum of {where}")
-        self._note(part, relative(before[4], after[4], 1e-12), f"norm of {where}")
+        self._record_worst(part, relative(before[3], after[3], max(largest, 1e-12)), f"sum of {where}")
+        self._record_worst(part, relative(before[4], after[4], 1e-12), f"norm of {where}")
 
     def exact(self, before: Any, after: Any, where: str) -> None:
-        """Notes what must be the same."""
+        """Records values that must be equal."""
         if before != after:
             self.equal = False
             self.wrong.append(f"{where} was {_short(before)} and is {_short(after)}")
 
-    def only(self, before: Iterable[str], after: Iterable[str], what: str) -> None:
-        """Warns of names that one of two has alone."""
+    def only(self, before: Iterable[str], after: Iterable[str], kind: str) -> None:
+        """Adds a warning about names in only one of two recordings."""
         for names, when in ((set(before) - set(after), "before"), (set(after) - set(before), "after")):
             if names:
                 shown = ", ".join(sorted(names)[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-                self.warnings.append(f"{what} only {when}: {shown}")
+                self.warnings.append(f"{kind} only {when}: {shown}")
 
-    def _note(self, part: str, difference: float, where: str) -> None:
+    def _record_worst(self, part: str, difference: float, where: str) -> None:
         if difference > self.worst.get(part, (-1.0, ""))[0]:
             self.worst[part] = (difference, where)
 
 
 def compare_cases(before: Record, after: Record) -> Comparison:
-    """Returns how two records of one case differ."""
+    """Returns the differences between two records of one case."""
     result = Comparison(noise(before["state"]))
     _compare_runs(result, before, after, "")
     if "resumed" in before and "resumed" in after:
@@ -280,11 +280,11 @@ def compare_cases(before: Record, after: Record) -> Comparison:
 
 
 def noise(state: Mapping[str, Any]) -> frozenset[str]:
-    """Returns the parameters whose gradients are rounding errors, by Adam's mean of their squares."""
-    seen = {path.split("/nu/")[1]: x for path, x in state.items() if "/nu/" in path}
-    small = [name for name, x in seen.items() if x[3] <= NOISE**2 * math.prod(x[0])]
-    # Where it is exactly zero, it is no error but a parameter that nothing reads.
-    return frozenset(name for name in small if seen[name][3] > 0)
+    """Returns the parameters whose gradients are rounding errors, by Adam's second moment."""
+    second_moments = {path.split("/nu/")[1]: x for path, x in state.items() if "/nu/" in path}
+    small = [name for name, x in second_moments.items() if x[3] <= NOISE**2 * math.prod(x[0])]
+    # Exactly zero means an unused parameter, not a rounding error.
+    return frozenset(name for name in small if second_moments[name][3] > 0)
 
 
 def _compare_runs(result: Comparison, before: Record, after: Record, kind: str) -> None:
@@ -303,7 +303,7 @@ def _compare_series(result: Comparison, before: Mapping[str, Any], after: Mappin
     result.exact(steps, after.get("step", []), f"steps of {part}")
     for name in [name for name in before if name in after]:
         if len(before[name]) != len(after[name]):
-            continue  # the steps say so
+            continue  # reported by the steps
         if name in ("ids", "step"):
             result.exact(before[name], after[name], f"{part} {name}")
             continue
@@ -325,15 +325,15 @@ def _compare_facts(result: Comparison, before: Mapping[str, Any], after: Mapping
 
 
 def _compare_states(result: Comparison, before: Mapping[str, Any], after: Mapping[str, Any], kind: str) -> None:
-    """Compares arrays by path, and those of the optimizer that moved, by what they are of."""
+    """Compares arrays by path, and renamed arrays of the optimizer state by their parameter."""
     result.only(before, after, f"{kind}arrays")
     gone, new = sorted(set(before) - set(after)), sorted(set(after) - set(before))
-    moved = {_of_what(path): path for path in new}
+    renamed = {_parameter_key(path): path for path in new}
     pairs = {path: path for path in before if path in after}
-    pairs |= {path: moved[_of_what(path)] for path in gone if _of_what(path) in moved}
-    for path, path_now in pairs.items():
-        result.array(kind + path.split("/")[0], before[path], after[path_now], path)
-    # The others have new names, or none: their contents must be found again, at least of what is learned.
+    pairs |= {path: renamed[_parameter_key(path)] for path in gone if _parameter_key(path) in renamed}
+    for path, new_path in pairs.items():
+        result.array(kind + path.split("/")[0], before[path], after[new_path], path)
+    # Other removed arrays must exist under a new name with the same content if they are parameters or optimizer state.
     digests = {after[path][2] for path in new}
     for path in [path for path in gone if path not in pairs and before[path][2] not in digests]:
         if path.startswith(("params/", "opt_state/")):
@@ -343,18 +343,18 @@ def _compare_states(result: Comparison, before: Mapping[str, Any], after: Mappin
             result.warnings.append(f"{kind}{path} is gone, and no new array is the same")
 
 
-def _of_what(path: str) -> str:
-    found = re.search(r"/(mu|nu|trace)/.*", path)  # of Adam and Lion, and of momentum
+def _parameter_key(path: str) -> str:
+    found = re.search(r"/(mu|nu|trace)/.*", path)  # Adam and Lion, or momentum
     return found[0] if found else path
 
 
 def same(one: Any, other: Any) -> bool:
-    """Returns whether two JSON values are the same, NaN as itself."""
+    """Returns whether two JSON values are equal, with NaN equal to itself."""
     return one == other or (one != one and other != other)
 
 
 def relative(one: Any, other: Any, floor: float) -> float:
-    """Returns how much two numbers differ, relative to the larger one or to `floor`; infinite where one is none."""
+    """Returns the difference relative to the larger number or `floor`; infinite if one is None or not finite."""
     if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in (one, other)):
         return 0.0 if same(one, other) else math.inf
     return abs(one - other) / max(abs(one), abs(other), floor)
@@ -365,17 +365,17 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def told(name: str, comparison: Comparison, tolerance: float = TOLERANCE) -> list[str]:
-    """Returns a case's lines."""
+def report_lines(name: str, comparison: Comparison, tolerance: float = TOLERANCE) -> list[str]:
+    """Returns the lines of the report on a case."""
     fit = next(
         kind
-        for kind, holds in (
+        for kind, applies in (
             ("equal", comparison.equal),
             ("close", comparison.fits(tolerance, rounding=False)),
             ("rounding", comparison.fits(tolerance)),
             ("DIFFERENT", True),
         )
-        if holds
+        if applies
     )
     worst = "  ".join(f"{part} {value:.1e}" for part, (value, _) in comparison.worst.items())
     lines = [f"{fit:9}  {name}  {worst}".rstrip()]
@@ -385,24 +385,24 @@ def told(name: str, comparison: Comparison, tolerance: float = TOLERANCE) -> lis
 
 
 def compare(
-    before: Mapping[str, Any], after: Mapping[str, Any], chosen: Iterable[str], tolerance: float = TOLERANCE
+    before: Mapping[str, Any], after: Mapping[str, Any], selected: Iterable[str], tolerance: float = TOLERANCE
 ) -> bool:
-    """Prints how two recordings differ, and returns whether they agree within the tolerance."""
-    chosen = list(chosen)
+    """Prints the differences between two recordings, and returns whether they agree within the tolerance."""
+    selected = list(selected)
     for key in sorted({*before["environment"], *after["environment"]} - {"commit"}):
         if before["environment"].get(key) != after["environment"].get(key):
-            was, now = (one["environment"].get(key) for one in (before, after))
-            print(f"warning: {key} was {was!r} and is {now!r}")
+            old, new = (one["environment"].get(key) for one in (before, after))
+            print(f"warning: {key} was {old!r} and is {new!r}")
     counts, agreed = dict.fromkeys(("equal", "close", "rounding", "DIFFERENT"), 0), True
-    for name in chosen:
+    for name in selected:
         if name in before["cases"] and name in after["cases"]:
             comparison = compare_cases(before["cases"][name], after["cases"][name])
-            lines = told(name, comparison, tolerance)
+            lines = report_lines(name, comparison, tolerance)
             counts[lines[0].split()[0]] += 1
             agreed = agreed and comparison.fits(tolerance)
             print("\n".join(lines))
     for one, other, when in ((before, after, "before"), (after, before, "after")):
-        for name in [name for name in chosen if name in one["cases"] and name not in other["cases"]]:
+        for name in [name for name in selected if name in one["cases"] and name not in other["cases"]]:
             print(f"warning: only {when}: {name}")
     print(", ".join(f"{count} {kind}" for kind, count in counts.items()), "to within", tolerance)
     return agreed
@@ -412,12 +412,12 @@ def compare(
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Returns a recording, or an empty one where there is none yet."""
-    return json.loads(path.read_text()) if path.exists() else {"environment": described(), "cases": {}}
+    """Returns a recording, or an empty one if the file does not exist."""
+    return json.loads(path.read_text()) if path.exists() else {"environment": describe_environment(), "cases": {}}
 
 
 def save(path: Path, recording: Mapping[str, Any]) -> None:
-    """Writes a recording, one line a case, whole or not at all."""
+    """Writes a recording atomically, with one line per case."""
     rows = [f"{json.dumps(name)}: {json.dumps(record)}" for name, record in recording["cases"].items()]
     text = f'{{"environment": {json.dumps(recording["environment"])},\n"cases": {{\n' + ",\n".join(rows) + "\n}}\n"
     unfinished = path.with_name(f"{path.name}.part")
@@ -425,8 +425,8 @@ def save(path: Path, recording: Mapping[str, Any]) -> None:
     unfinished.replace(path)
 
 
-def described() -> dict[str, str]:
-    """Returns what two recordings should have in common, and the commit that each is of."""
+def describe_environment() -> dict[str, str]:
+    """Returns the versions and variables that two recordings should share, and the commit."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
     versions = {name: importlib.metadata.version(name) for name in packages}
     git = subprocess.run(
@@ -435,66 +435,68 @@ def described() -> dict[str, str]:
     return {**environment(1), **versions, "python": sys.version.split()[0], "commit": git.stdout.strip()}
 
 
-def record_all(path: Path, chosen: list[Case], places: Changes, jobs: int, folder: Path) -> bool:
-    """Runs the cases that a recording lacks, and returns whether all could be recorded."""
+def record_all(path: Path, selected: list[Case], data_paths: Changes, jobs: int, folder: Path) -> bool:
+    """Runs the cases that a recording does not contain, and returns whether all succeeded."""
     recording, lock, failed = load(path), threading.Lock(), []
-    waiting = [case for case in chosen if case.name not in recording["cases"]]
+    missing = [case for case in selected if case.name not in recording["cases"]]
 
-    def record(number: int, case: Case) -> None:
-        began, place = time.monotonic(), folder / re.sub(r"\W+", "-", case.name)
+    def record(index: int, case: Case) -> None:
+        start, workdir = time.monotonic(), folder / re.sub(r"\W+", "-", case.name)
         try:
-            result = record_case(case, place, places)
+            result = record_case(case, workdir, data_paths)
         except Exception as error:
             failed.append(case.name)
-            print(f"[{number}/{len(waiting)}] {case.name}: NOT RECORDED: {error}", flush=True)
+            print(f"[{index}/{len(missing)}] {case.name}: NOT RECORDED: {error}", flush=True)
             return
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(workdir, ignore_errors=True)
         losses = result["train"].get("loss") or [math.nan]
         with lock:
             recording["cases"][case.name] = result
             save(path, recording)
-        said = (
+        summary = (
             f"status {result['status']}: {result['error']}" if result["status"] else f"loss {losses[0]} to {losses[-1]}"
         )
         resumed = result.get("resumed")
         if resumed is not None:
-            said += f"; resumed {told('', compare_cases(without(result, 'resumed'), resumed))[0].strip()}"
-        print(f"[{number}/{len(waiting)}] {case.name}: {time.monotonic() - began:.0f} s, {said}", flush=True)
+            summary += f"; resumed {report_lines('', compare_cases(without(result, 'resumed'), resumed))[0].strip()}"
+        print(f"[{index}/{len(missing)}] {case.name}: {time.monotonic() - start:.0f} s, {summary}", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(record, range(1, len(waiting) + 1), waiting))
+        list(pool.map(record, range(1, len(missing) + 1), missing))
     return not failed
 
 
 def without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns a mapping without one of its names."""
+    """Returns a mapping without one key."""
     return {key: value for key, value in values.items() if key != name}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, help="the recording, which is continued where it exists")
-    parser.add_argument("--only", action="append", help="cases whose name has this in it; may be given several times")
-    parser.add_argument("--against", type=Path, help="an earlier recording, to compare with")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="relative difference that is close")
-    parser.add_argument("--no-run", action="store_true", help="compare what there is")
-    parser.add_argument("--data-dir", default=os.environ.get("WITNESS_DATA", ""), help="where datasets are prepared")
-    parser.add_argument("--archives", default=os.environ.get("WITNESS_ARCHIVES", ""), help="a folder of archives")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("output", type=Path, help="the recording, which is continued if it exists")
+    parser.add_argument("--only", action="append", help="cases whose name contains this; may be repeated")
+    parser.add_argument("--against", type=Path, help="an earlier recording to compare with")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="relative tolerance of `close`")
+    parser.add_argument("--no-run", action="store_true", help="only compare existing recordings")
+    parser.add_argument("--data-dir", default=os.environ.get("WITNESS_DATA", ""), help="directory of prepared datasets")
+    parser.add_argument("--archives", default=os.environ.get("WITNESS_ARCHIVES", ""), help="directory of archives")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
     args = parser.parse_args()
-    places = {"data.dir": args.data_dir or None, "data.manual_dir": args.archives or None}
-    chosen = [one for one in cases() if not args.only or any(part in one.name for part in args.only)]
-    fine = True
+    data_paths = {"data.dir": args.data_dir or None, "data.manual_dir": args.archives or None}
+    selected = [one for one in cases() if not args.only or any(part in one.name for part in args.only)]
+    success = True
     if not args.no_run:
-        possible = [one for one in chosen if args.archives or not one.archives]
-        if len(possible) < len(chosen):
-            print(f"{len(chosen) - len(possible)} cases need --archives and are left out", flush=True)
+        possible = [one for one in selected if args.archives or not one.archives]
+        if len(possible) < len(selected):
+            print(f"{len(selected) - len(possible)} cases need --archives and are left out", flush=True)
         with tempfile.TemporaryDirectory(prefix="witness-") as folder:
-            fine = record_all(args.output, possible, places, args.jobs, Path(folder))
+            success = record_all(args.output, possible, data_paths, args.jobs, Path(folder))
     if args.against:
-        fine = compare(load(args.against), load(args.output), [one.name for one in chosen], args.tolerance) and fine
-    sys.exit(0 if fine else 1)
+        success = (
+            compare(load(args.against), load(args.output), [one.name for one in selected], args.tolerance) and success
+        )
+    sys.exit(0 if success else 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Classical baselines, on small datasets whose answers are known."""
+"""Classical baselines, on small datasets with known results."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ from mmfusion.data.decoding import Reader
 from mmfusion.errors import UserError
 from tests import synthetic
 
-PICTURE = {"kind": "image", "feature": "image", "size": (2, 2), "channels": 1}
-WORDS = {"kind": "text", "feature": "sentence", "length": 4}
-SOUND = {"kind": "audio", "feature": "sound", "rate": 8000, "seconds": 0.1}
+IMAGE = {"kind": "image", "feature": "image", "size": (2, 2), "channels": 1}
+TEXT = {"kind": "text", "feature": "sentence", "length": 4}
+AUDIO = {"kind": "audio", "feature": "audio", "rate": 8000, "seconds": 0.1}
 
 
 def bits(seed, rows=240):
@@ -25,14 +25,14 @@ def bits(seed, rows=240):
 
 
 def arrays(seed, target, bright, word):
-    """Returns a split's arrays: the picture's mean tells bit `bright`, the last of four words tells bit `word`."""
-    draw, n = np.random.default_rng(seed), len(bright)
-    pictures = 60 + 120 * bright[:, None, None, None] + draw.integers(0, 40, (n, 2, 2, 1))
-    ids = np.concatenate([draw.integers(2, 6, (n, 3)), 6 + word[:, None]], axis=1)
+    """Returns a split's arrays: the image mean encodes bit `bright`, the last of four tokens bit `word`."""
+    random, n = np.random.default_rng(seed), len(bright)
+    images = 60 + 120 * bright[:, None, None, None] + random.integers(0, 40, (n, 2, 2, 1))
+    ids = np.concatenate([random.integers(2, 6, (n, 3)), 6 + word[:, None]], axis=1)
     return Batch(
-        inputs={"picture": pictures.astype(np.uint8), "words": ids.astype(np.int32)},
-        mask={"picture": np.ones((n, 1), bool), "words": np.ones((n, 4), bool)},
-        present={"picture": np.ones(n, bool), "words": np.ones(n, bool)},
+        inputs={"image": images.astype(np.uint8), "text": ids.astype(np.int32)},
+        mask={"image": np.ones((n, 1), bool), "text": np.ones((n, 4), bool)},
+        present={"image": np.ones(n, bool), "text": np.ones(n, bool)},
         targets={"label": target},
         weight=np.ones(n, np.float32),
         id=np.arange(n, dtype=np.int32),
@@ -40,8 +40,8 @@ def arrays(seed, target, bright, word):
 
 
 def dataset(label, kind="classification", classes=2):
-    """Returns three splits with the target that `label(bright, word)` gives."""
-    reader = Reader({"picture": PICTURE, "words": WORDS}, {"label": {"kind": kind}}, {"label": classes}, {})
+    """Returns three splits with the target `label(bright, word)`."""
+    reader = Reader({"image": IMAGE, "text": TEXT}, {"label": {"kind": kind}}, {"label": classes}, {})
     splits = {}
     for seed, name in enumerate(("train", "valid", "test")):
         bright, word = bits(seed)
@@ -50,25 +50,25 @@ def dataset(label, kind="classification", classes=2):
     return Dataset(splits, reader, {"label": ()}, {}, "bits", "bits", {}, "bits")
 
 
-def changed(data, split, **fields):
-    """Returns the dataset with other arrays in one split."""
+def replace_arrays(data, split, **fields):
+    """Returns the dataset with the given arrays replaced in one split."""
     batch = data.splits[split].arrays.replace(**fields)
-    one = dataclasses.replace(data.splits[split], ids=np.arange(len(batch.id)), arrays=batch)
-    return dataclasses.replace(data, splits={**data.splits, split: one})
+    replaced = dataclasses.replace(data.splits[split], ids=np.arange(len(batch.id)), arrays=batch)
+    return dataclasses.replace(data, splits={**data.splits, split: replaced})
 
 
 def noisy(bright, word):
-    """Labels that the picture tells four times in five, so that what is chosen from a grid makes a difference."""
+    """Returns labels that equal the image bit, and the text bit in 20 % of the rows, so that grid values differ."""
     return np.where(np.random.default_rng(7).random(len(bright)) < 0.2, word, bright)
 
 
-def test_what_the_picture_tells_is_found_in_the_picture_only():
+def test_baselines_predict_an_image_label_from_the_image_only():
     found = baselines(dataset(lambda bright, word: bright), "label", "accuracy")
     names = ("linear_svm", "naive_bayes", "gradient_boosting")
-    subsets = (("picture",), ("words",), ("picture", "words"))
+    subsets = (("image",), ("text",), ("image", "text"))
     assert [(b.name, b.modalities) for b in found] == [("majority", ()), *((n, s) for s in subsets for n in names)]
     for one in found[1:]:
-        if "picture" in one.modalities:
+        if "image" in one.modalities:
             assert one.test > 0.97, one
             assert one.valid > 0.97, one
         else:
@@ -76,7 +76,7 @@ def test_what_the_picture_tells_is_found_in_the_picture_only():
         assert one.seconds > 0
 
 
-def test_xor_is_beyond_one_modality_and_beyond_a_linear_model():
+def test_baselines_need_two_modalities_and_nonlinearity_for_xor():
     found = baselines(dataset(lambda bright, word: bright ^ word), "label", "accuracy")
     for one in found:
         if one.name == "gradient_boosting" and len(one.modalities) == 2:
@@ -90,7 +90,7 @@ def svm_only(monkeypatch):
     monkeypatch.setitem(module.MODELS, "classification", module.MODELS["classification"][:2])
 
 
-def test_the_majority_is_a_class_share(svm_only):
+def test_majority_baseline_scores_the_class_frequency(svm_only):
     data = dataset(lambda bright, word: bright | word, classes=3)
     labels = data.splits["test"].arrays.targets["label"]
     majority, *others = baselines(data, "label", "nll")
@@ -98,15 +98,15 @@ def test_the_majority_is_a_class_share(svm_only):
     assert majority.test == pytest.approx((labels == 1).mean())
     assert {one.metric for one in (majority, *others)} == {"accuracy"}  # a linear SVM has no likelihood
     assert {one.metric for one in baselines(data, "label", "brier")} == {"accuracy"}
-    assert others[-1].test > 0.97  # the third class, which never occurs, is never chosen
+    assert others[-1].test > 0.97  # the third class, which never occurs, is never predicted
     assert baselines(dataset(lambda bright, word: bright | word), "label", "auroc")[0].test == 0.5
 
 
-def test_validation_chooses_and_the_labels_of_the_test_do_not(svm_only):
+def test_baselines_select_on_validation_not_on_test_labels(svm_only):
     data = dataset(noisy)
     labels = data.splits["test"].arrays.targets["label"]
     found = baselines(data, "label", "accuracy")
-    scrambled = baselines(changed(data, "test", targets={"label": 1 - labels}), "label", "accuracy")
+    scrambled = baselines(replace_arrays(data, "test", targets={"label": 1 - labels}), "label", "accuracy")
     assert [dataclasses.replace(one, test=0.0) for one in found] == [
         dataclasses.replace(one, test=0.0) for one in scrambled
     ]
@@ -114,173 +114,176 @@ def test_validation_chooses_and_the_labels_of_the_test_do_not(svm_only):
 
 
 @pytest.mark.parametrize(("metric", "best"), [("r2", max), ("loss", min)])
-def test_the_best_of_the_grid_is_chosen_whichever_way_is_better(monkeypatch, metric, best):
+def test_baselines_select_in_the_direction_of_the_metric(monkeypatch, metric, best):
     data = dataset(
         lambda bright, word: (bright + word + 0.1 * np.arange(len(word)) % 1).astype(np.float32), "regression"
     )
     mean, ridge = module.MODELS["regression"][:2]
     values = (1.0, 100.0, 10_000.0)
-    each = []
+    per_value = []
     for value in values:
         monkeypatch.setitem(module.MODELS, "regression", (mean, ridge._replace(grid={"alpha": (value,)})))
-        each.append(baselines(data, "label", metric)[-1])
+        per_value.append(baselines(data, "label", metric)[-1])
     monkeypatch.setitem(module.MODELS, "regression", (mean, ridge._replace(grid={"alpha": values[::-1]})))
-    assert len({one.valid for one in each}) == 3
-    assert baselines(data, "label", metric)[-1] == best(each, key=lambda one: one.valid)
-    assert each[0].metric == ("r2" if metric == "r2" else "rmse")
+    assert len({one.valid for one in per_value}) == 3
+    assert baselines(data, "label", metric)[-1] == best(per_value, key=lambda one: one.valid)
+    assert per_value[0].metric == ("r2" if metric == "r2" else "rmse")
 
 
-def test_regression_and_several_labels():
+def test_baselines_support_regression_and_multilabel_targets():
     found = baselines(dataset(lambda bright, word: (3 * bright).astype(np.float32), "regression", 1), "label", "r2")
     scores = {(one.name, one.modalities): one.test for one in found}
-    assert scores["ridge", ("picture",)] > 0.95
-    assert scores["gradient_boosting", ("picture", "words")] > 0.95
-    assert max(scores["mean", ()], scores["ridge", ("words",)]) < 0.05
+    assert scores["ridge", ("image",)] > 0.95
+    assert scores["gradient_boosting", ("image", "text")] > 0.95
+    assert max(scores["mean", ()], scores["ridge", ("text",)]) < 0.05
     labels = dataset(lambda *both: np.stack([*both, 0 * both[0]], axis=1).astype(np.float32), "multilabel", 3)
     scores = {(one.name, one.modalities): one.test for one in baselines(labels, "label", "accuracy")}
-    assert scores["linear_svm", ("picture", "words")] > 0.97
-    assert scores["linear_svm", ("picture",)] == pytest.approx(2.5 / 3, abs=0.05)
+    assert scores["linear_svm", ("image", "text")] > 0.97
+    assert scores["linear_svm", ("image",)] == pytest.approx(2.5 / 3, abs=0.05)
     assert scores["majority", ()] == pytest.approx(2 / 3, abs=0.05)
     constant = baselines(dataset(lambda bright, word: bright.astype(np.float32), "regression", 1), "label", "pearson")
     assert math.isnan(constant[0].test)
 
 
-def test_features_are_fitted_on_train_only():
+def test_features_are_fitted_on_the_train_split_only():
     data = dataset(lambda bright, word: bright)
     test = data.splits["test"].arrays
-    inputs = {"picture": 255 - test.inputs["picture"] // 2, "words": test.inputs["words"] + 100}
+    inputs = {"image": 255 - test.inputs["image"] // 2, "text": test.inputs["text"] + 100}
     before, _ = module.features(data, "label", seed=0, most_rows=500)
     for split in ("valid", "test"):
-        after, _ = module.features(changed(data, split, inputs=inputs), "label", seed=0, most_rows=500)
+        after, _ = module.features(replace_arrays(data, split, inputs=inputs), "label", seed=0, most_rows=500)
         for m in before:
             np.testing.assert_array_equal(before[m]["train"].toarray(), after[m]["train"].toarray())
-        assert after["words"][split].nnz == 0  # words that train does not have
-        assert np.abs((before["picture"][split] - after["picture"][split]).toarray()).max() > 0.1
-    copied, _ = module.features(changed(data, "test", inputs=data.splits["train"].arrays.inputs), "label", 0, 500)
+        assert after["text"][split].nnz == 0  # tokens that do not occur in the train split
+        assert np.abs((before["image"][split] - after["image"][split]).toarray()).max() > 0.1
+    copied, _ = module.features(
+        replace_arrays(data, "test", inputs=data.splits["train"].arrays.inputs), "label", 0, 500
+    )
     for m in before:
         np.testing.assert_array_equal(copied[m]["test"].toarray(), before[m]["train"].toarray())
 
 
-def test_an_absent_modality_is_zeros():
+def test_features_of_an_absent_modality_are_zero():
     random = np.random.default_rng(0)
     batch = dataset(lambda bright, word: bright).splits["train"].arrays
     batch = batch.replace(
-        inputs={**batch.inputs, "sound": random.normal(0, 0.1, (240, 800)).astype(np.float32)},
-        mask={**batch.mask, "sound": np.ones((240, 800), bool)},
-        present={m: random.random(240) < 0.6 for m in ("picture", "words", "sound")},
+        inputs={**batch.inputs, "audio": random.normal(0, 0.1, (240, 800)).astype(np.float32)},
+        mask={**batch.mask, "audio": np.ones((240, 800), bool)},
+        present={m: random.random(240) < 0.6 for m in ("image", "text", "audio")},
     )
-    modalities = {"picture": PICTURE, "words": WORDS, "sound": SOUND}
+    modalities = {"image": IMAGE, "text": TEXT, "audio": AUDIO}
     reader = Reader(modalities, {"label": {"kind": "classification"}}, {"label": 2}, {})
     splits = {s: Split(s, np.arange(240), (), reader, batch, {}) for s in ("train", "valid", "test")}
     tables, _ = module.features(Dataset(splits, reader, {}, {}, "absent", "absent", {}, "absent"), "label", 0, 500)
     assert [*tables] == [*modalities]
-    for m, of_split in tables.items():
-        for table in of_split.values():
+    for m, by_split in tables.items():
+        for table in by_split.values():
             np.testing.assert_array_equal(np.abs(table.toarray()).max(axis=1) > 0, batch.present[m])
 
 
-def test_padding_is_not_read():
-    sound = np.random.default_rng(0).normal(0, 0.1, (3, 800)).astype(np.float32)
-    heard = np.repeat(np.arange(800)[None] < 400, 3, axis=0)
-    padded = module._describe_audio(np.where(heard, sound, np.float32(0.5)), heard, SOUND)
-    np.testing.assert_allclose(padded, module._describe_audio(sound[:, :400], heard[:, :400], SOUND), rtol=1e-5)
-    assert not module._describe_audio(sound, np.zeros_like(heard), SOUND).any()
-    ids, real = np.array([[5, 6, 9, 9], [7, 9, 9, 9]]), np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
-    assert module._describe_text(ids, real, WORDS).tolist() == ["5 6", "7"]
+def test_features_ignore_padding():
+    audio = np.random.default_rng(0).normal(0, 0.1, (3, 800)).astype(np.float32)
+    mask = np.repeat(np.arange(800)[None] < 400, 3, axis=0)
+    padded = module._describe_audio(np.where(mask, audio, np.float32(0.5)), mask, AUDIO)
+    np.testing.assert_allclose(padded, module._describe_audio(audio[:, :400], mask[:, :400], AUDIO), rtol=1e-5)
+    assert not module._describe_audio(audio, np.zeros_like(mask), AUDIO).any()
+    ids, text_mask = np.array([[5, 6, 9, 9], [7, 9, 9, 9]]), np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
+    assert module._describe_text(ids, text_mask, TEXT).tolist() == ["5 6", "7"]
 
 
-def test_the_pitch_of_a_sound_is_found(svm_only):
-    reader = Reader({"sound": SOUND}, {"label": {"kind": "classification"}}, {"label": 2}, {})
+def test_baselines_classify_the_pitch_of_audio(svm_only):
+    reader = Reader({"audio": AUDIO}, {"label": {"kind": "classification"}}, {"label": 2}, {})
     splits = {}
     for seed, name in enumerate(("train", "valid", "test")):
         high = bits(seed, 60)[0]
         phase = np.random.default_rng(seed).uniform(0, 6, (60, 1))
-        sound = 0.1 * np.sin(phase + 2 * np.pi * (400 + 400 * high[:, None]) * np.arange(800) / 8000)
+        audio = 0.1 * np.sin(phase + 2 * np.pi * (400 + 400 * high[:, None]) * np.arange(800) / 8000)
         batch = Batch(
-            inputs={"sound": sound.astype(np.float32)}, mask={"sound": np.ones((60, 800), bool)},
-            present={"sound": np.ones(60, bool)}, targets={"label": high}, weight=np.ones(60), id=np.arange(60),
+            inputs={"audio": audio.astype(np.float32)}, mask={"audio": np.ones((60, 800), bool)},
+            present={"audio": np.ones(60, bool)}, targets={"label": high}, weight=np.ones(60), id=np.arange(60),
         )  # fmt: skip
         splits[name] = Split(name, np.arange(60), (), reader, batch, {})
     found = baselines(Dataset(splits, reader, {}, {}, "tones", "tones", {}, "tones"), "label", "accuracy")
-    assert [one.modalities for one in found] == [(), ("sound",)]  # alone is also all
+    assert [one.modalities for one in found] == [(), ("audio",)]  # a single modality is also the set of all modalities
     assert found[-1].test == 1.0
 
 
-def test_a_streamed_split_gives_the_same_and_unreadable_rows_are_left_out(svm_only):
+def test_baselines_of_streamed_splits_equal_in_memory_ones(svm_only):
     sizes = {"train": 300, "valid": 60, "test": 60}
     loaded, streamed = (synthetic.dataset(synthetic.config(), sizes, in_memory=kept) for kept in (True, False))
     for most in (100, 1000):
-        one, of_one = module.features(loaded, "label", 0, most)
-        other, of_other = module.features(streamed, "label", 0, most)
+        one, labels_of_one = module.features(loaded, "label", 0, most)
+        other, labels_of_other = module.features(streamed, "label", 0, most)
         for split in sizes:
-            np.testing.assert_array_equal(of_one[split], of_other[split])
+            np.testing.assert_array_equal(labels_of_one[split], labels_of_other[split])
             for m in one:
                 np.testing.assert_array_equal(one[m][split].toarray(), other[m][split].toarray())
     readable = {split: int(loaded.splits[split].arrays.weight.sum()) for split in sizes}
-    assert {split: len(labels) for split, labels in of_one.items()} == readable
+    assert {split: len(labels) for split, labels in labels_of_one.items()} == readable
     assert readable["test"] < sizes["test"]
     assert baselines(loaded, "label", "macro_f1") == baselines(streamed, "label", "macro_f1")
 
 
-def test_no_more_than_most_rows_are_used_and_the_seed_draws_them(svm_only):
+def test_baselines_sample_at_most_most_rows_by_seed(svm_only):
     data = dataset(noisy)
     kept = np.sort(np.random.default_rng(3).permutation(240)[:30])
-    whole = data.splits["train"]
-    small = dataclasses.replace(
-        data, splits={**data.splits, "train": dataclasses.replace(whole, ids=kept, arrays=whole.take(kept))}
+    train = data.splits["train"]
+    subset = dataclasses.replace(
+        data, splits={**data.splits, "train": dataclasses.replace(train, ids=kept, arrays=train.take(kept))}
     )
     found = baselines(data, "label", "accuracy", seed=3, most_rows=30)
-    assert found == baselines(small, "label", "accuracy", seed=3)
+    assert found == baselines(subset, "label", "accuracy", seed=3)
     assert found != baselines(data, "label", "accuracy", seed=3)
     assert found != baselines(data, "label", "accuracy", seed=4, most_rows=30)
 
 
-def test_the_same_seed_gives_the_same():
+def test_baselines_are_deterministic_given_the_seed():
     data = dataset(noisy)
     one, other = (baselines(data, "label", "macro_recall", seed=1, most_rows=100) for _ in range(2))
     assert one == other
 
 
-def test_errors_say_what_would_be_right():
+def test_baselines_reject_unknown_names_and_absent_modalities():
     data = dataset(lambda bright, word: bright)
     with pytest.raises(UserError, match="task 'labels' is not in this dataset: did you mean label"):
         baselines(data, "labels", "accuracy")
     with pytest.raises(UserError, match="metric 'acuracy' is not one of classification: did you mean"):
         baselines(data, "label", "acuracy")
-    nowhere = {"picture": np.zeros(240, bool), "words": np.ones(240, bool)}
-    with pytest.raises(UserError, match="modality 'picture' is in 0 of the training rows; a baseline needs 2"):
-        baselines(changed(data, "train", present=nowhere), "label", "accuracy")
+    absent = {"image": np.zeros(240, bool), "text": np.ones(240, bool)}
+    with pytest.raises(UserError, match="modality 'image' is in 0 of the training rows; a baseline needs 2"):
+        baselines(replace_arrays(data, "train", present=absent), "label", "accuracy")
 
 
 @pytest.mark.parametrize(
-    ("label", "most"),
+    ("label", "dominant"),
     [(lambda bright, word: bright, "unique_1"), (lambda bright, word: bright ^ word, "synergy")],
-    ids=["one tells", "both together"],
+    ids=["unique", "synergy"],
 )
-def test_information_in_clusters_of_features(label, most, monkeypatch):
+def test_information_decomposition_of_datasets_finds_the_dominant_part(label, dominant, monkeypatch):
     monkeypatch.setattr(pid, "CLUSTERS", 2)
     data = dataset(label)
-    words = data.splits["train"].arrays.inputs["words"]
-    inputs = {**data.splits["train"].arrays.inputs, "words": np.repeat(words[:, 3:], 4, axis=1)}  # only what tells
-    data = changed(data, "train", inputs=inputs)
-    found, chance = pid.of_dataset(data, "label")
+    tokens = data.splits["train"].arrays.inputs["text"]
+    # Only the informative token.
+    inputs = {**data.splits["train"].arrays.inputs, "text": np.repeat(tokens[:, 3:], 4, axis=1)}
+    data = replace_arrays(data, "train", inputs=inputs)
+    found, baseline = pid.of_dataset(data, "label")
     bits = dataclasses.asdict(found)
-    assert bits.pop(most) == pytest.approx(1.0, abs=0.05)
+    assert bits.pop(dominant) == pytest.approx(1.0, abs=0.05)
     assert max(bits.values()) < 0.05
-    assert max(dataclasses.asdict(chance).values()) < 0.05
+    assert max(dataclasses.asdict(baseline).values()) < 0.05
 
 
-def test_the_command_fits_the_named_models(tiny_flags, command, tmp_path):
+def test_baselines_command_fits_the_named_models(tiny_flags, command, tmp_path):
     flags = [*tiny_flags(), "--config.data.train=train[:200]", "--config.data.test=test[:40]"]
-    done = command("experiments.baselines", *flags, "--models=naive_bayes", f"--output={tmp_path}/table.md")
-    assert done.returncode == 0, done.stderr
-    header, _, *rows, _, made = (tmp_path / "table.md").read_text().splitlines()
+    process = command("experiments.baselines", *flags, "--models=naive_bayes", f"--output={tmp_path}/table.md")
+    assert process.returncode == 0, process.stderr
+    header, _, *rows, _, footer = (tmp_path / "table.md").read_text().splitlines()
     assert header == "| model | modalities | selected on validation | validation | test | seconds |"
-    assert [row.split(" | ")[:2] for row in rows] == [["| naive_bayes", of] for of in ("image", "text", "image + text")]
+    assert [row.split(" | ")[:2] for row in rows] == [["| naive_bayes", m] for m in ("image", "text", "image + text")]
     assert all(0 <= float(row.split(" | ")[4]) <= 1 for row in rows)
-    assert made.startswith("accuracy of 'label', shapes/match")
-    done = command("experiments.baselines", *flags, "--models=linear_svn")
-    assert (done.returncode, done.stderr) == (
+    assert footer.startswith("accuracy of 'label', shapes/match")
+    process = command("experiments.baselines", *flags, "--models=linear_svn")
+    assert (process.returncode, process.stderr) == (
         2,
         "error: --models='linear_svn': no such model; did you mean linear_svm?\n",
     )

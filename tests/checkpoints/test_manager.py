@@ -1,4 +1,4 @@
-"""Checkpoints: retention, the best one, errors of corrupt and failed ones, and the files that are left."""
+"""Checkpoints: retention, the best step, errors of corrupt and failed checkpoints, and remaining files."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def state(value: float, rows: int = 3) -> dict[str, Any]:
     }
 
 
-def saved(directory: Path, scores: dict[int, float | None]) -> Checkpoints:
+def save_checkpoints(directory: Path, scores: dict[int, float | None]) -> Checkpoints:
     checkpoints = Checkpoints(directory)
     for step, score in scores.items():
         checkpoints.save(step, state(step), {"data": {"names": ["a", "b"]}}, score)
@@ -36,9 +36,9 @@ def saved(directory: Path, scores: dict[int, float | None]) -> Checkpoints:
     return checkpoints
 
 
-def test_checkpoints_relative_directory_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_checkpoints_resolve_a_relative_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert saved(Path("runs/a"), {1: 0.5}).newest() == 1
+    assert save_checkpoints(Path("runs/a"), {1: 0.5}).newest() == 1
     assert Checkpoints(tmp_path / "runs" / "a").newest() == 1
 
 
@@ -47,36 +47,38 @@ def test_checkpoints_relative_directory_is_in_the_working_directory(tmp_path: Pa
     [
         ({1: 0.5, 2: 0.9, 3: 0.6, 4: None, 5: 0.7}, 2),
         ({1: 0.5, 2: float("nan"), 3: 0.4, 4: float("inf"), 5: float("nan")}, 1),
-        ({1: -3.0, 2: -2.0, 3: -4.0, 4: None}, 2),  # of a loss
-        ({1: 0.5, 2: 0.9, 3: 0.8, 4: 0.9}, 2),  # the first of equals, also where others are gone
+        ({1: -3.0, 2: -2.0, 3: -4.0, 4: None}, 2),  # a negated loss
+        ({1: 0.5, 2: 0.9, 3: 0.8, 4: 0.9}, 2),  # the first of equal scores, even if others were deleted
         ({1: None, 2: float("nan"), 3: None}, 3),
     ],
 )
 def test_checkpoints_keep_the_best_and_the_newest_two(tmp_path: Path, scores: dict[int, float | None], best: int):
     last = max(scores)
-    first = saved(tmp_path, scores)
+    first = save_checkpoints(tmp_path, scores)
     assert first.best() == best
     assert {best, last - 1, last} <= set(first.steps())
     first.close()
 
-    again = saved(tmp_path, {last + 1: float("nan"), last + 2: None, last + 3: 0.0 if best == last else None})
+    reopened = save_checkpoints(
+        tmp_path, {last + 1: float("nan"), last + 2: None, last + 3: 0.0 if best == last else None}
+    )
     expected = last + 3 if best == last else best
-    assert (again.newest(), again.best()) == (last + 3, expected)
-    assert len(again.steps()) <= 4
-    restored, meta = again.restore(expected, state(0))
+    assert (reopened.newest(), reopened.best()) == (last + 3, expected)
+    assert len(reopened.steps()) <= 4
+    restored, meta = reopened.restore(expected, state(0))
     jax.tree.map(np.testing.assert_array_equal, restored, state(expected))
     assert meta["data"] == {"names": ["a", "b"]}
-    again.close()
+    reopened.close()
 
 
-def test_checkpoints_delete_old_ones(tmp_path: Path):
-    checkpoints = saved(tmp_path, {step: step / 10 for step in range(1, 6)})
+def test_checkpoints_delete_old_steps(tmp_path: Path):
+    checkpoints = save_checkpoints(tmp_path, {step: step / 10 for step in range(1, 6)})
     assert checkpoints.steps() == [4, 5]
     checkpoints.close()
 
 
 def test_checkpoints_save_skips_a_saved_step(tmp_path: Path):
-    checkpoints = saved(tmp_path, {1: 0.5})
+    checkpoints = save_checkpoints(tmp_path, {1: 0.5})
     checkpoints.save(1, state(7), {}, 0.9)
     checkpoints.wait()
     restored, _ = checkpoints.restore(1, state(0))
@@ -94,8 +96,8 @@ def test_checkpoints_save_skips_a_saved_step(tmp_path: Path):
     ],
     ids=["shape", "dtype", "missing", "new"],
 )
-def test_checkpoints_restore_shows_differences_of_architecture(tmp_path: Path, change: Any, expected: str):
-    checkpoints = saved(tmp_path, {1: 0.5})
+def test_checkpoints_restore_reports_architecture_differences(tmp_path: Path, change: Any, expected: str):
+    checkpoints = save_checkpoints(tmp_path, {1: 0.5})
     other = state(0)
     change(other["params"])
     with pytest.raises(UserError, match=expected) as error:
@@ -105,8 +107,8 @@ def test_checkpoints_restore_shows_differences_of_architecture(tmp_path: Path, c
 
 
 @contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Makes writes past so many bytes a file fail, as on a full disk, whichever library writes."""
+def limit_file_size(size: int) -> Iterator[None]:
+    """Fails writes beyond `size` bytes per file, as on a full disk, in any library."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -115,18 +117,18 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def noise(step: int) -> dict[str, Any]:
-    """A state that does not compress."""
+def random_state(step: int) -> dict[str, Any]:
+    """Returns an incompressible state."""
     return {"kernel": np.random.default_rng(step).normal(size=(200, 200)).astype(np.float32)}
 
 
 def fail_to_write(folder: Path, size: int) -> None:
-    """Ends this process, and with it Orbax's writers, once the second checkpoint has met files of at most this size."""
+    """Saves a second checkpoint under a file size limit, then ends this process and Orbax's writers."""
     checkpoints = Checkpoints(folder)
-    checkpoints.save(1, noise(1), {}, 0.5)
+    checkpoints.save(1, random_state(1), {}, 0.5)
     checkpoints.wait()
-    with pytest.raises(UserError, match="cannot write a checkpoint") as error, files_of_at_most(size):
-        checkpoints.save(2, noise(2), {}, 0.9)
+    with pytest.raises(UserError, match="cannot write a checkpoint") as error, limit_file_size(size):
+        checkpoints.save(2, random_state(2), {}, 0.9)
         checkpoints.wait()
     assert "\n" not in str(error.value)
     os._exit(0)
@@ -134,31 +136,31 @@ def fail_to_write(folder: Path, size: int) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("size", [20_000, 0])
-def test_checkpoints_failed_write_keeps_older_ones(tmp_path: Path, size: int):
+def test_checkpoints_keep_older_steps_after_a_failed_write(tmp_path: Path, size: int):
     process = CONTEXT.Process(target=fail_to_write, args=(tmp_path, size))
     process.start()
     process.join(120)
     assert process.exitcode == 0
 
-    again = Checkpoints(tmp_path)
-    assert (again.steps(), again.best()) == ([1], 1)
-    again.save(2, noise(2), {}, 0.9)  # what failed can be written once there is room
-    again.wait()
-    assert again.steps() == [1, 2]
-    restored, _ = again.restore(1, noise(0))
-    np.testing.assert_array_equal(restored["kernel"], noise(1)["kernel"])
-    again.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # nothing half-written is left
+    reopened = Checkpoints(tmp_path)
+    assert (reopened.steps(), reopened.best()) == ([1], 1)
+    reopened.save(2, random_state(2), {}, 0.9)  # the failed step can be saved once the disk has space
+    reopened.wait()
+    assert reopened.steps() == [1, 2]
+    restored, _ = reopened.restore(1, random_state(0))
+    np.testing.assert_array_equal(restored["kernel"], random_state(1)["kernel"])
+    reopened.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # no partial checkpoint remains
 
 
-def test_checkpoints_report_a_full_disk_by_the_next_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    checkpoints = saved(tmp_path, {1: 0.5})
+def test_checkpoints_report_a_full_disk_at_the_next_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = save_checkpoints(tmp_path, {1: 0.5})
 
-    def full(*_: Any, **__: Any) -> None:
+    def raise_disk_full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
-        patch.setattr("orbax.checkpoint.JsonCheckpointHandler.async_save", full)
+        patch.setattr("orbax.checkpoint.JsonCheckpointHandler.async_save", raise_disk_full)
         checkpoints.save(2, state(2), {}, 0.9)
         checkpoints.save(3, state(3), {}, 0.9)
     restored, _ = Checkpoints(tmp_path).restore(1, state(0))
@@ -168,33 +170,33 @@ def test_checkpoints_report_a_full_disk_by_the_next_save(tmp_path: Path, monkeyp
 def test_checkpoints_close_prints_a_failed_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    checkpoints = saved(tmp_path, {1: 0.5})
+    checkpoints = save_checkpoints(tmp_path, {1: 0.5})
     checkpoints.wait()
-    checkpoints.save(2, noise(2), {}, 0.6)
+    checkpoints.save(2, random_state(2), {}, 0.6)
     wait, errors = checkpoints._manager.wait_until_finished, [OSError(errno.ENOSPC, "No space left on device")]
 
-    def full_once() -> None:
+    def raise_disk_full_once() -> None:
         wait()
         if errors:
             raise errors.pop()
 
-    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full_once)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", raise_disk_full_once)
     checkpoints.close()
     assert f"warning: cannot write a checkpoint under {tmp_path}: No space left on device" in capsys.readouterr().err
 
 
-def test_checkpoints_delete_incomplete_ones(tmp_path: Path):
-    saved(tmp_path, {1: 0.5}).close()
+def test_checkpoints_delete_incomplete_steps(tmp_path: Path):
+    save_checkpoints(tmp_path, {1: 0.5}).close()
     (tmp_path / "2.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
-    again = saved(tmp_path, {3: 0.5})
-    assert again.steps() == [1, 3]
-    again.close()
+    reopened = save_checkpoints(tmp_path, {3: 0.5})
+    assert reopened.steps() == [1, 3]
+    reopened.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
 def test_checkpoints_restored_state_can_be_donated(tmp_path: Path):
     partitioner = mesh.make_partitioner("pmap")
-    checkpoints = saved(tmp_path, {1: 0.5})
+    checkpoints = save_checkpoints(tmp_path, {1: 0.5})
     restored, _ = checkpoints.restore(1, state(0))
     on_device = jax.jit(lambda tree: tree)(partitioner.replicate(restored))
     run = partitioner.compile_train(
@@ -209,7 +211,7 @@ def test_checkpoints_restored_state_can_be_donated(tmp_path: Path):
     checkpoints.close()
 
 
-def restored(directory: Path, *, best: bool = False) -> tuple[int, Any] | None:
+def restore_first_valid(directory: Path, *, best: bool = False) -> tuple[int, Any] | None:
     checkpoints = Checkpoints(directory)
     try:
         found = checkpoints.first_valid(lambda step: checkpoints.restore(step, state(0)), best=best)
@@ -218,76 +220,80 @@ def restored(directory: Path, *, best: bool = False) -> tuple[int, Any] | None:
     return found and (found[1]["step"], found[0])
 
 
-def flip(path: Path, draw: np.random.Generator) -> None:
+def flip_bit(path: Path, random: np.random.Generator) -> None:
     """Flips one bit of a file."""
     data = bytearray(path.read_bytes())
-    data[draw.integers(len(data))] ^= 1 << int(draw.integers(8))
+    data[random.integers(len(data))] ^= 1 << int(random.integers(8))
     path.write_bytes(data)
 
 
-def test_checkpoints_detect_a_flipped_bit_or_it_changes_nothing(tmp_path: Path):
-    """In every file of the newest of two checkpoints: what is restored is one of them, to the bit."""
-    draw, kept, fell_back = np.random.default_rng(0), tmp_path / "kept" / "checkpoints", 0
-    saved(kept, {1: 0.5, 2: 0.7}).close()
+def test_checkpoints_restore_a_valid_state_after_a_bit_flip(tmp_path: Path):
+    """A bit flip in any file of the newer of two checkpoints restores one of the two exactly."""
+    random, original, fallbacks = np.random.default_rng(0), tmp_path / "original" / "checkpoints", 0
+    save_checkpoints(original, {1: 0.5, 2: 0.7}).close()
     files = [
-        path.relative_to(kept) for path in sorted((kept / "2").rglob("*")) if path.is_file() and path.stat().st_size
+        path.relative_to(original)
+        for path in sorted((original / "2").rglob("*"))
+        if path.is_file() and path.stat().st_size
     ]
     assert any(path.suffix == "" for path in files)
-    for number, name in enumerate(files):
-        directory = tmp_path / str(number) / "checkpoints"
-        shutil.copytree(kept, directory)
-        flip(directory / name, draw)
-        step, found = restored(directory, best=bool(number % 2))
+    for index, name in enumerate(files):
+        directory = tmp_path / str(index) / "checkpoints"
+        shutil.copytree(original, directory)
+        flip_bit(directory / name, random)
+        step, found = restore_first_valid(directory, best=bool(index % 2))
         assert step in (1, 2), name
         jax.tree.map(np.testing.assert_array_equal, found, state(step))
-        aside = directory.parent / "damaged-checkpoints"
-        assert aside.exists() == (step == 1), name
-        fell_back += step == 1
-    assert fell_back >= 2  # at least the arrays and the metadata
+        quarantine = directory.parent / "damaged-checkpoints"
+        assert quarantine.exists() == (step == 1), name
+        fallbacks += step == 1
+    assert fallbacks >= 2  # at least the arrays and the metadata
 
 
-def test_checkpoints_detect_another_state(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """The state of another checkpoint, whose files are all well-formed."""
+def test_checkpoints_detect_the_state_of_another_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Every file of the replaced state is well-formed."""
     directory, other = tmp_path / "checkpoints", tmp_path / "other"
-    saved(directory, {1: 0.5, 2: 0.7}).close()
-    strange = Checkpoints(other)
-    strange.save(2, state(9), {}, 0.7)
-    strange.close()
+    save_checkpoints(directory, {1: 0.5, 2: 0.7}).close()
+    foreign = Checkpoints(other)
+    foreign.save(2, state(9), {}, 0.7)
+    foreign.close()
     shutil.rmtree(directory / "2" / "state")
     shutil.copytree(other / "2" / "state", directory / "2" / "state")
-    assert restored(directory)[0] == 1
-    said = capsys.readouterr().err
-    assert re.search(r"warning: checkpoint .*/2 is damaged: params/dense/kernel and 1 more is not what was saved", said)
+    assert restore_first_valid(directory)[0] == 1
+    stderr = capsys.readouterr().err
+    assert re.search(
+        r"warning: checkpoint .*/2 is damaged: params/dense/kernel and 1 more is not what was saved", stderr
+    )
     assert [path.name for path in (tmp_path / "damaged-checkpoints").iterdir()] == ["2-0"]
-    again = saved(directory, {2: 0.9})  # the step can be taken again
-    assert again.steps() == [1, 2] and again.best() == 2
-    again.close()
+    reopened = save_checkpoints(directory, {2: 0.9})  # the step can be saved again
+    assert reopened.steps() == [1, 2] and reopened.best() == 2
+    reopened.close()
 
 
-def test_checkpoints_raise_where_all_are_corrupt(tmp_path: Path):
+def test_checkpoints_raise_when_all_are_corrupt(tmp_path: Path):
     directory = tmp_path / "checkpoints"
-    saved(directory, {1: 0.5, 2: 0.7}).close()
+    save_checkpoints(directory, {1: 0.5, 2: 0.7}).close()
     for step in ("1", "2"):
         for path in (directory / step / "meta").rglob("*"):
             if path.is_file():
                 path.write_bytes(b"")
-    for _ in range(2):  # nor by the same command again
+    for _ in range(2):  # a second attempt fails too
         with pytest.raises(UserError, match=r"no checkpoint under .* is intact \(see .*damaged-checkpoints\)"):
-            restored(directory)
+            restore_first_valid(directory)
         assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
 
 
-def test_checkpoints_deleting_all_allows_a_new_start_despite_quarantine(tmp_path: Path):
+def test_checkpoints_restart_after_deleting_all_despite_quarantine(tmp_path: Path):
     (tmp_path / "damaged-checkpoints" / "1-0").mkdir(parents=True)
-    checkpoints = saved(tmp_path / "checkpoints", {2: 0.5})
+    checkpoints = save_checkpoints(tmp_path / "checkpoints", {2: 0.5})
     checkpoints.delete_from(2)
     assert checkpoints.restore_valid(state(0.0)) is None
     checkpoints.close()
 
 
-def test_checkpoints_readonly_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_checkpoints_readonly_does_not_quarantine(tmp_path: Path, capsys: pytest.CaptureFixture):
     directory = tmp_path / "checkpoints"
-    saved(directory, {1: 0.5, 2: 0.7}).close()
+    save_checkpoints(directory, {1: 0.5, 2: 0.7}).close()
     (directory / "2" / "meta" / "metadata").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     reader = Checkpoints(directory, readonly=True)
@@ -301,7 +307,7 @@ def test_checkpoints_readonly_moves_nothing(tmp_path: Path, capsys: pytest.Captu
 
 def test_checkpoints_detect_corruption_after_opening(tmp_path: Path):
     directory = tmp_path / "checkpoints"
-    checkpoints = saved(directory, {1: 0.5, 2: 0.7})
+    checkpoints = save_checkpoints(directory, {1: 0.5, 2: 0.7})
     path = directory / "2" / "meta" / "metadata"
     path.write_text(path.read_text().replace("0.7", "0.9"))
     _, meta = checkpoints.first_valid(lambda step: checkpoints.restore(step, state(0)), best=True)
@@ -317,11 +323,11 @@ def test_checkpoints_detect_corruption_after_opening(tmp_path: Path):
         (ValueError("UNAVAILABLE"), Unreachable),
     ],
 )
-def test_checkpoints_do_not_blame_files_for_the_machine(
+def test_checkpoints_do_not_treat_machine_errors_as_corruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
 ):
     directory = tmp_path / "checkpoints"
-    checkpoints = saved(directory, {1: 0.5})
+    checkpoints = save_checkpoints(directory, {1: 0.5})
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -338,23 +344,23 @@ def test_checkpoints_do_not_blame_files_for_the_machine(
     assert (directory / "1").exists()
 
 
-def test_checkpoints_half_deleted_one_is_not_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_checkpoints_do_not_treat_partial_deletion_as_corruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     deleted: list[str] = []
     delete_files = Checkpoints._delete_files
 
-    def noted(self: Checkpoints) -> None:
+    def record_deleted(self: Checkpoints) -> None:
         deleted.extend(path.name for path in tmp_path.glob("deleted/*"))
         delete_files(self)
 
-    monkeypatch.setattr(Checkpoints, "_delete_files", noted)
-    saved(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3}).close()
+    monkeypatch.setattr(Checkpoints, "_delete_files", record_deleted)
+    save_checkpoints(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3}).close()
     assert deleted == ["1"] and sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
 
-    (tmp_path / "deleted" / "1" / "state").mkdir(parents=True)  # as a kill in the middle of it leaves it
-    again = Checkpoints(tmp_path)
-    assert again.steps() == [2, 3] and not (tmp_path / "deleted").exists()
-    again.delete_from(2)
-    assert again.steps() == [] and list(tmp_path.iterdir()) == []
-    assert again.first_valid(lambda step: step) is None
-    again.close()
+    (tmp_path / "deleted" / "1" / "state").mkdir(parents=True)  # as after a kill during deletion
+    reopened = Checkpoints(tmp_path)
+    assert reopened.steps() == [2, 3] and not (tmp_path / "deleted").exists()
+    reopened.delete_from(2)
+    assert reopened.steps() == [] and list(tmp_path.iterdir()) == []
+    assert reopened.first_valid(lambda step: step) is None
+    reopened.close()
     assert not (tmp_path.parent / "damaged-checkpoints").exists()

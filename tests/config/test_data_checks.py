@@ -5,10 +5,10 @@ import pytest
 from configs import quickstart
 from mmfusion.config import defaults
 from mmfusion.errors import UserError
-from tests.config.test_schema import SHIPPED, changed, check
+from tests.config.test_schema import SHIPPED, check, quickstart_with
 
 
-def test_share_needs_images_of_one_form():
+def test_share_rejects_images_with_different_channels():
     config = SHIPPED["three_images"].get_config().unlock()
     config.model.encoders.colour.share = "gray"
     with pytest.raises(UserError, match="one encoder cannot read channels=3 and channels=1") as error:
@@ -20,25 +20,25 @@ def test_share_needs_images_of_one_form():
 
 
 @pytest.mark.parametrize(
-    ("application", "one", "other", "says"),
+    ("application", "one", "other", "message"),
     [
         ("recommendation", "text", "behaviour", "each text has a vocabulary of its own"),
         ("interaction", "speech", "second", "one encoder cannot read rate=8000 and rate=16000"),
     ],
 )
-def test_share_needs_inputs_that_mean_the_same(application, one, other, says):
+def test_share_rejects_inputs_with_different_encodings(application, one, other, message):
     config = SHIPPED["applications"].get_config(f"application={application}").unlock()
     if other == "second":
         config.data.modalities.second = config.data.modalities[one].copy_and_resolve_references()
         config.data.modalities.second.rate = 2 * config.data.modalities[one].rate
         config.model.encoders.second = config.model.encoders[one].copy_and_resolve_references()
     config.model.encoders[one].share = other
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         check(config)
     assert (error.value.path, error.value.value) == (f"config.model.encoders.{one}.share", other)
 
 
-def test_layer_decay_needs_layers_in_order():
+def test_layer_decay_requires_sequential_layers():
     config = SHIPPED["xray_ct"].get_config().unlock()
     config.model.encoders.xray.layer_decay = 0.5
     with pytest.raises(UserError, match="the layers of cnn_rnn are not sequential") as error:
@@ -47,7 +47,7 @@ def test_layer_decay_needs_layers_in_order():
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "message"),
     [
         ("image.layer_decay", 0.0, "must be above 0 and at most 1"),
         ("image.layer_decay", 1.5, "must be above 0 and at most 1"),
@@ -58,20 +58,24 @@ def test_layer_decay_needs_layers_in_order():
         ("image.join", (1,), "must be of type tuple, like ()"),
     ],
 )
-def test_encoders_refuse_wrong_options(path, value, says):
+def test_encoder_options_reject_invalid_values(path, value, message):
     with pytest.raises(UserError) as error:
-        check(changed(f"model.encoders.{path}", value))
-    assert (error.value.message, error.value.path, error.value.value) == (says, f"config.model.encoders.{path}", value)
+        check(quickstart_with(f"model.encoders.{path}", value))
+    assert (error.value.message, error.value.path, error.value.value) == (
+        message,
+        f"config.model.encoders.{path}",
+        value,
+    )
 
 
-def test_join_needs_modalities_of_one_type():
+def test_join_rejects_modalities_of_different_types():
     with pytest.raises(UserError) as error:
-        check(changed("model.encoders.image.join", ("text",)))
+        check(quickstart_with("model.encoders.image.join", ("text",)))
     assert error.value.message == "one encoder cannot read image and text"
     assert (error.value.path, error.value.value) == ("config.model.encoders.image.join", "text")
 
 
-def test_join_takes_a_modality_without_and_share_one_with_an_encoder():
+def test_join_and_share_require_consistent_encoder_sections():
     config = quickstart.get_config()
     with config.unlocked():
         config.data.modalities.second = config.data.modalities.image
@@ -113,7 +117,7 @@ def test_join_takes_a_modality_without_and_share_one_with_an_encoder():
 
 
 @pytest.mark.parametrize("name", ["joint", "learned", "left_image", "Image", "2d"])
-def test_modalities_refuse_names_that_strategies_use(name):
+def test_modality_names_reject_reserved_and_invalid_names(name):
     config = quickstart.get_config()
     with config.unlocked():
         for section in (config.data.modalities, config.model.encoders):
@@ -124,7 +128,7 @@ def test_modalities_refuse_names_that_strategies_use(name):
     assert error.value.path == f"config.data.modalities.{name}"
 
 
-def test_encoders_are_of_the_modalities():
+def test_encoders_must_match_the_modalities():
     config = quickstart.get_config()
     with config.unlocked():
         del config.model.encoders["text"]

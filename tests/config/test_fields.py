@@ -1,4 +1,4 @@
-"""The declarations of config keys, and configs read into typed dataclasses."""
+"""Declarations of config keys, and typed dataclasses read from configs."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from tests.config.test_schema import SHIPPED
 
 
 def as_dict(section):
-    """A typed section as the plain values that a ConfigDict of it has."""
+    """Returns a typed section as plain values, like `ConfigDict.to_dict`."""
     if isinstance(section, keys.Choice):
         return {name: as_dict(value) for name, value in section.to_dict().items()}
     if dataclasses.is_dataclass(section):
@@ -25,7 +25,7 @@ def test_read_keeps_every_value(name):
     assert as_dict(configs.read(config)) == config.to_dict()
 
 
-def test_read_takes_defaults_for_missing_keys_and_the_declared_types():
+def test_read_uses_defaults_for_missing_keys_and_declared_types():
     config = tiny.config(changes={"optim.learning_rate": 1, "model.encoders.image.join": ["other"]})
     with config.unlocked():
         del config.recovery["rollbacks"]
@@ -37,14 +37,14 @@ def test_read_takes_defaults_for_missing_keys_and_the_declared_types():
         run.steps = 3  # pyright: ignore
 
 
-def test_read_leaves_the_config_as_it_is():
+def test_read_does_not_modify_the_config():
     config = tiny.config()
     before = config.to_dict()
     configs.read(config).data.modalities["image"].options["augment"]["flip"] = 0.9
     assert config.to_dict() == before
 
 
-def test_every_declared_default_is_of_its_type_and_allowed():
+def test_declared_defaults_have_their_type_and_are_allowed():
     for path, field in keys.declared_keys(configs.RunConfig):
         key = keys.key_of(field)
         assert key and key.doc and not key.doc.endswith("."), path
@@ -55,7 +55,7 @@ def test_every_declared_default_is_of_its_type_and_allowed():
 
 
 @pytest.mark.parametrize(
-    ("key", "allowed", "good", "bad"),
+    ("key", "allowed", "valid", "invalid"),
     [
         (keys.Key("", minimum=1), "at least 1", 1, 0),
         (keys.Key("", above=0, maximum=1), "above 0 and at most 1", 1, 0),
@@ -64,14 +64,14 @@ def test_every_declared_default_is_of_its_type_and_allowed():
         (keys.Key(""), "", 0, float("inf")),
     ],
 )
-def test_keys_say_what_they_allow(key, allowed, good, bad):
+def test_key_allows_values_in_its_range(key, allowed, valid, invalid):
     assert key.allowed() == allowed
-    assert key.allows(good) and not key.allows(bad)
+    assert key.allows(valid) and not key.allows(invalid)
 
 
-def test_noted_reads_sees_reads_of_the_typed_config():
+def test_recorded_reads_include_the_typed_config():
     config = tiny.config()
-    with key_reads.noted_reads(config) as read:
+    with key_reads.recorded_reads(config) as read:
         run = configs.read(config)
         assert read == set()
         assert (run.steps, run.parallel.mesh.fsdp, run.optim.options["b1"]) == (8, 1, 0.9)

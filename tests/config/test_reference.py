@@ -16,13 +16,13 @@ def test_reference_has_a_row_for_every_key():
     table = reference.key_table()
     for path, field in keys.declared_keys(RunConfig):
         key = keys.key_of(field)
-        named = path.replace("modalities.*", "modalities.<modality>").replace("encoders.*", "encoders.<modality>")
-        row = next(line for line in table.splitlines() if f"| `{named.replace('*', '<task>')}` |" in line)
+        shown_path = path.replace("modalities.*", "modalities.<modality>").replace("encoders.*", "encoders.<modality>")
+        row = next(line for line in table.splitlines() if f"| `{shown_path.replace('*', '<task>')}` |" in line)
         assert key and f"`{field.default!r}`" in row and key.allowed() in row
         assert key.doc.replace("|", r"\|") in row and ("(†)" in row) == bool(key.resume)
 
 
-def test_reference_rewrites_only_what_is_between_the_markers(tmp_path):
+def test_reference_rewrites_only_the_text_between_the_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\nafter\n")
     reference.main(["reference", str(page)])

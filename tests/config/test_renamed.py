@@ -21,17 +21,17 @@ def get_config(arg=""):
 
 
 @pytest.fixture(autouse=True)
-def _warn_again():
+def _reset_warnings():
     renamed.warn_renamed.cache_clear()
 
 
-def test_renamed_keys_have_a_default():
+def test_renamed_keys_have_defaults_under_the_new_name_only():
     for old, new in configs.RENAMED_KEYS.items():
         assert tiny.has(defaults.get_config(), new) and not tiny.has(defaults.get_config(), old)
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_renamed_keys_work_as_flags_and_say_the_new_name(joined, pytestconfig, monkeypatch, capsys):
+def test_renamed_keys_work_as_flags_with_a_warning(joined, pytestconfig, monkeypatch, capsys):
     monkeypatch.chdir(pytestconfig.rootpath)
     flag = ["--config.recovery.spike=3"] if joined else ["--config.recovery.spike", "3"]
     argv = ["train", "--config=configs/quickstart.py", *flag, "--config.recovery.lr_factor=0.2"]
@@ -41,7 +41,7 @@ def test_renamed_keys_work_as_flags_and_say_the_new_name(joined, pytestconfig, m
     line = "warning: config.recovery.spike is now called config.recovery.spike_threshold\n"
     assert capsys.readouterr().err == line
     cli.parse_config(argv, flags.FlagValues())
-    assert capsys.readouterr().err == ""  # once a process
+    assert capsys.readouterr().err == ""  # once per process
 
 
 @pytest.mark.parametrize("end", ["defaults.finish(config, args)", "config.lock()"])
@@ -56,7 +56,7 @@ def test_renamed_keys_work_in_config_files(end, tmp_path, capsys):
     ]
 
 
-def test_renamed_keys_are_read_from_saved_runs_without_a_word(capsys):
+def test_renamed_keys_in_saved_runs_are_read_without_a_warning(capsys):
     config = quickstart.get_config()
     saved = configs.to_json(config)
     for old, new in configs.RENAMED_KEYS.items():

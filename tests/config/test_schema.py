@@ -24,8 +24,8 @@ def check(config, devices=1):
     configs.check(config, devices)
 
 
-def changed(path, value, arg=""):
-    """The quickstart with one value changed, whatever its type; a new key where there is none."""
+def quickstart_with(path, value, arg=""):
+    """Returns the quickstart config with one value set, of any type; adds the key if it does not exist."""
     config = quickstart.get_config(arg)
     *sections, name = path.split(".")
     section = config
@@ -46,20 +46,20 @@ def test_check_passes_every_shipped_config():
             assert config.is_locked
     assert list(quickstart.get_config("modalities=text").model.encoders) == ["text"]
     assert quickstart.get_config("seed=3").seed == 3
-    fused = quickstart.get_config("encoders=RUNS,modalities=text").model.encoders
-    assert (fused.text.init, fused.text.freeze > 10**6) == ("run:RUNS/text", True)
-    alone = SHIPPED["xray_ct"].get_config("modalities=ct").model.encoders
-    assert (list(alone), alone.ct.join) == (["ct"], ())
+    pretrained = quickstart.get_config("encoders=RUNS,modalities=text").model.encoders
+    assert (pretrained.text.init, pretrained.text.freeze > 10**6) == ("run:RUNS/text", True)
+    unimodal = SHIPPED["xray_ct"].get_config("modalities=ct").model.encoders
+    assert (list(unimodal), unimodal.ct.join) == (["ct"], ())
     three = SHIPPED["three_images"].get_config().unlock()
     three.model.encoders.colour.share = three.model.encoders.deep.share = "gray"
     defaults.keep_modalities(three, "colour+deep")
-    left = three.model.encoders
-    assert (sorted(left), left.colour.share, left.deep.share) == (["colour", "deep"], "", "colour")
+    encoders = three.model.encoders
+    assert (sorted(encoders), encoders.colour.share, encoders.deep.share) == (["colour", "deep"], "", "colour")
     assert av_digits.get_config("variant=clean").data.name == "av_digits/clean"
 
 
 @pytest.mark.parametrize(
-    ("path", "message", "near"),
+    ("path", "message", "suggestion"),
     [
         ("step", "no such key", "steps"),
         ("data.dirr", "no such key", "dir"),
@@ -72,15 +72,15 @@ def test_check_passes_every_shipped_config():
         ("objectives.mixup.alfa", "not read by 'mixup'", "alpha"),
     ],
 )  # fmt: skip
-def test_check_names_an_unknown_key(path, message, near):
+def test_check_rejects_an_unknown_key_with_a_suggestion(path, message, suggestion):
     with pytest.raises(UserError, match=message) as error:
-        check(changed(path, 1, "objectives=mixup"))
+        check(quickstart_with(path, 1, "objectives=mixup"))
     assert (error.value.path, error.value.value) == (f"config.{path}", None)
-    assert near in error.value.choices and near in str(error.value)
+    assert suggestion in error.value.choices and suggestion in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "noun", "near"),
+    ("path", "value", "noun", "suggestion"),
     [
         ("model.fusion.name", "cross_atention", "name", "cross_attention"),
         ("model.encoders.image.name", "resnet19", "name", "resnet18"),
@@ -98,19 +98,19 @@ def test_check_names_an_unknown_key(path, message, near):
         ("data.targets.label.loss", "focl", "loss", "focal"),
     ],
 )  # fmt: skip
-def test_check_names_an_unknown_choice(path, value, noun, near):
+def test_check_rejects_an_unknown_choice_with_a_suggestion(path, value, noun, suggestion):
     with pytest.raises(UserError) as error:
-        check(changed(path, value))
-    assert near in str(error.value)
+        check(quickstart_with(path, value))
+    assert suggestion in str(error.value)
     if path != "data.name":  # raised by the sources
         assert (error.value.path, error.value.value) == (f"config.{path}", value)
-        assert error.value.message == f"unknown {noun}" and near in error.value.choices
+        assert error.value.message == f"unknown {noun}" and suggestion in error.value.choices
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        # wrong types
+        # Invalid types.
         ("steps", 1.5, "must be of type int, like 1000"),
         ("steps", True, "must be of type int, like 1000"),
         ("data.name", 3, "must be of type str, like ''"),
@@ -120,7 +120,7 @@ def test_check_names_an_unknown_choice(path, value, noun, near):
         ("model.encoders.image.channels", 8, "must be of type tuple, like (32, 64, 64)"),
         ("model.encoders.image.channels", (8, "x", 8), "must be of type tuple, like (32, 64, 64)"),
         ("data.modalities.image.size", (32, 32.5), "must be of type tuple, like (32, 32)"),
-        # outside the range
+        # Out of range.
         ("optim.learning_rate", -0.1, "must be above 0"),
         ("optim.learning_rate", 0.0, "must be above 0"),
         ("optim.learning_rate", float("nan"), "must be a finite number"),
@@ -155,24 +155,24 @@ def test_check_names_an_unknown_choice(path, value, noun, near):
         ("data.modalities.text.length", 0, "must be above 0"),
     ],
 )  # fmt: skip
-def test_check_says_what_a_value_must_be(path, value, message):
+def test_check_rejects_values_of_invalid_type_or_range(path, value, message):
     with pytest.raises(UserError) as error:
-        check(changed(path, value))
+        check(quickstart_with(path, value))
     assert (error.value.message, error.value.path) == (message, f"config.{path}")
     assert repr(error.value.value) == repr(value)
     assert "\n" not in str(error.value)
 
 
-def test_check_allows_zero_where_it_means_none():
+def test_check_allows_zero_where_it_disables_an_option():
     for path in ("optim.clip_norm", "recovery.rollbacks", "recovery.spike_threshold", "model.encoders.image.freeze"):
-        check(changed(path, type(configs.flat(configs.to_json(quickstart.get_config()))[path])(0)))
+        check(quickstart_with(path, type(configs.flat(configs.to_json(quickstart.get_config()))[path])(0)))
     config = quickstart.get_config("objectives=gan")
     tiny.put(config, "objectives.gan.noise", 0)
     check(config)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "where", "message"),
+    ("path", "value", "error_path", "message"),
     [
         ("parallel.mesh.fsdp", 2, "parallel.mesh", "fsdp and model divide the state, which needs .*mode=jit"),
         ("parallel.mesh.data", 3, "parallel.mesh", "3 x 1 x 1 are not the 1 devices"),
@@ -180,13 +180,13 @@ def test_check_allows_zero_where_it_means_none():
         ("data.targets", ConfigDict(), "data.targets", "must have at least one target"),
     ],
 )
-def test_check_says_which_parts_do_not_fit(path, value, where, message):
+def test_check_rejects_inconsistent_sections(path, value, error_path, message):
     with pytest.raises(UserError, match=message) as error:
-        check(changed(path, value))
-    assert error.value.path == f"config.{where}"
+        check(quickstart_with(path, value))
+    assert error.value.path == f"config.{error_path}"
 
 
-def test_check_says_which_encoders_read_a_modality():
+def test_check_lists_the_encoders_of_a_modality_type():
     config = quickstart.get_config()
     configs.choose(config, "model.encoders.text", "cnn")
     with pytest.raises(UserError, match="does not read text") as error:
@@ -205,7 +205,7 @@ def test_choose_keeps_declared_keys_of_an_encoder():
     check(config)
 
 
-def test_check_names_a_missing_key():
+def test_check_rejects_a_missing_key():
     for path in ("steps", "data.dir", "model.fusion.heads", "model.encoders.text.cell", "optim.clip_norm"):
         config = quickstart.get_config()
         *sections, name = path.split(".")
@@ -220,26 +220,26 @@ def test_check_names_a_missing_key():
 
 
 @pytest.mark.parametrize(
-    ("batch", "devices", "accumulate", "says"),
+    ("batch_size", "devices", "accumulate", "message"),
     [
         (60, 8, 1, "does not divide over 8 devices x 1 micro-batches: choose 56 or 64"),
         (64, 1, 3, "does not divide over 1 devices x 3 micro-batches: choose 63 or 66"),
         (4, 8, 1, "choose 8"),
     ],
 )
-def test_check_needs_a_batch_that_divides_over_devices_and_micro_batches(batch, devices, accumulate, says):
+def test_check_requires_a_divisible_batch_size(batch_size, devices, accumulate, message):
     config = quickstart.get_config()
-    tiny.put(config, "batch_size", batch)
+    tiny.put(config, "batch_size", batch_size)
     tiny.put(config, "optim.accumulate", accumulate)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         check(config, devices)
-    assert (error.value.path, error.value.value) == ("config.batch_size", batch)
+    assert (error.value.path, error.value.value) == ("config.batch_size", batch_size)
     assert "choose 0" not in str(error.value)
     tiny.put(config, "batch_size", 16 * 3)
     check(config, devices)
 
 
-def test_select_is_a_metric_of_the_targets():
+def test_select_must_be_a_metric_of_the_targets():
     config = quickstart.get_config()
     with config.unlocked():
         config.data.targets.size = defaults.target("regression", "size")
@@ -254,7 +254,7 @@ def test_select_is_a_metric_of_the_targets():
 
 
 @pytest.mark.parametrize("fusion", ["tmc", "qmf"])
-def test_check_refuses_other_tasks_for_strategies_that_need_classes(fusion):
+def test_check_requires_classification_for_tmc_and_qmf(fusion):
     config = tiny.config(f"fusion={fusion}")
     with config.unlocked():
         config.data.targets.label = defaults.target("regression", "label")
@@ -264,8 +264,8 @@ def test_check_refuses_other_tasks_for_strategies_that_need_classes(fusion):
     assert (error.value.path, error.value.value) == ("config.model.fusion.name", fusion)
 
 
-def test_check_refuses_more_devices_than_there_are():
-    config = changed("parallel.devices", 2)
+def test_check_rejects_more_devices_than_available():
+    config = quickstart_with("parallel.devices", 2)
     check(config, devices=4)
     with pytest.raises(UserError, match="this machine has 1") as error:
         check(config)
@@ -274,7 +274,7 @@ def test_check_refuses_more_devices_than_there_are():
 
 def test_choose_replaces_options_and_keeps_declared_keys():
     config = quickstart.get_config()
-    rate = config.optim.learning_rate
+    learning_rate = config.optim.learning_rate
     for path, name in (
         ("model.fusion", "gmu"),
         ("optim", "sgd"),
@@ -285,7 +285,7 @@ def test_choose_replaces_options_and_keeps_declared_keys():
     check(config)
     assert config.model.fusion.to_dict() == {"name": "gmu"}
     assert set(config.optim) == {"name", "learning_rate", "clip_norm", "accumulate", "schedule", "weight_decay"}
-    assert config.optim.learning_rate == rate
+    assert config.optim.learning_rate == learning_rate
     assert config.optim.schedule.to_dict() == {"name": "step", "boundaries": (0.5, 0.75), "factor": 0.1}
     assert "cell" not in config.model.encoders.text
 
@@ -309,53 +309,53 @@ def test_config_arguments_have_the_types_of_their_defaults():
         ("objectives=mixp", "config.objectives.mixp", "mixp", "unknown name"),
     ],
 )
-def test_config_arguments_name_a_wrong_one(arg, path, value, message):
+def test_config_arguments_reject_invalid_ones(arg, path, value, message):
     with pytest.raises(UserError, match=message) as error:
         quickstart.get_config(arg)
     assert (error.value.path, error.value.value) == (path, value)
 
 
-def test_sections_name_an_unknown_option():
+def test_defaults_reject_an_unknown_option():
     with pytest.raises(UserError, match="co_attention has no such option; did you mean heads") as error:
         defaults.fusion("co_attention", head=2)
     assert error.value.path == "option head" and "heads" in error.value.choices
     with pytest.raises(UserError, match="image has no such option") as error:
-        defaults.modality("image", "picture", sizes=(8, 8))
+        defaults.modality("image", "image", sizes=(8, 8))
     assert error.value.path == "option sizes" and "size" in error.value.choices
 
 
 def test_from_json_keeps_every_value_and_type():
     config = quickstart.get_config("fusion=gmu")
-    again = configs.from_json(configs.to_json(config))
-    assert again == config
-    assert again.is_locked
-    assert again.data.modalities.image.size == (32, 32)
-    check(again)
+    restored = configs.from_json(configs.to_json(config))
+    assert restored == config
+    assert restored.is_locked
+    assert restored.data.modalities.image.size == (32, 32)
+    check(restored)
 
 
-def test_from_json_has_newer_options_at_their_defaults(tmp_path):
+def test_from_json_sets_newer_options_to_their_defaults(tmp_path):
     config = quickstart.get_config("fusion=co_attention")
     older = configs.to_json(config)
     del older["model"]["encoders"]["image"]["kernel"], older["model"]["fusion"]["heads"]
     assert configs.from_json(older) == config
     (tmp_path / "config.json").write_text(json.dumps(older))
-    place = run_dir.RunDir(str(tmp_path), tmp_path, tmp_path / "checkpoints")
-    directory.check_owner(place, config)
+    workdir = run_dir.RunDir(str(tmp_path), tmp_path, tmp_path / "checkpoints")
+    directory.check_owner(workdir, config)
     with config.unlocked():
         config.model.encoders.image.kernel = 5
     with pytest.raises(UserError, match=r"its config\.model\.encoders\.image\.kernel is 3, here it is 5"):
-        directory.check_owner(place, config)
+        directory.check_owner(workdir, config)
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "ste', "\0\0", "[1", "[1]", "null"])
-def test_read_json_refuses_a_torn_file(content, tmp_path):
+def test_read_json_rejects_a_truncated_file(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="cannot be read as JSON") as error:
         configs.read_json(tmp_path / "config.json")
     assert error.value.path == str(tmp_path / "config.json")
 
 
-def test_nearest_gives_near_names_or_the_first_of_many():
+def test_nearest_suggests_similar_names_or_lists_choices():
     assert nearest("adm", ["sgd", "adam", "adamw"]) == "did you mean adam or adamw?"
     assert nearest("x", ["b", "a"]) == "choose one of a, b"
     assert nearest("?", [f"name{i:03d}" for i in range(250)]).endswith("name029 and 220 more")

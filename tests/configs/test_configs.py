@@ -1,4 +1,4 @@
-"""Every config that ships is built, checked and stepped, and every key of it is read by somebody."""
+"""Every shipped config is checked, trained and resumed, and all of its keys are read."""
 
 import dataclasses
 import importlib
@@ -39,7 +39,7 @@ from tests.training.test_resume import assert_same_run
 RENAMED = {"three_pictures": "three_images", "sound_pictures": "audio_images"}
 NOT_CONFIGS = {"__init__", *RENAMED}
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NOT_CONFIGS)
-# Where a dataset comes from archives, the fixture that makes a small one of the same layout.
+# Fixtures that make small archives of the same layout, by dataset.
 MINIATURES = {
     "easy_vqa": "small_easy_vqa",
     "av_digits": "small_av_digits",
@@ -55,8 +55,8 @@ def get_config(name: str, arg: str = "") -> ConfigDict:
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-def shrunk(config: ConfigDict) -> ConfigDict:
-    """Returns the config with four steps of four rows of a small model; what it does stays the same."""
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Returns the config with four steps of four rows and a small model, and the same components."""
     small = {
         "steps": 4, "batch_size": 4, "eval_every": 2, "checkpoint_every": 3, "log_every": 1, "model.width": 8,
         "data.valid_fraction": 0.5, "model.fusion.layers": 1, "model.fusion.heads": 2,
@@ -78,33 +78,33 @@ def shrunk(config: ConfigDict) -> ConfigDict:
 
 
 @pytest.fixture
-def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[ConfigDict], ConfigDict]:
-    """`prepared(config)` -> the config with its dataset made ready: generated, or from a miniature archive."""
+def prepare_data(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[ConfigDict], ConfigDict]:
+    """Returns a function that prepares a config's dataset (generated, or from a small archive)."""
 
-    def prepared(config: ConfigDict) -> ConfigDict:
-        tiny.put(config, "data.name", config.data.fallback_name or config.data.name)  # without asking the network
+    def prepare_data(config: ConfigDict) -> ConfigDict:
+        tiny.put(config, "data.name", config.data.fallback_name or config.data.name)  # needs no network
         name = config.data.name.split("/")[0]
         if name == "shapes":
             prepare = request.getfixturevalue("prepare")
-            places = {"data.dir": prepare(config.data.name), "data.train": "train[:64]", "data.test": "test[:16]"}
+            changes = {"data.dir": prepare(config.data.name), "data.train": "train[:64]", "data.test": "test[:16]"}
         else:
             assert name in MINIATURES, f"{name} needs a fixture in MINIATURES that makes its archives small"
             request.getfixturevalue(MINIATURES[name])
-            places = {"data.dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "manual")}
+            changes = {"data.dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "manual")}
             (tmp_path / "data").mkdir()
-        for path, value in places.items():
+        for path, value in changes.items():
             tiny.put(config, path, value)
         return config
 
-    return prepared
+    return prepare_data
 
 
-def unread(config: ConfigDict, workdir: Path) -> set[str]:
+def unread_keys(config: ConfigDict, workdir: Path) -> set[str]:
     """Returns the keys that a run of the config never reads by name.
 
-    Options of modules and targets are passed as keyword arguments: the tests below look whether those are used.
+    Options of modules and targets are passed as keyword arguments: the tests below check that those are used.
     """
-    with key_reads.noted_reads(config) as read:
+    with key_reads.recorded_reads(config) as read:
         result = train(config, workdir)
     assert np.isfinite(result["test"]["loss"])
     read |= {"recovery.rollbacks"}  # after a bad step: see tests/training/test_recovery.py
@@ -113,31 +113,31 @@ def unread(config: ConfigDict, workdir: Path) -> set[str]:
     for name, modality in config.data.modalities.items():
         if modality.get("triples"):
             read |= {f"data.modalities.{name}.entities"}  # the file's entities
-    whole = ("model.encoders.", "model.fusion.", "data.targets.")
-    return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(whole)}
+    keyword_sections = ("model.encoders.", "model.fusion.", "data.targets.")
+    return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(keyword_sections)}
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_steps_and_goes_on_and_every_key_of_it_is_read(name: str, prepared: Any, tmp_path: Path):
+def test_config_trains_resumes_and_reads_every_key(name: str, prepare_data: Any, tmp_path: Path):
     config = get_config(name)
     configs.check(config, devices=1)
-    config = prepared(shrunk(config))
+    config = prepare_data(shrink(config))
     configs.check(config, devices=1)
     with tracing.once():
-        assert unread(config, tmp_path / "run") == set()
+        assert unread_keys(config, tmp_path / "run") == set()
         if name == "quickstart":  # the thorough tests resume the others
-            goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
+            assert_resumes_bit_identically(config, tmp_path / "run", tmp_path / "resumed")
 
 
-def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
-    """Takes a copy of a run as if it was killed after the third of four steps, which is between two validations."""
-    shutil.copytree(whole, workdir)
+def assert_resumes_bit_identically(config: ConfigDict, uninterrupted: Path, workdir: Path) -> None:
+    """Resumes a copy of a run as if killed after the third of four steps, which is between two validations."""
+    shutil.copytree(uninterrupted, workdir)
     (workdir / "result.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "4")
     train(config, workdir)
     assert Checkpoints(workdir / "checkpoints", readonly=True).steps()[-1] == 4
-    assert_same_run(workdir, whole, 4)
+    assert_same_run(workdir, uninterrupted, 4)
 
 
 @pytest.mark.loop
@@ -163,43 +163,43 @@ def goes_on_to_the_bit(config: ConfigDict, whole: Path, workdir: Path) -> None:
         ("xray_ct", "joined=False,shared=True"),
     ],
 )
-def test_what_else_there_is_goes_on_to_the_bit(name: str, arg: str, prepared: Any, tmp_path: Path):
-    config = prepared(shrunk(get_config(name, arg)))
+def test_config_arguments_resume_bit_identically(name: str, arg: str, prepare_data: Any, tmp_path: Path):
+    config = prepare_data(shrink(get_config(name, arg)))
     with tracing.once():
         train(config, tmp_path / "run")
-        goes_on_to_the_bit(config, tmp_path / "run", tmp_path / "again")
+        assert_resumes_bit_identically(config, tmp_path / "run", tmp_path / "resumed")
 
 
 @pytest.mark.loop
-def test_a_planted_key_is_found(tiny_config: Callable[..., ConfigDict], tmp_path: Path):
+def test_unread_keys_detect_a_planted_key(tiny_config: Callable[..., ConfigDict], tmp_path: Path):
     config = tiny_config("fusion=concat", {"steps": 1, "eval_every": 1, "checkpoint_every": 1}).unlock()
     config.planted = 1
     config.optim.schedule.planted = 2.0
-    assert unread(config, tmp_path) == {"planted", "optim.schedule.planted"}
+    assert unread_keys(config, tmp_path) == {"planted", "optim.schedule.planted"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_arguments_of_every_config(name: str):
-    whole = get_config(name)
+def test_config_arguments_select_fusion_seed_and_modalities(name: str):
+    default = get_config(name)
     for fusion in FUSIONS:
-        for modality in whole.data.modalities:
+        for modality in default.data.modalities:
             config = get_config(name, f"fusion={fusion},seed=3,modalities={modality}")
             configs.check(config, devices=1)
             assert (config.model.fusion.name, config.seed) == (fusion, 3)
             assert set(config.data.modalities) == set(config.model.encoders) == {modality}
-    every = "+".join(whole.data.modalities)
-    assert configs.to_json(get_config(name, f"modalities={every}")) == configs.to_json(whole)
+    all_modalities = "+".join(default.data.modalities)
+    assert configs.to_json(get_config(name, f"modalities={all_modalities}")) == configs.to_json(default)
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_renamed_config_files_work_and_say_the_new_name(old: str, capsys: pytest.CaptureFixture):
+def test_renamed_config_files_work_with_a_warning(old: str, capsys: pytest.CaptureFixture):
     warn_renamed.cache_clear()
     config = load_file(f"{ROOT}/configs/{old}.py:seed=3")
     assert capsys.readouterr().err == f"warning: configs/{old}.py is now called configs/{RENAMED[old]}.py\n"
     assert configs.to_json(config) == configs.to_json(get_config(RENAMED[old], "seed=3"))
 
 
-def test_renamed_config_files_take_the_old_name_of_a_task():
+def test_renamed_config_files_accept_the_old_task_name():
     config = get_config("three_pictures", "tasks=label+shown,objectives=uncertainty")
     new = get_config("three_images", "tasks=label+num_informative,objectives=uncertainty").unlock()
     new.data.targets.shown = new.data.targets.num_informative  # the name of its head's parameters
@@ -222,21 +222,23 @@ def shapes(tiny_config: Callable[..., ConfigDict]) -> datasets.Dataset:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_every_fusion_is_taken_by_a_step(fusion: str, tiny_config: Callable[..., ConfigDict], shapes: datasets.Dataset):
+def test_train_step_traces_every_fusion_strategy(
+    fusion: str, tiny_config: Callable[..., ConfigDict], shapes: datasets.Dataset
+):
     config = tiny_config(f"fusion={fusion}").unlock()
     config.model.encoders.text = base.encoder("text", "bow")
     config.parallel.mode = "jit"
     setup, batch = training_setup.build_setup(config, shapes), shapes.splits["train"].take(np.arange(16))
     before = setup.state_shapes()
-    # Traced, not compiled: the gate trains every one, and this says that the config's model and step take it.
-    after, numbers = jax.eval_shape(setup.step, before, batch, np.float32(0.1))
+    # Traced only, not compiled: the gate trains every strategy.
+    after, metrics = jax.eval_shape(setup.step, before, batch, np.float32(0.1))
     same = lambda one, other: (one.shape, one.dtype) == (other.shape, other.dtype)  # noqa: E731
     assert all(jax.tree.leaves(jax.tree.map(same, before, after)))
-    assert {"loss", "grad_norm", "accuracy"} <= set(numbers)
+    assert {"loss", "grad_norm", "accuracy"} <= set(metrics)
     assert any(leaf.size for leaf in jax.tree.leaves(before.params))
 
 
-class Planted(nn.Module):
+class UnusedOption(nn.Module):
     used: int = 1
     unused: int = 2
 
@@ -245,16 +247,16 @@ class Planted(nn.Module):
 
 
 @pytest.mark.parametrize("module", [*ENCODERS.values(), *FUSIONS.values()])
-def test_every_option_of_a_module_is_used(module: type[nn.Module]):
+def test_module_uses_every_option(module: type[nn.Module]):
     assert key_reads.unused_fields(module, module_options(module)) == set()
 
 
-def test_an_unused_option_is_found():
-    assert key_reads.unused_fields(Planted, module_options(Planted)) == {"unused"}
+def test_unused_fields_detect_an_unused_option():
+    assert key_reads.unused_fields(UnusedOption, module_options(UnusedOption)) == {"unused"}
 
 
 @pytest.mark.parametrize("kind", modalities.MODALITY_TYPES)
-def test_every_option_of_a_modality_type_is_read_by_its_module(kind: str):
+def test_modality_type_module_reads_every_option(kind: str):
     module = importlib.import_module(f"mmfusion.data.{kind}")
     options = modalities.MODALITY_TYPES[kind].options
     modules = (module, preprocess, image) if kind == "video" else (module, preprocess)  # its frames are images
@@ -263,13 +265,13 @@ def test_every_option_of_a_modality_type_is_read_by_its_module(kind: str):
 
 
 @pytest.mark.parametrize("kind", decoding.TARGET_OPTIONS)
-def test_every_option_of_a_target_is_a_field_of_its_task(kind: str):
+def test_target_options_are_fields_of_task(kind: str):
     options = set(decoding.TARGET_OPTIONS[kind]) - {"classes"}  # the number of outputs
     assert options <= {field.name for field in dataclasses.fields(Task)}
 
 
-def updates(name: str, options: dict[str, float]) -> np.ndarray:
-    """Returns a parameter after ten updates with random gradients, which turn often enough for every memory to show."""
+def updated_params(name: str, options: dict[str, float]) -> np.ndarray:
+    """Returns a parameter after ten updates with random gradients, whose sign changes reveal every moment estimate."""
     optimizer = optim.make({"name": name, "learning_rate": 0.1, "clip_norm": 0.0, **options})
     params = jnp.ones((2, 4))
     state = optimizer.init(params)
@@ -280,14 +282,14 @@ def updates(name: str, options: dict[str, float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "option"), [(name, key) for name in optim.OPTIMIZERS for key in optim.options(name)])
-def test_every_option_of_an_optimizer_changes_the_update(name: str, option: str):
+def test_optimizer_options_change_the_update(name: str, option: str):
     defaults = optim.options(name)
     other = {**defaults, option: defaults[option] * 0.5 + 0.05}
-    assert not np.allclose(updates(name, other), updates(name, defaults), rtol=1e-5, atol=0)
+    assert not np.allclose(updated_params(name, other), updated_params(name, defaults), rtol=1e-5, atol=0)
 
 
 def learning_rates(name: str, options: dict[str, Any]) -> list[float]:
-    """Returns the rates of a run of 40 steps whose score, higher is better, stands still but for small steps up."""
+    """Returns the learning rates of 40 steps with a score, higher is better, that is constant but for one increase."""
     config, plateau, rates = {"name": name, **options}, optim.plateau_start(), []
     for step in range(40):
         rates.append(optim.learning_rate(config, 1.0, step, 40, plateau["scale"]))
@@ -296,13 +298,13 @@ def learning_rates(name: str, options: dict[str, Any]) -> list[float]:
     return rates
 
 
-OTHER = {"warmup_steps": 8, "end_factor": 0.5, "boundaries": (0.2,), "factor": 0.3, "patience": 2, "min_delta": 0.1}
-OTHER["min_scale"] = 0.9
+CHANGED = {"warmup_steps": 8, "end_factor": 0.5, "boundaries": (0.2,), "factor": 0.3, "patience": 2, "min_delta": 0.1}
+CHANGED["min_scale"] = 0.9
 
 
 @pytest.mark.parametrize(
     ("name", "option"), [(name, key) for name in optim.SCHEDULES for key in optim.schedule_options(name)]
 )
-def test_every_option_of_a_schedule_changes_the_rate(name: str, option: str):
+def test_schedule_options_change_the_learning_rate(name: str, option: str):
     defaults = optim.schedule_options(name)
-    assert learning_rates(name, {**defaults, option: OTHER[option]}) != learning_rates(name, defaults)
+    assert learning_rates(name, {**defaults, option: CHANGED[option]}) != learning_rates(name, defaults)

@@ -1,4 +1,4 @@
-"""Preparing and reading a dataset, and archives to prepare it from."""
+"""Functions that prepare and read a dataset, and that write archives for it."""
 
 import os
 import re
@@ -27,8 +27,8 @@ def write_zip(path, members: dict[str, bytes], top: str = "top-main/") -> None:
             file.writestr(top + name, data)
 
 
-def known(path, url: str = "https://example.org/a.zip", members: str = r"data/.*") -> archives.Archive:
-    """The archive at `path` as it is now, as one whose content is known."""
+def as_known_archive(path, url: str = "https://example.org/a.zip", members: str = r"data/.*") -> archives.Archive:
+    """Returns the declaration of an archive with the current content of the file at `path`."""
     with zipfile.ZipFile(path) as file:
         infos = {i.filename.partition("/")[2]: i for i in file.infolist()}
     infos = {name: i for name, i in infos.items() if re.fullmatch(members, name)}

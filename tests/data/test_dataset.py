@@ -13,35 +13,36 @@ def load(config=None, **options):
     return dataset.load(configs.read(config or planted.config()).data, seed=0, **options)
 
 
-def words(data):
+def vocabulary(data):
     return set(text.from_json(data.fitted["text"]).get_vocab())
 
 
-def digest(numbers):
-    return hashlib.sha256(np.asarray(numbers, "<i8").tobytes()).hexdigest()[:16]
+def digest(values):
+    return hashlib.sha256(np.asarray(values, "<i8").tobytes()).hexdigest()[:16]
 
 
-# --- splits ---
+# --- Splits ---
 
 
-def test_holdout_split_is_the_same_on_every_machine():
-    chosen = dataset.holdout_split(range(10_000), 0.1)
-    assert digest(np.flatnonzero(chosen)) == "7ecd573eedd77270"
-    assert abs(chosen.mean() - 0.1) < 0.01
+def test_holdout_split_is_platform_independent():
+    mask = dataset.holdout_split(range(10_000), 0.1)
+    assert digest(np.flatnonzero(mask)) == "7ecd573eedd77270"
+    assert abs(mask.mean() - 0.1) < 0.01
     named = dataset.holdout_split([f"train-{i:05d}" for i in range(10_000)], 0.1)
     assert digest(np.flatnonzero(named)) == "9d0a1abfa69f716a"
 
 
-def test_holdout_split_depends_on_each_group_alone():
+def test_holdout_split_depends_on_each_group_only():
     groups = [f"g{i}" for i in range(500)]
-    chosen = dataset.holdout_split(groups, 0.2)
-    backwards = dataset.holdout_split(groups[::-1], 0.2)[::-1]
-    np.testing.assert_array_equal(chosen, backwards)
-    np.testing.assert_array_equal(chosen[100:], dataset.holdout_split(groups[100:], 0.2))  # whatever else there is
-    assert chosen[dataset.holdout_split(groups, 0.1)].all()  # a larger share keeps the smaller one's
+    mask = dataset.holdout_split(groups, 0.2)
+    reversed_mask = dataset.holdout_split(groups[::-1], 0.2)[::-1]
+    np.testing.assert_array_equal(mask, reversed_mask)
+    # Independent of the other groups.
+    np.testing.assert_array_equal(mask[100:], dataset.holdout_split(groups[100:], 0.2))
+    assert mask[dataset.holdout_split(groups, 0.1)].all()  # a larger fraction contains the smaller one
 
 
-def test_holdout_split_takes_groups_of_train_and_none_of_test(monkeypatch):
+def test_holdout_split_takes_whole_groups_of_train_only(monkeypatch):
     rows = [planted.row(i) for i in range(60)]
     planted.plant(monkeypatch, train=rows, test=rows[:20])
     data = load(planted.config(data__group="group"))
@@ -54,7 +55,7 @@ def test_holdout_split_takes_groups_of_train_and_none_of_test(monkeypatch):
     assert valid.source is rows
 
 
-def test_shapes_quads_are_not_divided(data_dir):
+def test_holdout_split_keeps_shapes_groups_together(data_dir):
     config = planted.config("image", data__name="shapes/match", data__dir=data_dir, data__group="group")
     with config.unlocked():
         config.data.valid_fraction, config.data.train, config.data.test = 0.1, "train[:2000]", "test[:100]"
@@ -66,7 +67,7 @@ def test_shapes_quads_are_not_divided(data_dir):
     assert not groups["test"] & (groups["train"] | groups["valid"])
 
 
-def test_load_uses_an_official_validation_split_and_all_of_train(monkeypatch):
+def test_load_uses_the_official_validation_split(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, validation=rows[:7], test=rows[:9])
     splits = load(planted.config(data__valid="validation", data__valid_fraction=0.0)).splits
@@ -76,28 +77,28 @@ def test_load_uses_an_official_validation_split_and_all_of_train(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "changes", "says"),
+    ("train", "test", "changes", "message"),
     [
         (20, 0, {}, "'planted' is empty: planted:test"),
         (20, 5, {"data__valid_fraction": 1e-9}, "split 'valid' of 'planted' is empty: check config.data.valid"),
         (1, 5, {"data__valid_fraction": 0.999}, "split 'train' of 'planted' is empty: check config.data.train"),
     ],
 )
-def test_load_names_an_empty_split(train, test, changes, says, monkeypatch):
+def test_load_rejects_an_empty_split(train, test, changes, message, monkeypatch):
     rows = [planted.row(i) for i in range(20)]
     planted.plant(monkeypatch, train=rows[:train], test=rows[:test])
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         load(planted.config(**changes))
 
 
-# --- vocabulary ---
+# --- Vocabulary ---
 
 
-def test_vocabulary_is_fitted_to_train_rows_only(monkeypatch):
+def test_vocabulary_is_fitted_on_train_rows_only(monkeypatch):
     rows = [planted.row(i, text=f"row own{i}") for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=[planted.row(i, text="row tested") for i in range(9)])
     data = load()
-    known = words(data)
+    known = vocabulary(data)
     assert known == {"[PAD]", "[OOV]", "row"} | {f"own{i}" for i in data.splits["train"].ids}
     for split in ("valid", "test"):
         ids = data.splits[split].take(np.arange(4)).inputs["text"]
@@ -106,23 +107,23 @@ def test_vocabulary_is_fitted_to_train_rows_only(monkeypatch):
     assert data.encoder_kwargs() == {"text": {"vocabulary": len(known)}, "audio": {"rate": 1000}, "image": {}}
 
 
-def test_a_saved_run_keeps_its_vocabulary_and_classes_and_needs_no_train_split(monkeypatch):
+def test_load_of_a_saved_run_keeps_vocabulary_and_classes(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows[:9])
-    began = load()
+    original = load()
     planted.plant(monkeypatch, test=[planted.row(i, text="row other words") for i in range(9)], names={})
-    again = load(splits=("test",), saved=began.saved())
-    assert words(again) == words(began)
-    assert again.class_names == began.class_names
-    assert list(again.splits) == ["test"]
-    none = load(splits=(), saved=began.saved())
-    assert (none.splits, none.reader.outputs) == ({}, {"label": 2})
+    resumed = load(splits=("test",), saved=original.saved())
+    assert vocabulary(resumed) == vocabulary(original)
+    assert resumed.class_names == original.class_names
+    assert list(resumed.splits) == ["test"]
+    without_splits = load(splits=(), saved=original.saved())
+    assert (without_splits.splits, without_splits.reader.outputs) == ({}, {"label": 2})
 
 
-# --- classes and features ---
+# --- Classes and features ---
 
 
-def test_classes_are_the_datasets_or_the_configs(monkeypatch):
+def test_classes_come_from_the_dataset_or_the_config(monkeypatch):
     rows = [planted.row(i) for i in range(20)]
     planted.plant(monkeypatch, train=rows, test=rows)
     data = load(planted.config(tasks="label+tags+amount"))
@@ -138,26 +139,26 @@ def test_classes_are_the_datasets_or_the_configs(monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data__modalities__image__feature": "picture"},
-        {"data__targets__label__feature": "picture"},
-        {"data__group": "picture"},
+        {"data__modalities__image__feature": "photo"},
+        {"data__targets__label__feature": "photo"},
+        {"data__group": "photo"},
     ],
 )
-def test_load_names_the_features_where_one_is_missing(changes, monkeypatch):
+def test_load_lists_the_features_when_one_is_missing(changes, monkeypatch):
     rows = [planted.row(i) for i in range(20)]
     planted.plant(monkeypatch, train=rows, test=rows)
-    with pytest.raises(UserError, match=r"picture.* amount, audio, group, image, label, tags, text$"):
+    with pytest.raises(UserError, match=r"photo.* amount, audio, group, image, label, tags, text$"):
         load(planted.config(**changes))
 
 
-# --- fingerprint ---
+# --- Fingerprint ---
 
 
-def test_fingerprint_depends_on_the_data_and_not_on_folders_or_memory(monkeypatch):
+def test_fingerprint_depends_on_the_data_not_on_directories_or_memory(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows)
-    began = load().fingerprint
-    assert load(planted.config(data__memory_gb=0.0, data__workers=1, data__manual_dir="/x")).fingerprint == began
+    fingerprint = load().fingerprint
+    assert load(planted.config(data__memory_gb=0.0, data__workers=1, data__manual_dir="/x")).fingerprint == fingerprint
     others = [
         load(planted.config(data__valid_fraction=0.4)),
         load(planted.config(data__modalities__image__size=(4, 4))),
@@ -165,25 +166,25 @@ def test_fingerprint_depends_on_the_data_and_not_on_folders_or_memory(monkeypatc
     ]
     planted.plant(monkeypatch, train=rows, test=rows[1:])
     others.append(load())
-    assert len({began, *(data.fingerprint for data in others)}) == 5
+    assert len({fingerprint, *(data.fingerprint for data in others)}) == 5
 
 
 def test_check_unchanged_compares_stored_rows(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows)
-    kept = load().saved()
-    load().check_unchanged(kept, "DIR")
-    other = [*rows[:-1], planted.row(39, image=planted.picture(7))]
-    planted.plant(monkeypatch, train=rows, test=other)
-    load().check_unchanged(kept, "DIR")  # rows to be tested on may be mended
-    assert load().content != kept["content"]
-    planted.plant(monkeypatch, train=other, test=rows)
-    with pytest.raises(UserError, match=f"the data has changed since DIR began .*{kept['content']['train']}"):
-        load().check_unchanged(kept, "DIR")
+    saved = load().saved()
+    load().check_unchanged(saved, "DIR")
+    changed = [*rows[:-1], planted.row(39, image=planted.png(7))]
+    planted.plant(monkeypatch, train=rows, test=changed)
+    load().check_unchanged(saved, "DIR")  # test rows may change
+    assert load().content != saved["content"]
+    planted.plant(monkeypatch, train=changed, test=rows)
+    with pytest.raises(UserError, match=f"the data has changed since DIR began .*{saved['content']['train']}"):
+        load().check_unchanged(saved, "DIR")
 
 
-def test_content_covers_every_part_of_a_row(monkeypatch):
-    def of(value):
+def test_content_hash_covers_type_and_value_of_every_feature(monkeypatch):
+    def content(value):
         rows = [{**planted.row(i), "more": value} for i in range(40)]
         planted.plant(monkeypatch, train=rows, test=rows)
         return load().content["train"]
@@ -193,17 +194,17 @@ def test_content_covers_every_part_of_a_row(monkeypatch):
         np.zeros(4, np.int32), np.zeros(2, np.int64), np.zeros((2, 2), np.int32), np.array([b"ab", "c"], object),
         np.array([b"ab", b"d"], object), np.array(b"ab", object), np.float32(1), np.float32(2),
     ]  # fmt: skip
-    assert len({of(value) for value in values}) == len(values)
-    assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1})
+    assert len({content(value) for value in values}) == len(values)
+    assert content({"a": 1, "b": 2}) == content({"b": 2, "a": 1})
 
 
-# --- rows that cannot be read ---
+# --- Unreadable rows ---
 
 
 def test_unreadable_rows_keep_their_position_with_weight_0(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
-    rows[7] = planted.row(7, image=b"no picture")
-    rows[9] = planted.row(9, audio=planted.sound(0.1)[:90])
+    rows[7] = planted.row(7, image=b"no image")
+    rows[9] = planted.row(9, audio=planted.wav(0.1)[:90])
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(40)], test=rows)
     test = load(planted.config(data__max_bad_fraction=0.05)).splits["test"]
     assert test.bad == {
@@ -220,9 +221,9 @@ def test_unreadable_rows_keep_their_position_with_weight_0(monkeypatch):
         load(planted.config(data__max_bad_fraction=0.049))
 
 
-def test_check_bad_explains_rows_found_by_another_process(monkeypatch):
+def test_check_bad_reports_rows_found_by_another_process(monkeypatch):
     rows = [planted.row(i) for i in range(40)]
-    rows[7] = planted.row(7, image=b"no picture")
+    rows[7] = planted.row(7, image=b"no image")
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(40)], test=rows)
     test = load(planted.config(data__memory_gb=0.0)).splits["test"]
     assert test.bad == {}
@@ -233,7 +234,7 @@ def test_check_bad_explains_rows_found_by_another_process(monkeypatch):
 
 
 @pytest.mark.parametrize("modality", ["image", "text", "audio"])
-def test_load_names_a_modality_that_no_row_has(modality, monkeypatch):
+def test_load_rejects_a_modality_absent_in_every_row(modality, monkeypatch):
     rows = [planted.row(i) for i in range(20)]
     planted.plant(monkeypatch, train=rows, test=[{**row, modality: ""} for row in rows])
     with pytest.raises(UserError, match=f"modality '{modality}' is absent in every row of split 'test'.*:modalities="):

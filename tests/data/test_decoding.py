@@ -16,15 +16,15 @@ READER = Reader(
 )
 
 
-def filled(*rows):
-    batch = empty_batch(READER, len(rows) + 1)  # one row of padding
-    for place, row in enumerate(rows):
-        fill_row(batch, place, row, 100 + place, READER)
+def fill(*rows):
+    batch = empty_batch(READER, len(rows) + 1)  # one padding row
+    for position, row in enumerate(rows):
+        fill_row(batch, position, row, 100 + position, READER)
     return batch
 
 
 def test_fill_row_decodes_every_modality():
-    batch = filled(planted.row(5))
+    batch = fill(planted.row(5))
     assert (batch.inputs["image"][0] == 25).all()
     words = [READER.fitted["text"].id_to_token(i) for i in batch.inputs["text"][0]]
     assert words == ["row", "5", "number5", "[PAD]", "[PAD]", "[PAD]"]
@@ -38,21 +38,21 @@ def test_fill_row_decodes_every_modality():
     assert (batch.id.tolist(), batch.weight.tolist()) == ([100, -1], [1, 0])
 
 
-def test_shapes_and_types_are_the_contracts():
-    batch = filled(planted.row(0))
-    seen = {
+def test_batch_arrays_have_documented_shapes_and_dtypes():
+    batch = fill(planted.row(0))
+    arrays = {
         "image": batch.inputs["image"], "text": batch.inputs["text"], "audio": batch.inputs["audio"],
         "image mask": batch.mask["image"], "text mask": batch.mask["text"], "audio mask": batch.mask["audio"],
         "present": batch.present["text"], **batch.targets, "weight": batch.weight, "id": batch.id,
     }  # fmt: skip
-    assert {name: (array.shape, str(array.dtype)) for name, array in seen.items()} == {
+    assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
         "image": ((2, 8, 8, 3), "uint8"), "text": ((2, 6), "int32"), "audio": ((2, 100), "float32"),
         "image mask": ((2, 1), "bool"), "text mask": ((2, 6), "bool"), "audio mask": ((2, 100), "bool"),
         "present": ((2,), "bool"), "label": ((2,), "int32"), "tags": ((2, 3), "float32"), "amount": ((2,), "float32"),
         "weight": ((2,), "float32"), "id": ((2,), "int32"),
     }  # fmt: skip
-    per_row = sum(array[0].nbytes for name, array in seen.items() if name in READER.modalities)
-    assert READER.bytes_per_row() == per_row + 1 + 6 + 100  # and the masks
+    per_row = sum(array[0].nbytes for name, array in arrays.items() if name in READER.modalities)
+    assert READER.bytes_per_row() == per_row + 1 + 6 + 100  # plus the masks
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_shapes_and_types_are_the_contracts():
     [
         ("image", [None, b""]),
         ("text", [None, "", b"", " \n\t"]),
-        ("audio", [None, b"", planted.sound(0.1, samples=0), np.zeros(0, np.float32)]),
+        ("audio", [None, b"", planted.wav(0.1, samples=0), np.zeros(0, np.float32)]),
     ],
 )
-def test_an_empty_value_is_an_absent_modality_in_a_row_that_counts(modality, values):
+def test_fill_row_treats_an_empty_value_as_an_absent_modality(modality, values):
     for value in values:
-        batch = filled(planted.row(3, **{modality: value}))
+        batch = fill(planted.row(3, **{modality: value}))
         assert not batch.present[modality][0]
         assert not batch.mask[modality][0].any()
         assert not batch.inputs[modality][0].any()
@@ -74,24 +74,24 @@ def test_an_empty_value_is_an_absent_modality_in_a_row_that_counts(modality, val
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"image": planted.picture(9)[:50]}, "row 100, image: "),
-        ({"image": b"no picture"}, "row 100, image: not an image"),
-        ({"audio": planted.sound(0.1)[:90]}, "row 100, audio: truncated"),
+        ({"image": planted.png(9)[:50]}, "row 100, image: "),
+        ({"image": b"no image"}, "row 100, image: not an image"),
+        ({"audio": planted.wav(0.1)[:90]}, "row 100, audio: truncated"),
         ({"audio": np.full(100, np.nan, np.float32)}, "row 100, audio: samples are not finite"),
     ],
 )
-def test_fill_row_names_an_unreadable_row_and_leaves_padding(changes, says):
+def test_fill_row_reports_an_unreadable_row_and_leaves_padding(changes, message):
     batch = empty_batch(READER, 1)
-    with pytest.raises(BadRow, match=says):
+    with pytest.raises(BadRow, match=message):
         fill_row(batch, 0, planted.row(1, **changes), 100, READER)
     assert (batch.weight.tolist(), batch.id.tolist()) == ([0], [-1])
     assert not any(batch.inputs[m].any() or batch.mask[m].any() or batch.present[m].any() for m in batch.inputs)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"label": 2}, "row 100, target 'label': class 2 is outside 0 to 1"),
         ({"label": -1}, "class -1 is outside"),
@@ -105,17 +105,17 @@ def test_fill_row_names_an_unreadable_row_and_leaves_padding(changes, says):
         ({"amount": [1.0]}, "one finite number"),
     ],
 )
-def test_targets_outside_their_range_are_refused(changes, says):
-    with pytest.raises(BadTarget, match=says):
-        filled(planted.row(1, **changes))
+def test_fill_row_rejects_invalid_targets(changes, message):
+    with pytest.raises(BadTarget, match=message):
+        fill(planted.row(1, **changes))
 
 
-def test_multilabel_targets_are_numbers_or_booleans():
+def test_multilabel_targets_are_indices_or_booleans():
     rows = [planted.row(0, tags=tags) for tags in ([2, 0], np.array([True, False, True]), [])]
-    np.testing.assert_array_equal(filled(*rows).targets["tags"][:3], [[1, 0, 1], [1, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(fill(*rows).targets["tags"][:3], [[1, 0, 1], [1, 0, 1], [0, 0, 0]])
 
 
-def test_text_may_be_bytes_or_none_but_not_several():
+def test_as_string_accepts_bytes_and_none_but_no_array():
     assert [as_string(x) for x in (b"h\xc3\xa9", None, "a", np.array(b"x", object), b"\xff")] == [
         "hé",
         "",

@@ -1,4 +1,4 @@
-"""Datasets and modality types from outside the package, as the README adds them."""
+"""Out-of-tree datasets and modality types, as in the README."""
 
 import re
 import sys
@@ -22,10 +22,10 @@ README = Path(mmfusion.data.__path__[0], "README.md").read_text(encoding="utf-8"
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
-    """The README's module `points`, and its config on a text beside it."""
+    """Installs the README's module `points` and yields its config with an additional text modality."""
     module, changes = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(README.splitlines()) <= 120
-    folder = tmp_path_factory.mktemp("outside")
+    folder = tmp_path_factory.mktemp("extension")
     (folder / "points.py").write_text(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
@@ -43,13 +43,13 @@ def points(tmp_path_factory):
         tfds.core.registered._DATASET_REGISTRY.pop("points", None)
 
 
-def test_dataset_and_modality_type_from_outside_are_read(points):
+def test_out_of_tree_dataset_and_modality_type_are_read(points):
     configs.check(points, devices=1)
     data = datasets.load(configs.read(points).data, seed=0)
     source = data.splits["test"].source
     stored = np.array([source[i]["point"] for i in range(len(source))])
-    drawn = np.random.default_rng(1).normal(size=(16, 2)).astype(np.float32)
-    np.testing.assert_array_equal(np.sort(stored, axis=0), np.sort(drawn, axis=0))  # TFDS shuffles
+    expected = np.random.default_rng(1).normal(size=(16, 2)).astype(np.float32)
+    np.testing.assert_array_equal(np.sort(stored, axis=0), np.sort(expected, axis=0))  # TFDS shuffles
     batch = data.splits["test"].take(np.array([3, 0, -1]))
     np.testing.assert_array_equal(batch.inputs["point"], [0.5 * stored[3], 0.5 * stored[0], [0, 0]])
     np.testing.assert_array_equal(batch.mask["point"], [[True], [True], [False]])
@@ -58,7 +58,7 @@ def test_dataset_and_modality_type_from_outside_are_read(points):
     assert len(data.splits["train"]) + len(data.splits["valid"]) == 64
 
 
-def test_dataset_from_outside_can_be_paired(points):
+def test_out_of_tree_dataset_can_be_paired(points):
     name = "pair:points:Points+points:Points:by=index"
     sources.check_name(name, points.data.dir)
     source = sources.open_source(name, "test", data_dir=points.data.dir, manual_dir="", seed=0)
@@ -66,12 +66,12 @@ def test_dataset_from_outside_can_be_paired(points):
 
 
 @pytest.mark.loop
-def test_dataset_and_modality_type_from_outside_are_trained_on(points, tmp_path):
+def test_out_of_tree_dataset_and_modality_type_can_be_trained_on(points, tmp_path):
     result = train(points, tmp_path)
     assert np.isfinite(result["test"]["loss"])
 
 
-def test_dataset_of_an_unknown_class_is_refused(points):
+def test_check_name_rejects_an_unknown_builder_class(points):
     for name, choices in (("points:Point", ["points:PointEncoder", "points:Points"]), ("nowhere:Points", [])):
         with pytest.raises(UserError) as error:
             sources.check_name(name, "")
@@ -82,13 +82,13 @@ def test_dataset_of_an_unknown_class_is_refused(points):
     assert (error.value.path, error.value.value) == ("config.data.name", "points:PointEncoder")
 
 
-def test_dataset_versions_and_namespaces_are_not_classes(tmp_path):
+def test_check_name_distinguishes_versions_from_classes(tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("mnist:3.0.1", "mine:1.0.0"):
         sources.check_name(name, str(tmp_path))
 
 
-def test_modality_type_of_an_unknown_name_is_refused(points):
+def test_modality_type_rejects_an_unknown_name(points):
     for kind, choices in (("points:Points", ["points:POINT"]), ("imag", ["image", "text"])):
         with pytest.raises(UserError) as error:
             modality_type(kind, "config.data.modalities.m.kind")

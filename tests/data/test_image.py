@@ -13,57 +13,57 @@ from mmfusion.errors import UserError
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
 
-def file(picture, kind="PNG", **options):
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def encode(pixels, kind="PNG", **options):
+    pil_image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    pil_image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def test_lossless_file_decodes_to_its_pixels():
-    np.testing.assert_array_equal(image.decode(file(PIXELS), (6, 8), 3), PIXELS)
+def test_image_decode_is_exact_for_lossless_files():
+    np.testing.assert_array_equal(image.decode(encode(PIXELS), (6, 8), 3), PIXELS)
     np.testing.assert_array_equal(image.decode(PIXELS, (6, 8), 3), PIXELS)
 
 
-def test_gray_becomes_three_equal_channels_and_back():
+def test_image_decode_converts_between_gray_and_rgb():
     gray = PIXELS[:, :, 0]
-    for data in (gray, gray[:, :, None], file(gray)):
+    for data in (gray, gray[:, :, None], encode(gray)):
         rgb = image.decode(data, (6, 8), 3)
         np.testing.assert_array_equal(rgb, np.repeat(gray[:, :, None], 3, axis=2))
         np.testing.assert_array_equal(image.decode(rgb, (6, 8), 1)[:, :, 0], gray)
 
 
-def test_colour_becomes_luma():
+def test_image_decode_converts_colour_to_luma():
     luma = PIXELS @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(image.decode(file(PIXELS), (6, 8), 1)[:, :, 0] - luma).max() <= 1
+    assert np.abs(image.decode(encode(PIXELS), (6, 8), 1)[:, :, 0] - luma).max() <= 1
 
 
-def test_alpha_is_kept_dropped_or_added():
+def test_image_decode_keeps_drops_or_adds_alpha():
     rgba = np.concatenate([PIXELS, PIXELS[:, :, :1]], axis=2)
-    np.testing.assert_array_equal(image.decode(file(rgba), (6, 8), 4), rgba)
-    np.testing.assert_array_equal(image.decode(file(rgba), (6, 8), 3), PIXELS)
+    np.testing.assert_array_equal(image.decode(encode(rgba), (6, 8), 4), rgba)
+    np.testing.assert_array_equal(image.decode(encode(rgba), (6, 8), 3), PIXELS)
     np.testing.assert_array_equal(image.decode(PIXELS, (6, 8), 4)[:, :, 3], 255)
 
 
 @pytest.mark.filterwarnings("error")
-def test_palette_keeps_its_colours_and_transparency():
+def test_image_decode_of_palettes_keeps_colours_and_alpha():
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
-    np.testing.assert_array_equal(image.decode(file(palette), (1, 2), 3), [[[10, 20, 30], [200, 100, 50]]])
-    seen = image.decode(file(palette, transparency=bytes([128, 255])), (1, 2), 4)
-    np.testing.assert_array_equal(seen[0, :, 3], [128, 255])
+    np.testing.assert_array_equal(image.decode(encode(palette), (1, 2), 3), [[[10, 20, 30], [200, 100, 50]]])
+    decoded = image.decode(encode(palette, transparency=bytes([128, 255])), (1, 2), 4)
+    np.testing.assert_array_equal(decoded[0, :, 3], [128, 255])
 
 
-def test_sixteen_bits_keep_their_range():
-    deep = np.array([[0, 256, 32768, 65535]], np.uint16)
-    np.testing.assert_array_equal(image.decode(file(deep), (1, 4), 1)[0, :, 0], [0, 1, 128, 255])
+def test_image_decode_scales_16_bit_images():
+    pixels = np.array([[0, 256, 32768, 65535]], np.uint16)
+    np.testing.assert_array_equal(image.decode(encode(pixels), (1, 4), 1)[0, :, 0], [0, 1, 128, 255])
 
 
-def test_resize_takes_height_first_and_keeps_a_constant():
-    assert image.decode(file(PIXELS), (3, 5), 3).shape == (3, 5, 3)
+def test_image_resize_takes_height_first_and_keeps_constants():
+    assert image.decode(encode(PIXELS), (3, 5), 3).shape == (3, 5, 3)
     assert (image.decode(np.full((7, 9, 3), 77, np.uint8), (4, 3), 3) == 77).all()
-    ramp = np.repeat(np.linspace(0, 255, 16).astype(np.uint8)[None], 4, axis=0)  # dark to bright along the width
+    ramp = np.repeat(np.linspace(0, 255, 16).astype(np.uint8)[None], 4, axis=0)  # increases along the width
     small = image.decode(ramp, (2, 4), 1)[:, :, 0].astype(int)
     assert (np.diff(small, axis=1) > 30).all()
     assert (np.diff(small, axis=0) == 0).all()
@@ -73,24 +73,24 @@ def test_resize_takes_height_first_and_keeps_a_constant():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"not a picture at all", "not an image"),
+        (b"not an image at all", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{} loop\n", "not an image"),
-        (file(PIXELS)[:-30], "trunc"),
-        (file(PIXELS, "JPEG")[:200], "Truncated"),
-        (file(Image.new("F", (2, 2)), "TIFF"), "mode F"),
+        (encode(PIXELS)[:-30], "trunc"),
+        (encode(PIXELS, "JPEG")[:200], "Truncated"),
+        (encode(Image.new("F", (2, 2)), "TIFF"), "mode F"),
         (np.zeros((2, 2, 3), np.float32), "float32"),
         (np.zeros((0, 2, 3), np.uint8), "0"),
         (np.zeros((2, 2, 5), np.uint8), "5 channels"),
     ],
 )
-def test_bad_data_raise_a_short_reason(data, reason):
+def test_image_decode_rejects_bad_data_with_a_short_reason(data, reason):
     with pytest.raises(ValueError, match=reason) as error:
         image.decode(data, (6, 8), 3)
     assert 0 < len(str(error.value)) <= 200
 
 
-def test_large_images_are_refused_before_their_pixels_are_decoded(monkeypatch):
-    bomb = file(Image.new("1", (9000, 6000)))
+def test_image_decode_rejects_large_images_by_header(monkeypatch):
+    bomb = encode(Image.new("1", (9000, 6000)))
     assert len(bomb) < 10_000
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="9000 x 6000"):
@@ -105,50 +105,50 @@ def augment(images, ids=(3, 1, 4, 5), step=0, **options):
     return np.asarray(image.augment(images, keys, {**image.AUGMENT, **options}))
 
 
-def test_everything_off_traces_nothing():
+def test_augment_with_default_options_is_the_identity():
     keys = rng.row_keys(rng.key(0), jnp.arange(4))
     assert not jax.make_jaxpr(lambda x, k: image.augment(x, k, image.AUGMENT))(IMAGES, keys).eqns
 
 
-def test_flip_mirrors_left_and_right():
+def test_augment_flip_mirrors_horizontally():
     np.testing.assert_array_equal(augment(IMAGES, flip=1.0), IMAGES[:, :, ::-1])
-    some = augment(jnp.repeat(IMAGES[:1], 64, axis=0), ids=range(64), flip=0.5)
-    mirrored = (some == np.asarray(IMAGES[0, :, ::-1])).all(axis=(1, 2, 3))
-    assert ((some == np.asarray(IMAGES[0])).all(axis=(1, 2, 3)) ^ mirrored).all()
+    augmented = augment(jnp.repeat(IMAGES[:1], 64, axis=0), ids=range(64), flip=0.5)
+    mirrored = (augmented == np.asarray(IMAGES[0, :, ::-1])).all(axis=(1, 2, 3))
+    assert ((augmented == np.asarray(IMAGES[0])).all(axis=(1, 2, 3)) ^ mirrored).all()
     assert 16 < mirrored.sum() < 48
 
 
-def test_crop_is_a_shift_of_at_most_the_padding_with_edges_extended():
+def test_augment_crop_shifts_by_at_most_the_padding():
     pad = 2
     shifts = set()
-    same = jnp.repeat(IMAGES[:1], 64, axis=0)
+    repeated = jnp.repeat(IMAGES[:1], 64, axis=0)
     padded = np.pad(np.asarray(IMAGES[0]), ((pad, pad), (pad, pad), (0, 0)), mode="edge")
-    for row in augment(same, ids=range(64), crop=pad):
+    for row in augment(repeated, ids=range(64), crop=pad):
         found = [(y, x) for y in range(5) for x in range(5) if (padded[y : y + 7, x : x + 7] == row).all()]
         assert len(found) == 1
         shifts.add(found[0])
     assert {y for y, _ in shifts} == {x for _, x in shifts} == set(range(5))
 
 
-def test_rotation_known_answers():
-    picture = IMAGES[0]
-    np.testing.assert_allclose(image.rotate(picture, 0.0), picture, atol=1e-4)
-    np.testing.assert_allclose(image.rotate(picture, 90.0), np.rot90(picture), atol=2e-3)
-    np.testing.assert_allclose(image.rotate(picture, 180.0), picture[::-1, ::-1], atol=2e-3)
+def test_rotate_is_exact_for_multiples_of_90_degrees():
+    pixels = IMAGES[0]
+    np.testing.assert_allclose(image.rotate(pixels, 0.0), pixels, atol=1e-4)
+    np.testing.assert_allclose(image.rotate(pixels, 90.0), np.rot90(pixels), atol=2e-3)
+    np.testing.assert_allclose(image.rotate(pixels, 180.0), pixels[::-1, ::-1], atol=2e-3)
     np.testing.assert_allclose(image.rotate(jnp.full((5, 8, 1), 9, jnp.uint8), 33.0), 9, atol=1e-4)
 
 
-def test_rotation_matches_pillow_inside():
+def test_rotate_matches_pillow_away_from_borders():
     smooth = np.add.outer(np.arange(33) * 3, np.arange(33) * 4).astype(np.float32)
-    ours = np.asarray(image.rotate(jnp.asarray(smooth)[:, :, None], 20.0))[:, :, 0]
-    theirs = np.asarray(Image.fromarray(smooth).rotate(20, Image.Resampling.BILINEAR))
-    np.testing.assert_allclose(ours[8:-8, 8:-8], theirs[8:-8, 8:-8], atol=0.1)
+    rotated = np.asarray(image.rotate(jnp.asarray(smooth)[:, :, None], 20.0))[:, :, 0]
+    expected = np.asarray(Image.fromarray(smooth).rotate(20, Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(rotated[8:-8, 8:-8], expected[8:-8, 8:-8], atol=0.1)
 
 
-def test_colour_stays_in_range_and_does_what_it_says():
+def test_augment_colour_changes_brightness_contrast_and_saturation():
     gray = jnp.full((4, 7, 7, 3), 100, jnp.uint8)
     bright = augment(gray, brightness=0.5)
-    assert np.ptp(bright, axis=(1, 2, 3)).max() < 1e-3  # one factor a picture
+    assert np.ptp(bright, axis=(1, 2, 3)).max() < 1e-3  # one factor per image
     factors = bright[:, 0, 0, 0] / 100
     assert len(set(factors)) == 4
     assert (np.abs(factors - 1) <= 0.5).all()
@@ -158,33 +158,33 @@ def test_colour_stays_in_range_and_does_what_it_says():
     luma = np.array([0.299, 0.587, 0.114])
     colours = IMAGES // 4 + 96
     np.testing.assert_allclose(augment(colours, saturation=0.5) @ luma, np.asarray(colours) @ luma, atol=1e-2)
-    wild = augment(IMAGES, brightness=0.9, contrast=0.9, saturation=0.9)
-    assert wild.dtype == np.float32
-    assert 0 <= wild.min() <= wild.max() <= 255
+    strong = augment(IMAGES, brightness=0.9, contrast=0.9, saturation=0.9)
+    assert strong.dtype == np.float32
+    assert 0 <= strong.min() <= strong.max() <= 255
 
 
-ALL = {"flip": 0.5, "crop": 2, "rotate": 20.0, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+ALL_OPTIONS = {"flip": 0.5, "crop": 2, "rotate": 20.0, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
 
 
-def test_rows_depend_on_their_own_key_alone():
-    whole = augment(IMAGES, **ALL)
-    np.testing.assert_allclose(augment(IMAGES[2:3], ids=(4,), **ALL), whole[2:3], atol=1e-3)
-    np.testing.assert_allclose(augment(IMAGES[::-1], ids=(5, 4, 1, 3), **ALL), whole[::-1], atol=1e-3)
-    assert np.abs(augment(IMAGES, step=1, **ALL) - whole).max() > 1
-    assert np.abs(augment(IMAGES, ids=(3, 1, 4, 6), **ALL) - whole)[3].max() > 1
+def test_augment_depends_on_each_rows_key_only():
+    batch = augment(IMAGES, **ALL_OPTIONS)
+    np.testing.assert_allclose(augment(IMAGES[2:3], ids=(4,), **ALL_OPTIONS), batch[2:3], atol=1e-3)
+    np.testing.assert_allclose(augment(IMAGES[::-1], ids=(5, 4, 1, 3), **ALL_OPTIONS), batch[::-1], atol=1e-3)
+    assert np.abs(augment(IMAGES, step=1, **ALL_OPTIONS) - batch).max() > 1
+    assert np.abs(augment(IMAGES, ids=(3, 1, 4, 6), **ALL_OPTIONS) - batch)[3].max() > 1
 
 
-def test_switching_one_operation_on_leaves_the_draws_of_the_others():
+def test_augment_operations_use_independent_random_numbers():
     flipped = augment(IMAGES, flip=0.5)
     np.testing.assert_allclose(augment(IMAGES, flip=0.5, brightness=1e-6), flipped, atol=1e-2)
 
 
-def test_saturation_of_gray_images_is_refused():
+def test_augment_rejects_saturation_of_gray_images():
     with pytest.raises(UserError, match="saturation"):
         augment(IMAGES[..., :1], saturation=0.1)
 
 
-def test_normalize():
+def test_normalize_subtracts_mean_and_divides_by_std():
     mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
     result = image.normalize(IMAGES, mean, std)
     assert result.dtype == jnp.float32

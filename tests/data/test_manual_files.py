@@ -1,4 +1,4 @@
-"""Datasets of files that must be given: photos with titles, leaves and digits, small ones of the same layout."""
+"""Datasets from manual files (photos with titles, leaves, digits), as small files of the same layout."""
 
 import csv
 import hashlib
@@ -15,7 +15,7 @@ from mmfusion.data.builders.fashion_small import fashion_small_dataset_builder a
 from mmfusion.data.builders.leaf import leaf_dataset_builder as leaf
 from mmfusion.errors import UserError
 from tests.data.prepare import prepare, rows
-from tests.data.test_builders import REAL, left_behind
+from tests.data.test_builders import DATA, remaining_files
 
 SPLITS = {"train": 20, "val": 6, "test": 6}
 
@@ -31,7 +31,7 @@ def table(header, lines):
     return file.getvalue().encode()
 
 
-def put(folder, files):
+def write_files(folder, files):
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -46,8 +46,8 @@ def npz(**arrays):
 
 @pytest.fixture
 def small_fashion(tmp_path, monkeypatch):
-    pictures, lines = io.BytesIO(), []
-    with zipfile.ZipFile(pictures, "w") as file:
+    images, lines = io.BytesIO(), []
+    with zipfile.ZipFile(images, "w") as file:
         for split, count in SPLITS.items():
             for i in range(count):
                 number = f"{len(lines)}"
@@ -73,39 +73,39 @@ def small_fashion(tmp_path, monkeypatch):
                     ]
                 )
     header = "split,id,title,articleType,label,masterCategory,subCategory,gender,baseColour,season,year,usage"
-    contents = (pictures.getvalue(), table(header, lines), "\n".join(fashion.ARTICLES).encode())
-    known = put(tmp_path / "manual", dict(zip(fashion.FILES, contents, strict=True)))
-    monkeypatch.setattr(fashion, "FILES", known)
+    contents = (images.getvalue(), table(header, lines), "\n".join(fashion.ARTICLES).encode())
+    digests = write_files(tmp_path / "manual", dict(zip(fashion.FILES, contents, strict=True)))
+    monkeypatch.setattr(fashion, "FILES", digests)
     return tmp_path / "manual"
 
 
 @pytest.fixture
 def small_leaf(tmp_path, monkeypatch):
-    draw, count = np.random.default_rng(0), sum(SPLITS.values())
+    random, count = np.random.default_rng(0), sum(SPLITS.values())
     label = np.arange(count) % 3
-    views = {view: draw.normal(label[:, None], 1, (count, 64)).astype(np.float32) for view in leaf.VIEWS}
-    images = draw.integers(0, 256, (count, 96, 96), np.uint8)
-    places = np.repeat(list(SPLITS), list(SPLITS.values()))
-    lines = [[i, 7 * i, places[i], "Acer", label[i], 9, 9] for i in range(count)]
+    views = {view: random.normal(label[:, None], 1, (count, 64)).astype(np.float32) for view in leaf.VIEWS}
+    images = random.integers(0, 256, (count, 96, 96), np.uint8)
+    splits = np.repeat(list(SPLITS), list(SPLITS.values()))
+    lines = [[i, 7 * i, splits[i], "Acer", label[i], 9, 9] for i in range(count)]
     header = "row,kaggle_id,split,species,label,orig_width,orig_height"
     contents = (npz(images=images, label=label, **views), table(header, lines))
-    monkeypatch.setattr(leaf, "FILES", put(tmp_path / "manual", dict(zip(leaf.FILES, contents, strict=True))))
+    monkeypatch.setattr(leaf, "FILES", write_files(tmp_path / "manual", dict(zip(leaf.FILES, contents, strict=True))))
     return tmp_path / "manual"
 
 
 @pytest.fixture
 def small_digits(tmp_path, monkeypatch):
-    draw, arrays = np.random.default_rng(0), {}
+    random, arrays = np.random.default_rng(0), {}
     for split, count in (("train", 20), ("test", 8)):
         arrays[f"label_{split}"] = np.arange(count) % 10
         for view, size in digits.VIEWS.items():
-            arrays[f"{view}_{split}"] = draw.normal(size=(count, size)).astype(np.float32)
-    known = put(tmp_path / "manual", {digits.FILE: npz(**arrays)})
-    monkeypatch.setattr(digits, "DIGEST", known[digits.FILE])
+            arrays[f"{view}_{split}"] = random.normal(size=(count, size)).astype(np.float32)
+    digests = write_files(tmp_path / "manual", {digits.FILE: npz(**arrays)})
+    monkeypatch.setattr(digits, "DIGEST", digests[digits.FILE])
     return tmp_path / "manual"
 
 
-def test_photos_have_their_titles_and_rows_without_a_season_are_left_out(small_fashion, tmp_path):
+def test_fashion_small_rows_have_titles_and_seasons(small_fashion, tmp_path):
     builder = prepare("fashion_small", tmp_path / "data", small_fashion)
     read = {row["id"].decode(): row for row in rows(builder, "train")}
     assert len(read) == SPLITS["train"] - 1
@@ -118,7 +118,7 @@ def test_photos_have_their_titles_and_rows_without_a_season_are_left_out(small_f
     assert len(rows(builder, "valid")) == len(rows(builder, "test")) == 5
 
 
-def test_leaves_have_their_measurements(small_leaf, tmp_path):
+def test_leaf_rows_have_their_views(small_leaf, tmp_path):
     builder = prepare("leaf", tmp_path / "data", small_leaf)
     arrays = np.load(small_leaf / next(iter(leaf.FILES)))
     for split, name in (("train", "train"), ("valid", "val"), ("test", "test")):
@@ -131,7 +131,7 @@ def test_leaves_have_their_measurements(small_leaf, tmp_path):
             assert row["label"] == arrays["label"][number]
 
 
-def test_digits_have_their_views(small_digits, tmp_path):
+def test_digit_views_rows_have_their_views(small_digits, tmp_path):
     builder = prepare("digit_views", tmp_path / "data", small_digits)
     arrays = np.load(small_digits / digits.FILE)
     for row in rows(builder, "test"):
@@ -140,19 +140,21 @@ def test_digits_have_their_views(small_digits, tmp_path):
             np.testing.assert_array_equal(row[view], arrays[f"{view}_test"][number])
 
 
-def test_manual_files_that_differ_or_are_missing_are_refused(small_digits, tmp_path):
+def test_manual_files_reject_changed_and_missing_files(small_digits, tmp_path):
     (small_digits / digits.FILE).write_bytes(b"other")
     with pytest.raises(UserError, match="not the known file"):
         prepare("digit_views", tmp_path / "data", small_digits)
     (small_digits / digits.FILE).unlink()
     with pytest.raises(UserError, match=r"manual_dir=.*handwritten6\.npz must be put there"):
         prepare("digit_views", tmp_path / "data", small_digits)
-    assert left_behind(tmp_path / "data") == []
+    assert remaining_files(tmp_path / "data") == []
 
 
-@pytest.mark.parametrize(("name", "known"), [*fashion.FILES.items(), *leaf.FILES.items(), (digits.FILE, digits.DIGEST)])
-def test_real_manual_files_are_the_known_ones(name, known):
-    if not (REAL / name).exists():
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip  # continuous integration has the data
-        give_up(f"{name} is not in {REAL} (set MMFUSION_DATA)")
-    assert digest((REAL / name).read_bytes()) == known
+@pytest.mark.parametrize(
+    ("name", "expected"), [*fashion.FILES.items(), *leaf.FILES.items(), (digits.FILE, digits.DIGEST)]
+)
+def test_real_manual_files_match_their_digests(name, expected):
+    if not (DATA / name).exists():
+        fail_or_skip = pytest.fail if os.environ.get("CI") else pytest.skip  # CI has the data
+        fail_or_skip(f"{name} is not in {DATA} (set MMFUSION_DATA)")
+    assert digest((DATA / name).read_bytes()) == expected

@@ -10,7 +10,7 @@ from mmfusion.data import video
 from mmfusion.data.modalities import MODALITY_TYPES, feature_names, raw_value
 from mmfusion.errors import UserError
 
-FILM = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8) * 10
+VIDEO = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8) * 10
 
 
 def options(kind, feature="x", **changes):
@@ -30,44 +30,44 @@ def png(frame):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("stored", [FILM, list(FILM), [png(frame) for frame in FILM], gif(FILM)])
-def test_video_is_decoded_from_pixels_images_and_an_animation(stored):
+@pytest.mark.parametrize("stored", [VIDEO, list(VIDEO), [png(frame) for frame in VIDEO], gif(VIDEO)])
+def test_video_decode_accepts_pixels_images_and_animations(stored):
     pixels, mask = MODALITY_TYPES["video"].decode(stored, options("video", frames=7, size=(4, 4)), None)
     assert (pixels.shape, pixels.dtype) == ((7, 4, 4, 3), np.uint8)
     np.testing.assert_array_equal(mask, [1, 1, 1, 1, 1, 0, 0])
-    np.testing.assert_array_equal(pixels[:5], FILM)
+    np.testing.assert_array_equal(pixels[:5], VIDEO)
     assert not pixels[5:].any()
 
 
 def test_video_frames_are_evenly_spaced_from_first_to_last():
-    pixels, mask = MODALITY_TYPES["video"].decode(FILM, options("video", frames=3, size=(4, 4)), None)
+    pixels, mask = MODALITY_TYPES["video"].decode(VIDEO, options("video", frames=3, size=(4, 4)), None)
     assert mask.all()
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 20, 40])
 
 
 @pytest.mark.parametrize("kind", ["video", "graph"])
-def test_nothing_is_absent(kind):
+def test_decode_of_none_is_absent(kind):
     empty = {"nodes": None, "edges": None} if kind == "graph" else None
     assert MODALITY_TYPES[kind].decode(empty, options(kind, "nodes+edges" if kind == "graph" else "x"), None) is None
 
 
-@pytest.mark.parametrize("broken", [b"no film", [b"no picture"]])
-def test_video_that_is_broken_is_refused(broken):
+@pytest.mark.parametrize("broken", [b"no video", [b"no image"]])
+def test_video_decode_rejects_corrupt_data(broken):
     with pytest.raises(ValueError, match="not a"):
         MODALITY_TYPES["video"].decode(broken, options("video", size=(4, 4)), None)
 
 
-def test_video_over_the_limit_is_refused_and_unused_frames_are_not_kept():
-    broad = np.zeros((40, 500, 500, 3), np.uint8)
-    broad[:, 0, 0, 0] = np.arange(40)  # so that no frame is left out as the same
-    film, size = gif(broad), (4, 4)
+def test_video_decode_limits_pixels_and_frees_unused_frames():
+    frames = np.zeros((40, 500, 500, 3), np.uint8)
+    frames[:, 0, 0, 0] = np.arange(40)  # distinct, so that GIF keeps every frame
+    animation, size = gif(frames), (4, 4)
     tracemalloc.start()
-    pixels, mask = MODALITY_TYPES["video"].decode(film, options("video", frames=2, size=size), None)
+    pixels, mask = MODALITY_TYPES["video"].decode(animation, options("video", frames=2, size=size), None)
     assert tracemalloc.get_traced_memory()[1] < 12e6  # all frames are 30 MB
     tracemalloc.stop()
     assert mask.all() and pixels.shape == (2, 4, 4, 3)
     with pytest.raises(ValueError, match="40 frames of 500 x 500 pixels, over the limit of 9999999"):
-        video.decode_animation(film, range, size, 3, max_pixels=9_999_999)
+        video.decode_animation(animation, range, size, 3, max_pixels=9_999_999)
 
 
 TABLE = options("table", "age+sex+sizes", categorical=("sex",))
@@ -82,7 +82,7 @@ def fitted(rows=ROWS):
     return json.loads(MODALITY_TYPES["table"].fit(rows, TABLE))
 
 
-def test_table_is_standardised_by_its_fitted_columns():
+def test_table_decode_standardises_by_the_fitted_columns():
     assert feature_names(TABLE) == ["age", "sex", "sizes"]
     columns = fitted()
     assert MODALITY_TYPES["table"].encoder_kwargs(TABLE, columns) == {"categories": (0, 3, 0, 0)}
@@ -92,19 +92,19 @@ def test_table_is_standardised_by_its_fitted_columns():
     np.testing.assert_array_equal([mask for _, mask in read], [[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 0]])
 
 
-def test_table_has_an_unknown_category():
+def test_table_decode_maps_unknown_categories_to_zero():
     x, mask = MODALITY_TYPES["table"].decode({"age": 40, "sex": "other", "sizes": [2, np.nan]}, TABLE, fitted())
     np.testing.assert_allclose(x, [0, 0, 0, 0])
     np.testing.assert_array_equal(mask, [1, 1, 1, 0])
     assert MODALITY_TYPES["table"].decode({"age": None, "sex": "", "sizes": None}, TABLE, fitted()) is None
 
 
-def test_table_column_without_variance_is_not_divided_by_zero():
+def test_table_decode_handles_columns_without_variance():
     x, _ = MODALITY_TYPES["table"].decode(ROWS[0], TABLE, fitted(ROWS[:1]))
     np.testing.assert_array_equal(x, [0, 1, 0, 0])
 
 
-def test_table_columns_of_a_wrong_width_are_refused():
+def test_table_rejects_columns_of_another_width():
     with pytest.raises(ValueError, match="'sizes' holds 3 numbers, not 2"):
         MODALITY_TYPES["table"].decode({"age": 1, "sex": "f", "sizes": [1, 2, 3]}, TABLE, fitted())
     with pytest.raises(UserError, match=r"'sizes' holds \[2, 3\] numbers"):
@@ -116,7 +116,7 @@ NODES = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_graph_is_padded_and_its_edges_go_both_ways(as_json):
+def test_graph_decode_pads_and_makes_edges_undirected(as_json):
     value = {"nodes": NODES, "edges": [[0, 1], [2, 1]]}
     value = {name: json.dumps(part) for name, part in value.items()} if as_json else value
     x, mask = MODALITY_TYPES["graph"].decode(value, GRAPH, None)
@@ -126,7 +126,7 @@ def test_graph_is_padded_and_its_edges_go_both_ways(as_json):
     assert not x[3].any()
 
 
-def test_graph_without_edges_and_with_weights():
+def test_graph_decode_accepts_no_edges_and_a_weight_matrix():
     x, _ = MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": []}, GRAPH, None)
     assert not x[:, 2:].any()
     weights = np.arange(9.0).reshape(3, 3)
@@ -135,7 +135,7 @@ def test_graph_without_edges_and_with_weights():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"nodes": [[1.0]]}, "with 1 features"),
         ({"nodes": NODES * 2}, "6 nodes"),
@@ -150,6 +150,6 @@ def test_graph_without_edges_and_with_weights():
         ({"edges": [[0, 1.9]]}, "outside 0 to 2"),
     ],
 )
-def test_graph_that_does_not_fit_is_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_graph_decode_rejects_invalid_graphs(changes, message):
+    with pytest.raises(ValueError, match=message):
         MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": [], **changes}, GRAPH, None)

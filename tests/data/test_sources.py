@@ -18,7 +18,7 @@ from mmfusion.errors import UserError
 
 
 class Toys(tfds.core.GeneratorBasedBuilder):
-    """A few rows without pictures, so that preparing takes a moment; `arrays` yields pixels, as public builders do."""
+    """A few rows without images, so that preparation is fast; `arrays` yields pixels, as public builders do."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("colours", "notes", "arrays")]  # noqa: RUF012
@@ -48,39 +48,39 @@ def toys_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("toys"))
 
 
-def opened(name, data_dir, split="train", seed=0, manual_dir=""):
+def open_source(name, data_dir, split="train", seed=0, manual_dir=""):
     return sources.open_source(name, split, data_dir=str(data_dir), manual_dir=str(manual_dir), seed=seed)
 
 
 @pytest.fixture
-def public(monkeypatch):
-    """Any TFDS dataset, with 24 random rows a split; pictures are PNG, as they are once prepared."""
+def mocked_tfds(monkeypatch):
+    """Mocks every TFDS dataset with 24 random rows per split; images are PNG, as after preparation."""
 
     def png(_, pixels):
         buffer = io.BytesIO()
         Image.fromarray(pixels.squeeze()).save(buffer, "PNG")
         return buffer.getvalue()
 
-    def several(keys, generator):  # TFDS's own is never given its first argument
+    def getitems(keys, generator):  # TFDS's own misses its first argument
         return [mocking._getitem(None, key, generator) for key in keys]
 
-    monkeypatch.setattr(image_feature._ImageEncoder, "_encode_image", png)  # TFDS's own is TensorFlow's
-    monkeypatch.setattr(mocking, "_getitems", several)
+    monkeypatch.setattr(image_feature._ImageEncoder, "_encode_image", png)  # TFDS's own needs TensorFlow
+    monkeypatch.setattr(mocking, "_getitems", getitems)
     with tfds.testing.mock_data(num_examples=24):
         yield
 
 
-# --- names ---
+# --- Names ---
 
 
-def test_names_are_known_without_network_or_tensorflow(tmp_path):
+def test_check_name_needs_no_network_or_tensorflow(tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("mnist", "cifar10", "shapes/match", "mine", "pair:cifar10+imdb_reviews:by=index"):
         sources.check_name(name, str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("mnst", "did you mean mnist"),
         ("shapes/mach", "no variant of shapes: did you mean shapes/match"),
@@ -89,83 +89,83 @@ def test_names_are_known_without_network_or_tensorflow(tmp_path):
         ("", "is no dataset"),
     ],
 )
-def test_check_name_gives_the_nearest_name(name, says):
-    with pytest.raises(UserError, match=says) as error:
+def test_check_name_suggests_the_nearest_name(name, message):
+    with pytest.raises(UserError, match=message) as error:
         sources.check_name(name, "")
     assert len(str(error.value)) < 600  # not all of TFDS's names
 
 
-def test_a_wrong_variant_version_or_split_says_what_there_is(toys_dir):
+def test_open_source_rejects_unknown_variants_versions_and_splits(toys_dir):
     with pytest.raises(UserError, match=r"cannot be opened: .*nope"):
-        opened("toys/nope", toys_dir)
+        open_source("toys/nope", toys_dir)
     with pytest.raises(UserError, match=r"cannot be loaded at version 7\.0\.0"):
-        opened("toys/notes:7.0.0", toys_dir)
+        open_source("toys/notes:7.0.0", toys_dir)
     for split in ("valid", "train[:x]", "train[:0]"):
         with pytest.raises(UserError, match=r"no rows of split .*: its splits are train, test"):
-            opened("toys/notes", toys_dir, split=split)
+            open_source("toys/notes", toys_dir, split=split)
 
 
-# --- public datasets, mocked ---
+# --- Public datasets, mocked ---
 
 
-def test_mnist_is_one_line_of_config(public):
+def test_mnist_is_configured_in_one_line(mocked_tfds):
     config = tfds_config.get_config("name=mnist,channels=1,size=14")
     data = dataset.load(configs.read(config).data, seed=0)
     assert data.class_names == {"label": tuple("0123456789")}
     batch = data.splits["test"].take(np.arange(24))
     assert batch.inputs["image"].shape == (24, 14, 14, 1)
     assert batch.inputs["image"].std() > 10
-    rows = opened("mnist", "", split="test").rows
+    rows = open_source("mnist", "", split="test").rows
     assert batch.targets["label"].tolist() == [rows[i]["label"] for i in range(24)]
 
 
-def test_cifar10_with_imdb_is_one_line_of_config(public):
+def test_cifar10_with_imdb_is_configured_in_one_line(mocked_tfds):
     config = tfds_config.get_config("name=pair:cifar10+imdb_reviews:by=index,text=text,target=imdb_reviews/label")
     data = dataset.load(configs.read(config).data, seed=0)
     assert data.class_names == {"label": ("neg", "pos")}
     batch = data.splits["test"].take(np.arange(24))
     assert batch.inputs["image"].shape == (24, 32, 32, 3)
-    pictures, texts = (opened(name, "", split="test").rows for name in ("cifar10", "imdb_reviews"))
+    images, texts = (open_source(name, "", split="test").rows for name in ("cifar10", "imdb_reviews"))
     assert batch.targets["label"].tolist() == [texts[i]["label"] for i in range(24)]
-    np.testing.assert_array_equal(batch.inputs["image"][3], np.asarray(Image.open(io.BytesIO(pictures[3]["image"]))))
-    words = data.reader.fitted["text"].encode(str(texts[3]["text"])).ids
-    assert batch.inputs["text"][3][batch.mask["text"][3]].tolist() == words
+    np.testing.assert_array_equal(batch.inputs["image"][3], np.asarray(Image.open(io.BytesIO(images[3]["image"]))))
+    tokens = data.reader.fitted["text"].encode(str(texts[3]["text"])).ids
+    assert batch.inputs["text"][3][batch.mask["text"][3]].tolist() == tokens
 
 
-# --- pairs ---
+# --- Pairs ---
 
 
-def test_pair_by_index_goes_round(toys_dir):
-    source = opened("pair:toys/colours+toys/notes:by=index", toys_dir)
-    colours, notes = opened("toys/colours", toys_dir).rows, opened("toys/notes", toys_dir).rows
+def test_pair_by_index_wraps_around(toys_dir):
+    source = open_source("pair:toys/colours+toys/notes:by=index", toys_dir)
+    colours, notes = open_source("toys/colours", toys_dir).rows, open_source("toys/notes", toys_dir).rows
     assert len(source.rows) == 18
-    for i in range(18):  # a name in both keeps the first's value
+    for i in range(18):  # a feature name in both keeps the first dataset's value
         row, other = source.rows[i], notes[i % 16]
         assert (row["note"], row["label"]) == (colours[i]["note"], colours[i]["label"])
         assert (row["toys/note"], row["toys/label"]) == (other["note"], other["label"])
     assert source.class_names["toys/label"] == source.class_names["label"] == ("0", "1", "2")
 
 
-def test_pair_by_label_uses_each_partner_before_any_again(toys_dir):
+def test_pair_by_label_uses_all_partners_before_reuse(toys_dir):
     name = "pair:toys/colours+toys/notes:by=label"
-    rows = opened(name, toys_dir).rows
+    rows = open_source(name, toys_dir).rows
     used = {0: [], 1: [], 2: []}
     for i in range(len(rows)):
         assert rows[i]["label"] == rows[i]["toys/label"]
         used[rows[i]["label"]].append(rows[i]["toys/note"])
     counts = {label: sorted(np.unique(notes, return_counts=True)[1]) for label, notes in used.items()}
-    assert counts == {0: [2, 2, 2], 1: [1, 1, 2, 2], 2: [1] * 6}  # 6 rows a label, of 3, 4 and 9 partners
-    assert rows.partner.tolist() == opened(name, toys_dir).rows.partner.tolist()
-    assert rows.partner.tolist() != opened(name, toys_dir, seed=1).rows.partner.tolist()
+    assert counts == {0: [2, 2, 2], 1: [1, 1, 2, 2], 2: [1] * 6}  # 6 rows per label, and 3, 4 and 9 partners
+    assert rows.partner.tolist() == open_source(name, toys_dir).rows.partner.tolist()
+    assert rows.partner.tolist() != open_source(name, toys_dir, seed=1).rows.partner.tolist()
 
 
-def test_pair_of_labels_that_do_not_meet(toys_dir, monkeypatch, tmp_path):
+def test_pair_by_label_rejects_labels_without_partner(toys_dir, monkeypatch, tmp_path):
     monkeypatch.setattr(Toys, "LABELS", {**Toys.LABELS, "notes": [0, 1]})
     with pytest.raises(UserError, match="has no row of label 2"):
-        opened("pair:toys/colours+toys/notes:by=label", tmp_path)
+        open_source("pair:toys/colours+toys/notes:by=label", tmp_path)
 
 
-def test_pair_partners_used_twice_stay_in_one_split(toys_dir):
+def test_pair_partners_used_twice_are_in_one_split(toys_dir):
     config = tfds_config.get_config("name=pair:toys/colours+toys/notes:by=label,image=,text=toys/note")
     with config.unlocked():
         config.data.dir, config.data.valid_fraction = toys_dir, 0.4
@@ -177,41 +177,41 @@ def test_pair_partners_used_twice_stay_in_one_split(toys_dir):
     assert not train & valid
 
 
-# --- what cannot be prepared ---
+# --- Failed preparation ---
 
 
-def test_a_builder_that_needs_tensorflow_names_the_extra(tmp_path):
+def test_builder_that_needs_tensorflow_suggests_the_extra(tmp_path):
     with pytest.raises(UserError, match=r"needs TensorFlow once, to prepare: pip install '\.\[prepare\]'"):
-        opened("toys/arrays", tmp_path)
+        open_source("toys/arrays", tmp_path)
     assert not tfds.builder("toys/arrays", data_dir=tmp_path).is_prepared()
 
 
-def test_no_network_says_what_was_wanted_and_the_way_out(tmp_path, monkeypatch):
+def test_open_source_without_network_suggests_manual_dir(tmp_path, monkeypatch):
     def get(_, url, **__):
         raise requests.ConnectionError("Name or service not known", request=requests.Request("GET", url))
 
     monkeypatch.setattr(requests.Session, "get", get)
     with pytest.raises(UserError, match=r"https://\S+idx\d-ubyte\.gz cannot be downloaded.*config\.data\.manual_dir=F"):
-        opened("mnist", tmp_path)
+        open_source("mnist", tmp_path)
     assert not tfds.builder("mnist", data_dir=tmp_path).is_prepared()
 
 
-def test_manual_download_must_be_the_known_file(tmp_path):
-    hand = tmp_path / "hand"
-    hand.mkdir()
+def test_manual_download_rejects_a_changed_file(tmp_path):
+    manual_dir = tmp_path / "manual"
+    manual_dir.mkdir()
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        (hand / f"{name}-ubyte.gz").write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"'mnist': a file is damaged or not the known one.*hand/\S+-ubyte\.gz"):
-        opened("mnist", tmp_path / "data", manual_dir=hand)
+        (manual_dir / f"{name}-ubyte.gz").write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"'mnist': a file is damaged or not the known one.*manual/\S+-ubyte\.gz"):
+        open_source("mnist", tmp_path / "data", manual_dir=manual_dir)
 
 
-def test_manual_download_that_is_needed_is_named(tmp_path):
+def test_open_source_reports_a_required_manual_download(tmp_path):
     with pytest.raises(UserError, match=r"'imagenet2012' must be downloaded by hand: --config\.data\.manual_dir"):
-        opened("imagenet2012", tmp_path)
+        open_source("imagenet2012", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("fail", "says"),
+    ("fail", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "no space left while preparing 'toys/notes'"),
         (OSError("Not enough disk space. Needed: 3 GiB"), "no space left .*3 GiB"),
@@ -219,54 +219,54 @@ def test_manual_download_that_is_needed_is_named(tmp_path):
         (OSError(errno.EIO, "Input/output error"), "cannot be prepared under .*Input/output error"),
     ],
 )
-def test_a_preparation_that_fails_leaves_nothing_and_can_be_repeated(fail, says, tmp_path, monkeypatch):
+def test_failed_preparation_leaves_no_files_and_can_be_repeated(fail, message, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Toys, "fail", fail)
-        with pytest.raises(UserError, match=says):
-            opened("toys/notes", tmp_path)
+        with pytest.raises(UserError, match=message):
+            open_source("toys/notes", tmp_path)
     assert not list(tmp_path.glob("toys/notes/*"))
-    assert len(opened("toys/notes", tmp_path).rows) == 16
+    assert len(open_source("toys/notes", tmp_path).rows) == 16
 
 
-def test_a_bug_in_a_builder_is_not_the_users(tmp_path, monkeypatch):
+def test_builder_bug_is_not_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Toys, "fail", ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        opened("toys/notes", tmp_path)
+        open_source("toys/notes", tmp_path)
 
 
-def test_a_data_dir_that_is_a_file(tmp_path):
+def test_open_source_rejects_a_file_as_data_dir(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*data\.dir"):
-        opened("toys/notes", tmp_path / "file")
+        open_source("toys/notes", tmp_path / "file")
 
 
-# --- prepared data that was changed ---
+# --- Corrupt prepared data ---
 
 
 @pytest.fixture
 def prepared(toys_dir, tmp_path):
-    opened("toys/notes", toys_dir)
+    open_source("toys/notes", toys_dir)
     shutil.copytree(toys_dir, tmp_path / "data")
     return tmp_path / "data" / "toys" / "notes" / "1.0.0"
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
-def test_damaged_records_are_never_read_as_data(damage, prepared, tmp_path):
+@pytest.mark.parametrize("corruption", ["cut", "flip", "remove"])
+def test_open_source_detects_corrupt_records(corruption, prepared, tmp_path):
     (file,) = prepared.glob("toys-train.array_record*")
     content = bytearray(file.read_bytes())
-    place = content.index(b"notes train 7")
-    content[place] ^= 1
-    file.write_bytes(content if damage == "flip" else content[:place])
-    if damage == "remove":
+    position = content.index(b"notes train 7")
+    content[position] ^= 1
+    file.write_bytes(content if corruption == "flip" else content[:position])
+    if corruption == "remove":
         file.unlink()
     with pytest.raises(UserError, match=rf"row \d+ .* under {prepared} is damaged: remove that folder"):
-        rows = opened("toys/notes", tmp_path / "data").rows
+        rows = open_source("toys/notes", tmp_path / "data").rows
         for i in range(len(rows)):
             rows[i]
 
 
-def test_another_file_format_says_where_to_prepare(prepared, tmp_path):
+def test_open_source_rejects_another_file_format(prepared, tmp_path):
     info = json.loads((prepared / "dataset_info.json").read_text())
     (prepared / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match=r"prepared in another format: give an empty --config\.data\.dir"):
-        opened("toys/notes", tmp_path / "data")
+        open_source("toys/notes", tmp_path / "data")

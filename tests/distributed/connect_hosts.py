@@ -1,6 +1,6 @@
 """`python -m tests.distributed.connect_hosts PORT HOST`: one of two hosts that connect.
 
-It prints how many connections Gloo has made after connecting, and after each of a few sums over devices.
+It prints the number of Gloo connections after connecting and after each of a few sums over devices.
 """
 
 import os
@@ -20,7 +20,7 @@ def main() -> None:
     port, host = sys.argv[1:]
     with tempfile.TemporaryFile() as output:
         stdout = os.dup(1)
-        os.dup2(output.fileno(), 1)  # where Gloo reports its connections
+        os.dup2(output.fileno(), 1)  # Gloo reports its connections on stdout
         os.dup2(output.fileno(), 2)
         hosts.initialize(f"localhost:{port},{host},2")
         partitioner = mesh.make_partitioner("jit", 0, (2, 2, 1))

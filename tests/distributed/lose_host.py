@@ -1,6 +1,6 @@
-"""`python -m tests.distributed.lose_host PORT HOST`: one of two hosts whose command is done.
+"""`python -m tests.distributed.lose_host PORT HOST`: one of two hosts whose command has finished.
 
-The second one is lost after the shutdown barrier, before JAX has shut down.
+The second host is killed after the shutdown barrier, before JAX has shut down.
 """
 
 import os
@@ -19,9 +19,9 @@ if __name__ == "__main__":
     if sys.argv[2] == "1":
         shutdown_barrier = hosts.shutdown_barrier
 
-        def shut_down_and_die() -> None:
+        def barrier_then_kill() -> None:
             shutdown_barrier()
             os.kill(os.getpid(), signal.SIGKILL)
 
-        hosts.shutdown_barrier = shut_down_and_die
+        hosts.shutdown_barrier = barrier_then_kill
     cli.run(main)

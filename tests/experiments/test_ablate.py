@@ -1,4 +1,4 @@
-"""The ablation command: from flags to claims, through kills, and what it refuses."""
+"""The ablation command: trial configs from flags, resumption after a kill, and rejected flags."""
 
 import functools
 import json
@@ -24,13 +24,13 @@ QUICKSTART = "configs/quickstart.py"
 
 @pytest.fixture
 def start(data_dir):
-    """`start(directory, *flags)` -> the process of a tiny ablation of a strategy and two seeds."""
+    """Returns `start(directory, *flags)`, which starts a tiny ablation of one strategy and two seeds."""
 
     def start(directory, *flags):
-        own = [flag for flag in tiny.flags({"data.dir": data_dir, "steps": 4}) if "model.fusion" not in flag]
+        config_flags = [flag for flag in tiny.flags({"data.dir": data_dir, "steps": 4}) if "model.fusion" not in flag]
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.ablate", f"--config={QUICKSTART}", "--fusions=mean", "--seeds=2",
-             "--jobs=1", f"--workdir={directory}", *own, *flags],
+             "--jobs=1", f"--workdir={directory}", *config_flags, *flags],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -40,28 +40,28 @@ def start(data_dir):
 @pytest.mark.process
 @pytest.mark.thorough
 @pytest.mark.spread
-def test_ablate_command_after_a_kill_ends_in_the_same_tables(start, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    said, _ = start(whole).communicate(timeout=600)
-    assert "train    6 of 6 trials" in said and "probe    2 of 2 trials" in said, said
-    assert "2 seeds cannot show a difference" in said
+def test_ablate_command_gives_the_same_tables_after_a_kill(start, tmp_path):
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    output, _ = start(uninterrupted).communicate(timeout=600)
+    assert "train    6 of 6 trials" in output and "probe    2 of 2 trials" in output, output
+    assert "2 seeds cannot show a difference" in output
 
-    process = start(broken)
+    process = start(killed)
     deadline = time.monotonic() + 300
-    while not list(broken.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(killed.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None
     process.kill()
     process.wait()
-    said, _ = start(broken).communicate(timeout=600)
+    output, _ = start(killed).communicate(timeout=600)
     for name in ("runs.csv", "claims.json"):
-        assert (broken / name).read_bytes() == (whole / name).read_bytes(), said
-    lines = (whole / "runs.csv").read_text().splitlines()
+        assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes(), output
+    lines = (uninterrupted / "runs.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 3
     assert "second" not in lines[0]
-    claims = json.loads((whole / "claims.json").read_text())
+    claims = json.loads((uninterrupted / "claims.json").read_text())
     assert {one["method"] for one in claims["methods"]} >= {"mean", "image alone", "text alone", "majority"}
-    page = " ".join(unescape(re.sub(r"<[^>]*>", "", (whole / "report.html").read_text())).split())
+    page = " ".join(unescape(re.sub(r"<[^>]*>", "", (uninterrupted / "report.html").read_text())).split())
     for statement in claims["statements"]:
         assert statement["text"] in page
 
@@ -72,8 +72,8 @@ def test_trial_config_sets_strategy_seed_and_modalities(monkeypatch):
     config = trial_config.config(f"{QUICKSTART}:variant=redundant", overrides, "merged_attention", 3, "")
     assert (config.seed, config.model.fusion.name, config.model.fusion.layers) == (3, "merged_attention", 1)
     assert config.data.name == "shapes/redundant"
-    alone = trial_config.config(QUICKSTART, overrides, "", 3, "image")  # has neither text nor a strategy to set
-    assert set(alone.model.encoders) == {"image"}
+    unimodal = trial_config.config(QUICKSTART, overrides, "", 3, "image")  # overrides of text and strategy are ignored
+    assert set(unimodal.model.encoders) == {"image"}
     for key, flag in (("fusion", "--fusions"), ("seed", "--seeds")):
         with pytest.raises(UserError, match=f"the ablation sets {key}; give {flag}"):
             trial_config.config(f"{QUICKSTART}:{key}=1", (), "mean", 0, "")
@@ -88,7 +88,7 @@ def test_trial_config_sets_strategy_seed_and_modalities(monkeypatch):
         ("mean", "", {"objectives": "mvae+modality_dropout"}),
     ],
 )
-def test_trial_command_trains_that_cell(fusion, modality, vary):
+def test_trial_command_reproduces_the_trial_config(fusion, modality, vary):
     overrides = ("--config.steps=8", "--config.optim.learning_rate=0.01")
     make = functools.partial(trial_config.config, f"{QUICKSTART}:variant=relations", overrides)
     values = {key: [value] for key, value in vary.items()}
@@ -100,28 +100,28 @@ def test_trial_command_trains_that_cell(fusion, modality, vary):
     assert configs.to_json(cli.make_config(source, rest[1:])) == trial.config
 
 
-def test_trial_command_keeps_the_objectives_of_its_source():
+def test_trial_command_keeps_the_sources_objectives():
     source = f"{QUICKSTART}:objectives=unimodal,variant=match"
     make = functools.partial(trial_config.config, source, ())
     (trial, *_) = plan.build(make, ["concat"], 1, {"objectives": ["mvae"]}).trials
     argv = shlex.split(trial_config.command(source, (), trial))
-    given, rest = cli.take_config(["train", *argv[3:]])
-    assert configs.to_json(cli.make_config(given, rest[1:])) == trial.config
+    config_source, rest = cli.take_config(["train", *argv[3:]])
+    assert configs.to_json(cli.make_config(config_source, rest[1:])) == trial.config
     assert set(trial.config["objectives"]) == {"unimodal", "mvae"}
 
 
 def test_trial_values_are_parsed():
     assert trial_config.values("lr=1e-3,3e-4") == ("optim.learning_rate", [1e-3, 3e-4])
     assert trial_config.values("optim.name=adamw,sgd") == ("optim.name", ["adamw", "sgd"])
-    for wrong in ("lr", "lr=", "=1"):
+    for invalid in ("lr", "lr=", "=1"):
         with pytest.raises(UserError) as error:
-            trial_config.values(wrong)
-        assert (error.value.path, error.value.value) == ("--vary", wrong)
+            trial_config.values(invalid)
+        assert (error.value.path, error.value.value) == ("--vary", invalid)
 
 
 def test_published_scores_are_parsed():
     assert trial_config.score("CNN + LSTM, concat=0.6") == ("CNN + LSTM, concat", 0.6)
-    for wrong in ("0.6", "=0.6", "a=b", "a=nan"):
+    for invalid in ("0.6", "=0.6", "a=b", "a=nan"):
         with pytest.raises(UserError, match="must be NAME=SCORE") as error:
-            trial_config.score(wrong)
-        assert (error.value.path, error.value.value) == ("--published", wrong)
+            trial_config.score(invalid)
+        assert (error.value.path, error.value.value) == ("--published", invalid)

@@ -1,4 +1,4 @@
-"""User errors: one clear line or the documented behaviour; nothing lost, nothing half-written."""
+"""User errors: one clear line or the documented behaviour, without lost or partially written files."""
 
 import errno
 import json
@@ -25,9 +25,9 @@ ROWS = 40
 
 
 def rows(changes=None):
-    """Good rows, among them some that lack a modality, with `changes` by number."""
-    lacking = {0: {"text": ""}, 1: {"audio": planted.sound(0.1, samples=0)}, 2: {"image": None}, 3: {"text": " \n"}}
-    changes = {**lacking, **(changes or {})}
+    """Returns valid rows, some of which lack a modality, with `changes` by row number."""
+    absent = {0: {"text": ""}, 1: {"audio": planted.wav(0.1, samples=0)}, 2: {"image": None}, 3: {"text": " \n"}}
+    changes = {**absent, **(changes or {})}
     return [planted.row(i, **changes.get(i, {})) for i in range(ROWS)]
 
 
@@ -35,15 +35,15 @@ def plant(monkeypatch, train=None, test=None):
     planted.plant(monkeypatch, train=rows(train), test=rows(test)[:20])
 
 
-def content(folder):
-    """Every file below a folder, with its bytes."""
+def directory_content(folder):
+    """Returns the bytes of every file below a directory."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def began(tmp_path_factory):
-    """A finished run on good rows, never changed."""
-    workdir = tmp_path_factory.mktemp("began") / "run"
+def finished_run(tmp_path_factory):
+    """Returns the directory of a finished run on valid rows, which tests do not change."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         plant(monkeypatch)
         train(planted.config(), workdir)
@@ -51,19 +51,19 @@ def began(tmp_path_factory):
 
 
 @pytest.fixture
-def run(began, tmp_path, monkeypatch):
-    """A copy of that run, and its data again."""
+def run(finished_run, tmp_path, monkeypatch):
+    """Returns a copy of the finished run, with its data planted."""
     plant(monkeypatch)
-    shutil.copytree(began, tmp_path / "run")
+    shutil.copytree(finished_run, tmp_path / "run")
     return tmp_path / "run"
 
 
-# --- archives and disks ---
+# --- Archives and disks ---
 
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """Where easy-VQA's archive is looked for, and no network."""
+    """Returns the expected path of easy-VQA's archive, and disables the network."""
 
     def unreachable(*_, **__):
         raise urllib.error.URLError("Name or service not known")
@@ -80,34 +80,34 @@ def easy_vqa_config(tmp_path):
     return config
 
 
-def other_zip(path):
+def write_another_zip(path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("easy-VQA-master/README.md", "another archive " * 100)
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("defect", "message"),
     [
         ("missing", r"cannot be downloaded \(Name or service not known\): put \S+\.zip into .*manual_dir=FOLDER"),
         ("truncated", r"\.zip: is truncated or not a zip .*: download it again from https://"),
         ("another", r"\.zip: holds 0 of the \d+ members that are used: download it again from https://"),
     ],
 )  # fmt: skip
-def test_train_reports_an_unusable_archive(damage, says, archive, tmp_path):
-    if damage != "missing":
-        other_zip(archive)
-    if damage == "truncated":
+def test_train_reports_an_unusable_archive(defect, message, archive, tmp_path):
+    if defect != "missing":
+        write_another_zip(archive)
+    if defect == "truncated":
         archive.write_bytes(archive.read_bytes()[:-50])
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         train(easy_vqa_config(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
 @pytest.mark.loop
-def test_train_reports_an_archive_of_other_content(archive, tmp_path, monkeypatch):
-    other_zip(archive)
+def test_train_rejects_an_archive_with_other_content(archive, tmp_path, monkeypatch):
+    write_another_zip(archive)
     known = archives.dataclasses.replace(easy_vqa_dataset_builder.ARCHIVE, members=r"README\.md", count=1)
     monkeypatch.setattr(easy_vqa_dataset_builder, "ARCHIVE", known)
     with pytest.raises(
@@ -117,27 +117,27 @@ def test_train_reports_an_archive_of_other_content(archive, tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
-def test_train_command_reports_an_archive_and_exits_2(tmp_path, command):
+def test_train_command_exits_2_on_an_unusable_archive(tmp_path, command):
     (tmp_path / "manual").mkdir()
     path = tmp_path / "manual" / easy_vqa_dataset_builder.ARCHIVE.filename
-    other_zip(path)
-    ended = command(
+    write_another_zip(path)
+    process = command(
         "experiments.train", "--config=configs/easy_vqa.py", f"--workdir={tmp_path}/run",
         f"--config.data.dir={tmp_path}/data", f"--config.data.manual_dir={tmp_path}/manual",
     )  # fmt: skip
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"error: {path}: holds 0 of the ")
-    assert ended.stderr.count("\n") == 1
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {path}: holds 0 of the ")
+    assert process.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.loop
-def test_train_reports_a_full_disk_while_preparing(tmp_path, monkeypatch):
-    def full(*_):
+def test_train_reports_a_full_disk_during_preparation(tmp_path, monkeypatch):
+    def raise_disk_full(*_):
         yield from ()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shapes_dataset_builder.Builder, "_generate_examples", full)
+    monkeypatch.setattr(shapes_dataset_builder.Builder, "_generate_examples", raise_disk_full)
     config = tiny.config(changes={"data.dir": str(tmp_path / "data")})
     with pytest.raises(UserError, match=r"no space left while preparing 'shapes/match' under \S+/data"):
         train(config, tmp_path / "run")
@@ -147,21 +147,21 @@ def test_train_reports_a_full_disk_while_preparing(tmp_path, monkeypatch):
 
 @pytest.mark.loop
 @pytest.mark.parametrize("folder", ["/proc/none", "file/run"])
-def test_train_reports_a_directory_that_cannot_be_made(tmp_path, monkeypatch, folder):
+def test_train_reports_a_directory_that_cannot_be_created(tmp_path, monkeypatch, folder):
     (tmp_path / "file").write_text("")
     plant(monkeypatch)
     with pytest.raises(UserError, match=rf"{folder}.*(No such file|no folder that you may write to)"):
         train(planted.config(), tmp_path / folder)
 
 
-# --- rows ---
+# --- Rows ---
 
-CORRUPT = {6: {"image": planted.picture(9)[:50]}, 14: {"audio": planted.sound(0.1)[:90]}}
-NAMES = {6: "row 6, image: ", 14: "row 14, audio: truncated"}
+CORRUPT = {6: {"image": planted.png(9)[:50]}, 14: {"audio": planted.wav(0.1)[:90]}}
+MESSAGES = {6: "row 6, image: ", 14: "row 14, audio: truncated"}
 
 
 @pytest.mark.loop
-def test_train_gives_corrupt_files_weight_0_in_memory_and_streamed(tmp_path, monkeypatch):
+def test_train_gives_corrupt_files_weight_0(tmp_path, monkeypatch):
     plant(monkeypatch, train=CORRUPT, test=CORRUPT)
     results = [
         train(planted.config(steps=4, data__max_bad_fraction=0.2, data__memory_gb=gb), tmp_path / f"{gb}")
@@ -169,9 +169,12 @@ def test_train_gives_corrupt_files_weight_0_in_memory_and_streamed(tmp_path, mon
     ]
     for result in results:
         assert result["test"]["examples"] == 18
-        named = result["data"]["unreadable"]
-        assert [a.startswith(b) for a, b in zip(named["test"], sorted(NAMES.values()), strict=True)] == [True, True]
-        assert len(named["train"]) + len(named["valid"]) == 2
+        unreadable = result["data"]["unreadable"]
+        assert [a.startswith(b) for a, b in zip(unreadable["test"], sorted(MESSAGES.values()), strict=True)] == [
+            True,
+            True,
+        ]
+        assert len(unreadable["train"]) + len(unreadable["valid"]) == 2
     for split in ("valid", "test"):
         assert results[0][split] == results[1][split]
     logs = [
@@ -185,20 +188,20 @@ def test_train_gives_corrupt_files_weight_0_in_memory_and_streamed(tmp_path, mon
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("where", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_train_stops_at_too_many_corrupt_files(memory_gb, where, tmp_path, monkeypatch):
+def test_train_rejects_too_many_corrupt_files(memory_gb, split, tmp_path, monkeypatch):
     in_valid = holdout_split(range(ROWS), planted.SMALL["data.valid_fraction"])
-    corrupt = {number: {"image": b"no picture"} for number in range(20) if where == "test" or not in_valid[number]}
-    plant(monkeypatch, **{where: corrupt})
+    corrupt = {number: {"image": b"no image"} for number in range(20) if split == "test" or not in_valid[number]}
+    plant(monkeypatch, **{split: corrupt})
     config = planted.config(data__max_bad_fraction=0.1, data__memory_gb=memory_gb)
-    says = rf"\d+ of \d+ rows of split '{where}' cannot be read, .*=0\.1 allows; the first: row \d+, image"
-    with pytest.raises(UserError, match=says):
+    message = rf"\d+ of \d+ rows of split '{split}' cannot be read, .*=0\.1 allows; the first: row \d+, image"
+    with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     if memory_gb:
         assert not (tmp_path / "run").exists()
         return
-    # a stream is found bad on the way: what was learned stays, and no result is claimed
+    # A streamed split fails during training: the checkpoints remain, and no result is written.
     assert not (tmp_path / "run" / "result.json").exists()
     plant(monkeypatch)
     assert train(config, tmp_path / "run")["steps"] == 2
@@ -207,7 +210,7 @@ def test_train_stops_at_too_many_corrupt_files(memory_gb, where, tmp_path, monke
 @pytest.mark.loop
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 @pytest.mark.parametrize(
-    ("bad", "says"),
+    ("target", "message"),
     [
         ({"label": 2}, r"split 'train', row 8, target 'label': class 2 is outside 0 to 1; correct the data or"),
         (
@@ -217,17 +220,17 @@ def test_train_stops_at_too_many_corrupt_files(memory_gb, where, tmp_path, monke
         ({"tags": [3]}, r"split 'train', row 8, target 'tags': classes \[3\] are outside 0 to 2"),
     ],
 )
-def test_train_reports_an_impossible_target(bad, says, memory_gb, tmp_path, monkeypatch):
-    plant(monkeypatch, train={8: bad})
-    (task,) = bad
+def test_train_rejects_an_invalid_target(target, message, memory_gb, tmp_path, monkeypatch):
+    plant(monkeypatch, train={8: target})
+    (task,) = target
     config = planted.config("text", tasks=task, data__memory_gb=memory_gb, steps=8, eval_every=8)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.loop
-def test_train_reports_an_empty_split_or_an_absent_modality(tmp_path, monkeypatch):
+def test_train_rejects_an_empty_split_and_an_absent_modality(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=rows(), test=[])
     with pytest.raises(UserError, match="'planted' is empty: planted:test"):
         train(planted.config(), tmp_path / "run")
@@ -237,12 +240,12 @@ def test_train_reports_an_empty_split_or_an_absent_modality(tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
-# --- directories ---
+# --- Directories ---
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"steps": 4}, r"belongs to another run: its config\.steps is 2, here it is 4; give another --workdir"),
         ({"optim__learning_rate": 0.5}, r"its config\.optim\.learning_rate is 0\.001, here it is 0\.5"),
@@ -250,59 +253,59 @@ def test_train_reports_an_empty_split_or_an_absent_modality(tmp_path, monkeypatc
         ({"seed": 1}, r"its config\.seed is 0, here it is 1"),
     ],
 )
-def test_train_refuses_a_directory_of_another_run(changes, says, run):
-    before = content(run)
-    with pytest.raises(UserError, match=says):
+def test_train_rejects_a_directory_of_another_run(changes, message, run):
+    before = directory_content(run)
+    with pytest.raises(UserError, match=message):
         train(planted.config(**changes), run)
-    assert content(run) == before
+    assert directory_content(run) == before
 
 
 @pytest.mark.loop
 def test_train_accepts_moved_data(run):
-    finished = json.loads((run / "result.json").read_text())
+    result = json.loads((run / "result.json").read_text())
     moved = planted.config(data__memory_gb=0.5, data__workers=1, data__dir="/elsewhere", data__manual_dir="/elsewhere")
-    assert train(moved, run) == finished
+    assert train(moved, run) == result
 
 
 @pytest.mark.loop
-def test_train_refuses_changed_data(run, monkeypatch):
-    before = content(run)
+def test_train_rejects_changed_data(run, monkeypatch):
+    before = directory_content(run)
     planted.plant(monkeypatch, train=rows(), test=rows()[:19])
     with pytest.raises(UserError, match=r"the data has changed since .*run began .*: restore the data, or give"):
         train(planted.config(), run)
-    assert content(run) == before
+    assert directory_content(run) == before
 
 
 @pytest.mark.loop
-def test_train_refuses_a_checkpoint_of_another_architecture(run):
+def test_train_rejects_a_checkpoint_of_another_architecture(run):
     saved = json.loads((run / "config.json").read_text())
     saved["model"]["width"] = 16
     (run / "config.json").write_text(json.dumps(saved))
-    before = content(run)
-    says = (
+    before = directory_content(run)
+    message = (
         r"checkpoint .* has another architecture: params/\S+ is \[.*16.*\] float32 in the model, \[.*8.*\] float32 in"
     )
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         train(planted.config(model__width=16), run)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         open_run(run, [])
-    assert content(run) == before
+    assert directory_content(run) == before
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("torn", ["", '{"seed": 0, "st', "[]", "null"])
-def test_train_reports_a_torn_config(torn, run):
-    (run / "config.json").write_text(torn)
-    before = content(run)
+@pytest.mark.parametrize("content", ["", '{"seed": 0, "st', "[]", "null"])
+def test_train_reports_a_truncated_config(content, run):
+    (run / "config.json").write_text(content)
+    before = directory_content(run)
     with pytest.raises(UserError, match=r"config\.json"):
         train(planted.config(), run)
     with pytest.raises(UserError, match=r"config\.json"):
         open_run(run, [])
-    assert content(run) == before
+    assert directory_content(run) == before
 
 
 @pytest.mark.loop
-def test_train_refuses_a_workdir_that_is_a_file(tmp_path, monkeypatch):
+def test_train_rejects_a_file_as_workdir(tmp_path, monkeypatch):
     plant(monkeypatch)
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -313,21 +316,21 @@ def test_train_refuses_a_workdir_that_is_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.loop
 def test_train_restarts_without_a_checkpoint(run):
-    finished = json.loads((run / "result.json").read_text())
+    result = json.loads((run / "result.json").read_text())
     shutil.rmtree(run / "checkpoints")
     (run / "result.json").unlink()
-    again = train(planted.config(), run)
-    assert again["test"] == finished["test"]
+    restarted = train(planted.config(), run)
+    assert restarted["test"] == result["test"]
 
 
 @pytest.mark.loop
-def test_train_leaves_no_directory_of_an_impossible_model(tmp_path, monkeypatch):
+def test_train_creates_no_directory_for_an_invalid_model(tmp_path, monkeypatch):
     plant(monkeypatch)
-    for changes, says in (
+    for changes, message in (
         ({"model__encoders__audio__strides": (2, 2)}, r"logmel_cnn: channels=\(4,\) and strides=\(2, 2\) differ"),
         ({"model__encoders__image__norm": "layers"}, "norm='layers' is unknown"),
         ({"data__targets__label__class_weights": (1.0, 2.0, 3.0)}, "class_weights has 3 entries for 2 classes"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             train(planted.config(**changes), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -8,18 +8,18 @@ from absl.testing import flagsaver
 
 from experiments import checkpoints as command
 from mmfusion.errors import UserError
-from tests.checkpoints.test_manager import flip, saved
+from tests.checkpoints.test_manager import flip_bit, save_checkpoints
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    saved(tmp_path / "run" / "checkpoints", {1: 0.5, 2: None}).close()
+    save_checkpoints(tmp_path / "run" / "checkpoints", {1: 0.5, 2: None}).close()
     return tmp_path / "run"
 
 
 @pytest.fixture
 def run():
-    """`run("DIR", "--tree=1")`, with the flags as they were before."""
+    """Returns `run("DIR", "--tree=1")`, which restores the flags afterwards."""
 
     def run(*args: str) -> None:
         with flagsaver.flagsaver():
@@ -28,40 +28,40 @@ def run():
     return run
 
 
-def test_checkpoints_lists_and_verifies_each_step(folder: Path, run, capsys):
+def test_checkpoints_command_lists_and_verifies_each_step(folder: Path, run, capsys):
     run(str(folder))
-    said = capsys.readouterr().out
-    assert said.count("valid") == 2 and "0.5" in said
+    output = capsys.readouterr().out
+    assert output.count("valid") == 2 and "0.5" in output
 
 
-def test_checkpoints_reports_a_corrupt_step_and_leaves_it(folder: Path, run, capsys):
+def test_checkpoints_command_reports_but_does_not_move_a_corrupt_step(folder: Path, run, capsys):
     (path,) = (folder / "checkpoints" / "2" / "meta").glob("metadata")
-    flip(path, np.random.default_rng(0))
+    flip_bit(path, np.random.default_rng(0))
     before = sorted(folder.rglob("*"))
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as caught:
         run(str(folder / "checkpoints"))
-    assert stop.value.code == 1
-    said = capsys.readouterr().out
-    assert said.count("valid") == 1 and "damaged" in said
+    assert caught.value.code == 1
+    output = capsys.readouterr().out
+    assert output.count("valid") == 1 and "damaged" in output
     assert sorted(folder.rglob("*")) == before
     with pytest.raises(UserError, match="is damaged"):
         run(str(folder), "--copy=2", f"--to={folder / 'copy'}")
     assert not (folder / "copy").exists()
 
 
-def test_checkpoints_shows_compares_and_copies(folder: Path, run, capsys):
+def test_checkpoints_command_shows_compares_and_copies(folder: Path, run, capsys):
     run(str(folder), "--tree=1")
-    said = capsys.readouterr().out
-    assert "params/dense/kernel" in said and "3x2" in said and "9 values in 3 arrays" in said
+    output = capsys.readouterr().out
+    assert "params/dense/kernel" in output and "3x2" in output and "9 values in 3 arrays" in output
     run(str(folder), "--compare=1,2")
-    said = capsys.readouterr().out
-    assert "2 of 3 arrays differ" in said and "params/dense/bias" not in said
+    output = capsys.readouterr().out
+    assert "2 of 3 arrays differ" in output and "params/dense/bias" not in output
     run(str(folder), "--copy=1", f"--to={folder / 'copy'}")
     assert (folder / "copy" / "meta").is_dir()
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         ((), "give one directory"),
         (("--tree=3",), "has no such step; choose one of 1, 2"),
@@ -69,8 +69,8 @@ def test_checkpoints_shows_compares_and_copies(folder: Path, run, capsys):
         (("--copy=1",), "give a directory that does not exist yet"),
     ],
 )
-def test_checkpoints_rejects_bad_input(folder: Path, run, args, says):
-    with pytest.raises(UserError, match=says):
+def test_checkpoints_command_rejects_bad_input(folder: Path, run, args, message):
+    with pytest.raises(UserError, match=message):
         run(*([str(folder)] if args else []), *args)
     with pytest.raises(UserError, match="has no checkpoints"):
         run(str(folder.parent / "none"))

@@ -26,10 +26,10 @@ def parse(*argv):
     return cli.parse_config(["train", *argv], flags.FlagValues())
 
 
-# --- the config file and its arguments ---
+# --- The config file and its arguments ---
 
 
-def test_parse_config_types_arguments_and_overrides():
+def test_parse_config_converts_arguments_and_overrides():
     config = parse(
         f"{QUICKSTART}:fusion=gmu,seed=7", "--config.optim.learning_rate=1", "--config.steps=30",
         "--config.data.modalities.image.size=(16,24)", "--config.model.encoders.text.bidirectional=true",
@@ -53,7 +53,7 @@ def test_parse_config_returns_a_locked_config():
         config.nothing = 1
 
 
-def test_parse_config_name_replaces_the_options_of_its_section():
+def test_parse_config_name_replaces_its_sections_options():
     config = parse(
         QUICKSTART, "--config.model.fusion.name=concat", "--config.optim.name=momentum",
         "--config.optim.schedule.name=step", "--config.model.encoders.text.name=bow",
@@ -75,7 +75,7 @@ def test_parse_config_ignores_the_order_of_flags():
     assert (one.model.fusion.layers, one.optim.momentum, one.optim.learning_rate) == (3, 0.5, 0.1)
 
 
-def test_parse_config_empty_argument_is_none():
+def test_parse_config_ignores_an_empty_argument():
     assert parse(f"{QUICKSTART}:") == parse(QUICKSTART)
 
 
@@ -98,7 +98,7 @@ SECTION = "config.data.modalities.image"
         ),
     ],
 )  # fmt: skip
-def test_parse_config_names_the_wrong_flag_or_key(argv, path, value, suggestion):
+def test_parse_config_rejects_unknown_flags_and_keys(argv, path, value, suggestion):
     with pytest.raises(UserError) as error:
         parse(*argv)
     assert (error.value.path, error.value.value) == (path, value)
@@ -124,13 +124,13 @@ def test_parse_config_names_the_wrong_flag_or_key(argv, path, value, suggestion)
         ([QUICKSTART, "steps=3"], r"unexpected argument 'steps=3': flags begin with --"),
     ],
 )
-def test_parse_config_reports_a_wrong_value_in_one_line(argv, message):
+def test_parse_config_reports_an_invalid_value_in_one_line(argv, message):
     with pytest.raises(UserError, match=message) as error:
         parse(*argv)
     assert "\n" not in str(error.value)
 
 
-# --- exit status ---
+# --- Exit status ---
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_parse_config_reports_a_wrong_value_in_one_line(argv, message):
         (Unreachable("checkpoint 3 cannot be read for now"), 75, "error: checkpoint 3 cannot be read for now\n"),
     ],
 )
-def test_run_exits_with_the_status_and_one_line(raised, status, line, capsys):
+def test_run_exits_with_the_errors_status_and_one_line(raised, status, line, capsys):
     def main(_):
         if raised:
             raise raised
@@ -151,9 +151,9 @@ def test_run_exits_with_the_status_and_one_line(raised, status, line, capsys):
     if status is None:
         cli.run(main)
     else:
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(SystemExit) as caught:
             cli.run(main)
-        assert stop.value.code == status
+        assert caught.value.code == status
     assert capsys.readouterr().err == line
 
 
@@ -168,7 +168,7 @@ def test_run_hides_orbax_logs_of_raised_errors(caplog):
     assert caplog.records == []
 
 
-def test_run_keeps_the_traceback_of_a_bug():
+def test_run_propagates_unexpected_exceptions():
     def main(_):
         raise ZeroDivisionError
 
@@ -176,7 +176,7 @@ def test_run_keeps_the_traceback_of_a_bug():
         cli.run(main)
 
 
-def test_train_command_exits_2_before_it_writes_anything(command, tmp_path):
+def test_train_command_exits_2_before_writing_files(command, tmp_path):
     run = command(
         "experiments.train", f"{QUICKSTART}:fusion=gmu", f"--workdir={tmp_path}/run", "--config.optim.learning_rate=-1",
         f"--config.data.dir={tmp_path}/data",
@@ -188,25 +188,25 @@ def test_train_command_exits_2_before_it_writes_anything(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "argv", "says"),
+    ("module", "argv", "message"),
     [
         ("experiments.evaluate", ["--workdir={}/none"], "none is no run directory"),
         ("experiments.predict", ["--workdir={}"], "flag --input="),
     ],
 )
-def test_evaluate_and_predict_commands_exit_2(module, argv, says, command, tmp_path):
+def test_evaluate_and_predict_commands_exit_2_on_user_errors(module, argv, message, command, tmp_path):
     run = command(module, *(part.format(tmp_path) for part in argv))
     assert run.returncode == 2
     assert run.stderr.startswith("error: ")
     assert run.stderr.count("\n") == 1
-    assert says in run.stderr
+    assert message in run.stderr
 
 
-# --- the compilation cache ---
+# --- Process configuration ---
 
 
 def test_compilation_cache_is_readable_by_its_owner_only(monkeypatch, tmp_path):
-    told = jax.config.jax_compilation_cache_dir
+    original = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         jax.config.update("jax_compilation_cache_dir", "/elsewhere")
@@ -217,22 +217,26 @@ def test_compilation_cache_is_readable_by_its_owner_only(monkeypatch, tmp_path):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mmfusion" / "jax")
         assert stat.S_IMODE(os.stat(tmp_path / "mmfusion" / "jax").st_mode) == 0o700
     finally:
-        jax.config.update("jax_compilation_cache_dir", told)
+        jax.config.update("jax_compilation_cache_dir", original)
 
 
 def test_unraisable_errors_of_tensorstore_threads_are_hidden(monkeypatch):
-    """TensorStore's C++ threads report errors without an object in the middle of other output."""
-    shown = []
+    """TensorStore's C++ threads report errors without an object, which would interrupt other output."""
+    reported = []
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
     cli._configure_process()
     errors = [
-        SimpleNamespace(exc_value=RuntimeError(said), object=of)
-        for said, of in (("Event loop is closed", None), ("another one", None), ("Event loop is closed", "a loop"))
+        SimpleNamespace(exc_value=RuntimeError(message), object=source)
+        for message, source in (
+            ("Event loop is closed", None),
+            ("another one", None),
+            ("Event loop is closed", "a loop"),
+        )
     ]
     for error in errors:
         sys.unraisablehook(error)
-    assert shown == errors[1:]
+    assert reported == errors[1:]
 
 
 def test_prepare_sets_xla_flags_of_a_deterministic_config(monkeypatch):

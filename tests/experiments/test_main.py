@@ -8,7 +8,7 @@ from experiments import __main__ as console
 from tests.processes import ROOT
 
 
-def test_console_lists_every_command_with_a_line(capsys):
+def test_console_lists_every_command_with_a_summary(capsys):
     console.main([])
     text = capsys.readouterr().out
     modules = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__", "__main__"}
@@ -20,10 +20,10 @@ def test_console_lists_every_command_with_a_line(capsys):
         assert summary.endswith((".", "`.")) and len(summary) < 110
 
 
-def test_console_unknown_command_names_the_nearest(capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_console_suggests_the_nearest_command(capsys):
+    with pytest.raises(SystemExit) as caught:
         console.main(["trian", "--workdir=x"])
-    assert stop.value.code == 2
+    assert caught.value.code == 2
     assert capsys.readouterr().err == "error: no command 'trian'; did you mean train?\n"
 
 
@@ -33,15 +33,17 @@ def test_console_is_an_entry_point_of_the_package():
 
 
 def test_console_dispatches_flags_and_exit_status(command, tmp_path):
-    done = command("experiments", "evaluate", f"--workdir={tmp_path}")
-    assert done.returncode == 2 and "is no run directory" in done.stderr
-    done = command("experiments", "train", "--help")
-    assert done.returncode == 0
-    assert "--workdir" in done.stdout and "Trains a config" in done.stdout and "--config.steps=100" in done.stdout
+    process = command("experiments", "evaluate", f"--workdir={tmp_path}")
+    assert process.returncode == 2 and "is no run directory" in process.stderr
+    process = command("experiments", "train", "--help")
+    assert process.returncode == 0
+    assert (
+        "--workdir" in process.stdout and "Trains a config" in process.stdout and "--config.steps=100" in process.stdout
+    )
 
 
 @pytest.mark.parametrize("old", ["fusions", "known_answer", "replay", "rerun"])
-def test_old_command_names_warn_and_work(old, command):
-    done = command(f"experiments.{old}", "--nothing=1")
-    assert done.returncode == 2
-    assert f"experiments.{old} is now called experiments." in done.stderr and "nothing" in done.stderr
+def test_old_command_names_work_with_a_warning(old, command):
+    process = command(f"experiments.{old}", "--nothing=1")
+    assert process.returncode == 2
+    assert f"experiments.{old} is now called experiments." in process.stderr and "nothing" in process.stderr

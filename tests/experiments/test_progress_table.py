@@ -1,4 +1,4 @@
-"""The progress of an ablation: every trial once, failures, and too many methods for the terminal."""
+"""The progress table of an ablation: trial states, failures, and more methods than terminal lines."""
 
 import json
 
@@ -13,22 +13,22 @@ from mmfusion.analysis.ablation.runner import trial_directory
 
 @pytest.fixture
 def trials(tmp_path):
-    made = []
+    trials = []
     for method in ("gmu", "film", "mult"):
         for seed in range(3):
             trial = Trial(
                 f"{method}_seed={seed}", method, method, "", False, {}, {"seed": seed, "steps": 8, "select": "accuracy"}
             )
             trial_directory(tmp_path, trial).mkdir(parents=True)
-            made.append(trial)
-    return made
+            trials.append(trial)
+    return trials
 
 
-def end(directory, trial, accuracy):
+def finish(directory, trial, accuracy):
     (trial_directory(directory, trial) / "result.json").write_text(json.dumps({"valid": {"accuracy": accuracy}}))
 
 
-def shown(board, height=30):
+def rendered(board, height=30):
     console = Console(width=100, record=True, color_system=None)
     with console.capture() as capture:
         console.print(board.table(height))
@@ -36,14 +36,14 @@ def shown(board, height=30):
 
 
 def test_progress_table_shows_trials_in_every_state(trials, tmp_path):
-    end(tmp_path, trials[0], 0.5)
+    finish(tmp_path, trials[0], 0.5)
     board = progress_table._Board("train", trials, tmp_path, runner.TRAINING)
-    end(tmp_path, trials[1], 0.75)
+    finish(tmp_path, trials[1], 0.75)
     assert "valid accuracy 0.7500" in board.finished(trials[1], "").plain
     assert "failed: UserError: no" in board.finished(trials[3], "UserError: no").plain
     (trial_directory(tmp_path, trials[4]) / "metrics.jsonl").write_text('{"step": 2}\n{"step": 6}\n')
-    (trial_directory(tmp_path, trials[5]) / "metrics.jsonl").write_text('{"step": 2')  # half a line
-    rows = {line.split()[0]: line for line in shown(board).splitlines() if line.strip()}
+    (trial_directory(tmp_path, trials[5]) / "metrics.jsonl").write_text('{"step": 2')  # a partially written line
+    rows = {line.split()[0]: line for line in rendered(board).splitlines() if line.strip()}
     assert rows["gmu"].split()[1:3] == ["●●·", "0.6250"]
     assert rows["film"].split()[1] == "✕◐·"
     assert rows["mult"].split()[1] == "···"
@@ -58,21 +58,21 @@ def test_progress_table_shows_running_methods_first(trials, tmp_path):
         for i in range(20)
     ] + [trials[-1]]
     board = progress_table._Board("train", many, tmp_path, runner.TRAINING)
-    said = shown(board, height=9)
-    assert "mult" in said and "(17 more methods)" in said
+    text = rendered(board, height=9)
+    assert "mult" in text and "(17 more methods)" in text
 
 
-def test_progress_without_a_terminal_is_a_line_per_cell(trials, tmp_path, capsys):
+def test_progress_without_a_terminal_is_a_line_per_trial(trials, tmp_path, capsys):
     for trial in trials:
-        end(tmp_path, trial, None)
+        finish(tmp_path, trial, None)
     progress_table.show(
         "probe", trials, tmp_path, ((trial, "") for trial in trials), runner.Stage(print, "examined.json")
     )
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 10
-    assert said[-1].startswith("probe    9 of 9 trials")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("probe    9 of 9 trials")
 
 
-def test_progress_of_no_trials_is_empty(tmp_path, capsys):
+def test_progress_without_trials_is_empty(tmp_path, capsys):
     progress_table.show("probe", [], tmp_path, iter([]), runner.TRAINING)
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""Provenance of results, and the command that repeats a run."""
+"""Provenance of results, and the command that reproduces a run."""
 
 import json
 import subprocess
@@ -15,29 +15,29 @@ from mmfusion.training.loop import train
 
 
 @pytest.fixture(scope="module")
-def first(tiny_config, tmp_path_factory):
+def finished_run(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reproduce") / "run"
     train(tiny_config("fusion=concat"), workdir)
     return workdir
 
 
-def again(*args):
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+def run_reproduce(*args):
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
         reproduce.main(["reproduce", *args])
-    return stop.value.code
+    return caught.value.code
 
 
 @pytest.mark.loop
-def test_reproduce_gives_the_same_bits(first, capsys):
-    assert again(str(first)) == 0
+def test_reproduce_is_bit_identical(finished_run, capsys):
+    assert run_reproduce(str(finished_run)) == 0
     assert "bitwise identical" in capsys.readouterr().out
-    assert (first.parent / "run-again" / "result.json").exists()
+    assert (finished_run.parent / "run-again" / "result.json").exists()
 
 
 @pytest.mark.loop
-def test_reproduce_reports_differences_from_the_first_step(first, tmp_path, capsys):
+def test_reproduce_reports_differences_from_the_first_step(finished_run, tmp_path, capsys):
     for name in ("config.json", "result.json", "metrics.jsonl"):
-        (tmp_path / name).write_text((first / name).read_text())
+        (tmp_path / name).write_text((finished_run / name).read_text())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     lines[2]["loss"] += 1e-9
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -45,34 +45,34 @@ def test_reproduce_reports_differences_from_the_first_step(first, tmp_path, caps
     result["test"]["accuracy"] += 0.1
     result["versions"]["jax"], result["best_step"] = "0.1", 1
     (tmp_path / "result.json").write_text(json.dumps(result))
-    assert again(str(tmp_path), f"--again={tmp_path / 'other'}") == 1
-    said = capsys.readouterr().out
-    assert "step 3: loss" in said and "test accuracy:" in said and "'jax': '0.1'" in said
-    assert "best step: 1 and" in said
+    assert run_reproduce(str(tmp_path), f"--again={tmp_path / 'other'}") == 1
+    output = capsys.readouterr().out
+    assert "step 3: loss" in output and "test accuracy:" in output and "'jax': '0.1'" in output
+    assert "best step: 1 and" in output
 
 
 @pytest.mark.loop
-def test_reproduce_changes_locations_only(first):
+def test_reproduce_accepts_changes_of_data_locations_only(finished_run):
     with flagsaver.flagsaver():
         with pytest.raises(UserError, match=r"a run is repeated as it was; only data\.dir"):
-            reproduce.main(["reproduce", str(first), "--config.steps=3"])
+            reproduce.main(["reproduce", str(finished_run), "--config.steps=3"])
         with pytest.raises(UserError, match="give one finished run"):
             reproduce.main(["reproduce"])
         with pytest.raises(UserError, match="holds a run already"):
-            reproduce.main(["reproduce", str(first), f"--again={first}"])
+            reproduce.main(["reproduce", str(finished_run), f"--again={finished_run}"])
         with pytest.raises(UserError, match="holds no finished run"):
-            reproduce.main(["reproduce", str(first.parent)])
-    config = configs.from_json(configs.read_json(first / "config.json"))
+            reproduce.main(["reproduce", str(finished_run.parent)])
+    config = configs.from_json(configs.read_json(finished_run / "config.json"))
     assert reproduce.relocated(config, ["--config.data.dir=/else"]).data.dir == "/else"
 
 
 @pytest.mark.loop
-def test_result_records_versions_and_commit(first, tmp_path):
-    result = json.loads((first / "result.json").read_text())
+def test_result_records_versions_and_commit(finished_run, tmp_path):
+    result = json.loads((finished_run / "result.json").read_text())
     assert result["versions"] == provenance.environment()["versions"]
     assert {"jax", "jaxlib", "flax", "orbax-checkpoint", "python", "mmfusion"} <= set(result["versions"])
     assert provenance.commit(tmp_path) is None
-    (tmp_path / "COMMIT").write_text("0123abc\n")  # of an archive
+    (tmp_path / "COMMIT").write_text("0123abc\n")  # as in an archive
     assert provenance.commit(tmp_path) == {"id": "0123abc", "dirty": False}
     (tmp_path / "COMMIT").unlink()
     for command in (
@@ -87,7 +87,7 @@ def test_result_records_versions_and_commit(first, tmp_path):
     assert found["dirty"] is True and len(found["id"]) == 40
 
 
-def test_mesh_deterministic_flags_are_set_once_and_checked(monkeypatch):
+def test_deterministic_xla_flags_are_set_once_and_checked(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     with pytest.raises(UserError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
         platform.check_determinism("gpu")

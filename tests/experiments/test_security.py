@@ -1,4 +1,4 @@
-"""Dangerous calls in the sources, and pinned packages."""
+"""Unsafe calls in the sources, and pinned packages."""
 
 import ast
 import re
@@ -10,14 +10,14 @@ import pytest
 from tests.processes import ROOT
 
 SOURCES = [path for folder in ("mmfusion", "experiments", "configs") for path in sorted((ROOT / folder).rglob("*.py"))]
-# They run what they read, or write where what they read says.
+# Calls that execute their input, or write to paths taken from their input.
 CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load", "torch.load"}
 METHODS = {"extractall", "extract"}
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "tarfile"}
 
 
-def dangers(source: str) -> Iterator[str]:
-    """Yields what is dangerous in a module, with its line."""
+def unsafe_calls(source: str) -> Iterator[str]:
+    """Yields each unsafe import or call of a module, with its line."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -48,12 +48,12 @@ def dangers(source: str) -> Iterator[str]:
         "subprocess.run(line, shell=True)",
     ],
 )
-def test_dangers_are_detected(source: str):
-    assert len(list(dangers(source))) == 1
+def test_unsafe_calls_are_detected(source: str):
+    assert len(list(unsafe_calls(source))) == 1
 
 
-def test_sources_have_no_dangers():
-    found = [f"{path.relative_to(ROOT)}:{line}" for path in SOURCES for line in dangers(path.read_text())]
+def test_sources_contain_no_unsafe_calls():
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in SOURCES for line in unsafe_calls(path.read_text())]
     assert len(SOURCES) > 100 and found == []
 
 
@@ -63,11 +63,11 @@ def pins(path: Path) -> dict[str, str]:
     return {match[1].lower().replace("_", "-"): match[2] for match in pinned if match}
 
 
-def test_lock_has_every_pin_with_a_hash():
+def test_lock_file_contains_every_pin_with_a_hash():
     lock, direct = ROOT / "requirements.lock", pins(ROOT / "requirements.txt")
     locked = pins(lock)
     assert direct.items() <= locked.items()
-    assert len(locked) > len(direct)  # what those need, too
+    assert len(locked) > len(direct)  # includes transitive dependencies
     entries = re.split(r"\n(?=[A-Za-z])", lock.read_text().strip())
     assert {entry.partition("==")[0] for entry in entries} == locked.keys()
     assert all("--hash=sha256:" in entry for entry in entries)

@@ -20,14 +20,14 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 
 @pytest.fixture(scope="module")
 def trained(tiny_config, tmp_path_factory):
-    """A run of 8 steps of a tiny quickstart, traced; its directory and what `train` returned."""
+    """Returns the directory and result of a profiled run of the tiny quickstart with 8 steps."""
     workdir = tmp_path_factory.mktemp("run") / "run"
     return workdir, train(tiny_config("fusion=concat"), workdir, profile=True)
 
 
 @pytest.fixture(scope="module")
-def opened(trained):
-    """That run, opened, its compiled evaluation step, and the test rows' results with every modality."""
+def opened_run(trained):
+    """Returns the opened run, and a function that collects the results of a split."""
     run = open_run(trained[0], ["test"])
     run_eval = run.setup.compile_eval_step()
     return run, lambda split, modalities=None, batch_size=16: collect(
@@ -35,54 +35,54 @@ def opened(trained):
     )
 
 
-def numbers(scores):
+def metrics(scores):
     return {name: value for name, value in scores.items() if name in METRICS["classification"]}
 
 
 @pytest.mark.loop
-def test_train_profile_writes_a_trace(trained):
+def test_train_with_profile_writes_a_trace(trained):
     assert list((trained[0] / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize("split", ["test", "valid"])
-def test_evaluate_gives_what_training_reported(split, trained):
+def test_evaluate_equals_the_result_of_training(split, trained):
     workdir, result = trained
     scores = evaluate(workdir, split)
-    assert set(numbers(scores)) == set(METRICS["classification"])
-    assert numbers(scores) == pytest.approx(numbers(result[split]), rel=1e-6)
+    assert set(metrics(scores)) == set(METRICS["classification"])
+    assert metrics(scores) == pytest.approx(metrics(result[split]), rel=1e-6)
     assert scores["confusion"] == result[split]["confusion"]
     assert scores["step"] == result["best_step"]
     assert json.loads((workdir / "result.json").read_text())["test"] == result["test"]
 
 
 @pytest.mark.loop
-def test_evaluate_reads_a_run_of_many_devices_on_one(trained, tmp_path):
+def test_evaluate_runs_an_8_device_run_on_one_device(trained, tmp_path):
     workdir, result = trained
     shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text())
     config["parallel"] |= {"mode": "jit", "devices": 8, "mesh": {"data": 1, "fsdp": 4, "model": 2}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    assert numbers(evaluate(tmp_path / "run")) == pytest.approx(numbers(result["test"]), rel=1e-6)
+    assert metrics(evaluate(tmp_path / "run")) == pytest.approx(metrics(result["test"]), rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("here", "devices", "fsdp", "model", "batch", "expected"),
+    ("available", "devices", "fsdp", "model", "batch", "expected"),
     [
         (8, 0, 4, 2, 16, {}),
         (8, 0, 1, 1, 16, {}),
         (16, 8, 4, 2, 12, {}),
         (1, 8, 4, 2, 16, (1, 1, 1)),
-        (4, 0, 1, 1, 15, (3, 1, 1)),  # the batch divides over three of them
+        (4, 0, 1, 1, 15, (3, 1, 1)),  # the batch is divisible by three of the devices
         (6, 8, 4, 1, 16, (4, 1, 1)),
         (16, 32, 4, 2, 16, (16, 4, 2)),
-        (4, 8, 4, 1, 2, (2, 1, 1)),  # the batch divides over none that the state is divided over
+        (4, 8, 4, 1, 2, (2, 1, 1)),  # no sharded mesh divides the batch
     ],
 )
-def test_fit_to_machine_chooses_devices(here, devices, fsdp, model, batch, expected, monkeypatch):
-    monkeypatch.setattr(mesh.jax, "device_count", lambda: here)
-    asked = {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
-    found = mesh.fit_to_machine(asked, batch)
+def test_fit_to_machine_selects_devices_and_mesh(available, devices, fsdp, model, batch, expected, monkeypatch):
+    monkeypatch.setattr(mesh.jax, "device_count", lambda: available)
+    requested = {"devices": devices, "mesh": {"data": -1, "fsdp": fsdp, "model": model}}
+    found = mesh.fit_to_machine(requested, batch)
     assert found == (
         {"devices": expected[0], "mesh": {"data": -1, "fsdp": expected[1], "model": expected[2]}} if expected else {}
     )
@@ -91,28 +91,28 @@ def test_fit_to_machine_chooses_devices(here, devices, fsdp, model, batch, expec
 def test_fit_to_machine_uses_all_devices_of_several_hosts(monkeypatch):
     monkeypatch.setattr(mesh.jax, "device_count", lambda: 4)
     monkeypatch.setattr(mesh.jax, "process_count", lambda: 2)
-    asked = {"devices": 2, "mesh": {"data": -1, "fsdp": 1, "model": 4}}
-    assert mesh.fit_to_machine(asked, 16) == {"devices": 4, "mesh": {"data": -1, "fsdp": 1, "model": 1}}
+    requested = {"devices": 2, "mesh": {"data": -1, "fsdp": 1, "model": 4}}
+    assert mesh.fit_to_machine(requested, 16) == {"devices": 4, "mesh": {"data": -1, "fsdp": 1, "model": 1}}
     with pytest.raises(UserError, match="does not divide over the 4 devices of 2 hosts") as error:
-        mesh.fit_to_machine(asked, 50)
+        mesh.fit_to_machine(requested, 50)
     assert (error.value.path, error.value.value) == ("config.batch_size", 50)
 
 
 @pytest.mark.loop
-def test_collect_returns_every_row_once_for_any_batch_size(opened):
-    run, rows_of = opened
+def test_collect_returns_every_row_once_for_any_batch_size(opened_run):
+    run, rows_of = opened_run
     split = run.dataset.splits["test"]
     rows = rows_of(split)
     assert rows["id"].tolist() == split.ids.tolist()
     assert rows["targets"]["label"].tolist() == [split.source[int(i)]["label"] for i in split.ids]
-    uneven = rows_of(split, batch_size=24)  # 64 rows: the last batch is padded
-    assert uneven["id"].tolist() == rows["id"].tolist()
-    np.testing.assert_allclose(uneven["logits"]["label"], rows["logits"]["label"], atol=1e-5)
+    padded = rows_of(split, batch_size=24)  # 64 rows: the last batch is padded
+    assert padded["id"].tolist() == rows["id"].tolist()
+    np.testing.assert_allclose(padded["logits"]["label"], rows["logits"]["label"], atol=1e-5)
 
 
 @pytest.mark.loop
-def test_collect_ignores_the_content_of_dropped_modalities(opened):
-    run, rows_of = opened
+def test_collect_ignores_the_content_of_dropped_modalities(opened_run):
+    run, rows_of = opened_run
     split = run.dataset.splits["test"]
     noise = np.random.default_rng(0).integers(0, 256, split.arrays.inputs["image"].shape, np.uint8)
     noisy = dataclasses.replace(split, arrays=split.arrays.replace(inputs={**split.arrays.inputs, "image": noise}))
@@ -130,34 +130,34 @@ def test_collect_ignores_the_content_of_dropped_modalities(opened):
 def test_evaluate_command_prints_a_table_and_writes_json(trained, command):
     workdir, result = trained
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-    run = command("experiments.evaluate", f"--workdir={workdir}", "--modalities=text", COLUMNS="200")
-    assert (run.returncode, run.stderr) == (0, "")
+    process = command("experiments.evaluate", f"--workdir={workdir}", "--modalities=text", COLUMNS="200")
+    assert (process.returncode, process.stderr) == (0, "")
     written = json.loads((workdir / "evaluation.json").read_text())
     assert (written["split"], written["modalities"], written["examples"]) == ("test", ["text"], 64)
     assert written["step"] == result["best_step"]
-    assert set(numbers(written)) == set(METRICS["classification"])
-    assert "test: text" in run.stdout
-    assert "balanced" in run.stdout
-    assert f"{written['accuracy']:.4f}" in run.stdout
+    assert set(metrics(written)) == set(METRICS["classification"])
+    assert "test: text" in process.stdout
+    assert "balanced" in process.stdout
+    assert f"{written['accuracy']:.4f}" in process.stdout
     after = {path: path.stat().st_mtime_ns for path in before}
     assert after == before
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"split": "tests"}, "split='tests': no such split; did you mean test"),
         ({"modalities": ["img"]}, "modality='img': the run has no such modality; did you mean image"),
     ],
 )
-def test_evaluate_names_the_nearest_split_or_modality(options, says, trained):
-    with pytest.raises(UserError, match=says):
+def test_evaluate_suggests_the_nearest_split_or_modality(options, message, trained):
+    with pytest.raises(UserError, match=message):
         evaluate(trained[0], **options)
 
 
 @pytest.mark.loop
-def test_evaluate_without_a_run_or_checkpoint_is_one_line(trained, tmp_path):
+def test_evaluate_rejects_a_missing_run_or_checkpoint(trained, tmp_path):
     with pytest.raises(UserError, match=r"is no run directory: it has no config\.json"):
         evaluate(tmp_path)
     shutil.copy(trained[0] / "config.json", tmp_path)
@@ -172,7 +172,7 @@ def test_evaluate_without_a_run_or_checkpoint_is_one_line(trained, tmp_path):
 
 
 @pytest.mark.loop
-def test_evaluate_names_a_difference_in_architecture(trained, tmp_path):
+def test_evaluate_rejects_another_architecture(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["model"]["width"] = 16
@@ -182,7 +182,7 @@ def test_evaluate_names_a_difference_in_architecture(trained, tmp_path):
 
 
 @pytest.mark.loop
-def test_several_tasks_of_every_type_train_and_predict(monkeypatch, tmp_path):
+def test_tasks_of_every_type_are_trained_and_predicted_together(monkeypatch, tmp_path):
     rows = [planted.row(i) for i in range(40)]
     planted.plant(monkeypatch, train=rows, test=rows[:20])
     config = planted.config(
@@ -196,7 +196,7 @@ def test_several_tasks_of_every_type_train_and_predict(monkeypatch, tmp_path):
     }
     for split in ("valid", "test"):
         scores = result[split]
-        names = {f"{task}/{name}" for task, own in expected.items() for name in own}
+        names = {f"{task}/{name}" for task, metric_names in expected.items() for name in metric_names}
         assert set(scores) == names | {"loss", "examples"}
         total = scores["label/loss"] + scores["tags/loss"] + 0.5 * scores["amount/loss"]
         assert scores["loss"] == pytest.approx(total)
@@ -207,8 +207,8 @@ def test_several_tasks_of_every_type_train_and_predict(monkeypatch, tmp_path):
     (tmp_path / "rows.csv").write_text("text\nrow 3 number3\nrow 4 number4\n")
     assert predict(tmp_path / "run", tmp_path / "rows.csv", tmp_path / "out.csv") == (2, [])
     header, *cells = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
-    shown = ["row", "amount", "label", "label: no", "label: yes", "tags", "tags: 0", "tags: 1", "tags: 2", "error"]
-    assert header == shown
+    columns = ["row", "amount", "label", "label: no", "label: yes", "tags", "tags: 0", "tags: 1", "tags: 2", "error"]
+    assert header == columns
     for cell in (dict(zip(header, row, strict=True)) for row in cells):
         assert float(cell["label: no"]) + float(cell["label: yes"]) == pytest.approx(1, abs=2e-6)
         assert set(filter(None, cell["tags"].split("|"))) == {k for k in "012" if float(cell[f"tags: {k}"]) >= 0.5}

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 
 @pytest.fixture(scope="module")
 def run(tiny_config, tmp_path_factory):
-    """A tiny trained run's directory, and its first 20 test rows with what evaluation makes of them."""
+    """Returns a tiny run's directory, its first 20 test rows, class names, and their evaluated probabilities."""
     workdir = tmp_path_factory.mktemp("run") / "run"
     train(tiny_config("fusion=concat"), workdir)
     opened = open_run(workdir, ["test"])
@@ -34,16 +34,16 @@ def run(tiny_config, tmp_path_factory):
 
 @pytest.fixture
 def table(run, tmp_path):
-    """Writes those rows as pictures and a CSV table with changed cells; returns its path."""
+    """Returns a function that writes those rows as images and a CSV table with changed cells, and returns its path."""
 
     def write(columns=("image", "text"), changes=None, name="rows.csv"):
-        (tmp_path / "my pictures").mkdir(exist_ok=True)
+        (tmp_path / "my images").mkdir(exist_ok=True)
         with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["note", *columns])
             writer.writeheader()
             for i, row in enumerate(run[1]):
-                (tmp_path / "my pictures" / f"{i}.png").write_bytes(row["image"])
-                cells = {"image": f"my pictures/{i}.png", "text": row["sentence"].decode(), "sentence": "", "note": i}
+                (tmp_path / "my images" / f"{i}.png").write_bytes(row["image"])
+                cells = {"image": f"my images/{i}.png", "text": row["sentence"].decode(), "sentence": "", "note": i}
                 cells |= {"sentence": cells["text"]} | (changes or {}).get(i, {})
                 writer.writerow({c: cells[c] for c in ("note", *columns)})
         return tmp_path / name
@@ -75,41 +75,41 @@ def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
 
 @pytest.mark.loop
 @pytest.mark.parametrize("column", ["text", "sentence"])
-def test_predict_missing_column_is_an_absent_modality(column, run, table, tmp_path):
+def test_predict_treats_a_missing_column_as_an_absent_modality(column, run, table, tmp_path):
     workdir, _, names, expected = run
     assert predict(workdir, table(columns=(column,)), tmp_path / "out.csv") == (20, [])
     np.testing.assert_allclose(probabilities(read(tmp_path / "out.csv"), names), expected["text",], atol=2e-6)
 
 
 @pytest.mark.loop
-def test_predict_reports_bad_rows_and_keeps_the_others(run, table, tmp_path):
+def test_predict_reports_invalid_rows_and_keeps_the_others(run, table, tmp_path):
     workdir, _, names, expected = run
     (tmp_path / "broken.png").write_bytes(run[1][0]["image"][:100])
-    (tmp_path / "words.png").write_text("no picture")
-    bad = {
+    (tmp_path / "text.png").write_text("no image")
+    invalid = {
         2: {"image": "nowhere.png"},
         5: {"image": "broken.png"},
-        17: {"image": "words.png"},
+        17: {"image": "text.png"},
         18: {"image": "", "text": " "},
     }
-    changes = {**bad, 4: {"image": ""}, 9: {"note": 'a "quoted",\nbroken line'}}
-    done, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv")
-    assert done == 16
-    assert [error.partition(":")[0] for error in errors] == [f"row {i}" for i in bad]
+    changes = {**invalid, 4: {"image": ""}, 9: {"note": 'a "quoted",\nbroken line'}}
+    predicted, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv")
+    assert predicted == 16
+    assert [error.partition(":")[0] for error in errors] == [f"row {i}" for i in invalid]
     rows = read(tmp_path / "out.csv")
     assert [row["row"] for row in rows] == [str(i) for i in range(20)]
-    assert {i: row["error"] for i, row in enumerate(rows) if row["error"]}.keys() == bad.keys()
+    assert {i: row["error"] for i, row in enumerate(rows) if row["error"]}.keys() == invalid.keys()
     assert "nowhere.png: No such file" in rows[2]["error"]
     assert rows[17]["error"] == "image: not an image"
     assert rows[18]["error"] == "every modality is absent"
-    assert all(not value for i in bad for key, value in rows[i].items() if key not in ("row", "error"))
-    good = [i for i in range(20) if i not in changes]
-    np.testing.assert_allclose(probabilities([rows[i] for i in good], names), expected[None][good], atol=2e-6)
+    assert all(not value for i in invalid for key, value in rows[i].items() if key not in ("row", "error"))
+    valid = [i for i in range(20) if i not in changes]
+    np.testing.assert_allclose(probabilities([rows[i] for i in valid], names), expected[None][valid], atol=2e-6)
     np.testing.assert_allclose(probabilities([rows[4]], names)[0], expected["text",][4], atol=2e-6)
 
 
 @pytest.mark.loop
-def test_predict_empty_table_gives_an_empty_table(run, tmp_path):
+def test_predict_of_an_empty_table_writes_an_empty_table(run, tmp_path):
     (tmp_path / "rows.csv").write_text("text,image\n")
     assert predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv") == (0, [])
     assert (tmp_path / "out.csv").read_text().strip() == "row,label,label: false,label: true,error"
@@ -117,20 +117,20 @@ def test_predict_empty_table_gives_an_empty_table(run, tmp_path):
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (None, "--input=.* cannot be read as a CSV table: .*No such file"),
         (b"text\n\xff\xfe", "--input=.* cannot be read as a CSV table"),
         (b'text\n"open', "--input=.* cannot be read as a CSV table: unexpected end"),
-        (b"words,pictures\na,b\n", "has none of the run's columns image, text: it has words, pictures"),
+        (b"sentence,picture\na,b\n", "has none of the run's columns image, text: it has sentence, picture"),
         (b"", "is empty: its first line must name the columns"),
     ],
 )
-def test_predict_unreadable_table_leaves_the_output_alone(content, says, run, tmp_path):
+def test_predict_of_an_unreadable_table_keeps_the_output_file(content, message, run, tmp_path):
     if content is not None:
         (tmp_path / "rows.csv").write_bytes(content)
     (tmp_path / "out.csv").write_text("mine")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} <= {"rows.csv", "out.csv"}
@@ -138,7 +138,7 @@ def test_predict_unreadable_table_leaves_the_output_alone(content, says, run, tm
 
 @pytest.mark.loop
 @pytest.mark.parametrize("output", ["none/out.csv", "."])
-def test_predict_checks_the_output_first(output, run, table, tmp_path):
+def test_predict_checks_the_output_path_first(output, run, table, tmp_path):
     with pytest.raises(UserError, match=r"--output=.*its folder must exist, and it must be a file"):
         predict(run[0], table(), tmp_path / output)
 
@@ -157,10 +157,10 @@ def test_predict_failure_leaves_no_partial_file(run, table, tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_predict_command(run, table, command, tmp_path):
+def test_predict_command_prints_errors_and_counts(run, table, command, tmp_path):
     source = table(changes={3: {"image": "nowhere.png"}})
-    ended = command("experiments.predict", f"--workdir={run[0]}", f"--input={source}", f"--output={tmp_path}/out.csv")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "row 3: " in ended.stdout
-    assert "19 rows predicted, 1 could not be read" in ended.stdout
+    process = command("experiments.predict", f"--workdir={run[0]}", f"--input={source}", f"--output={tmp_path}/out.csv")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "row 3: " in process.stdout
+    assert "19 rows predicted, 1 could not be read" in process.stdout
     assert len(read(tmp_path / "out.csv")) == 20

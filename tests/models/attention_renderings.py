@@ -1,4 +1,4 @@
-"""The strategies that attend, in plain float64 NumPy, one example at a time, from their formulas; as `renderings`."""
+"""Reference implementations of attention strategies in float64 NumPy, one example at a time; see `renderings`."""
 
 import functools
 import itertools
@@ -23,26 +23,26 @@ HEADS = 2
 
 
 def attend(p, queries, keys, heads):
-    """Multi-head attention (Vaswani et al. 2017); nothing to attend to gives zeros."""
+    """Multi-head attention (Vaswani et al. 2017); zeros if there are no keys."""
     q, k, v = dense(p["query"], queries), dense(p["key"], keys), dense(p["value"], keys)
     size, mixed = q.shape[-1] // heads, []
     if not len(keys) or not len(queries):
         return np.zeros(queries.shape)
-    for part in (slice(i * size, (i + 1) * size) for i in range(heads)):
-        weights = np.stack([softmax(row) for row in q[:, part] @ k[:, part].T / math.sqrt(size)])
-        mixed.append(weights @ v[:, part])
+    for head in (slice(i * size, (i + 1) * size) for i in range(heads)):
+        weights = np.stack([softmax(row) for row in q[:, head] @ k[:, head].T / math.sqrt(size)])
+        mixed.append(weights @ v[:, head])
     return dense(p["out"], np.concatenate(mixed, axis=-1))
 
 
 def block(p, x, context=None):
-    """A pre-norm transformer block: the tokens attend to the context (none: to themselves), then an MLP."""
+    """A pre-norm transformer block: attention to the context (by default self-attention), then an MLP."""
     normal = layer_norm(p["norm"], x)
     keys = normal if context is None else layer_norm(p["norm_context"], context)
     x = x + attend(p["attention"], normal, keys, HEADS)
     return x + dense(p["mlp_out"], gelu(dense(p["mlp_in"], layer_norm(p["norm_mlp"], x))))
 
 
-def together(p, x, names):
+def concatenated(p, x, names):
     return np.concatenate([np.zeros((0, width_of(p))), *(x[m] for m in names if m in x)])
 
 
@@ -51,7 +51,7 @@ def mean_max(x):
 
 
 def read(p, x):
-    """The features of what is left of the tokens: nothing where there is none."""
+    """Returns features of the pooled tokens; those of zeros if there are none."""
     return pooled_features(p, layer_norm(p["norm"], x)) if len(x) else gelu(p["out"]["bias"])
 
 
@@ -62,13 +62,13 @@ def typed(p, x):
 def nl_gate(p, x, names):
     main, *others = names
     tokens = with_token(p, x, main)
-    return pooled_features(p, tokens + attend(p["attention"], tokens, together(p, x, others or [main]), HEADS))
+    return pooled_features(p, tokens + attend(p["attention"], tokens, concatenated(p, x, others or [main]), HEADS))
 
 
 def cross_attention(p, x, names, layers):
     main, *others = names
     tokens = with_token(p, x, main)
-    context = together(p, x, others or [main])
+    context = concatenated(p, x, others or [main])
     for layer in range(layers):
         tokens = block(p[f"layer{layer}"], tokens, context)
     return read(p, tokens)
@@ -76,7 +76,7 @@ def cross_attention(p, x, names, layers):
 
 def co_attention(p, x, names, layers):
     for layer in range(layers):
-        others = {m: together(p, x, [k for k in names if k != m] or names) for m in x}
+        others = {m: concatenated(p, x, [k for k in names if k != m] or names) for m in x}
         x = {m: block(p[f"layer{layer}_{m}"], x[m], others[m]) for m in x}
     pooled = [mean_max(layer_norm(p[f"norm_{m}"], x[m])) if m in x else np.zeros(2 * width_of(p)) for m in names]
     return gelu(dense(p["out"], np.concatenate(pooled)))
@@ -88,19 +88,19 @@ def mult(p, x, names, layers):
         if m not in x:
             pooled.append(np.zeros(2 * width_of(p)))
             continue
-        found = []
+        crossed = []
         for k in [k for k in names if k != m] or names:
             tokens = x[m]
             for layer in range(layers if k in x else 0):
                 tokens = block(p[f"cross{layer}_{k}_to_{m}"], tokens, x[k])
-            found.append(tokens)
-        own = block(p[f"self_{m}"], dense(p[f"join_{m}"], np.concatenate(found, axis=-1)))
-        pooled.append(mean_max(layer_norm(p[f"norm_{m}"], own)))
+            crossed.append(tokens)
+        attended = block(p[f"self_{m}"], dense(p[f"join_{m}"], np.concatenate(crossed, axis=-1)))
+        pooled.append(mean_max(layer_norm(p[f"norm_{m}"], attended)))
     return gelu(dense(p["out"], np.concatenate(pooled)))
 
 
 def merged_attention(p, x, names, layers):
-    tokens = together(p, typed(p, x), names)
+    tokens = concatenated(p, typed(p, x), names)
     for layer in range(layers):
         tokens = block(p[f"layer{layer}"], tokens)
     return read(p, tokens)
@@ -124,12 +124,12 @@ def bottleneck(p, x, names, layers, fuse_from=0):
         x = {m: both[m][: len(x[m])] for m in x}
         versions = [both[m][len(x[m]) :] for m in x]
         shared = np.mean(versions, axis=0) if versions else 0 * shared
-    each = sum(mean_max(layer_norm(p[f"norm_{m}"], x[m])) @ p[f"out_{m}"]["kernel"] for m in x)
-    return gelu(each + dense(p["out"], shared.mean(axis=0)))
+    features = sum(mean_max(layer_norm(p[f"norm_{m}"], x[m])) @ p[f"out_{m}"]["kernel"] for m in x)
+    return gelu(features + dense(p["out"], shared.mean(axis=0)))
 
 
 def perceiver(p, x, names, layers):
-    latents, context = p["latents"], together(p, typed(p, x), names)
+    latents, context = p["latents"], concatenated(p, typed(p, x), names)
     for layer in range(layers):
         latents = block(p[f"think{layer}"], block(p[f"read{layer}"], latents, context))
     return gelu(dense(p["out"], layer_norm(p["norm"], latents).mean(axis=0)))
@@ -162,20 +162,22 @@ def bilinear_attention(p, x, names):
 
 
 def gat(p, x, names, layers, related=False):
-    nodes = together(p, typed(p, x), names)
+    nodes = concatenated(p, typed(p, x), names)
     if not len(nodes):
         return gelu(p["out"]["bias"])
-    whose = [m for m in names if m in x for _ in x[m]]
-    for layer in (f"layer{number}" for number in range(layers)):
+    modality_of = [m for m in names if m in x for _ in x[m]]
+    for layer in (f"layer{i}" for i in range(layers)):
         heads = []
         for k in range(p[layer]["kernel"].shape[1]):
             h = nodes @ p[layer]["kernel"][:, k]
-            told = np.broadcast_to(h, (len(h), *h.shape))  # [i, j, d], what j tells i
+            messages = np.broadcast_to(h, (len(h), *h.shape))  # [i, j, d], from node j to node i
             if related:
-                told = told + np.array([[p[f"{layer}_relation_{q}_{m}"][k] for m in whose] for q in whose])
-            score = (h @ p[f"{layer}_to"][k])[:, None] + told @ p[f"{layer}_from"][k]
+                messages = messages + np.array(
+                    [[p[f"{layer}_relation_{q}_{m}"][k] for m in modality_of] for q in modality_of]
+                )
+            score = (h @ p[f"{layer}_to"][k])[:, None] + messages @ p[f"{layer}_from"][k]
             score = np.where(score > 0, score, 0.2 * score)
-            heads.append(np.array([softmax(row) @ each for row, each in zip(score, told, strict=True)]))
+            heads.append(np.array([softmax(row) @ message for row, message in zip(score, messages, strict=True)]))
         mixed = np.concatenate(heads, axis=-1)
         nodes = nodes + np.where(mixed > 0, mixed, np.expm1(np.minimum(mixed, 0)))
     return pooled_features(p, nodes)

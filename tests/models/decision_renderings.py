@@ -1,4 +1,4 @@
-"""The decision-level strategies in float64 NumPy, one example at a time, from their formulas.
+"""Reference implementations of the decision-level strategies in float64 NumPy, one example at a time.
 
 Each takes the parameters, the present modalities' logits `[C]` and features `[D]`, and the names of all modalities.
 """
@@ -29,14 +29,17 @@ def stacking(p, logits, features, names):
 
 
 def tmc(p, logits, features, names):
-    """Dempster's reduced rule on beliefs b and uncertainty u, one modality after the other (their equation 5)."""
-    classes, belief, unsure = 4, np.zeros(4), 1.0
+    """Dempster's reduced rule on beliefs b and uncertainty u, modality by modality (the paper's equation 5)."""
+    classes, belief, uncertainty = 4, np.zeros(4), 1.0
     for v in logits.values():
         strength = softplus(v).sum() + classes
         b, u = softplus(v) / strength, classes / strength
         conflict = np.outer(belief, b).sum() - belief @ b
-        belief, unsure = (belief * b + belief * u + b * unsure) / (1 - conflict), unsure * u / (1 - conflict)
-    return np.log(belief * classes / unsure + 1)
+        belief, uncertainty = (
+            (belief * b + belief * u + b * uncertainty) / (1 - conflict),
+            uncertainty * u / (1 - conflict),
+        )
+    return np.log(belief * classes / uncertainty + 1)
 
 
 def qmf(p, logits, features, names, temperature=1.0):

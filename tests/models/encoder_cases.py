@@ -1,4 +1,4 @@
-"""Every encoder, made small, with an input of three rows and its mask."""
+"""A small instance of every encoder, with an input of three rows and its mask."""
 
 import numpy as np
 
@@ -7,21 +7,21 @@ from mmfusion.models.encoders import ENCODERS
 WIDTH, RATE = 8, 1000
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(3, 8, 8, 3)).astype(np.float32)
-WORDS = np.array([[3, 4, 2, 1, 0, 0], [5, 6, 3, 2, 4, 1], [2, 0, 0, 0, 0, 0]], np.int32)
+TOKEN_IDS = np.array([[3, 4, 2, 1, 0, 0], [5, 6, 3, 2, 4, 1], [2, 0, 0, 0, 0, 0]], np.int32)
 WAVEFORMS = RANDOM.normal(size=(3, 200)).astype(np.float32)
 IMAGE, TEXT, AUDIO = (
     (IMAGES, np.ones((3, 1), bool)),
-    (WORDS, WORDS > 0),
+    (TOKEN_IDS, TOKEN_IDS > 0),
     (WAVEFORMS, np.arange(200) < np.array([[90], [200], [31]])),
 )
 LARGER = {side: (RANDOM.normal(size=(3, side, side, 3)).astype(np.float32), IMAGE[1]) for side in (32, 63, 75)}
 VIDEO = RANDOM.normal(size=(3, 4, 8, 8, 3)).astype(np.float32), np.arange(4) < np.array([[2], [4], [1]])
-ROWS = np.array([[0.3, 2, -1.0], [1.5, 0, 0.2], [-0.4, 1, 0.7]], np.float32)  # the second column holds categories
+ROWS = np.array([[0.3, 2, -1.0], [1.5, 0, 0.2], [-0.4, 1, 0.7]], np.float32)  # the second column is categorical
 TABLE = ROWS, np.array([[True, True, False], [True, True, True], [False, True, True]])
 NODES = np.arange(5) < np.array([[3], [5], [1]])
 EDGES = np.triu(RANDOM.random((3, 5, 5)) < 0.5, 1).astype(np.float32)
 GRAPH = np.concatenate([RANDOM.normal(size=(3, 5, 2)), EDGES + EDGES.swapaxes(1, 2)], 2).astype(np.float32), NODES
-KNOWLEDGE = RANDOM.integers(1, 6, (3, 5, 12)).astype(np.int32)  # entity, whether named, twice a relation to each node
+KNOWLEDGE = RANDOM.integers(1, 6, (3, 5, 12)).astype(np.int32)  # entity, linked flag, two relations to each node
 KNOWLEDGE[..., 1:] = KNOWLEDGE[..., 1:] % 4 * (RANDOM.random((3, 5, 11)) < 0.5)
 KNOWLEDGE[..., 1] = KNOWLEDGE[..., 1] > 0
 TINY_FRAMES = {"channels": (4,), "strides": (4,), "heads": 2}
@@ -31,7 +31,7 @@ TINY_TEXTCNN = {"embedding": 4, "kernels": (2, 3), "channels": 4}
 TINY_BERT = {"layers": 1, "hidden": 8, "heads": 2, "mlp": 16, "positions": 50}
 TINY_MEL = {"rate": RATE, "mels": 8, "channels": (4, 4), "strides": (2, 1)}
 
-# (encoder, options, input and mask, the tokens' number); a line per entry of ENCODERS at least.
+# (encoder, options, (input, mask), number of tokens); at least one case per entry of ENCODERS.
 CASES = {
     "cnn-layer": ("cnn", TINY_CNN, IMAGE, 16),
     "cnn-group": ("cnn", {**TINY_CNN, "norm": "group"}, IMAGE, 16),
@@ -95,7 +95,7 @@ CASES = {
 }
 
 
-# Of the deep ones one part of each sort, as the others are the same again.
+# Deep encoders with one block of each type, as further blocks are the same.
 SHALLOW = {
     **{name: {"blocks": (1, 1)} for name in ("resnet18", "resnet34", "resnet50", "resnet101", "convnext_t")},
     "inception_v1": {"modules": {"a": (64, 96, 128, 16, 32, 32), "pool": (), "b": (64, 96, 128, 16, 32, 32)}},
@@ -104,5 +104,5 @@ SHALLOW = {
 
 
 def make(name, options):
-    """Returns the encoder, a shallow one of the deep."""
+    """Returns the encoder, in a shallow version if it is deep."""
     return type(name, (ENCODERS[name],), dict(SHALLOW.get(name, {})))(width=WIDTH, **options)

@@ -1,4 +1,4 @@
-"""Tokens of three modalities with their masks, and strategies small enough for tests."""
+"""Tokens and masks of three modalities, and small fusion strategies."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from mmfusion.models.fusion import FUSIONS
 
 WIDTH = 8
 RANDOM = np.random.default_rng(0)
-COUNTS = {"text": 5, "audio": 3, "image": 4}  # not in sorted order, as a caller's dictionary may be
+COUNTS = {"text": 5, "audio": 3, "image": 4}  # unsorted, as a caller's dictionary may be
 TOKENS = {m: RANDOM.normal(size=(3, n, WIDTH)).astype(np.float32) for m, n in COUNTS.items()}
 MASK = {
     "text": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], bool),
@@ -24,8 +24,8 @@ OPTIONS = {
 }
 
 
-def make(name, **more):
-    return FUSIONS[name](width=WIDTH, **{**OPTIONS.get(name, {}), **more})
+def make(name, **options):
+    return FUSIONS[name](width=WIDTH, **{**OPTIONS.get(name, {}), **options})
 
 
 def take(count):
@@ -33,7 +33,7 @@ def take(count):
     return {m: TOKENS[m] for m in names}, {m: MASK[m] for m in names}
 
 
-def spoilt(tokens, mask):
+def with_nan_padding(tokens, mask):
     return {m: np.where(mask[m][..., None], tokens[m], np.nan) for m in tokens}
 
 

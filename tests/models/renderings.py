@@ -1,7 +1,6 @@
-"""The closed-form strategies in plain float64 NumPy, one example at a time, from their formulas.
+"""Reference implementations of the closed-form strategies in float64 NumPy, one example at a time.
 
-Each takes the parameters, the real tokens `[N, D]` of the present modalities, and the names of all modalities, in
-sorted order; what is absent is not there.
+Each takes the parameters, the real tokens `[N, D]` of the present modalities, and the sorted names of all modalities.
 """
 
 import itertools
@@ -36,8 +35,8 @@ def layer_norm(p, x):
     return normal * p.get("scale", 1.0) + p.get("bias", 0.0)
 
 
-def rooted(x):
-    """Returns the signed root, scaled to length 1, smooth at zero as the strategies have it."""
+def signed_sqrt_normalised(x):
+    """Returns the signed square root, scaled to unit norm; both are smoothed at zero, as in the strategies."""
     x = x / np.sqrt(np.abs(x) + 1e-4)
     return x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-4)
 
@@ -125,8 +124,8 @@ def conv(p, x, names):
     signal = np.stack([rows[m] for m in names], axis=-1)  # [D, M]
     for layer in ("conv_0", "conv_1"):
         kernel, bias = p[layer]["kernel"], p[layer]["bias"]  # [3, in, out]
-        around = np.pad(signal, ((1, 1), (0, 0)))
-        signal = gelu(sum(around[k : k + len(signal)] @ kernel[k] for k in range(3)) + bias)
+        padded = np.pad(signal, ((1, 1), (0, 0)))
+        signal = gelu(sum(padded[k : k + len(signal)] @ kernel[k] for k in range(3)) + bias)
     return gelu(dense(p["out"], signal.reshape(-1)))
 
 
@@ -160,14 +159,16 @@ def mlb(p, x, names):
 
 
 def mfb(p, x, names):
-    return rooted((math.prod(projected(p, x).values()) * np.ones(p[f"project_{names[0]}"]["bias"].shape)).sum(-1))
+    return signed_sqrt_normalised(
+        (math.prod(projected(p, x).values()) * np.ones(p[f"project_{names[0]}"]["bias"].shape)).sum(-1)
+    )
 
 
 def mfh(p, x, names):
     expanded, blocks = np.ones(p[f"block0_{names[0]}"]["bias"].shape), []
     for block in ("block0", "block1"):
         expanded = expanded * math.prod(projected(p, x, block).values())
-        blocks.append(rooted(expanded.sum(axis=-1)))
+        blocks.append(signed_sqrt_normalised(expanded.sum(axis=-1)))
     return dense(p["out"], np.concatenate(blocks))
 
 
@@ -179,34 +180,38 @@ def mutan(p, x, names):
 
 def block(p, x, names):
     chunks, size, _ = p[f"core_{names[0]}"].shape
-    parts = []
+    chunk_features = []
     for c in range(chunks):
         factors = math.prod(
             v[c * size : (c + 1) * size] @ p[f"core_{m}"][c] + p[f"core_bias_{m}"][c]
             for m, v in projected(p, x).items()
         )
-        parts.append(rooted((factors * np.ones(p[f"core_bias_{names[0]}"].shape[-1])).reshape(-1, size).sum(axis=0)))
-    return dense(p["out"], np.concatenate(parts))
+        chunk_features.append(
+            signed_sqrt_normalised(
+                (factors * np.ones(p[f"core_bias_{names[0]}"].shape[-1])).reshape(-1, size).sum(axis=0)
+            )
+        )
+    return dense(p["out"], np.concatenate(chunk_features))
 
 
 def mcb(p, x, names):
-    """Sketches the whole outer product, entry by entry; the strategy never makes it."""
+    """Sketches the explicit outer product, which the strategy never computes."""
     from mmfusion.models.fusion.tensor import MCB, _count_sketch
 
     size = MCB.sketch
-    outer, place, sign, filled = np.ones(1), np.zeros(1, int), np.ones(1), {0}
+    outer, bucket, sign, filled = np.ones(1), np.zeros(1, int), np.ones(1), {0}
     for m, v in mean_of(x).items():
         matrix = _count_sketch(m, len(v), size)
-        places, signs = np.append(np.abs(matrix).argmax(axis=1), 0), np.append(matrix.sum(axis=1), 1)
+        buckets, signs = np.append(np.abs(matrix).argmax(axis=1), 0), np.append(matrix.sum(axis=1), 1)
         outer = np.kron(outer, np.append(v, 1.0))
-        place = (place[:, None] + places).ravel() % size
+        bucket = (bucket[:, None] + buckets).ravel() % size
         sign = np.kron(sign, signs)
     sketch = np.zeros(size)
-    np.add.at(sketch, place, sign * outer)
+    np.add.at(sketch, bucket, sign * outer)
     for m in names:
-        places = np.abs(_count_sketch(m, len(p["out"]["bias"]), size)).argmax(axis=1)
-        filled |= {(a + b) % size for a in filled for b in places}
-    return dense(p["out"], rooted(sketch)[sorted(filled)])
+        buckets = np.abs(_count_sketch(m, len(p["out"]["bias"]), size)).argmax(axis=1)
+        filled |= {(a + b) % size for a in filled for b in buckets}
+    return dense(p["out"], signed_sqrt_normalised(sketch)[sorted(filled)])
 
 
 def with_token(p, x, main):
@@ -218,30 +223,30 @@ def pooled_features(p, tokens):
 
 
 def convolved(p, tokens):
-    """A dense layer; with a 3×3 kernel, over the square grid of the tokens after the first, which is alone."""
+    """A dense layer, or with a 3×3 kernel a convolution over the square grid of all tokens but the first."""
     if p["kernel"].ndim == 2:
         return dense(p, tokens)
     side = math.isqrt(len(tokens) - 1)
     grid = np.pad(tokens[1:].reshape(side, side, tokens.shape[-1]), ((1, 1), (1, 1), (0, 0)))
-    around = [
+    convolved_rows = [
         [sum(grid[i + a, j + b] @ p["kernel"][a, b] for a in range(3) for b in range(3)) for j in range(side)]
         for i in range(side)
     ]
-    out = np.array(around).reshape(side * side, p["kernel"].shape[-1])
+    out = np.array(convolved_rows).reshape(side * side, p["kernel"].shape[-1])
     return np.concatenate([tokens[:1] @ p["kernel"][1, 1], out]) + p["bias"]
 
 
 def film(p, x, names):
     main, *others = names
     h, means = with_token(p, x, main), mean_of(x)
-    for number in ("block0", "block1"):
-        u = gelu(dense(p[f"{number}_in"], h))
-        v = layer_norm(p.get(f"{number}_norm", {}), convolved(p[f"{number}_out"], u))
+    for name in ("block0", "block1"):
+        u = gelu(dense(p[f"{name}_in"], h))
+        v = layer_norm(p.get(f"{name}_norm", {}), convolved(p[f"{name}_out"], u))
         if others:
             condition = gelu(
                 sum((dense(p[f"condition_{m}"], means[m]) for m in others if m in x), np.zeros(h.shape[-1]))
             )
-            gamma, beta = np.split(dense(p[f"{number}_film"], condition), 2)
+            gamma, beta = np.split(dense(p[f"{name}_film"], condition), 2)
             v = (1 + gamma) * v + beta
         h = u + gelu(v)
     return pooled_features(p, h)

@@ -1,4 +1,4 @@
-"""An encoder and a strategy from outside the package, as the READMEs add them."""
+"""An out-of-tree encoder and fusion strategy, as in the READMEs."""
 
 import re
 import sys
@@ -20,14 +20,14 @@ from mmfusion.training.loop import train
 
 FOLDER = Path(mmfusion.models.__path__[0])
 READMES = {name: (FOLDER / name / "README.md").read_text(encoding="utf-8") for name in ("encoders", "fusion")}
-ENCODER = "outside.encoders:PixelRows"
+ENCODER = "extension.encoders:PixelRows"
 REGISTRIES = {"encoders": ENCODERS, "fusion": FUSIONS}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def outside(tmp_path_factory):
-    """The package `outside` with the modules `encoders` and `fusion` of the READMEs."""
-    package = tmp_path_factory.mktemp("path") / "outside"
+def extension_package(tmp_path_factory):
+    """Installs the package `extension` with the modules `encoders` and `fusion` of the READMEs."""
+    package = tmp_path_factory.mktemp("path") / "extension"
     package.mkdir()
     for name, page in READMES.items():
         (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -37,35 +37,35 @@ def outside(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package.parent)
         yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "outside"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "extension"]:
         sys.modules.pop(name)
 
 
 @pytest.fixture
 def config(tiny_config):
-    config = tiny_config("fusion=outside.fusion:GatedProduct", {"steps": 2, "eval_every": 2, "checkpoint_every": 2})
+    config = tiny_config("fusion=extension.fusion:GatedProduct", {"steps": 2, "eval_every": 2, "checkpoint_every": 2})
     configs.choose(config, "model.encoders.image", ENCODER)
     return config
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_readme_tables_name_every_class(name):
+def test_readme_tables_contain_every_class(name):
     missing = [key for key in REGISTRIES[name] if f"`{key}`" not in READMES[name]]
     assert missing == []
 
 
-def test_readme_names_options_that_strategies_have():
+def test_readme_options_exist_in_their_strategies():
     table = READMES["fusion"].partition("| option |")[2].partition("\n\n")[0]
     rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
     assert len(rows) > 10
     for options, strategies in rows:
         for strategy in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", strategies)):
-            known = module_options(FUSIONS[strategy])
-            assert any(option in known for option in re.findall(r"`(\w+)`", options)), (strategy, options)
+            existing = module_options(FUSIONS[strategy])
+            assert any(option in existing for option in re.findall(r"`(\w+)`", options)), (strategy, options)
 
 
 @pytest.mark.loop
-def test_classes_from_outside_are_trained(config, tmp_path):
+def test_out_of_tree_classes_can_be_trained(config, tmp_path):
     with config.unlocked():
         config.model.encoders.image.hidden = 8
     configs.check(config, devices=1)
@@ -74,7 +74,7 @@ def test_classes_from_outside_are_trained(config, tmp_path):
     assert configs.from_json(configs.read_json(tmp_path / "config.json")) == config
 
 
-def test_encoder_from_outside_has_a_layer_order(config):
+def test_out_of_tree_encoder_has_a_layer_order(config):
     config.model.encoders.image.layer_decay = 0.5
     configs.check(config, devices=1)
     updates = {"encoders_image": {"rows": np.ones(2), "project": np.ones(2), "norm": np.ones(2)}}
@@ -86,31 +86,31 @@ def test_encoder_from_outside_has_a_layer_order(config):
 @pytest.mark.parametrize(
     ("path", "name", "text", "choices"),
     [
-        ("model.fusion", "outside.fusion:Gated", "no such class", ["outside.fusion:GatedProduct"]),
-        ("model.fusion", "outside.none:GatedProduct", "cannot import outside.none", []),
-        ("model.fusion", "outside.broken:GatedProduct", "cannot import.*nothing_of_that_name", []),
+        ("model.fusion", "extension.fusion:Gated", "no such class", ["extension.fusion:GatedProduct"]),
+        ("model.fusion", "extension.none:GatedProduct", "cannot import extension.none", []),
+        ("model.fusion", "extension.broken:GatedProduct", "cannot import.*nothing_of_that_name", []),
         ("model.fusion", "gum", "unknown name; did you mean sum or gmu", ["gmu", "sum"]),
-        ("model.fusion", "outside.encoders:PixelRows", "not a flax module with an attribute `declares`", []),
-        ("model.encoders.image", "outside.fusion:GatedProduct", "not a flax module with an attribute `reads`", []),
+        ("model.fusion", "extension.encoders:PixelRows", "not a flax module with an attribute `declares`", []),
+        ("model.encoders.image", "extension.fusion:GatedProduct", "not a flax module with an attribute `reads`", []),
         ("model.encoders.image", "pathlib:Path", "not a flax module with an attribute `reads`", []),
     ],
 )
-def test_lookup_refuses_wrong_names(config, path, name, text, choices):
+def test_lookup_rejects_unknown_names(config, path, name, text, choices):
     with pytest.raises(UserError, match=text) as error:
         configs.choose(config, path, name)
     assert (error.value.path, error.value.value) == (f"config.{path}.name", name)
     assert set(choices) <= set(error.value.choices)
 
 
-def test_encoder_from_outside_must_read_its_modality(config):
-    configs.choose(config, "model.encoders.text", "outside.encoders:PixelRows")
+def test_out_of_tree_encoder_must_read_its_modality(config):
+    configs.choose(config, "model.encoders.text", "extension.encoders:PixelRows")
     with pytest.raises(UserError, match="does not read text") as error:
         configs.check(config, devices=1)
     assert error.value.path == "config.model.encoders.text.name"
 
 
-def test_config_file_arguments_and_flags_take_classes_from_outside():
-    name = "outside.fusion:GatedProduct"
+def test_config_arguments_and_flags_accept_out_of_tree_classes():
+    name = "extension.fusion:GatedProduct"
     config = cli.make_config(f"configs/quickstart.py:fusion={name}", [f"--config.model.encoders.image.name={ENCODER}"])
     assert (config.model.fusion.name, config.model.encoders.image.name) == (name, ENCODER)
 

@@ -1,4 +1,4 @@
-"""Every strategy against its formula in NumPy."""
+"""Every fusion strategy against its NumPy reference implementation."""
 
 import jax
 import numpy as np
@@ -11,37 +11,37 @@ from tests.models.inputs import COUNTS, MASK, TOKENS, WIDTH, make, take, without
 from tests.models.random_variables import random_variables
 
 CLOSED_FORM_MASK = {m: np.vstack([MASK[m], MASK[m][:1], MASK[m][:1]]) for m in MASK}
-for row, gone in enumerate([("text",), ("audio", "image"), ("text", "audio", "image")], start=2):
-    for m in gone:
+for row, absent in enumerate([("text",), ("audio", "image"), ("text", "audio", "image")], start=2):
+    for m in absent:
         CLOSED_FORM_MASK[m][row] = False
 
 
-RENDERED = {
-    **{name: (rendering, {}) for name, rendering in renderings.FEATURE.items()},
+REFERENCES = {
+    **{name: (reference, {}) for name, reference in renderings.FEATURE.items()},
     **attention_renderings.FEATURE,
     "mag, beta 0.1": (renderings.mag, {"beta": 0.1}),
 }
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.thorough), 3])
-@pytest.mark.parametrize("case", RENDERED)
-def test_is_its_formula(case, count):
-    """Rows whole, padded, without one modality, without two, and without any, each against NumPy in float64."""
+@pytest.mark.parametrize("case", REFERENCES)
+def test_fusion_matches_its_reference_implementation(case, count):
+    """Rows are complete, padded, and without one, two or all modalities."""
     names = sorted(list(COUNTS)[:count])
     tokens = {m: np.concatenate([TOKENS[m], TOKENS[m][:2] + 1]) for m in names}
     mask = {m: CLOSED_FORM_MASK[m] for m in names}
-    rendering, more = RENDERED[case]
-    fusion = make(case.partition(",")[0], **more)
+    reference, options = REFERENCES[case]
+    fusion = make(case.partition(",")[0], **options)
     variables = random_variables(fusion, tokens, mask, train=False)
     out = jax.jit(lambda v: fusion.apply(v, tokens, mask, train=False).features)(variables)
     params = jax.tree.map(np.float64, variables["params"])
     for row in range(5):
         present = {m: np.float64(tokens[m][row, mask[m][row]]) for m in names if mask[m][row].any()}
-        expected = np.broadcast_to(rendering(params, present, names, **more), WIDTH)
+        expected = np.broadcast_to(reference(params, present, names, **options), WIDTH)
         np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
 
 
-def test_film_looks_around_in_a_square_grid():
+def test_film_with_3x3_kernel_matches_its_reference():
     tokens, mask = take(3)
     mask = without(mask, "image", 1)
     film = FUSIONS["film"](width=WIDTH, kernel=3, main="image")
@@ -59,11 +59,11 @@ def test_film_looks_around_in_a_square_grid():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("name", "more"), [*((name, {}) for name in decision_renderings.DECISION), ("qmf", {"temperature": 3.0})]
+    ("name", "options"), [*((name, {}) for name in decision_renderings.DECISION), ("qmf", {"temperature": 3.0})]
 )
-def test_decision_is_its_formula(name, more, count):
+def test_decision_fusion_matches_its_reference_implementation(name, options, count):
     width = {"width": WIDTH} if FUSIONS[name].declares.level == "mixed" else {}
-    fusion = FUSIONS[name](**width, **more)
+    fusion = FUSIONS[name](**width, **options)
     names = sorted("abc"[:count])
     present = {m: np.array([True, m != "a", m == "c", False]) for m in names}
     random = np.random.default_rng(1)
@@ -74,13 +74,13 @@ def test_decision_is_its_formula(name, more, count):
     out = np.float64(jax.jit(lambda v: fusion.apply(v, logits, present, **pooled, train=False))(variables))
     params = jax.tree.map(np.float64, variables.get("params", {}))
     for row in range(4):
-        there = [m for m in names if present[m][row]]
-        given = [{m: np.float64(x[m][row]) for m in there} for x in (logits, features)]
-        expected = np.broadcast_to(decision_renderings.DECISION[name](params, *given, names, **more), 4)
-        if name == "product_of_experts":  # a product of probabilities tells logits up to a constant
+        present_names = [m for m in names if present[m][row]]
+        inputs = [{m: np.float64(x[m][row]) for m in present_names} for x in (logits, features)]
+        expected = np.broadcast_to(decision_renderings.DECISION[name](params, *inputs, names, **options), 4)
+        if name == "product_of_experts":  # probabilities determine logits up to a constant
             out[row], expected = out[row] - out[row].mean(), expected - expected.mean()
         np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
 
 
-def test_every_strategy_is_rendered():
-    assert set(FUSIONS) <= {*RENDERED, *decision_renderings.DECISION}, "write its formula in NumPy beside the others"
+def test_references_cover_every_fusion_strategy():
+    assert set(FUSIONS) <= {*REFERENCES, *decision_renderings.DECISION}, "add a NumPy reference implementation"

@@ -8,13 +8,13 @@ import pytest
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.tensor import _count_sketch
-from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, spoilt, take, without
+from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, take, with_nan_padding, without
 from tests.models.random_variables import quick_jit, random_variables
 
-# Three modalities of every strategy, one and two of the first of each family; the others are thorough.
-FIRST = {FUSIONS[name].declares.family: name for name in reversed(FEATURE)}.values()
-COUNTED = [
-    pytest.param(name, count, marks=() if count == 3 or name in FIRST else pytest.mark.thorough)
+# Every strategy with three modalities, and the first of each family with one and two; other cases are thorough.
+FIRST_OF_FAMILY = {FUSIONS[name].declares.family: name for name in reversed(FEATURE)}.values()
+STRATEGIES_AND_COUNTS = [
+    pytest.param(name, count, marks=() if count == 3 or name in FIRST_OF_FAMILY else pytest.mark.thorough)
     for name in FEATURE
     for count in (1, 2, 3)
 ]
@@ -22,7 +22,7 @@ COUNTED = [
 
 @functools.cache
 def compiled_step(name, count):
-    """Returns the strategy, its parameters, its compiled step, and what that gives: the tests below share them."""
+    """Returns the strategy, its parameters, its compiled step and the step's result, shared between tests."""
     tokens, mask = take(count)
     fusion = make(name)
     variables = random_variables(fusion, tokens, mask, train=False)
@@ -36,8 +36,8 @@ def compiled_step(name, count):
     return fusion, variables, step, step(variables, tokens, mask)
 
 
-@pytest.mark.parametrize(("name", "count"), COUNTED)
-def test_feature_contract(name, count):
+@pytest.mark.parametrize(("name", "count"), STRATEGIES_AND_COUNTS)
+def test_feature_fusion_satisfies_the_contract(name, count):
     tokens, mask = take(count)
     fusion, variables, step, ((gradient, to_tokens), fused) = compiled_step(name, count)
     assert fused.features.shape == (3, WIDTH)
@@ -48,41 +48,43 @@ def test_feature_contract(name, count):
     assert not unused
     for m in tokens:
         np.testing.assert_array_equal(to_tokens[m][~mask[m]], 0.0)
-        reached = np.abs(to_tokens[m][mask[m]]).sum(axis=-1)
-        assert (reached.max() if name == "embracenet" else reached.min()) > 0  # it may draw no feature from one here
+        gradient_norm = np.abs(to_tokens[m][mask[m]]).sum(axis=-1)
+        # EmbraceNet may sample no feature from a token.
+        assert (gradient_norm.max() if name == "embracenet" else gradient_norm.min()) > 0
 
     # Padding has no influence.
-    jax.tree.map(np.testing.assert_array_equal, step(variables, spoilt(tokens, mask), mask)[1], fused)
+    jax.tree.map(np.testing.assert_array_equal, step(variables, with_nan_padding(tokens, mask), mask)[1], fused)
 
-    # An absent modality contributes nothing, to that row alone, and receives no gradient, whatever it holds.
+    # An absent modality changes only its own row and receives no gradient, whatever its values.
     m = list(tokens)[-1]
     absent = without(mask, m, 1)
-    (gradient, to_tokens), fewer = step(variables, spoilt(tokens, absent), absent)
+    (gradient, to_tokens), fused_absent = step(variables, with_nan_padding(tokens, absent), absent)
     other = {**tokens, m: tokens[m] + 1.0 * ~absent[m][..., None]}
-    jax.tree.map(np.testing.assert_array_equal, step(variables, other, absent), ((gradient, to_tokens), fewer))
+    jax.tree.map(np.testing.assert_array_equal, step(variables, other, absent), ((gradient, to_tokens), fused_absent))
     np.testing.assert_array_equal(to_tokens[m][1], 0.0)
-    change = np.abs(fewer.features - fused.features).max(axis=1)
+    change = np.abs(fused_absent.features - fused.features).max(axis=1)
     assert change[0] < 1e-6
     assert change[1] > 1e-4
     assert change[2] < 1e-6
-    for (query, key), attention in fewer.attention.items():
+    for (query, key), attention in fused_absent.attention.items():
         assert attention.shape[:2] == (3, 1 if name == "attention_pool" else 2)
-        sizes = zip((query, key), attention.shape[2:], strict=True)  # one token of each where only means are read
+        # One token per modality for strategies of pooled features.
+        sizes = zip((query, key), attention.shape[2:], strict=True)
         assert all(n in ((tokens[k].shape[1], 1) if k in tokens else (n,)) for k, n in sizes)
         if m in (query, key):
             np.testing.assert_array_equal(attention[1], 0.0)
 
-    none = {m: mask[m] & False for m in mask}
-    (gradient, to_tokens), nothing = step(variables, spoilt(tokens, none), none)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, nothing)))
+    none_present = {m: mask[m] & False for m in mask}
+    (gradient, to_tokens), fused_none = step(variables, with_nan_padding(tokens, none_present), none_present)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, fused_none)))
     assert all((g == 0).all() for g in jax.tree.leaves(to_tokens))
 
-    # The same type comes back in evaluation.
+    # Evaluation returns the same shapes and dtypes.
     evaluated = jax.eval_shape(lambda *args: fusion.apply(*args, train=False), variables, tokens, mask)
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), evaluated, fused)
 
 
-def test_the_order_of_the_dictionary_changes_nothing():
+def test_fusion_is_independent_of_the_dictionary_order():
     tokens, mask = take(3)
     fusion = make("concat")
     variables = random_variables(fusion, tokens, mask, train=False)
@@ -91,37 +93,37 @@ def test_the_order_of_the_dictionary_changes_nothing():
 
 
 @pytest.mark.parametrize("name", [name for name in FUSIONS if name not in FEATURE])
-def test_decision_contract(name):
+def test_decision_fusion_satisfies_the_contract(name):
     kind = FUSIONS[name]
     fusion = kind(width=WIDTH) if kind.declares.level == "mixed" else kind()
     random = np.random.default_rng(0)
     present = {"text": jnp.array([True, True, False]), "audio": jnp.array([True, False, False])}
-    nan = {m: ~there[:, None] * jnp.where(there[:, None], 0.0, jnp.nan) for m, there in present.items()}
+    nan = {m: ~mask[:, None] * jnp.where(mask[:, None], 0.0, jnp.nan) for m, mask in present.items()}
     logits = {m: random.normal(size=(3, 4)) + nan[m] for m in present}
     features = {m: random.normal(size=(3, WIDTH)) + nan[m] for m in present}
-    more = {"features": features} if kind.declares.level == "mixed" else {}
-    variables = random_variables(fusion, logits, present, **more, train=False)
+    kwargs = {"features": features} if kind.declares.level == "mixed" else {}
+    variables = random_variables(fusion, logits, present, **kwargs, train=False)
 
     def loss(variables, logits):
-        out = fusion.apply({**variables, **ROWS}, logits, present, **more, train=True, rngs=RNGS)
+        out = fusion.apply({**variables, **ROWS}, logits, present, **kwargs, train=True, rngs=RNGS)
         return (out**2).sum(), out
 
     (gradient, to_logits), out = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, logits)
     assert np.isfinite(out).all()
-    if not variables:  # what has parameters may have a bias
+    if not variables:  # parameters may include a bias
         np.testing.assert_array_equal(out[2], 0.0)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
     for m in logits:
         np.testing.assert_array_equal(to_logits[m][~present[m]], 0.0)
-        if name == "stacking":  # its logits are constants to it
+        if name == "stacking":  # stacking stops the gradient of the logits
             np.testing.assert_array_equal(to_logits[m], 0.0)
         else:
             assert np.abs(to_logits[m][present[m]]).min() > 0
-    again = fusion.apply(variables, logits, present, **more, train=False)
-    np.testing.assert_allclose(again, out, atol=1e-5)
+    evaluated = fusion.apply(variables, logits, present, **kwargs, train=False)
+    np.testing.assert_allclose(evaluated, out, atol=1e-5)
 
 
-ATTENDING = {  # name -> what the weights of a real query sum to one over
+ATTENTION_SUMS = {  # name -> the axes over which the weights of a real query sum to one
     "attention_pool": "keys",
     "nl_gate": "keys",
     "cross_attention": "keys",
@@ -133,34 +135,34 @@ ATTENDING = {  # name -> what the weights of a real query sum to one over
     "knowledge_graph": "keys",
     "mult": "pair",
     "qformer": "pair",
-    "late_transformer": "less",  # the learned token attends to itself, too
+    "late_transformer": "less",  # the learned token also attends to itself
     "bilinear_attention": "both axes",
 }
 
 
 @pytest.mark.parametrize("name", FEATURE)
-def test_attention_is_a_share(name):
+def test_attention_weights_sum_to_one(name):
     _, mask = take(3)
     *_, (_, fused) = compiled_step(name, 3)  # without dropout, as in evaluation
     attention = fused.attention
-    assert bool(attention) == (name in ATTENDING)
-    over = ATTENDING.get(name)
+    assert bool(attention) == (name in ATTENTION_SUMS)
+    sum_over = ATTENTION_SUMS.get(name)
     for query in {query for query, _ in attention}:
-        found = [weights for (q, _), weights in attention.items() if q == query]
-        assert all((weights >= 0).all() for weights in found)
-        if over == "both axes":
-            for weights in found:
+        per_key = [weights for (q, _), weights in attention.items() if q == query]
+        assert all((weights >= 0).all() for weights in per_key)
+        if sum_over == "both axes":
+            for weights in per_key:
                 np.testing.assert_allclose(weights.sum(axis=(2, 3)), 1.0, rtol=1e-5)
             continue
-        if (name, query) == ("bottleneck", "learned"):  # a version a modality, each of which looks at itself, too
+        if (name, query) == ("bottleneck", "learned"):  # one set of weights per modality, each with self-attention
             continue
-        real = np.ones((3, found[0].shape[2]), bool)
-        if query in mask and found[0].shape[2] == mask[query].shape[1]:
+        real = np.ones((3, per_key[0].shape[2]), bool)
+        if query in mask and per_key[0].shape[2] == mask[query].shape[1]:
             real = mask[query]
-        totals = [np.moveaxis(weights.sum(axis=-1), 1, 2) for weights in found]  # [B, Nq, heads]
-        for total in totals if over == "pair" else [sum(totals)]:
+        totals = [np.moveaxis(weights.sum(axis=-1), 1, 2) for weights in per_key]  # [B, Nq, heads]
+        for total in totals if sum_over == "pair" else [sum(totals)]:
             np.testing.assert_array_equal(total[~real], 0.0)
-            if over == "less":
+            if sum_over == "less":
                 assert ((total > 0) & (total < 1)).all()
             else:
                 np.testing.assert_allclose(total[real], 1.0, rtol=1e-5)
@@ -169,24 +171,24 @@ def test_attention_is_a_share(name):
             np.testing.assert_array_equal(np.moveaxis(weights, 3, 1)[~mask[key]], 0.0)
 
 
-def test_co_attention_reads_the_other_modalities():
+def test_co_attention_attends_to_the_other_modalities():
     tokens, mask = take(3)
     fusion = make("co_attention")
     fused = jax.eval_shape(lambda: fusion.init_with_output(jax.random.key(0), tokens, mask, train=False)[0])
     assert set(fused.attention) == {(q, k) for q in tokens for k in tokens if q != k}
 
 
-@pytest.mark.parametrize(("options", "said"), [({"layers": 0}, "layers"), ({"heads": 3}, "heads=3")])
-def test_co_attention_refuses_wrong_options(options, said):
+@pytest.mark.parametrize(("options", "message"), [({"layers": 0}, "layers"), ({"heads": 3}, "heads=3")])
+def test_co_attention_rejects_invalid_options(options, message):
     tokens, mask = take(2)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         jax.eval_shape(
             lambda: FUSIONS["co_attention"](width=WIDTH, **options).init(jax.random.key(0), tokens, mask, train=False)
         )
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("tensor", {"project": 100}, "10,201 elements, over budget=4,096"),
         ("multiplicative", {"budget": 100}, "the pairwise tensors have 512 elements, over budget=100"),
@@ -198,19 +200,19 @@ def test_co_attention_refuses_wrong_options(options, said):
         ("bilinear_attention", {"glimpses": 0}, "glimpses=0 must be at least 1"),
         ("merged_attention", {"heads": 3}, "heads=3"),
         ("gat", {"heads": 3}, "heads=3 does not divide width=8"),
-        *((name, {"main": "sound"}, "main='sound' is not a modality of this model; choose audio, text")
+        *((name, {"main": "video"}, "main='video' is not a modality of this model; choose audio, text")
           for name in ("film", "nl_gate", "mag", "cross_attention", "channel_multiply")),
     ],
 )  # fmt: skip
-def test_wrong_options_are_refused(name, options, said):
+def test_feature_fusion_rejects_invalid_options(name, options, message):
     tokens, mask = take(2)
     fusion = FUSIONS[name](width=WIDTH, **options)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda: fusion.init(jax.random.key(0), tokens, mask, train=False))
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "outputs", "said"),
+    ("name", "options", "outputs", "message"),
     [
         ("tmc", {}, 1, "tmc: its task has one output"),
         ("qmf", {}, 1, "qmf: its task has one output"),
@@ -218,27 +220,27 @@ def test_wrong_options_are_refused(name, options, said):
         ("moe", {"width": WIDTH, "gate": "hard"}, 2, "gate='hard' is unknown; choose soft, top1"),
     ],
 )
-def test_wrong_options_of_decisions_are_refused(name, options, outputs, said):
+def test_decision_fusion_rejects_invalid_options(name, options, outputs, message):
     logits, present = (dict.fromkeys("ab", x) for x in (np.zeros((2, outputs), np.float32), np.ones(2, bool)))
     features = {m: np.zeros((2, WIDTH), np.float32) for m in "ab"}
-    more = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
+    kwargs = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
     fusion = FUSIONS[name](**options)
-    with pytest.raises(UserError, match=said):
-        jax.eval_shape(lambda: fusion.init(jax.random.key(0), logits, present, **more, train=False))
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(lambda: fusion.init(jax.random.key(0), logits, present, **kwargs, train=False))
 
 
 @pytest.mark.parametrize("main", [pytest.param("image", marks=pytest.mark.thorough), "text"])
 @pytest.mark.parametrize("name", ["nl_gate", "mag", "cross_attention", "channel_multiply"])
-def test_the_main_modality_can_be_chosen(name, main):
+def test_main_option_is_equivalent_to_the_first_modality(name, main):
     tokens, mask = take(3)
-    first, chosen = (FUSIONS[name](width=WIDTH, main=m) for m in ("", main))
-    variables = random_variables(chosen, tokens, mask, train=False)
+    first, selected = (FUSIONS[name](width=WIDTH, main=m) for m in ("", main))
+    variables = random_variables(selected, tokens, mask, train=False)
     apply = lambda fusion, variables: quick_jit(lambda *args: fusion.apply(*args, train=False))(variables, tokens, mask)  # noqa: E731
-    fused = apply(chosen, variables)
-    # The same as where that modality's name comes first.
-    new = {m: "a_first" if m == main else m for m in tokens}
+    fused = apply(selected, variables)
+    # Equal to the default with that modality's name sorted first.
+    new_names = {m: "a_first" if m == main else m for m in tokens}
     renamed = _renamed(variables, f"_{main}", "_a_first")
-    tokens, mask = ({new[m]: x for m, x in given.items()} for given in (tokens, mask))
+    tokens, mask = ({new_names[m]: x for m, x in arrays.items()} for arrays in (tokens, mask))
     np.testing.assert_allclose(fused.features, apply(first, renamed).features, atol=1e-5)
 
 
@@ -248,31 +250,32 @@ def _renamed(tree, old, new):
     return {key.removesuffix(old) + new if key.endswith(old) else key: _renamed(x, old, new) for key, x in tree.items()}
 
 
-def test_a_count_sketch_is_of_the_name_and_keeps_the_first_place_free():
+def test_count_sketch_depends_on_the_name_and_skips_bucket_0():
     first, other = (_count_sketch(name, 64, 32) for name in ("image", "text"))
     for matrix in (first, other):
-        np.testing.assert_array_equal(np.abs(matrix).sum(axis=1), 1.0)  # one sign a row
+        np.testing.assert_array_equal(np.abs(matrix).sum(axis=1), 1.0)  # one sign per row
         assert not matrix[:, 0].any() and set(np.unique(matrix)) == {-1.0, 0.0, 1.0}
     assert not np.array_equal(first, other)
-    # Stored nowhere, so a run's hashes must never change: the places and signs of its first rows.
+    # Sketches are not saved with a run, so they must never change: signed buckets of the first rows.
     assert [int(row @ np.arange(32)) for row in first[:4]] == [22, -31, -17, -25]
 
 
-def test_embracenet_draws_each_feature_from_one_modality_in_training():
+def test_embracenet_samples_each_feature_from_one_modality():
     tokens, mask = take(3)
     fusion = make("embracenet")
     variables = random_variables(fusion, tokens, mask, train=False)
-    drawn = fusion.apply({**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS).features
-    alone = [
+    sampled = fusion.apply({**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS).features
+    # Docked features of each modality.
+    docked = [
         fusion.apply(variables, tokens, {m: mask[m] & (m == only) for m in mask}, train=False).features
         for only in tokens
-    ]  # one modality's docked features
-    near = [np.isclose(drawn, x, atol=1e-6) for x in alone]
-    assert np.logical_or.reduce(near).all()
-    assert all(one.any() for one in near) and not any(one.all() for one in near)
+    ]
+    selected = [np.isclose(sampled, x, atol=1e-6) for x in docked]
+    assert np.logical_or.reduce(selected).all()
+    assert all(one.any() for one in selected) and not any(one.all() for one in selected)
 
 
-def test_top_1_takes_one_expert():
+def test_moe_with_top_1_gate_selects_one_expert():
     logits = {m: np.float32(x * np.eye(4)[:, :2]) for m, x in (("a", 1.0), ("b", 2.0))}
     present = {m: np.ones(4, bool) for m in logits}
     features = {m: np.random.default_rng(i).normal(size=(4, WIDTH)).astype(np.float32) for i, m in enumerate(logits)}

@@ -1,4 +1,4 @@
-"""The encoders of graphs against their formulas, node by node in float64 NumPy."""
+"""Graph encoders against reference implementations in float64 NumPy, node by node."""
 
 import itertools
 
@@ -16,25 +16,28 @@ def softmax(scores):
     return weights / weights.sum()
 
 
-def attended(params, layer, told, neighbours, kinds=None):
-    """Returns each node's Σ_j a_ij (told_j + e_ij) over its neighbours, all heads after one another."""
-    to, of = params[f"layer{layer}_to"], params[f"layer{layer}_from"]
-    mixed = np.zeros_like(told)  # [N, h, d]
-    for i, around in enumerate(neighbours):
-        for head in range(told.shape[1]):
-            heard = [told[j, head] + sum(kinds[relation, head] for relation in to_it) for j, to_it in around]
-            scores = [to[head] @ told[i, head] + of[head] @ one for one in heard]
-            if around:
-                mixed[i, head] = softmax([s if s > 0 else 0.2 * s for s in scores]) @ heard
-    return mixed.reshape(len(told), -1)
+def attend(params, layer, values, neighbours, relations=None):
+    """Returns each node's Σ_j a_ij (value_j + e_ij) over its neighbours, with heads concatenated."""
+    query, key = params[f"layer{layer}_to"], params[f"layer{layer}_from"]
+    mixed = np.zeros_like(values)  # [N, h, d]
+    for i, edges in enumerate(neighbours):
+        for head in range(values.shape[1]):
+            messages = [
+                values[j, head] + sum(relations[relation, head] for relation in edge_relations)
+                for j, edge_relations in edges
+            ]
+            scores = [query[head] @ values[i, head] + key[head] @ message for message in messages]
+            if edges:
+                mixed[i, head] = softmax([s if s > 0 else 0.2 * s for s in scores]) @ messages
+    return mixed.reshape(len(values), -1)
 
 
 def elu(x):
     return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
 
-def finished(params, h):
-    """Returns the tokens: projected, then normalised over their features."""
+def project_and_normalise(params, h):
+    """Returns the tokens: projected, then layer-normalised."""
     tokens = h @ params["project"]["kernel"] + params["project"]["bias"]
     tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
     return tokens * params["norm"]["scale"] + params["norm"]["bias"]
@@ -49,32 +52,32 @@ def knowledge_attention(params, row, real):
         if relations:
             neighbours[i].append((j, relations))
     for layer in range(2):
-        told = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
-        h = h + elu(attended(params, layer, told, neighbours, params[f"layer{layer}_relations"]))
-    return finished(params, h)
+        values = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
+        h = h + elu(attend(params, layer, values, neighbours, params[f"layer{layer}_relations"]))
+    return project_and_normalise(params, h)
 
 
 def graph_attention(params, row, real):
     h, edges = row[:, : -len(row)], row[:, -len(row) :]
     neighbours = [[(j, []) for j in real if j == i or edges[i, j]] if i in real else [] for i in range(len(row))]
     for layer in range(2):
-        told = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
-        h = elu(attended(params, layer, told, neighbours))
-    return finished(params, h)
+        values = np.einsum("nf,fhd->nhd", h, params[f"layer{layer}"]["kernel"])
+        h = elu(attend(params, layer, values, neighbours))
+    return project_and_normalise(params, h)
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "x", "rendering"),
+    ("name", "options", "x", "reference"),
     [
         ("knowledge_attention", {"entities": 6, "relations": 3}, KNOWLEDGE, knowledge_attention),
         ("graph_attention", {}, GRAPH[0], graph_attention),
     ],
 )
-def test_is_its_formula(name, more, x, rendering):
-    encoder = ENCODERS[name](width=WIDTH, hidden=8, heads=2, **more)
+def test_graph_encoder_matches_its_reference_implementation(name, options, x, reference):
+    encoder = ENCODERS[name](width=WIDTH, hidden=8, heads=2, **options)
     variables = random_variables(encoder, x, NODES, train=False)
     tokens, _ = jax.jit(lambda v: encoder.apply(v, x, NODES, train=False))(variables)
     params = jax.tree.map(np.float64, variables["params"])
     for row, real, found in zip(x, NODES, tokens, strict=True):
-        expected = rendering(params, row, np.flatnonzero(real))
+        expected = reference(params, row, np.flatnonzero(real))
         np.testing.assert_allclose(found[real], expected[real], rtol=2e-5, atol=2e-5)

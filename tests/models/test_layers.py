@@ -21,8 +21,8 @@ MASK = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
 
 
 @pytest.mark.parametrize(("reduce", "expected"), [(layers.masked_mean, np.mean), (layers.masked_max, np.max)])
-def test_masked_reduction_counts_real_positions_only(reduce, expected):
-    garbage = np.where(MASK[..., None], TOKENS - 5.0, np.nan)  # all below zero, so a leaking zero would be the maximum
+def test_masked_reduction_uses_real_positions_only(reduce, expected):
+    garbage = np.where(MASK[..., None], TOKENS - 5.0, np.nan)  # negative: a leaked zero would be the maximum
     out = reduce(garbage, MASK)
     np.testing.assert_allclose(out[0], expected(garbage[0, [0, 1, 3]], axis=0), rtol=1e-6)
     np.testing.assert_allclose(out[2], garbage[2, 0], rtol=1e-6)
@@ -33,21 +33,23 @@ def test_masked_reduction_counts_real_positions_only(reduce, expected):
     assert (np.abs(gradient[MASK]).sum(axis=1) > 0).any()
 
 
-def dropped(ids, step=0, rate=0.4, shape=(6, 5)):
+def apply_dropout(ids, step=0, rate=0.4, shape=(6, 5)):
     x = jnp.ones((len(ids), *shape))
     variables = {"rows": {"id": jnp.asarray(ids)}}
     return layers.Dropout(rate).apply(variables, x, train=True, rngs={"dropout": rng.key(7, "dropout", step)})
 
 
 def test_dropout_depends_on_the_example_and_the_step_only():
-    batch = dropped([10, 11, 12, 13])
-    np.testing.assert_array_equal(dropped([13, 11]), batch[jnp.array([3, 1])])
-    np.testing.assert_array_equal(jax.vmap(lambda i: dropped(i[None])[0])(jnp.array([12, 10])), batch[np.array([2, 0])])
+    batch = apply_dropout([10, 11, 12, 13])
+    np.testing.assert_array_equal(apply_dropout([13, 11]), batch[jnp.array([3, 1])])
+    np.testing.assert_array_equal(
+        jax.vmap(lambda i: apply_dropout(i[None])[0])(jnp.array([12, 10])), batch[np.array([2, 0])]
+    )
     assert not np.array_equal(batch[0], batch[1])
-    assert not np.array_equal(dropped([10], step=1), batch[:1])
+    assert not np.array_equal(apply_dropout([10], step=1), batch[:1])
 
 
-def test_dropout_in_two_places_draws_two_masks():
+def test_dropout_masks_of_two_layers_differ():
     class Twice(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -59,12 +61,12 @@ def test_dropout_in_two_places_draws_two_masks():
 
 
 def test_dropout_keeps_the_mean():
-    out = np.asarray(dropped(range(50), rate=0.25, shape=(200,)))
+    out = np.asarray(apply_dropout(range(50), rate=0.25, shape=(200,)))
     np.testing.assert_allclose(np.unique(out), [0.0, 1 / 0.75], rtol=1e-6)
     assert abs((out == 0).mean() - 0.25) < 0.02  # five standard deviations
 
 
-def test_dropout_is_off_outside_training_and_says_what_it_misses():
+def test_dropout_is_the_identity_in_evaluation_and_requires_rows():
     x = jnp.ones((2, 3))
     np.testing.assert_array_equal(layers.Dropout(0.5).apply({}, x, train=False), x)
     with pytest.raises(ValueError, match="rows"):
@@ -83,7 +85,7 @@ def batch_norm(x, mask, *, train, axis_name=None):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_is_flax_batch_norm_where_every_row_is_real(train):
+def test_batch_norm_equals_flax_batch_norm_without_padding(train):
     reference = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
     expected, expected_stats = reference.apply(NORM_VARIABLES, NORM_X, mutable=["batch_stats"])
     out, stats = batch_norm(NORM_X, np.ones(6, bool), train=train)
@@ -96,7 +98,7 @@ def test_batch_norm_is_flax_batch_norm_where_every_row_is_real(train):
 
 
 @pytest.mark.parametrize("per_position", [False, True])
-def test_batch_norm_on_a_mask_is_batch_norm_on_the_subset(per_position):
+def test_batch_norm_with_a_mask_equals_batch_norm_of_the_subset(per_position):
     mask = np.array([1, 0, 1, 1, 0, 1], bool)
     if per_position:
         mask = mask[:, None] & np.array([[1, 1, 0]], bool)
@@ -109,13 +111,13 @@ def test_batch_norm_on_a_mask_is_batch_norm_on_the_subset(per_position):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, expected_stats)
 
 
-def test_batch_norm_without_a_real_row_keeps_its_statistics():
+def test_batch_norm_without_real_rows_keeps_its_statistics():
     out, stats = batch_norm(np.full_like(NORM_X, np.nan), np.zeros(6, bool), train=True)
     np.testing.assert_array_equal(out, 0.0)
     jax.tree.map(np.testing.assert_array_equal, stats["batch_stats"], NORM_VARIABLES["batch_stats"])
 
 
-def test_batch_norm_over_devices_is_batch_norm_over_the_whole_batch():
+def test_batch_norm_over_devices_equals_one_global_batch():
     mask = np.array([1, 1, 1, 1, 0, 0], bool)  # shards of 3 and 1 real rows: a mean of means would be wrong
     weights = normal(6, 3, 4)
 
@@ -132,7 +134,7 @@ def test_batch_norm_over_devices_is_batch_norm_over_the_whole_batch():
     np.testing.assert_allclose(shard_gradient.reshape(gradient.shape), gradient, atol=1e-5)
 
 
-def test_group_norm_is_its_formula_on_the_real_positions():
+def test_group_norm_matches_its_formula_on_real_positions():
     x, scale, bias = normal(3, 5, 3, 12), normal(12), normal(12)
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
     garbage = np.where(mask[..., None, None], x, np.nan)
@@ -154,12 +156,12 @@ def test_group_norm_is_its_formula_on_the_real_positions():
     np.testing.assert_array_equal(gradients[1][~mask], 0.0)
 
 
-def test_norm_refuses_an_unknown_kind():
+def test_norm_rejects_an_unknown_name():
     with pytest.raises(UserError, match="layer, group, batch or none"):
         layers.Norm("instance").init(jax.random.key(0), NORM_X, np.ones(6, bool), train=False)
 
 
-def test_attention_is_the_papers_formula():
+def test_attention_matches_the_papers_formula():
     queries, keys, mask = normal(2, 3, 8), normal(2, 5, 8), np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]], bool)
     module = layers.Attention(heads=2, width=8)
     variables = random_variables(module, queries, keys, mask)
@@ -172,17 +174,17 @@ def test_attention_is_the_papers_formula():
     for row in range(2):
         heads = []
         for head in range(2):
-            part = slice(4 * head, 4 * head + 4)
-            scores = np.exp(q[row, :, part] @ k[row, mask[row], part].T / np.sqrt(4.0))
+            columns = slice(4 * head, 4 * head + 4)
+            scores = np.exp(q[row, :, columns] @ k[row, mask[row], columns].T / np.sqrt(4.0))
             expected = scores / scores.sum(axis=1, keepdims=True)
             np.testing.assert_allclose(weights[row, head][:, mask[row]], expected, atol=1e-5)
             np.testing.assert_array_equal(weights[row, head][:, ~mask[row]], 0.0)
-            heads.append(expected @ v[row, mask[row], part])
+            heads.append(expected @ v[row, mask[row], columns])
         expected = np.concatenate(heads, axis=1) @ params["out"]["kernel"] + params["out"]["bias"]
         np.testing.assert_allclose(out[row], expected, atol=1e-5)
 
 
-def test_attention_over_masked_keys_is_exactly_zero_and_passes_no_gradient():
+def test_attention_to_masked_keys_is_zero_without_gradient():
     queries, mask = normal(2, 3, 8), np.array([[0, 0, 0], [1, 1, 0]], bool)
     keys = np.where(mask[..., None], normal(2, 3, 8), np.nan)
     module = layers.Attention(heads=2, width=8)
@@ -201,7 +203,7 @@ def test_attention_over_masked_keys_is_exactly_zero_and_passes_no_gradient():
     assert np.abs(gradients[2][mask]).min() > 0
 
 
-def test_attention_refuses_heads_that_do_not_divide_the_width():
+def test_attention_rejects_heads_that_do_not_divide_the_width():
     with pytest.raises(UserError, match="heads=3"):
         layers.Attention(heads=3, width=8).init(jax.random.key(0), TOKENS, TOKENS, MASK)
 
@@ -213,7 +215,7 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "head", "queries", "keys", "chosen"),
+    ("device", "dtype", "head_dim", "queries", "keys", "expected"),
     [
         (Device("gpu", "9.0"), jnp.bfloat16, 16, 4, 6, "cudnn"),
         (Device("gpu", "8.0"), jnp.float16, 128, 4, 6, "cudnn"),
@@ -227,35 +229,35 @@ class Device:
         (Device("cpu", ""), jnp.bfloat16, 16, 4, 6, "xla"),
     ],
 )
-def test_the_attention_kernel_is_chosen_by_device_and_shape(monkeypatch, device, dtype, head, queries, keys, chosen):
-    asked = []
+def test_attention_kernel_depends_on_device_and_shape(monkeypatch, device, dtype, head_dim, queries, keys, expected):
+    implementations = []
     attention = jax.nn.dot_product_attention
 
     def record(*args, implementation, **kwargs):
-        asked.append(implementation)
+        implementations.append(implementation)
         return attention(*args, implementation="xla", **kwargs)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    module = layers.Attention(heads=2, width=2 * head, dtype=dtype)
+    module = layers.Attention(heads=2, width=2 * head_dim, dtype=dtype)
     shapes = [jax.ShapeDtypeStruct((3, n, 8), jnp.float32) for n in (queries, keys)]
     mask = jax.ShapeDtypeStruct((3, keys), bool)
     jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *shapes, mask)
-    assert set(asked) == {chosen}
+    assert set(implementations) == {expected}
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_transformer_block_ignores_masked_tokens(own):
+@pytest.mark.parametrize("self_attention", [True, False])
+def test_transformer_block_ignores_masked_tokens(self_attention):
     tokens, mask = normal(3, 4, 8), MASK
-    context = () if own else (normal(3, 2, 8), np.array([[1, 0], [1, 1], [0, 0]], bool))
+    context = () if self_attention else (normal(3, 2, 8), np.array([[1, 0], [1, 1], [0, 0]], bool))
     module = layers.TransformerBlock(heads=2, width=8)
     variables = random_variables(module, tokens, mask, *context, train=False)
     apply = jax.jit(lambda *args: module.apply(variables, *args, train=False))
     out, weights = apply(tokens, mask, *context)
     garbage = [np.where(m[..., None], x, np.nan) for x, m in ((tokens, mask), context or (tokens, mask))]
-    again, again_weights = apply(garbage[0], mask, *([] if own else [garbage[1], context[1]]))
-    np.testing.assert_array_equal(again, out)
-    np.testing.assert_array_equal(again_weights, weights)
+    padded, padded_weights = apply(garbage[0], mask, *([] if self_attention else [garbage[1], context[1]]))
+    np.testing.assert_array_equal(padded, out)
+    np.testing.assert_array_equal(padded_weights, weights)
     np.testing.assert_array_equal(out[~mask], 0.0)
     assert np.abs(out[mask] - tokens[mask]).min() > 0
     np.testing.assert_array_equal(np.moveaxis(weights, 1, 2)[~mask], 0.0)

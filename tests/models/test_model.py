@@ -32,10 +32,10 @@ def config(fusion, encoders=None, **fusion_options):
 
 
 def make_batch(rows=4):
-    words = np.array([[3, 4, 2], [5, 0, 0], [1, 2, 0], [6, 6, 2]], np.int32)[:rows]
+    token_ids = np.array([[3, 4, 2], [5, 0, 0], [1, 2, 0], [6, 6, 2]], np.int32)[:rows]
     return Batch(
-        inputs={"text": words, "image": RANDOM.normal(size=(rows, 8, 8, 1)).astype(np.float32)},
-        mask={"text": words > 0, "image": np.ones((rows, 1), bool)},
+        inputs={"text": token_ids, "image": RANDOM.normal(size=(rows, 8, 8, 1)).astype(np.float32)},
+        mask={"text": token_ids > 0, "image": np.ones((rows, 1), bool)},
         present={"text": np.ones(rows, bool), "image": np.ones(rows, bool)},
         targets={},
         weight=np.ones(rows, np.float32),
@@ -52,7 +52,7 @@ def prepare(fusion, **fusion_options):
 
 
 @pytest.mark.parametrize("fusion", ["co_attention", "late_mean"])
-def test_contract(fusion):
+def test_model_satisfies_the_contract(fusion):
     model, variables = prepare(fusion)
 
     def loss(params, batch):
@@ -65,20 +65,20 @@ def test_contract(fusion):
     assert outputs.features.shape == (4, 8)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
 
-    # A missing picture: whatever stands in its place changes neither result nor gradient.
+    # The stored values of an absent image change neither outputs nor gradients.
     present = {**BATCH.present, "image": np.array([True, True, False, True])}
     results = []
     for content in (np.nan, 0.0, 9.0):
-        picture = BATCH.inputs["image"].copy()
-        picture[2] = content
+        pixels = BATCH.inputs["image"].copy()
+        pixels[2] = content
         results.append(
-            step(variables["params"], BATCH.replace(inputs={**BATCH.inputs, "image": picture}, present=present))
+            step(variables["params"], BATCH.replace(inputs={**BATCH.inputs, "image": pixels}, present=present))
         )
     jax.tree.map(np.testing.assert_array_equal, results[0], results[1])
     jax.tree.map(np.testing.assert_array_equal, results[0], results[2])
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(results[0]))
 
-    # A row that only pads the batch is an example without modalities.
+    # A padding row equals a row without modalities.
     padded = BATCH.replace(weight=np.array([1, 1, 1, 0], np.float32))
     missing = BATCH.replace(present={m: np.array([True, True, True, False]) for m in BATCH.present})
     one, other = step(variables["params"], padded)[1], step(variables["params"], missing)[1]
@@ -86,22 +86,22 @@ def test_contract(fusion):
     if fusion == "late_mean":
         np.testing.assert_array_equal(one.logits["label"][3], 0.0)
 
-    nothing = BATCH.replace(present={m: np.zeros(4, bool) for m in BATCH.present})
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step(variables["params"], nothing)))
+    all_absent = BATCH.replace(present={m: np.zeros(4, bool) for m in BATCH.present})
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step(variables["params"], all_absent)))
 
     evaluated = jax.eval_shape(lambda v, b: model.apply(v, b, train=False), variables, BATCH)
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), evaluated, outputs)
 
 
-def test_jit_is_eager():
+def test_model_jit_equals_eager():
     model, variables = prepare("concat")
     eager = model.apply(variables, BATCH, train=False)
     compiled = jax.jit(lambda v, b: model.apply(v, b, train=False))(variables, BATCH)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), eager, compiled)
 
 
-def test_a_batch_over_two_devices_is_the_whole_batch():
-    """Unequal padding, batch normalisation and dropout on."""
+def test_model_on_two_devices_equals_one_global_batch():
+    """The shards have unequal padding; batch normalisation and dropout are enabled."""
     batch = BATCH.replace(weight=np.array([1, 1, 1, 0], np.float32))
     variables = prepare("concat", dropout=0.5)[1]
 
@@ -111,14 +111,14 @@ def test_a_batch_over_two_devices_is_the_whole_batch():
         rngs = {"dropout": jax.random.key(3)}
         return model.apply({**variables, **rows}, batch, train=True, mutable=["batch_stats"], rngs=rngs)
 
-    whole, stats = jax.jit(lambda b: logits(b, None))(batch)
+    expected, stats = jax.jit(lambda b: logits(b, None))(batch)
     shards = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), batch)
     sharded, shard_stats = jax.jit(jax.vmap(lambda b: logits(b, "data"), axis_name="data"))(shards)
     for task in TASKS:
-        joined = sharded.logits[task].reshape(whole.logits[task].shape)
-        np.testing.assert_allclose(joined[:3], whole.logits[task][:3], atol=1e-5)
+        joined = sharded.logits[task].reshape(expected.logits[task].shape)
+        np.testing.assert_allclose(joined[:3], expected.logits[task][:3], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-6), shard_stats, stats)
-    assert np.abs(whole.logits["label"] - model_without_dropout(variables, batch)).max() > 1e-3
+    assert np.abs(expected.logits["label"] - model_without_dropout(variables, batch)).max() > 1e-3
 
 
 def model_without_dropout(variables, batch):
@@ -126,7 +126,7 @@ def model_without_dropout(variables, batch):
     return model.apply(variables, batch, train=True, mutable=["batch_stats"])[0].logits["label"]
 
 
-def test_bfloat16_computes_low_and_returns_float32_logits():
+def test_model_in_bfloat16_has_float32_params_and_logits():
     model = build(config("co_attention", heads=2), SPEC, TASKS, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), BATCH, train=False))
     outputs, variables = shapes
@@ -140,28 +140,28 @@ def test_bfloat16_computes_low_and_returns_float32_logits():
     assert text.dtype == jnp.bfloat16
 
 
-TWO = {"left": {}, "right": {}}
+TWO_IMAGES = {"left": {}, "right": {}}
 
 
-def two_pictures(rows=4):
-    pictures = RANDOM.normal(size=(2, rows, 8, 8, 1)).astype(np.float32)
+def make_image_pair(rows=4):
+    images = RANDOM.normal(size=(2, rows, 8, 8, 1)).astype(np.float32)
     real = np.ones((rows, 1), bool)
     return Batch(
-        inputs=dict(zip(TWO, pictures, strict=True)),
-        mask=dict.fromkeys(TWO, real),
-        present=dict.fromkeys(TWO, np.ones(rows, bool)),
+        inputs=dict(zip(TWO_IMAGES, images, strict=True)),
+        mask=dict.fromkeys(TWO_IMAGES, real),
+        present=dict.fromkeys(TWO_IMAGES, np.ones(rows, bool)),
         targets={},
         weight=np.ones(rows, np.float32),
         id=np.arange(rows, dtype=np.int32),
     )
 
 
-PAIR = two_pictures()
+PAIR = make_image_pair()
 CNN = {"name": "cnn", "channels": (4,), "strides": (4,)}
 
 
-def test_a_shared_encoder_is_one_set_of_weights():
-    model = build(config("concat", {"left": CNN, "right": {**CNN, "share": "left"}}), TWO, TASKS)
+def test_shared_encoder_has_one_set_of_weights():
+    model = build(config("concat", {"left": CNN, "right": {**CNN, "share": "left"}}), TWO_IMAGES, TASKS)
     assert model.modalities == ["left", "right"]
     variables = random_variables(model, PAIR, train=False)
     assert [name for name in variables["params"] if name.startswith("encoders")] == ["encoders_left"]
@@ -172,41 +172,41 @@ def test_a_shared_encoder_is_one_set_of_weights():
     assert set(outputs.present) == {"left", "right"}
 
 
-def test_joined_pictures_are_channels_of_one_encoder():
-    model = build(config("concat", {"left": {**CNN, "join": ("right",)}}), TWO, TASKS)
+def test_joined_images_are_channels_of_one_encoder():
+    model = build(config("concat", {"left": {**CNN, "join": ("right",)}}), TWO_IMAGES, TASKS)
     assert model.modalities == ["left"]
     variables = random_variables(model, PAIR, train=False)
     assert variables["params"]["encoders_left"]["Conv_0"]["kernel"].shape[2] == 2
-    alone = build(config("concat", {"left": CNN}), TWO, TASKS)
+    single = build(config("concat", {"left": CNN}), TWO_IMAGES, TASKS)
     stacked = np.concatenate([PAIR.inputs["left"], PAIR.inputs["right"]], axis=-1)
-    expected = alone.apply(variables, PAIR.replace(inputs={**PAIR.inputs, "left": stacked}), train=False).logits
+    expected = single.apply(variables, PAIR.replace(inputs={**PAIR.inputs, "left": stacked}), train=False).logits
     jax.tree.map(np.testing.assert_array_equal, model.apply(variables, PAIR, train=False).logits, expected)
 
-    # Where one is absent zeros stand for it, whatever is stored; where both are, there is no token.
-    there = np.array([True, False, True, False])
-    present = {"left": np.array([True, True, False, False]), "right": there}
-    spoilt = np.where(there[:, None, None, None], PAIR.inputs["right"], np.nan)
-    lacking = PAIR.replace(inputs={**PAIR.inputs, "right": spoilt}, present=present)
-    tokens, mask = model.apply(variables, lacking, train=False, method="encode")
+    # An absent image is replaced by zeros, whatever its values; without both images there is no token.
+    right_present = np.array([True, False, True, False])
+    present = {"left": np.array([True, True, False, False]), "right": right_present}
+    with_nan = np.where(right_present[:, None, None, None], PAIR.inputs["right"], np.nan)
+    incomplete = PAIR.replace(inputs={**PAIR.inputs, "right": with_nan}, present=present)
+    tokens, mask = model.apply(variables, incomplete, train=False, method="encode")
     np.testing.assert_array_equal(mask["left"].any(axis=1), [True, True, True, False])
     zeros = [np.where(rows[:, None, None, None], PAIR.inputs[m], 0) for m, rows in present.items()]
-    by_hand, _ = alone.apply(
+    expected_tokens, _ = single.apply(
         variables, PAIR.replace(inputs={"left": np.concatenate(zeros, -1)}), train=False, method="encode"
     )
-    np.testing.assert_allclose(tokens["left"][:3], by_hand["left"][:3], atol=1e-6)
+    np.testing.assert_allclose(tokens["left"][:3], expected_tokens["left"][:3], atol=1e-6)
     np.testing.assert_array_equal(tokens["left"][3], 0)
 
 
-def test_pictures_of_two_sizes_cannot_be_joined():
-    model = build(config("concat", {"left": {**CNN, "join": ("right",)}}), TWO, TASKS)
+def test_joined_images_must_have_the_same_size():
+    model = build(config("concat", {"left": {**CNN, "join": ("right",)}}), TWO_IMAGES, TASKS)
     other = PAIR.replace(inputs={**PAIR.inputs, "right": np.zeros((4, 8, 4, 1), np.float32)})
     with pytest.raises(UserError, match=r"the same size, got left \(8, 8\), right \(8, 4\)"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), other, train=False))
 
 
-def test_a_frozen_encoder_is_as_in_evaluation():
-    encoders = {m: {**CNN, "norm": "batch", "dropout": 0.5} for m in TWO}
-    model = build(config("concat", encoders), TWO, TASKS, frozen=["left"])
+def test_frozen_encoder_runs_in_evaluation_mode():
+    encoders = {m: {**CNN, "norm": "batch", "dropout": 0.5} for m in TWO_IMAGES}
+    model = build(config("concat", encoders), TWO_IMAGES, TASKS, frozen=["left"])
     variables = random_variables(model, PAIR, train=False)
 
     tokens, changed = model.apply(
@@ -214,16 +214,16 @@ def test_a_frozen_encoder_is_as_in_evaluation():
         rngs={"dropout": jax.random.key(0)}, method="encode",
     )  # fmt: skip
     evaluated = model.apply(variables, PAIR, train=False, method="encode")
-    same = {m: np.allclose(tokens[0][m], evaluated[0][m], atol=1e-6) for m in TWO}
-    assert same == {"left": True, "right": False}
+    equal = {m: np.allclose(tokens[0][m], evaluated[0][m], atol=1e-6) for m in TWO_IMAGES}
+    assert equal == {"left": True, "right": False}
     before, after = variables["batch_stats"], changed["batch_stats"]
     jax.tree.map(np.testing.assert_array_equal, after["encoders_left"], before["encoders_left"])
     assert not np.allclose(jax.tree.leaves(after["encoders_right"])[0], jax.tree.leaves(before["encoders_right"])[0])
 
 
-def test_a_frozen_encoder_is_frozen_for_whom_it_is_shared_with():
+def test_frozen_encoder_is_frozen_for_every_sharing_modality():
     encoders = {"left": {**CNN, "norm": "batch", "dropout": 0.5}, "right": {**CNN, "share": "left"}}
-    model = build(config("concat", encoders), TWO, TASKS, frozen=["left"])
+    model = build(config("concat", encoders), TWO_IMAGES, TASKS, frozen=["left"])
     variables = random_variables(model, PAIR, train=False)
     apply = functools.partial(model.apply, {**variables, "rows": {"id": PAIR.id}}, PAIR, method="encode")
     (tokens, _), changed = apply(train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
@@ -231,30 +231,30 @@ def test_a_frozen_encoder_is_frozen_for_whom_it_is_shared_with():
     jax.tree.map(np.testing.assert_array_equal, changed["batch_stats"], variables["batch_stats"])
 
 
-def test_joined_pictures_are_augmented_alike():
+def test_joined_images_share_their_augmentation():
     options = {"kind": "image", **image.OPTIONS, "mean": (0.5,), "std": (0.25,)}
     options["augment"] = {**options["augment"], "flip": 0.5, "crop": 2, "rotate": 20.0}
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), np.uint8)
-    batch = two_pictures(8).replace(inputs=dict.fromkeys(TWO, pixels))
-    for owner, alike in (({"right": "left"}, True), ({}, False)):
-        inputs = make_preprocess(dict.fromkeys(TWO, options), owner)(batch, jax.random.key(0)).inputs
-        assert np.allclose(inputs["left"], inputs["right"]) == alike
+    batch = make_image_pair(8).replace(inputs=dict.fromkeys(TWO_IMAGES, pixels))
+    for owner, shared in (({"right": "left"}, True), ({}, False)):
+        inputs = make_preprocess(dict.fromkeys(TWO_IMAGES, options), owner)(batch, jax.random.key(0)).inputs
+        assert np.allclose(inputs["left"], inputs["right"]) == shared
         assert not np.allclose(inputs["left"], (pixels / 255 - 0.5) / 0.25)
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS.values(), *FUSIONS.values()])
-def test_options_are_the_fields_a_config_may_set(kind):
+def test_module_options_are_the_configurable_fields(kind):
     found = module_options(kind)
     assert not set(found) & (ENCODER_KWARGS | {"parent", "name"})
     assert dataclasses.MISSING not in found.values(), "an option needs a default"
 
 
-def test_options_of_the_cnn():
+def test_module_options_have_their_defaults():
     assert module_options(ENCODERS["cnn"])["strides"] == (2, 2, 2)
     assert module_options(FUSIONS["mean"]) == {}
 
 
-def test_build_gives_every_module_what_it_needs():
+def test_build_passes_encoder_kwargs_to_every_module():
     encoders = {**ENCODER_CONFIGS, "audio": {"name": "logmel_cnn"}}
     model = build(config("gmu", encoders), SPEC, TASKS, axis_name="data")
     assert model.encoders["text"].vocabulary == 7
@@ -265,7 +265,7 @@ def test_build_gives_every_module_what_it_needs():
 
 
 @pytest.mark.parametrize(
-    ("broken", "path", "text"),
+    ("changes", "path", "message"),
     [
         ({"encoders": {}}, "encoders", "give an encoder to at least one modality"),
         ({"encoders": {"video": {"name": "cnn"}}}, "encoders.video", "no such modality; choose one of audio, image"),
@@ -277,7 +277,7 @@ def test_build_gives_every_module_what_it_needs():
         ({"fusion": {"name": "concat", "width": 2}}, "fusion.width", "concat has no such option"),
     ],
 )
-def test_build_rejects_wrong_configs(broken, path, text):
-    with pytest.raises(UserError, match=text) as error:
-        build({**config("mean").to_dict(), **broken}, SPEC, TASKS)
+def test_build_rejects_invalid_configs(changes, path, message):
+    with pytest.raises(UserError, match=message) as error:
+        build({**config("mean").to_dict(), **changes}, SPEC, TASKS)
     assert error.value.path == f"config.model.{path}"

@@ -12,10 +12,10 @@ ROWS, TIME, VOCABULARY, WIDTH, EMBEDDING, HIDDEN, CLASSES = 2, 5, 7, 8, 4, 6, 3
 def summary(encoder, fusion):
     config = {"width": WIDTH, "encoders": {"text": encoder}, "fusion": {"name": fusion}}
     model = build(config, {"text": {"vocabulary": VOCABULARY}}, {"label": CLASSES})
-    words = np.ones((ROWS, TIME), np.int32)
+    token_ids = np.ones((ROWS, TIME), np.int32)
     batch = Batch(
-        inputs={"text": words},
-        mask={"text": words > 0},
+        inputs={"text": token_ids},
+        mask={"text": token_ids > 0},
         present={"text": np.ones(ROWS, bool)},
         targets={},
         weight=np.ones(ROWS, np.float32),
@@ -44,7 +44,7 @@ def test_summary_counts_every_step_of_an_lstm():
         assert row.flops == pytest.approx(products[path] / sum(products.values()))
 
 
-def test_summary_of_decision_level_fusion():
+def test_summary_of_decision_level_fusion_has_no_fusion_cost():
     rows, total = summary({"name": "bow"}, "late_mean")
     assert rows["fusion"].shape == (ROWS, CLASSES)
     assert (rows["fusion"].parameters, rows["fusion"].flops) == (0, 0.0)
@@ -53,7 +53,7 @@ def test_summary_of_decision_level_fusion():
     assert sum(row.parameters for row in rows.values()) == total
 
 
-def test_convolutions_are_counted():
+def test_summary_counts_convolutions():
     config = {
         "width": WIDTH,
         "encoders": {"image": {"name": "cnn", "channels": (5,), "strides": (2,)}},
@@ -70,5 +70,5 @@ def test_convolutions_are_counted():
     )
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
     head = summarize(model, variables, batch)[-1]
-    convolution = 16 * (3 * 3 * 2 * 5 + 5 * WIDTH)  # 4×4 cells, and their projection
+    convolution = 16 * (3 * 3 * 2 * 5 + 5 * WIDTH)  # 4×4 positions, with their projection
     assert head.flops == pytest.approx(WIDTH * CLASSES / (WIDTH * CLASSES + convolution))

@@ -16,16 +16,16 @@ KEY = rng.key(SEED, "mixing", STEP)
 
 
 def make_batch(rows=6, weight=None):
-    pictures = np.arange(rows, dtype=np.float32)[:, None, None, None] * np.ones((1, 20, 30, 1), np.float32)
-    there = np.ones(rows, bool)
+    images = np.arange(rows, dtype=np.float32)[:, None, None, None] * np.ones((1, 20, 30, 1), np.float32)
+    present = np.ones(rows, bool)
     return Batch(
-        inputs={"image": pictures}, mask={"image": there[:, None]}, present={"image": there}, targets={},
+        inputs={"image": images}, mask={"image": present[:, None]}, present={"image": present}, targets={},
         weight=np.ones(rows, np.float32) if weight is None else np.asarray(weight, np.float32),
         id=np.arange(100, 100 + rows, dtype=np.int32),
     )  # fmt: skip
 
 
-def test_mixup_mixes_neighbours_by_one_draw_of_the_pair():
+def test_mixup_mixes_neighbours_with_one_coefficient_per_pair():
     batch = make_batch()
     share, _ = draw(batch, 1.0, KEY)
     np.testing.assert_array_equal(batch.partner, [1, 0, 3, 2, 5, 4])
@@ -39,12 +39,12 @@ def test_mixup_mixes_neighbours_by_one_draw_of_the_pair():
     features = MixUp(1.0, "features").transform_batch(batch, SEED, STEP)
     np.testing.assert_array_equal(features.mix["features"], share)
     np.testing.assert_array_equal(features.inputs["image"], batch.inputs["image"])
-    # Half a batch on each of two devices is mixed as the whole.
-    halves = [draw(jax.tree.map(lambda x, s=s: x[s], batch), 1.0, KEY)[0] for s in (slice(0, 4), slice(4, 6))]
-    np.testing.assert_array_equal(np.concatenate(halves), share)
+    # Two shards of the batch are mixed as the full batch.
+    shards = [draw(jax.tree.map(lambda x, s=s: x[s], batch), 1.0, KEY)[0] for s in (slice(0, 4), slice(4, 6))]
+    np.testing.assert_array_equal(np.concatenate(shards), share)
 
 
-def test_mixing_leaves_rows_without_weight_or_with_other_modalities():
+def test_mixup_skips_pairs_with_padding_or_different_modalities():
     batch = make_batch(6, [1, 0, 1, 1, 1, 1])
     batch = batch.replace(present={"image": np.array([True, True, True, False, True, True])})
     mixed = MixUp(1.0, "input").transform_batch(batch, SEED, STEP)
@@ -52,44 +52,44 @@ def test_mixing_leaves_rows_without_weight_or_with_other_modalities():
     np.testing.assert_array_equal(mixed.inputs["image"][:4], batch.inputs["image"][:4])
 
 
-def test_cutmix_takes_a_rectangle_of_the_partner_and_counts_its_area():
+def test_cutmix_pastes_a_rectangle_and_mixes_targets_by_area():
     batch = make_batch(40)
     mixed = CutMix(1.0).transform_batch(batch, SEED, STEP)
     images = np.asarray(mixed.inputs["image"])[..., 0]  # [B, H, W]
-    own = images == np.arange(40)[:, None, None]
-    np.testing.assert_allclose(mixed.mix["targets"], own.mean(axis=(1, 2)), atol=1e-6)
+    kept = images == np.arange(40)[:, None, None]
+    np.testing.assert_allclose(mixed.mix["targets"], kept.mean(axis=(1, 2)), atol=1e-6)
     assert set(np.unique(np.abs(images - np.arange(40)[:, None, None]))) <= {0, 1}
-    for outside in own:
+    for outside in kept:
         rows, columns = (~outside).any(axis=1), (~outside).any(axis=0)
         np.testing.assert_array_equal(~outside, rows[:, None] & columns[None])
         assert all(np.abs(np.diff(side.astype(int))).sum() <= 2 for side in (rows, columns))
-    drawn, _ = draw(batch, 1.0, KEY)
-    np.testing.assert_allclose(mixed.mix["targets"], drawn, atol=0.08)
+    sampled, _ = draw(batch, 1.0, KEY)
+    np.testing.assert_allclose(mixed.mix["targets"], sampled, atol=0.08)
 
 
-def dropped(batch, seed=0):
+def drop_modalities(batch, seed=0):
     return ModalityDropout(0.3).transform_batch(batch, jnp.uint32(seed), STEP).present
 
 
-def test_modality_dropout_drops_at_its_rate_and_keeps_one():
+def test_modality_dropout_drops_at_its_rate_but_keeps_one():
     rows = 4000
-    there = {"image": np.ones(rows, bool), "text": np.arange(rows) % 4 > 0}
-    batch = Batch({}, {}, there, {}, np.ones(rows, np.float32), np.arange(rows, dtype=np.int32))
-    after = dropped(batch)
-    both = there["text"]
+    present = {"image": np.ones(rows, bool), "text": np.arange(rows) % 4 > 0}
+    batch = Batch({}, {}, present, {}, np.ones(rows, np.float32), np.arange(rows, dtype=np.int32))
+    after = drop_modalities(batch)
+    both = present["text"]
     assert (after["image"] | after["text"]).all()
     assert after["image"][~both].all()
     assert not after["text"][~both].any()
-    # Each is lost with 0.3, but for the last one: both with 0.09, of which one stays.
+    # Each is dropped with probability 0.3; both with 0.09, in which case one is kept.
     for m in after:
         assert 1 - after[m][both].mean() == pytest.approx(0.3 - 0.09 / 2, abs=0.03)
-    part = jax.tree.map(lambda x: x[7:9], batch)
-    np.testing.assert_array_equal(dropped(part)["image"], after["image"][7:9])
-    assert not jnp.array_equal(dropped(batch, seed=1)["image"], after["image"])
+    subset = jax.tree.map(lambda x: x[7:9], batch)
+    np.testing.assert_array_equal(drop_modalities(subset)["image"], after["image"][7:9])
+    assert not jnp.array_equal(drop_modalities(batch, seed=1)["image"], after["image"])
 
 
 @pytest.mark.parametrize(
-    ("names", "changes", "said"),
+    ("names", "changes", "message"),
     [
         ("cutmix", {}, "'text' is of kind text: use mixup with where=features"),
         ("mixup+cutmix", {}, "cutmix: cannot be combined with mixup"),
@@ -104,12 +104,12 @@ def test_modality_dropout_drops_at_its_rate_and_keeps_one():
         ("modality_dropout", {"modality_dropout.rate": 1.0}, r"rate=1\.0: must be at least 0 and below 1"),
     ],
 )
-def test_what_cannot_be_mixed_is_told(names, changes, said):
+def test_check_rejects_invalid_mixing_objectives(names, changes, message):
     config = quickstart.get_config(f"objectives={names}")
     with config.unlocked():
         for path, value in changes.items():
             name, _, key = path.partition(".")
             section = config.objectives[name] if key else config
             section[key or name] = value
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         configs.check(config, 1)

@@ -1,4 +1,4 @@
-"""The objective that the README adds works from outside the package."""
+"""The README's example of an out-of-tree objective."""
 
 import re
 import sys
@@ -19,14 +19,14 @@ README = Path(mmfusion.objectives.__file__).with_name("README.md").read_text()
 
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch):
-    """A package `outside_losses` with the README's example."""
+def custom_objective(tmp_path, monkeypatch):
+    """Installs the README's example as the module `custom_losses` and yields the objective's name."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(example.splitlines()) < 25
-    (tmp_path / "outside_losses.py").write_text(example)
+    (tmp_path / "custom_losses.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    yield "outside_losses:SmallFeatures"
-    sys.modules.pop("outside_losses", None)
+    yield "custom_losses:SmallFeatures"
+    sys.modules.pop("custom_losses", None)
 
 
 def with_objective(tiny_config, name, **options):
@@ -37,21 +37,21 @@ def with_objective(tiny_config, name, **options):
     return config
 
 
-def test_readme_objective_is_part_of_the_loss_and_logged(outside, tiny_config):
+def test_readme_objective_is_added_to_the_loss_and_logged(custom_objective, tiny_config):
     losses = {}
     for weight in (0.0, 0.5):
-        config = with_objective(tiny_config, outside, weight=weight)
+        config = with_objective(tiny_config, custom_objective, weight=weight)
         dataset = datasets.load(configs.read(config).data, seed=0)
         setup = build_setup(config, dataset)
         batch = dataset.splits["train"].take(np.arange(16))
         _, losses[weight] = jax.jit(setup.step)(setup.init_on_host(0), batch, np.float32(0.1))
-    more = losses[0.5]["loss"] - losses[0.0]["loss"]
-    assert float(more) == pytest.approx(0.5 * float(losses[0.5]["objective/small"]), rel=1e-4)
+    difference = losses[0.5]["loss"] - losses[0.0]["loss"]
+    assert float(difference) == pytest.approx(0.5 * float(losses[0.5]["objective/small"]), rel=1e-4)
     assert float(losses[0.5]["objective/small"]) > 0
 
 
-def test_objective_of_an_unknown_class_is_refused(outside, tiny_config):
+def test_objective_lookup_rejects_an_unknown_class(custom_objective, tiny_config):
     with pytest.raises(UserError) as caught:
-        with_objective(tiny_config, "outside_losses:LargeFeatures")
-    assert caught.value.value == "outside_losses:LargeFeatures"
-    assert "outside_losses:SmallFeatures" in caught.value.choices
+        with_objective(tiny_config, "custom_losses:LargeFeatures")
+    assert caught.value.value == "custom_losses:LargeFeatures"
+    assert "custom_losses:SmallFeatures" in caught.value.choices

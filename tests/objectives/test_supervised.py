@@ -15,21 +15,21 @@ LOGITS = RNG.normal(size=(6, 4)).astype(np.float32) * 3
 TARGET = np.array([0, 3, 1, 1, 2, 0], np.int32)
 
 
-def test_classification_is_cross_entropy():
+def test_classification_loss_is_cross_entropy():
     loss = task_loss(jnp.asarray(LOGITS), jnp.asarray(TARGET), Task("classification", 4))
     probabilities = softmax(LOGITS.astype(np.float64), axis=1)
     expected = [log_loss([t], [p], labels=range(4)) for t, p in zip(TARGET, probabilities, strict=True)]
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
-def test_label_smoothing_formula():
-    """(1 - s) of the true class's loss plus s of the mean over all classes."""
+def test_label_smoothing_matches_its_formula():
+    """The loss is (1 - s) times that of the true class plus s times the mean over classes."""
     loss = task_loss(jnp.asarray(LOGITS), jnp.asarray(TARGET), Task("classification", 4, label_smoothing=0.2))
     negative = -log_softmax(LOGITS, axis=1)
     np.testing.assert_allclose(loss, 0.8 * negative[np.arange(6), TARGET] + 0.2 * negative.mean(axis=1), rtol=1e-5)
 
 
-def test_multilabel_is_mean_binary_cross_entropy_weighted_by_label():
+def test_multilabel_loss_is_weighted_mean_binary_cross_entropy():
     target = RNG.integers(0, 2, (6, 4))
     p = expit(LOGITS.astype(np.float64))
     each = -(target * np.log(p) + (1 - target) * np.log(1 - p))
@@ -47,17 +47,17 @@ def test_multilabel_smoothing_moves_targets_towards_one_half():
 
 
 @pytest.mark.parametrize(("name", "expected"), [("", [4, 0.25]), ("mse", [4, 0.25]), ("mae", [2, 0.5])])
-def test_regression(name, expected):
+def test_regression_loss_is_mse_or_mae(name, expected):
     loss = task_loss(jnp.array([[3.0], [0.5]]), jnp.array([1.0, 1.0]), Task("regression", 1, name))
     np.testing.assert_allclose(loss, expected)
 
 
-def test_huber_is_square_then_linear():
+def test_huber_loss_is_quadratic_then_linear():
     loss = task_loss(jnp.array([[3.0], [0.5]]), jnp.array([0.0, 0.0]), Task("regression", 1, "huber"))
     np.testing.assert_allclose(loss, [2.5, 0.125])
 
 
-def test_class_weights_reach_the_weight_alone_and_padding_stays_zero():
+def test_class_weights_scale_the_weight_but_not_the_loss():
     weight = jnp.array([1.0, 1, 1, 0, 1, 0])
     spec = Task("classification", 4, class_weights=(0.5, 1.0, 2.0, 4.0))
     np.testing.assert_allclose(task_weight(jnp.asarray(TARGET), weight, spec), [0.5, 4, 1, 0, 2, 0])
@@ -67,29 +67,29 @@ def test_class_weights_reach_the_weight_alone_and_padding_stays_zero():
     np.testing.assert_array_equal(task_loss(logits, target, spec), task_loss(logits, target, plain))
 
 
-def test_half_precision_logits_are_scored_in_float32():
+def test_task_loss_of_bfloat16_logits_is_computed_in_float32():
     loss = task_loss(jnp.asarray(LOGITS, jnp.bfloat16), jnp.asarray(TARGET), Task("classification", 4))
     assert loss.dtype == jnp.float32
     rounded = np.asarray(jnp.asarray(LOGITS, jnp.bfloat16), np.float32)
     np.testing.assert_allclose(loss, -log_softmax(rounded, axis=1)[np.arange(6), TARGET], rtol=1e-5)
 
 
-def test_extreme_logits_stay_finite():
-    big = jnp.array([[1e4, -1e4], [-1e4, 1e4]])
+def test_task_loss_of_extreme_logits_is_finite():
+    logits = jnp.array([[1e4, -1e4], [-1e4, 1e4]])
     for spec, target in ((Task("classification", 2), jnp.array([0, 0])), (Task("multilabel", 2), jnp.eye(2))):
-        loss, slope = jax.value_and_grad(lambda x, t=target, s=spec: task_loss(x, t, s).sum())(big)
+        loss, gradient = jax.value_and_grad(lambda x, t=target, s=spec: task_loss(x, t, s).sum())(logits)
         assert np.isfinite(loss), spec
-        assert np.isfinite(slope).all(), spec
+        assert np.isfinite(gradient).all(), spec
 
 
 @pytest.mark.parametrize("label", [-1, 4])
-def test_label_outside_the_classes_is_loud(label):
+def test_task_loss_of_an_out_of_range_label_is_nan(label):
     loss = task_loss(jnp.zeros((2, 4)), jnp.array([label, 1]), Task("classification", 4))
     assert np.isnan(loss[0])
     assert np.isfinite(loss[1])
 
 
-def test_shapes_must_fit():
+def test_task_loss_rejects_mismatched_shapes():
     with pytest.raises(ValueError, match="expected"):
         task_loss(jnp.zeros((2, 4)), jnp.zeros((2, 1)), Task("regression", 1))
     with pytest.raises(ValueError, match="expected"):
@@ -111,7 +111,7 @@ def test_shapes_must_fit():
         {"kind": "classification", "outputs": 2, "class_weights": (0.0, 0.0)},
     ],
 )
-def test_wrong_task_is_the_users_error(arguments):
+def test_task_rejects_invalid_arguments(arguments):
     with pytest.raises(UserError) as error:
         Task(**arguments)
     assert "\n" not in str(error.value)
@@ -124,45 +124,45 @@ def test_task_is_hashable():
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel"])
-def test_focal_is_cross_entropy_times_how_wrong_it_is(kind):
+def test_focal_loss_matches_its_formula(kind):
     target = TARGET if kind == "classification" else RNG.integers(2, size=LOGITS.shape).astype(np.float32)
     plain = task_loss(LOGITS, target, Task(kind, 4))
     np.testing.assert_allclose(task_loss(LOGITS, target, Task(kind, 4, loss="focal", gamma=0.0)), plain, rtol=1e-4)
     focal = task_loss(LOGITS, target, Task(kind, 4, loss="focal", gamma=2.0))
     if kind == "classification":
-        right = softmax(LOGITS, axis=1)[np.arange(6), TARGET]
-        np.testing.assert_allclose(focal, -((1 - right) ** 2) * np.log(right), rtol=1e-3)
+        p = softmax(LOGITS, axis=1)[np.arange(6), TARGET]
+        np.testing.assert_allclose(focal, -((1 - p) ** 2) * np.log(p), rtol=1e-3)
     else:
-        right = np.where(target > 0, expit(LOGITS), expit(-LOGITS))
-        np.testing.assert_allclose(focal, (-((1 - right) ** 2) * np.log(right)).mean(axis=1), rtol=1e-3, atol=1e-6)
+        p = np.where(target > 0, expit(LOGITS), expit(-LOGITS))
+        np.testing.assert_allclose(focal, (-((1 - p) ** 2) * np.log(p)).mean(axis=1), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel"])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_has_a_finite_slope_where_the_answer_is_certain(kind, gamma):
+def test_focal_loss_has_a_finite_gradient_at_certainty(kind, gamma):
     target = jnp.array([0]) if kind == "classification" else jnp.array([[1.0, 0.0]])
     task = Task(kind, 2, loss="focal", gamma=gamma)
-    for certain in (1.0, -1.0):
-        slope = jax.grad(lambda x: task_loss(x, target, task).sum())(certain * jnp.array([[60.0, -60.0]]))
-        assert jnp.isfinite(slope).all()
+    for sign in (1.0, -1.0):
+        gradient = jax.grad(lambda x: task_loss(x, target, task).sum())(sign * jnp.array([[60.0, -60.0]]))
+        assert jnp.isfinite(gradient).all()
 
 
-def test_squared_error_of_classes_is_of_their_probabilities():
+def test_classification_mse_is_of_probabilities():
     found = task_loss(LOGITS, TARGET, Task("classification", 4, loss="mse"))
     expected = ((softmax(LOGITS, axis=1) - np.eye(4)[TARGET]) ** 2).sum(axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_the_earth_movers_distance_counts_how_far_off_a_class_is():
+def test_emd_loss_grows_with_the_distance_between_classes():
     logits = 50.0 * jnp.eye(4)[jnp.array([0, 1, 2, 3])]
     loss = task_loss(logits, jnp.zeros(4, jnp.int32), Task("classification", 4, loss="emd"))
     np.testing.assert_allclose(loss, [0, 1, 2, 3], atol=1e-5)
-    even = task_loss(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), Task("classification", 4, loss="emd"))
-    np.testing.assert_allclose(even, [0.75**2 + 0.5**2 + 0.25**2], rtol=1e-5)
+    uniform = task_loss(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), Task("classification", 4, loss="emd"))
+    np.testing.assert_allclose(uniform, [0.75**2 + 0.5**2 + 0.25**2], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "loss"), [("classification", "mae"), ("multilabel", "emd"), ("regression", "focal")])
-def test_a_loss_of_another_kind_is_told(kind, loss):
+def test_task_rejects_a_loss_of_another_kind(kind, loss):
     with pytest.raises(UserError, match=f"loss {loss!r} of a {kind} task is unknown; choose "):
         Task(kind, 1, loss=loss)
     with pytest.raises(UserError, match="gamma is -1"):

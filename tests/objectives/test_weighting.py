@@ -15,12 +15,12 @@ GRADS = {
 
 
 def start(*tasks):
-    """The state of GradNorm before the first step."""
+    """Returns the state of GradNorm before the first step."""
     return {"tasks": {task: jnp.ones(()) for task in tasks}, "first": {task: jnp.zeros(()) for task in tasks}}
 
 
-def balanced(gradnorm, state, losses, norms):
-    """The state after a step whose tasks have these gradient norms before GradNorm's own weights."""
+def updated(gradnorm, state, losses, norms):
+    """Returns the state after a step with the given unweighted gradient norms per task."""
     return gradnorm.balance(state, losses, {task: state["tasks"][task] * norm for task, norm in norms.items()})
 
 
@@ -28,17 +28,17 @@ def scores(image, text):
     return {"image": jnp.float32(image), "text": jnp.float32(text)}
 
 
-def test_who_leads_is_held_back_by_the_written_formula():
+def test_ogm_ge_factors_match_their_formula():
     factors = OGMGE(alpha=0.5).factors(scores(0.8, 0.2))
     assert factors["image"] == pytest.approx(1 - np.tanh(0.5 * 4), rel=1e-5)
     assert factors["text"] == 1
     three = OGMGE(alpha=0.3).factors({**scores(0.6, 0.2), "audio": jnp.float32(0.4)})
-    assert three["image"] == pytest.approx(1 - np.tanh(0.3 * 0.6 / 0.3), rel=1e-5)  # the others' mean is 0.3
+    assert three["image"] == pytest.approx(1 - np.tanh(0.3 * 0.6 / 0.3), rel=1e-5)  # the mean of the others is 0.3
     assert three["audio"] == three["text"] == 1
     assert all(factor == 1 for factor in OGMGE().factors(scores(0.5, 0.5)).values())
 
 
-def test_only_encoders_change_and_noise_has_the_gradients_deviation():
+def test_ogm_ge_scales_encoder_gradients_and_adds_noise():
     changed = OGMGE(alpha=0.5, noise=False).modulate(GRADS, scores(0.8, 0.2), KEY, ZERO)
     np.testing.assert_allclose(
         changed["encoders_image"]["kernel"], (1 - np.tanh(2.0)) * GRADS["encoders_image"]["kernel"], rtol=1e-5
@@ -46,72 +46,73 @@ def test_only_encoders_change_and_noise_has_the_gradients_deviation():
     jax.tree.map(np.testing.assert_array_equal, changed["encoders_text"], GRADS["encoders_text"])
     large = {"encoders_image": {"kernel": 3 * jax.random.normal(KEY, (200, 200))}, "heads_label": jnp.ones(3)}
     noisy = OGMGE(noise=True).modulate(large, scores(0.5, 0.5), KEY, ZERO)
-    added = noisy["encoders_image"]["kernel"] - large["encoders_image"]["kernel"]
-    assert np.std(added) == pytest.approx(3, rel=0.02)
-    assert abs(np.corrcoef(added.ravel(), large["encoders_image"]["kernel"].ravel())[0, 1]) < 0.02
+    noise = noisy["encoders_image"]["kernel"] - large["encoders_image"]["kernel"]
+    assert np.std(noise) == pytest.approx(3, rel=0.02)
+    assert abs(np.corrcoef(noise.ravel(), large["encoders_image"]["kernel"].ravel())[0, 1]) < 0.02
     np.testing.assert_array_equal(noisy["heads_label"], 1)
 
 
-def test_it_ends_where_it_is_told_to_and_one_modality_is_left():
+def test_ogm_ge_stops_at_until_and_ignores_a_single_modality():
     ogm = OGMGE(until=3)
-    for step, acts in ((2, True), (3, False)):
+    for step, active in ((2, True), (3, False)):
         changed = ogm.modulate(GRADS, scores(0.8, 0.2), KEY, jnp.int32(step))
-        same = jax.tree.map(lambda a, b: bool((a == b).all()), changed, GRADS)
-        assert all(jax.tree.leaves(same)) != acts
+        equal = jax.tree.map(lambda a, b: bool((a == b).all()), changed, GRADS)
+        assert all(jax.tree.leaves(equal)) != active
     assert ogm.modulate(GRADS, {"image": jnp.float32(0.9)}, KEY, ZERO) is GRADS
 
 
-def test_gradnorm_by_the_written_formula():
-    """One update against the derivative of Σ |w_i g_i - wanted_i|, taken by differences, with what is wanted fixed."""
+def test_gradnorm_update_matches_its_formula():
+    """Compares with the finite difference of Σ |w_i g_i - target_i| for fixed targets."""
     gradnorm = GradNorm(alpha=1.5, rate=0.1)
-    balance = {
+    state = {
         "tasks": {"a": jnp.float32(1.2), "b": jnp.float32(0.8)},
         "first": {"a": jnp.float32(2.0), "b": jnp.float32(1.0)},
     }
     losses, norms = {"a": jnp.float32(1.0), "b": jnp.float32(0.9)}, {"a": jnp.float32(0.5), "b": jnp.float32(2.0)}
-    after = balanced(gradnorm, balance, losses, norms)
-    left = np.array([1 / 2, 0.9 / 1])
-    each = np.array([1.2 * 0.5, 0.8 * 2.0])
-    wanted = each.mean() * (left / left.mean()) ** 1.5
-    weights, tiny = np.array([1.2, 0.8]), 1e-6
-    slope = [
-        ((weights[i] + tiny) * norm - wanted[i], weights[i] * norm - wanted[i]) for i, norm in enumerate((0.5, 2.0))
+    after = updated(gradnorm, state, losses, norms)
+    remaining = np.array([1 / 2, 0.9 / 1])
+    weighted_norms = np.array([1.2 * 0.5, 0.8 * 2.0])
+    targets = weighted_norms.mean() * (remaining / remaining.mean()) ** 1.5
+    weights, epsilon = np.array([1.2, 0.8]), 1e-6
+    differences = [
+        ((weights[i] + epsilon) * norm - targets[i], weights[i] * norm - targets[i])
+        for i, norm in enumerate((0.5, 2.0))
     ]
-    slope = np.array([(abs(up) - abs(at)) / tiny for up, at in slope])
-    moved = weights - 0.1 * slope
-    np.testing.assert_allclose(list(after["tasks"].values()), moved * 2 / moved.sum(), rtol=1e-4)
-    assert after["first"] == balance["first"]
+    gradient = np.array([(abs(shifted) - abs(value)) / epsilon for shifted, value in differences])
+    expected = weights - 0.1 * gradient
+    np.testing.assert_allclose(list(after["tasks"].values()), expected * 2 / expected.sum(), rtol=1e-4)
+    assert after["first"] == state["first"]
 
 
-def test_gradnorm_draws_gradients_to_one_size():
+def test_gradnorm_equalises_gradient_norms():
     gradnorm = GradNorm(alpha=0.0, rate=0.02)
-    balance, norms = start("a", "b", "c"), {"a": 4.0, "b": 1.0, "c": 2.0}
+    state, norms = start("a", "b", "c"), {"a": 4.0, "b": 1.0, "c": 2.0}
     for _ in range(500):
-        balance = balanced(gradnorm, balance, dict.fromkeys(norms, jnp.float32(1.0)), norms)
-    weighted = [float(balance["tasks"][task]) * norm for task, norm in norms.items()]
+        state = updated(gradnorm, state, dict.fromkeys(norms, jnp.float32(1.0)), norms)
+    weighted = [float(state["tasks"][task]) * norm for task, norm in norms.items()]
     np.testing.assert_allclose(weighted, np.mean(weighted), rtol=0.15)
-    assert sum(balance["tasks"].values()) == pytest.approx(3, rel=1e-4)
-    first = balanced(gradnorm, start("a", "b"), {"a": jnp.float32(5), "b": jnp.float32(3)}, {"a": 1.0, "b": 2.0})
+    assert sum(state["tasks"].values()) == pytest.approx(3, rel=1e-4)
+    first = updated(gradnorm, start("a", "b"), {"a": jnp.float32(5), "b": jnp.float32(3)}, {"a": 1.0, "b": 2.0})
     assert (first["first"]["a"], first["first"]["b"]) == (5, 3)
-    then = balanced(gradnorm, first, {"a": jnp.float32(4), "b": jnp.float32(2)}, {"a": 1.0, "b": 2.0})
-    assert then["first"] == first["first"]
+    second = updated(gradnorm, first, {"a": jnp.float32(4), "b": jnp.float32(2)}, {"a": 1.0, "b": 2.0})
+    assert second["first"] == first["first"]
 
 
-def test_the_task_that_learns_slowly_gets_more():
+def test_gradnorm_increases_the_weight_of_slow_tasks():
     gradnorm, losses = GradNorm(alpha=1.0, rate=0.01), {"a": jnp.float32(0.2), "b": jnp.float32(1.0)}
-    balance = {**start(*losses), "first": dict.fromkeys(losses, jnp.float32(1.0))}
+    state = {**start(*losses), "first": dict.fromkeys(losses, jnp.float32(1.0))}
     for _ in range(200):
-        balance = balanced(gradnorm, balance, losses, dict.fromkeys(losses, 1.0))
-    assert balance["tasks"]["b"] / balance["tasks"]["a"] == pytest.approx(5, rel=0.1)  # as (1.0 / 0.2)^1
+        state = updated(gradnorm, state, losses, dict.fromkeys(losses, 1.0))
+    assert state["tasks"]["b"] / state["tasks"]["a"] == pytest.approx(5, rel=0.1)  # as (1.0 / 0.2)^1
 
 
-def test_gradient_blending_by_the_written_formula():
+def test_gradient_blending_weights_match_their_formula():
     before = {"joint": (1.0, 1.1), "image": (1.2, 1.2), "text": (0.9, 1.0)}
     now = {"joint": (0.5, 0.9), "image": (1.0, 1.1), "text": (0.3, 1.2)}
-    # G: 0.2, 0.1, nothing; O: 0.3, 0.1, 0.8
-    raw = np.array([0.2 / 0.3**2, 0.1 / 0.1**2, 0.0])
+    # Generalisation G: 0.2, 0.1, none; overfitting O: 0.3, 0.1, 0.8.
+    ratios = np.array([0.2 / 0.3**2, 0.1 / 0.1**2, 0.0])
     weights = GradientBlending(floor=0.01).on_validation(before, now)
-    np.testing.assert_allclose(list(weights.values()), 0.1 + 0.9 * 3 * raw / raw.sum(), rtol=1e-6)
+    np.testing.assert_allclose(list(weights.values()), 0.1 + 0.9 * 3 * ratios / ratios.sum(), rtol=1e-6)
     assert sum(weights.values()) == pytest.approx(3)
     floored = GradientBlending(floor=0.2, least=0.0).on_validation(before, now)
     assert floored["image"] / floored["joint"] == pytest.approx((0.1 / 0.2**2) / (0.2 / 0.3**2))

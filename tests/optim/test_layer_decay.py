@@ -8,7 +8,7 @@ from mmfusion.models.encoders import ENCODERS
 from mmfusion.optim.layer_decay import decay_factors
 from tests.models.encoder_cases import CASES, make
 
-# The layers of each sequential encoder, from the input to the output; those between two `<` have one learning rate.
+# The layers of each sequential encoder, from input to output; layers between two `<` have the same learning rate.
 ORDERS = {
     "cnn-layer": "Conv_0 Norm_0 < Conv_1 Norm_1 < tokens",
     "cnn-group": "Conv_0 Norm_0 < Conv_1 Norm_1 < tokens",
@@ -65,7 +65,7 @@ def test_layer_order_is_none_for_encoders_that_branch():
 
 
 @pytest.mark.parametrize("case", ORDERS)
-def test_layer_order_gives_every_layer_its_factor(case):
+def test_layer_order_determines_every_layers_factor(case):
     name, options, (x, mask), _ = CASES[case]
     encoder = make(name, options)
     layers = jax.eval_shape(lambda: encoder.init(jax.random.key(0), x, mask, train=False))["params"]
@@ -79,7 +79,7 @@ def test_decay_factors_order_layers_by_number():
     assert factors == {"block10": 1, "block9": 0.5, "block1": 0.25}
 
 
-def test_decay_factors_refuse_a_layer_without_a_place():
+def test_decay_factors_reject_an_unmatched_layer():
     with pytest.raises(ValueError, match="does not match its layer 'head'"):
         decay_factors(["block0", "head"], [r"block\d+"], 0.5)
 

@@ -1,11 +1,11 @@
-"""Makes `fixtures.npz`: inputs, weights and outputs of published implementations, for `test_published.py`.
+"""Writes `fixtures.npz`: inputs, weights and outputs of published implementations, for `test_published.py`.
 
 pip install torch==2.13.0 torch_geometric==2.8.1 numpy
-pip download --no-deps block.bootstrap.pytorch==0.1.6 pykale==0.2.1   (unpacked beside each other into SOURCES)
+pip download --no-deps block.bootstrap.pytorch==0.1.6 pykale==0.2.1   (both unpacked into SOURCES)
 python tests/published/make.py SOURCES
 
 torch and torch_geometric are used as installed. block.bootstrap.pytorch (Ben-younes et al., the authors of MUTAN and
-BLOCK) and pykale have requirements of their own that these fusions do not need, so single files of theirs are loaded.
+BLOCK) and pykale have requirements that these fusions do not need, so only single files of them are loaded.
 """
 
 import importlib.util
@@ -23,26 +23,26 @@ CASES = {}
 
 
 def case(name, inputs, output, **weights):
-    """Keeps a case: inputs, weights and output as float32 arrays under `name/...`."""
+    """Adds a case: inputs, weights and output as float32 arrays under `name/...`."""
     for key, value in {**inputs, **weights, "output": output}.items():
         value = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         CASES[f"{name}/{key}"] = value if value.dtype == bool else value.astype(np.float32)
 
 
 def linear(prefix, layer):
-    """Returns a torch Linear's weights as a Flax Dense has them."""
+    """Returns a torch Linear's weights in the layout of a Flax Dense."""
     return {f"{prefix}/kernel": layer.weight.T, f"{prefix}/bias": layer.bias}
 
 
-def shaken(module):
-    """Returns the module with every parameter drawn anew, so that none is 0 or 1."""
+def randomised(module):
+    """Returns the module in evaluation mode with random parameters, so that none is 0 or 1."""
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return module.eval()
 
 
 def attention_weights(prefix, attention):
-    """Returns a MultiheadAttention's weights; a bias on the keys changes nothing and is left out."""
+    """Returns a MultiheadAttention's weights without the key bias, which has no effect."""
     names, parts = ("query", "key", "value"), attention.in_proj_weight.chunk(3)
     result = {f"{prefix}{n}/kernel": w.T for n, w in zip(names, parts, strict=True)}
     for n, bias in zip(names, attention.in_proj_bias.chunk(3), strict=True):
@@ -54,21 +54,21 @@ def attention_weights(prefix, attention):
 def torch_cases():
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=torch.bool)
     queries, keys = torch.randn(B, N, D), torch.randn(B, 5, D)
-    attention = shaken(torch.nn.MultiheadAttention(D, HEADS, batch_first=True))
+    attention = randomised(torch.nn.MultiheadAttention(D, HEADS, batch_first=True))
     out, weights = attention(queries, keys, keys, key_padding_mask=~mask, average_attn_weights=False)
     case(
         "attention", {"queries": queries, "keys": keys, "mask": mask}, out,
         weights=weights, **attention_weights("params/", attention),
     )  # fmt: skip
 
-    block = shaken(torch.nn.TransformerEncoderLayer(
+    block = randomised(torch.nn.TransformerEncoderLayer(
         D, HEADS, 2 * D, activation=lambda x: F.gelu(x, approximate="tanh"), layer_norm_eps=1e-6, batch_first=True,
         norm_first=True,
     ))  # fmt: skip
     out = block(keys, src_key_padding_mask=~mask)
     norms = {
-        f"params/{ours}/{w}": getattr(getattr(block, theirs), {"scale": "weight"}.get(w, w))
-        for ours, theirs in (("norm", "norm1"), ("norm_mlp", "norm2"))
+        f"params/{flax_name}/{w}": getattr(getattr(block, torch_name), {"scale": "weight"}.get(w, w))
+        for flax_name, torch_name in (("norm", "norm1"), ("norm_mlp", "norm2"))
         for w in ("scale", "bias")
     }
     case(
@@ -78,7 +78,10 @@ def torch_cases():
     )  # fmt: skip
 
     a, b = torch.randn(B, D), torch.randn(B, D)
-    bilinear, sides = shaken(torch.nn.Bilinear(D, D, D, bias=False)), [shaken(torch.nn.Linear(D, D)) for _ in "ab"]
+    bilinear, sides = (
+        randomised(torch.nn.Bilinear(D, D, D, bias=False)),
+        [randomised(torch.nn.Linear(D, D)) for _ in "ab"],
+    )
     out = bilinear(a, b) + sides[0](a) + sides[1](b)
     case(
         "multiplicative", {"a": a, "b": b}, out,
@@ -90,11 +93,11 @@ def torch_cases():
 def geometric_cases():
     a, b = torch.randn(B, 2, D), torch.randn(B, 3, D)
     nodes = torch.cat([a, b], dim=1)
-    convolution = shaken(torch_geometric.nn.GATConv(D, D // HEADS, heads=HEADS, bias=False, add_self_loops=False))
+    convolution = randomised(torch_geometric.nn.GATConv(D, D // HEADS, heads=HEADS, bias=False, add_self_loops=False))
     edges = torch.cartesian_prod(torch.arange(5), torch.arange(5)).T
     mixed = torch.stack([convolution(row, edges) for row in nodes])
     out = nodes + F.elu(mixed)
-    dense = shaken(torch.nn.Linear(2 * D, D))
+    dense = randomised(torch.nn.Linear(2 * D, D))
     features = F.gelu(dense(torch.cat([out.mean(1), out.amax(1)], dim=-1)), approximate="tanh")
     case(
         "gat", {"a": a, "b": b}, features,
@@ -109,8 +112,8 @@ def geometric_cases():
     )  # fmt: skip
 
     a, b = torch.randn(B, D), torch.randn(B, D)
-    value, hidden = shaken(torch.nn.Linear(D, D)), shaken(torch.nn.Linear(D, D))
-    score = shaken(torch.nn.Linear(D, 1, bias=False))
+    value, hidden = randomised(torch.nn.Linear(D, D)), randomised(torch.nn.Linear(D, D))
+    score = randomised(torch.nn.Linear(D, 1, bias=False))
     gate = torch.nn.Sequential(value, hidden, torch.nn.Tanh(), score)
     aggregation = torch_geometric.nn.aggr.AttentionalAggregation(gate, value)
     out = aggregation(torch.stack([a, b], 1).reshape(-1, D), torch.arange(B).repeat_interleave(2))
@@ -127,29 +130,29 @@ def bootstrap_cases(sources):
     identity = torch.nn.Linear(D, D, bias=False)
     torch.nn.init.eye_(identity.weight)
 
-    mlb = shaken(fusions.MLB((D, D), D, mm_dim=D, activ_input="tanh", activ_output=None))
+    mlb = randomised(fusions.MLB((D, D), D, mm_dim=D, activ_input="tanh", activ_output=None))
     sides = {**linear("params/project_a", mlb.linear0), **linear("params/project_b", mlb.linear1)}
     case("mlb", {"a": a, "b": b}, mlb((a, b)), **sides, **linear("params/out", mlb.linear_out))
 
     def grouped(prefix, layer, *shape):
-        given = linear(prefix, layer)
-        return {key: value.reshape(*value.shape[:-1], *shape) for key, value in given.items()}
+        arrays = linear(prefix, layer)
+        return {key: value.reshape(*value.shape[:-1], *shape) for key, value in arrays.items()}
 
-    mfb = shaken(fusions.MFB((D, D), D, mm_dim=D, factor=5, activ_input=None, activ_output=None, normalize=True))
+    mfb = randomised(fusions.MFB((D, D), D, mm_dim=D, factor=5, activ_input=None, activ_output=None, normalize=True))
     mfb.linear_out = identity
     case(
         "mfb", {"a": a, "b": b}, mfb((a, b)),
         **grouped("params/project_a", mfb.linear0, D, 5), **grouped("params/project_b", mfb.linear1, D, 5),
     )  # fmt: skip
 
-    mfh = shaken(fusions.MFH((D, D), D, mm_dim=D, factor=5, activ_input=None, activ_output=None, normalize=True))
+    mfh = randomised(fusions.MFH((D, D), D, mm_dim=D, factor=5, activ_input=None, activ_output=None, normalize=True))
     blocks = {}
-    for number in range(2):
+    for i in range(2):
         for side, m in enumerate("ab"):
-            blocks |= grouped(f"params/block{number}_{m}", getattr(mfh, f"linear{side}_{number}"), D, 5)
+            blocks |= grouped(f"params/block{i}_{m}", getattr(mfh, f"linear{side}_{i}"), D, 5)
     case("mfh", {"a": a, "b": b}, mfh((a, b)), **blocks, **linear("params/out", mfh.linear_out))
 
-    chunked = shaken(fusions.Block((D, D), D, mm_dim=D, chunks=2, rank=3))
+    chunked = randomised(fusions.Block((D, D), D, mm_dim=D, chunks=2, rank=3))
     cores = {}
     for m, layers in (("a", chunked.merge_linears0), ("b", chunked.merge_linears1)):
         cores[f"params/core_{m}"] = torch.stack([layer.weight.T for layer in layers])
@@ -173,7 +176,7 @@ def kale_cases(sources):
 
 
 def load(folder, file, *siblings):
-    """Returns the module in one file of a package, without what the rest of the package imports."""
+    """Returns the module in one file of a package, without importing the rest of the package."""
     package = types.ModuleType("published")
     package.__path__ = [str(folder)]
     sys.modules["published"] = package

@@ -1,9 +1,9 @@
-"""Makes `encoders.npz`: small encoders of published implementations with random weights, for `test_pretrained.py`.
+"""Writes `encoders.npz`: small encoders of published implementations with random weights, for `test_pretrained.py`.
 
 pip install torch==2.13.0 torchvision==0.29.2 timm==1.0.31 transformers==5.23.0 numpy
 python tests/published/make_encoders.py
 
-Of each: its tensors under their published names, an input, and the cells or positions that it makes of it.
+Each case has the tensors under their published names, an input, and the encoder's output features.
 """
 
 from pathlib import Path
@@ -22,8 +22,8 @@ CASES = {}
 STAGES = (3, 6, 12, 24)
 
 
-def shaken(module):
-    """Returns the module in evaluation, every parameter and statistic drawn anew, so that none is 0 or 1."""
+def randomised(module):
+    """Returns the module in evaluation mode with random parameters and statistics, so that none is 0 or 1."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     for name, buffer in module.named_buffers():
@@ -35,20 +35,20 @@ def shaken(module):
 
 
 def case(name, module, x, output):
-    """Keeps a case: pictures `[B, H, W, C]` or ids, what becomes of them `[B, N, D]`, and the tensors."""
+    """Adds a case: images `[B, H, W, C]` or token ids, output features `[B, N, D]`, and the tensors."""
     CASES[f"{name}/input"] = x.permute(0, 2, 3, 1).numpy() if x.ndim == 4 else x.numpy().astype(np.int32)
     CASES[f"{name}/output"] = output.detach().numpy()
     for key, tensor in module.state_dict().items():
         CASES[f"{name}/tensors/{key}"] = tensor.numpy()
 
 
-def cells(x):
+def flattened(x):
     """Returns `[B, C, H, W]` as `[B, H·W, C]`."""
     return x.flatten(2).transpose(1, 2)
 
 
 class TinyVGG(nn.Module):
-    """torchvision's VGG with small layers; its own class has the classifier's 4096 units written in."""
+    """torchvision's VGG with small layers; its class hard-codes 4096 classifier units."""
 
     def __init__(self, *, norm, units):
         super().__init__()
@@ -62,7 +62,7 @@ class TinyVGG(nn.Module):
 
 
 class TinyAlexNet(nn.Module):
-    """torchvision's AlexNet with small layers under its names."""
+    """torchvision's AlexNet with small layers and the same names."""
 
     def __init__(self):
         super().__init__()
@@ -78,12 +78,12 @@ class TinyAlexNet(nn.Module):
 
 
 def alexnets(x):
-    model = shaken(TinyAlexNet())
+    model = randomised(TinyAlexNet())
     case("alexnet-torchvision", model, x, model.classifier[:6](model.avgpool(model.features(x)).flatten(1))[:, None])
 
 
 class TinyResNet(nn.Module):
-    """torchvision's bottleneck blocks under its names, which are timm's, too; its own class begins with 64 channels."""
+    """torchvision's bottleneck blocks with its names, which timm shares; its class starts with 64 channels."""
 
     def __init__(self):
         super().__init__()
@@ -101,16 +101,16 @@ class TinyResNet(nn.Module):
 
 
 def vggs(x):
-    plain = shaken(TinyVGG(norm=False, units=6))
+    plain = randomised(TinyVGG(norm=False, units=6))
     hidden = plain.classifier[:6](plain.avgpool(plain.features(x)).flatten(1))
     case("vgg-torchvision-fc", plain, x, hidden[:, None])
-    normed = shaken(TinyVGG(norm=True, units=6))
-    case("vgg-torchvision-bn", normed, x, cells(normed.features(x)))
-    of_timm = shaken(
+    normed = randomised(TinyVGG(norm=True, units=6))
+    case("vgg-torchvision-bn", normed, x, flattened(normed.features(x)))
+    timm_vgg = randomised(
         timm.models.vgg.VGG([2, "M", 4, "M", 8, 8, "M", 16, 16, "M", 16, 16, "M"], num_classes=3, mlp_ratio=0.002)
     )
-    of_timm.pre_logits.fc2.weight.zero_()  # large, and not read
-    case("vgg-timm", of_timm, x, cells(of_timm.features(x)))
+    timm_vgg.pre_logits.fc2.weight.zero_()  # large but unused
+    case("vgg-timm", timm_vgg, x, flattened(timm_vgg.features(x)))
 
 
 def resnets(x):
@@ -118,40 +118,40 @@ def resnets(x):
         config = transformers.ResNetConfig(
             embedding_size=3, hidden_sizes=list(sizes), depths=[1, 1, 2, 1], layer_type=kind, num_labels=3
         )
-        model = shaken(transformers.ResNetForImageClassification(config))
-        case(f"resnet-transformers-{name}", model, x, cells(model.resnet(x).last_hidden_state))
-    model = shaken(TinyResNet())
+        model = randomised(transformers.ResNetForImageClassification(config))
+        case(f"resnet-transformers-{name}", model, x, flattened(model.resnet(x).last_hidden_state))
+    model = randomised(TinyResNet())
     stem = nn.Sequential(model.conv1, model.bn1, nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     out = nn.Sequential(stem, model.layer1, model.layer2, model.layer3, model.layer4)(x)
-    case("resnet-torchvision", model, x, cells(out))
+    case("resnet-torchvision", model, x, flattened(out))
 
 
 def convnexts(x):
     config = transformers.ConvNextConfig(hidden_sizes=list(STAGES), depths=[1, 2, 1, 1], num_labels=3)
-    model = shaken(transformers.ConvNextForImageClassification(config))
-    out = cells(model.convnext(x).last_hidden_state)
+    model = randomised(transformers.ConvNextForImageClassification(config))
+    out = flattened(model.convnext(x).last_hidden_state)
     norm = model.convnext.layernorm
     case("convnext-transformers", model, x, nn.functional.layer_norm(out, out.shape[-1:], norm.weight, norm.bias, 1e-6))
-    model = shaken(timm.models.convnext.ConvNeXt(depths=(1, 2, 1, 1), dims=STAGES, num_classes=3))
-    out = cells(model.forward_features(x))
+    model = randomised(timm.models.convnext.ConvNeXt(depths=(1, 2, 1, 1), dims=STAGES, num_classes=3))
+    out = flattened(model.forward_features(x))
     norm = model.head.norm
     case("convnext-timm", model, x, nn.functional.layer_norm(out, out.shape[-1:], norm.weight, norm.bias, 1e-6))
     plan = [convnext.CNBlockConfig(a, b, n) for a, b, n in ((3, 6, 1), (6, 12, 2), (12, 24, 1), (24, None, 1))]
-    model = shaken(convnext.ConvNeXt(plan, num_classes=3))
-    case("convnext-torchvision", model, x, cells(model.classifier[0](model.features(x))))
+    model = randomised(convnext.ConvNeXt(plan, num_classes=3))
+    case("convnext-torchvision", model, x, flattened(model.classifier[0](model.features(x))))
 
 
 def vits(x):
     sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.ViTConfig(**sizes, intermediate_size=32, layer_norm_eps=1e-6, num_labels=3)
-    model = shaken(transformers.ViTForImageClassification(config))
+    model = randomised(transformers.ViTForImageClassification(config))
     case("vit-transformers", model, x, model.vit(x).last_hidden_state)
-    model = shaken(timm.models.vision_transformer.VisionTransformer(16, 4, 3, 3, embed_dim=8, depth=2, num_heads=2))
+    model = randomised(timm.models.vision_transformer.VisionTransformer(16, 4, 3, 3, embed_dim=8, depth=2, num_heads=2))
     case("vit-timm", model, x, model.forward_features(x))
-    model = shaken(torchvision.models.VisionTransformer(16, 4, 2, 2, 8, 32, num_classes=3))
+    model = randomised(torchvision.models.VisionTransformer(16, 4, 2, 2, 8, 32, num_classes=3))
     patches = model._process_input(x)
-    every = torch.cat([model.class_token.expand(len(x), -1, -1), patches], dim=1)
-    case("vit-torchvision", model, x, model.encoder(every))
+    tokens = torch.cat([model.class_token.expand(len(x), -1, -1), patches], dim=1)
+    case("vit-torchvision", model, x, model.encoder(tokens))
 
 
 def berts(ids):
@@ -159,20 +159,20 @@ def berts(ids):
         vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
         max_position_embeddings=12, num_labels=3,
     )  # fmt: skip
-    model = shaken(transformers.BertForSequenceClassification(config))
+    model = randomised(transformers.BertForSequenceClassification(config))
     out = model.bert(ids, attention_mask=(ids > 0).long())
     case("bert-transformers-all", model, ids, out.last_hidden_state * (ids > 0)[:, :, None])
     case("bert-transformers-pooled", model, ids, out.pooler_output[:, None])
 
 
 def positions():
-    """A grid of position embeddings as timm resizes it, larger and smaller."""
+    """Adds a grid of position embeddings and its resizing by timm to a larger and a smaller grid."""
     grid = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     CASES["positions/16"] = grid
     for side in (6, 3):
-        map_ = torch.tensor(grid).reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
-        new = nn.functional.interpolate(map_, size=(side, side), mode="bicubic", antialias=True)
-        CASES[f"positions/{side * side}"] = cells(new)[0].numpy()
+        feature_map = torch.tensor(grid).reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
+        resized = nn.functional.interpolate(feature_map, size=(side, side), mode="bicubic", antialias=True)
+        CASES[f"positions/{side * side}"] = flattened(resized)[0].numpy()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from mmfusion.tracking import tables
 from tests.tracking.test_logger import console
 
 
-def test_tables_show_totals_and_leave_out_nested_scores():
+def test_tables_show_totals_and_omit_nested_scores():
     screen = console()
     screen.print(tables.model_table([("encoders/[image]", (64, 128), 1200, 0.75), ("head", "13", 34, None)]))
-    shown = screen.file.getvalue()
-    assert "encoders/[image]" in shown
-    assert "64×128" in shown
-    total = next(line for line in shown.splitlines() if "total" in line)
+    output = screen.file.getvalue()
+    assert "encoders/[image]" in output
+    assert "64×128" in output
+    total = next(line for line in output.splitlines() if "total" in line)
     assert total.split() == ["total", "1,234", "75.0%"]
     screen = console()
     scores = {"valid": {"accuracy": 0.5, "auroc": None, "confusion": [[1]]}, "test": {"accuracy": np.float64(0.25)}}

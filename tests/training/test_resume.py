@@ -1,4 +1,4 @@
-"""A run that is stopped, however often and wherever, ends as the run that was not: bit for bit."""
+"""An interrupted and resumed run is bit-identical to an uninterrupted one."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ from tests.reliability.runs import newest_state
 pytestmark = pytest.mark.usefixtures("traced_once")
 
 STEPS = 240
-# Dropout is on in the tiny config. 230 rows in batches of 16: every stop is in the middle of an epoch.
+# The tiny config has dropout. With 230 rows in batches of 16, every stop is within an epoch.
 CHANGES: dict[str, Any] = {
     "model.fusion.name": "concat",
     "model.fusion.heads": None,
@@ -43,101 +43,101 @@ CHANGES: dict[str, Any] = {
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """Returns what a run logged, without what depends on the clock."""
+    """Returns the logged lines of a run, without values that depend on time."""
     path = workdir / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    whole = [json.loads(line) for line in text.split("\n")[:-1]]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in whole]
+    parsed = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in parsed]
 
 
 def last_step(workdir: Path) -> int:
     return max((line["step"] for line in lines(workdir)), default=0)
 
 
-def assert_same_run(broken: Path, unbroken: Path, steps: int) -> None:
-    assert lines(broken) == lines(unbroken)
-    assert [line["step"] for line in lines(broken) if line["split"] == "train"] == [*range(1, steps + 1)]
-    jax.tree.map(np.testing.assert_array_equal, newest_state(broken), newest_state(unbroken))
-    results = [json.loads((workdir / "result.json").read_text()) for workdir in (broken, unbroken)]
+def assert_same_run(interrupted: Path, uninterrupted: Path, steps: int) -> None:
+    assert lines(interrupted) == lines(uninterrupted)
+    assert [line["step"] for line in lines(interrupted) if line["split"] == "train"] == [*range(1, steps + 1)]
+    jax.tree.map(np.testing.assert_array_equal, newest_state(interrupted), newest_state(uninterrupted))
+    results = [json.loads((workdir / "result.json").read_text()) for workdir in (interrupted, uninterrupted)]
     for name in ("valid", "test", "best_step", "steps", "parameters", "data"):
         assert results[0][name] == results[1][name], name
 
 
-def stop_at(process: Started, workdir: Path, step: int, how: signal.Signals) -> tuple[int, str]:
-    """Sends a signal once the run has logged `step`; returns its exit status and what it printed."""
-    patience = time.monotonic() + 300
-    while last_step(workdir) < step and process.poll() is None and time.monotonic() < patience:
+def stop_at(process: Started, workdir: Path, step: int, sent: signal.Signals) -> tuple[int, str]:
+    """Sends a signal after the run has logged `step`; returns its exit status and output."""
+    deadline = time.monotonic() + 300
+    while last_step(workdir) < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     assert process.poll() is None, process.communicate(300)[0][-3000:]
-    process.send_signal(how)
-    said, _ = process.communicate(timeout=300)
-    return process.poll(), said
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=300)
+    return process.poll(), output
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Returns the size and the time of change of every file of a run."""
+    """Returns the size and modification time of every file of a run."""
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.process
-def test_killed_and_stopped_by_signals(tiny_flags: Callable[..., list[str]], tmp_path: Path):
+def test_resume_after_kills_and_sigterm_is_bit_identical(tiny_flags: Callable[..., list[str]], tmp_path: Path):
     def start(workdir: Path) -> Started:
         return Started("experiments.train", [*tiny_flags(CHANGES), f"--workdir={workdir}"], merged=True)
 
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    whole = start(unbroken)
-    said, _ = whole.communicate(timeout=300)
-    assert whole.poll() == 0, said[-3000:]
-    rates = {line["step"]: line["learning_rate"] for line in lines(unbroken) if line["split"] == "train"}
-    assert rates[1] < rates[10] < rates[30]  # it warms up
-    assert rates[STEPS] < rates[30]  # it has met a plateau
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    process = start(uninterrupted)
+    output, _ = process.communicate(timeout=300)
+    assert process.poll() == 0, output[-3000:]
+    learning_rates = {line["step"]: line["learning_rate"] for line in lines(uninterrupted) if line["split"] == "train"}
+    assert learning_rates[1] < learning_rates[10] < learning_rates[30]  # warmup
+    assert learning_rates[STEPS] < learning_rates[30]  # reduced on a plateau
 
-    draw = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     for low, high in ((30, 70), (90, 130)):
-        status, _ = stop_at(start(broken), broken, int(draw.integers(low, high)), signal.SIGKILL)
+        status, _ = stop_at(start(interrupted), interrupted, int(random.integers(low, high)), signal.SIGKILL)
         assert status == -signal.SIGKILL
-        assert low <= last_step(broken) < STEPS
+        assert low <= last_step(interrupted) < STEPS
 
-    status, said = stop_at(start(broken), broken, int(draw.integers(150, 180)), signal.SIGTERM)
-    assert status == 75, said[-3000:]
-    at = int(re.search(r"saved at step (\d+) of", said)[1])
-    checkpoints = Checkpoints(broken / "checkpoints")
-    assert checkpoints.newest() == at == last_step(broken) < STEPS
+    status, output = stop_at(start(interrupted), interrupted, int(random.integers(150, 180)), signal.SIGTERM)
+    assert status == 75, output[-3000:]
+    at = int(re.search(r"saved at step (\d+) of", output)[1])
+    checkpoints = Checkpoints(interrupted / "checkpoints")
+    assert checkpoints.newest() == at == last_step(interrupted) < STEPS
     checkpoints.close()
 
-    rest = start(broken)
-    said, _ = rest.communicate(timeout=300)
-    assert rest.poll() == 0, said[-3000:]
-    assert f"continued from step {at}" in said
-    assert_same_run(broken, unbroken, STEPS)
+    process = start(interrupted)
+    output, _ = process.communicate(timeout=300)
+    assert process.poll() == 0, output[-3000:]
+    assert f"continued from step {at}" in output
+    assert_same_run(interrupted, uninterrupted, STEPS)
 
-    before = files(broken)
-    again = start(broken)
-    said, _ = again.communicate(timeout=300)
-    assert again.poll() == 0, said[-3000:]
-    assert files(broken) == before
+    before = files(interrupted)
+    process = start(interrupted)
+    output, _ = process.communicate(timeout=300)
+    assert process.poll() == 0, output[-3000:]
+    assert files(interrupted) == before
 
 
-DRAWING = "fusion=concat,objectives=mvae+modality_dropout"  # beside dropout
+RANDOM = "fusion=concat,objectives=mvae+modality_dropout"  # random objectives, in addition to dropout
 SHORT = {"steps": 8, "eval_every": 4, "checkpoint_every": 3}
 
 
 @pytest.fixture(scope="module")
 def short(tiny_config: Callable[..., Any]) -> Any:
-    return tiny_config(DRAWING, SHORT)
+    return tiny_config(RANDOM, SHORT)
 
 
 @pytest.fixture(scope="module")
-def unbroken(short: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("short") / "unbroken"
+def uninterrupted(short: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("short") / "uninterrupted"
     train(short, workdir)
     return workdir
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("step", [4, 5, 8], ids=["when validation is due", "between", "last"])
-def test_stopped_by_sigterm_at_a_step(
-    short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+@pytest.mark.parametrize("step", [4, 5, 8], ids=["at validation", "between", "last"])
+def test_resume_after_sigterm_at_a_step_is_bit_identical(
+    short: Any, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ):
     hold = progress.Meter.hold
 
@@ -153,67 +153,67 @@ def test_stopped_by_sigterm_at_a_step(
     assert checkpoints.newest() == step
     checkpoints.close()
     train(short, tmp_path)
-    assert_same_run(tmp_path, unbroken, 8)
+    assert_same_run(tmp_path, uninterrupted, 8)
 
 
 @pytest.mark.loop
-def test_a_finished_run_says_so_and_stays_as_it_is(short: Any, unbroken: Path, capsys: pytest.CaptureFixture[str]):
-    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
-    found = train(short, unbroken)
-    assert capsys.readouterr().out == (f"train  finished before, at step 8; see {unbroken}/result.json\n")
-    assert found == json.loads((unbroken / "result.json").read_text())
-    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()} == before
+def test_train_leaves_a_finished_run_unchanged(short: Any, uninterrupted: Path, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
+    found = train(short, uninterrupted)
+    assert capsys.readouterr().out == (f"train  finished before, at step 8; see {uninterrupted}/result.json\n")
+    assert found == json.loads((uninterrupted / "result.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()} == before
 
 
 def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-    """Lets SIGTERM come when a function is called for the first time."""
-    honest, times = getattr(owner, name), itertools.count()
+    """Raises SIGTERM on the first call of a function."""
+    original, calls = getattr(owner, name), itertools.count()
 
-    def stopped(*args: Any, **options: Any) -> Any:
-        if next(times) == 0:
+    def raise_sigterm_once(*args: Any, **options: Any) -> Any:
+        if next(calls) == 0:
             signal.raise_signal(signal.SIGTERM)
-        return honest(*args, **options)
+        return original(*args, **options)
 
-    patch.setattr(owner, name, stopped)
+    patch.setattr(owner, name, raise_sigterm_once)
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (TrainSetup, "compile_train_step", 1),  # what is compiled
+        (TrainSetup, "compile_train_step", 1),  # during compilation
         (run, "score", 4),  # validation
         (Checkpoints, "save", 3),
     ],
 )
-def test_stopped_by_sigterm_in_the_middle_of_things(
-    short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int
+def test_resume_after_sigterm_during_a_phase_is_bit_identical(
+    short: Any, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int
 ):
-    """What is under way ends, and the run is saved at the step that it has come to."""
+    """The current phase finishes, and the run is saved at the current step."""
     with monkeypatch.context() as patch:
         stop_in(patch, owner, name)
         with pytest.raises(Preempted, match=r"saved at step \d of 8"):
             train(short, tmp_path)
-    assert at <= last_step(tmp_path) <= at + 1  # the signal is heard between two steps
+    assert at <= last_step(tmp_path) <= at + 1  # the signal is handled between two steps
     train(short, tmp_path)
-    assert_same_run(tmp_path, unbroken, 8)
+    assert_same_run(tmp_path, uninterrupted, 8)
 
 
 @pytest.mark.loop
-def test_stopped_by_sigterm_where_nothing_more_can_be_written(
-    short: Any, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_resume_after_sigterm_with_failing_saves_is_bit_identical(
+    short: Any, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """It goes on from the checkpoint before, if there is one."""
+    """The run resumes from the previous checkpoint, if there is one."""
     hold = progress.Meter.hold
 
-    def full(*_: Any, **__: Any) -> None:
+    def raise_disk_full(*_: Any, **__: Any) -> None:
         raise UserError("no space left")
 
     def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
         def hold_and_stop(self: progress.Meter, first: int, *rest: Any) -> None:
             hold(self, first, *rest)
             if first + 1 == step:
-                patch.setattr(Checkpoints, "save", full)
+                patch.setattr(Checkpoints, "save", raise_disk_full)
                 signal.raise_signal(signal.SIGTERM)
 
         patch.setattr(progress.Meter, "hold", hold_and_stop)
@@ -226,28 +226,28 @@ def test_stopped_by_sigterm_where_nothing_more_can_be_written(
         train(short, tmp_path)
     assert "warning: no space left" in capsys.readouterr().out
     train(short, tmp_path)
-    assert_same_run(tmp_path, unbroken, 8)
+    assert_same_run(tmp_path, uninterrupted, 8)
 
 
 @pytest.mark.loop
-def test_it_warns_where_it_goes_on_with_other_code(
+def test_resume_warns_about_changed_code(
     short: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for commit, ends in (("a", pytest.raises(Preempted)), ("a", pytest.raises(Preempted)), ("b", nullcontext())):
+    for commit, outcome in (("a", pytest.raises(Preempted)), ("a", pytest.raises(Preempted)), ("b", nullcontext())):
         assert "warning" not in capsys.readouterr().out
-        with monkeypatch.context() as patch, ends:
+        with monkeypatch.context() as patch, outcome:
             patch.setattr(provenance, "commit", lambda _, commit=commit: {"id": commit * 40, "dirty": False})
             if commit == "a":
                 stop_in(patch, Checkpoints, "save")
             train(short, tmp_path)
-    said = "warning: the code was at commit aaaaaaaaaaaa and is at bbbbbbbbbbbb since the last checkpoint"
-    assert said in capsys.readouterr().out
+    output = "warning: the code was at commit aaaaaaaaaaaa and is at bbbbbbbbbbbb since the last checkpoint"
+    assert output in capsys.readouterr().out
 
 
 @pytest.mark.loop
-def test_a_directory_of_another_config_is_refused(tiny_config: Callable[..., Any], unbroken: Path):
-    before = files(unbroken)
-    other = tiny_config(f"{DRAWING},seed=1", SHORT)
+def test_train_rejects_a_directory_of_another_config(tiny_config: Callable[..., Any], uninterrupted: Path):
+    before = files(uninterrupted)
+    other = tiny_config(f"{RANDOM},seed=1", SHORT)
     with pytest.raises(UserError, match=r"belongs to another run: its config\.seed is 0, here it is 1"):
-        train(other, unbroken)
-    assert files(unbroken) == before
+        train(other, uninterrupted)
+    assert files(uninterrupted) == before

@@ -1,4 +1,4 @@
-"""Encoders that begin at weights of a file or of another run, and that are frozen for some steps or for all."""
+"""Encoders initialised from a weights file or another run, and frozen for some or all steps."""
 
 import functools
 import json
@@ -33,54 +33,54 @@ def encoder_of(workdir, modality="image"):
 
 
 @pytest.mark.loop
-def test_an_encoder_begins_at_another_runs_and_stays_where_it_is_frozen(rows, tmp_path):
+def test_warm_start_from_a_run_keeps_a_frozen_encoder(rows, tmp_path):
     train(config(), tmp_path / "first")
-    begun = encoder_of(tmp_path / "first")
+    initial = encoder_of(tmp_path / "first")
     frozen = {
         "model__encoders__image__init": f"run:{tmp_path / 'first'}",
-        "model__encoders__image__freeze": 2,  # as many as the run has steps
+        "model__encoders__image__freeze": 2,  # equals the run's steps
         "seed": 5,
     }
     train(config(**frozen), tmp_path / "frozen")
-    jax.tree.map(np.testing.assert_array_equal, encoder_of(tmp_path / "frozen"), begun)
+    jax.tree.map(np.testing.assert_array_equal, encoder_of(tmp_path / "frozen"), initial)
     assert not np.allclose(
         encoder_of(tmp_path / "frozen", "text")["embed"]["embedding"],
         encoder_of(tmp_path / "first", "text")["embed"]["embedding"],
     )
 
-    train(config(**{**frozen, "model__encoders__image__freeze": 1}), tmp_path / "thawed")
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), encoder_of(tmp_path / "thawed"), begun)
-    assert all(0 < leaf < 0.01 for leaf in jax.tree.leaves(moved))
+    train(config(**{**frozen, "model__encoders__image__freeze": 1}), tmp_path / "unfrozen")
+    changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), encoder_of(tmp_path / "unfrozen"), initial)
+    assert all(0 < leaf < 0.01 for leaf in jax.tree.leaves(changes))
 
 
 @pytest.mark.loop
 @pytest.mark.parametrize("fusion", ["late_mean", pytest.param("concat", marks=pytest.mark.thorough)])
-def test_independent_then_fused(rows, tmp_path, fusion):
-    """Encoders, and of decisions the heads, begin as each modality's own run left them; the encoders stay."""
+def test_warm_start_from_unimodal_runs_copies_encoders_and_heads(rows, tmp_path, fusion):
+    """Encoders, and heads under decision-level fusion, are initialised from the unimodal runs; encoders are frozen."""
     for modality in ("image", "text"):
-        alone = planted.config(modality)
-        with alone.unlocked():
-            alone.model.fusion = defaults.fusion(fusion)
-        train(alone, tmp_path / "runs" / modality)
+        unimodal = planted.config(modality)
+        with unimodal.unlocked():
+            unimodal.model.fusion = defaults.fusion(fusion)
+        train(unimodal, tmp_path / "runs" / modality)
     fused = config(**{f"model__encoders__{m}__init": f"run:{tmp_path}/runs/{m}" for m in ("image", "text")})
     with fused.unlocked():
         fused.model.fusion = defaults.fusion(fusion)
         for section in fused.model.encoders.values():
             section.freeze = 10**9
         fused.steps = fused.eval_every = 1
-        fused.optim.learning_rate = 1e-12  # so that the heads are seen where they begin
+        fused.optim.learning_rate = 1e-12  # so that the heads keep their initial values
     train(fused, tmp_path / "fused")
     params = open_run(tmp_path / "fused", []).state.params
     for modality in ("image", "text"):
-        own = open_run(tmp_path / "runs" / modality, []).state.params
-        same = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, atol=1e-6))
-        same(params[f"encoders_{modality}"], own[f"encoders_{modality}"])
+        expected = open_run(tmp_path / "runs" / modality, []).state.params
+        assert_close = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, atol=1e-6))
+        assert_close(params[f"encoders_{modality}"], expected[f"encoders_{modality}"])
         if fusion == "late_mean":
-            same(params[f"heads_label_{modality}"], own[f"heads_label_{modality}"])
+            assert_close(params[f"heads_label_{modality}"], expected[f"heads_label_{modality}"])
 
 
 @pytest.mark.loop
-def test_numbers_of_another_vocabulary_are_told(rows, tmp_path, monkeypatch):
+def test_warm_start_rejects_another_vocabulary(rows, tmp_path, monkeypatch):
     train(config(), tmp_path / "first")
     others = [planted.row(i, text=f"zebra {i} colour{i % 7}") for i in range(40)]
     planted.plant(monkeypatch, train=others, test=others[:10])
@@ -90,7 +90,7 @@ def test_numbers_of_another_vocabulary_are_told(rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.loop
-def test_a_run_whose_encoder_has_other_layers_is_told(rows, tmp_path):
+def test_warm_start_rejects_other_layers_and_missing_runs(rows, tmp_path):
     train(config(), tmp_path / "first")
     other = {"model__encoders__image__init": f"run:{tmp_path / 'first'}", "model__encoders__image__channels": (8,)}
     with pytest.raises(UserError, match="has other layers"):
@@ -102,44 +102,44 @@ def test_a_run_whose_encoder_has_other_layers_is_told(rows, tmp_path):
 
 
 @pytest.mark.loop
-def test_published_weights_are_where_a_run_begins(rows, tmp_path, capsys):
+def test_warm_start_loads_published_weights(rows, tmp_path, capsys):
     save_file(tensors_of("vit-timm"), tmp_path / "vit.safetensors")
-    with (start := config()).unlocked():
+    with (run_config := config()).unlocked():
         options = {"patch": 4, "layers": 2, "hidden": 8, "heads": 2}
         file = str(tmp_path / "vit.safetensors")
-        start.model.encoders.image = defaults.encoder("image", "vit_ti", init=file, freeze=2, **options)
-    train(start, tmp_path / "run")
-    said = "".join(capsys.readouterr().out.split())  # lines are folded, and words with them
-    assert "initimage:" in said
-    assert "notused:head.bias,head.weight" in said
-    found = encoder_of(tmp_path / "run")
+        run_config.model.encoders.image = defaults.encoder("image", "vit_ti", init=file, freeze=2, **options)
+    train(run_config, tmp_path / "run")
+    output = "".join(capsys.readouterr().out.split())  # without line breaks, which may split words
+    assert "initimage:" in output
+    assert "notused:head.bias,head.weight" in output
+    encoder = encoder_of(tmp_path / "run")
     np.testing.assert_array_equal(
-        found["patches"]["kernel"], tensors_of("vit-timm")["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+        encoder["patches"]["kernel"], tensors_of("vit-timm")["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
     )
-    assert found["positions"].shape == (5, 8)  # of a picture of 8 by 8, resized
-    tiny.put(start, "steps", 1)
-    tiny.put(start, "eval_every", 1)
-    train(start, tmp_path / "shorter")
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), found, encoder_of(tmp_path / "shorter"))
-    learning = {layer for layer, leaves in moved.items() if any(jax.tree.leaves(leaves))}
-    assert learning == {"project", "norm"}  # which no publication has
+    assert encoder["positions"].shape == (5, 8)  # resized to an 8 × 8 image
+    tiny.put(run_config, "steps", 1)
+    tiny.put(run_config, "eval_every", 1)
+    train(run_config, tmp_path / "shorter")
+    changes = jax.tree.map(lambda a, b: bool((a != b).any()), encoder, encoder_of(tmp_path / "shorter"))
+    trained = {layer for layer, leaves in changes.items() if any(jax.tree.leaves(leaves))}
+    assert trained == {"project", "norm"}  # layers without published weights
 
-    with start.unlocked():
-        tiny.put(start, "model.encoders.image.hidden", 16)
+    with run_config.unlocked():
+        tiny.put(run_config, "model.encoders.image.hidden", 16)
     with pytest.raises(UserError, match="does not fit"):
-        train(start, tmp_path / "wrong")
+        train(run_config, tmp_path / "invalid")
 
 
 @pytest.mark.loop
-def test_weights_are_read_once_and_a_run_goes_on_without_them(rows, tmp_path, monkeypatch):
+def test_warm_start_reads_weights_once_and_resumes_without_them(rows, tmp_path, monkeypatch):
     save_file(tensors_of("vit-timm"), tmp_path / "vit.safetensors")
-    with (start := config()).unlocked():
+    with (run_config := config()).unlocked():
         options = {"patch": 4, "layers": 2, "hidden": 8, "heads": 2}
-        start.model.encoders.image = defaults.encoder(
+        run_config.model.encoders.image = defaults.encoder(
             "image", "vit_ti", init=str(tmp_path / "vit.safetensors"), **options
         )
-    train(start, tmp_path / "run")
+    train(run_config, tmp_path / "run")
     (tmp_path / "vit.safetensors").unlink()
     monkeypatch.setattr(weights, "read", None)
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == train(start, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == train(run_config, tmp_path / "run")
     open_run(tmp_path / "run", [])

@@ -1,4 +1,4 @@
-"""Plans and their runs: what is in the grid, what may not change, and what a run of it leaves."""
+"""Ablation plans and their execution: trials, invariants of a plan, and files that trials write."""
 
 import dataclasses
 import functools
@@ -26,23 +26,24 @@ def make(fusion, seed, modalities, **changes):
     return tiny.config(",".join(arg), changes)
 
 
-def test_every_method_has_every_seed_and_every_value():
+def test_plan_crosses_methods_seeds_and_varied_values():
     plan = plans.build(make, ["gmu", "concat"], 2, {"optim.learning_rate": [1e-3, 3e-4], "model.width": [8, 16]})
-    methods = [f"{what} model.width={width}" for what in ("gmu", "concat", "image alone", "text alone")
+    methods = [f"{name} model.width={width}" for name in ("gmu", "concat", "image alone", "text alone")
                for width in (8, 16)]  # fmt: skip
     assert {trial.method for trial in plan.trials} == set(methods)
     assert len(plan.trials) == 2 * 8 * 2
-    assert [trial.config["seed"] for trial in plan.trials] == [0] * 16 + [1] * 16  # a strategy is compiled once first
+    # All of the first seed run first, so each strategy compiles once early.
+    assert [trial.config["seed"] for trial in plan.trials] == [0] * 16 + [1] * 16
     for trial in plan.trials:
         assert trial.unimodal_baseline == ("alone" in trial.method)
         assert trial.hyperparameters == {"optim.learning_rate": trial.config["optim"]["learning_rate"]}
         assert f"model.width={trial.config['model']['width']}" in trial.method
         assert set(trial.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=-")
-    floor = {trial.method.split()[0]: trial for trial in plan.trials if trial.unimodal_baseline}
-    assert set(floor["image"].config["model"]["encoders"]) == {"image"}
+    baselines = {trial.method.split()[0]: trial for trial in plan.trials if trial.unimodal_baseline}
+    assert set(baselines["image"].config["model"]["encoders"]) == {"image"}
 
 
-def test_one_modality_has_no_floor_of_its_own():
+def test_plan_of_one_modality_has_no_unimodal_baseline():
     plan = plans.build(functools.partial(_only, "image"), ["gmu"], 1, {})
     assert [trial.method for trial in plan.trials] == ["gmu"]
 
@@ -52,7 +53,7 @@ def _only(modality, fusion, seed, _):
 
 
 @pytest.mark.parametrize(
-    ("fusions", "seeds", "vary", "said"),
+    ("fusions", "seeds", "vary", "message"),
     [
         ([], 1, {}, "the plan has no trials"),
         (["gmu"], 0, {}, "the plan has no trials"),
@@ -64,16 +65,16 @@ def _only(modality, fusion, seed, _):
         (["concat"], 1, {"data.targets.label.kind": ["x"]}, "changes the test set"),
     ],
 )
-def test_wrong_grids_are_refused(fusions, seeds, vary, said):
-    with pytest.raises(UserError, match=said):
+def test_plan_rejects_invalid_arguments(fusions, seeds, vary, message):
+    with pytest.raises(UserError, match=message):
         plans.build(make, fusions, seeds, vary)
 
 
-def test_a_directory_belongs_to_one_plan_and_one_code(tmp_path, monkeypatch):
+def test_plan_save_rejects_another_plan_or_code(tmp_path, monkeypatch):
     plan = plans.build(make, ["gmu"], 1, {})
     assert plans.save(plan, tmp_path / "a") == plans.save(plan, tmp_path / "a") == plan
-    grown = plans.build(make, ["gmu", "concat"], 2, {})  # seeds and methods may be added
-    assert plans.save(grown, tmp_path / "a") == plans.save(grown, tmp_path / "a") == grown
+    extended = plans.build(make, ["gmu", "concat"], 2, {})  # seeds and methods may be added
+    assert plans.save(extended, tmp_path / "a") == plans.save(extended, tmp_path / "a") == extended
     with pytest.raises(UserError, match="belongs to another ablation: its trial concat_seed=0 is not in this plan"):
         plans.save(plan, tmp_path / "a")
     with pytest.raises(UserError, match="its trial gmu_seed=0 differs from this plan"):
@@ -83,7 +84,7 @@ def test_a_directory_belongs_to_one_plan_and_one_code(tmp_path, monkeypatch):
         plans.save(plans.build(make, ["gmu", "concat"], 2, {}), tmp_path / "a")
 
 
-def test_any_key_can_be_varied():
+def test_plan_varies_any_config_key():
     plan = plans.build(make, ["concat", "gmu"], 1, {"model.encoders.image.name": ["cnn", "resnet18"]})
     assert [trial.method for trial in plan.trials] == [
         *(f"{name} model.encoders.image.name={kind}" for name in ("concat", "gmu", "image alone")
@@ -96,21 +97,21 @@ def test_any_key_can_be_varied():
     encoder = by_name["gmu-model.encoders.image.name=resnet18_seed=0"].model.encoders.image
     assert encoder.to_dict() == {"name": "resnet18", **configs.choice_keys("model.encoders.image", "resnet18")}
 
-    chosen = plans.build(make, ["gmu"], 1, {"optim.learning_rate": [1e-3, 1e-2], "optim.name": ["adamw", "sgd"]})
-    assert {trial.method for trial in chosen.trials} == {"gmu", "image alone", "text alone"}
-    assert {(trial.config["optim"]["name"], trial.config["optim"]["learning_rate"]) for trial in chosen.trials} == {
+    tuned = plans.build(make, ["gmu"], 1, {"optim.learning_rate": [1e-3, 1e-2], "optim.name": ["adamw", "sgd"]})
+    assert {trial.method for trial in tuned.trials} == {"gmu", "image alone", "text alone"}
+    assert {(trial.config["optim"]["name"], trial.config["optim"]["learning_rate"]) for trial in tuned.trials} == {
         (name, rate) for name in ("adamw", "sgd") for rate in (1e-3, 1e-2)
     }
-    some = plans.build(make, ["gmu"], 1, {"modalities": ["image", "image+text"]})
+    subsets = plans.build(make, ["gmu"], 1, {"modalities": ["image", "image+text"]})
     found = [
-        (trial.method, sorted(trial.config["data"]["modalities"]), trial.unimodal_baseline) for trial in some.trials
+        (trial.method, sorted(trial.config["data"]["modalities"]), trial.unimodal_baseline) for trial in subsets.trials
     ]
     assert found == [
         ("gmu modalities=image", ["image"], True), ("gmu modalities=image+text", ["image", "text"], False),
         ("image alone", ["image"], True), ("text alone", ["text"], True),
     ]  # fmt: skip
-    more = plans.build(make, ["gmu"], 1, {"objectives": ["none", "mvae", "unimodal+ogm_ge"]})
-    assert [(trial.method, sorted(trial.config["objectives"])) for trial in more.trials] == [
+    with_objectives = plans.build(make, ["gmu"], 1, {"objectives": ["none", "mvae", "unimodal+ogm_ge"]})
+    assert [(trial.method, sorted(trial.config["objectives"])) for trial in with_objectives.trials] == [
         ("gmu objectives=none", []), ("gmu objectives=mvae", ["mvae"]),
         ("gmu objectives=unimodal+ogm_ge", ["ogm_ge", "unimodal"]), ("image alone", []), ("text alone", []),
     ]  # fmt: skip
@@ -118,10 +119,10 @@ def test_any_key_can_be_varied():
         plans.build(make, ["gmu"], 1, {"objectives": ["mva"]})
 
 
-def leave(directory, trial, name, said):
+def write_trial_file(directory, trial, name, content):
     folder = runner.trial_directory(directory, trial)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(json.dumps(said))
+    (folder / name).write_text(json.dumps(content))
 
 
 def result(rows):
@@ -129,56 +130,58 @@ def result(rows):
     return {"valid": scores, "test": scores, "parameters": 1, "steps": 8, "best_step": 8, "data": {"rows": rows}}
 
 
-def test_data_that_changed_is_no_comparison(tmp_path):
+def test_outcome_rejects_trials_on_different_data(tmp_path):
     plan = plans.build(make, ["gmu", "concat"], 2, {})
     for trial in plan.trials:
-        leave(tmp_path, trial, "result.json", result("old"))
+        write_trial_file(tmp_path, trial, "result.json", result("old"))
     outcome = outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
     assert not outcome.errors and len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(plan.trials)
-    leave(tmp_path, plan.trials[-1], "result.json", result("new"))
+    write_trial_file(tmp_path, plan.trials[-1], "result.json", result("new"))
     with pytest.raises(UserError, match=r"the data changed .*: gmu_seed=0 and text-alone_seed=1 differ"):
         outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
 
 
-def test_nothing_is_chosen_of_a_strategy_that_has_trials_to_run(tmp_path):
+def test_selected_trials_exclude_strategies_with_unfinished_trials(tmp_path):
     plan = plans.build(make, ["gmu", "concat"], 2, {})
     for trial in plan.trials:
         if trial.name != "gmu_seed=1":
-            leave(tmp_path, trial, "result.json", result("same"))
+            write_trial_file(tmp_path, trial, "result.json", result("same"))
     assert [trial.name for trial in outcomes.unfinished(plan, tmp_path)] == ["gmu_seed=1"]
-    chosen = outcomes.selected_trials(plan, tmp_path, "accuracy")
-    assert [trial.name for trial in chosen] == ["concat_seed=0", "concat_seed=1"]
-    leave(tmp_path, next(trial for trial in plan.trials if trial.name == "gmu_seed=1"), "failed.json", {"error": "no"})
+    selected = outcomes.selected_trials(plan, tmp_path, "accuracy")
+    assert [trial.name for trial in selected] == ["concat_seed=0", "concat_seed=1"]
+    write_trial_file(
+        tmp_path, next(trial for trial in plan.trials if trial.name == "gmu_seed=1"), "failed.json", {"error": "no"}
+    )
     assert {trial.name for trial in outcomes.selected_trials(plan, tmp_path, "accuracy")} == {
         "concat_seed=0", "concat_seed=1", "gmu_seed=0",
     }  # fmt: skip
     assert outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=1": "no"}
 
 
-def test_a_failed_examination_is_an_error_of_the_report(tmp_path):
+def test_outcome_reports_failed_probes(tmp_path):
     plan = plans.build(make, ["gmu"], 2, {})
     for trial in plan.trials:
-        leave(tmp_path, trial, "result.json", result("same"))
-    leave(tmp_path, plan.trials[0], "failed.json", {"error": "no memory"})
+        write_trial_file(tmp_path, trial, "result.json", result("same"))
+    write_trial_file(tmp_path, plan.trials[0], "failed.json", {"error": "no memory"})
     assert outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {}).errors == {"gmu_seed=0": "probing: no memory"}
 
 
-def test_shards_are_all_trials_once():
+def test_shards_partition_the_trials():
     trials = list(range(7))
-    parts = [runner.shard(trials, f"{i}/3") for i in range(3)]
-    assert sorted(trial for part in parts for trial in part) == trials
+    shards = [runner.shard(trials, f"{i}/3") for i in range(3)]
+    assert sorted(trial for shard in shards for trial in shard) == trials
     assert runner.shard(trials, "0/1") == trials
-    for wrong in ("3/3", "1", "a/b", "-1/2", "0/0"):
+    for invalid in ("3/3", "1", "a/b", "-1/2", "0/0"):
         with pytest.raises(ValueError, match="must be i/n"):
-            runner.shard(trials, wrong)
+            runner.shard(trials, invalid)
 
 
-def nothing():
+def do_nothing():
     pass
 
 
-def die_once():
-    """Kills the first process that is begun."""
+def kill_first_process():
+    """Kills the first worker process that calls it."""
     marker = Path(os.environ["MMFUSION_TESTS_MARKER"])
     if not marker.exists():
         marker.touch()
@@ -186,14 +189,17 @@ def die_once():
 
 
 @pytest.mark.process
-def test_a_trial_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_path, data_dir, monkeypatch):
-    changed = functools.partial(make, **{"data.dir": data_dir, "steps": 4})
-    good = [trial for trial in plans.build(changed, ["concat"], 2, {}).trials if not trial.unimodal_baseline]
-    none = {**good[0].config["data"], "name": "shapes/none"}
-    trials = [*good, *(dataclasses.replace(c, name=f"none-{c.name}", config={**c.config, "data": none}) for c in good)]
+def test_runner_continues_after_failed_and_killed_trials(tmp_path, data_dir, monkeypatch):
+    make_config = functools.partial(make, **{"data.dir": data_dir, "steps": 4})
+    valid = [trial for trial in plans.build(make_config, ["concat"], 2, {}).trials if not trial.unimodal_baseline]
+    unknown_data = {**valid[0].config["data"], "name": "shapes/none"}
+    trials = [
+        *valid,
+        *(dataclasses.replace(c, name=f"none-{c.name}", config={**c.config, "data": unknown_data}) for c in valid),
+    ]
     assert len(trials) == 4
     monkeypatch.setenv("MMFUSION_TESTS_MARKER", str(tmp_path / "marker"))
-    ended = {trial.name: error for trial, error in runner.run(trials, tmp_path, 2, die_once)}
+    ended = {trial.name: error for trial, error in runner.run(trials, tmp_path, 2, kill_first_process)}
     assert set(ended) == {trial.name for trial in trials}
     killed = [name for name, error in ended.items() if error == "its process ended with status -9"]
     assert len(killed) == 1
@@ -206,46 +212,48 @@ def test_a_trial_that_fails_and_one_that_is_killed_do_not_stop_the_others(tmp_pa
         else:
             assert runner.is_done(tmp_path, trial) and not (folder / "failed.json").exists()
 
-    # Once more: what was killed is done, what cannot be done fails again, the rest is left as it is.
+    # A second call finishes the killed trial, fails again on the invalid ones and leaves finished trials untouched.
     done = {trial.name: (runner.trial_directory(tmp_path, trial) / "result.json").stat().st_mtime_ns
             for trial in trials if runner.is_done(tmp_path, trial)}  # fmt: skip
-    again = {trial.name: error for trial, error in runner.run(trials, tmp_path, 1, nothing)}
-    assert not set(again) & set(done)
+    second = {trial.name: error for trial, error in runner.run(trials, tmp_path, 1, do_nothing)}
+    assert not set(second) & set(done)
     for trial in trials:
         assert runner.is_done(tmp_path, trial) == ("none" not in trial.name)
         if trial.name in done:
             assert (runner.trial_directory(tmp_path, trial) / "result.json").stat().st_mtime_ns == done[trial.name]
-    assert list(runner.run([trial for trial in trials if runner.is_done(tmp_path, trial)], tmp_path, 2, nothing)) == []
+    assert (
+        list(runner.run([trial for trial in trials if runner.is_done(tmp_path, trial)], tmp_path, 2, do_nothing)) == []
+    )
 
 
-def save_yourself(trial, folder):
-    """Works until SIGTERM comes, and leaves a file then."""
+def wait_for_sigterm(trial, folder):
+    """Runs until SIGTERM, then writes a file."""
     signal.signal(signal.SIGTERM, lambda number, frame: (folder / "saved").touch())
-    (folder / "begun").touch()
+    (folder / "started").touch()
     while not (folder / "saved").exists():
         time.sleep(0.01)
     raise Preempted("saved")
 
 
 @pytest.mark.process
-def test_sigterm_lets_the_trials_save_themselves(tmp_path):
+def test_pool_forwards_sigterm_to_running_trials(tmp_path):
     trials = [types.SimpleNamespace(name=name) for name in ("a", "b", "c")]
     folders = [runner.trial_directory(tmp_path, trial) for trial in trials]
 
     def stop():
-        while not all((folder / "begun").exists() for folder in folders[:2]):
+        while not all((folder / "started").exists() for folder in folders[:2]):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(Preempted), runner.preempted_by_sigterm(), runner.Pool(tmp_path, 2, nothing) as pool:
-        list(pool.run(trials, runner.Stage(save_yourself, "result.json")))
+    with pytest.raises(Preempted), runner.preempted_by_sigterm(), runner.Pool(tmp_path, 2, do_nothing) as pool:
+        list(pool.run(trials, runner.Stage(wait_for_sigterm, "result.json")))
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
+def test_plan_seeds_pair_initialisation_and_example_order(data_dir):
     import jax
     import numpy as np
 
@@ -254,7 +262,7 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
     from mmfusion.training.setup import build_setup
 
     plan = plans.build(functools.partial(make, **{"data.dir": data_dir}), ["gmu", "concat"], 2, {})
-    seen = {}
+    params_and_ids = {}
     for trial in plan.trials:
         if not trial.unimodal_baseline:
             config = configs.from_json(trial.config)
@@ -263,15 +271,16 @@ def test_seeds_pair_the_encoders_and_the_order_of_examples(data_dir):
             batch = next(
                 pipeline.train_batches(dataset.splits["train"], seed=config.seed, batch_size=16, first=0, last=1)
             )
-            seen[trial.method, config.seed] = {m: params[f"encoders_{m}"] for m in ("image", "text")}, batch.id
-    jax.tree.map(np.testing.assert_array_equal, seen["gmu", 0], seen["concat", 0])
-    assert not np.array_equal(seen["gmu", 0][1], seen["gmu", 1][1])
+            encoders = {m: params[f"encoders_{m}"] for m in ("image", "text")}
+            params_and_ids[trial.method, config.seed] = encoders, batch.id
+    jax.tree.map(np.testing.assert_array_equal, params_and_ids["gmu", 0], params_and_ids["concat", 0])
+    assert not np.array_equal(params_and_ids["gmu", 0][1], params_and_ids["gmu", 1][1])
 
 
-def test_a_process_forgets_its_programs_before_it_has_no_room_for_more(monkeypatch):
-    forgotten = []
-    monkeypatch.setattr(jax, "clear_caches", lambda: forgotten.append(1))
+def test_clear_programs_clears_jax_caches_above_the_limit(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
     runner.clear_programs(10**6)
-    assert not forgotten
+    assert not cleared
     runner.clear_programs(10)
-    assert forgotten
+    assert cleared

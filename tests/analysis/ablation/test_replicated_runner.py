@@ -1,4 +1,4 @@
-"""Trials of a method in one program: what is grouped, and what a group leaves."""
+"""Trials of a method as replicas in one program: grouping, written files and errors."""
 
 import functools
 import json
@@ -12,13 +12,13 @@ from tests.analysis.ablation.test_ablation import make
 
 
 @pytest.fixture
-def planned(data_dir):
-    changed = functools.partial(make, **{"data.dir": data_dir, "steps": 4, "parallel.mode": "jit"})
-    return plan.build(changed, ["concat", "mean"], 2, {"optim.learning_rate": [1e-3, 3e-3]})
+def ablation_plan(data_dir):
+    make_config = functools.partial(make, **{"data.dir": data_dir, "steps": 4, "parallel.mode": "jit"})
+    return plan.build(make_config, ["concat", "mean"], 2, {"optim.learning_rate": [1e-3, 3e-3]})
 
 
-def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
-    found = replicated_runner.groups(planned.trials)
+def test_groups_differ_in_seed_and_learning_rate_only(ablation_plan):
+    found = replicated_runner.groups(ablation_plan.trials)
     assert [{trial.method for trial in group} for group in found] == [
         {"concat"}, {"mean"}, {"image alone"}, {"text alone"},
     ]  # fmt: skip
@@ -26,11 +26,11 @@ def test_seeds_and_learning_rates_go_together_and_nothing_else(planned):
 
 
 @pytest.mark.process
-def test_a_group_leaves_what_its_trials_would(planned, tmp_path):
+def test_replicated_runner_writes_each_trials_files(ablation_plan, tmp_path):
     trials = [
         trial
-        for trial in planned.trials
-        if trial.method == "concat" and trial.hyperparameters == planned.trials[0].hyperparameters
+        for trial in ablation_plan.trials
+        if trial.method == "concat" and trial.hyperparameters == ablation_plan.trials[0].hyperparameters
     ]
     assert len(trials) == 2
     assert {trial.name: error for trial, error in replicated_runner.run(tmp_path, trials)} == {
@@ -42,17 +42,17 @@ def test_a_group_leaves_what_its_trials_would(planned, tmp_path):
     assert not list(replicated_runner.run(tmp_path, trials))
 
 
-def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_trial_s_own(planned, tmp_path, monkeypatch):
-    trials = [trial for trial in planned.trials if trial.method == "concat"]
+def test_replicated_runner_halves_groups_on_oom_and_isolates_trial_errors(ablation_plan, tmp_path, monkeypatch):
+    trials = [trial for trial in ablation_plan.trials if trial.method == "concat"]
     sizes = []
 
-    def small(runs, around):
+    def train_two_at_most(runs, around):
         sizes.append(len(runs))
         if len(runs) > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
         return [UserError("wrong"), Preempted("saved")] if len(sizes) == 2 else [{}, {}]
 
-    monkeypatch.setattr(replicated_runner, "train_replicas", small)
+    monkeypatch.setattr(replicated_runner, "train_replicas", train_two_at_most)
     ended = replicated_runner.run(tmp_path, trials)
     assert next(ended) == (trials[0], "UserError: wrong")
     with pytest.raises(Preempted):
@@ -66,7 +66,7 @@ def test_a_group_is_halved_where_memory_is_short_and_an_error_is_its_trial_s_own
     assert not failed.exists()
 
 
-def test_a_program_that_fails_is_its_group_s_own(planned, tmp_path, monkeypatch):
+def test_replicated_runner_continues_after_a_failed_group(ablation_plan, tmp_path, monkeypatch):
     calls = []
 
     def train_replicas(runs, around):
@@ -76,5 +76,5 @@ def test_a_program_that_fails_is_its_group_s_own(planned, tmp_path, monkeypatch)
         return [{}] * len(runs)
 
     monkeypatch.setattr(replicated_runner, "train_replicas", train_replicas)
-    ended = [error for _, error in replicated_runner.run(tmp_path, planned.trials)]
+    ended = [error for _, error in replicated_runner.run(tmp_path, ablation_plan.trials)]
     assert ended == ["TypeError: no such shape"] * 4 + [""] * 12

@@ -1,4 +1,4 @@
-"""Claims: never more than the seeds support, and with the right sign."""
+"""Claims state no more than the seeds support, with the correct sign."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def texts(made, about):
     return [statement.text for statement in made.statements if statement.about == about]
 
 
-def test_fusion_claim_where_every_seed_agrees():
+def test_fusion_claim_helps_when_every_seed_agrees():
     rows = [row("gmu", around(0.9)), row("image alone", around(0.7), unimodal_baseline=True)]
     made = claims(rows, [], {}, {}, "accuracy", higher=True)
     assert texts(made, "fusion")[0].startswith(
@@ -60,16 +60,16 @@ def test_fusion_claim_where_every_seed_agrees():
     assert made.best == "gmu" and not made.none
 
 
-def test_fusion_claim_hurts_and_inconclusive():
-    floor = row("image alone", around(0.7), unimodal_baseline=True)
-    worse = claims([row("gmu", around(0.5)), floor], [], {}, {}, "accuracy", higher=True)
+def test_fusion_claim_hurts_or_is_inconclusive():
+    baseline = row("image alone", around(0.7), unimodal_baseline=True)
+    worse = claims([row("gmu", around(0.5)), baseline], [], {}, {}, "accuracy", higher=True)
     assert texts(worse, "fusion")[0].startswith("Fusion hurts")
     noisy = row("gmu", [0.7 + (0.01 if i % 2 else -0.009) for i in range(SEEDS)])
-    opened = claims([noisy, floor], [], {}, {}, "accuracy", higher=True)
-    assert texts(opened, "fusion")[0].startswith("Fusion is not shown to help: ")
+    inconclusive = claims([noisy, baseline], [], {}, {}, "accuracy", higher=True)
+    assert texts(inconclusive, "fusion")[0].startswith("Fusion is not shown to help: ")
 
 
-def test_fusion_claim_of_a_metric_where_lower_is_better():
+def test_fusion_claim_handles_metrics_where_lower_is_better():
     rows = [row("gmu", around(0.2)), row("image alone", around(0.5), unimodal_baseline=True)]
     made = claims(rows, [], {}, {}, "mae", higher=False)
     assert texts(made, "fusion")[0].startswith("Fusion helps")
@@ -113,9 +113,9 @@ def test_strategy_claims_are_grouped_by_verdict():
 
 
 def test_strategy_claims_need_more_seeds_than_the_fusion_claim():
-    floor = row("image alone", around(0.7, seeds=6), unimodal_baseline=True)
+    baseline = row("image alone", around(0.7, seeds=6), unimodal_baseline=True)
     rows = [row("concat", around(0.8, seeds=6)), *(row(f"s{i}", around(0.9 + i / 100, seeds=6)) for i in range(4))]
-    made = claims([*rows, floor], [], {}, {}, "accuracy", higher=True)
+    made = claims([*rows, baseline], [], {}, {}, "accuracy", higher=True)
     assert texts(made, "fusion")[0].startswith("Fusion helps: s3 scores ")
     first, others = texts(made, "strategies")
     assert first == (
@@ -130,16 +130,16 @@ def test_strategy_claims_need_more_seeds_than_the_fusion_claim():
 
 
 @pytest.mark.parametrize(
-    ("additive", "words"),
+    ("additive", "text"),
     [(0.5, "gmu relies on cross-modal interaction: "), (0.899, "gmu does not rely on cross-modal interaction: ")],
 )
-def test_interaction_claim(additive, words):
+def test_interaction_claim_compares_with_the_additive_projection(additive, text):
     found = make_probes("gmu", additive=additive, permuted={"image": 0.3, "text": 0.3})
     made = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
-    assert words in texts(made, "interaction")[0]
+    assert text in texts(made, "interaction")[0]
 
 
-def test_modality_claims_and_missing_modalities():
+def test_modality_claims_cover_permuted_and_missing_modalities():
     found = make_probes("gmu", additive=0.9, permuted={"image": 0.4, "text": -0.0005})
     made = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     image, text = texts(made, "modality")
@@ -151,7 +151,7 @@ def test_modality_claims_and_missing_modalities():
     )
 
 
-def test_modality_claim_names_the_seeds_that_holm_needs():
+def test_modality_claim_gives_the_seeds_that_holm_needs():
     found = make_probes("gmu", additive=0.5, permuted={"image": 0.4, "text": 0.3}, seeds=6)
     made = claims([row("gmu", around(0.9, seeds=6))], [], found, {}, "accuracy", higher=True)
     assert {one.verdict for one in made.statements if one.about == "modality"} == {"inconclusive"}
@@ -170,18 +170,18 @@ def test_noisy_effects_are_not_negligible():
     assert "is not shown to rely on cross-modal interaction" in texts(made, "interaction")[0]
 
 
-def test_claims_without_scores_or_with_one_seed():
-    one = claims(
+def test_claims_are_empty_without_scores_or_with_one_seed():
+    single = claims(
         [row("gmu", [0.9]), row("image alone", [0.1], unimodal_baseline=True)], [], {}, {}, "accuracy", higher=True
     )
-    assert "one seed" in one.none and not one.statements
-    nothing = claims([row("gmu", [])], [], {}, {}, "accuracy", higher=True)
-    assert "no run of a fusion strategy has a score" in nothing.none
-    lost = claims([row("gmu", around(0.9)), row("film", [])], [], {}, {}, "accuracy", higher=True)
-    assert texts(lost, "failed") == ["Failed on every seed: film."]
+    assert "one seed" in single.none and not single.statements
+    no_scores = claims([row("gmu", [])], [], {}, {}, "accuracy", higher=True)
+    assert "no run of a fusion strategy has a score" in no_scores.none
+    failed = claims([row("gmu", around(0.9)), row("film", [])], [], {}, {}, "accuracy", higher=True)
+    assert texts(failed, "failed") == ["Failed on every seed: film."]
 
 
-def test_probe_claims_name_undefined_numbers():
+def test_probe_claims_report_undefined_scores():
     found = make_probes("gmu", additive=0.5, permuted={"image": 0.3, "text": 0.3})
     found["gmu 0"]["subsets"]["image"] = None
     found["gmu 1"]["perceptual"] = {}  # its score is not above 0
@@ -200,7 +200,7 @@ def test_probe_claims_name_undefined_numbers():
     assert not texts(made, "modality")
 
 
-def test_probe_claims_of_harmful_parts():
+def test_probe_claims_report_harmful_interaction_and_modality():
     found = make_probes("gmu", additive=0.95, permuted={"image": 0.3, "text": -0.05})
     made = claims([row("gmu", around(0.9))], [], found, {}, "accuracy", higher=True)
     assert texts(made, "interaction")[0].startswith(
@@ -209,7 +209,7 @@ def test_probe_claims_of_harmful_parts():
     assert texts(made, "modality")[1].endswith("gmu scores better with text permuted.")
 
 
-def test_unimodal_baseline_counts_even_with_a_failed_seed():
+def test_unimodal_baseline_is_used_despite_a_failed_seed():
     image = row("image alone", around(0.95), unimodal_baseline=True)
     image = dataclasses.replace(
         image,
@@ -237,7 +237,7 @@ def test_reference_is_concat_of_the_same_variation():
     ]  # fmt: skip
 
 
-def test_reference_of_variations_of_one_strategy_is_the_first():
+def test_reference_is_the_first_variation_of_a_single_strategy():
     rows = [
         row("gmu objectives=none", around(0.8)),
         row("gmu objectives=mvae", around(0.9)),
@@ -251,41 +251,41 @@ def test_reference_of_variations_of_one_strategy_is_the_first():
     }
     assert "Better than gmu objectives=none: gmu objectives=mvae." in texts(made, "strategies")
     assert "compared with gmu objectives=none or" in made.rule
-    lost = [dataclasses.replace(rows[0], test=(), valid=(), seeds=(), trials=()), *rows[1:]]
-    assert not claims(lost, [], {}, {}, "accuracy", higher=True).against_reference
+    without_reference = [dataclasses.replace(rows[0], test=(), valid=(), seeds=(), trials=()), *rows[1:]]
+    assert not claims(without_reference, [], {}, {}, "accuracy", higher=True).against_reference
 
 
 @pytest.mark.thorough
-def test_negligible_is_rarely_claimed_of_an_effect_at_the_bound():
+def test_negligible_claim_is_rare_for_an_effect_at_the_bound():
     random = np.random.default_rng(3)
-    called = 0
+    negligible = 0
     for _ in range(200):
         found = make_probes("gmu", additive=0.9, permuted={"image": 0.4, "text": 0.0}, seeds=6)
         for run in found.values():
             run["perceptual"]["text"] = 0.01 + 0.004 * random.normal()
         made = claims([row("gmu", around(0.9, seeds=6))], [], found, {}, "accuracy", higher=True)
-        called += "text contributes nothing" in texts(made, "modality")[1]
-    assert called <= 0.05 * 200
+        negligible += "text contributes nothing" in texts(made, "modality")[1]
+    assert negligible <= 0.05 * 200
 
 
 @pytest.mark.thorough
-def test_claims_of_null_experiments_stay_at_the_nominal_rate(monkeypatch):
-    """Seven strategies and a modality alone, all alike; a run's validation and test scores go together."""
-    monkeypatch.setattr(significance, "RESAMPLES", 499)  # intervals a little rougher, in a tenth of the time
-    random, helps, told = np.random.default_rng(7), 0, 0
+def test_claims_keep_the_nominal_false_positive_rate(monkeypatch):
+    """Seven strategies and a unimodal baseline of equal mean; validation and test scores are correlated."""
+    monkeypatch.setattr(significance, "RESAMPLES", 499)  # coarser intervals, in a tenth of the time
+    random, fusion_errors, strategy_errors = np.random.default_rng(7), 0, 0
     for number in range(200):
-        rows, spread = [], 0.01 * (number % 2)  # of the floor: a classical baseline has none
+        rows, spread = [], 0.01 * (number % 2)  # of the unimodal baseline; a classical baseline has no spread
         for method in ["concat", *(f"s{i}" for i in range(6)), "image alone"]:
             unimodal_baseline = method == "image alone"
             runs = 0.9 + (spread if unimodal_baseline else 0.01) * random.normal(size=8)
             valid, test = (runs + 0.003 * random.normal(size=8) for _ in range(2))
             rows.append(row(method, test, unimodal_baseline=unimodal_baseline, valid=tuple(valid)))
         made = claims(rows, [], {}, {}, "accuracy", higher=True)
-        helps += made.statements[0].verdict != "inconclusive"
-        told += any(one.verdict != "inconclusive" for one in made.against_reference)
+        fusion_errors += made.statements[0].verdict != "inconclusive"
+        strategy_errors += any(one.verdict != "inconclusive" for one in made.against_reference)
     allowed = 0.05 * 200 + 2 * (200 * 0.05 * 0.95) ** 0.5
-    assert helps <= allowed
-    assert told <= allowed
+    assert fusion_errors <= allowed
+    assert strategy_errors <= allowed
 
 
 def test_claims_of_five_seeds_are_inconclusive():

@@ -13,10 +13,10 @@ from tests import tiny
 CONFIG = configs.to_json(tiny.config())
 
 
-def trials(method, seeds, tried=({},), unimodal_baseline=False):
+def trials(method, seeds, search_space=({},), unimodal_baseline=False):
     return [
-        Trial(f"{method}-{i}-{seed}", method, method, "", unimodal_baseline, one, {**CONFIG, "seed": seed})
-        for i, one in enumerate(tried) for seed in range(seeds)
+        Trial(f"{method}-{i}-{seed}", method, method, "", unimodal_baseline, values, {**CONFIG, "seed": seed})
+        for i, values in enumerate(search_space) for seed in range(seeds)
     ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_method_results_rank_failed_seeds_last():
     assert row.selected == RATES[1] and not row.failed_seeds
 
 
-def test_method_results_of_a_method_that_diverged():
+def test_method_results_of_a_diverged_method_are_empty():
     plan = trials("gmu", 3)
     (row,) = selection.method_results(
         plan, {"gmu-0-0": result(math.nan, 0.9), "gmu-0-1": result(None, None)}, "accuracy"
@@ -78,25 +78,26 @@ def test_differences_are_paired_corrected_and_signed():
     assert clear.verdict == "worse"  # as a loss
 
 
-def test_differences_use_seeds_that_both_finished():
+def test_differences_use_seeds_finished_by_both_methods():
     found = rows(concat=[0.8] * 8, gmu=[0.9] * 8)
     short = selection.MethodResult("short", False, {}, (), (6, 7), (0, 1, 2, 3, 4, 5), (0.9, 0.9), (0.9, 0.9), 1)
-    one = selection.MethodResult("one", False, {}, (), (7,), (), (0.9,), (0.9,), 1)
-    pairs = [(row, found["concat"]) for row in (found["gmu"], short, one)]
+    single_seed = selection.MethodResult("one", False, {}, (), (7,), (), (0.9,), (0.9,), 1)
+    pairs = [(row, found["concat"]) for row in (found["gmu"], short, single_seed)]
     gmu, two, single = selection.differences(pairs, higher=True)
     assert (gmu.verdict, gmu.comparison.n, gmu.p) == ("better", 8, pytest.approx(2 * 2 / 2**8))
     assert (two.comparison.n, two.verdict, two.failed_seeds) == (2, "inconclusive", (0, 1, 2, 3, 4, 5))
-    assert two.seeds_needed == 7  # the exact test asks for at least that, of two comparisons
+    assert two.seeds_needed == 7  # the minimum of the exact test for two comparisons
     assert (single.comparison, single.p, single.verdict) == (None, None, "inconclusive")
 
 
-def test_best_is_by_validation_and_fewest_failures():
+def test_best_prefers_fewest_failures_then_validation():
     a = selection.MethodResult("a", False, {}, (), (0, 1), (), (0.9, 0.9), (0.5, 0.5), 1)
     b = selection.MethodResult("b", False, {}, (), (0, 1), (), (0.8, 0.8), (0.9, 0.9), 1)
-    lost = selection.MethodResult("lost", False, {}, (), (0,), (1,), (0.99,), (0.99,), 1)
-    assert selection.best([lost, b, a], higher=True) is a
-    assert selection.best([lost, b, a], higher=False) is b
-    assert selection.best([lost, b, a], higher=True, fewest_failures_first=False) is lost  # a floor is what it reaches
+    failing = selection.MethodResult("failing", False, {}, (), (0,), (1,), (0.99,), (0.99,), 1)
+    assert selection.best([failing, b, a], higher=True) is a
+    assert selection.best([failing, b, a], higher=False) is b
+    # As for a unimodal baseline.
+    assert selection.best([failing, b, a], higher=True, fewest_failures_first=False) is failing
 
 
 def test_selected_difference_corrects_for_the_selection():
@@ -107,12 +108,16 @@ def test_selected_difference_corrects_for_the_selection():
         b=[0.9 + e for e in noise],
         c=[0.5 + e for e in noise[::-1]],
     )
-    several = [found[name] for name in "abc"]
-    clear = selection.selected_difference(several, [found["alone"]], found["b"], found["alone"], higher=True)
+    candidates = [found[name] for name in "abc"]
+    clear = selection.selected_difference(candidates, [found["alone"]], found["b"], found["alone"], higher=True)
     assert (clear.verdict, clear.p) == ("better", 2 / 2**8)
-    luck = rows(alone=[0.8] * 8, **{f"s{i}": [0.8 + e for e in noise[i:] + noise[:i]] for i in range(8)})
-    one = selection.selected_difference([luck["s0"]], [luck["alone"]], luck["s0"], luck["alone"], higher=True)
-    every = [row for name, row in luck.items() if name != "alone"]
-    many = selection.selected_difference(every, [luck["alone"]], luck["s0"], luck["alone"], higher=True)
+    by_chance = rows(alone=[0.8] * 8, **{f"s{i}": [0.8 + e for e in noise[i:] + noise[:i]] for i in range(8)})
+    one = selection.selected_difference(
+        [by_chance["s0"]], [by_chance["alone"]], by_chance["s0"], by_chance["alone"], higher=True
+    )
+    strategies = [row for name, row in by_chance.items() if name != "alone"]
+    many = selection.selected_difference(
+        strategies, [by_chance["alone"]], by_chance["s0"], by_chance["alone"], higher=True
+    )
     assert one.p < many.p
     assert many.verdict == "inconclusive"

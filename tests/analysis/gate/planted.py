@@ -1,4 +1,4 @@
-"""Strategies that are wrong in one thing each, for the gate to catch."""
+"""Strategies with one planted defect each, for the gate to detect."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from mmfusion.models.fusion.elementwise import Product
 
 
 class Frozen(Product):
-    """A product with factors that are parameters, but never train."""
+    """A product with a factor that is a parameter but receives no gradient."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -24,7 +24,7 @@ class Frozen(Product):
 
 
 class FrozenRank(Product):
-    """Two products of factors that are parameters, of which the second never trains."""
+    """A product with two factors that are parameters; the second receives no gradient."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -34,7 +34,7 @@ class FrozenRank(Product):
 
 
 class Pair(Concat):
-    """Takes two modalities, and says so."""
+    """Takes exactly two modalities, as declared."""
 
     declares = dataclasses.replace(Concat.declares, any_modalities=False)
 
@@ -56,8 +56,8 @@ class Blocked(Concat):
         return Fused(features=nn.gelu(nn.Dense(self.width)(jnp.concatenate(hidden, axis=-1))), attention={})
 
 
-class Deaf(Concat):
-    """Takes the first modality in place of every other."""
+class FirstOnly(Concat):
+    """Replaces every modality by the first."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -66,16 +66,16 @@ class Deaf(Concat):
 
 
 class Leaking(Concat):
-    """Divides by how many positions there are, and pools the padded ones as well."""
+    """Pools padded positions too."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
-        everything = {m: jnp.ones_like(mask[m]) for m in mask}
-        return Concat(self.width)(tokens, everything, train=train)
+        all_real = {m: jnp.ones_like(mask[m]) for m in mask}
+        return Concat(self.width)(tokens, all_real, train=train)
 
 
 class Swapped(Concat):
-    """Takes each modality's mask for the next one's."""
+    """Uses each modality's mask for another modality."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -85,7 +85,7 @@ class Swapped(Concat):
 
 
 class Biased(Concat):
-    """Adds each modality's projection with its bias, whether the modality is there or not."""
+    """Adds each modality's projection and bias even if the modality is absent."""
 
     declares = dataclasses.replace(Concat.declares, additive=True, synergy=False, symmetric=True)
 
@@ -98,7 +98,7 @@ class Biased(Concat):
 
 
 class Diluted(Concat):
-    """Divides the sum of the real tokens by how many positions there are."""
+    """Divides the sum of the real tokens by the number of positions, padding included."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -108,7 +108,7 @@ class Diluted(Concat):
 
 
 class LeakingInEvaluation(Leaking):
-    """Pools the padded positions in evaluation alone."""
+    """Pools padded positions in evaluation only."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -125,7 +125,7 @@ straight.defvjp(lambda x, real: (straight(x, real), real), lambda real, g: (g, N
 
 
 class StraightThrough(Concat):
-    """Zeroes what is masked, and lets the gradient through."""
+    """Zeroes masked tokens but passes their gradient."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -133,18 +133,18 @@ class StraightThrough(Concat):
         return Concat(self.width)(zeroed, {m: jnp.ones_like(mask[m]) for m in mask}, train=train)
 
 
-class OfFinite(Concat):
-    """Adds what stands under the mask, where it is no NaN."""
+class AddsMasked(Concat):
+    """Adds the values of masked positions, except NaN."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
         fused = Concat(self.width)(tokens, mask, train=train)
-        under = sum(jnp.nan_to_num(jnp.where(mask[m][..., None], 0, x)).sum(axis=1) for m, x in tokens.items())
-        return fused.replace(features=fused.features + jax.lax.stop_gradient(under))
+        masked_sum = sum(jnp.nan_to_num(jnp.where(mask[m][..., None], 0, x)).sum(axis=1) for m, x in tokens.items())
+        return fused.replace(features=fused.features + jax.lax.stop_gradient(masked_sum))
 
 
 class Traced(Concat):
-    """Adds one where it is compiled."""
+    """Adds `arange(width)` under tracing only."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -154,7 +154,7 @@ class Traced(Concat):
 
 
 class Idle(Concat):
-    """Weighs the modalities by a softmax, which says nothing of one."""
+    """Multiplies by a softmax over modalities, which is constant for a single modality."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -164,7 +164,7 @@ class Idle(Concat):
 
 
 class SelfAttending(FUSIONS["mult"]):
-    """MulT whose modalities attend to themselves alone."""
+    """MulT in which each modality attends only to itself."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
@@ -175,7 +175,7 @@ class SelfAttending(FUSIONS["mult"]):
         )
 
 
-class OfTheBatch(Concat):
+class BatchDependent(Concat):
     """Subtracts the mean of the batch."""
 
     @nn.compact
@@ -184,8 +184,8 @@ class OfTheBatch(Concat):
         return fused.replace(features=fused.features - fused.features.mean(axis=0))
 
 
-class Unsteady(Concat):
-    """Divides by a length that is 0 where nothing is present."""
+class Unstable(Concat):
+    """Divides by a norm that is 0 where every modality is absent."""
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):

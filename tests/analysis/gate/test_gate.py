@@ -1,4 +1,4 @@
-"""Every strategy passes a small form of the gate; what is planted is caught."""
+"""Every strategy passes a small version of the gate, and the gate detects planted defects."""
 
 import dataclasses
 import re
@@ -15,20 +15,23 @@ from tests.analysis.gate import planted
 
 SMALL = gate.Size(
     width=8, tokens=4, heads=2, batch=32, steps=300, learning_rate=1e-2, rows=1024, variants=("absent",)
-)  # that variant has the others' padding too
+)  # the absent variant also contains padding
 BRIEF = dataclasses.replace(SMALL, steps=10)
-OPTIONS = {"moe, top 1": known_answer.VARIANTS["moe, top 1"]}  # FiLM's 3×3 blocks have their rendering, and the command
+OPTIONS = {"moe, top 1": known_answer.VARIANTS["moe, top 1"]}  # FiLM's 3×3 blocks: see test_formulas and the command
 
 
-FIRST = {kind.declares.family: name for name, kind in reversed(FUSIONS.items())}.values()  # of each family
+FIRST_OF_FAMILY = {kind.declares.family: name for name, kind in reversed(FUSIONS.items())}.values()
 
 
 @pytest.mark.spread
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.thorough if name not in FIRST else ()) for name in [*FUSIONS, *OPTIONS]],
+    [
+        pytest.param(name, marks=pytest.mark.thorough if name not in FIRST_OF_FAMILY else ())
+        for name in [*FUSIONS, *OPTIONS]
+    ],
 )
-def test_a_strategy_is_what_it_declares(name):
+def test_gate_passes_every_strategy(name):
     strategy, options = OPTIONS.get(name, (name, {}))
     if "layers" in FUSIONS[strategy].__dataclass_fields__:
         options = {**options, "layers": 1}  # half the time to compile
@@ -44,37 +47,37 @@ def after_training(kind, size=SMALL):
     return unmoved + [cell.failure for cell in cells if cell.failure]
 
 
-def said(failures, *parts):
+def has_failure(failures, *parts):
     return any(all(part in failure for part in parts) for failure in failures)
 
 
-def test_a_frozen_factor_is_caught():
+def test_gate_detects_a_frozen_factor():
     failures = after_training(planted.Frozen, BRIEF)
-    assert said(failures, "factor", "no gradient")
-    assert said(failures, "factor", "does not change")
+    assert has_failure(failures, "factor", "no gradient")
+    assert has_failure(failures, "factor", "does not change")
 
 
-def test_a_frozen_rank_is_caught():
-    assert said(
+def test_gate_detects_a_frozen_rank():
+    assert has_failure(
         after_training(planted.FrozenRank, BRIEF),
         "part of 1 of the 10 indices of parameter fusion/factors",
         "no gradient",
     )
 
 
-def test_a_strategy_for_two_modalities_is_learned_with_two():
+def test_gate_trains_a_two_modality_strategy_with_two_modalities():
     report = gate.check(planted.Pair, size=BRIEF, modalities=(2, 3))
     assert {cell.modalities for cell in report.cells} == {2}
-    assert not said(report.failures, "any_modalities")
+    assert not has_failure(report.failures, "any_modalities")
 
 
-@pytest.mark.parametrize(("late", "failures"), [(0.95, 0), (0.6, 1)])
-def test_what_falls_short_is_trained_once_more_and_longer(monkeypatch, late, failures):
+@pytest.mark.parametrize(("retrained_score", "failures"), [(0.95, 0), (0.6, 1)])
+def test_gate_retrains_longer_after_a_low_score(monkeypatch, retrained_score, failures):
     steps = []
 
     def learn(strategy, modalities, size):
         steps.append(size.steps)
-        score = 0.6 if len(steps) == 1 else late
+        score = 0.6 if len(steps) == 1 else retrained_score
         return [gate._cell(strategy, "redundant", modalities, "plain", score, size)], []
 
     monkeypatch.setattr(gate, "learn", learn)
@@ -82,22 +85,22 @@ def test_what_falls_short_is_trained_once_more_and_longer(monkeypatch, late, fai
     report = gate.check(FUSIONS["mean"], size=BRIEF, modalities=(2,))
     assert steps == [10, 30]
     assert len(report.failures) == failures
-    assert [cell.score for cell in report.cells] == [late]
+    assert [cell.score for cell in report.cells] == [retrained_score]
 
 
-def test_a_gradient_that_is_zero_is_caught():
-    assert said(after_training(planted.Blocked, BRIEF), "branch_a", "no gradient")
+def test_gate_detects_a_zero_gradient():
+    assert has_failure(after_training(planted.Blocked, BRIEF), "branch_a", "no gradient")
 
 
-def test_a_modality_in_place_of_another_is_caught():
-    failures = after_training(planted.Deaf)
-    assert said(failures, "unique_b, absent", "short of the Bayes rate")
-    assert not said(failures, "unique_a, absent")
+def test_gate_detects_a_replaced_modality():
+    failures = after_training(planted.FirstOnly)
+    assert has_failure(failures, "unique_b, absent", "short of the Bayes rate")
+    assert not has_failure(failures, "unique_a, absent")
 
 
 @pytest.mark.parametrize("kind", [planted.Leaking, planted.Swapped])
-def test_a_leaking_or_swapped_mask_is_caught(kind):
-    assert said(without_training(kind), "under the mask")
+def test_gate_detects_a_leaking_or_swapped_mask(kind):
+    assert has_failure(without_training(kind), "under the mask")
 
 
 @pytest.mark.parametrize(
@@ -107,33 +110,33 @@ def test_a_leaking_or_swapped_mask_is_caught(kind):
         (planted.Diluted, ("one more masked position", "in evaluation")),
         (planted.LeakingInEvaluation, ("what stands under the mask", "in evaluation")),
         (planted.StraightThrough, ("masked positions of a get a gradient",)),
-        (planted.OfFinite, ("what stands under the mask changes the output or a gradient",)),
+        (planted.AddsMasked, ("what stands under the mask changes the output or a gradient",)),
         (planted.Traced, ("jit differs from eager",)),
         (planted.Idle, ("M=1: parameter scores gets no gradient",)),
         pytest.param(planted.SelfAttending, ("declares additive=False, and is so",), marks=pytest.mark.thorough),
     ],
 )
-def test_what_shows_without_training_is_caught(kind, parts):
-    assert said(without_training(kind), *parts)
+def test_gate_detects_contract_violations_without_training(kind, parts):
+    assert has_failure(without_training(kind), *parts)
 
 
-def test_what_rows_tell_of_each_other_is_caught():
-    assert said(without_training(planted.OfTheBatch), "two devices")
+def test_gate_detects_dependence_on_other_rows():
+    assert has_failure(without_training(planted.BatchDependent), "two devices")
 
 
-def test_numbers_that_are_not_finite_are_caught():
-    assert said(without_training(planted.Unsteady), "NaN", "all absent")
+def test_gate_detects_non_finite_values():
+    assert has_failure(without_training(planted.Unstable), "NaN", "all absent")
 
 
-def test_a_declaration_that_contradicts_itself_is_caught():
+def test_gate_detects_a_contradictory_declaration():
     class Both(FUSIONS["mean"]):
         declares = dataclasses.replace(FUSIONS["mean"].declares, synergy=True)
 
     class Refusing(planted.Pair):
         declares = FUSIONS["concat"].declares
 
-    assert said(without_training(Both), "additive and synergy, which exclude each other")
-    assert said(without_training(Refusing), "declares any_modalities=True, and refuses M=1, 3, 4")
+    assert has_failure(without_training(Both), "additive and synergy, which exclude each other")
+    assert has_failure(without_training(Refusing), "declares any_modalities=True, and refuses M=1, 3, 4")
 
 
 @pytest.mark.parametrize(
@@ -148,14 +151,14 @@ def test_a_declaration_that_contradicts_itself_is_caught():
         ("mean", {"any_modalities": False}),
     ],
 )
-def test_a_wrong_declaration_is_caught_both_ways(name, change):
+def test_gate_detects_a_wrong_declaration(name, change):
     kind = FUSIONS[name]
     wrong = type(kind.__name__, (kind,), {"declares": dataclasses.replace(kind.declares, **change)})
-    assert not said(without_training(kind), *change)
-    assert said(without_training(wrong), *change)
+    assert not has_failure(without_training(kind), *change)
+    assert has_failure(without_training(wrong), *change)
 
 
-def test_synergy_is_declared_both_ways():
+def test_gate_checks_declared_and_undeclared_synergy():
     def cell(kind, score, task="synergy", **change):
         wrong = type(kind.__name__, (kind,), {"declares": dataclasses.replace(kind.declares, **change)})
         return gate._cell(gate.build(wrong, None, SMALL), task, 2, "plain", score, SMALL).failure
@@ -163,7 +166,7 @@ def test_synergy_is_declared_both_ways():
     mean, pool, product = FUSIONS["mean"], FUSIONS["attention_pool"], FUSIONS["product"]
     assert not cell(mean, 0.5)
     assert "declares no synergy" in cell(mean, 0.72)
-    assert not cell(pool, 0.725)  # three of the four cells of XOR, which is not XOR
+    assert not cell(pool, 0.725)  # three of the four cells of XOR are separable without synergy
     assert "declares no synergy" in cell(pool, 0.95)
     assert "declares no synergy" in cell(product, 0.95, synergy=False)
     assert "short of the Bayes rate" in cell(mean, 0.5, synergy=True)
@@ -180,19 +183,19 @@ def test_readme_strategy_passes_the_gate():
     assert gate.check(names["GatedProduct"], size=SMALL, modalities=(2,)).failures == ()
 
 
-def test_every_family_is_named():
+def test_every_strategy_declares_a_family():
     assert all(isinstance(kind.declares, Declaration) and kind.declares.family for kind in FUSIONS.values())
 
 
 def run_command(monkeypatch, *argv):
-    """Runs the gate's command in this process, which has the flags of other commands, too."""
+    """Runs the gate's command in this process, whose flags include those of other commands."""
     monkeypatch.setattr("experiments.cli.parse", lambda argv: None)
     monkeypatch.setattr("experiments.cli.enable_compilation_cache", lambda: None)
     known_answer.flags.FLAGS(["known_answer", *argv])
     known_answer.main(["known_answer", *argv])
 
 
-def test_the_command_prints_the_bayes_rate_and_writes_the_table(monkeypatch, capsys, tmp_path):
+def test_gate_command_prints_the_bayes_rate_and_writes_a_table(monkeypatch, capsys, tmp_path):
     size = dataclasses.replace(SMALL, variants=gate.VARIANTS)
     monkeypatch.setattr(known_answer, "MODALITIES", (1, 2))
     monkeypatch.setattr(known_answer, "check", lambda name: gate.check(FUSIONS[name], None, size, (1, 2)))
@@ -203,11 +206,11 @@ def test_the_command_prints_the_bayes_rate_and_writes_the_table(monkeypatch, cap
     assert "--fusions=late_mean" in table
 
 
-def test_the_command_exits_1_where_a_strategy_misses(monkeypatch, capsys):
+def test_gate_command_exits_1_when_a_strategy_fails(monkeypatch, capsys):
     cell = gate.Cell("synergy", 2, "plain", 0.5, 0.95, "M=2 synergy, plain: 0.500, short of the Bayes rate 0.950")
-    missed = gate.Report((cell,), (cell.failure,), 1.0)
-    monkeypatch.setattr(known_answer, "check", lambda name: missed)
-    with pytest.raises(SystemExit) as stop:
+    report = gate.Report((cell,), (cell.failure,), 1.0)
+    monkeypatch.setattr(known_answer, "check", lambda name: report)
+    with pytest.raises(SystemExit) as caught:
         run_command(monkeypatch, "--fusions=max", "--output=")
-    assert stop.value.code == 1
+    assert caught.value.code == 1
     assert "max: M=2 synergy, plain: 0.500, short of" in capsys.readouterr().out

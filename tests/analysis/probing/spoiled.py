@@ -1,4 +1,4 @@
-"""A batch of every kind of modality, to be corrupted."""
+"""A batch with every modality type, to be corrupted."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from mmfusion.data import text
 from mmfusion.data.batch import Batch
 
 ROWS, LENGTH, SAMPLES = 40, 24, 400
-ABSENT, PADDING = 3, 38  # the absent row and the first of the padding rows; both hold values that show a touch
+ABSENT, PADDING = 3, 38  # the absent row and the first padding row; both contain values, so that a change is visible
 WORDS = ["melon", "a", "harbour", "it's", "window,", "naïve", "quickly", "café!", "two", "1999", "zebra"]
 TOKENIZERS = {
-    # "zebra" has no id of its own in the word vocabulary; "[OOV]" is what it becomes.
+    # "zebra" is not in the word vocabulary; it becomes "[OOV]".
     "word": text.train_tokenizer([" ".join(WORDS[:-1])], "word", 100),
     "bpe": text.train_tokenizer([" ".join(WORDS)] * 3, "bpe", 300),
 }
-# The columns of the table: a number, a category, and one feature of three numbers.
+# The table's columns: a numeric one, a categorical one, and a feature of three values.
 COLUMNS = {
     "age": {"mean": [0.0], "std": [1.0]},
     "kind": {"categories": ["a", "b", "c", "d"]},
@@ -25,58 +25,58 @@ COLUMNS = {
 def make_batch(tokenizer="word", size=(16, 16, 3)):
     random = np.random.default_rng(0)
     sentences = [" ".join(random.choice(WORDS, random.integers(1, 14))) for _ in range(ROWS)]
-    ids, mask = text.encode(TOKENIZERS[tokenizer], sentences, LENGTH)
-    heard = np.arange(SAMPLES) < random.integers(SAMPLES // 2, SAMPLES + 1, ROWS)[:, None]  # [B, S]
+    tokens, text_mask = text.encode(TOKENIZERS[tokenizer], sentences, LENGTH)
+    audio_mask = np.arange(SAMPLES) < random.integers(SAMPLES // 2, SAMPLES + 1, ROWS)[:, None]  # [B, S]
     coarse = random.integers(0, 256, (ROWS, size[0] // 4, size[1] // 4, size[2]), np.uint8)
-    number = 1000 - 7 * np.arange(ROWS, dtype=np.int32)
+    ids = 1000 - 7 * np.arange(ROWS, dtype=np.int32)
     present = np.ones(ROWS, bool)
     present[ABSENT] = False
-    number[PADDING:] = -1
+    ids[PADDING:] = -1
     edges = np.triu(random.random((ROWS, 9, 9)) < 0.5, 1).astype(np.float32)
     columns = np.stack([random.normal(size=ROWS), random.integers(5, size=ROWS), *random.normal(size=(3, ROWS))], 1)
-    there = random.random((ROWS, 5)) < 0.8
-    there[:, 3] = True
-    frames = np.arange(8) < random.integers(4, 9, ROWS)[:, None]
+    table_mask = random.random((ROWS, 5)) < 0.8
+    table_mask[:, 3] = True
+    frame_mask = np.arange(8) < random.integers(4, 9, ROWS)[:, None]
     batch = Batch(
         inputs={
             "image": coarse.repeat(4, 1).repeat(4, 2),  # smooth enough for blur to be gradual
-            "text": ids,
-            "audio": np.where(heard, random.normal(0, 0.1, (ROWS, SAMPLES)), 0).astype(np.float32),
+            "text": tokens,
+            "audio": np.where(audio_mask, random.normal(0, 0.1, (ROWS, SAMPLES)), 0).astype(np.float32),
             "video": random.integers(0, 256, (ROWS, 8, 4, 4, 3), np.uint8).repeat(4, 2).repeat(4, 3),
-            "table": np.where(there, columns, 0).astype(np.float32),
+            "table": np.where(table_mask, columns, 0).astype(np.float32),
             "graph": np.concatenate([random.random((ROWS, 9, 2), np.float32), edges + edges.swapaxes(1, 2)], 2),
             "knowledge": np.concatenate([np.ones((ROWS, 9, 2)), edges + 2 * edges.swapaxes(1, 2)], 2).astype(np.int32),
         },
         mask={
             "image": np.ones((ROWS, 1), bool),
-            "text": mask,
-            "audio": heard,
-            "video": frames,
-            "table": there,
+            "text": text_mask,
+            "audio": audio_mask,
+            "video": frame_mask,
+            "table": table_mask,
             "graph": np.ones((ROWS, 9), bool),
             "knowledge": np.ones((ROWS, 9), bool),
         },
         present=dict.fromkeys(("image", "text", "audio", "video", "table", "graph", "knowledge"), present),
         targets={"label": np.zeros(ROWS, np.int32)},
-        weight=(number >= 0).astype(np.float32),
-        id=number,
+        weight=(ids >= 0).astype(np.float32),
+        id=ids,
     )
     for array in (*batch.inputs.values(), *batch.mask.values()):
-        array.flags.writeable = False  # a write in place raises
+        array.flags.writeable = False  # an in-place write raises
     return batch
 
 
-def touched():
+def corruptible_rows():
     return [row for row in range(PADDING) if row != ABSENT]
 
 
-def spoil(batch, kind, name, severity, seed=0, tokenizer="word"):
+def corrupt_batch(batch, kind, name, severity, seed=0, tokenizer="word"):
     fitted = {"text": TOKENIZERS[tokenizer], "table": COLUMNS}
     return corrupt(batch, kind, kind, name, severity, seed, fitted.get(kind))
 
 
 def real(batch, kind, row):
-    """Returns a row's real values; of a table all columns, 9 where one is missing."""
+    """Returns a row's unmasked values; for a table all columns, with 9 for missing ones."""
     values, mask = batch.inputs[kind][row], batch.mask[kind][row]
     if kind == "table":
         return np.where(mask, values, 9)

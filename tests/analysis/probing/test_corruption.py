@@ -1,4 +1,4 @@
-"""Corruptions: what each does at a known severity, what none may touch, and the areas of known curves."""
+"""Corruptions: the values they may change, their randomness, and the areas of known curves."""
 
 import difflib
 
@@ -9,26 +9,28 @@ from mmfusion.analysis.probing.corruption import CORRUPTIONS, corrupt, effective
 from mmfusion.data.batch import Batch
 from mmfusion.data.modalities import MODALITY_TYPES
 from mmfusion.errors import UserError
-from tests.analysis.probing.spoiled import ABSENT, PADDING, ROWS, make_batch, real, spoil, touched
+from tests.analysis.probing.spoiled import ABSENT, PADDING, ROWS, corrupt_batch, corruptible_rows, make_batch, real
 
 EVERY = [(kind, name) for kind, names in CORRUPTIONS.items() for name in names]
 
 
-def take(batch, places):
-    fields = {f: {k: v[places] for k, v in getattr(batch, f).items()} for f in ("inputs", "mask", "present", "targets")}
-    return Batch(**fields, weight=batch.weight[places], id=batch.id[places])
+def take(batch, positions):
+    fields = {
+        f: {k: v[positions] for k, v in getattr(batch, f).items()} for f in ("inputs", "mask", "present", "targets")
+    }
+    return Batch(**fields, weight=batch.weight[positions], id=batch.id[positions])
 
 
-def test_every_kind_of_modality_has_corruptions():
+def test_corruptions_exist_for_every_modality_type():
     assert set(CORRUPTIONS) == set(MODALITY_TYPES)
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 @pytest.mark.parametrize("severity", [0.0, 0.01, 0.5, 1.0])
-def test_only_rows_that_have_the_modality_change(kind, name, severity):
+def test_corrupt_changes_only_rows_with_the_modality(kind, name, severity):
     batch = make_batch()
     before = batch.inputs[kind].copy(), batch.mask[kind].copy()
-    after = spoil(batch, kind, name, severity)
+    after = corrupt_batch(batch, kind, name, severity)
     for old, new in ((batch.inputs, after.inputs), (batch.mask, after.mask)):
         assert new[kind].shape == old[kind].shape
         assert new[kind].dtype == old[kind].dtype
@@ -41,16 +43,16 @@ def test_only_rows_that_have_the_modality_change(kind, name, severity):
     assert batch.inputs[kind].tobytes() == before[0].tobytes()
     assert batch.mask[kind].tobytes() == before[1].tobytes()
     if severity == 1:
-        changed = [not np.array_equal(real(after, kind, row), real(batch, kind, row)) for row in touched()]
+        changed = [not np.array_equal(real(after, kind, row), real(batch, kind, row)) for row in corruptible_rows()]
         assert np.mean(changed) > 0.8  # a text of one token has nothing to drop or swap
 
 
-def test_a_row_without_one_real_position_is_left():
+def test_corrupt_leaves_fully_masked_rows_unchanged():
     batch = make_batch()
     mask = batch.mask["text"].copy()
     mask[0] = False
     for name in CORRUPTIONS["text"]:
-        after = spoil(batch.replace(mask={**batch.mask, "text": mask}), "text", name, 1.0)
+        after = corrupt_batch(batch.replace(mask={**batch.mask, "text": mask}), "text", name, 1.0)
         np.testing.assert_array_equal(after.inputs["text"][0], batch.inputs["text"][0])
 
 
@@ -61,43 +63,46 @@ def distance(old, new, kind):
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_more_severity_is_more_distance(kind, name):
+def test_corrupt_distance_increases_with_severity(kind, name):
     batch = make_batch()
     means = []
     for severity in (0.0, 0.25, 0.5, 0.75, 1.0):
-        after = spoil(batch, kind, name, severity)
-        means.append(np.mean([distance(real(batch, kind, r), real(after, kind, r), kind) for r in touched()]))
+        after = corrupt_batch(batch, kind, name, severity)
+        means.append(np.mean([distance(real(batch, kind, r), real(after, kind, r), kind) for r in corruptible_rows()]))
     assert means[0] == 0
     assert (np.diff(means) > 0).all(), means
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_a_row_depends_on_its_id_and_the_seed_alone(kind, name):
+def test_corrupt_depends_on_example_id_and_seed_only(kind, name):
     batch = make_batch()
-    after = spoil(batch, kind, name, 0.7)
-    for places in (np.arange(ROWS)[::-1], np.array([11]), np.array([5, 0, 30])):
-        part = spoil(take(batch, places), kind, name, 0.7)
-        np.testing.assert_array_equal(part.inputs[kind], after.inputs[kind][places])
-        np.testing.assert_array_equal(part.mask[kind], after.mask[kind][places])
-    again = take(batch, np.full(20, 5))
-    same, own = spoil(again, kind, name, 0.7), spoil(again.replace(id=np.arange(20)), kind, name, 0.7)
-    assert (same.inputs[kind] == same.inputs[kind][0]).all()
-    drawn = name not in ("blur", "compression")  # these two draw nothing
-    assert (own.inputs[kind] != own.inputs[kind][0]).any() == drawn
-    assert (spoil(batch, kind, name, 0.7, seed=1).inputs[kind] != after.inputs[kind]).any() == drawn
+    after = corrupt_batch(batch, kind, name, 0.7)
+    for positions in (np.arange(ROWS)[::-1], np.array([11]), np.array([5, 0, 30])):
+        subset = corrupt_batch(take(batch, positions), kind, name, 0.7)
+        np.testing.assert_array_equal(subset.inputs[kind], after.inputs[kind][positions])
+        np.testing.assert_array_equal(subset.mask[kind], after.mask[kind][positions])
+    repeated = take(batch, np.full(20, 5))
+    same_ids, distinct_ids = (
+        corrupt_batch(repeated, kind, name, 0.7),
+        corrupt_batch(repeated.replace(id=np.arange(20)), kind, name, 0.7),
+    )
+    assert (same_ids.inputs[kind] == same_ids.inputs[kind][0]).all()
+    is_random = name not in ("blur", "compression")
+    assert (distinct_ids.inputs[kind] != distinct_ids.inputs[kind][0]).any() == is_random
+    assert (corrupt_batch(batch, kind, name, 0.7, seed=1).inputs[kind] != after.inputs[kind]).any() == is_random
 
 
-def test_two_corruptions_of_a_row_draw_apart(monkeypatch):
+def test_corruptions_of_a_row_use_different_random_numbers(monkeypatch):
     monkeypatch.setitem(CORRUPTIONS["image"], "other", CORRUPTIONS["image"]["gaussian"])
-    one, other = (spoil(make_batch(), "image", name, 0.5).inputs["image"][0] for name in ("gaussian", "other"))
+    one, other = (corrupt_batch(make_batch(), "image", name, 0.5).inputs["image"][0] for name in ("gaussian", "other"))
     assert np.mean(one == other) < 0.3
 
 
-def test_areas_of_known_curves():
+def test_robustness_matches_the_areas_of_known_curves():
     x = np.linspace(0, 1, 11)
     assert relative_robustness(x, np.ones(11)) == pytest.approx(1)
     assert relative_robustness(x, 1 - x) == pytest.approx(0.5)
-    assert relative_robustness([0, 0.1, 1], [1, 0, 0]) == pytest.approx(0.05)  # not all steps are equal
+    assert relative_robustness([0, 0.1, 1], [1, 0, 0]) == pytest.approx(0.05)  # unequal steps
     reference = 0.9 - 0.5 * x**2
     assert effective_robustness(x, reference, reference) == 0
     assert effective_robustness(x, reference + 0.07, reference) == pytest.approx(0)
@@ -108,21 +113,21 @@ def test_areas_of_known_curves():
 @pytest.mark.parametrize(
     "severities", [[0], [], [0, 0.5], [0.1, 1], [0, 0.5, 0.5, 1], [0, 0.7, 0.3, 1], [0, np.nan, 1]]
 )
-def test_wrong_severities_of_a_curve_are_told(severities):
+def test_robustness_rejects_invalid_severities(severities):
     with pytest.raises(ValueError, match="must increase from 0 to 1, at least two"):
         relative_robustness(severities, np.ones(len(severities)))
     with pytest.raises(ValueError, match="must increase from 0 to 1, at least two"):
         effective_robustness(severities, np.ones(len(severities)), np.ones(len(severities)))
 
 
-def test_curves_of_other_lengths_are_told():
+def test_robustness_rejects_curves_of_another_length():
     with pytest.raises(ValueError, match=r"each of the 2 severities, got \[3\]"):
         relative_robustness([0, 1], [1, 1, 1])
     with pytest.raises(ValueError, match=r"each of the 2 severities, got \[2, 3\]"):
         effective_robustness([0, 1], [1, 1], [1, 1, 1])
 
 
-def test_wrong_names_and_severities_are_told():
+def test_corrupt_rejects_unknown_names_and_severities():
     batch = make_batch()
     with pytest.raises(UserError, match="kind 'imag' has no corruptions: did you mean image"):
         corrupt(batch, "image", "imag", "blur", 0.5, 0)

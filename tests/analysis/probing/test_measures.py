@@ -1,4 +1,4 @@
-"""Contribution, interaction, information and calibration, on inputs whose answers are known."""
+"""Attribution, interaction, partial information and calibration, on inputs with known results."""
 
 import itertools
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 RANDOM = np.random.default_rng(0)
 
 
-def test_shapley_values_share_what_is_gained():
+def test_shapley_values_are_mean_gains_over_all_orders():
     value = {s: float(RANDOM.normal()) for s in attribution.subsets("abc")}
     phi = attribution.shapley(value)
     assert sum(phi.values()) == pytest.approx(value["a", "b", "c"] - value[()])
@@ -22,36 +22,36 @@ def test_shapley_values_share_what_is_gained():
         assert phi[m] == pytest.approx(np.mean(gains))
 
 
-def test_shapley_values_of_xor_copy_and_one():
+def test_shapley_values_match_xor_copy_and_a_single_modality():
     xor = {(): 0.5, ("a",): 0.5, ("b",): 0.5, ("a", "b"): 1.0}
     copy = {(): 0.5, ("a",): 1.0, ("b",): 1.0, ("a", "b"): 1.0}
-    one = {(): 0.5, ("a",): 1.0, ("b",): 0.5, ("a", "b"): 1.0}
+    single = {(): 0.5, ("a",): 1.0, ("b",): 0.5, ("a", "b"): 1.0}
     assert attribution.shapley(xor) == attribution.shapley(copy) == {"a": 0.25, "b": 0.25}
-    assert attribution.shapley(one) == {"a": 0.5, "b": 0.0}
+    assert attribution.shapley(single) == {"a": 0.5, "b": 0.0}
     with pytest.raises(ValueError, match=r"missing \[\('b',\)\]"):
         attribution.shapley({(): 0.5, ("a",): 1.0, ("a", "b"): 1.0})
 
 
-def test_permuting_what_is_not_used_costs_nothing():
+def test_perceptual_score_of_an_unused_modality_is_zero():
     label = RANDOM.integers(0, 4, 2000)
 
     def score(rows):  # reads a only
         return float((label[rows["a"]] == label).mean())
 
-    lost = attribution.perceptual(score, "ab", 2000, repeats=5, seed=0)
-    assert lost["b"] == 0.0
-    assert lost["a"] == pytest.approx(0.75, abs=0.02)
+    decrease = attribution.perceptual(score, "ab", 2000, repeats=5, seed=0)
+    assert decrease["b"] == 0.0
+    assert decrease["a"] == pytest.approx(0.75, abs=0.02)
     with pytest.raises(ValueError, match="not defined"):
         attribution.perceptual(lambda rows: 0.0, "ab", 10, repeats=1, seed=0)
 
 
-def test_an_additive_model_is_its_own_projection():
+def test_emap_of_an_additive_model_is_the_model():
     left, right = RANDOM.normal(size=(2, 40, 3))
     table = left[:, None] + right[None]
     np.testing.assert_allclose(emap.emap(table), left + right, atol=1e-12)
 
 
-def test_xor_is_all_interaction():
+def test_emap_of_xor_is_constant():
     a, b = np.array(list(itertools.product((0, 1), repeat=2)) * 10).T
     table = np.eye(2)[a[:, None] ^ b[None]]  # [n, n, 2]
     np.testing.assert_allclose(emap.emap(table), 0.5)
@@ -59,7 +59,7 @@ def test_xor_is_all_interaction():
         emap.emap(table[:3])
 
 
-def test_the_projection_is_the_nearest_additive_function():
+def test_emap_is_the_least_squares_additive_projection():
     table = RANDOM.normal(size=(6, 6, 1))
     design = np.array([[*np.eye(6)[i], *np.eye(6)[j]] for i in range(6) for j in range(6)])
     fitted = design @ np.linalg.lstsq(design, table.reshape(36), rcond=None)[0]
@@ -79,16 +79,16 @@ TABLES = {  # redundant, unique 1, unique 2, synergy in bits
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_information_of_known_gates(name):
+def test_information_decomposition_matches_known_gates(name):
     entries, expected = TABLES[name]
     table = np.zeros((2, 2, 4))
-    for cell, chance in entries.items():
-        table[cell] = chance
+    for cell, probability in entries.items():
+        table[cell] = probability
     found = pid.decompose(table)
     np.testing.assert_allclose((found.redundant, found.unique_1, found.unique_2, found.synergy), expected, atol=2e-4)
 
 
-def test_information_is_bounded_and_sums():
+def test_information_decomposition_is_bounded_and_sums():
     for _ in range(5):
         p = RANDOM.dirichlet(np.full(3 * 4 * 2, 0.5)).reshape(3, 4, 2)
         found = pid.decompose(p)
@@ -98,20 +98,20 @@ def test_information_is_bounded_and_sums():
         assert found.redundant + found.unique_2 == pytest.approx(second, abs=1e-6)
         assert found.redundant + found.unique_1 + found.unique_2 + found.synergy == pytest.approx(both, abs=1e-6)
         assert -1e-9 <= found.redundant <= min(first, second) + 1e-6
-    for wrong in (np.zeros((2, 2, 2)), np.full((2, 2), 0.25), np.full((2, 2, 2), np.nan), -np.ones((2, 2, 2))):
+    for invalid in (np.zeros((2, 2, 2)), np.full((2, 2), 0.25), np.full((2, 2, 2), np.nan), -np.ones((2, 2, 2))):
         with pytest.raises(ValueError, match="finite probabilities"):
-            pid.decompose(wrong)
+            pid.decompose(invalid)
 
 
-def drawn(rows=200_000, scale=2.0):
+def calibrated_predictions(rows=200_000, scale=2.0):
     logits = scale * RANDOM.normal(size=(rows, 3))
-    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return logits, (RANDOM.random((rows, 1)) > chance.cumsum(axis=1)).sum(axis=1)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return logits, (RANDOM.random((rows, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
 
 
 @pytest.mark.parametrize("equal_mass", [False, True])
-def test_a_calibrated_model_has_no_error_and_temperature_one(equal_mass):
-    logits, targets = drawn()
+def test_calibrated_model_has_zero_error_and_temperature_one(equal_mass):
+    logits, targets = calibrated_predictions()
     found = calibration.reliability(logits, targets, equal_mass=equal_mass)
     assert found.error < 0.005
     assert found.count.sum() == len(targets)
@@ -120,20 +120,20 @@ def test_a_calibrated_model_has_no_error_and_temperature_one(equal_mass):
         assert np.ptp(found.count) <= 1
 
 
-def test_a_temperature_takes_overconfidence_back():
-    logits, targets = drawn()
-    sure = 3.0 * logits
-    assert calibration.reliability(sure, targets).error > 0.05
-    found = calibration.temperature(sure, targets)
+def test_temperature_corrects_overconfidence():
+    logits, targets = calibrated_predictions()
+    overconfident = 3.0 * logits
+    assert calibration.reliability(overconfident, targets).error > 0.05
+    found = calibration.temperature(overconfident, targets)
     assert found == pytest.approx(3.0, abs=0.05)
-    assert calibration.nll(sure, targets, found) < calibration.nll(sure, targets)
-    assert calibration.reliability(sure / found, targets).error < 0.005
+    assert calibration.nll(overconfident, targets, found) < calibration.nll(overconfident, targets)
+    assert calibration.reliability(overconfident / found, targets).error < 0.005
 
 
-def test_the_error_is_that_of_the_metrics():
+def test_calibration_error_equals_the_ece_metric():
     from mmfusion import metrics
 
-    logits, targets = drawn(500)
+    logits, targets = calibrated_predictions(500)
     scores = metrics.classification(logits, targets, np.ones(500))
     assert calibration.reliability(logits, targets).error == pytest.approx(scores["ece"])
     assert calibration.nll(logits, targets) == pytest.approx(scores["nll"])

@@ -1,4 +1,4 @@
-"""What a run does with its modalities: known answers of models that are trained for a few steps only."""
+"""Probes of a run's use of its modalities: known properties of models trained for a few steps."""
 
 import math
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data_dir):
     """`trained("gmu")` -> the directory of a tiny run of that strategy."""
-    made = {}
+    workdirs = {}
 
     def trained(fusion):
-        if fusion not in made:
-            made[fusion] = tmp_path_factory.mktemp(fusion)
-            train(tiny.config(f"fusion={fusion}", {"data.dir": data_dir, "steps": 4}), made[fusion])
-        return made[fusion]
+        if fusion not in workdirs:
+            workdirs[fusion] = tmp_path_factory.mktemp(fusion)
+            train(tiny.config(f"fusion={fusion}", {"data.dir": data_dir, "steps": 4}), workdirs[fusion])
+        return workdirs[fusion]
 
     return trained
 
@@ -36,31 +36,31 @@ def probe_of(workdir):
 
 
 @pytest.mark.loop
-def test_two_halves_are_the_whole(trained):
+def test_probe_encode_and_fuse_equal_the_model(trained):
     probe, raw = probe_of(trained("co_attention"))
     run = probe.run
     encoded = probe.encode(raw)
     assert {m: x.shape[2] for m, x in encoded.inputs.items()} == {"image": 8, "text": 8}
     batch = run.setup.partitioner.put_batch(jax.tree.map(np.asarray, raw))
-    whole = jax.device_get(run.setup.compile_eval_step()(run.state.params, run.state.batch_stats, batch))
-    np.testing.assert_allclose(probe.fuse(encoded)["logits"]["label"], whole["logits"]["label"], atol=1e-5)
+    evaluated = jax.device_get(run.setup.compile_eval_step()(run.state.params, run.state.batch_stats, batch))
+    np.testing.assert_allclose(probe.fuse(encoded)["logits"]["label"], evaluated["logits"]["label"], atol=1e-5)
 
 
 @pytest.mark.loop
-def test_pairs_have_the_examples_on_their_diagonal_and_mixtures_beside_it(trained):
+def test_probe_pairs_have_the_examples_on_the_diagonal(trained):
     probe, raw = probe_of(trained("co_attention"))
     encoded = probe.encode(raw)
-    table = probe.pairs(encoded, "image")["label"]  # [n, n, C]: picture i with sentence j
-    own = probe.fuse(encoded)["logits"]["label"]
-    np.testing.assert_allclose(table[np.arange(20), np.arange(20)], own, atol=1e-5)
-    turned = np.roll(np.arange(20), 1)
-    other = probe.fuse(permute_rows(encoded, {"image": turned}))["logits"]["label"]
-    np.testing.assert_allclose(table[turned, np.arange(20)], other, atol=1e-5)
-    assert np.abs(other - own).max() > 1e-4
+    table = probe.pairs(encoded, "image")["label"]  # [n, n, C]: image i with text j
+    logits = probe.fuse(encoded)["logits"]["label"]
+    np.testing.assert_allclose(table[np.arange(20), np.arange(20)], logits, atol=1e-5)
+    permutation = np.roll(np.arange(20), 1)
+    permuted_logits = probe.fuse(permute_rows(encoded, {"image": permutation}))["logits"]["label"]
+    np.testing.assert_allclose(table[permutation, np.arange(20)], permuted_logits, atol=1e-5)
+    assert np.abs(permuted_logits - logits).max() > 1e-4
 
 
 @pytest.mark.loop
-def test_subsets_are_what_evaluation_says_of_them(trained):
+def test_probe_subset_scores_equal_evaluation(trained):
     workdir = trained("co_attention")
     run = open_run(workdir, ["test"])
     found = probe_run(workdir)["subsets"]
@@ -73,7 +73,7 @@ def test_subsets_are_what_evaluation_says_of_them(trained):
 
 
 @pytest.mark.loop
-def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):
+def test_probe_of_an_additive_strategy_has_no_interaction(trained):
     found = probe_run(trained("mean"))
     assert found["metric"] == "accuracy" and found["rows"] == 64
     pairs = found["interaction"]["image"]
@@ -94,12 +94,12 @@ def test_an_additive_strategy_has_no_interaction_and_values_add_up(trained):
 
 
 @pytest.mark.loop
-def test_rows_are_the_same_for_every_run(trained):
+def test_sample_rows_are_the_same_for_every_run(trained):
     (_, one), (_, other) = (probe_of(trained(name)) for name in ("mean", "co_attention"))
     np.testing.assert_array_equal(one.id, other.id)
 
 
-def test_a_loss_is_not_what_runs_are_compared_by():
+def test_compared_metric_is_never_the_loss():
     config = tiny.config()
     assert compared_metric(config) == "accuracy"
     with config.unlocked():
@@ -111,14 +111,14 @@ def test_a_loss_is_not_what_runs_are_compared_by():
 
 
 @pytest.mark.loop
-def test_examples_show_what_the_model_saw(trained):
-    shown = attention.examples(trained("co_attention"), 5)
-    assert len(shown) == 5
-    for one in shown:
-        assert one.inputs["image"].shape == (32, 32, 3) and one.inputs["image"].dtype == np.uint8
-        assert all(isinstance(word, str) for word in one.inputs["text"])
-        assert {one.target, one.predicted} <= {"false", "true", "0", "1", "no", "yes"}
-        weights = one.attention["text", "image"]  # [N_query, N_key]
-        assert weights.shape[0] == len(one.inputs["text"])
+def test_attention_examples_contain_decoded_inputs_and_weights(trained):
+    examples = attention.examples(trained("co_attention"), 5)
+    assert len(examples) == 5
+    for example in examples:
+        assert example.inputs["image"].shape == (32, 32, 3) and example.inputs["image"].dtype == np.uint8
+        assert all(isinstance(word, str) for word in example.inputs["text"])
+        assert {example.target, example.predicted} <= {"false", "true", "0", "1", "no", "yes"}
+        weights = example.attention["text", "image"]  # [N_query, N_key]
+        assert weights.shape[0] == len(example.inputs["text"])
         np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-3)
     assert attribution.subsets(["a"]) == [(), ("a",)]

@@ -1,4 +1,4 @@
-"""The report of an ablation: everything that was claimed is in it, nothing is loaded, and what is missing is made."""
+"""The report of an ablation: every claim is included, nothing is loaded, and missing sections give the reason."""
 
 import dataclasses
 import functools
@@ -25,18 +25,18 @@ from mmfusion.analysis.report.sections import SECTIONS
 from mmfusion.errors import UserError
 from tests import tiny
 
-SEEDS = 8  # the fewest that tell three strategies from a fourth
+SEEDS = 8  # the fewest seeds that distinguish three strategies from a fourth
 LEVELS = {"gmu": 0.92, "concat": 0.85, "film": 0.855, "mean": 0.6, "image alone": 0.55, "text alone": 0.5}
 COMMAND = "python -m experiments.ablate --config=configs/quickstart.py --match=parameters --workdir=/runs/a_b"
 NAMES = ["image", "text"]
-SETTINGS = dict(matplotlib.rcParams)  # before anything is drawn
+SETTINGS = dict(matplotlib.rcParams)  # before any plot
 
 
 def scores(method, seed, level):
-    return level + (0.02 * (-1) ** seed if method == "film" else 0.001 * seed)  # film's differences have no one sign
+    return level + (0.02 * (-1) ** seed if method == "film" else 0.001 * seed)  # film's differences have both signs
 
 
-def examination(level, sign, seed, names=NAMES):
+def probe_result(level, sign, seed, names=NAMES):
     subsets = {kept: sign * (level * len(kept) / len(names) + 0.01 * seed) for kept in attribution.subsets(names)}
     bins = {"count": [10, 20], "confidence": [0.61, 0.95], "accuracy": [0.5, 0.9]}
     half = {"nll": 0.3, "ece": 0.05, "ece_equal_mass": 0.04, "bins": bins}
@@ -61,14 +61,14 @@ def make(modalities, fusion, seed, alone):
 
 
 def ablation(
-    directory, *, seeds=SEEDS, metric="accuracy", modalities="", rename=None, seen=True, errors=(), published=()
+    directory, *, seeds=SEEDS, metric="accuracy", modalities="", rename=None, probed=True, errors=(), published=()
 ):
-    """Returns an outcome and its plan, with what it needs of its trials' files in the directory."""
+    """Returns an outcome and its plan, and writes the trials' metric files to the directory."""
     plan = plans.build(functools.partial(make, modalities), ["mean", "gmu", "film", "concat"], seeds, {})
     trials = tuple(dataclasses.replace(c, method=(rename or {}).get(c.method, c.method)) for c in plan.trials)
     plan, old = dataclasses.replace(plan, trials=trials), {v: k for k, v in (rename or {}).items()}
     higher = metric == "accuracy"
-    results, examined = {}, {}
+    results, probes = {}, {}
     for trial in plan.trials:
         level = LEVELS[old.get(trial.method, trial.method)]
         value = scores(old.get(trial.method, trial.method), trial.config["seed"], level if higher else 1 - level)
@@ -77,10 +77,10 @@ def ablation(
             "data": {"name": "shapes/match", "fingerprint": "f00d", "examples": {"train": 256}},
             "device": "1 x cpu", "versions": {"jax": "0.0"},
         }  # fmt: skip
-        if seen and not trial.unimodal_baseline:
-            own = level if higher else 1 - level
+        if probed and not trial.unimodal_baseline:
+            score = level if higher else 1 - level
             names = NAMES[: 1 if modalities else 2]
-            examined[trial.name] = examination(own, 1 if higher else -1, trial.config["seed"], names)
+            probes[trial.name] = probe_result(score, 1 if higher else -1, trial.config["seed"], names)
         folder = runner.trial_directory(directory, trial)
         folder.mkdir(parents=True)
         lines = [{"step": step, "split": "valid", metric: value * step / 8} for step in (4, 8)]
@@ -88,38 +88,38 @@ def ablation(
     classical = [MethodResult("linear_svm, text", True, {"C": 1.0}, (), tuple(range(seeds)), (), (0.5,) * seeds,
                      (0.5,) * seeds, None)] * higher  # fmt: skip
     found = selection.method_results(plan.trials, results, metric)
-    made_claims = claims(found, classical, examined, {}, metric, higher)
+    made_claims = claims(found, classical, probes, {}, metric, higher)
     return Outcome(
-        metric, higher, (*found, *classical), made_claims, results, examined, dict(errors), dict(published)
+        metric, higher, (*found, *classical), made_claims, results, probes, dict(errors), dict(published)
     ), plan
 
 
-def shown(attending):
+def example_view(attending):
     weights = {("text", "image"): np.ones((2, 16)), ("image", "text"): np.ones((16, 2))} if attending else {}
-    words = {"text": ["red", "cross"]} if attending else {}
-    return ExampleView(7, "true", "false", {"image": np.zeros((32, 32, 3), np.uint8), **words}, weights)
+    text = {"text": ["red", "cross"]} if attending else {}
+    return ExampleView(7, "true", "false", {"image": np.zeros((32, 32, 3), np.uint8), **text}, weights)
 
 
 @pytest.fixture(autouse=True)
 def examples(monkeypatch):
-    """Examples without a model."""
-    monkeypatch.setattr(attention, "examples", lambda workdir: [shown(False)])
+    """Replaces the examples of a trained model."""
+    monkeypatch.setattr(attention, "examples", lambda workdir: [example_view(False)])
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """The outcome, plan and directory of a report that has everything."""
+def report_files(tmp_path_factory):
+    """Returns the outcome, plan and directory of a report with every section."""
     directory = tmp_path_factory.mktemp("report")
     failed = {"film_seed=9": "ValueError: a|b <script>alert(1)</script>"}
     outcome, plan = ablation(directory, errors=failed, published={"an article's CNN": 0.6012})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "examples", lambda workdir: [shown(True)])
+        patch.setattr(attention, "examples", lambda workdir: [example_view(True)])
         report.write(outcome, plan, directory, COMMAND, lambda trial: f"train {trial.name}", latex=True)
     return outcome, plan, directory
 
 
-def seen(page):
-    """Returns what a reader of a page sees, without its markup."""
+def visible_text(page):
+    """Returns the visible text of a page, without markup."""
     body = re.sub(r"<style>.*?</style>", "", page[page.index("<body>") :], flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", "", body)).split())
 
@@ -128,11 +128,11 @@ def read(directory, name="report.html"):
     return (directory / name).read_text(encoding="utf-8")
 
 
-def test_all_that_was_claimed_is_in_it(written):
-    outcome, plan, directory = written
-    page, text = seen(read(directory)), re.sub(r"\\(.)|`", r"\1", read(directory, "report.md"))
-    folded = " ".join(read(directory, "report.md").split())
-    assert COMMAND.replace(" --", " \\ --") in page and COMMAND.replace(" --", " \\ --") in folded
+def test_report_contains_every_claim(report_files):
+    outcome, plan, directory = report_files
+    page, text = visible_text(read(directory)), re.sub(r"\\(.)|`", r"\1", read(directory, "report.md"))
+    markdown = " ".join(read(directory, "report.md").split())
+    assert COMMAND.replace(" --", " \\ --") in page and COMMAND.replace(" --", " \\ --") in markdown
     assert {s.verdict for s in outcome.claims.statements} >= {"better", "worse", "inconclusive"}
     for part in (
         *(s.text for s in outcome.claims.statements),
@@ -147,8 +147,8 @@ def test_all_that_was_claimed_is_in_it(written):
     assert sorted(path.name for path in directory.iterdir()) == ["report.html", "report.md", "table.tex", "trials"]
 
 
-def test_a_page_loads_nothing(written):
-    page = read(written[2])
+def test_report_loads_no_external_resources(report_files):
+    page = read(report_files[2])
     addresses = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)|@import""", page)
     assert addresses
     for one, other in addresses:
@@ -156,21 +156,21 @@ def test_a_page_loads_nothing(written):
     assert not re.search(r"<(script|link|iframe|object)\b", page)
 
 
-def test_names_and_errors_are_shown_as_they_are(tmp_path, written):
+def test_report_escapes_names_and_errors(tmp_path, report_files):
     outcome, plan = ablation(tmp_path, rename={"film": "film <b>|$x$_%"})
     report.write(outcome, plan, tmp_path, "ablate '<i>&'", latex=True)
-    for page in (read(tmp_path), read(written[2])):
+    for page in (read(tmp_path), read(report_files[2])):
         assert "<b>|$x$" not in page and "<script" not in page and "<i>" not in page
-    assert "film <b>|$x$_%" in seen(read(tmp_path)) and "ablate '<i>&'" in seen(read(tmp_path))
+    assert "film <b>|$x$_%" in visible_text(read(tmp_path)) and "ablate '<i>&'" in visible_text(read(tmp_path))
     assert read(tmp_path).count("film &lt;b&gt;|$x$_%") > 5  # in the figures, too
     assert r"film \<b\>\|$x$_% |" in read(tmp_path, "report.md")
     assert r"film \textless{}b\textgreater{}\textbar{}\$x\$\_\%" in read(tmp_path, "table.tex")
-    assert "ValueError: a|b <script>alert(1)</script>" in seen(read(written[2]))
+    assert "ValueError: a|b <script>alert(1)</script>" in visible_text(read(report_files[2]))
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
-def test_the_best_comes_first_where_less_is_better_too(tmp_path, metric):
-    outcome, plan = ablation(tmp_path, metric=metric, seen=False)
+def test_report_orders_methods_best_first(tmp_path, metric):
+    outcome, plan = ablation(tmp_path, metric=metric, probed=False)
     report.write(outcome, plan, tmp_path, COMMAND)
     table = read(tmp_path).split('<table class="methods">')[1].split("</table>")[0]
     order = [name for name in re.findall(r"<th scope=row[^>]*>([\w ,]+)", table) if name in LEVELS]
@@ -182,120 +182,119 @@ def test_the_best_comes_first_where_less_is_better_too(tmp_path, metric):
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
-        ({"seen": False}, {"no run was probed": 5}),
+        ({"probed": False}, {"no run was probed": 5}),
         ({"modalities": "image"}, {"there is one modality": 3}),
         ({"seeds": 1}, {"no two methods can be compared over seeds": 1}),
     ],
 )
-def test_what_is_missing_is_left_out_and_said(tmp_path, changes, lines):
+def test_report_gives_the_reason_for_missing_sections(tmp_path, changes, lines):
     outcome, plan = ablation(tmp_path, **changes)
     report.write(outcome, plan, tmp_path, COMMAND)
-    page = seen(read(tmp_path))
+    page = visible_text(read(tmp_path))
     for line, count in lines.items():
         assert page.count(f"Not available: {line}") == count
     assert page.count("Not available") == sum(lines.values())
     assert outcome.claims.none in page
 
 
-def test_no_run_at_all_is_a_report_too(tmp_path, monkeypatch):
-    def gone(workdir):
+def test_report_is_written_without_finished_runs(tmp_path, monkeypatch):
+    def raise_user_error(workdir):
         raise UserError("it has no checkpoints")
 
-    outcome, plan = ablation(tmp_path, seen=False)
-    lost = [dataclasses.replace(r, trials=(), seeds=(), failed_seeds=r.seeds, valid=(), test=(), parameters=None)
+    outcome, plan = ablation(tmp_path, probed=False)
+    failed = [dataclasses.replace(r, trials=(), seeds=(), failed_seeds=r.seeds, valid=(), test=(), parameters=None)
             for r in outcome.methods]  # fmt: skip
-    none = dataclasses.replace(
-        outcome, methods=tuple(lost), claims=claims(lost, [], {}, {}, "accuracy", True), results={}
+    without_runs = dataclasses.replace(
+        outcome, methods=tuple(failed), claims=claims(failed, [], {}, {}, "accuracy", True), results={}
     )
-    report.write(none, plan, tmp_path, COMMAND, latex=True)
-    page = seen(read(tmp_path))
+    report.write(without_runs, plan, tmp_path, COMMAND, latex=True)
+    page = visible_text(read(tmp_path))
     assert "no run of a fusion strategy has a score" in page and page.count("Not available") == 9
-    monkeypatch.setattr(attention, "examples", gone)
+    monkeypatch.setattr(attention, "examples", raise_user_error)
     report.write(outcome, plan, tmp_path, COMMAND)
-    assert "Not available: no run could be opened (it has no checkpoints)." in seen(read(tmp_path))
+    assert "Not available: no run could be opened (it has no checkpoints)." in visible_text(read(tmp_path))
 
 
-def test_the_table_for_latex_is_well_formed(written):
-    table = read(written[2], "table.tex")
-    bare = re.sub(r"\\[{}$_%&#\\]", "", table)
-    assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+def test_latex_table_is_well_formed(report_files):
+    table = read(report_files[2], "table.tex")
+    unescaped = re.sub(r"\\[{}$_%&#\\]", "", table)
+    assert unescaped.count("{") == unescaped.count("}") and unescaped.count("$") % 2 == 0
     assert re.findall(r"\\begin\{(\w+)\}", table) == re.findall(r"\\end\{(\w+)\}", table)[::-1] == ["table", "tabular"]
     assert r"linear\_svm, text" in table and not re.search(r"(?<!\\)_", table)
     columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", table)[1])
     rows = [line for line in table.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert len(rows) == 1 + len(written[0].methods) + len(written[0].published)
+    assert len(rows) == 1 + len(report_files[0].methods) + len(report_files[0].published)
     assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
     assert rows[1].strip().startswith("gmu & 0.92") and r"$\uparrow$" in rows[1]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
-def test_the_heat_map_holds_the_means(tmp_path, metric):
+def test_heat_map_contains_means_over_seeds(tmp_path, metric):
     outcome, _ = ablation(tmp_path, metric=metric)
     rows = [row for row in outcome.methods if row.trials and not row.unimodal_baseline]
     found = aggregation.absences(rows, outcome, "subsets")
-    picture = plots.heat_maps({"present": found}, metric, higher=metric == "accuracy")
+    figure = plots.heat_maps({"present": found}, metric, higher=metric == "accuracy")
     level = {"accuracy": LEVELS["gmu"], "nll": 1 - LEVELS["gmu"]}[metric]
     for kept, share in {"": 0.0, "image": 0.5, "text": 0.5, "image+text": 1.0}.items():
         mean = level * share + 0.01 * np.mean(range(SEEDS))
         assert found["gmu"][kept] == pytest.approx(mean)
-        assert f">{mean:.3f}<" in picture
+        assert f">{mean:.3f}<" in figure
 
 
-def test_seeds_pooled_are_the_bins_of_all_examples():
+def test_pooled_reliability_equals_the_bins_of_all_examples():
     random = np.random.default_rng(0)
-    parts = [(3 * random.standard_normal((n, 4)), random.integers(4, size=n)) for n in (40, 90)]
-    runs = [{"before": {"bins": dataclasses.asdict(calibration.reliability(*part))}} for part in parts]
+    predictions = [(3 * random.standard_normal((n, 4)), random.integers(4, size=n)) for n in (40, 90)]
+    runs = [{"before": {"bins": dataclasses.asdict(calibration.reliability(*arrays))}} for arrays in predictions]
     found = aggregation.pooled(runs, "before")
-    whole = calibration.reliability(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+    expected = calibration.reliability(*(np.concatenate(arrays) for arrays in zip(*predictions, strict=True)))
     for name in ("count", "confidence", "accuracy"):
-        np.testing.assert_allclose(getattr(found, name), getattr(whole, name))
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name))
 
 
-def test_robustness_is_measured_from_late_fusion():
+def test_effective_robustness_is_relative_to_late_fusion():
     curves = {"late_mean": [1.0, 0.8, 0.6], "gmu": [0.9, 0.9, 0.9]}
     found = aggregation.robustness(curves, [0.0, 0.5, 1.0], sign=1)
     assert found["late_mean"] == (pytest.approx(0.8), 0.0)
-    assert found["gmu"] == (pytest.approx(0.9), pytest.approx(0.2))  # it loses 0, late fusion 0.2 on average
+    assert found["gmu"] == (pytest.approx(0.9), pytest.approx(0.2))  # mean decrease: 0, and 0.2 for late fusion
     assert aggregation.robustness({"gmu": curves["gmu"]}, [0.0, 0.5, 1.0], sign=1)["gmu"][1] is None
 
 
-def test_examples_come_from_the_best_that_attends(tmp_path, monkeypatch):
+def test_examples_come_from_the_best_method_with_attention(tmp_path, monkeypatch):
     outcome, plan = ablation(tmp_path, rename={"mean": "slow"})
-    attends = next(trial for trial in plan.trials if trial.method == "slow")
-    attends.config["model"]["fusion"]["name"] = "co_attention"
+    attention_trial = next(trial for trial in plan.trials if trial.method == "slow")
+    attention_trial.config["model"]["fusion"]["name"] = "co_attention"
     context = ReportContext(outcome, plan, tmp_path, tables.lines(outcome, plan))
-    monkeypatch.setattr(attention, "examples", lambda workdir: [shown("mean" in str(workdir.name))])
+    monkeypatch.setattr(attention, "examples", lambda workdir: [example_view("mean" in str(workdir.name))])
     found = SECTIONS["Examples"](context)
     assert found.caption.startswith("Attention of slow (the best with attention on validation, seed 0) on 1 test")
     (card,) = found.examples
     assert card.right == "wrong" and [part.modality for part in card.modalities] == NAMES
     assert card.modalities[0].heat and [share for _, share in card.modalities[1].words] == [1.0, 1.0]
-    monkeypatch.setattr(attention, "examples", lambda workdir: [shown(False)])
+    monkeypatch.setattr(attention, "examples", lambda workdir: [example_view(False)])
     found = SECTIONS["Examples"](context)
     assert "Predictions of gmu (the best on validation, seed 0) on" in found.caption
     assert not found.examples[0].modalities[0].heat and found.examples[0].modalities[1].absent
 
 
-def test_where_a_model_looks():
+def test_received_attention_excludes_self_attention():
     weights = {("text", "image"): np.array([[0.0, 1.0], [0.5, 0.5]]), ("image", "image"): np.eye(2)}
-    one = ExampleView(0, "", "", {}, weights)
-    np.testing.assert_allclose(
-        example_views.received_attention(one, "image"), [0.25, 0.75]
-    )  # its own queries do not count
-    assert example_views.received_attention(one, "text") is None
+    view = ExampleView(0, "", "", {}, weights)
+    # Self-attention is excluded.
+    np.testing.assert_allclose(example_views.received_attention(view, "image"), [0.25, 0.75])
+    assert example_views.received_attention(view, "text") is None
     assert example_views.grid(16, (32, 32)) == (4, 4) and example_views.grid(48, (64, 48)) == (8, 6)
     assert example_views.grid(17, (32, 32)) is None and example_views.grid(2, (32, 32)) is None
 
 
-def test_a_sound_is_shown_without_its_padding():
+def test_example_card_crops_audio_padding():
     weights = {("image", "audio"): np.array([[0.1, 0.3, 0.2, 0.0]])}
-    one = ExampleView(0, "1", "1", {"audio": np.sin(np.arange(600.0))}, weights)
-    (part,) = example_views.example_card(
-        one, {"audio": {"kind": "audio", "rate": 1000, "seconds": 0.8}}, classes=True
+    view = ExampleView(0, "1", "1", {"audio": np.sin(np.arange(600.0))}, weights)
+    (audio,) = example_views.example_card(
+        view, {"audio": {"kind": "audio", "rate": 1000, "seconds": 0.8}}, classes=True
     ).modalities
-    assert [round(share, 3) for *_, share in part.spans] == [0.333, 1.0, 0.667]  # the fourth is of padding
-    assert sum(width for _, width, _ in part.spans) == pytest.approx(example_views.WAVE_SIZE[0])
+    assert [round(share, 3) for *_, share in audio.spans] == [0.333, 1.0, 0.667]  # the fourth position is padding
+    assert sum(width for _, width, _ in audio.spans) == pytest.approx(example_views.WAVE_SIZE[0])
 
 
-def test_pictures_change_no_settings(written):
-    assert written and dict(matplotlib.rcParams) == SETTINGS
+def test_report_leaves_matplotlib_settings_unchanged(report_files):
+    assert report_files and dict(matplotlib.rcParams) == SETTINGS

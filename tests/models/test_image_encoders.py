@@ -10,10 +10,10 @@ from mmfusion.models.encoders.inception import response_norm
 
 IMAGENET = {"stem": "imagenet", "norm": "batch"}
 
-# (encoder, options, side, channels, classes, parameters as published, tokens of a picture); without auxiliary heads.
+# (encoder, options, side, channels, classes, published parameters, tokens per image); without auxiliary heads.
 PUBLISHED = [
-    ("lenet5", {}, 32, 1, 0, 60_000, 1),  # LeCun et al. 1998, its radial basis functions are fixed
-    ("alexnet", {"fc": 4096}, 224, 3, 1000, 61_100_840, 1),  # from here on as torchvision counts
+    ("lenet5", {}, 32, 1, 0, 60_000, 1),  # LeCun et al. 1998, with fixed radial basis functions
+    ("alexnet", {"fc": 4096}, 224, 3, 1000, 61_100_840, 1),  # from here on torchvision's counts
     ("vgg11", {"fc": 4096}, 224, 3, 1000, 132_863_336, 1),
     ("vgg11", {"fc": 4096, "norm": "batch"}, 224, 3, 1000, 132_868_840, 1),
     ("vgg16", {"fc": 4096}, 224, 3, 1000, 138_357_544, 1),
@@ -32,8 +32,8 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: f"{case[0]}-{case[1].get('norm', '')}")
-def test_published_number_of_parameters(case):
-    """Of the encoder without what makes tokens of its cells, and the classifier it has in its paper."""
+def test_image_encoder_parameter_count_matches_the_published_one(case):
+    """Counts the encoder without its token projection, with the classifier of its paper."""
     name, options, side, channels, classes, published, tokens = case
     encoder = ENCODERS[name](width=4, **options)
     x, mask = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32), jax.ShapeDtypeStruct((1, 1), bool)
@@ -42,21 +42,22 @@ def test_published_number_of_parameters(case):
     )
     assert out.shape == (1, tokens, 4)
     params = variables["params"]
-    ours = [params.pop("tokens")] if "tokens" in params else [params.pop("project"), params.pop("norm")]
-    last = ours[0].get("project", ours[0])["kernel"].shape[0]  # width of the cells
+    token_layers = [params.pop("tokens")] if "tokens" in params else [params.pop("project"), params.pop("norm")]
+    last = token_layers[0].get("project", token_layers[0])["kernel"].shape[0]  # channels of the last feature map
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) + (last + 1) * classes == published
 
 
-def test_published_number_of_parameters_of_bert():
-    """BERT-base uncased, as transformers counts it, with its pooler."""
+def test_bert_parameter_count_matches_the_published_one():
+    """The count is that of transformers for BERT-base uncased with its pooler."""
     encoder = ENCODERS["bert"](width=4, vocabulary=30_522, tokens="pooled")
     ids, mask = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), bool)
     params = jax.eval_shape(lambda x, m: encoder.init(jax.random.key(0), x, m, train=False), ids, mask)["params"]
-    own = [params[name] for name in params if name not in ("project", "norm")]  # norm is of what is projected
-    assert sum(leaf.size for leaf in jax.tree.leaves(own)) == 109_482_240
+    # The norm follows the projection.
+    bert_params = [params[name] for name in params if name not in ("project", "norm")]
+    assert sum(leaf.size for leaf in jax.tree.leaves(bert_params)) == 109_482_240
 
 
-def test_adaptive_avg_pool_covers_every_place():
+def test_adaptive_avg_pool_covers_every_position():
     x = np.arange(15.0, dtype=np.float32).reshape(1, 3, 5, 1)
     rows = [x[0, a:b].mean(axis=0) for a, b in ((0, 2), (1, 3))]
     expected = [[row[a:b].mean() for a, b in ((0, 3), (2, 5))] for row in rows]
@@ -65,14 +66,14 @@ def test_adaptive_avg_pool_covers_every_place():
     np.testing.assert_allclose(adaptive_avg_pool(np.ones((1, 1, 2, 1), np.float32), 7), np.ones((1, 7, 7, 1)))
 
 
-def test_response_norm_is_the_written_formula():
+def test_response_norm_matches_its_formula():
     x = np.random.default_rng(0).normal(size=(1, 1, 1, 7)).astype(np.float32)
     expected = [x[0, 0, 0, i] / (2 + 0.1 * (x[0, 0, 0, max(i - 2, 0) : i + 3] ** 2).sum()) ** 0.75 for i in range(7)]
     np.testing.assert_allclose(response_norm(x, alpha=0.1)[0, 0, 0], expected, rtol=1e-5)
 
 
-def test_lenet_reads_the_maps_of_its_table():
-    """The paper's table: six maps of three neighbours, six of four, three of two pairs, one of all."""
+def test_lenet_connects_feature_maps_as_in_its_table():
+    """The paper's table: six maps read three neighbours, six read four, three read two pairs, one reads all."""
     assert [len(maps) for maps in LENET_TABLE] == [3] * 6 + [4] * 9 + [6]
     assert LENET_TABLE[5] == (0, 1, 5)
     assert LENET_TABLE[9] == (0, 3, 4, 5)
@@ -80,7 +81,7 @@ def test_lenet_reads_the_maps_of_its_table():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "side", "said"),
+    ("name", "options", "side", "message"),
     [
         ("alexnet", {}, 62, "too small"),
         ("vgg11", {}, 31, "too small"),
@@ -90,7 +91,7 @@ def test_lenet_reads_the_maps_of_its_table():
         ("vit_ti", {"heads": 5}, 32, "heads=5"),
     ],
 )
-def test_pictures_that_do_not_fit_are_the_users_errors(name, options, side, said):
+def test_image_encoders_reject_unsupported_sizes_and_options(name, options, side, message):
     data = jnp.zeros((1, side, side, 3)), jnp.ones((1, 1), bool)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda: ENCODERS[name](width=4, **options).init(jax.random.key(0), *data, train=False))
