@@ -60,7 +60,7 @@ def test_reproduce_changes_locations_only(first):
             reproduce.main(["reproduce"])
         with pytest.raises(UserError, match="holds a run already"):
             reproduce.main(["reproduce", str(first), f"--again={first}"])
-        with pytest.raises(UserError, match="holds no finished run"):
+        with pytest.raises(UserError, match="has no finished run"):
             reproduce.main(["reproduce", str(first.parent)])
     config = configs.from_json(configs.read_json(first / "config.json"))
     assert reproduce.relocated(config, ["--config.data.dir=/else"]).data.dir == "/else"
