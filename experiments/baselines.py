@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     dataset = datasets.load(configs.read(config).data, seed=config.seed)
     found = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known)
 
-    caption = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MOST_ROWS:,} training rows"
+    caption = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MAX_ROWS:,} training rows"
     rows = [
         (
             one.name,

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import ParameterGrid
 
 from mmfusion.data.dataset import Dataset, Split
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 from mmfusion.metrics import METRICS
 from mmfusion.models.encoders.audio import log_mel
 from mmfusion.training.evaluation import SCORES
@@ -119,10 +119,10 @@ def baselines(
     """
     reader = dataset.reader
     if task not in reader.targets:
-        raise UserError(f"task {task!r} is not in this dataset: {nearest(task, reader.targets)}")
+        raise UserError("the dataset has no such target", path="task", value=task, choices=reader.targets)
     kind = reader.targets[task]["kind"]
     if metric not in METRICS[kind]:
-        raise UserError(f"metric {metric!r} is not one of {kind}: {nearest(metric, METRICS[kind])}")
+        raise UserError(f"not a metric of {kind}", path="metric", value=metric, choices=METRICS[kind])
     metric = metric if metric not in ("nll", "brier", "ece", "loss") else "rmse" if kind == "regression" else "accuracy"
     tables, targets = features(dataset, task, seed, max_rows)
     reduced = {m: _reduced(own, seed) if reader.modalities[m]["kind"] == "text" else own for m, own in tables.items()}

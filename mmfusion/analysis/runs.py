@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Method:
         """
         have = configs.selectable(self.runs[0].config)
         if metric not in have:
-            raise UserError(f"{self.runs[0].directory} has no metric {metric!r}: {nearest(metric, have)}")
+            raise UserError(f"{self.runs[0].directory} has no such metric", path="--metric", value=metric, choices=have)
         values = [run.result[split][metric] for run in self.runs]
         return [float("nan") if value is None else value for value in values]
 

@@ -149,9 +149,9 @@ def test_features_are_fitted_on_train_only():
     data = dataset(lambda bright, word: bright)
     test = data.splits["test"].arrays
     inputs = {"picture": 255 - test.inputs["picture"] // 2, "words": test.inputs["words"] + 100}
-    before, _ = module.features(data, "label", seed=0, most_rows=500)
+    before, _ = module.features(data, "label", seed=0, max_rows=500)
     for split in ("valid", "test"):
-        after, _ = module.features(changed(data, split, inputs=inputs), "label", seed=0, most_rows=500)
+        after, _ = module.features(changed(data, split, inputs=inputs), "label", seed=0, max_rows=500)
         for m in before:
             np.testing.assert_array_equal(before[m]["train"].toarray(), after[m]["train"].toarray())
         assert after["words"][split].nnz == 0  # words that train does not have
@@ -222,33 +222,35 @@ def test_a_streamed_split_gives_the_same_and_unreadable_rows_are_left_out(svm_on
     assert baselines(loaded, "label", "macro_f1") == baselines(streamed, "label", "macro_f1")
 
 
-def test_no_more_than_most_rows_are_used_and_the_seed_draws_them(svm_only):
+def test_no_more_than_max_rows_are_used_and_the_seed_draws_them(svm_only):
     data = dataset(noisy)
     kept = np.sort(np.random.default_rng(3).permutation(240)[:30])
     whole = data.splits["train"]
     small = dataclasses.replace(
         data, splits={**data.splits, "train": dataclasses.replace(whole, ids=kept, arrays=whole.take(kept))}
     )
-    found = baselines(data, "label", "accuracy", seed=3, most_rows=30)
+    found = baselines(data, "label", "accuracy", seed=3, max_rows=30)
     assert found == baselines(small, "label", "accuracy", seed=3)
     assert found != baselines(data, "label", "accuracy", seed=3)
-    assert found != baselines(data, "label", "accuracy", seed=4, most_rows=30)
+    assert found != baselines(data, "label", "accuracy", seed=4, max_rows=30)
 
 
 def test_the_same_seed_gives_the_same():
     data = dataset(noisy)
-    one, other = (baselines(data, "label", "macro_recall", seed=1, most_rows=100) for _ in range(2))
+    one, other = (baselines(data, "label", "macro_recall", seed=1, max_rows=100) for _ in range(2))
     assert one == other
 
 
 def test_errors_say_what_would_be_right():
     data = dataset(lambda bright, word: bright)
-    with pytest.raises(UserError, match="task 'labels' is not in this dataset: did you mean label"):
+    with pytest.raises(UserError, match="task='labels': the dataset has no such target; did you mean label"):
         baselines(data, "labels", "accuracy")
-    with pytest.raises(UserError, match="metric 'acuracy' is not one of classification: did you mean"):
+    with pytest.raises(UserError, match="metric='acuracy': not a metric of classification; did you mean"):
         baselines(data, "label", "acuracy")
     nowhere = {"picture": np.zeros(240, bool), "words": np.ones(240, bool)}
-    with pytest.raises(UserError, match="modality 'picture' is in 0 of the training rows; a baseline needs 2"):
+    with pytest.raises(
+        UserError, match="modality 'picture' is present in 0 training rows; a baseline needs at least 2"
+    ):
         baselines(changed(data, "train", present=nowhere), "label", "accuracy")
 
 

@@ -114,7 +114,7 @@ def test_fitted_graph_is_saved_with_the_run(file):
         ("a\tis\tb\n a is b\n", r"line 2"),
         ("a\t \tb\n", r"line 1"),
         ("\n", "the file has no triple"),
-        ("x\tis\ty\n", r"no training row names an entity of the file; its first entities are x, y"),
+        ("x\tis\ty\n", r"no training row mentions an entity of the file; its first entities are x, y"),
     ],
 )
 def test_triples_of_a_wrong_file_raise_one_line(content, says, tmp_path):

@@ -145,7 +145,7 @@ def test_manual_files_that_differ_or_are_missing_are_refused(small_digits, tmp_p
     with pytest.raises(UserError, match="not the known file"):
         prepare("digit_views", tmp_path / "data", small_digits)
     (small_digits / digits.FILE).unlink()
-    with pytest.raises(UserError, match=r"manual_dir=.*handwritten6\.npz must be put there"):
+    with pytest.raises(UserError, match=r"manual_dir=.* must contain .*handwritten6\.npz"):
         prepare("digit_views", tmp_path / "data", small_digits)
     assert left_behind(tmp_path / "data") == []
 

@@ -83,10 +83,10 @@ def test_names_are_known_without_network_or_tensorflow(tmp_path):
     ("name", "says"),
     [
         ("mnst", "did you mean mnist"),
-        ("shapes/mach", "no variant of shapes: did you mean shapes/match"),
+        ("shapes/mach", "no such variant of shapes; did you mean shapes/match"),
         ("pair:mnist+shapes/mach:by=label", "did you mean shapes/match"),
         ("pair:mnist+cifar10:by=name", "by=label"),
-        ("", "is no dataset"),
+        ("", "no such dataset"),
     ],
 )
 def test_check_name_gives_the_nearest_name(name, says):
@@ -101,7 +101,7 @@ def test_a_wrong_variant_version_or_split_says_what_there_is(toys_dir):
     with pytest.raises(UserError, match=r"cannot be loaded at version 7\.0\.0"):
         opened("toys/notes:7.0.0", toys_dir)
     for split in ("valid", "train[:x]", "train[:0]"):
-        with pytest.raises(UserError, match=r"no rows of split .*: its splits are train, test"):
+        with pytest.raises(UserError, match=r"no rows in split .*: its splits are train, test"):
             opened("toys/notes", toys_dir, split=split)
 
 
@@ -201,7 +201,7 @@ def test_manual_download_must_be_the_known_file(tmp_path):
     hand.mkdir()
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (hand / f"{name}-ubyte.gz").write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"'mnist': a file is damaged or not the known one.*hand/\S+-ubyte\.gz"):
+    with pytest.raises(UserError, match=r"'mnist': a file is corrupt or not the known one.*hand/\S+-ubyte\.gz"):
         opened("mnist", tmp_path / "data", manual_dir=hand)
 
 
@@ -259,7 +259,7 @@ def test_damaged_records_are_never_read_as_data(damage, prepared, tmp_path):
     file.write_bytes(content if damage == "flip" else content[:place])
     if damage == "remove":
         file.unlink()
-    with pytest.raises(UserError, match=rf"row \d+ .* under {prepared} is damaged: remove that folder"):
+    with pytest.raises(UserError, match=rf"row \d+ .* under {prepared} is corrupt: remove that folder"):
         rows = opened("toys/notes", tmp_path / "data").rows
         for i in range(len(rows)):
             rows[i]
@@ -268,5 +268,5 @@ def test_damaged_records_are_never_read_as_data(damage, prepared, tmp_path):
 def test_another_file_format_says_where_to_prepare(prepared, tmp_path):
     info = json.loads((prepared / "dataset_info.json").read_text())
     (prepared / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    with pytest.raises(UserError, match=r"prepared in another format: give an empty --config\.data\.dir"):
+    with pytest.raises(UserError, match=r"config\.data\.dir=.* is not in ArrayRecord format; give an empty folder"):
         opened("toys/notes", tmp_path / "data")

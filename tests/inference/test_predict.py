@@ -122,8 +122,8 @@ def test_predict_empty_table_gives_an_empty_table(run, tmp_path):
         (None, "--input=.* cannot be read as a CSV table: .*No such file"),
         (b"text\n\xff\xfe", "--input=.* cannot be read as a CSV table"),
         (b'text\n"open', "--input=.* cannot be read as a CSV table: unexpected end"),
-        (b"words,pictures\na,b\n", "has none of the run's columns image, text: it has words, pictures"),
-        (b"", "is empty: its first line must name the columns"),
+        (b"words,pictures\na,b\n", "must have one of the columns image, text; it has words, pictures"),
+        (b"", "is empty; its first line must have the column names"),
     ],
 )
 def test_predict_unreadable_table_leaves_the_output_alone(content, says, run, tmp_path):
@@ -139,7 +139,7 @@ def test_predict_unreadable_table_leaves_the_output_alone(content, says, run, tm
 @pytest.mark.loop
 @pytest.mark.parametrize("output", ["none/out.csv", "."])
 def test_predict_checks_the_output_first(output, run, table, tmp_path):
-    with pytest.raises(UserError, match=r"--output=.*its folder must exist, and it must be a file"):
+    with pytest.raises(UserError, match=r"--output=.*must be a file in an existing folder"):
         predict(run[0], table(), tmp_path / output)
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from mmfusion.data import text
 from mmfusion.data.batch import Batch
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 
 # Strengths at severity 1, which scale linearly with the severity; QUALITY and SNR are interpolated.
 GAUSSIAN = 100.0  # standard deviation of the noise, in pixel levels (0 to 255)
@@ -220,9 +220,9 @@ def corrupt(batch: Batch, modality: str, kind: str, name: str, severity: float, 
       ValueError: the severity is not in [0, 1], or `typo` has no tokenizer.
     """
     if kind not in CORRUPTIONS:
-        raise UserError(f"modality type {kind!r} has no corruptions: {nearest(kind, CORRUPTIONS)}")
+        raise UserError("the modality type has no corruptions", path="kind", value=kind, choices=CORRUPTIONS)
     if name not in CORRUPTIONS[kind]:
-        raise UserError(f"corruption {name!r} of {kind} is unknown: {nearest(name, CORRUPTIONS[kind])}")
+        raise UserError(f"no such corruption of {kind}", path="corruption", value=name, choices=CORRUPTIONS[kind])
     if not 0 <= severity <= 1:
         raise ValueError(f"a severity must be from 0 to 1, got {severity}")
     if severity == 0:

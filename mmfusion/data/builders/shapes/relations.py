@@ -1,4 +1,4 @@
-"""The variant `relations` of `shapes`: two to four objects; sentences on positions, counts, colours and negation."""
+"""The variant `relations` of `shapes`: two to four objects; sentences about positions, counts, colours, negation."""
 
 import functools
 import itertools
@@ -12,12 +12,12 @@ Candidate = tuple[tuple[Scene, Scene], tuple[str, str]]
 
 LOOKS = tuple(itertools.product(range(len(COLOURS)), range(len(SHAPES))))
 COUNTS = ("one", "two", "three")
-RELATIONS = (("left of", "right of"), ("above", "below"))  # by axis: the lower coordinate first
+RELATIONS = (("left of", "right of"), ("above", "below"))  # per axis: relation of the object with the lower coordinate
 
 
 @functools.cache
 def held_out() -> frozenset[Pair]:
-    """Returns the 54 of the 435 pairs of different looks that are in test images and test sentences only."""
+    """Returns the 54 of the 435 pairs of different looks that occur in test images and test sentences only."""
     pairs = [frozenset(pair) for pair in itertools.combinations(LOOKS, 2)]
     return frozenset(sample(drawer(bits("shapes", "held-out pairs")), pairs, len(pairs) // 8))
 
@@ -28,7 +28,7 @@ def pairs_of(scene: Scene) -> set[Pair]:
 
 
 def relations(split: str, examples: int) -> list[Example]:
-    """Returns quads; held-out pairs are in no train scene, in every test scene, and in test sentences that name two."""
+    """Returns quads; held-out pairs occur in no train scene, every test scene, and every spatial test sentence."""
     draw, result = drawer(bits("shapes", "relations", split)), []
     for number in range(examples // 4):
         make = (_spatial, _spatial, _count, _same_colour, _exists)[draw(5)]
@@ -49,7 +49,7 @@ def _belongs(candidate: Candidate, split: str, named: bool) -> bool:
 
 
 def _spatial(draw: Draw) -> Candidate | None:
-    """Two named objects that swap positions; None where they do not differ along the drawn axis."""
+    """Two named objects that swap positions; None if they have the same coordinate on the sampled axis."""
     looks = sample(draw, LOOKS, 2 + draw(3))
     positions = sample(draw, range(len(POSITIONS)), len(looks))
     axis = draw(2)
@@ -69,7 +69,7 @@ def _spatial(draw: Draw) -> Candidate | None:
 
 
 def _count(draw: Draw) -> Candidate:
-    """Different counts of objects that share a colour or a shape, in scenes with the same number of objects."""
+    """Different counts of objects with a given colour or shape, in scenes with the same total number of objects."""
     by_shape = draw(2)
     value = draw(len((COLOURS, SHAPES)[by_shape]))
     total = 3 + draw(2)
@@ -92,7 +92,7 @@ def _count(draw: Draw) -> Candidate:
 
 
 def _same_colour(draw: Draw) -> Candidate:
-    """Three shapes; the first has the second's colour in one scene and the third's in the other."""
+    """Three shapes, of which the first has the second's colour in one scene and the third's in the other."""
     shapes = sample(draw, range(len(SHAPES)), 3 + draw(2))
     colour, another, any_colour = *sample(draw, range(len(COLOURS)), 2), draw(len(COLOURS))
     positions = sample(draw, range(len(POSITIONS)), len(shapes))
@@ -112,7 +112,7 @@ def _same_colour(draw: Draw) -> Candidate:
 
 
 def _exists(draw: Draw) -> Candidate:
-    """One object differs between the scenes in its colour or shape."""
+    """One object whose colour or shape differs between the scenes."""
     one = LOOKS[draw(len(LOOKS))]
     other = [look for look in LOOKS if (look[0] == one[0]) != (look[1] == one[1])]
     other = other[draw(len(other))]
