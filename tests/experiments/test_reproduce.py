@@ -54,7 +54,7 @@ def test_reproduce_reports_differences_from_the_first_step(first, tmp_path, caps
 @pytest.mark.loop
 def test_reproduce_changes_locations_only(first):
     with flagsaver.flagsaver():
-        with pytest.raises(UserError, match=r"a run is repeated as it was; only data\.dir"):
+        with pytest.raises(UserError, match=r"cannot be changed; only data\.dir"):
             reproduce.main(["reproduce", str(first), "--config.steps=3"])
         with pytest.raises(UserError, match="give one finished run"):
             reproduce.main(["reproduce"])
