@@ -118,7 +118,7 @@ def compared_with(outcome: Outcome) -> list[str]:
 
 
 def methods(outcome: Outcome, plan: Plan, groups: Mapping[str, Sequence[Line]], others: Sequence[str]) -> Table:
-    """Returns the main table, with the differences from `others` beside the scores."""
+    """Returns the main table, with the differences from `others` next to the scores."""
     heads = [
         Text("Method"),
         Text(f"Test {outcome.metric}", "mean, 95 % interval"),
@@ -249,7 +249,7 @@ def escape_markdown(text: str) -> str:
 
 
 def latex(table: Table, caption: str) -> str:
-    r"""Returns a LaTeX table with `booktabs`; verdicts become arrows beside the differences."""
+    r"""Returns a LaTeX table with `booktabs`; verdicts become arrows next to the differences."""
     kept = [i for i, head in enumerate(table.heads) if head.main not in ("Selected", "Verdict")]
     body = [" & ".join(_tex(table.heads[i].main) for i in kept) + r" \\", r"\midrule"]
     for n, (group, rows) in enumerate(table.groups.items()):
