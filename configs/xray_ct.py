@@ -1,19 +1,20 @@
-"""Two medical images, X-ray and CT, joined at the input: a CNN whose feature map is read by a recurrent network.
+"""X-ray and CT images, concatenated at the input of a CNN with a recurrent network over its feature map.
 
 python -m experiments.train --config=configs/xray_ct.py --workdir=DIR
 
-Data: `synthetic/xray_ct`, generated in place of such images. Each image is uninformative in 30 % of the examples: the
-best possible accuracy of one alone is 0.775, of both 0.9325. `:joined=False` gives each image its own encoder, fused by
-a strategy, and `,shared=True` one encoder with the same weights for both; `:size=128` reads larger images.
+Data: `synthetic/xray_ct`, generated in place of such images. Each image is uninformative in 30 % of the examples, so
+the best possible accuracy of one modality is 0.775, and of both 0.9325. `:joined=False` uses one encoder per image and
+a fusion strategy, and `:joined=False,shared=True` one encoder with shared weights. `:size=128` uses larger images.
 
-Keys of `--config.model.encoders.xray`: `.channels="(16,32,64)"` makes the CNN deeper, `.layers=2` the recurrent
-network, `.steps=cells` reads the map cell by cell, and `.tokens=attention` weights its steps. `.name=resnet18` with
-`.stem=imagenet`, `.norm=batch`, `.recurrent=rows` and `.init=FILE_OR_HUB_ID` starts from published weights, whose map
-an LSTM reads (with `:size=224`, or the map has two rows); `.freeze=600` keeps them fixed.
+Options of `--config.model.encoders.xray`: `.channels="(16,32,64)"` sets a deeper CNN, `.layers=2` two recurrent layers,
+`.steps=cells` one recurrent step per cell of the feature map, and `.tokens=attention` attention weights over the steps.
+`.name=resnet18` with `.stem=imagenet`, `.norm=batch`, `.recurrent=rows` and `.init=FILE_OR_HUB_ID` starts from
+published weights with an LSTM over the rows of the feature map (use `:size=224`, otherwise the map has two rows).
+`.freeze=600` freezes the encoder for the whole run of 600 steps.
 
-Other keys: `--config.data.modalities.xray.augment.crop=4` (set the same for `ct`: both are moved alike; `flip=0.5` is
-for images whose mirror image has the same label, which is not the case here),
-`--config.data.targets.label.loss=focal`, `--config.optim.name=momentum`.
+Other options: `--config.data.modalities.xray.augment.crop=4` (set the same for `ct`; both get the same crop; `flip=0.5`
+is for images whose label is invariant to mirroring, unlike here), `--config.data.targets.label.loss=focal`,
+`--config.optim.name=momentum`.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Dispatches `mmfusion COMMAND ...` and `python -m experiments COMMAND ...` to the module `experiments.COMMAND`."""
+"""Runs `experiments.COMMAND` for `mmfusion COMMAND ...` and `python -m experiments COMMAND ...`."""
 
 import ast
 import runpy
@@ -26,7 +26,7 @@ OLD_NAMES = ("fusions", "known_answer", "replay", "rerun")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command; without one lists them all. An unknown command exits with status 2."""
+    """Runs a command, or lists all commands if none is given. An unknown command exits with status 2."""
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("", "-h", "--help", "help"):
         print(usage())
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def usage() -> str:
-    """Returns the list of commands with one line each."""
+    """Returns the usage text, with one line per command."""
     lines = [f"  {name:<14}{summary(name)}" for name in COMMANDS]
     return "\n".join(
         ["usage: mmfusion COMMAND [--flag=value ...]    (or python -m experiments.COMMAND)", "", *lines, "",

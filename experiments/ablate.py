@@ -1,4 +1,4 @@
-"""Compares fusion strategies over seeds, and writes a report of claims with their evidence.
+"""Compares fusion strategies over seeds and writes a report of claims with their evidence.
 
 `python -m experiments.ablate --config=configs/X.py --fusions=all|a,b --seeds=N --workdir=DIR [--match=parameters|flops]
 [--vary=optim.learning_rate=1e-3,3e-4] [--jobs=N] [--shard=i/n] [--config.key=value ...]`
@@ -14,21 +14,21 @@ from experiments import cli, trial_config
 from mmfusion.analysis.ablation import remote_copy, runner
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory, local or gs://...", required=True)
-FUSIONS = flags.DEFINE_string("fusions", "all", "names or package.module:Class, separated by commas, or all")
+FUSIONS = flags.DEFINE_string("fusions", "all", "comma-separated names or package.module:Class, or all")
 SEEDS = flags.DEFINE_integer(
-    "seeds", 6, "seeds per method; one comparison needs at least 6 to be significant, one of eleven needs 9"
+    "seeds", 6, "seeds per method; a significant difference needs at least 6, and one of eleven comparisons 9"
 )
 MATCH = flags.DEFINE_enum(
     "match", "none", ["none", "parameters", "flops"], "choose widths at which all strategies cost the same"
 )
 VARY = flags.DEFINE_multi_string(
-    "vary", [], "KEY=VALUE,VALUE: values of a config key; those of optim.* are selected on validation"
+    "vary", [], "KEY=VALUE,VALUE: values of a config key; values of optim.* are selected on validation"
 )
 METRIC = flags.DEFINE_string("metric", "", "the metric to select and compare by (default: the config's)")
 JOBS = flags.DEFINE_integer(
-    "jobs", 0, "processes on CPU, each on a core of its own (default: all cores)", lower_bound=0
+    "jobs", 0, "number of processes on CPU, each on its own core (default: all cores)", lower_bound=0
 )
-SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run this share of the plan; other machines run the others")
+SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run every n-th trial from the i-th on; other machines run the rest")
 LATEX = flags.DEFINE_bool("latex", False, "also write the table as table.tex")
 PUBLISHED = flags.DEFINE_multi_string("published", [], "NAME=SCORE: a published score to show in the report")
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def ablate(argv: Sequence[str]) -> None:
-    """Runs the ablation that the flags describe."""
+    """Runs the ablation defined by the flags."""
     source, rest = cli.take_config(argv)
     overrides = tuple(arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig.")))
     cli.parse([arg for arg in rest if arg not in overrides])
@@ -54,7 +54,7 @@ def ablate(argv: Sequence[str]) -> None:
 
     names = list(fusion_classes(FUSIONS.value))
     request = run_ablation.Request(make, names, SEEDS.value, vary, MATCH.value, METRIC.value, published)
-    cli.prepare(make(names[0], 0, ""))  # the processes that train inherit this environment
+    cli.prepare(make(names[0], 0, ""))  # the worker processes inherit this environment
     _, again = cli.take_flag(list(argv), "shard")
     execution = run_ablation.Execution(
         directory,

@@ -1,4 +1,4 @@
-"""Fits classical models on simple features of a config's data: the baseline for any network.
+"""Fits classical baselines on simple features of a config's data.
 
 `python -m experiments.baselines --config=configs/X.py[:arg=value,...] [--models=linear_svm,naive_bayes]
 [--output=FILE.md]`
@@ -33,19 +33,19 @@ def main(argv: Sequence[str]) -> None:
         if name not in known:
             raise UserError("no such model", path="--models", value=name, choices=known)
     dataset = datasets.load(configs.read(config).data, seed=config.seed)
-    found = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known)
+    results = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known)
 
-    caption = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MOST_ROWS:,} training rows"
+    caption = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MAX_ROWS:,} training rows"
     rows = [
         (
-            one.name,
-            " + ".join(one.modalities) or "none",
-            ", ".join(f"{name} {value:g}" for name, value in one.selected.items()),
-            f"{one.valid:.4f}",
-            f"{one.test:.4f}",
-            f"{one.seconds:.0f}",
+            result.name,
+            " + ".join(result.modalities) or "none",
+            ", ".join(f"{name} {value:g}" for name, value in result.selected.items()),
+            f"{result.valid:.4f}",
+            f"{result.test:.4f}",
+            f"{result.seconds:.0f}",
         )
-        for one in found
+        for result in results
     ]
     cli.show_table(COLUMNS, rows, caption, output)
 

@@ -2,7 +2,7 @@
 
 `python -m experiments.checkpoints DIR [--tree=STEP] [--compare=STEP,STEP] [--copy=STEP --to=DIR]`
 
-DIR is a run's directory or its `checkpoints/`; nothing in it is changed. Exit status 1 if a checkpoint is corrupt.
+DIR is a run's directory or its `checkpoints/`, which is not modified. Exit status 1 if a checkpoint is corrupt.
 """
 
 import sys
@@ -15,7 +15,7 @@ from experiments import cli
 from mmfusion.errors import UserError
 
 TREE = flags.DEFINE_string("tree", "", "list the arrays of this step")
-COMPARE = flags.DEFINE_string("compare", "", "STEP,STEP: show how far each array moved between two steps")
+COMPARE = flags.DEFINE_string("compare", "", "STEP,STEP: show the relative change of each array between two steps")
 COPY = flags.DEFINE_string("copy", "", "verify this step and copy it to --to")
 TO = flags.DEFINE_string("to", "", "a directory that does not exist yet")
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def copy(folder: epath.Path, step: str, target: epath.Path) -> None:
-    """Verifies a step and copies it; a failed copy leaves nothing behind."""
+    """Verifies a step and copies it; a failed copy is removed."""
     from mmfusion.files import copy_tree
 
     verified(folder, step)
@@ -72,7 +72,7 @@ def verified(folder: epath.Path, step: str) -> tuple[dict, dict]:
 
 
 def list_steps(folder: epath.Path, steps: Sequence[str]) -> bool:
-    """Prints a line per step, and returns whether all checkpoints are valid."""
+    """Prints one line per step, and returns whether all checkpoints are valid."""
     lines, valid = [], True
     for step in steps:
         try:
@@ -88,7 +88,7 @@ def list_steps(folder: epath.Path, steps: Sequence[str]) -> bool:
 
 
 def show_tree(folder: epath.Path, step: str) -> None:
-    """Prints each array's path, shape, type and size."""
+    """Prints the path, shape and dtype of each array, and the total size."""
     arrays, _ = verified(folder, step)
     rows = [(path, "x".join(map(str, x.shape)), f"{x.dtype}") for path, x in arrays.items()]
     cli.show_table(("array", "shape", "type"), rows, "", None)

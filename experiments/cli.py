@@ -1,4 +1,4 @@
-"""Shared by all commands: flags to a config, errors to one line and an exit status."""
+"""Shared by all commands: parses flags to a config, and maps errors to one line and an exit status."""
 
 import logging
 import os
@@ -26,9 +26,9 @@ DONE, FAILED, USER_ERROR, TRY_AGAIN = 0, 1, 2, 75  # exit statuses
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command and exits with its status.
 
-    0: done. 2: the user's input is wrong. 75: preempted after saving, or storage is unreachable for now; the same
-    command continues. 134: another host was lost. 1: any other error. Divergence (FloatingPointError) is printed as one
-    line too; errors that are not the user's keep their traceback.
+    0: done. 2: invalid user input. 75: preempted after saving, or storage is temporarily unreachable; the same command
+    continues. 134: another host was lost. 1: any other error. User errors and divergence (FloatingPointError) are
+    printed as one line; other errors keep their traceback.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text())
@@ -65,7 +65,7 @@ def help_text() -> str:
 
 
 def exit_status(error: Exception) -> int:
-    """Returns the exit status of a command that ends with this error."""
+    """Returns the exit status for an error."""
     if isinstance(error, UserError):
         return USER_ERROR
     return TRY_AGAIN if isinstance(error, Unreachable) else FAILED
@@ -77,20 +77,20 @@ def one_line(error: BaseException) -> str:
 
 
 def run_renamed(old: str, new: str, main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command under its old name, with a warning that gives the new one."""
+    """Runs a command under its deprecated name, with a warning that states the new name."""
     print(f"warning: experiments.{old} is now called experiments.{new}", file=sys.stderr)
     run(main)
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, positional: bool = False) -> list[str]:
-    """Parses the flags that a command has defined, and returns its positional arguments.
+    """Parses the flags defined by a command and returns its positional arguments.
 
     Raises:
-      UserError: an unknown flag, a missing or wrong value, or an unexpected positional argument.
+      UserError: an unknown flag, a missing or invalid value, or an unexpected positional argument.
     """
     try:
         rest = flag_values(list(argv))[1:]
-    except (flags.Error, KeyError) as error:  # KeyError: a key of a section that another flag has replaced
+    except (flags.Error, KeyError) as error:  # KeyError: a key of a section that another flag replaced
         raise UserError(one_line(error)) from error
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
@@ -98,10 +98,10 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, *, p
 
 
 def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> ConfigDict:
-    """Returns the config of `--config=FILE[:key=value,...]` and every `--config.a.b=v`, and parses the other flags.
+    """Returns the config of `--config=FILE[:key=value,...]` and every `--config.a.b=v`, and parses all other flags.
 
-    `--config.<section>.name=X` replaces the section's options with X's defaults; the other overrides are set after it.
-    The config is not checked yet.
+    `--config.<section>.name=X` replaces the section's options with X's defaults, before other overrides are applied.
+    The config is not validated.
 
     Raises:
       UserError: no such file, an unknown key, or a value of the wrong type.
@@ -121,7 +121,7 @@ def take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def make_config(source: str, overrides: Sequence[str]) -> ConfigDict:
-    """Returns the config of `FILE[:key=value,...]` with overrides `--config.a.b=v`; raises what `parse_config` does."""
+    """Returns the config of `FILE[:key=value,...]` with overrides `--config.a.b=v`; for errors see `parse_config`."""
     flag_values = flags.FlagValues()
     config, rest = _overridden(source, ["", *overrides], flag_values)
     parse(rest, flag_values)
@@ -134,21 +134,21 @@ def _overridden(source: str, argv: Sequence[str], flag_values: flags.FlagValues)
     _check_paths(config, rest)
     try:
         return config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=rest), rest
-    except flags.Error as error:  # a section after one of its keys
+    except flags.Error as error:  # a section is set after one of its keys
         raise UserError(one_line(error)) from error
 
 
 def prepare(config: ConfigDict) -> None:
-    """Sets what a config needs of the process; call it before JAX initialises its devices."""
+    """Configures the process for a config; must be called before JAX initialises its devices."""
     if config.deterministic:
         platform.set_deterministic_flags()
     enable_compilation_cache()
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless JAX has a cache folder already.
+    """Enables JAX's persistent compilation cache, unless it is configured already.
 
-    The folder holds code, so only its owner may read it.
+    The folder contains executable code, so only its owner has access.
     """
     import jax
 
@@ -158,17 +158,17 @@ def enable_compilation_cache() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         except OSError:
-            return  # without a writable home directory every run compiles
+            return  # without a writable home directory there is no cache
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def cache_folder() -> Path:
-    """Returns the folder for files that can be made again."""
+    """Returns the folder for files that can be regenerated."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion"
 
 
 def prepare_worker() -> None:
-    """Configures a process that a command starts as `run` and `enable_compilation_cache` configure its own."""
+    """Configures a worker process like the main process of a command."""
     _configure_process()
     enable_compilation_cache()
 
@@ -179,14 +179,14 @@ def output_file(name: str) -> Path | None:
 
 
 def file_in_folder(flag: str, name: str) -> Path:
-    """Returns the path of a file to write that a flag names; raises UserError if its folder does not exist."""
+    """Returns the path of a flag's output file; raises UserError if its folder does not exist."""
     if not Path(name).parent.is_dir():
         raise UserError(f"there is no folder {Path(name).parent}", path=flag, value=name)
     return Path(name)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, output: Path | None) -> None:
-    """Prints a table, and writes it as Markdown to `output` unless that is None."""
+    """Prints a table and writes it as Markdown to `output`, unless that is None."""
     from rich.console import Console
     from rich.table import Table
 
@@ -203,14 +203,14 @@ def _configure_process() -> None:
     platform.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.ERROR)
-    for name in ("absl", "asyncio"):  # Orbax logs errors that it raises as well
+    for name in ("absl", "asyncio"):  # Orbax also logs the errors that it raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     sys.unraisablehook = _show_unraisable
 
 
 def _show_unraisable(unraisable: Any) -> None:
-    """Shows an error that cannot be raised, except those of TensorStore's threads after a failed write."""
+    """Prints an unraisable error, unless it is from TensorStore's threads after a failed write."""
     if unraisable.object is not None or "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
@@ -230,7 +230,7 @@ def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def _choose(config: ConfigDict, argv: list[str]) -> list[str]:
-    """Applies the overrides of the `name` of a section, and returns the other arguments."""
+    """Applies overrides of sections' `name`, and returns the other arguments."""
     for path in configs.sections_that_choose(config):
         value, argv = take_flag(argv, f"config.{path}.name")
         if value is not None:

@@ -14,7 +14,9 @@ from mmfusion import config as configs
 from mmfusion.analysis.runs import Method, mean_and_deviation, methods, read
 from mmfusion.errors import UserError
 
-METRIC = flags.DEFINE_string("metric", "", "a metric of result.json (default: the one that selected the checkpoints)")
+METRIC = flags.DEFINE_string(
+    "metric", "", "a metric of result.json (default: config.select, which selects checkpoints)"
+)
 OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
 COLUMNS = ("method", "test", "worst seed", "seeds", "parameters", "seconds")
 
@@ -46,13 +48,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def worst_last(scores: Sequence[float], *, higher: bool) -> float:
-    """Returns a sort key of scores: the best mean first, undefined last."""
+    """Returns a sort key for scores: best mean first, undefined last."""
     mean = statistics.fmean(scores)
     return math.inf if math.isnan(mean) else -mean if higher else mean
 
 
 def row(method: Method, metric: str, *, higher: bool) -> list[str]:
-    """Returns the table row of a method; `higher` says whether a higher score is better."""
+    """Returns the table row of a method; `higher` is whether a higher score is better."""
     scores = method.scores("test", metric)
     mean, deviation = mean_and_deviation(scores)
     score = f"{mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")

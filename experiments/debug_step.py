@@ -2,7 +2,7 @@
 
 `python -m experiments.debug_step WORKDIR [--step=N]`
 
-Without `--step` it is the first bad step of `wrong.json`, which a run leaves that stopped because it diverged.
+The default is the first bad step of `wrong.json`, which a run writes when it stops because of divergence.
 """
 
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STEP = flags.DEFINE_integer(
     "step", 0, "the step to repeat, counted from 1 (default: the first bad step)", lower_bound=0
 )
-SHOWN = 5  # examples and parameters
+SHOWN = 5  # number of examples and parameters listed
 
 
 def main(argv: Sequence[str]) -> None:

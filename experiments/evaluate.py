@@ -12,7 +12,7 @@ from mmfusion.distributed import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "train, valid or test")
-flags.DEFINE_string("distributed", "", "several hosts, as in experiments.train")
+flags.DEFINE_string("distributed", "", "multi-host evaluation, see experiments.train")
 MODALITIES = flags.DEFINE_list("modalities", [], "modalities to keep; the others count as absent (default: all)")
 
 

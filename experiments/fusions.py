@@ -1,4 +1,4 @@
-"""The old name of `experiments.list_fusions`, kept for one version."""
+"""Deprecated name of `experiments.list_fusions`, supported for one version."""
 
 from experiments import cli, list_fusions
 

@@ -1,6 +1,6 @@
-"""The known-answer gate: checks that each strategy learns what it declares, and nothing else.
+"""The known-answer gate: trains each strategy on tasks with known best accuracy and checks its declaration.
 
-`python -m experiments.gate [--fusions=all|a,b] [--output=FILE.md] [--jobs=N]`; exit status 1 if one fails.
+`python -m experiments.gate [--fusions=all|a,b] [--output=FILE.md] [--jobs=N]`. Exit status 1 if a strategy fails.
 """
 
 import concurrent.futures
@@ -16,15 +16,17 @@ from absl import flags
 
 from experiments import cli
 
-FUSIONS = flags.DEFINE_string("fusions", "all", "names or package.module:Class, separated by commas, or all")
+FUSIONS = flags.DEFINE_string("fusions", "all", "comma-separated names or package.module:Class, or all")
 OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
-JOBS = flags.DEFINE_integer("jobs", 1, "number of processes, each with a strategy of its own", lower_bound=1)
+JOBS = flags.DEFINE_integer(
+    "jobs", 1, "number of processes, each of which checks one strategy at a time", lower_bound=1
+)
 
 MODALITIES = (1, 2, 3)
 VARIANTS = {
     "moe, top 1": ("moe", {"gate": "top1"}),
     "film, 3×3": ("film", {"kernel": 3}),
-}  # extra rows, if their strategy is selected
+}  # additional rows, if their strategy is selected
 NAME, CELL = 20, 14  # widths of columns
 HOW = (
     "Accuracy in percent on fresh examples: plain, with padded sequences (shown with two modalities only), with these "
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         for shown, wrong in row(report):
             text.append(f"{shown:<{CELL}}", style="red" if wrong else "")
         console.print(text)
-    for cells in floors(Size()):
+    for cells in reference_rows(Size()):
         console.print(Text(line(cells), style="bold" if cells[0] == "Bayes rate" else "dim"))
 
     reasons = [f"{name}: {failure}" for name in names for failure in reports[name].failures]
@@ -75,11 +77,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def checked(names: Sequence[str], jobs: int) -> Iterator[tuple]:
-    """Yields each strategy's name and report, as they finish."""
+    """Yields each strategy's name and report in order of completion."""
     if jobs == 1:
         yield from ((name, check(name)) for name in names)
         return
-    # JAX must not be forked; each worker is a new process and reads the compiled programs of the others.
+    # JAX does not support fork; spawned workers share the compilation cache.
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, spawn, initializer=cli.enable_compilation_cache) as pool:
         running = {pool.submit(check, name): name for name in names}
@@ -96,7 +98,7 @@ def check(name: str):
     strategy, options = VARIANTS.get(name, (name, {}))
     try:
         return gate.check(lookup(FUSIONS, strategy, "--fusions"), options, modalities=MODALITIES)
-    except Exception as error:  # a broken strategy does not stop the others
+    except Exception as error:  # a broken strategy must not stop the others
         return gate.Report((), (f"{type(error).__name__}: {' '.join(str(error).split())}",), 0.0)
 
 
@@ -108,23 +110,23 @@ def columns() -> list[tuple[int, str]]:
 
 
 def header() -> list[str]:
-    """Returns the titles of all columns."""
+    """Returns the column titles."""
     return ["strategy", *(f"M={modalities} {task}" for modalities, task in columns()), "otherwise", "seconds"]
 
 
 def row(report) -> list[tuple[str, bool]]:
-    """Returns the cells of a strategy's row after its name, each with whether it fails."""
+    """Returns the cells of a strategy's row without its name, each with whether it failed."""
     cells = []
     for column in columns():
-        here = [cell for cell in report.cells if (cell.modalities, cell.task) == column]
-        shown = percent([cell.score for cell in here]) if here else "refused"
-        cells.append((shown, any(cell.failure for cell in here)))
+        results = [cell for cell in report.cells if (cell.modalities, cell.task) == column]
+        text = percent([cell.score for cell in results]) if results else "refused"
+        cells.append((text, any(cell.failure for cell in results)))
     others = len(report.failures) - sum(bool(cell.failure) for cell in report.cells)
     return [*cells, (f"{others} wrong" if others else "holds", others > 0), (f"{report.seconds:.0f}", False)]
 
 
-def floors(size) -> list[list[str]]:
-    """Returns the rows that are computed by enumeration: one modality alone, the majority, and the Bayes rate."""
+def reference_rows(size) -> list[list[str]]:
+    """Returns the rows of exact rates: those of one modality alone, the majority rate, and the Bayes rate."""
     from mmfusion.analysis.gate.gate import variants
     from mmfusion.analysis.gate.synthetic_tasks import bayes_rate
 
@@ -144,17 +146,17 @@ def floors(size) -> list[list[str]]:
 
 
 def percent(rates: Sequence[float]) -> str:
-    """Returns rates as whole percents, separated by spaces."""
+    """Returns rates as integer percentages, separated by spaces."""
     return " ".join(f"{100 * rate:.0f}" for rate in rates)
 
 
 def line(cells: Sequence[str]) -> str:
-    """Returns cells padded to the columns' widths."""
+    """Returns cells padded to the column widths."""
     return f"{cells[0]:<{NAME}}" + "".join(f"{cell:<{CELL}}" for cell in cells[1:])
 
 
 def markdown(names, reports, reasons: list[str], verdict: str, seconds: float, argv: Sequence[str]) -> str:
-    """Returns the table with its command, versions and machine."""
+    """Returns the table as Markdown with its command, versions and machine."""
     import flax
     import jax
 
@@ -162,7 +164,7 @@ def markdown(names, reports, reasons: list[str], verdict: str, seconds: float, a
     rows = [[name, *(f"**{s}**" if wrong else s for s, wrong in row(reports[name]))] for name in names]
     from mmfusion.analysis.gate.gate import Size
 
-    rows += floors(Size())
+    rows += reference_rows(Size())
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
     _, rest = cli.take_flag(list(argv), "output")
     command = shlex.join(["python", "-m", "experiments.gate", *rest[1:]])

@@ -1,4 +1,4 @@
-"""The old name of `experiments.gate`, kept for one version."""
+"""Deprecated name of `experiments.gate`, supported for one version."""
 
 from experiments import cli, gate
 

@@ -2,7 +2,8 @@
 
 `python -m experiments.list_fusions [--fusions=all|a,b] [--width=64] [--plot=FILE.png]`
 
-FLOPs and memory are those of one example's forward pass through the strategy alone, with its default options.
+FLOPs and memory are those of one example's forward pass through the strategy, without encoders and heads, at its
+default options.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ from absl import flags
 from experiments import cli
 from mmfusion.errors import UserError
 
-FUSIONS = flags.DEFINE_string("fusions", "all", "names or package.module:Class, separated by commas, or all")
-PLOT = flags.DEFINE_string("plot", "", "an image file to write: cost against tokens")
+FUSIONS = flags.DEFINE_string("fusions", "all", "comma-separated names or package.module:Class, or all")
+PLOT = flags.DEFINE_string("plot", "", "an image file to write a plot of cost against tokens to")
 WIDTH = flags.DEFINE_integer("width", 64, "width of tokens and features", lower_bound=1)
 TOKENS, MODALITIES = (16, 64, 256), (2, 3, 4)
 DECLARED = (("additive", "add"), ("synergy", "syn"), ("symmetric", "sym"), ("any_modalities", "any"),
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     fusions = fusion_classes(FUSIONS.value)
     base = FusionSize(width=WIDTH.value)
     console = Console(width=None if Console().is_terminal else 170)
-    what = Table(
+    strategies = Table(
         "name", "family", "level", "description", "paper", "declares",
         title="Strategies (add: additive, syn: synergy, sym: symmetric, any: any modalities, tok: reads tokens, "
         "own: each modality has its own loss, cls: single-label classes only)",
@@ -47,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
     for name, kind in fusions.items():
         declared = " ".join(short for field, short in DECLARED if getattr(kind.declares, field))
         line = " ".join(kind.__doc__.split("\n\n")[0].split())
-        what.add_row(name, kind.declares.family, kind.declares.level, escape(line), kind.declares.paper, declared)
-    console.print(what)
+        strategies.add_row(name, kind.declares.family, kind.declares.level, escape(line), kind.declares.paper, declared)
+    console.print(strategies)
 
     def flops(kind: type, **changes: int) -> str:
         try:
@@ -64,8 +65,8 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     for name, kind in fusions.items():
         try:
-            one = fusion_cost(kind, base, compiled=True)
-            first = f"{one.parameters:,}", shown(one.flops), f"{shown(one.memory)}B"
+            cost = fusion_cost(kind, base, compiled=True)
+            first = f"{cost.parameters:,}", shown(cost.flops), f"{shown(cost.memory)}B"
         except UserError:
             first = "refused", "", ""
         costs.add_row(
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def shown(number: float) -> str:
-    """Returns a number with three digits and a unit prefix."""
+    """Returns a value with three significant digits and an SI prefix."""
     if math.isnan(number):
         return "?"
     for divisor, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -87,7 +88,7 @@ def shown(number: float) -> str:
 
 
 def plot(fusions: dict[str, type], base, path: Path) -> None:
-    """Draws FLOPs against tokens, a line a strategy, those that cost the same under one label."""
+    """Plots FLOPs against tokens, with one line per strategy, labelled at its end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -103,18 +104,22 @@ def plot(fusions: dict[str, type], base, path: Path) -> None:
         try:
             flops = [fusion_cost(kind, dataclasses.replace(base, tokens=n)).flops for n in tokens]
         except UserError:
-            continue  # the table says so
+            continue  # reported in the table
         colour = f"C{families.index(kind.declares.family)}"
         axes.plot(tokens, flops, color=colour, linewidth=1, alpha=0.8)
         ends.append((flops[-1], name, colour))
-    place = 0.0
+    height = 0.0
     for flops, name, colour in sorted(ends):
-        place = max(math.log10(max(flops, 1)), place + 0.11)
-        axes.annotate(name, (tokens[-1] * 1.1, 10**place), color=colour, fontsize=7, va="center", annotation_clip=False)
+        height = max(math.log10(max(flops, 1)), height + 0.11)  # keeps labels apart
+        axes.annotate(
+            name, (tokens[-1] * 1.1, 10**height), color=colour, fontsize=7, va="center", annotation_clip=False
+        )
     for i, family in enumerate(families):
         axes.plot([], [], color=f"C{i}", label=family)
-    axes.set(xscale="log", yscale="log", xlabel="tokens a modality", ylabel="FLOPs an example, forward", xlim=(4, 4500))
-    axes.set_title(f"Cost of a strategy alone: {base.modalities} modalities, width {base.width}")
+    axes.set(
+        xscale="log", yscale="log", xlabel="tokens per modality", ylabel="FLOPs per example, forward", xlim=(4, 4500)
+    )
+    axes.set_title(f"Cost without encoders and heads: {base.modalities} modalities, width {base.width}")
     axes.set_xticks(tokens, [str(n) for n in tokens])
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")

@@ -1,4 +1,4 @@
-"""Predicts every row of a CSV file with a run's best checkpoint; a bad row gets an error, not a prediction.
+"""Predicts every row of a CSV file with a run's best checkpoint; an unreadable row gets an error instead.
 
 `python -m experiments.predict --workdir=DIR --input=FILE.csv --output=FILE.csv`
 """

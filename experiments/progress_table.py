@@ -1,4 +1,4 @@
-"""Shows the progress of an ablation: a row per method, a mark per trial, and the time left."""
+"""Shows the progress of an ablation: one row per method, one mark per trial, and the remaining time."""
 
 import json
 import statistics
@@ -26,14 +26,14 @@ DONE, FAILED, RUNNING, WAITING = ("●", "green"), ("✕", "red"), ("◐", "yell
 def show(
     title: str, trials: Sequence[Trial], directory: Path, events: Iterator[tuple[Trial, str]], stage: Stage
 ) -> None:
-    """Shows the trials as they finish: a live table on a terminal, else a line per trial.
+    """Shows the trials as they finish, as a live table on a terminal, otherwise as one line per trial.
 
     Args:
-      title: what is done, `train` or `examine`.
+      title: name of the stage, `train` or `probe`.
       trials: all trials.
       directory: the ablation's directory.
-      events: each trial that is finished, with "" or its error.
-      stage: the work that is done.
+      events: each finished trial, with "" or its error.
+      stage: the stage.
     """
     if not trials:
         return
@@ -55,7 +55,7 @@ def show(
 
 
 class _Board:
-    """The state of the trials, from their files and from events."""
+    """The state of the trials, read from their files and events."""
 
     def __init__(self, title: str, trials: Sequence[Trial], directory: Path, stage: Stage):
         self._title, self._trials, self._directory, self._stage = title, trials, directory, stage
@@ -69,7 +69,7 @@ class _Board:
                 self._note(trial)
 
     def finished(self, trial: Trial, error: str) -> Text:
-        """Marks a trial as finished, and returns a line about it."""
+        """Marks a trial as finished and returns a line about it."""
         del self._waiting[trial.name]
         number = f"{len(self._trials) - len(self._waiting)}/{len(self._trials)}"
         line = Text(f"{self._title:<8} {number:>8}  {trial.name}")
@@ -83,7 +83,7 @@ class _Board:
         return line
 
     def summary(self) -> Text:
-        """Returns the numbers of finished and failed trials, and the elapsed time."""
+        """Returns a line with the numbers of finished and failed trials and the elapsed time."""
         done = len(self._trials) - len(self._waiting)
         text = Text(f"{self._title:<8} {done} of {len(self._trials)} trials", style="bold")
         if self._failed:
@@ -92,7 +92,7 @@ class _Board:
         return text
 
     def table(self, height: int) -> Group:
-        """Returns the live table of the methods that fit: running ones first, then finished ones."""
+        """Returns the live table; if not all methods fit, running methods have priority over finished ones."""
         left = {name: self._left(trial) for name, trial in self._waiting.items()}
         methods: dict[str, list[Trial]] = {}
         for trial in self._trials:
@@ -137,7 +137,7 @@ class _Board:
         return DONE if trial.name not in left else RUNNING if left[trial.name] < 1 else WAITING
 
     def _left(self, trial: Trial) -> float:
-        """Returns the share of a trial that is not done yet; work other than training is done as a whole."""
+        """Returns the remaining share of a trial; stages other than training have no partial progress."""
         return 1 - _step(self._directory, trial) / trial.config["steps"] if self._stage is runner.TRAINING else 1.0
 
 
@@ -146,7 +146,7 @@ def _number(score: float | None) -> str:
 
 
 def _step(directory: Path, trial: Trial) -> int:
-    """Returns the last step that a trial has logged, or 0."""
+    """Returns the last logged step of a trial, or 0."""
     path = runner.trial_directory(directory, trial) / "metrics.jsonl"
     try:
         with path.open("rb") as file:
@@ -158,17 +158,17 @@ def _step(directory: Path, trial: Trial) -> int:
 
 
 def waiting(unfinished: int, trials: int) -> None:
-    """Prints how many trials other shards have yet to finish."""
+    """Prints the number of trials that other shards have not finished."""
     print(f"{unfinished} of {trials} trials are left to other shards; the last one writes the report")
 
 
 def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:
-    """Prints the widths at which the methods cost the same, and how far each is off the target."""
+    """Prints the matched widths of the methods, and each cost's deviation from the target."""
     table = Table("method", "width", kind, "off", title=f"Widths for equal {kind}", title_justify="left")
-    for name, one in matches.items():
-        off = one.cost / target - 1
+    for name, match in matches.items():
+        off = match.cost / target - 1
         style = "yellow" if abs(off) > TOLERANCE else ""
-        table.add_row(name, str(one.width), f"{one.cost:,}", Text(f"{off:+.1%}", style=style))
+        table.add_row(name, str(match.width), f"{match.cost:,}", Text(f"{off:+.1%}", style=style))
     Console(width=None if Console().is_terminal else 100).print(table)
 
 

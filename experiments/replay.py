@@ -1,4 +1,4 @@
-"""The old name of `experiments.debug_step`, kept for one version."""
+"""Deprecated name of `experiments.debug_step`, supported for one version."""
 
 from experiments import cli, debug_step
 

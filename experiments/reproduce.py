@@ -1,4 +1,4 @@
-"""Repeats a finished run from its own config in another directory, and compares every step and score.
+"""Repeats a finished run from its own config in another directory and compares every step and score.
 
 `python -m experiments.reproduce WORKDIR [--again=DIR] [--config.data.dir=DIR ...]`
 
@@ -19,7 +19,7 @@ from experiments import cli
 from mmfusion.errors import UserError
 
 OUTPUT = flags.DEFINE_string("again", "", "the second run's directory (default: WORKDIR-again)")
-TIMES = ("seconds", "examples_per_second", "waiting")  # prefixes of the names of measured times
+TIMES = ("seconds", "examples_per_second", "waiting")  # name prefixes of timing metrics
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def relocated(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Returns a config with other locations; raises UserError for an override that changes the computation."""
+    """Returns the config with overridden locations; raises UserError for an override that affects the computation."""
     from mmfusion import config as configs
 
     for item in overrides:
         key = item.removeprefix("--config.").partition("=")[0]
         if key not in configs.RESOURCE_KEYS:
             raise UserError(
-                f"a run is repeated as it was; only {', '.join(configs.RESOURCE_KEYS)} may differ", path=f"config.{key}"
+                f"cannot be changed; only {', '.join(configs.RESOURCE_KEYS)} may differ", path=f"config.{key}"
             )
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=["", *overrides])
@@ -67,7 +67,7 @@ def relocated(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
-    """Returns a line per difference: the data, the first step whose values differ, and each score that does."""
+    """Returns one line per difference: in the data, at the first differing step, and for each differing score."""
     compared = (
         ("data", lambda r: r["data"]["fingerprint"]),
         ("rows", lambda r: r["data"]["content"]),
@@ -76,9 +76,9 @@ def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], re
     lines = [f"{name}: {of(result)} and {of(repeated)}" for name, of in compared if of(result) != of(repeated)]
     if len(steps(first)) != len(steps(again)):
         lines.append(f"logged lines: {len(steps(first))} and {len(steps(again))}")
-    for one, other in zip(steps(first), steps(again), strict=False):
-        if named := [name for name in {**one, **other} if repr(one.get(name)) != repr(other.get(name))]:
-            lines.append(f"step {one['step']}: {', '.join(f'{n} {one.get(n)!r} and {other.get(n)!r}' for n in named)}")
+    for a, b in zip(steps(first), steps(again), strict=False):
+        if names := [name for name in {**a, **b} if repr(a.get(name)) != repr(b.get(name))]:
+            lines.append(f"step {a['step']}: {', '.join(f'{n} {a.get(n)!r} and {b.get(n)!r}' for n in names)}")
             break
     for split in ("valid", "test"):
         for name, value in result[split].items():
@@ -88,13 +88,13 @@ def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], re
 
 
 def steps(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the lines of `metrics.jsonl` without measured times."""
+    """Returns the lines of `metrics.jsonl` without timing metrics."""
     lines = [json.loads(line) for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
 
 
 def show(first: dict[str, Any], again: dict[str, Any], differ: Sequence[str]) -> None:
-    """Prints differing provenance of the two runs, and their differences."""
+    """Prints differences in the provenance of the two runs, and their differences."""
     for name in ("device", "versions", "machine", "flags", "commit"):
         if first.get(name) != again.get(name):
             print(f"{name}: {first.get(name)} and {again.get(name)}")

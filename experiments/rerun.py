@@ -1,4 +1,4 @@
-"""The old name of `experiments.reproduce`, kept for one version."""
+"""Deprecated name of `experiments.reproduce`, supported for one version."""
 
 from experiments import cli, reproduce
 

@@ -1,4 +1,4 @@
-"""Trains a config in a directory, or continues a run that was interrupted.
+"""Trains a config in a directory, or resumes an interrupted run.
 
 `python -m experiments.train --config=configs/X.py[:arg=value,...] --workdir=DIR [--config.key=value ...]`
 """
@@ -12,13 +12,13 @@ from experiments import cli
 from mmfusion.distributed import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
-flags.DEFINE_string("distributed", "", "several hosts: auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
+flags.DEFINE_string("distributed", "", "multi-host training: auto (Cloud TPU, Slurm), or HOST:PORT,PROCESS,PROCESSES")
 PROFILE = flags.DEFINE_bool("profile", False, "write a JAX trace of a few early steps to WORKDIR/profile")
 
 
 def main(argv: Sequence[str]) -> None:
     distributed, rest = cli.take_flag(list(argv), "distributed")
-    hosts.initialize(distributed or "")  # first, so that a wrong config on one host ends all
+    hosts.initialize(distributed or "")  # first, so that an invalid config on one host ends all hosts
     config = cli.parse_config(rest)
     cli.prepare(config)
 

@@ -1,4 +1,4 @@
-"""The flags of an ablation as values: the config of a trial, the values of a key, published scores."""
+"""Parses the flags of an ablation: the config of a trial, the values of a key, published scores."""
 
 import ast
 import math
@@ -28,7 +28,7 @@ def config(source: str, overrides: Sequence[str], fusion: str, seed: int, modali
       modalities: `image+text`; "": all.
 
     Raises:
-      UserError: the source sets the strategy or the seed, or what `cli.make_config` raises.
+      UserError: the source sets the strategy or the seed, or see `cli.make_config`.
     """
     arg, own = _arguments(source, overrides, fusion, seed)
     result = cli.make_config(arg, own)
@@ -37,14 +37,14 @@ def config(source: str, overrides: Sequence[str], fusion: str, seed: int, modali
 
 
 def command(source: str, overrides: Sequence[str], trial: Trial) -> str:
-    """Returns the command that trains a trial alone, without its `--workdir`; the arguments are those of `config`."""
+    """Returns the command that trains a trial, without its `--workdir`; for arguments see `config`."""
     arg, own = _arguments(source, overrides, trial.fusion, trial.config["seed"])
     kept = set(trial.config["data"]["modalities"])
     dropped = set(cli.make_config(arg, own).data.modalities) - kept
     if dropped:
         arg += f",modalities={'+'.join(sorted(kept))}"
         sections = [f"--config.{path}.{m}." for path in ("data.modalities", "model.encoders") for m in dropped]
-        own = [one for one in own if not one.startswith(tuple(sections))]
+        own = [item for item in own if not item.startswith(tuple(sections))]
     if added := set(trial.config["objectives"]) - set(cli.make_config(arg, own).objectives):
         path, _, given = arg.partition(":")
         items = [item for item in given.split(",") if not item.startswith("objectives=")]
@@ -60,13 +60,13 @@ def command(source: str, overrides: Sequence[str], trial: Trial) -> str:
 
 def _arguments(source: str, overrides: Sequence[str], fusion: str, seed: int) -> tuple[str, list[str]]:
     """Returns `--config` and the overrides of a trial with all modalities."""
-    # A modality alone has no options of the strategies that are compared.
-    own = overrides if fusion else [one for one in overrides if not one.startswith("--config.model.fusion.")]
+    # The options of the compared strategies do not apply to a unimodal baseline.
+    own = overrides if fusion else [item for item in overrides if not item.startswith("--config.model.fusion.")]
     return trial_source(source, fusion, seed), list(own)
 
 
 def values(item: str) -> tuple[str, list[Any]]:
-    """Returns the config key and the values of `KEY=VALUE,VALUE`; raises UserError for another form."""
+    """Returns the config key and the values of `KEY=VALUE,VALUE`; raises UserError for another format."""
     key, equals, listed = item.partition("=")
     if not (key and equals and listed):
         raise UserError("must be KEY=VALUE,VALUE", path="--vary", value=item)
@@ -74,7 +74,7 @@ def values(item: str) -> tuple[str, list[Any]]:
 
 
 def score(item: str) -> tuple[str, float]:
-    """Returns the name and the number of `NAME=SCORE`; raises UserError for another form."""
+    """Returns the name and the score of `NAME=SCORE`; raises UserError for another format."""
     name, _, text = item.rpartition("=")
     try:
         number = float(text)

@@ -134,7 +134,7 @@ def test_predict_reports_bad_rows_and_keeps_the_others(model, rows):
     assert np.isnan(predicted.probabilities[1:5]).all()
     clean = model.predict([rows[0], rows[5]])
     np.testing.assert_array_equal(predicted.probabilities[[0, 5]], clean.probabilities)
-    with pytest.raises(UserError, match="none of the run's columns image, text: it has words"):
+    with pytest.raises(UserError, match="must have one of the columns image, text; it has words"):
         model.predict([{"words": "a"}])
     with pytest.raises(UserError, match="sequence of mappings"):
         model.predict(rows[0])

@@ -1,1 +1,1 @@
-"""Speed, as ratios of measurements in one process: `python -m experiments.benchmark [NAME ...]`."""
+"""Benchmarks, as ratios of measurements in one process: `python -m experiments.benchmark [NAME ...]`."""

@@ -1,6 +1,6 @@
 """Measures speed as ratios in one process, prints a table and writes `benchmark.json`.
 
-`python -m experiments.benchmark [NAME ...] [--output=benchmark.json]`: loop_overhead, ablation; all by default.
+`python -m experiments.benchmark [NAME ...] [--output=benchmark.json]`. Names: loop_overhead, ablation (default: all).
 """
 
 import platform

@@ -1,4 +1,4 @@
-"""The training loop against the compiled step alone: the cost of reading, transferring and logging."""
+"""Benchmark of the training loop against the compiled step: the overhead of reading, transferring and logging."""
 
 import tempfile
 import time
@@ -21,7 +21,7 @@ STEPS, ROUNDS = 150, 5
 def loop_overhead() -> list[dict[str, Any]]:
     """Returns one row: examples per second of the training loop, and of the compiled step on one resident batch.
 
-    The two alternate in one process; the ratio is that of their medians over the rounds.
+    The two alternate in one process; the ratio is that of the medians over rounds.
     """
     config = quickstart.get_config()
     with config.unlocked():

@@ -1,4 +1,4 @@
-"""An ablation's runner against the same runs one after another, each in a new process."""
+"""Benchmark of the ablation runner against the same runs in sequence, each in a new process."""
 
 import os
 import subprocess
@@ -19,9 +19,9 @@ ROWS = {"train": "train[:8000]", "test": "test[:1000]"}
 
 
 def ablation() -> list[dict[str, Any]]:
-    """Returns one row: seconds for twenty runs, three strategies and two modalities alone with four seeds each.
+    """Returns one row: seconds for twenty runs, of three strategies and two single modalities with four seeds each.
 
-    Both read programs that were compiled before, by one uncounted run of each method.
+    Both use the compilation cache, filled by one unmeasured run of each method.
     """
     trials = plan.build(_config, FUSIONS, SEEDS, {}).trials
     with tempfile.TemporaryDirectory() as folder:

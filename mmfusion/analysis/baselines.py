@@ -1,4 +1,4 @@
-"""Classical baselines of scikit-learn on simple features: the floor that a fusion of modalities has to rise above.
+"""Classical scikit-learn baselines on simple features, which a fusion strategy should outperform.
 
 n examples · H W image · C channels, classes or labels · T positions · S samples · P pixels · F features
 """
@@ -17,17 +17,17 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import ParameterGrid
 
 from mmfusion.data.dataset import Dataset, Split
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 from mmfusion.metrics import METRICS
 from mmfusion.models.encoders.audio import log_mel
 from mmfusion.training.evaluation import SCORES
 
-COMPONENTS = 64  # directions that a picture is reduced to, and a text for models that want dense features
-SIDE = 32  # pixels; a larger picture is thinned out to at most so many a side
-TERMS = {"token_pattern": r"\S+", "ngram_range": (1, 2), "max_features": 5000}  # words and pairs, the most frequent
-HOP_MS = 10.0  # from one frame of sound to the next, milliseconds
-MOST_ROWS = 20_000  # training rows that are used
-CHUNK = 256  # rows that are decoded at a time
+COMPONENTS = 64  # dimensions that an image is reduced to, and a text for models that need dense features
+SIDE = 32  # pixels; larger images are subsampled to at most this height and width
+TERMS = {"token_pattern": r"\S+", "ngram_range": (1, 2), "max_features": 5000}  # the most frequent uni- and bigrams
+HOP_MS = 10.0  # between audio frames, milliseconds
+MAX_ROWS = 20_000  # training rows
+CHUNK = 256  # rows decoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Baseline:
     """A classical model and its scores.
 
     Attributes:
-      name: of the model.
-      modalities: whose features it saw; none for the majority and the mean.
-      metric: of the scores; accuracy or RMSE where the one that was asked for needs probabilities.
-      chosen: what validation chose from the grid, by scikit-learn's name.
+      name: the model's name.
+      modalities: the modalities whose features it reads; empty for the majority and the mean.
+      metric: the metric of the scores; accuracy or RMSE where the requested one needs probabilities.
+      selected: hyperparameters that validation selected from the grid, by scikit-learn's names.
       valid, test: scores, NaN where undefined.
-      seconds: to fit, choose and score; the features are shared and not counted.
+      seconds: time to fit, select and score, without the features, which the models share.
     """
 
     name: str
@@ -56,13 +56,13 @@ class _Model(NamedTuple):
     name: str
     estimator: Any
     grid: Mapping[str, tuple[float, ...]]
-    dense: bool = False  # takes no sparse features
-    texts: bool | None = None  # for texts alone, for everything else, or (None) for both
+    dense: bool = False  # does not accept sparse features
+    texts: bool | None = None  # True: for text only; False: for everything else; None: for both
 
 
 COSTS = (0.1, 1.0, 10.0)
 LEAVES = {"max_leaf_nodes": (7, 31)}
-MODELS = {  # per kind of target; the first sees no modality
+MODELS = {  # by kind of target; the first one reads no modality
     "classification": (
         _Model("majority", dummy.DummyClassifier(strategy="prior"), {}),
         _Model("linear_svm", svm.LinearSVC(dual="auto"), {"C": COSTS}),
@@ -97,39 +97,40 @@ def baselines(
     task: str,
     metric: str,
     seed: int = 0,
-    most_rows: int = MOST_ROWS,
+    max_rows: int = MAX_ROWS,
     models: Collection[str] | None = None,
 ) -> list[Baseline]:
-    """Fits and scores the classical models on each modality alone and on all together.
+    """Fits and scores the classical models on each modality alone and on all modalities.
 
     Args:
-      dataset: with the splits train, valid and test.
+      dataset: a dataset with the splits train, valid and test.
       task: the target.
-      metric: that chooses from each model's grid on validation, and is scored; one of `METRICS` of the task's kind.
-      seed: of the subsample and the models.
-      most_rows: of the train split that are used.
-      models: names of those that are fitted; None: all.
+      metric: the metric to select each model's hyperparameters by and to report; one of `METRICS` of the task's kind.
+      seed: seed of the subsample and the models.
+      max_rows: the maximum number of training rows.
+      models: names of the models to fit; None: all.
 
     Returns:
-      The majority (the mean), then every model for each modality and for all; the same for the same data and seed.
+      The majority (for regression the mean), then every model for each modality and for all of them. Deterministic for
+      the same data and seed.
 
     Raises:
-      UserError: no such task or metric, or a modality that is in fewer than two of the training rows.
+      UserError: no such task or metric, or a modality is present in fewer than two of the training rows.
     """
     reader = dataset.reader
     if task not in reader.targets:
-        raise UserError(f"task {task!r} is not in this dataset: {nearest(task, reader.targets)}")
+        raise UserError("the dataset has no such target", path="task", value=task, choices=reader.targets)
     kind = reader.targets[task]["kind"]
     if metric not in METRICS[kind]:
-        raise UserError(f"metric {metric!r} is not one of {kind}: {nearest(metric, METRICS[kind])}")
+        raise UserError(f"not a metric of {kind}", path="metric", value=metric, choices=METRICS[kind])
     metric = metric if metric not in ("nll", "brier", "ece", "loss") else "rmse" if kind == "regression" else "accuracy"
-    tables, targets = features(dataset, task, seed, most_rows)
+    tables, targets = features(dataset, task, seed, max_rows)
     reduced = {m: _reduced(own, seed) if reader.modalities[m]["kind"] == "text" else own for m, own in tables.items()}
 
     def run(model: _Model, names: tuple[str, ...]) -> Baseline:
         start = time.perf_counter()
         own = reduced if model.dense else tables
-        # Who sees nothing is given everything, and looks at the number of rows alone.
+        # A model without modalities gets all features, and uses their number of rows only.
         x = {s: sparse.hstack([own[m][s] for m in names or tables], format="csr") for s in targets}
         x = {s: table.toarray() if model.dense else table for s, table in x.items()}
         seeds = {name: seed for name in model.estimator.get_params() if name.endswith("random_state")}
@@ -139,40 +140,40 @@ def baselines(
             value = SCORES[kind](outputs, y, np.ones(len(y)))[metric]
             return math.nan if value is None else value
 
-        tried = []
+        candidates = []
         for options in ParameterGrid(model.grid):
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # not converged; a constant label
                 fresh = cast(Any, base.clone(model.estimator)).set_params(**seeds, **options)
                 fitted = fresh.fit(x["train"], targets["train"])
-            tried.append((score(fitted, "valid"), options, fitted))
+            candidates.append((score(fitted, "valid"), options, fitted))
         sign = 1 if METRICS[kind][metric] else -1
-        valid, options, fitted = max(tried, key=lambda one: -math.inf if math.isnan(one[0]) else sign * one[0])
+        valid, options, fitted = max(candidates, key=lambda c: -math.inf if math.isnan(c[0]) else sign * c[0])
         return Baseline(model.name, names, metric, options, valid, score(fitted, "test"), time.perf_counter() - start)
 
-    chosen = [model for model in MODELS[kind] if models is None or model.name in models]
-    found = [run(model, ()) for model in chosen if model is MODELS[kind][0]]
-    for names in dict.fromkeys([*((m,) for m in tables), tuple(tables)]):  # one modality is also all of them
+    requested = [model for model in MODELS[kind] if models is None or model.name in models]
+    results = [run(model, ()) for model in requested if model is MODELS[kind][0]]
+    for names in dict.fromkeys([*((m,) for m in tables), tuple(tables)]):  # no duplicate with a single modality
         texts = all(reader.modalities[m]["kind"] == "text" for m in names)
-        found += [
-            run(model, names) for model in chosen if model is not MODELS[kind][0] and model.texts in (None, texts)
+        results += [
+            run(model, names) for model in requested if model is not MODELS[kind][0] and model.texts in (None, texts)
         ]
-    return found
+    return results
 
 
-def features(dataset: Dataset, task: str, seed: int, most_rows: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns per modality and split a sparse table `[n, F]` of simple features, fitted on train, and the targets.
+def features(dataset: Dataset, task: str, seed: int, max_rows: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns sparse features `[n, F]` per modality and split, fitted on train, and the targets per split.
 
     Args and errors are those of `baselines`.
     """
-    places = {name: np.arange(len(dataset.splits[name])) for name in ("train", "valid", "test")}
-    # Drawn before anything is read, so that a streamed split gives the same rows.
-    places["train"] = np.sort(np.random.default_rng(seed).permutation(places["train"])[:most_rows])
-    read = {name: _read(dataset.splits[name], rows, task) for name, rows in places.items()}
+    positions = {name: np.arange(len(dataset.splits[name])) for name in ("train", "valid", "test")}
+    # Sampled before any row is read, so that a streamed split gives the same rows.
+    positions["train"] = np.sort(np.random.default_rng(seed).permutation(positions["train"])[:max_rows])
+    read = {name: _read(dataset.splits[name], rows, task) for name, rows in positions.items()}
     tables = {}
     for m, options in dataset.reader.modalities.items():
         rows, present = read["train"][0][m]
         if present.sum() < 2:
-            raise UserError(f"modality {m!r} is in {present.sum()} of the training rows; a baseline needs 2")
+            raise UserError(f"modality {m!r} is present in {present.sum()} training rows; a baseline needs at least 2")
         transform = FEATURES[options["kind"]][1](rows[present], seed)
         tables[m] = {
             split: sparse.csr_array(sparse.diags_array(described[m][1].astype(np.float32)) @ transform(described[m][0]))
@@ -181,28 +182,28 @@ def features(dataset: Dataset, task: str, seed: int, most_rows: int) -> tuple[di
     return tables, {split: targets for split, (_, targets) in read.items()}
 
 
-def _read(split: Split, places: np.ndarray, task: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Returns each modality's (described rows, present) and the targets, without the rows that cannot be read."""
-    parts, targets = {m: ([], []) for m in split.reader.modalities}, []
-    for start in range(0, len(places), CHUNK):
-        batch = split.take(places[start : start + CHUNK])
-        real = batch.weight > 0
+def _read(split: Split, positions: np.ndarray, task: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns each modality's (described rows, present) and the targets, without unreadable rows."""
+    chunks, targets = {m: ([], []) for m in split.reader.modalities}, []
+    for start in range(0, len(positions), CHUNK):
+        batch = split.take(positions[start : start + CHUNK])
+        readable = batch.weight > 0
         for m, options in split.reader.modalities.items():
-            parts[m][0].append(FEATURES[options["kind"]][0](batch.inputs[m], batch.mask[m], options)[real])
-            parts[m][1].append(batch.present[m][real])
-        targets.append(batch.targets[task][real])
-    return {m: tuple(map(np.concatenate, part)) for m, part in parts.items()}, np.concatenate(targets)
+            chunks[m][0].append(FEATURES[options["kind"]][0](batch.inputs[m], batch.mask[m], options)[readable])
+            chunks[m][1].append(batch.present[m][readable])
+        targets.append(batch.targets[task][readable])
+    return {m: tuple(map(np.concatenate, lists)) for m, lists in chunks.items()}, np.concatenate(targets)
 
 
 def _describe_image(images: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
-    down, across = (math.ceil(size / SIDE) for size in images.shape[1:3])
-    return images[:, ::down, ::across].reshape(len(images), -1)  # [n, P]; bytes, as all rows are held at once
+    stride_h, stride_w = (math.ceil(size / SIDE) for size in images.shape[1:3])
+    return images[:, ::stride_h, ::stride_w].reshape(len(images), -1)  # [n, P] uint8, as all rows are in memory at once
 
 
 def _fit_image(train: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
     size = min(COMPONENTS, *train.shape)
     pca = decomposition.PCA(size, svd_solver="randomized", random_state=seed).fit(train / np.float32(255))
-    # The term added keeps components of mere rounding error from growing to unit variance.
+    # The epsilon keeps components that are only rounding error from being scaled to unit variance.
     return lambda rows: pca.transform(rows / np.float32(255)) / np.sqrt(pca.explained_variance_ + 1e-6)  # [n, F]
 
 
@@ -219,7 +220,7 @@ def _describe_audio(waveforms: np.ndarray, mask: np.ndarray, options: Any) -> np
 
 
 def _describe_video(frames: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
-    """The mean of the real frames and of how much each differs from the one before, in levels from 0 to 255."""
+    """Returns the mean of the real frames and the mean absolute difference of consecutive ones, in pixel levels."""
     small = _describe_image(frames.reshape(-1, *frames.shape[2:]), mask, options).reshape(*mask.shape, -1)
     small = small * mask[:, :, None].astype(np.float32)  # [n, T, P]
     count = np.maximum(mask.sum(axis=1), 1)[:, None]
@@ -228,12 +229,12 @@ def _describe_video(frames: np.ndarray, mask: np.ndarray, options: Any) -> np.nd
 
 
 def _describe_table(rows: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
-    """The columns, 0 where one is missing, and which are; categories as numbers, which a tree can take apart."""
+    """Returns the columns, 0 where missing, and their mask; categories stay integer codes, which trees can split."""
     return np.hstack([rows, mask]).astype(np.float32)
 
 
 def _describe_graph(graphs: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
-    """Means of the nodes' features, alone and times their degrees, and how many nodes and edges there are."""
+    """Returns the means of the node features, unweighted and weighted by degree, and the numbers of nodes and edges."""
     nodes = graphs[..., : options["features"]]  # [n, N, F]
     degree = (graphs[..., options["features"] :] != 0).sum(axis=2, keepdims=True)  # [n, N, 1]
     count = np.maximum(mask.sum(axis=1), 1)[:, None]
@@ -248,7 +249,7 @@ def _describe_graph(graphs: np.ndarray, mask: np.ndarray, options: Any) -> np.nd
 
 
 def _describe_knowledge(nodes: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
-    """The entities as words."""
+    """Returns the entity ids as the words of a text."""
     return _describe_text(nodes[..., 0], mask, options)
 
 
@@ -256,17 +257,17 @@ def _fit_terms(train: np.ndarray, seed: int) -> Callable[[np.ndarray], Any]:
     return TfidfVectorizer(**TERMS).fit(train).transform
 
 
-def _standardised(train: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def _fit_scaler(train: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
     return cast(Any, preprocessing.StandardScaler().fit(train).transform)
 
 
-FEATURES = {  # per kind of modality: (inputs, mask, options) -> rows, and (training rows, seed) -> rows to features
+FEATURES = {  # by modality type: (inputs, mask, options) -> described rows, and (training rows, seed) -> transform
     "image": (_describe_image, _fit_image),
     "text": (_describe_text, _fit_terms),
-    "audio": (_describe_audio, _standardised),
+    "audio": (_describe_audio, _fit_scaler),
     "video": (_describe_video, _fit_image),
-    "table": (_describe_table, _standardised),
-    "graph": (_describe_graph, _standardised),
+    "table": (_describe_table, _fit_scaler),
+    "graph": (_describe_graph, _fit_scaler),
     "knowledge": (_describe_knowledge, _fit_terms),
 }
 
@@ -279,14 +280,14 @@ def _reduced(tables: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _outputs(model: Any, x: Any, kind: str, classes: int) -> np.ndarray:
-    """Returns what the metrics take: predictions `[n]` of a regression, else scores `[n, C]`."""
+    """Returns the inputs of the metrics: predictions `[n]` for regression, otherwise scores `[n, C]`."""
     if kind == "regression":
         return model.predict(x)
-    decides = hasattr(model, "decision_function")
-    if kind == "multilabel":  # the majority has only hard predictions
-        return (model.decision_function(x) if decides else model.predict(x) - 0.5).reshape(-1, classes)
-    known = model.decision_function(x) if decides else model.predict_log_proba(x)
+    has_decision = hasattr(model, "decision_function")
+    if kind == "multilabel":  # the majority has hard predictions only
+        return (model.decision_function(x) if has_decision else model.predict(x) - 0.5).reshape(-1, classes)
+    known = model.decision_function(x) if has_decision else model.predict_log_proba(x)
     known = np.stack([-known, known], axis=1) if known.ndim == 1 else known
-    scores = np.full((len(known), classes), known.min() - 1)  # a class that training never showed is never chosen
+    scores = np.full((len(known), classes), known.min() - 1)  # classes absent from training are never predicted
     scores[:, model.classes_] = known
     return scores

@@ -1,4 +1,4 @@
-"""The outcome of an ablation: which trials to probe, and the tables and claims that follow from the finished ones."""
+"""The outcome of an ablation: the trials to probe, and the tables and claims of the finished trials."""
 
 import csv
 import dataclasses
@@ -33,11 +33,11 @@ class Outcome:
       metric: the metric that methods are compared by.
       higher: whether a higher value is better.
       methods: one result per method.
-      claims: about the methods.
+      claims: the claims about the methods.
       results: trial name -> its `result.json`, for trials that finished.
       probes: trial name -> the output of the probing stage, for trials that were probed.
       errors: trial name -> its error.
-      published: name -> a score that others report, shown beside these; no claim uses it.
+      published: name -> a published score, shown in the report; no claim uses it.
     """
 
     metric: str
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def selected_trials(plan: Plan, directory: Path, metric: str) -> list[Trial]:
-    """Returns the trials of each strategy at the hyperparameters that validation selected, if they have a score.
+    """Returns each strategy's trials at the hyperparameters that validation selected, if they have a score.
 
     A strategy with unfinished trials is left out: its hyperparameters are not selected yet.
     """
@@ -87,16 +87,16 @@ def read_outputs(plan: Plan, directory: Path, name: str = runner.RESULT) -> tupl
 def classical_baselines(
     config: ConfigDict, metric: str, seeds: int, directory: Path
 ) -> tuple[list[MethodResult], dict[str, Any]]:
-    """Returns the results of classical baselines, and the partial information decomposition of two modalities in bits.
+    """Returns the results of classical baselines, and the partial information decomposition of two modalities.
 
-    Both are computed once and kept in `baselines_METRIC.json`. A baseline does not depend on the seed: its score stands
-    for every seed. Baselines that cannot be scored by the metric are left out.
+    Both are computed once and cached in `baselines_METRIC.json`; the decomposition is in bits. A baseline's score does
+    not depend on the seed, and is repeated for every seed. Baselines that the metric cannot score are left out.
 
     Args:
-      config: of a trial with all modalities.
-      metric: that is compared.
-      seeds: of the plan.
-      directory: of the ablation.
+      config: the config of a trial with all modalities.
+      metric: the metric that methods are compared by.
+      seeds: the number of seeds of the plan.
+      directory: the ablation's directory.
     """
     path = directory / f"baselines_{metric.replace('/', '_')}.json"
     prefix, _, name = metric.rpartition("/")
@@ -113,23 +113,23 @@ def classical_baselines(
             train, permuted = pid.of_dataset(dataset, task)
             content["information"] = {"train": dataclasses.asdict(train), "chance": dataclasses.asdict(permuted)}
         write_json(path, to_builtin(content))
-    kept = configs.read_json(path)
+    cached = configs.read_json(path)
     results = [
         MethodResult(
-            method=f"{one['name']}, {'+'.join(one['modalities'])}" if one["modalities"] else one["name"],
-            unimodal_baseline=len(one["modalities"]) < len(config.data.modalities),
-            selected=one["selected"],
+            method=f"{row['name']}, {'+'.join(row['modalities'])}" if row["modalities"] else row["name"],
+            unimodal_baseline=len(row["modalities"]) < len(config.data.modalities),
+            selected=row["selected"],
             trials=(),
             seeds=tuple(range(seeds)),
             failed_seeds=(),
-            valid=(one["valid"],) * seeds,
-            test=(one["test"],) * seeds,
+            valid=(row["valid"],) * seeds,
+            test=(row["test"],) * seeds,
             parameters=None,
         )
-        for one in kept["baselines"]
-        if one["metric"] == name and None not in (one["valid"], one["test"])
+        for row in cached["baselines"]
+        if row["metric"] == name and None not in (row["valid"], row["test"])
     ]
-    return results, kept["information"]
+    return results, cached["information"]
 
 
 def conclude(
@@ -140,15 +140,15 @@ def conclude(
     information: Mapping[str, Any],
     published: Mapping[str, float],
 ) -> Outcome:
-    """Makes the claims that the finished trials support, and writes `runs.csv` and `claims.json`.
+    """Returns the claims that the finished trials support, and writes `runs.csv` and `claims.json`.
 
     Args:
-      plan: of the ablation in `directory`.
-      directory: receives the files.
-      metric: that methods are selected and compared by.
+      plan: the plan of the ablation in `directory`.
+      directory: the directory for the files.
+      metric: the metric that methods are selected and compared by.
       classical: results of classical baselines.
       information: the decomposition that `classical_baselines` returns.
-      published: scores that others report.
+      published: name -> a published score.
 
     Raises:
       UserError: the data changed between two trials.
@@ -160,22 +160,22 @@ def conclude(
     methods = tuple(selection.method_results(plan.trials, results, metric))
     probed = {name for result in methods if not result.unimodal_baseline for name in result.trials}
     errors |= {name: f"probing: {error}" for name, error in probe_errors.items() if name in probed}
-    made = claims(methods, classical, probes, information, metric, higher)
+    supported = claims(methods, classical, probes, information, metric, higher)
     _write_runs(plan, results, errors, directory / "runs.csv")
-    outcome = Outcome(metric, higher, (*methods, *classical), made, results, probes, errors, dict(published))
+    outcome = Outcome(metric, higher, (*methods, *classical), supported, results, probes, errors, dict(published))
     content = {
         "metric": metric,
         "higher_is_better": higher,
         "published": outcome.published,
         "methods": [dataclasses.asdict(result) for result in outcome.methods],
-        **dataclasses.asdict(made),
+        **dataclasses.asdict(supported),
     }
     write_json(directory / "claims.json", to_builtin(content))
     return outcome
 
 
 def probing_stage(metric: str) -> runner.Stage:
-    """Returns the stage that probes a finished trial; its output is named by the metric and the probing code."""
+    """Returns the stage that probes a finished trial; its output file is named by the metric and the probing code."""
     output = f"probe_{metric.replace('/', '_')}_{code_digest(PROBE_MODULES)}.json"
     return runner.Stage(functools.partial(_probe_trial, metric=metric, output=output), output)
 
@@ -188,8 +188,8 @@ def _probe_trial(trial: Trial, folder: Path, metric: str, output: str) -> None:
 
 
 def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
-    """Raises UserError where trials, or the classical baselines, used other data than the first trial."""
-    first: dict[int, tuple[str, str]] = {}  # pairing -> a trial and the digest of its rows
+    """Raises UserError if a trial or the classical baselines used other data than the first trial."""
+    first: dict[int, tuple[str, str]] = {}  # pairing seed -> a trial and the digest of its rows
     for trial in plan.trials:
         if trial.name in results:
             pairing = trial.config["seed"] if trial.config["data"]["name"].startswith("pair:") else 0
@@ -207,7 +207,7 @@ def _data_changed(name: str, other: str) -> str:
 
 
 def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Mapping[str, str], path: Path) -> None:
-    """Writes a line per trial; nothing in it depends on when or where it ran."""
+    """Writes a line per trial, which does not depend on when or where the trial ran."""
     scores = sorted(
         {
             (split, name)
@@ -220,15 +220,15 @@ def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Ma
     keys = sorted({key for trial in plan.trials for key in trial.hyperparameters})
     totals = ("parameters", "steps", "best_step")
     file = io.StringIO()
-    lines = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(file, lineterminator="\n")
     heads = [f"{split}/{name}" for split, name in scores]
-    lines.writerow(["trial", "method", "seed", *keys, *heads, *totals, "error"])
+    writer.writerow(["trial", "method", "seed", *keys, *heads, *totals, "error"])
     for trial in plan.trials:
         result = results.get(trial.name)
-        numbers = [""] * (len(scores) + len(totals))
+        cells = [""] * (len(scores) + len(totals))
         if result:
-            numbers = [*(result[split].get(name) for split, name in scores), *(result[key] for key in totals)]
+            cells = [*(result[split].get(name) for split, name in scores), *(result[key] for key in totals)]
         values = [trial.hyperparameters.get(key, "") for key in keys]
         error = errors.get(trial.name, "")
-        lines.writerow([trial.name, trial.method, trial.config["seed"], *values, *numbers, error])
+        writer.writerow([trial.name, trial.method, trial.config["seed"], *values, *cells, error])
     write_text(path, file.getvalue())

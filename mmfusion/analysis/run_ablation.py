@@ -1,6 +1,6 @@
-"""An ablation from its plan to its report: train every trial, probe the selected ones, conclude.
+"""An ablation from its plan to its report: train every trial, probe the selected trials, make the claims.
 
-`ablate` is the function for users; `run_ablation` is what it shares with the command.
+`ablate` is the public function; the command `ablate` and it share `run_ablation`.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ from mmfusion.config.files import load_file, set_values
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import fusion_classes
 
-Events = Iterator[tuple[Trial, str]]  # each trial that is finished, with "" or its error
+Events = Iterator[tuple[Trial, str]]  # each finished trial, with "" or its error
 
 
 class Progress(Protocol):
-    """Receives the progress of an ablation; `show` must exhaust the events, which do the stage."""
+    """Receives the progress of an ablation; `show` must exhaust the events, as iterating them runs the stage."""
 
     def matched(self, matches: Mapping[str, budget.Match], kind: str, target: int) -> None: ...
 
@@ -60,16 +60,16 @@ class Silent:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What an ablation compares.
+    """The methods that an ablation compares.
 
     Attributes:
       make: (strategy or "", seed, modalities or "") -> config.
       fusions: names of strategies.
-      seeds: number of seeds per method.
-      vary: config key -> values; keys of the optimizer are selected on validation, others are methods of their own.
-      match: `none`, or what to equalize by the width: `parameters` or `flops`.
+      seeds: the number of seeds per method.
+      vary: config key -> values; keys of the optimizer are selected on validation, other keys define further methods.
+      match: the cost to equalise by choice of width, `parameters` or `flops`; `none` keeps the config's width.
       metric: the metric to select and compare by; "": the config's.
-      published: name -> score that others report, shown in the report.
+      published: name -> a published score to show in the report.
     """
 
     make: MakeConfig
@@ -86,7 +86,7 @@ class Request:
 
 
 def _no_preparation() -> None:
-    """Leaves a process as it is."""
+    """Does nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +94,15 @@ class Execution:
     """Where and how an ablation runs.
 
     Attributes:
-      directory: receives the trials and the report.
-      jobs: number of processes on CPU; 0: this process.
+      directory: the directory of the trials and the report.
+      jobs: the number of processes on CPU; 0: this process.
       shard: `i/n`, the share of the trials to run here.
       remote: the bucket directory of which `directory` is a copy; "": none.
       prepare_worker: called first in each process; importable by name.
-      progress: receives what is finished.
-      command: the command line for the report.
-      train_command: a trial -> the command that trains it alone, for the report.
-      latex: whether to write the table as `table.tex` too.
+      progress: receives the finished trials.
+      command: the command line, for the report.
+      train_command: trial -> the command that trains it alone, for the report.
+      latex: whether to also write the table as `table.tex`.
     """
 
     directory: Path
@@ -117,33 +117,33 @@ class Execution:
 
 
 def run_ablation(request: Request, execution: Execution) -> Outcome | None:
-    """Runs an ablation, or continues it.
+    """Runs or resumes an ablation.
 
     Returns:
       The outcome; None while other shards have unfinished trials.
 
     Raises:
-      UserError: nothing to run, a wrong key, or a directory of another ablation.
-      Preempted: SIGTERM arrived; running trials saved a checkpoint.
+      UserError: nothing to run, an invalid key, or a directory of another ablation.
+      Preempted: SIGTERM was received; running trials saved a checkpoint.
     """
     planned, metric = make_plan(request, execution.progress)
     own = runner.shard(planned.trials, execution.shard)
     shared = RemoteCopy(execution.remote, execution.directory)
     shared.fetch(planned.trials)
-    settled = plan.save(planned, execution.directory)
+    saved = plan.save(planned, execution.directory)
     shared.upload()
-    if not _run_trials(settled, own, metric, shared, execution):
+    if not _run_trials(saved, own, metric, shared, execution):
         return None
     example = request.make(request.fusions[0], 0, "")
     rows, information = outcomes.classical_baselines(example, metric, request.seeds, execution.directory)
-    outcome = outcomes.conclude(settled, execution.directory, metric, rows, information, request.published)
-    report.write(outcome, settled, execution.directory, execution.command, execution.train_command, execution.latex)
+    outcome = outcomes.conclude(saved, execution.directory, metric, rows, information, request.published)
+    report.write(outcome, saved, execution.directory, execution.command, execution.train_command, execution.latex)
     shared.upload()
     return outcome
 
 
 def make_plan(request: Request, progress: Progress) -> tuple[Plan, str]:
-    """Returns the plan of an ablation, its configs checked, and the metric that it compares."""
+    """Returns the plan of an ablation, with validated configs, and the metric that methods are compared by."""
     example, make = request.make(request.fusions[0], 0, ""), request.make
     metric = request.metric or compared_metric(example)
     metrics = configs.selectable(example)
@@ -158,8 +158,8 @@ def make_plan(request: Request, progress: Progress) -> tuple[Plan, str]:
     return planned, metric
 
 
-def _run_trials(settled: Plan, own: Sequence[Trial], metric: str, shared: RemoteCopy, execution: Execution) -> bool:
-    """Trains and probes the trials of this shard; returns whether those of all shards are finished."""
+def _run_trials(saved: Plan, own: Sequence[Trial], metric: str, shared: RemoteCopy, execution: Execution) -> bool:
+    """Trains and probes the trials of this shard; returns whether the trials of all shards are finished."""
     directory, probing = execution.directory, outcomes.probing_stage(metric)
 
     with runner.Pool(directory, execution.jobs, execution.prepare_worker) as pool:
@@ -174,29 +174,29 @@ def _run_trials(settled: Plan, own: Sequence[Trial], metric: str, shared: Remote
 
         def probe(trials: Sequence[Trial]) -> None:
             names = {trial.name for trial in trials}
-            selected = outcomes.selected_trials(settled, directory, metric)
+            selected = outcomes.selected_trials(saved, directory, metric)
             show("probe", [trial for trial in selected if trial.name in names], probing)
 
         show("train", own, runner.TRAINING)
-        shared.fetch(settled.trials)
-        if outcomes.unfinished(settled, directory):
+        shared.fetch(saved.trials)
+        if outcomes.unfinished(saved, directory):
             probe(own)
-            shared.fetch(settled.trials)  # other shards may have finished meanwhile
-        if unfinished := outcomes.unfinished(settled, directory):
-            execution.progress.waiting(len(unfinished), len(settled.trials))
+            shared.fetch(saved.trials)  # other shards may have finished meanwhile
+        if unfinished := outcomes.unfinished(saved, directory):
+            execution.progress.waiting(len(unfinished), len(saved.trials))
             return False
-        probe(settled.trials)
+        probe(saved.trials)
         return True
 
 
 def _run_here(directory: Path, trials: Sequence[Trial], stage: Stage) -> Events:
-    """Works on the trials one after the other in this process, as `runner.Pool.run` does in several."""
+    """Runs a stage for the trials in this process, with the results of `runner.Pool.run`."""
     for trial in trials:
         if not runner.is_done(directory, trial, stage.output):
-            answer = runner.run_stage(trial, directory, stage)
-            if isinstance(answer, Exception):
-                raise answer
-            yield trial, answer
+            result = runner.run_stage(trial, directory, stage)
+            if isinstance(result, Exception):
+                raise result
+            yield trial, result
 
 
 def cores() -> int:
@@ -206,11 +206,11 @@ def cores() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class AblationResult:
-    """A finished ablation; `report.html` in its directory has the figures.
+    """A finished ablation; `report.html` in its directory shows the figures.
 
     Attributes:
-      directory: where it is.
-      outcome: everything that it found.
+      directory: the ablation's directory.
+      outcome: methods, claims, results, probes and errors.
     """
 
     directory: Path
@@ -218,15 +218,15 @@ class AblationResult:
 
     @property
     def claims(self) -> Claims:
-        """The claims: `statements`, each with `text`, `verdict` and evidence, or `none`, why there are none."""
+        """The claims: `statements`, each with `text`, `verdict` and evidence; `none` is the reason for having none."""
         return self.outcome.claims
 
     @property
     def table(self) -> list[dict[str, Any]]:
         """One dict per method, best mean test score first.
 
-        Keys: `method`, `mean` and `std` over seeds (None without a finished seed, or with fewer than two), `test` (a
-        score per seed), `seeds`, `chosen` (the values that validation selected) and `parameters`.
+        Keys: `method`, `mean` and `std` over seeds (None with no finished seed, or with fewer than two), `test` (a
+        score per seed), `seeds`, `chosen` (the values selected on validation) and `parameters`.
         """
         rows = [
             {
@@ -261,21 +261,21 @@ def ablate(
     metric: str = "",
     jobs: int = 0,
 ) -> AblationResult:
-    """Compares fusion strategies over seeds; the same call continues an ablation that was interrupted.
+    """Compares fusion strategies over seeds; the same call resumes an interrupted ablation.
 
-    Every strategy and each modality alone is trained with the same seeds, and the learning rate of each method is
-    selected on validation if it is varied. Fewer than six seeds support no claim.
+    Every strategy and each modality alone is trained with the same seeds. A varied learning rate is selected on
+    validation for each method. Fewer than six seeds support no claim.
 
     Args:
       config: a config, or a config file, `path/to/X.py[:arg=value,...]`.
       fusions: names of strategies, or `all`.
-      seeds: number of seeds per method.
+      seeds: the number of seeds per method.
       workdir: the ablation's directory.
       changes: values by dotted path that all runs share, such as `{"steps": 100}`.
       vary: config key -> values, such as `{"optim.learning_rate": [1e-3, 3e-4]}`.
       match: `parameters` or `flops` chooses widths at which all strategies cost the same.
       metric: the metric to select and compare by; "": the config's.
-      jobs: number of processes on CPU; 0 runs in this process. A script that starts processes needs the usual
+      jobs: the number of processes on CPU; 0 runs in this process. A script that starts processes needs the usual
         `if __name__ == "__main__":` of multiprocessing.
 
     Raises:
@@ -289,7 +289,7 @@ def ablate(
     command = f"mmfusion.ablate({source}, fusions={names}, seeds={seeds}, workdir={str(workdir)!r})"
     execution = Execution(Path(workdir), jobs, command=command)
     outcome = run_ablation(request, execution)
-    assert outcome is not None  # there are no other shards
+    assert outcome is not None  # None only with other shards
     return AblationResult(Path(workdir), outcome)
 
 
@@ -299,11 +299,11 @@ def trial_config(
     """Returns the config of one run of an ablation.
 
     Args:
-      config: a config, or the source of one.
+      config: a config, or `FILE[:key=value,...]`.
       changes: values by dotted path.
       fusion: the strategy; "": the config's own.
       seed: the seed.
-      modalities: `image+text`; "": all.
+      modalities: names joined by `+`, such as `image+text`; "": all.
 
     Raises:
       UserError: the source sets the strategy or the seed.
@@ -316,7 +316,7 @@ def trial_config(
             result.seed = seed
     else:
         result = load_file(trial_source(config, fusion, seed))
-    # A modality alone has no options of the strategies that are compared.
+    # The options of the compared strategies do not apply to a unimodal baseline.
     set_values(result, {k: v for k, v in changes.items() if fusion or not k.startswith("model.fusion.")})
     defaults.keep_modalities(result, modalities)
     return result.lock()

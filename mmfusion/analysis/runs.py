@@ -1,4 +1,4 @@
-"""Finished runs side by side: which configs differ in what, and their test scores over seeds."""
+"""Comparison of finished runs: the keys in which their configs differ, and their scores over seeds."""
 
 import dataclasses
 import itertools
@@ -12,12 +12,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its directory, its config, and what `result.json` holds."""
+    """A finished run: its directory, its config, and the content of `result.json`."""
 
     directory: epath.Path
     config: ConfigDict
@@ -26,20 +26,20 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Runs of one config over seeds, named by what sets it apart from the other methods."""
+    """Runs of one config over seeds, named by the config keys that differ from the other methods."""
 
     name: str
     runs: tuple[Run, ...]
 
     def scores(self, split: str, metric: str) -> list[float]:
-        """Returns a metric of each run, in the order of the seeds; NaN where it is undefined.
+        """Returns a metric of each run, ordered by seed; NaN where it is undefined.
 
         Raises:
           UserError: the runs have no such metric.
         """
         have = configs.selectable(self.runs[0].config)
         if metric not in have:
-            raise UserError(f"{self.runs[0].directory} has no metric {metric!r}: {nearest(metric, have)}")
+            raise UserError(f"{self.runs[0].directory} has no such metric", path="--metric", value=metric, choices=have)
         values = [run.result[split][metric] for run in self.runs]
         return [float("nan") if value is None else value for value in values]
 
@@ -48,48 +48,48 @@ def read(directory: epath.PathLike) -> Run:
     """Returns a finished run.
 
     Raises:
-      UserError: the directory holds none.
+      UserError: the directory has no finished run.
     """
     directory = epath.Path(directory)
     for name in ("config.json", "result.json"):
         if not (directory / name).is_file():
-            raise UserError(f"{directory} holds no finished run: {name} is missing")
+            raise UserError(f"{directory} has no finished run: {name} is missing")
     config, result = (configs.read_json(directory / name) for name in ("config.json", "result.json"))
     return Run(directory, configs.from_json(config), result)
 
 
 def methods(runs: Sequence[Run]) -> list[Method]:
-    """Returns the runs grouped by config, whatever their seed, each group named by the choices that others lack.
+    """Returns the runs grouped by config without the seed, each group named by the keys in which it differs.
 
     Raises:
-      UserError: two runs are of one config and seed.
+      UserError: two runs have the same config and seed.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_apart_from_seed(run), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(_without_seed(run), sort_keys=True), []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: run.config.seed)
         for one, other in itertools.pairwise(group):
             if one.config.seed == other.config.seed:
-                raise UserError(f"{one.directory} and {other.directory} are the same config and seed")
-    each = [_apart_from_seed(group[0]) for group in groups.values()]
-    return [Method(_name(one, each), tuple(group)) for one, group in zip(each, groups.values(), strict=True)]
+                raise UserError(f"{one.directory} and {other.directory} have the same config and seed")
+    flat = [_without_seed(group[0]) for group in groups.values()]
+    return [Method(_name(config, flat), tuple(group)) for config, group in zip(flat, groups.values(), strict=True)]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Returns the mean, and the standard deviation of a sample (n - 1), None of a single or an undefined value."""
+    """Returns the mean and the sample standard deviation (n - 1), None for a single value or an undefined mean."""
     mean = statistics.fmean(values)
     return mean, None if len(values) < 2 or math.isnan(mean) else statistics.stdev(values)
 
 
-def _apart_from_seed(run: Run) -> dict[str, Any]:
+def _without_seed(run: Run) -> dict[str, Any]:
     flat = configs.flat(configs.to_json(run.config))
     return {key: value for key, value in flat.items() if key not in ("seed", *configs.RESOURCE_KEYS)}
 
 
-def _name(one: dict[str, Any], each: Sequence[dict[str, Any]]) -> str:
-    """Returns what is chosen otherwise elsewhere, and the keys that tell it from configs of the same choices."""
-    apart = [key for key in one if key.endswith(".name") and any(other.get(key) != one[key] for other in each)]
-    alike = [other for other in each if all(other.get(key) == one[key] for key in apart)]
-    more = [key for key in one if any(other.get(key) != one[key] for other in alike)]
-    return " ".join([*(str(one[key]) for key in apart), *(f"{key}={one[key]}" for key in more)]) or "one config"
+def _name(config: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """Returns the choices that differ among the configs, and the keys that differ among configs of the same choices."""
+    choices = [key for key in config if key.endswith(".name") and any(o.get(key) != config[key] for o in others)]
+    same_choices = [other for other in others if all(other.get(key) == config[key] for key in choices)]
+    keys = [key for key in config if any(other.get(key) != config[key] for other in same_choices)]
+    return " ".join([*(str(config[key]) for key in choices), *(f"{key}={config[key]}" for key in keys)]) or "one config"

@@ -17,7 +17,7 @@ from mmfusion.data.modality_type import Decoded, ModalityType, Options
 RATES = (1_000, 384_000)  # Hz, the lowest and highest sampling rate of a file
 OPTIONS = {
     "rate": 8000,  # Hz; recordings with another rate are resampled
-    "stored_rate": 0,  # Hz, of recordings stored as bare samples; 0: the same as `rate`
+    "stored_rate": 0,  # Hz, of recordings stored as arrays; 0: the same as `rate`
     "seconds": 1.0,  # longer recordings are truncated, shorter ones padded at the end
 }
 
@@ -25,17 +25,17 @@ OPTIONS = {
 def decode(
     data: bytes | np.ndarray | str | os.PathLike, rate: int, source_rate: int | None = None, max_samples: int = 2**26
 ) -> np.ndarray:
-    """Returns the recording as a mono waveform `[S]` float32 in about [-1, 1] at `rate`; empty if it has no samples.
+    """Returns a recording as a mono waveform `[S]` float32 in about [-1, 1] at `rate`; empty if it has no samples.
 
     Args:
       data: an encoded file's bytes or path (WAV, FLAC, OGG, ...), or samples `[S]` or `[S, channels]`: floats in
         [-1, 1], or integers as 16-bit PCM (also in a wider type, as TFDS stores them).
       rate: sampling rate of the result, in Hz.
-      source_rate: sampling rate of an array, in Hz; None: the same as `rate`. A file has its own.
-      max_samples: a limit on the samples of all channels, checked in the header and before resampling.
+      source_rate: sampling rate of an array, in Hz; None: the same as `rate`. Files store their own.
+      max_samples: limit on the number of samples over all channels, checked in the header and before resampling.
 
     Raises:
-      ValueError: a short reason, if the data are corrupt, truncated, too long or not finite.
+      ValueError: the data are corrupt, truncated, too long or not finite; the message is short.
     """
     if isinstance(data, np.ndarray):
         waveform, source = _from_array(data, max_samples), source_rate or rate
@@ -46,7 +46,7 @@ def decode(
     if not np.isfinite(waveform).all():
         raise ValueError("samples are not finite")
     if source != rate and len(waveform):
-        from scipy.signal import resample_poly  # slow to import, and most datasets need no resampling
+        from scipy.signal import resample_poly  # imported lazily, as it is slow and most datasets need no resampling
 
         if len(waveform) * rate > max_samples * source:
             raise ValueError(f"{len(waveform)} samples at {source} Hz, more than the limit of {max_samples} at {rate}")
@@ -70,7 +70,7 @@ def _from_array(data: np.ndarray, max_samples: int) -> np.ndarray:
 def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.ndarray, int]:
     try:
         data = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()
-        _check_whole(data)
+        _check_complete(data)
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.frames * file.channels > max_samples:
                 raise ValueError(f"{file.frames * file.channels} samples, more than the limit of {max_samples}")
@@ -86,8 +86,8 @@ def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.nd
         raise ValueError(f"not a recording: {getattr(error, 'error_string', error)}") from error
 
 
-def _check_whole(data: bytes) -> None:
-    # libsndfile reads a truncated WAV or OGG without an error.
+def _check_complete(data: bytes) -> None:
+    # libsndfile reads truncated WAV and OGG files without an error.
     if not data:
         raise ValueError("empty file")
     if data[:4] == b"RIFF" and len(data) >= 8:
@@ -96,8 +96,8 @@ def _check_whole(data: bytes) -> None:
             raise ValueError(f"truncated: {len(data)} of {size + 8} bytes")
     if data[:4] == b"OggS":
         page = data[data.rfind(b"OggS") :]  # flags in byte 5, segment count in 26, segment lengths from 27
-        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        if not whole or not page[5] & 4:
+        complete = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if not complete or not page[5] & 4:
             raise ValueError("truncated: the last page is missing")
 
 

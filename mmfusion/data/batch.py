@@ -1,4 +1,4 @@
-"""The Batch: what the data pipeline yields, and the only data structure that models read.
+"""The Batch: the output of the data pipeline, and the only data structure that models read.
 
 B batch · N positions · H W image · C channels or classes · T time · S audio samples · F table columns.
 """
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 class Batch(flax.struct.PyTreeNode):
-    """One batch of examples; axis 0 of every array is the example. Nothing mutates it.
+    """One immutable batch of examples; axis 0 of every array is the example.
 
     Attributes:
       inputs: raw arrays per modality: image `[B, H, W, C]` uint8, text ids `[B, T]` int32, audio `[B, S]` float32.
@@ -18,7 +18,7 @@ class Batch(flax.struct.PyTreeNode):
       targets: per task: class `[B]` int32, multi-label `[B, C]` float32, or regression `[B]` float32.
       weight: `[B]` float32; 0 on padding rows and unreadable rows.
       id: `[B]` int32, the row's index in its source; -1 on padding rows.
-      mix: where rows are mixed in pairs, the share `[B]` of a row's own `targets` and of its own `features`.
+      mix: if rows are mixed in pairs, the share `[B]` of a row's own `targets` and of its own `features`.
     """
 
     inputs: dict[str, jax.Array]
@@ -31,15 +31,15 @@ class Batch(flax.struct.PyTreeNode):
 
     @property
     def partner(self) -> jax.Array:
-        """The position `[B]` of the row that each row is mixed with, its neighbour."""
+        """The position `[B]` of the row that each row is mixed with: the neighbour in its pair."""
         return jnp.arange(self.id.shape[0]) ^ 1
 
 
 def digest(ids: jax.Array) -> jax.Array:
-    """Returns a uint32 checksum of a set of ids `[B]`; the checksums of parts of a batch add up to that of the whole.
+    """Returns a uint32 checksum of a set of ids `[B]`; the checksums of the parts of a batch sum to that of the batch.
 
-    Each id is hashed by Chris Wellons' 32-bit function of 2018 (github.com/skeeto/hash-prospector), so that two sets of
-    ids rarely have the same sum.
+    Each id is hashed by Chris Wellons' 32-bit function of 2018 (github.com/skeeto/hash-prospector), so that different
+    sets of ids rarely have the same sum.
     """
     x = ids.astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)

@@ -1,4 +1,4 @@
-"""The `data` section of a config -> splits, read by whole batches, and what a run keeps of its data."""
+"""Opens the dataset of a config: its splits, read in batches, and the description that a run saves of its data."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from mmfusion.errors import UserError
 if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
 
-FIT_ROWS = 100_000  # enough for a vocabulary; streamed splits need not be read through
+FIT_ROWS = 100_000  # rows that vocabularies are fitted to, so that streamed splits need not be read completely
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Split:
 
     Attributes:
       name: `train`, `valid` or `test`.
-      ids: the examples' ids `[n]`: their rows in the source.
+      ids: the examples' ids `[n]`, which are their row indices in the source.
       source: the raw rows.
       reader: decodes a raw row.
-      arrays: all rows decoded, in the order of `ids`, where the split fits in memory; else None.
-      bad: id -> reason of the rows that could not be read; they keep their position, with weight 0.
-      missing: rate at which a row loses each modality.
+      arrays: all rows decoded, in the order of `ids`, if the split fits in memory; otherwise None.
+      bad: id -> reason, for unreadable rows; they keep their position, with weight 0.
+      missing: rate at which each modality of a row is dropped.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Split:
         return len(self.ids)
 
     def take(self, positions: np.ndarray) -> Batch:
-        """Returns the batch of the rows at `positions` `[B]` of this split; -1 gives a padding row with weight 0."""
+        """Returns the batch of the rows at `positions` `[B]`; -1 gives a padding row with weight 0."""
         if self.arrays is not None:
             return _take(self.arrays, positions)
         return self.decode(positions)
@@ -66,7 +66,7 @@ class Split:
         return dataclasses.replace(self, ids=self.ids[positions], arrays=arrays)
 
     def decode(self, positions: np.ndarray) -> Batch:
-        """Reads and decodes the rows at `positions` `[B]`; an unreadable row is listed in `bad` and has weight 0."""
+        """Returns the decoded rows at `positions` `[B]`; an unreadable row is added to `bad` and has weight 0."""
         batch = empty_batch(self.reader, len(positions))
         real = np.flatnonzero(positions >= 0)
         ids = self.ids[positions[real]]
@@ -78,21 +78,22 @@ class Split:
                 self.bad[row_id] = str(error)
                 batch.id[position] = row_id
             except BadTarget as error:
-                raise UserError(f"split {self.name!r}, {error}; correct the data or config.data.targets") from error
+                message = f"split {self.name!r}, {error}; correct the data or the target"
+                raise UserError(message, path="config.data.targets") from error
         return drop_modalities(batch, self.missing)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Splits by name, and what the model and the run directory need of the data.
+    """Splits by name, and the description of the data for the model and the run directory.
 
     Attributes:
-      splits: `train`, `valid`, `test`, or those that were asked for.
+      splits: `train`, `valid`, `test`, or the requested ones.
       reader: decodes raw rows.
       class_names: per task; empty for regression.
-      fitted: per modality what was fitted to the training rows, as a string: a tokenizer, the columns of a table.
-      fingerprint: of the sources, their splits and how they are read.
-      rows: the same of the sources and their splits alone.
+      fitted: per modality its state fitted to the training rows, as a string: a tokenizer, or the columns of a table.
+      fingerprint: digest of the sources, their splits, and the options of modalities and targets.
+      rows: digest of the sources and their splits.
       content: per split, a checksum of some of its source's rows as stored.
       name: the dataset in use: the config's `name` or `fallback_name`.
     """
@@ -107,7 +108,7 @@ class Dataset:
     name: str
 
     def encoder_kwargs(self) -> dict[str, dict[str, Any]]:
-        """Returns per modality the encoder fields that depend on the data, such as a text's `vocabulary`."""
+        """Returns per modality the encoder arguments that depend on the data, such as `vocabulary` for text."""
         fitted = self.reader.fitted
         return {
             modality: modality_type(options["kind"]).encoder_kwargs(options, fitted.get(modality))
@@ -115,18 +116,18 @@ class Dataset:
         }
 
     def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
-        """Raises UserError where the data is not that of the run in `workdir`, which kept `saved` of it."""
+        """Raises UserError if the data differs from that of the run in `workdir`, whose description is `saved`."""
         now, before = self.saved(), saved["content"]
         description_changed = any(saved[key] != now[key] for key in now if key != "content")
-        # Test rows may be corrected: no state depends on them.
+        # Test rows may change, as no state depends on them.
         if description_changed or any(before[split] != self.content[split] for split in before if split != "test"):
             raise UserError(
-                f"the data has changed since {workdir} began (fingerprint {saved['fingerprint']}, now "
+                f"the data has changed since {workdir} was started (fingerprint {saved['fingerprint']}, now "
                 f"{self.fingerprint}; rows {before}, now {self.content}): restore the data, or give another --workdir"
             )
 
     def saved(self) -> dict[str, Any]:
-        """Returns what a run keeps of its data, as JSON values; `load` takes it back."""
+        """Returns the description that a run saves of its data, as JSON values; see `saved` of `load`."""
         return {
             "class_names": {task: list(names) for task, names in self.class_names.items()},
             "learned": self.fitted,  # the key of the file format
@@ -143,13 +144,13 @@ def load(
     splits: Sequence[str] = ("train", "valid", "test"),
     saved: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Opens a dataset, preparing it where needed, splits it, checks it and, where it fits in memory, decodes it.
+    """Opens a dataset: prepares it if needed, splits it, checks it and, if it fits in memory, decodes it.
 
     Args:
       config: the `data` section of a config.
-      seed: of pairings; the validation split does not depend on it.
-      splits: which to return.
-      saved: `Dataset.saved()` of the run that the data is for; None: a new run, and vocabularies are fitted.
+      seed: seed of pairings; the validation split does not depend on it.
+      splits: names of the splits to return.
+      saved: `Dataset.saved()` of an existing run; None: a new run, for which vocabularies are fitted.
 
     Raises:
       UserError: the data is not available, does not match the config, or has too many unreadable rows.
@@ -192,7 +193,7 @@ def load(
 
 
 def _open(config: "DataConfig", name: str, splits: Sequence[str], seed: int) -> dict[str, Source]:
-    """Returns the source of each split, its rows cached; splits of one TFDS expression share one source."""
+    """Returns the source of each split with cached rows; splits with the same TFDS expression share a source."""
     expressions = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
     opened = {}
     for expression in dict.fromkeys(expressions[split] for split in splits):
@@ -208,7 +209,7 @@ def _digest(description: Any) -> str:
 
 def _check_features(config: "DataConfig", source: Source) -> None:
     if len(source.rows) == 0:
-        raise UserError(f"dataset {config.name!r} is empty: {source.version}")
+        raise UserError(f"{source.version} has no examples", path="config.data.name", value=config.name)
     features = sorted(source.rows[0])
     wanted = [
         (f"modalities.{m}", name)
@@ -218,13 +219,12 @@ def _check_features(config: "DataConfig", source: Source) -> None:
     wanted += [(f"targets.{task}", section.feature) for task, section in config.targets.items()]
     for path, name in wanted:
         if name not in features:
-            raise UserError(
-                f"config.data.{path}.feature={name!r} is not in {config.name!r}: its features are {', '.join(features)}"
-            )
+            message = f"the dataset {config.name!r} has no such feature"
+            raise UserError(message, path=f"config.data.{path}.feature", value=name, choices=features)
 
 
 def _split_ids(config: "DataConfig", opened: Mapping[str, Source]) -> dict[str, np.ndarray]:
-    """Returns the ids `[n]` of each split; train and valid may share a source, by a hash of each row's group."""
+    """Returns the ids `[n]` of each split; without `config.valid`, validation rows are held out of train."""
 
     @functools.cache
     def held_out(rows: Rows) -> np.ndarray:
@@ -238,14 +238,16 @@ def _split_ids(config: "DataConfig", opened: Mapping[str, Source]) -> dict[str, 
             ids = ids[mask if split == "valid" else ~mask]
         if len(ids) == 0:
             raise UserError(
-                f"split {split!r} of {config.name!r} is empty: check config.data.{split} and valid_fraction"
+                f"split {split!r} of {config.name!r} is empty; correct the expression or valid_fraction",
+                path=f"config.data.{split}",
+                value=getattr(config, split) or None,
             )
         result[split] = ids
     return result
 
 
 def holdout_split(groups: Iterable[Any], fraction: float) -> np.ndarray:
-    """Returns the mask `[n]` of the rows held out for validation, by a hash of their groups: the same everywhere."""
+    """Returns the mask `[n]` of the rows held out for validation, by a platform-independent hash of their groups."""
 
     def uniform(group: Any) -> float:
         return int.from_bytes(hashlib.blake2b(str(group).encode(), digest_size=8).digest(), "big") / 2**64
@@ -254,11 +256,11 @@ def holdout_split(groups: Iterable[Any], fraction: float) -> np.ndarray:
 
 
 def _groups(rows: Rows, feature: str) -> Iterable[Any]:
-    if not feature:  # rows of a pair are grouped by the second's row, which may have several partners
+    if not feature:  # pairs are grouped by the row of the second dataset, which several pairs may share
         stored = uncached(rows)
         return stored.partner if isinstance(stored, PairedRows) else range(len(rows))
     if feature not in rows[0]:
-        raise UserError(f"config.data.group={feature!r} is not a feature: they are {', '.join(sorted(rows[0]))}")
+        raise UserError("no such feature", path="config.data.group", value=feature, choices=rows[0])
     return [as_string(rows[i][feature]) for i in range(len(rows))]
 
 
@@ -271,9 +273,17 @@ def _class_names(
         if options["kind"] == "regression":
             names = ()
         elif count and names and len(names) != count:
-            raise UserError(f"config.data.targets.{task}.classes={count}, but the dataset names {len(names)} classes")
+            raise UserError(
+                f"must be 0 or {len(names)}, the number of the dataset's classes",
+                path=f"config.data.targets.{task}.classes",
+                value=count,
+            )
         elif not (names or count):
-            raise UserError(f"config.data.targets.{task}.classes must be given: the dataset does not say how many")
+            raise UserError(
+                "must be the number of classes, as the dataset does not define it",
+                path=f"config.data.targets.{task}.classes",
+                value=count,
+            )
         else:
             names = names or tuple(str(i) for i in range(count))
         class_names[task] = names
@@ -281,7 +291,7 @@ def _class_names(
 
 
 def _fit(modalities: Mapping[str, Options], source: Source, train: np.ndarray) -> dict[str, str]:
-    """Returns what is fitted to the training rows of each modality: vocabularies, and the columns of tables."""
+    """Returns the state fitted to the training rows of each modality: vocabularies, and the columns of tables."""
     fits = {m: modality_type(options["kind"]).fit for m, options in modalities.items()}
     if not any(fits.values()):
         return {}
@@ -294,7 +304,7 @@ def _fit(modalities: Mapping[str, Options], source: Source, train: np.ndarray) -
 
 
 def _decoded_split(name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: "DataConfig") -> Split:
-    """Returns a split, decoded where it fits in memory."""
+    """Returns a split, decoded if it fits in memory."""
     missing = config.missing if name == "train" else 0.0
     split = Split(name, ids, uncached(rows), reader, None, {}, missing)
     if len(ids) * reader.bytes_per_row() > config.memory_gb * 1e9:
@@ -304,27 +314,29 @@ def _decoded_split(name: str, ids: np.ndarray, rows: Rows, reader: Reader, confi
     for modality, present in arrays.present.items():
         if not present.any():
             raise UserError(
-                f"modality {modality!r} is absent in every row of split {name!r}: "
-                f"leave it out with :modalities=... or correct config.data.modalities.{modality}"
+                f"absent in every row of split {name!r}; correct its feature, or leave it out with :modalities=...",
+                path=f"config.data.modalities.{modality}",
             )
     return dataclasses.replace(split, arrays=arrays)
 
 
 def check_bad(split: Split, unreadable: Collection[int], max_fraction: float) -> None:
-    """Raises UserError where more than `max_fraction` of a split's rows could not be read.
+    """Raises UserError if more than `max_fraction` of a split's rows are unreadable.
 
     Args:
       split: the split.
-      unreadable: the ids of its rows that could not be read.
-      max_fraction: the share that is tolerated.
+      unreadable: the ids of its unreadable rows.
+      max_fraction: the tolerated fraction.
     """
     unexplained = sorted({*unreadable} - {*split.bad})
-    if unexplained:  # found by another process: read again here, for the reason
+    if unexplained:  # another process read them; read them again for the reason
         split.decode(np.searchsorted(split.ids, unexplained))
     if len(unreadable) > max_fraction * len(split):
         raise UserError(
-            f"{len(unreadable)} of {len(split)} rows of split {split.name!r} cannot be read, more than "
-            f"config.data.max_bad_fraction={max_fraction:g} allows; the first: {split.bad[min(unreadable)]}"
+            f"{len(unreadable)} of {len(split)} rows of split {split.name!r} cannot be read; correct the data or raise "
+            f"the limit; the first: {split.bad[min(unreadable)]}",
+            path="config.data.max_bad_fraction",
+            value=max_fraction,
         )
 
 

@@ -1,4 +1,4 @@
-"""Decodes raw rows into arrays of fixed shape, the same way for training, evaluation and prediction."""
+"""Decodes raw rows into arrays of fixed shape, for training, evaluation and prediction alike."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from mmfusion.data.modality_type import Options
 
 
 class BadRow(ValueError):
-    """A row that cannot be read: a corrupt image or recording, a value of the wrong type. It gets weight 0."""
+    """An unreadable row, such as a corrupt image or a value of the wrong type; it gets weight 0."""
 
 
 class BadTarget(ValueError):
-    """A target outside its classes or not finite, which would silently train a wrong model."""
+    """A target that is not one of its classes or not finite; it is an error, as training on it would be wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Turns raw rows into arrays.
+    """Decodes raw rows into arrays.
 
     Attributes:
       modalities: per modality its options: `kind`, `feature` and those of its type (`modality_type.py`).
-      targets: per task `kind` and `feature`.
+      targets: per task its options, of which `kind` and `feature` are used.
       outputs: per task the number of classes, 1 for regression.
-      fitted: per modality, what was fitted to the training rows: a tokenizer, the columns of a table.
-      class_names: per feature that is a class, the names of its classes.
+      fitted: per modality its state fitted to the training rows: a tokenizer, or the columns of a table.
+      class_names: per class feature, the names of its classes.
     """
 
     modalities: Mapping[str, Options]
@@ -52,11 +52,11 @@ class Reader:
         )
 
     def read(self, row: Mapping[str, Any], row_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns `{modality: (input, mask) or None where absent}` and `{task: target}`.
+        """Returns `{modality: (input, mask), or None if absent}` and `{task: target}`.
 
         Raises:
-          BadRow: the row's data cannot be read.
-          BadTarget: a target is outside its classes or not finite.
+          BadRow: the row cannot be read.
+          BadTarget: a target is not one of its classes, or not finite.
         """
         values = {}
         for name, options in self.modalities.items():
@@ -77,7 +77,7 @@ class Reader:
 def _decode_class(value: Any, classes: int) -> np.ndarray:
     label = np.asarray(value)
     if label.ndim or not np.issubdtype(label.dtype, np.integer):
-        raise ValueError(f"a class must be one whole number, got {value!r}")
+        raise ValueError(f"a class must be one integer, got {value!r}")
     if not 0 <= label < classes:
         raise ValueError(f"class {int(label)} is outside 0 to {classes - 1}")
     return label.astype(np.int32)
@@ -88,7 +88,7 @@ def _decode_classes(value: Any, classes: int) -> np.ndarray:
     if labels.dtype == bool and labels.shape == (classes,):  # one boolean per class
         return labels.astype(np.float32)
     if labels.size and not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"classes must be whole numbers, or {classes} booleans, got {value!r}")
+        raise ValueError(f"classes must be integers, or {classes} booleans, got {value!r}")
     labels = labels.reshape(-1).astype(np.int64)
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"classes {labels.tolist()} are outside 0 to {classes - 1}")
@@ -105,9 +105,9 @@ def _decode_number(value: Any, _: int) -> np.ndarray:
 
 
 CLASS_OPTIONS = {
-    "classes": 0,  # number of classes; 0: as many as the dataset has names
+    "classes": 0,  # number of classes; 0: that of the dataset's class names
     "loss": "cross_entropy",  # or focal; mse or emd (earth mover's distance of ordered classes) for classification
-    "gamma": 2.0,  # focal loss only: how much well-predicted examples are down-weighted
+    "gamma": 2.0,  # focal loss only: exponent of the down-weighting of well-classified examples
     "label_smoothing": 0.0,
     "class_weights": (),  # one weight per class; empty: all 1
     "weight": 1.0,  # weight of this task's mean loss in the sum over tasks
@@ -121,13 +121,13 @@ TARGET_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def empty_batch(reader: Reader, size: int) -> Batch:
-    """Returns a batch of `size` padding rows, as NumPy arrays for `fill_row`."""
+    """Returns a batch of `size` padding rows as NumPy arrays, to be filled by `fill_row`."""
     shapes = reader.shapes()
     target_shape = {
         task: (size, reader.outputs[task]) if options["kind"] == "multilabel" else (size,)
         for task, options in reader.targets.items()
     }
-    arrays: dict[str, Any] = {  # Batch's fields are annotated as JAX's arrays
+    arrays: dict[str, Any] = {  # Any, as Batch's fields are annotated as JAX arrays
         "inputs": {m: np.zeros((size, *shape), dtype) for m, (shape, dtype, _) in shapes.items()},
         "mask": {m: np.zeros((size, positions), bool) for m, (_, _, positions) in shapes.items()},
         "present": {m: np.zeros(size, bool) for m in shapes},
@@ -142,11 +142,11 @@ def empty_batch(reader: Reader, size: int) -> Batch:
 
 
 def fill_row(batch: Batch, position: int, row: Mapping[str, Any], row_id: int, reader: Reader) -> None:
-    """Decodes `row` into a position of a batch from `empty_batch`, in place.
+    """Decodes `row` into a position of a batch of `empty_batch`, in place.
 
     Raises:
       BadRow: the row cannot be read; the position remains padding.
-      BadTarget: a target is outside its classes or not finite.
+      BadTarget: a target is not one of its classes, or not finite.
     """
     values, targets = reader.read(row, row_id)
     for modality, value in values.items():

@@ -1,6 +1,6 @@
-"""Graphs: node features beside the adjacency matrix, padded to a fixed number of nodes.
+"""Graphs: node features concatenated with the adjacency matrix, padded to a fixed number of nodes.
 
-N nodes · F features of a node.
+N nodes · F features per node · e edges
 """
 
 import json
@@ -13,9 +13,9 @@ from mmfusion.data.modality_type import Decoded, ModalityType, Options
 
 EDGES = ("pairs", "matrix")
 OPTIONS = {
-    "nodes": 16,  # the most that a graph may have
-    "features": 8,  # features of each node
-    "edges": "pairs",  # of nodes, or "matrix": their weights
+    "nodes": 16,  # maximum number of nodes
+    "features": 8,  # number of features per node
+    "edges": "pairs",  # pairs of nodes, or "matrix": a matrix of edge weights
 }
 
 
@@ -24,9 +24,9 @@ def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
 
 
 def _decode(value: Mapping[str, Any], options: Options, _: None) -> Decoded:
-    """Takes nodes `[n, F]`, and edges as pairs `[e, 2]`, each both ways, or as a matrix of weights `[n, n]`.
+    """Decodes nodes `[n, F]`, and edges as undirected pairs `[e, 2]` or as a matrix of weights `[n, n]`.
 
-    The input `[N, F + N]` has each node's features, then the weights of its edges to the other nodes.
+    The input `[N, F + N]` has each node's features, followed by the weights of its edges to all nodes.
     """
     nodes, edges = _parse(value, options)
     if nodes is None:
@@ -43,7 +43,7 @@ def _decode(value: Mapping[str, Any], options: Options, _: None) -> Decoded:
 
 
 def _parse(value: Mapping[str, Any], options: Options) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Returns nodes `[n, F]` and edges, both None where there is no node; strings are read as JSON."""
+    """Returns nodes `[n, F]` and edges, both None without nodes; strings are parsed as JSON."""
     try:
         nodes, edges = (
             json.loads(value[name]) if isinstance(value[name], (str, bytes)) and value[name] else value[name]
@@ -53,17 +53,17 @@ def _parse(value: Mapping[str, Any], options: Options) -> tuple[np.ndarray | Non
             return None, None
         nodes = np.asarray(nodes, np.float32).reshape(len(nodes), -1)
         edges = None if edges is None or len(edges) == 0 else np.asarray(edges, np.float32)
-    except (TypeError, RecursionError) as error:  # JSON of another form
+    except (TypeError, RecursionError) as error:  # JSON with another structure
         raise ValueError("nodes and edges of a graph must be lists of numbers") from error
     if not (np.isfinite(nodes).all() and (edges is None or np.isfinite(edges).all())):
-        raise ValueError("a graph has numbers that are not finite")
+        raise ValueError("a graph has values that are not finite")
     return nodes, edges
 
 
 def _adjacency(edges: np.ndarray | None, count: int, form: str) -> np.ndarray:
     weights = np.zeros((count, count), np.float32)
     if form == "matrix":
-        weights[:] = 0 if edges is None else edges  # a ValueError where the shape differs
+        weights[:] = 0 if edges is None else edges  # raises ValueError for another shape
     elif edges is not None:
         first, second = edges.astype(np.int64).T
         if (edges % 1).any() or not 0 <= min(first.min(), second.min()) <= max(first.max(), second.max()) < count:

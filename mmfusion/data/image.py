@@ -16,21 +16,21 @@ from PIL import Image
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # none that runs a program, as EPS does
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # excludes formats that run an interpreter, such as EPS
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
-AUGMENT = {  # all off
+AUGMENT = {  # disabled by default
     "flip": 0.0,  # probability
-    "crop": 0,  # padding in pixels, before a random crop of the image's own size
-    "rotate": 0.0,  # largest angle, in degrees
-    "brightness": 0.0,  # largest relative change, as of the next two
+    "crop": 0,  # padding in pixels before a random crop to the original size
+    "rotate": 0.0,  # maximum angle, in degrees
+    "brightness": 0.0,  # maximum relative change, also for contrast and saturation
     "contrast": 0.0,
     "saturation": 0.0,
 }
 PIXEL_OPTIONS = {
     "size": (32, 32),  # (H, W) in pixels; images of another size are resized
     "channels": 3,
-    "mean": (0.5,),  # per channel, or one for all; of pixels in [0, 1]
+    "mean": (0.5,),  # per channel, or one value for all; of pixels in [0, 1]
     "std": (0.25,),
 }
 OPTIONS = {
@@ -40,18 +40,18 @@ OPTIONS = {
 
 
 def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Returns the image as `[H, W, C]` uint8, resized bilinearly (with antialiasing) where its size differs.
+    """Returns the image as `[H, W, C]` uint8, resized bilinearly (with antialiasing) if its size differs.
 
-    Alpha is dropped where C has none; colour becomes luma where C is 1.
+    Alpha is dropped if C is 1 or 3; colour is converted to luma if C is 1 or 2.
 
     Args:
       data: an encoded file of `FORMATS`, or uint8 pixels `[h, w]` or `[h, w, c]`.
       size: (H, W) in pixels.
       channels: C, from 1 to 4.
-      max_pixels: a limit on height times width, checked in the header before pixels are decoded.
+      max_pixels: limit on height times width, checked in the header before pixels are decoded.
 
     Raises:
-      ValueError: a short reason, if the data are corrupt, truncated, too large or not 8- or 16-bit.
+      ValueError: the data are corrupt, truncated, too large or not 8- or 16-bit; the message is short.
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim not in (2, 3) or data.size == 0:
@@ -70,14 +70,14 @@ def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_p
         return convert(image, size, channels)
     except ValueError:
         raise
-    # Pillow's format plugins let many kinds of exception through (struct, zlib, index, syntax) on broken bytes.
+    # Pillow's format plugins raise many exception types (struct, zlib, index, syntax) for corrupt bytes.
     except Exception as error:
         reason = "empty" if not data else "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(f"{reason}"[:200]) from error
 
 
 def convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Returns a decoded image as pixels `[H, W, C]` uint8; raises ValueError for pixels that are not 8- or 16-bit."""
+    """Returns an image as pixels `[H, W, C]` uint8; raises ValueError for pixels that are not 8- or 16-bit."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -94,16 +94,16 @@ def convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndar
 def augment(images: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> jax.Array:
     """Returns the images `[B, H, W, C]`, each augmented with its own key; inside jit.
 
-    An option that is off traces no operation. The result is uint8 after flips and crops only, and otherwise float32
-    in [0, 255].
+    A disabled option traces no operation. The result is uint8 after flips and crops only, and otherwise float32 in
+    [0, 255].
 
     Args:
       images: `[B, H, W, C]` uint8.
-      keys: one key an example `[B]`, see `rng.row_keys`.
-      options: Python numbers, the keys of `AUGMENT`.
+      keys: one key per example `[B]`, see `rng.row_keys`.
+      options: Python numbers, with the keys of `AUGMENT`.
 
     Raises:
-      UserError: if saturation is on and the images are not RGB.
+      UserError: saturation is enabled and the images are not RGB.
     """
     if options["saturation"] and images.shape[-1] != 3:
         raise UserError(f"saturation needs images with 3 channels, not {images.shape[-1]}; set it to 0")
@@ -113,7 +113,7 @@ def augment(images: jax.Array, keys: jax.Array, options: Mapping[str, float]) ->
 
 
 def _augment_one(image: jax.Array, key: jax.Array, options: Mapping[str, float]) -> jax.Array:
-    # One key per operation, on or off: switching one on does not change the others' random numbers.
+    # One key per operation, so that enabling one does not change the random numbers of the others.
     keys = dict(zip(AUGMENT, jax.random.split(key, len(AUGMENT)), strict=True))
     if options["flip"]:
         image = jnp.where(jax.random.bernoulli(keys["flip"], options["flip"]), image[:, ::-1], image)
@@ -139,10 +139,10 @@ def _crop(image: jax.Array, key: jax.Array, pad: int) -> jax.Array:
 
 
 def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
-    """Returns `[H, W, C]` float32 rotated counter-clockwise about its centre, bilinearly, with its edges extended.
+    """Returns the image `[H, W, C]` float32 rotated counter-clockwise, with bilinear sampling and edge padding.
 
     Args:
-      image: `[H, W, C]`, any number type.
+      image: `[H, W, C]`, any numeric dtype.
       degrees: a scalar.
     """
     height, width, _ = image.shape
@@ -169,14 +169,14 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
     Args:
       images: `[..., C]` in [0, 255].
-      mean: one per channel, or one for all; of pixels in [0, 1].
-      std: the same.
+      mean: one value per channel, or one for all; of pixels in [0, 1].
+      std: like `mean`.
     """
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def normalize_pixels(images: jax.Array, options: Options) -> jax.Array:
-    """Returns uint8 images or frames as `normalize` does, with the mean and standard deviation of their options."""
+    """Returns images or frames normalised with the mean and standard deviation of their options; see `normalize`."""
     return normalize(images, options["mean"], options["std"])
 
 

@@ -1,8 +1,8 @@
-"""Knowledge as a modality: the entities that a row names, and their relations in a knowledge graph.
+"""Knowledge graphs: the entities that a row mentions, and their relations.
 
-The graph is a file of triples, or the co-occurrences of words in the training rows.
+The graph is read from a file of triples, or built from co-occurrences of words in the training rows.
 
-N nodes · P parallel relations
+N nodes · P parallel relations between two entities
 """
 
 import dataclasses
@@ -22,24 +22,24 @@ from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
 
-CO_OCCURS = "with"  # the relation of words that occur together
-MIN_COUNT = 3  # rows in which linked words must occur together
+CO_OCCURS = "with"  # the relation of co-occurring words
+MIN_COUNT = 3  # minimum number of rows in which related words co-occur
 OPTIONS = {
-    "triples": "",  # a file of lines head TAB relation TAB tail; empty: co-occurrences in the training rows
-    "entities": 500,  # without a file, the most words that become entities
-    "nodes": 16,  # the most entities of a row: those that it names, then their neighbours
+    "triples": "",  # a file with lines head TAB relation TAB tail; empty: co-occurrences in the training rows
+    "entities": 500,  # without a file, the maximum number of entities
+    "nodes": 16,  # maximum number of entities per row: those that it mentions, then their neighbours
 }
 WORD = re.compile(r"\w+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """Entities, relations between them, and triples of their numbers (head, relation, tail).
+    """A knowledge graph: entities, relations, and triples of their ids (head, relation, tail).
 
     Attributes:
-      entities: lower-case names, words separated by one space.
+      entities: lower-case names, with words separated by one space.
       relations: names.
-      triples: each holds in both directions, as a relation and as its inverse.
+      triples: edges, each of which is used in both directions, as a relation and as its inverse.
     """
 
     entities: tuple[str, ...]
@@ -47,18 +47,18 @@ class Graph:
     triples: tuple[tuple[int, int, int], ...]
 
     @functools.cached_property
-    def numbers(self) -> dict[tuple[str, ...], int]:
-        """The number of each entity, by the words of its name."""
+    def entity_ids(self) -> dict[tuple[str, ...], int]:
+        """The id of each entity, by the words of its name."""
         return {tuple(name.split()): i for i, name in enumerate(self.entities)}
 
     @functools.cached_property
     def longest_name(self) -> int:
-        """The most words in a name."""
-        return max((len(words) for words in self.numbers), default=0)
+        """The maximum number of words in a name."""
+        return max((len(words) for words in self.entity_ids), default=0)
 
     @functools.cached_property
     def neighbours(self) -> dict[int, dict[int, list[int]]]:
-        """The neighbours of each entity and their relations: r, or r + len(relations) for the inverse."""
+        """Entity -> neighbour -> their relations: r, or r + len(relations) for the inverse."""
         result: dict[int, dict[int, list[int]]] = {}
         for head, relation, tail in dict.fromkeys(self.triples):
             result.setdefault(head, {}).setdefault(tail, []).append(relation)
@@ -67,15 +67,15 @@ class Graph:
 
     @functools.cached_property
     def parallel(self) -> int:
-        """P: the most relations between two entities, at least 1."""
+        """P: the maximum number of relations between two entities, at least 1."""
         return max((len(relations) for linked in self.neighbours.values() for relations in linked.values()), default=1)
 
     def link(self, text: str) -> list[int]:
-        """Returns the entities that a text names, in order, each once; the longest of overlapping names."""
+        """Returns the distinct entities that a text mentions, in order; overlapping names match the longest."""
         words, found, position = words_of(text), {}, 0
         while position < len(words):
             for count in range(min(self.longest_name, len(words) - position), 0, -1):
-                entity = self.numbers.get(tuple(words[position : position + count]))
+                entity = self.entity_ids.get(tuple(words[position : position + count]))
                 if entity is not None:
                     found[entity] = None
                     position += count - 1
@@ -85,15 +85,15 @@ class Graph:
 
 
 def words_of(text: str) -> list[str]:
-    """Returns the lower-case words of a text; `_` separates words, too."""
+    """Returns the lower-case words of a text; `_` also separates words."""
     return WORD.findall(text.lower().replace("_", " "))
 
 
 def fit(rows: Sequence[Mapping[str, str]], options: Options) -> str:
-    """Returns the graph as JSON: from the file `options["triples"]`, or from co-occurrences in the rows.
+    """Returns the graph as JSON, from the file `options["triples"]` or from co-occurrences in the rows.
 
     Raises:
-      UserError: the file cannot be read, a line is not a triple, or the rows name no entity.
+      UserError: the file cannot be read, a line is not a triple, or the rows mention no entity.
     """
     texts = [" ".join(row.values()) for row in rows]
     path = options["triples"]
@@ -101,18 +101,18 @@ def fit(rows: Sequence[Mapping[str, str]], options: Options) -> str:
     if not any(graph.link(text) for text in texts):
         first = ", ".join(graph.entities[:3]) or "none"
         source = "the file" if path else "its words"
-        raise UserError(f"no training row names an entity of {source}; its first entities are {first}", path=path)
+        raise UserError(f"no training row mentions an entity of {source}; its first entities are {first}", path=path)
     return json.dumps([graph.entities, graph.relations, graph.triples])
 
 
 def load(saved: str) -> Graph:
-    """Returns the graph that `fit` wrote."""
+    """Returns the graph from the output of `fit`."""
     entities, relations, triples = json.loads(saved)
     return Graph(tuple(entities), tuple(relations), tuple(tuple(triple) for triple in triples))
 
 
 def from_triples(path: str) -> Graph:
-    """Reads a graph from a file of lines `head TAB relation TAB tail`; empty lines are ignored.
+    """Returns the graph of a file with lines `head TAB relation TAB tail`; empty lines are ignored.
 
     Raises:
       UserError: the file cannot be read, or a line is not a triple.
@@ -139,49 +139,52 @@ def from_triples(path: str) -> Graph:
 
 
 def co_occurrence(texts: Iterable[str], limit: int) -> Graph:
-    """Returns the graph of words that occur in one text more often than by chance.
+    """Returns the graph of words that co-occur in texts more often than by chance.
 
-    Its entities are the `limit` most frequent words that are in at most half of the texts. Two are linked where they
-    occur together in at least 3 texts and their pointwise mutual information is positive, the strongest links first
-    (Church & Hanks, 1990).
+    Its entities are the `limit` most frequent words that occur in at most half of the texts. Two entities are related
+    if they co-occur in at least 3 texts and their pointwise mutual information (Church & Hanks, 1990) is positive;
+    triples are sorted by decreasing mutual information.
     """
     vocabularies = [sorted(set(words_of(text))) for text in texts]
     counts = Counter(itertools.chain.from_iterable(vocabularies))
     kept = [word for word, n in counts.items() if 2 * n <= len(vocabularies)]
     kept.sort(key=lambda word: (-counts[word], word))
-    number = {word: i for i, word in enumerate(kept[:limit])}
+    ids = {word: i for i, word in enumerate(kept[:limit])}
     pairs: Counter = Counter()
     for words in vocabularies:
-        pairs.update(itertools.combinations([number[word] for word in words if word in number], 2))
-    strength = {
+        pairs.update(itertools.combinations([ids[word] for word in words if word in ids], 2))
+    mutual_information = {
         (min(pair), max(pair)): math.log(n * len(vocabularies) / (counts[kept[pair[0]]] * counts[kept[pair[1]]]))
         for pair, n in pairs.items()
         if n >= MIN_COUNT
     }
-    linked = sorted((pair for pair, value in strength.items() if value > 0), key=lambda pair: (-strength[pair], pair))
-    return Graph(tuple(number), (CO_OCCURS,), tuple((head, 0, tail) for head, tail in linked))
+    related = sorted(
+        (pair for pair, value in mutual_information.items() if value > 0),
+        key=lambda pair: (-mutual_information[pair], pair),
+    )
+    return Graph(tuple(ids), (CO_OCCURS,), tuple((head, 0, tail) for head, tail in related))
 
 
 def encode(value: Mapping[str, str], options: Options, graph: Graph) -> Decoded:
-    """Returns the entities that a row names, and as many of their neighbours as fit.
+    """Returns the entities that a row mentions and as many of their neighbours as fit.
 
     Returns:
-      `[N, 2 + P · N]` int32: the entity's number plus 1; 1 where the row names it; then, P times, the relation to each
-      node plus 1, or 0 for none. And the mask of the nodes `[N]`. None where the row names no entity.
+      Nodes `[N, 2 + P · N]` int32: the entity's id plus 1; 1 if the row mentions it; then, P times, the relation to
+      each node plus 1, or 0 for none. The mask of the nodes `[N]`. None if the row mentions no entity.
     """
     limit = options["nodes"]
-    named = graph.link(" ".join(value.values()))[:limit]
-    if not named:
+    mentioned = graph.link(" ".join(value.values()))[:limit]
+    if not mentioned:
         return None
-    nodes = dict.fromkeys(named)
-    neighbours = [list(graph.neighbours.get(entity, ())) for entity in named]
-    # Round robin, so that each named entity has some.
+    nodes = dict.fromkeys(mentioned)
+    neighbours = [list(graph.neighbours.get(entity, ())) for entity in mentioned]
+    # Round robin, so that the neighbours of all mentioned entities are represented.
     for entity in itertools.chain.from_iterable(itertools.zip_longest(*neighbours)):
         if entity is not None and len(nodes) < limit:
             nodes[entity] = None
     x = np.zeros((limit, 2 + graph.parallel * limit), np.int32)
     for i, entity in enumerate(nodes):
-        x[i, :2] = entity + 1, entity in named
+        x[i, :2] = entity + 1, entity in mentioned
         for j, other in enumerate(nodes):
             for p, relation in enumerate(graph.neighbours.get(entity, {}).get(other, ())):
                 x[i, 2 + p * limit + j] = relation + 1

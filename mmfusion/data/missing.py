@@ -1,4 +1,4 @@
-"""Modalities dropped at a fixed rate: a function of the example id, the same for every strategy and run.
+"""Drops modalities at a fixed rate, as a function of the example id that is the same for every strategy and run.
 
 B rows · M modalities
 """
@@ -14,12 +14,12 @@ from mmfusion.data.batch import Batch
 def keep_masks(ids: np.ndarray, modalities: Sequence[str], rate: float) -> dict[str, np.ndarray]:
     """Returns per modality the mask `[B]` of the rows that keep it; every row keeps at least one modality.
 
-    Each modality of a row is dropped independently at `rate`. A modality that is dropped at one rate is dropped at
-    every higher one, except the last one of a row.
+    Each modality of a row is dropped independently at `rate`. A modality that is dropped at one rate is also dropped at
+    every higher rate, except for the modality that a row keeps.
 
     Args:
       ids: example ids `[B]`.
-      modalities: their names, in any order.
+      modalities: names of the modalities, in any order.
       rate: from 0 to 1.
     """
     names = sorted(modalities)
@@ -30,7 +30,7 @@ def keep_masks(ids: np.ndarray, modalities: Sequence[str], rate: float) -> dict[
 
 
 def drop_modalities(batch: Batch, rate: float) -> Batch:
-    """Returns the host batch with modalities dropped at `rate`; absent ones stay absent."""
+    """Returns the host batch with modalities dropped at `rate`, in addition to those that are absent."""
     if not rate:
         return batch
     keep: Mapping[str, np.ndarray] = keep_masks(np.asarray(batch.id), list(batch.present), rate)
@@ -38,7 +38,7 @@ def drop_modalities(batch: Batch, rate: float) -> Batch:
 
 
 def _uniform(ids: np.ndarray, name: str) -> np.ndarray:
-    """Returns a number in [0, 1) for each id `[B]` and a name, by the mixing function of SplitMix64."""
+    """Returns a pseudorandom number in [0, 1) for each id `[B]`, by the mixing function of SplitMix64."""
     x = ids.astype(np.int64).astype(np.uint64) + (np.uint64(zlib.crc32(name.encode())) << np.uint64(32))
     with np.errstate(over="ignore"):
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -1,4 +1,4 @@
-"""The registry of modality types, and how a modality's raw value is taken from a row."""
+"""The registry of modality types, and access to a modality's raw value in a row."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +21,11 @@ MODALITY_TYPES: dict[str, ModalityType] = {
 
 
 def modality_type(kind: str, path: str = "kind") -> ModalityType:
-    """Returns the modality type of a name: one of `MODALITY_TYPES`, or `package.module:TYPE` from anywhere.
+    """Returns the modality type of a name.
 
     Args:
-      kind: the name.
-      path: the config key that gives the name, for messages.
+      kind: a key of `MODALITY_TYPES`, or `package.module:TYPE` of any importable module.
+      path: the config key of the name, for error messages.
 
     Raises:
       UserError: unknown name, or the module has no such modality type.
@@ -34,7 +34,7 @@ def modality_type(kind: str, path: str = "kind") -> ModalityType:
 
 
 def feature_names(options: Options) -> list[str]:
-    """Returns the dataset's features that a modality is read from."""
+    """Returns the names of the dataset features that a modality is read from."""
     if modality_type(options["kind"]).several_features:
         return options["feature"].split("+")
     return [options["feature"]]
@@ -46,7 +46,7 @@ def raw_value(row: Mapping[str, Any], options: Options, class_names: Mapping[str
     Args:
       row: feature -> raw value.
       options: the modality's section of the config.
-      class_names: for each feature that is a class, the names of its classes.
+      class_names: per class feature, the names of its classes.
     """
     kind = modality_type(options["kind"])
     if not kind.several_features:

@@ -1,4 +1,4 @@
-"""The contract of a modality type: how a raw value becomes an array of fixed shape and a mask."""
+"""The contract of a modality type, which decodes a raw value into an array of fixed shape and a mask."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +17,18 @@ def _no_encoder_kwargs(options: Options, fitted: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ModalityType:
-    """How modalities of one type are read; `fitted` is None for types without `fit`.
+    """The functions that read modalities of one type; `fitted` is None for types without `fit`.
 
     Attributes:
-      options: the config keys of such a modality and their defaults, beside `kind` and `feature`.
+      options: the config keys of such a modality with their defaults, in addition to `kind` and `feature`.
       shape: (options, fitted) -> shape of one input, its dtype, and its number of positions N.
-      decode: (value, options, fitted) -> the input and its mask `[N]`, or None where the value is absent. It raises
-        ValueError, with a short reason, where the value cannot be read.
-      fit: (values of the training rows, options) -> what is fitted to them, as a string that is saved with the run.
-      load: (that string) -> `fitted`.
-      encoder_kwargs: (options, fitted) -> fields of the modality's encoder that depend on the data.
-      several_features: whether `feature` may name several, joined by `+`; the value is then a dict of them.
-      class_names: whether features that are classes are given by name, not by number.
+      decode: (value, options, fitted) -> the input and its mask `[N]`, or None if the value is absent. It raises
+        ValueError with a short message if the value cannot be read.
+      fit: (values of the training rows, options) -> the fitted state, as a string that is saved with the run.
+      load: (output of `fit`) -> `fitted`.
+      encoder_kwargs: (options, fitted) -> arguments of the modality's encoder that depend on the data.
+      several_features: whether `feature` may have several names, joined by `+`; the value is then a dict of features.
+      class_names: whether class features are passed as names instead of integers.
       augment: (inputs `[B, ...]`, one random key per example `[B]`, `options["augment"]`) -> inputs; inside jit.
       normalize: (inputs `[B, ...]`, options) -> inputs; inside jit.
     """

@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step): the order of examples, each host's share of it, and prefetching."""
+"""Batches as a function of (seed, step): the order of examples, each host's share of a batch, and prefetching."""
 
 import collections
 import functools
@@ -21,7 +21,7 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 def train_positions(seed: int, step: int, *, size: int, batch_size: int) -> np.ndarray:
     """Returns the positions `[B]` of the global batch of `step` in a split of `size` rows.
 
-    Epochs are consecutive permutations; a batch may span two of them, and no row is dropped.
+    Epochs are consecutive permutations. A batch may span several epochs, and no row is dropped.
     """
     offsets = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = offsets // size
@@ -33,13 +33,13 @@ def train_positions(seed: int, step: int, *, size: int, batch_size: int) -> np.n
 
 
 def eval_positions(step: int, *, size: int, batch_size: int) -> np.ndarray:
-    """Returns the positions `[B]` of evaluation batch `step`, in the order of the split, -1 past its end."""
+    """Returns the positions `[B]` of evaluation batch `step` in split order, -1 past the end."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     return np.where(positions < size, positions, -1)
 
 
 def host_share(positions: np.ndarray, host: int, hosts: int) -> np.ndarray:
-    """Returns the contiguous part `[B / hosts]` of a global batch's positions `[B]` that one host reads."""
+    """Returns the contiguous share `[B / hosts]` of a global batch's positions `[B]` that a host reads."""
     return positions.reshape(hosts, -1)[host]
 
 
@@ -55,7 +55,7 @@ def train_batches(
 
 
 def eval_batches(split: Split, *, batch_size: int, host: int = 0, hosts: int = 1, workers: int = 0) -> Iterator[Batch]:
-    """Yields this host's share of the batches of one pass over a split; the last one is padded with weight 0."""
+    """Yields this host's share of the batches of one pass over a split; the last batch is padded with weight 0."""
 
     def batch(step: int) -> Batch:
         return split.take(host_share(eval_positions(step, size=len(split), batch_size=batch_size), host, hosts))
@@ -64,18 +64,18 @@ def eval_batches(split: Split, *, batch_size: int, host: int = 0, hosts: int = 1
 
 
 def _prefetch(batch: Callable[[int], Batch], first: int, last: int, workers: int) -> Iterator[Batch]:
-    """Yields the batches of steps, prefetched by Grain's threads, or by its `workers` processes for streamed splits."""
+    """Returns an iterator over the batches of steps, prefetched by Grain's threads or by `workers` processes."""
     batches = grain.MapDataset.range(first, last).map(batch)
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only a command has parsed
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only commands parse
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)
 
 
 def to_device(batches: Iterator[Batch], put: Callable[[Batch], Any], ahead: int = 2) -> Iterator[tuple[Batch, Any]]:
-    """Yields (host batch, device batch), with the transfers of the next `ahead` batches in flight."""
+    """Yields (host batch, device batch), with `ahead` further batches being transferred."""
     queue: collections.deque[tuple[Batch, Any]] = collections.deque()
     for batch in batches:
         queue.append((batch, put(batch)))

@@ -1,4 +1,4 @@
-"""TFDS builders by name, and preparing their datasets on first use."""
+"""Finds TFDS builders by name, and prepares their datasets on first use."""
 
 import contextlib
 import errno
@@ -15,12 +15,12 @@ from mmfusion.data import builders
 from mmfusion.errors import UserError, one_line, warn_renamed
 from mmfusion.registry import lookup
 
-# TFDS's default of ten retries takes more than three minutes without a network.
+# Without a network, TFDS's default of ten retries takes more than three minutes.
 downloader.MAX_RETRIES = 5
 
 # `package.module:Class[/variant]`; a TFDS version or namespace (`mnist:3.0.1`, `huggingface:name`) is lower case.
 CLASS = re.compile(r"(?P<builder>[A-Za-z_][\w.]*:[A-Z]\w*)(/(?P<variant>.+))?$")
-# Old names, which work for one version.
+# Deprecated names, supported for one version.
 RENAMED_DATASETS = {
     "stand_ins": "synthetic",
     "stand_ins/three_pictures": "synthetic/three_images",
@@ -29,7 +29,7 @@ RENAMED_DATASETS = {
 
 
 def current_name(name: str) -> str:
-    """Returns the current name of a dataset; prints it on standard error where the given one is old."""
+    """Returns the current name of a dataset, with a warning on standard error for a deprecated name."""
     base, slash, variant = name.partition("/")
     new = RENAMED_DATASETS.get(name) or RENAMED_DATASETS.get(base, base) + slash + variant
     if new != name:
@@ -38,7 +38,7 @@ def current_name(name: str) -> str:
 
 
 def builder_class(name: str) -> tuple[type[tfds.core.DatasetBuilder] | None, str]:
-    """Returns the builder of this package, or of `package.module:Class`, and the variant; None for one of TFDS's.
+    """Returns the builder class of this package or of `package.module:Class`, None for TFDS's own, and the variant.
 
     Raises:
       UserError: the module cannot be imported, or has no such builder.
@@ -65,15 +65,15 @@ def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         if own is not None:
             return own(data_dir=data_dir or None, config=variant or None)
         return tfds.builder(name, data_dir=data_dir or None)
-    except Exception as error:  # builders raise anything
+    except Exception as error:  # builders may raise any exception
         raise UserError(f"dataset {name!r} cannot be opened: {one_line(error)}") from error
 
 
 def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
-    """Returns the TFDS builder of a dataset, which is prepared where it is not yet.
+    """Returns the TFDS builder of a dataset, and prepares the dataset if needed.
 
     Raises:
-      UserError: it cannot be prepared; the message says what would help.
+      UserError: the dataset cannot be prepared; the message suggests a remedy.
     """
     builder = make_builder(name, data_dir)
     if builder.is_prepared():
@@ -82,14 +82,14 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.Dat
         tfds.disable_progress_bar()
     print(f"data   preparing {name} under {builder.data_dir}", flush=True)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that sizes are unknown
+        with contextlib.redirect_stdout(io.StringIO()):  # hides TFDS's warning about unknown sizes
             builder.download_and_prepare(
                 file_format=tfds.core.FileFormat.ARRAY_RECORD,
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
             )
     except Exception as error:
         if isinstance(error, FileExistsError) and builder.data_path.exists():
-            return prepared_builder(name, data_dir, manual_dir)  # another process prepared it first
+            return prepared_builder(name, data_dir, manual_dir)  # another process has prepared it
         if message := _explain(name, data_dir, error):
             raise UserError(message) from error
         raise
@@ -97,9 +97,9 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.Dat
 
 
 def _explain(name: str, data_dir: str, error: Exception) -> str:
-    """Returns what a failed preparation means to the user; empty where the user cannot help."""
+    """Returns a message with a remedy for a failed preparation; empty if the user cannot fix it."""
     cause: BaseException | None = error
-    while cause is not None:  # TFDS wraps errors, without their fields, to add where they happened
+    while cause is not None:  # TFDS re-raises errors with more context, but without their attributes
         if message := _explain_cause(name, data_dir, cause):
             return message
         cause = cause.__cause__
@@ -117,7 +117,7 @@ def _explain_cause(name: str, data_dir: str, cause: BaseException) -> str:
             "network, or download the files by hand into a folder and set --config.data.manual_dir=FOLDER"
         )
     if isinstance(cause, download_manager.NonMatchingChecksumError):
-        return f"dataset {name!r}: a file is damaged or not the known one, remove it and start again ({summary})"
+        return f"dataset {name!r}: a file is corrupt or not the known one; remove it and start again ({summary})"
     if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in summary:
         return f"no space left while preparing {name!r} under {folder} ({summary})"
     if isinstance(cause, (PermissionError, NotADirectoryError)):

@@ -1,4 +1,4 @@
-"""Preprocessing on the device, inside jit: augmentation, and pixels to normalised floats."""
+"""Preprocessing on the device, inside jit: augmentation and normalisation."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -14,12 +14,12 @@ from mmfusion.data.modalities import modality_type
 def make_preprocess(
     modalities: Mapping[str, Any], owner: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Batch, jax.Array | None], Batch]:
-    """Returns `preprocess(batch, key)`, which augments where a key is given, and normalises.
+    """Returns `preprocess(batch, key)`, which augments if a key is given, and normalises.
 
     Args:
       modalities: per modality its options.
-      owner: per modality that is joined with another one's input, that other one: both are augmented with its random
-        keys, so that they stay aligned.
+      owner: joined modality -> the modality that it is joined to, whose random keys augment both, so that they remain
+        aligned.
     """
 
     def preprocess(batch: Batch, key: jax.Array | None) -> Batch:

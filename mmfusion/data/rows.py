@@ -1,4 +1,4 @@
-"""Raw rows by index: of a prepared dataset, of a pair of datasets, and cached in memory."""
+"""Raw rows by index: those of a prepared dataset, of a pair of datasets, and cached in memory."""
 
 import dataclasses
 from collections import OrderedDict
@@ -10,13 +10,13 @@ import xxhash
 
 from mmfusion.errors import UserError, one_line
 
-ROWS = 256  # rows read at once: reading records one at a time takes ten times as long
-BYTES = 1 << 30  # limit on the rows that `CachedRows` keeps
+ROWS = 256  # rows per read; reading records one at a time takes ten times as long
+BYTES = 1 << 30  # size limit of `CachedRows`
 CHECKSUM_ROWS = 100
 
 
 class Rows(Protocol):
-    """Raw rows, feature -> value, by index; `__getitems__`, where there is one, reads several at once."""
+    """Raw rows (feature -> value) by index; an optional `__getitems__` reads several rows at once."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, row: int, /) -> dict[str, Any]: ...
@@ -24,7 +24,7 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PreparedRows:
-    """A prepared split; a damaged record stops the run, since the dataset can be prepared again."""
+    """A prepared split; a corrupt record stops the run, as the dataset can be prepared again."""
 
     rows: Rows
     folder: str
@@ -35,9 +35,9 @@ class PreparedRows:
     def __getitem__(self, row: int) -> dict[str, Any]:
         try:
             return self.rows[row]
-        except RuntimeError as error:  # ArrayRecord's, for a file that is missing, truncated or changed
+        except RuntimeError as error:  # ArrayRecord raises it for a missing, truncated or modified file
             raise UserError(
-                f"row {row} of the data prepared under {self.folder} is damaged: remove that folder, and the same "
+                f"row {row} of the data prepared under {self.folder} is corrupt: remove that folder, and the same "
                 f"command prepares it again ({one_line(error)})"
             ) from error
 
@@ -45,7 +45,7 @@ class PreparedRows:
         try:
             return list(iterate(self.rows, np.array(rows)))
         except RuntimeError:
-            return [self[row] for row in rows]  # names the damaged row
+            return [self[row] for row in rows]  # raises the error of the corrupt row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,10 @@ class PairedRows:
     """Row i of `first` joined with row `partner[i]` of `second`.
 
     Attributes:
-      first: rows.
-      second: rows.
-      partner: for each row of `first`, a row of `second`.
-      prefix: `PREFIX/` is put before a feature of `second` whose name `first` has, too.
+      first: rows of the first dataset.
+      second: rows of the second dataset.
+      partner: for each row of `first`, the index of a row of `second`.
+      prefix: features of `second` whose name also occurs in `first` are renamed to `PREFIX/NAME`.
     """
 
     first: Rows
@@ -79,9 +79,9 @@ class PairedRows:
 
 
 class CachedRows(Sequence):
-    """Rows read in chunks, which are kept in memory up to `BYTES`.
+    """Rows read in chunks, which are cached in memory up to `BYTES`.
 
-    Loading a dataset reads its rows up to three times in order: what fits in memory is read once.
+    Loading a dataset reads its rows up to three times in order; cached rows are read from storage only once.
 
     Attributes:
       rows: the rows without the cache.
@@ -111,7 +111,7 @@ class CachedRows(Sequence):
 
 
 def iterate(rows: Rows, indices: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yields the rows at `indices` `[n]`, read in chunks where `rows` has `__getitems__`."""
+    """Yields the rows at `indices` `[n]`, read in chunks if `rows` has `__getitems__`."""
     read_chunk = getattr(rows, "__getitems__", None)
     for start in range(0, len(indices), ROWS):
         chunk = indices[start : start + ROWS].tolist()
@@ -119,21 +119,21 @@ def iterate(rows: Rows, indices: np.ndarray) -> Iterator[dict[str, Any]]:
 
 
 def uncached(rows: Rows) -> Rows:
-    """Returns rows without their cache, where they have one."""
+    """Returns the rows without a cache."""
     return rows.rows if isinstance(rows, CachedRows) else rows
 
 
 def checksum(rows: Rows) -> str:
-    """Returns a checksum of at most `CHECKSUM_ROWS` evenly spaced rows, as they are stored."""
+    """Returns a checksum of at most `CHECKSUM_ROWS` evenly spaced rows, as stored."""
     digest = xxhash.xxh3_64()
     for row in iterate(rows, np.unique(np.linspace(0, len(rows) - 1, CHECKSUM_ROWS).astype(int))):
         for part in content(row):
-            digest.update(f"{len(part)} ".encode() + part)  # the length, so that parts cannot run into each other
+            digest.update(f"{len(part)} ".encode() + part)  # the length separates the parts
     return digest.hexdigest()
 
 
 def content(value: Any) -> Iterator[bytes]:
-    """Yields the content of a raw value: sorted keys, arrays with their types and shapes, strings."""
+    """Yields the content of a raw value as bytes: sorted keys, arrays with dtype and shape, strings."""
     if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
         value = value.ravel().tolist()
     if isinstance(value, Mapping):
@@ -148,7 +148,7 @@ def content(value: Any) -> Iterator[bytes]:
         yield from (f"{value.dtype}{value.shape}".encode(), value.tobytes())
     elif isinstance(value, bytes):
         yield value
-    elif hasattr(value, "__getitem__") and not isinstance(value, str):  # TFDS's datasets within a row
+    elif hasattr(value, "__getitem__") and not isinstance(value, str):  # nested TFDS datasets
         yield from content(list(value))
     else:
         yield f"{type(value).__name__} {value!r}".encode()

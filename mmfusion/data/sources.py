@@ -1,6 +1,6 @@
-"""Named datasets as random-access rows: any TFDS builder, ours included, or two of them joined by `pair`.
+"""Named datasets as random-access rows: any TFDS builder, including this package's, or two of them joined by `pair`.
 
-A row is a dict of raw features as stored (images stay encoded), with the same index on every machine.
+A row is a dict of raw features as stored (images remain encoded), with the same index on every machine.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from etils import epath
 from mmfusion.data import builders
 from mmfusion.data.preparation import builder_class, current_name, make_builder, prepared_builder
 from mmfusion.data.rows import CachedRows, PairedRows, PreparedRows, Rows
-from mmfusion.errors import UserError, nearest, storage_errors
+from mmfusion.errors import UserError, storage_errors
 
 PAIR = re.compile(r"pair:(?P<first>[^+]+)\+(?P<second>[^+]+):by=(?P<by>label|index)$")
 
@@ -25,8 +25,8 @@ class Source:
 
     Attributes:
       rows: a random-access sequence of feature dicts.
-      class_names: per feature, the names of its classes, where the builder names or counts them.
-      version: name, version and split, part of the run's data fingerprint.
+      class_names: per class feature, the names of its classes, if the builder defines their names or number.
+      version: name, version and split, which are part of the run's data fingerprint.
     """
 
     rows: Rows
@@ -42,11 +42,11 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         `pair:FIRST+SECOND:by=label|index`.
       split: a TFDS split expression (`train`, `test[:50%]`).
       data_dir: where datasets are prepared; empty: TFDS's default.
-      manual_dir: a folder of archives that were downloaded by hand; may be empty.
-      seed: of the partners drawn by `pair:...:by=label`.
+      manual_dir: a folder of manually downloaded archives; may be empty.
+      seed: seed of the partners sampled by `pair:...:by=label`.
 
     Raises:
-      UserError: no such dataset or split, or it cannot be prepared here; the message says what would help.
+      UserError: no such dataset or split, or the dataset cannot be prepared; the message suggests a remedy.
     """
     if match := PAIR.match(name):
         first, second = (
@@ -63,12 +63,13 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
     except (ValueError, KeyError, AssertionError) as error:
         splits = ", ".join(builder.info.splits) or "none"
         raise UserError(
-            f"dataset {name!r} has no rows of split {split!r}: its splits are {splits}, and parts are like test[:50%]"
+            f"dataset {name!r} has no rows in split {split!r}: its splits are {splits}, and slices are like test[:50%]"
         ) from error
     except NotImplementedError as error:
         raise UserError(
-            f"dataset {name!r} under {builder.data_dir} was prepared in another format: "
-            "give an empty --config.data.dir, where it is prepared as ArrayRecord"
+            f"dataset {name!r} under {builder.data_dir} is not in ArrayRecord format; give an empty folder",
+            path="config.data.dir",
+            value=data_dir or None,
         ) from error
     class_names = {
         key: tuple(feature.names)
@@ -79,13 +80,13 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
 
 
 def available_name(name: str, fallback_name: str, *, data_dir: str, manual_dir: str) -> str:
-    """Prepares a dataset and returns its name; returns the fallback's name where it cannot be prepared.
+    """Prepares a dataset and returns its name, or returns the fallback's name if it cannot be prepared.
 
-    The fallback is also used where it is prepared already and `name` is not.
+    The fallback is also used if it is already prepared and `name` is not.
 
     Args:
       name: see `open_source`.
-      fallback_name: the same; empty: no fallback.
+      fallback_name: like `name`; empty: no fallback.
       data_dir: see `open_source`.
       manual_dir: see `open_source`.
     """
@@ -96,7 +97,7 @@ def available_name(name: str, fallback_name: str, *, data_dir: str, manual_dir: 
         for candidate in (name, fallback_name)
     )
     if fallback_prepared and not prepared:
-        reason = "it is prepared here"  # so that a failed preparation is not repeated by each run
+        reason = "it is already prepared"  # so that not every run repeats a failed preparation
     else:
         try:
             for part in _parts(name):
@@ -114,14 +115,16 @@ def _parts(name: str) -> list[str]:
 
 
 def check_name(name: str, data_dir: str) -> None:
-    """Raises UserError where no dataset has this name: ours, TFDS's, a builder class, or prepared in `data_dir`."""
+    """Raises UserError unless the name is that of a dataset of this package or TFDS, a class, or in `data_dir`."""
     parts = _parts(name)
     if len(parts) > 1:
         for part in parts:
             check_name(part, data_dir)
         return
     if name.startswith("pair:"):
-        raise UserError(f"config.data.name={name!r} must be like pair:cifar10+imdb_reviews:by=index (or by=label)")
+        raise UserError(
+            "must be like pair:cifar10+imdb_reviews:by=index (or by=label)", path="config.data.name", value=name
+        )
     name = current_name(name)
     builder, variant = builder_class(name)
     base = name.split("/")[0].split(":")[0]
@@ -130,20 +133,19 @@ def check_name(name: str, data_dir: str) -> None:
         if variants and variant not in variants:
             base = name.removesuffix(f"/{variant}")
             names = [f"{base}/{choice}" for choice in variants]
-            raise UserError(f"config.data.name={name!r} is no variant of {base}: {nearest(name, names)}")
+            raise UserError(f"no such variant of {base}", path="config.data.name", value=name, choices=names)
         return
     with storage_errors(f"config.data.dir={data_dir}"):
         prepared = bool(data_dir) and epath.Path(data_dir, base).exists()
     if not prepared:
-        known = tfds.list_builders(with_community_datasets=False)  # the community's list needs a network and TensorFlow
+        known = tfds.list_builders(with_community_datasets=False)  # the community list needs a network and TensorFlow
         if base not in known:
-            raise UserError(
-                f"config.data.name={name!r} is no dataset of ours or TFDS's: {nearest(base, [*known_names(), *known])}"
-            )
+            choices = [*known_names(), *known]
+            raise UserError("no such dataset", path="config.data.name", value=name, choices=choices)
 
 
 def known_names() -> list[str]:
-    """Returns the names of this package's datasets, with their variants."""
+    """Returns the names of this package's datasets, including variants."""
     return [
         f"{name}/{config.name}" if config else name
         for name, builder in builders.BUILDERS.items()
@@ -152,7 +154,7 @@ def known_names() -> list[str]:
 
 
 def _keep_images_encoded(features: tfds.features.FeaturesDict) -> dict[str, Any]:
-    """Returns decoders that keep images encoded: `image.decode` checks their size and reports corrupt ones."""
+    """Returns decoders that keep images encoded, as `image.decode` checks their size and reports corrupt ones."""
     return {
         name: tfds.decode.SkipDecoding()
         for name, feature in features.items()
@@ -178,7 +180,7 @@ def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> 
 
 
 def _partners_by_label(first: Source, second: Source, seed: int) -> np.ndarray:
-    """Returns for each row of `first` a row of `second` with its label; each is used once before any is reused."""
+    """Returns for each row of `first` a row of `second` with the same label; all are used before any is reused."""
     first_labels, second_labels = (
         np.array([int(row["label"]) for row in CachedRows(source.rows)]) for source in (first, second)
     )
@@ -192,6 +194,6 @@ def _partners_by_label(first: Source, second: Source, seed: int) -> np.ndarray:
     for label in np.unique(first_labels):
         rows, candidates = np.flatnonzero(first_labels == label), np.flatnonzero(second_labels == label)
         rounds = -(-len(rows) // len(candidates))
-        drawn = [np.random.default_rng([seed, int(label), r]).permutation(candidates) for r in range(rounds)]
-        partner[rows] = np.concatenate(drawn)[: len(rows)]
+        sampled = [np.random.default_rng([seed, int(label), r]).permutation(candidates) for r in range(rounds)]
+        partner[rows] = np.concatenate(sampled)[: len(rows)]
     return partner

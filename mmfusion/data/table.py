@@ -1,6 +1,6 @@
-"""Tables: numeric columns standardised by training's statistics, and categories numbered by frequency.
+"""Tables: numeric columns standardised by the training statistics, and categories indexed by frequency.
 
-F columns.
+F columns
 """
 
 import json
@@ -14,11 +14,11 @@ from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
 
-OPTIONS = {"categorical": ()}  # the features in `feature` that are categories; the others are numeric
+OPTIONS = {"categorical": ()}  # the features in `feature` that are categorical; the others are numeric
 
 
 def _numbers(value: Any) -> np.ndarray:
-    """Returns a feature's numbers `[n]` float32, NaN where one is missing."""
+    """Returns a feature's values `[n]` float32, NaN for a missing value."""
     if value is None or (isinstance(value, (str, bytes)) and not value.strip()):
         return np.array([np.nan], np.float32)
     return np.asarray(value, np.float32).reshape(-1)
@@ -43,7 +43,7 @@ def _fit_numbers(name: str, values: Sequence[Any]) -> dict[str, Any]:
     widths = {row.size for row in rows} - {1} or {1}
     if len(widths) > 1:
         raise UserError(
-            f"column {name!r} holds {sorted(widths)} numbers in different rows; all rows must have the same number"
+            f"column {name!r} has {sorted(widths)} values in different rows; all rows must have the same number"
         )
     width = widths.pop()
     rows = np.array([row if row.size == width else np.full(width, np.nan) for row in rows], np.float64)
@@ -55,7 +55,7 @@ def _fit_numbers(name: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def category_counts(fitted: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the number of categories of each column, the unknown one included; 0 for numeric columns."""
+    """Returns the number of categories of each column, including the unknown category; 0 for numeric columns."""
     sizes: list[int] = []
     for column in fitted.values():
         sizes += [len(column["categories"]) + 1] if "categories" in column else [0] * len(column["mean"])
@@ -68,19 +68,19 @@ def _shape(options: Options, fitted: Mapping[str, Any]) -> tuple[tuple[int, ...]
 
 
 def _decode(value: Mapping[str, Any], options: Options, fitted: Mapping[str, Any]) -> Decoded:
-    """Standardises numbers; a category's number starts at 1, and is 0 where training did not have it."""
+    """Standardises numeric columns; category indices start at 1, and 0 is the unknown category."""
     columns = []
     for name, column in fitted.items():
         if "categories" in column:
             category = as_string(value[name])
-            number = column["categories"].index(category) + 1 if category in column["categories"] else 0
-            columns.append(np.array([number if category else np.nan]))
+            index = column["categories"].index(category) + 1 if category in column["categories"] else 0
+            columns.append(np.array([index if category else np.nan]))
         else:
             numbers = _numbers(value[name])
             if numbers.size == 1 and np.isnan(numbers[0]):
                 numbers = np.full(len(column["mean"]), np.nan)
             if numbers.size != len(column["mean"]):
-                raise ValueError(f"column {name!r} holds {numbers.size} numbers, not {len(column['mean'])}")
+                raise ValueError(f"column {name!r} has {numbers.size} values, not {len(column['mean'])}")
             columns.append((numbers - column["mean"]) / column["std"])
     row = np.concatenate(columns).astype(np.float32)  # [F]
     mask = np.isfinite(row)

@@ -1,6 +1,6 @@
-"""Text: vocabularies trained on the training split or read from a file, and ids with their mask.
+"""Text: tokenizers trained on the training split or read from a file, and token ids with their mask.
 
-B batch · T positions.
+B batch · T positions
 """
 
 import json
@@ -22,14 +22,14 @@ SPECIAL = ["[PAD]", "[OOV]"]
 FILES = (".json", ".txt")  # suffixes of a tokenizer's file
 OPTIONS = {
     "tokenizer": "word",  # or "bpe"; or a file: `tokenizer.json`, or `vocab.txt` of a published BERT
-    "vocabulary_size": 5000,  # the most ids, including padding and out-of-vocabulary
+    "vocabulary_size": 5000,  # maximum number of ids, including padding and out-of-vocabulary
     "length": 32,  # tokens; longer texts are truncated, shorter ones padded at the end
-    "augment": {"drop": 0.0},  # rate at which words of training texts become out-of-vocabulary, drawn in each step
+    "augment": {"drop": 0.0},  # rate at which tokens of training texts become out-of-vocabulary, sampled in each step
 }
 
 
 def as_string(value: Any) -> str:
-    """Returns a text value as `str`; None is the empty text. Raises UserError where it is not one string."""
+    """Returns a text value as `str`; None is the empty text. Raises UserError for an array unless it is 0-d."""
     if value is None:
         return ""
     value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
@@ -39,17 +39,17 @@ def as_string(value: Any) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], name: str, vocabulary_size: int) -> Tokenizer:
-    """Returns a tokenizer trained on the texts; their order does not matter.
+    """Returns a tokenizer trained on the texts, independently of their order.
 
     `word` lower-cases, splits at white space and punctuation, and keeps the most frequent words, ties in code-point
     order; other words become [OOV]. `bpe` is byte-level byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909),
-    which has no unknown words. Id 0 is [PAD], id 1 [OOV]; a text that contains these strings is ordinary text. A file
-    is read, not trained, for encoders with published weights, and has its own ids.
+    which has no unknown words. Id 0 is [PAD], id 1 [OOV]; these strings have no special meaning in a text. A file is
+    read instead of trained, for encoders with published weights, and has its own ids.
 
     Args:
       texts: the training split's texts.
       name: `word`, `bpe`, or a file, see `from_file`.
-      vocabulary_size: the most ids, including the two special ones.
+      vocabulary_size: maximum number of ids, including the two special ones.
 
     Raises:
       UserError: unknown name, a file that is not a tokenizer, or a vocabulary too small for its required ids.
@@ -93,30 +93,30 @@ def _train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Registered special tokens are matched in raw text, where "[PAD]" would become padding: keep only their ids.
+    # Removes the registered special tokens, as they match in raw text, where "[PAD]" would become padding.
     return Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), "added_tokens": []}))
 
 
-# How to train it, and the fewest ids it needs: byte-level BPE starts from all 256 bytes.
+# Training function and minimum number of ids; byte-level BPE starts from all 256 bytes.
 TOKENIZERS = {"word": (_train_word, len(SPECIAL) + 1), "bpe": (_train_bpe, len(SPECIAL) + 256)}
 
 
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str], length: int, *, special: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids `[n, T]` int32 and their mask `[n, T]` bool, truncated, and padded with 0 at the end.
+    """Returns ids `[n, T]` int32 and their mask `[n, T]` bool, truncated or padded with 0 at the end.
 
-    A text without a word has an all-False mask and counts as absent.
+    A text without tokens has an all-False mask and counts as absent.
 
     Args:
       tokenizer: from `train_tokenizer`, `from_file` or `from_json`.
       texts: n strings.
       length: T.
-      special: whether to add the tokenizer's start and end tokens, where it has them.
+      special: whether to add the tokenizer's start and end tokens, if it has any.
     """
     ids = np.full((len(texts), length), PAD, np.int32)  # [n, T]
     mask = np.zeros((len(texts), length), bool)  # [n, T]
-    stripped = [text.strip() for text in texts]  # byte-level BPE makes tokens of white space
+    stripped = [text.strip() for text in texts]  # byte-level BPE has tokens for white space
     special = special and tokenizer.post_processor is not None
     for row, encoding in enumerate(tokenizer.encode_batch_fast(stripped, add_special_tokens=special)):
         if not stripped[row]:  # a published tokenizer returns its special tokens for an empty text
@@ -134,10 +134,10 @@ def from_file(path: str) -> Tokenizer:
 
     Args:
       path: a `tokenizer.json` of the tokenizers library, or a BERT's `vocab.txt` with one token per line; texts are
-        lower-cased where no token has a capital letter.
+        lower-cased if no token has a capital letter.
 
     Raises:
-      UserError: the file cannot be read, or is neither.
+      UserError: the file cannot be read, or has another format.
     """
     try:
         content = epath.Path(path).read_text()
@@ -163,7 +163,7 @@ def from_file(path: str) -> Tokenizer:
 
 
 def augment(ids: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> jax.Array:
-    """Returns ids `[B, T]`, each replaced by [OOV] at the rate `options["drop"]`; inside jit."""
+    """Returns ids `[B, T]`, each replaced by [OOV] with probability `options["drop"]`; inside jit."""
     if not options["drop"]:
         return ids
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, options["drop"], ids.shape[1:]))(keys)
@@ -171,7 +171,7 @@ def augment(ids: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> ja
 
 
 def id_count(tokenizer: Tokenizer) -> int:
-    """Returns the number of embeddings that the tokenizer needs: its highest id plus one."""
+    """Returns the size of the embedding table that the tokenizer needs: its highest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -181,10 +181,10 @@ def to_json(tokenizer: Tokenizer) -> str:
 
 
 def from_json(text: str) -> Tokenizer:
-    """Returns the tokenizer of a JSON string; raises UserError where it is not one."""
+    """Returns the tokenizer of a JSON string; raises UserError for another format."""
     try:
         return Tokenizer.from_str(text)
-    # The Rust side raises a bare Exception.
+    # The Rust library raises a bare Exception.
     except Exception as error:
         raise UserError(f"the tokenizer cannot be read ({error}); it must be JSON of the tokenizers library") from error
 

@@ -14,29 +14,29 @@ from mmfusion.data import image
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
 
 OPTIONS = {
-    "frames": 8,  # evenly spaced frames of a longer video; a shorter one is padded at the end
+    "frames": 8,  # longer videos are subsampled at even intervals, shorter ones padded at the end
     **image.PIXEL_OPTIONS,
 }
 
 
 def decode_animation(
     data: bytes,
-    choose: Callable[[int], Sequence[int]],
+    select: Callable[[int], Sequence[int]],
     size: tuple[int, int],
     channels: int,
     max_pixels: int = 2_000_000_000,
 ) -> list[np.ndarray]:
-    """Returns some frames of an animated image, each as `image.decode` returns it.
+    """Returns the selected frames of an animated image; for their format see `image.decode`.
 
     Args:
       data: an encoded file (GIF, WebP, APNG).
-      choose: the number of frames -> the indices of those that are decoded, ascending.
+      select: number of frames -> indices of the frames to decode, ascending.
       size: (H, W) in pixels.
       channels: C, from 1 to 4.
-      max_pixels: a limit on the pixels of all frames, checked before they are decoded.
+      max_pixels: limit on the number of pixels over all frames, checked before decoding.
 
     Raises:
-      ValueError: a short reason, if the data are corrupt or too large.
+      ValueError: the data are corrupt or too large; the message is short.
     """
     try:
         animation, frames = Image.open(io.BytesIO(data), formats=image.FORMATS), []
@@ -44,11 +44,11 @@ def decode_animation(
         if count * animation.width * animation.height > max_pixels:
             shape = f"{animation.width} x {animation.height}"
             raise ValueError(f"{count} frames of {shape} pixels, over the limit of {max_pixels}")
-        for i in choose(count):
+        for i in select(count):
             animation.seek(i)
             frames.append(image.convert(animation.convert("RGB"), size, channels))
         return frames
-    # Pillow's format plugins let many kinds of exception through on broken bytes.
+    # Pillow's format plugins raise many exception types for corrupt bytes.
     except Exception as error:
         raise ValueError(f"not an animated image: {error}"[:200]) from error
 
@@ -58,18 +58,18 @@ def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
 
 
 def _decode(value: Any, options: Options, _: None) -> Decoded:
-    """Takes frames as pixels `[t, H, W, C]`, as encoded images, or as the bytes of one animated image."""
+    """Decodes frames given as pixels `[t, H, W, C]`, as encoded images, or as the bytes of one animated image."""
     if value is None or len(value) == 0:
         return None
     frame_count, size, channels = options["frames"], tuple(options["size"]), options["channels"]
 
-    def choose(count: int) -> list[int]:
+    def select(count: int) -> list[int]:
         return np.linspace(0, count - 1, min(frame_count, count)).round().astype(int).tolist()
 
     if isinstance(value, bytes):
-        frames = decode_animation(value, choose, size, channels)
+        frames = decode_animation(value, select, size, channels)
     else:
-        frames = [image.decode(value[i], size, channels) for i in choose(len(value))]
+        frames = [image.decode(value[i], size, channels) for i in select(len(value))]
     pixels = np.zeros((frame_count, *size, channels), np.uint8)  # [T, H, W, C]
     pixels[: len(frames)] = frames
     return pixels, np.arange(frame_count) < len(frames)

@@ -22,7 +22,7 @@ def evaluate(
       workdir: the run's directory.
       split: `train`, `valid` or `test`.
       modalities: modalities to keep; the others count as absent. None keeps all.
-      overrides: changes the config in place, such as `data.dir`.
+      overrides: modifies the config in place, such as `data.dir`.
 
     Raises:
       UserError: no such run, split or modality.

@@ -17,24 +17,24 @@ def predict(workdir: str | Path, source: str | Path, target: str | Path) -> tupl
     """Predicts every row of a CSV file.
 
     The CSV file has one column per modality, named after the modality or its feature: text, or the path of an image,
-    audio or video file, relative to the CSV file. The columns of a table have their own names; nodes and edges of a
-    graph are JSON. A modality whose cell is empty or whose column is missing is absent.
+    audio or video file, relative to the CSV file. A table has one column per feature; nodes and edges of a graph are
+    JSON. A modality with an empty cell or a missing column is absent.
 
     Args:
       workdir: the run's directory.
       source: the CSV file, UTF-8 with a header.
-      target: the CSV file to write, whole or not at all: the row's number, each task's label (or value) and class
-        probabilities, and `error` for a row that could not be read.
+      target: the CSV file to write, atomically: the row's index, each task's label (or value) and class probabilities,
+        and `error` for an unreadable row.
 
     Returns:
-      The number of predicted rows, and a line for each row that could not be read.
+      The number of predicted rows, and a line for each unreadable row.
 
     Raises:
       UserError: no such run or file, or a table without any of the run's modalities.
     """
     source, target = Path(source), Path(target)
     if target.is_dir() or not target.parent.is_dir():
-        raise UserError("its folder must exist, and it must be a file", path=f"--output={target}")
+        raise UserError("must be a file in an existing folder", path=f"--output={target}")
     header, rows = _read_table(source)
     run = open_run(workdir, [])
     input_rows.check_columns(run.dataset.reader, header, f"--input={source}")
@@ -67,7 +67,7 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot be read as a CSV table: {error}", path=f"--input={path}") from error
     if not header:
-        raise UserError("is empty: its first line must name the columns", path=f"--input={path}")
+        raise UserError("is empty; its first line must have the column names", path=f"--input={path}")
     return header, rows
 
 
@@ -79,7 +79,7 @@ def _header(class_names: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _cells(predicted: Predictions) -> Iterator[dict[str, Any]]:
-    """Yields the cells of each row but its number."""
+    """Yields the cells of each row without its index."""
     for i, error in enumerate(predicted.errors):
         cells: dict[str, Any] = {}
         for name, task in predicted.tasks.items() if not error else ():

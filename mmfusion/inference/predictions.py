@@ -11,7 +11,7 @@ import numpy as np
 
 from mmfusion.errors import UserError
 
-THRESHOLD = 0.5  # probability from which a class of a multi-label task is predicted
+THRESHOLD = 0.5  # minimum probability of a predicted class in multi-label tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class TaskPredictions:
       type: `classification`, `multilabel` or `regression`.
       classes: names of the classes; empty for regression.
       labels: per row the name of the most probable class, or for multi-label tasks a tuple of the names of all classes
-        of probability 0.5 or more; None for a row with an error. Empty for regression.
-      probabilities: of the classes `[n, C]` float64, NaN for a row with an error; None for regression.
-      values: predicted numbers `[n]` float64, NaN for a row with an error; None for classes.
+        with probability 0.5 or more; None for a row with an error. Empty for regression.
+      probabilities: class probabilities `[n, C]` float64, NaN for a row with an error; None for regression.
+      values: predicted values `[n]` float64, NaN for a row with an error; None for classes.
     """
 
     type: str
@@ -36,11 +36,11 @@ class TaskPredictions:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The predictions for rows, in their order.
+    """The predictions for rows, in row order.
 
     Attributes:
       tasks: predictions by task.
-      errors: per row why it could not be read, "" for a row that was predicted.
+      errors: per row the reason why it could not be read, "" for a predicted row.
     """
 
     tasks: dict[str, TaskPredictions]
@@ -67,7 +67,7 @@ class Predictions:
     @property
     def _only_task(self) -> TaskPredictions:
         if len(self.tasks) > 1:
-            raise UserError(f"the model has several tasks: use predictions.tasks[NAME] of {', '.join(self.tasks)}")
+            raise UserError(f"the model has several tasks; use predictions.tasks[NAME] of {', '.join(self.tasks)}")
         (task,) = self.tasks.values()
         return task
 
@@ -83,7 +83,7 @@ def predictions(
     Args:
       logits: per task `[n, C]`, `[n, 1]` for regression.
       types: per task its type.
-      class_names: per task the names of its classes.
+      class_names: per task its class names.
       errors: per row its error, or "".
     """
     bad = np.array([bool(error) for error in errors], bool)
@@ -107,5 +107,5 @@ def _task_predictions(logits: np.ndarray, task_type: str, names: tuple[str, ...]
         labels = [
             tuple(name for name, p in zip(names, row, strict=True) if p >= THRESHOLD) for row in probabilities.tolist()
         ]
-    labels = [None if wrong else label for wrong, label in zip(bad, labels, strict=True)]
+    labels = [None if failed else label for failed, label in zip(bad, labels, strict=True)]
     return TaskPredictions(task_type, names, labels, np.where(bad[:, None], np.nan, probabilities), None)

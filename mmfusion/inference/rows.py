@@ -1,4 +1,4 @@
-"""Turns rows from a user (arrays, encoded bytes, file paths, text) into full batches, with an error per bad row."""
+"""Reads rows of arrays, encoded bytes, file paths and text into batches of fixed size, with an error per bad row."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,21 +12,21 @@ from mmfusion.data.decoding import BadRow, Reader, empty_batch, fill_row
 from mmfusion.data.modalities import feature_names
 from mmfusion.errors import UserError
 
-FILE_TYPES = ("image", "audio", "video")  # modality types whose text values are file paths
+FILE_TYPES = ("image", "audio", "video")  # modality types whose string values are file paths
 
 Row = Mapping[str, Any]
 
 
 def check_columns(reader: Reader, columns: Sequence[str], path: str) -> None:
-    """Checks that at least one column holds a modality of the model.
+    """Checks that at least one column is a modality of the model.
 
     Args:
       reader: the reader of the run.
-      columns: names that the rows have.
-      path: where the rows come from, for the error.
+      columns: column names of the rows.
+      path: the source of the rows, for the error message.
 
     Raises:
-      UserError: no column is the name of a modality or of its feature.
+      UserError: no column has the name of a modality or of its feature.
     """
     wanted, known = [], set()
     for modality, options in reader.modalities.items():
@@ -35,7 +35,7 @@ def check_columns(reader: Reader, columns: Sequence[str], path: str) -> None:
         known |= {modality, *names}
     if not known & set(columns):
         raise UserError(
-            f"has none of the run's columns {', '.join(wanted)}: it has {', '.join(map(str, columns)) or 'none'}",
+            f"must have one of the columns {', '.join(wanted)}; it has {', '.join(map(str, columns)) or 'none'}",
             path=path,
         )
 
@@ -43,12 +43,13 @@ def check_columns(reader: Reader, columns: Sequence[str], path: str) -> None:
 def batches(
     reader: Reader, rows: Sequence[Row], batch_size: int, folder: str | Path = "."
 ) -> Iterator[tuple[Batch, list[str]]]:
-    """Yields batches of `batch_size` rows and the error of each row, "" for a row that was read.
+    """Yields batches of `batch_size` rows and the error of each row, "" for a readable row.
 
-    The last batch is padded, so that one compiled program serves every batch. A row with an error is padding, too.
+    The last batch is padded, so that all batches have the shapes of one compiled program. A row with an error has
+    weight 0, like padding.
 
     Args:
-      reader: the reader of the run; its targets are not read.
+      reader: the reader of the run; its targets are ignored.
       rows: values keyed by modality or feature name. A modality without a value is absent.
       batch_size: rows per batch.
       folder: the folder that file paths are relative to.
@@ -73,7 +74,7 @@ def batches(
 
 
 def _raw(reader: Reader, row: Row, folder: Path) -> dict[str, Any]:
-    """Returns the row as a dataset stores it: values by feature name, files as their bytes."""
+    """Returns the row in the format of a dataset: values by feature name, files as bytes."""
     raw: dict[str, Any] = {}
     for modality, options in reader.modalities.items():
         names = feature_names(options)
@@ -84,7 +85,7 @@ def _raw(reader: Reader, row: Row, folder: Path) -> dict[str, Any]:
 
 
 def _content(value: Any, modality: str, folder: Path) -> Any:
-    """Returns the bytes of a file that is given by its path, and any other value as bytes, an array or frames."""
+    """Returns the bytes of a file for a path; other values as bytes, an array or frames."""
     if isinstance(value, str | os.PathLike) and str(value):
         try:
             return (folder / value).read_bytes()
@@ -98,11 +99,11 @@ def _content(value: Any, modality: str, folder: Path) -> Any:
 
 
 def _value(row: Row, modality: str, feature: str, only: bool) -> Any:
-    """Returns the value of a feature: under the modality's name if that is its only feature, else under its own."""
-    whole = row.get(modality)
-    if only and whole is not None:
-        return whole
-    if isinstance(whole, Mapping) and feature in whole:
-        return whole[feature]
+    """Returns a feature's value, keyed by its modality if that has one feature or a mapping, or by its own name."""
+    by_modality = row.get(modality)
+    if only and by_modality is not None:
+        return by_modality
+    if isinstance(by_modality, Mapping) and feature in by_modality:
+        return by_modality[feature]
     value = row.get(feature)
     return "" if value is None else value

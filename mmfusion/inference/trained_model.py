@@ -1,4 +1,4 @@
-"""A trained run as an object: scores, predictions, features and attention weights.
+"""A trained model with its metrics, predictions, features and attention weights.
 
 n rows · B batch · N positions · D width
 """
@@ -32,13 +32,13 @@ SPLITS = ("train", "valid", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a model computes from rows before its heads; arrays are float32, NaN for a row with an error.
+    """Features of a model before its heads; arrays are float32, NaN for a row with an error.
 
     Attributes:
-      fused: the features that the heads read `[n, D]`; for decision-level strategies the mean of the modalities'.
-      modalities: per modality the mean of its encoder's tokens `[n, D]`; zeros where the modality is absent.
-      present: per modality which rows have it `[n]` bool.
-      errors: per row why it could not be read, "" for a row that was read.
+      fused: input features of the heads `[n, D]`; for decision-level strategies the mean of the modalities' features.
+      modalities: per modality the mean of its encoder's tokens `[n, D]`; zeros if the modality is absent.
+      present: per modality the mask of the rows that have it `[n]` bool.
+      errors: per row the reason why it could not be read, "" for a readable row.
     """
 
     fused: np.ndarray
@@ -54,7 +54,7 @@ class Attention:
     Attributes:
       weights: (query modality, key modality) -> weights `[n, heads, N_query, N_key]` float32, NaN for a row with an
         error. Empty if the strategy has no attention.
-      errors: per row why it could not be read, "" for a row that was read.
+      errors: per row the reason why it could not be read, "" for a readable row.
     """
 
     weights: dict[tuple[str, str], np.ndarray]
@@ -62,11 +62,11 @@ class Attention:
 
 
 class TrainedModel:
-    """A run at its best checkpoint; `load` returns it.
+    """A trained run at its best checkpoint, as returned by `load`.
 
-    Rows are mappings keyed by modality or by feature name, as the columns of the `predict` command. A value is an array
+    Rows are mappings keyed by modality or feature name, like the columns of the `predict` command. A value is an array
     (uint8 pixels `[H, W, C]`, samples `[S]`, ...), encoded bytes, a file path (images, audio, video) or text. A
-    modality without a value is absent. A row that cannot be read has an entry in `errors` and does not stop the others.
+    modality without a value is absent. An unreadable row has an entry in `errors` and does not affect other rows.
     """
 
     def __init__(self, run: Run):
@@ -75,7 +75,7 @@ class TrainedModel:
 
     @property
     def config(self) -> ConfigDict:
-        """The config of the run, locked."""
+        """The run's config, locked."""
         return self._run.config_dict
 
     @property
@@ -85,14 +85,14 @@ class TrainedModel:
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
-        """The parameters, as a tree of NumPy arrays."""
+        """The parameters as a tree of NumPy arrays."""
         return self._run.setup.partitioner.to_host(self._run.state.params)
 
     def evaluate(self, split: str = "test", modalities: Collection[str] | None = None) -> dict[str, Any]:
         """Returns the metrics on a split of the run's dataset.
 
         Args:
-          split: `train`, `valid` or `test`; opened on first use.
+          split: `train`, `valid` or `test`; loaded on first use.
           modalities: modalities to keep; the others count as absent in every row. None keeps all.
 
         Returns:
@@ -123,7 +123,7 @@ class TrainedModel:
         """Returns labels and probabilities, or values, for rows.
 
         Args:
-          rows: see the class.
+          rows: see the class docstring.
           folder: the folder that file paths are relative to.
 
         Raises:
@@ -135,7 +135,7 @@ class TrainedModel:
         return predictions(outputs["logits"], types, self._run.dataset.class_names, errors)
 
     def features(self, rows: Iterable[Row], folder: str | Path = ".") -> Features:
-        """Returns the fused features and each modality's embedding; arguments and errors are those of `predict`."""
+        """Returns the fused features and each modality's embedding; for arguments and errors see `predict`."""
         outputs, errors = self._apply(
             self._inspect_step, self._checked(rows), folder, keep=("fused", "pooled", "present")
         )
@@ -147,16 +147,16 @@ class TrainedModel:
         )
 
     def attention(self, rows: Iterable[Row], folder: str | Path = ".") -> Attention:
-        """Returns the attention weights of the fusion strategy; arguments and errors are those of `predict`.
+        """Returns the attention weights of the fusion strategy; for arguments and errors see `predict`.
 
-        Weights of modalities that are absent from a row, and of padded positions, are zero.
+        Weights of absent modalities and of padded positions are zero.
         """
         outputs, errors = self._apply(self._inspect_step, self._checked(rows), folder, keep=("attention",))
         return Attention(_nan_where_bad(outputs["attention"], errors), errors)
 
     def _checked(self, rows: Iterable[Row]) -> Sequence[Row]:
         if isinstance(rows, dict):
-            raise UserError("rows must be a sequence of mappings, one per row; got one mapping", path="rows")
+            raise UserError("must be a sequence of mappings, one per row; got one mapping", path="rows")
         rows = list(rows)
         if rows:
             columns = dict.fromkeys(name for row in rows for name in row)
@@ -166,10 +166,10 @@ class TrainedModel:
     def _apply(
         self, step: Callable[..., dict[str, Any]], rows: Sequence[Row], folder: str | Path, keep: Sequence[str]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Returns those outputs of a compiled step for all rows, and the rows' errors."""
+        """Returns the outputs `keep` of a compiled step for all rows, and the rows' errors."""
         run, outputs, errors = self._run, [], []
         reader, size = run.dataset.reader, run.config.batch_size
-        # No rows: one batch of padding gives the shapes.
+        # Without rows, a batch of padding gives the shapes of the outputs.
         batches = input_rows.batches(reader, rows, size, folder) if rows else [(empty_batch(reader, size), [])]
         for batch, bad in batches:
             output = step(run.state.params, run.state.batch_stats, run.setup.partitioner.put_batch(batch))
@@ -203,18 +203,18 @@ def load(workdir: str | Path, *, data_dir: str | Path | None = None) -> TrainedM
 
     Args:
       workdir: the run's directory, local or in a bucket (`gs://...`).
-      data_dir: where its dataset is prepared on this machine; None: where the run had it. Only `evaluate` reads it, and
-        models whose vocabularies are files.
+      data_dir: the folder of its prepared dataset on this machine; None: the run's own. It is only read by `evaluate`,
+        and for models whose vocabularies are files.
 
     Raises:
       UserError: no run, no checkpoint, or a checkpoint of another architecture.
     """
 
-    def place(config: ConfigDict) -> None:
+    def set_data_dir(config: ConfigDict) -> None:
         if data_dir is not None:
             config.data.dir = str(data_dir)
 
-    return TrainedModel(open_run(workdir, (), place))
+    return TrainedModel(open_run(workdir, (), set_data_dir))
 
 
 def check_request(known: Collection[str], split: str, modalities: Collection[str] | None) -> None:

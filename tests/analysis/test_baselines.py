@@ -149,9 +149,9 @@ def test_features_are_fitted_on_the_train_split_only():
     data = dataset(lambda bright, word: bright)
     test = data.splits["test"].arrays
     inputs = {"image": 255 - test.inputs["image"] // 2, "text": test.inputs["text"] + 100}
-    before, _ = module.features(data, "label", seed=0, most_rows=500)
+    before, _ = module.features(data, "label", seed=0, max_rows=500)
     for split in ("valid", "test"):
-        after, _ = module.features(replace_arrays(data, split, inputs=inputs), "label", seed=0, most_rows=500)
+        after, _ = module.features(replace_arrays(data, split, inputs=inputs), "label", seed=0, max_rows=500)
         for m in before:
             np.testing.assert_array_equal(before[m]["train"].toarray(), after[m]["train"].toarray())
         assert after["text"][split].nnz == 0  # tokens that do not occur in the train split
@@ -224,33 +224,33 @@ def test_baselines_of_streamed_splits_equal_in_memory_ones(svm_only):
     assert baselines(loaded, "label", "macro_f1") == baselines(streamed, "label", "macro_f1")
 
 
-def test_baselines_sample_at_most_most_rows_by_seed(svm_only):
+def test_baselines_sample_at_most_max_rows_by_seed(svm_only):
     data = dataset(noisy)
     kept = np.sort(np.random.default_rng(3).permutation(240)[:30])
     train = data.splits["train"]
     subset = dataclasses.replace(
         data, splits={**data.splits, "train": dataclasses.replace(train, ids=kept, arrays=train.take(kept))}
     )
-    found = baselines(data, "label", "accuracy", seed=3, most_rows=30)
+    found = baselines(data, "label", "accuracy", seed=3, max_rows=30)
     assert found == baselines(subset, "label", "accuracy", seed=3)
     assert found != baselines(data, "label", "accuracy", seed=3)
-    assert found != baselines(data, "label", "accuracy", seed=4, most_rows=30)
+    assert found != baselines(data, "label", "accuracy", seed=4, max_rows=30)
 
 
 def test_baselines_are_deterministic_given_the_seed():
     data = dataset(noisy)
-    one, other = (baselines(data, "label", "macro_recall", seed=1, most_rows=100) for _ in range(2))
+    one, other = (baselines(data, "label", "macro_recall", seed=1, max_rows=100) for _ in range(2))
     assert one == other
 
 
 def test_baselines_reject_unknown_names_and_absent_modalities():
     data = dataset(lambda bright, word: bright)
-    with pytest.raises(UserError, match="task 'labels' is not in this dataset: did you mean label"):
+    with pytest.raises(UserError, match="task='labels': the dataset has no such target; did you mean label"):
         baselines(data, "labels", "accuracy")
-    with pytest.raises(UserError, match="metric 'acuracy' is not one of classification: did you mean"):
+    with pytest.raises(UserError, match="metric='acuracy': not a metric of classification; did you mean"):
         baselines(data, "label", "acuracy")
     absent = {"image": np.zeros(240, bool), "text": np.ones(240, bool)}
-    with pytest.raises(UserError, match="modality 'image' is in 0 of the training rows; a baseline needs 2"):
+    with pytest.raises(UserError, match="modality 'image' is present in 0 training rows; a baseline needs at least 2"):
         baselines(replace_arrays(data, "train", present=absent), "label", "accuracy")
 
 

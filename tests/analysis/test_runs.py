@@ -42,14 +42,14 @@ def test_methods_are_named_by_their_differences(tmp_path):
 
 def test_methods_reject_duplicate_runs(tmp_path):
     one, other = write_finished_run(tmp_path / "a"), write_finished_run(tmp_path / "b")
-    with pytest.raises(UserError, match=r"a and \S+b are the same config and seed"):
+    with pytest.raises(UserError, match=r"a and \S+b have the same config and seed"):
         runs.methods([runs.read(one), runs.read(other)])
 
 
 def test_read_rejects_unfinished_or_corrupt_runs(tmp_path):
     (write_finished_run(tmp_path / "a") / "result.json").unlink()
     (write_finished_run(tmp_path / "b") / "result.json").write_text("{")
-    with pytest.raises(UserError, match=r"a holds no finished run: result\.json is missing"):
+    with pytest.raises(UserError, match=r"a has no finished run: result\.json is missing"):
         runs.read(tmp_path / "a")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         runs.read(tmp_path / "b")
@@ -80,7 +80,7 @@ def test_compare_command_sorts_best_first_and_writes_a_table(tmp_path, command):
     [
         ([], "give directories of finished runs"),
         (["{}/a", "{}/other"], "the runs used different data: shapes/match abc, shapes/match def"),
-        (["{}/a", "{}/none"], "none holds no finished run"),
+        (["{}/a", "{}/none"], "none has no finished run"),
         (["{}/a", "--output={}/none/table.md"], "there is no folder"),
     ],
 )

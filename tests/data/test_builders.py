@@ -64,7 +64,7 @@ def test_easy_vqa_prepares_a_small_archive(small_easy_vqa, tmp_path):
 def test_easy_vqa_rejects_wrong_counts_and_answers(small_easy_vqa, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(easy_vqa, "QUESTIONS", {"train": 7, "test": 3})
-        with pytest.raises(UserError, match="6 train questions where 7 are known"):
+        with pytest.raises(UserError, match="6 train questions, expected 7"):
             prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
     monkeypatch.setattr(easy_vqa, "ANSWERS", easy_vqa.ANSWERS[:-1])
     with pytest.raises(UserError, match=r"answers\.txt"):
@@ -95,7 +95,7 @@ def test_preparation_fails_on_a_corrupt_member(small_easy_vqa, tmp_path):
     data = bytearray(small_easy_vqa.read_bytes())
     data[data.index(b"is this 3?")] ^= 1
     small_easy_vqa.write_bytes(data)
-    with pytest.raises(UserError, match=r"easy-VQA-master\.zip: member easy_vqa/data/train/questions\.json is damaged"):
+    with pytest.raises(UserError, match=r"easy-VQA-master\.zip: member easy_vqa/data/train/questions\.json is corrupt"):
         prepare("easy_vqa", tmp_path / "data", small_easy_vqa.parent)
     assert remaining_files(tmp_path / "data") == []
 
@@ -157,7 +157,7 @@ def test_av_digits_prepares_a_small_archive(variant, small_av_digits, tmp_path):
 
 def test_av_digits_rejects_too_few_images(small_av_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(av_digits, "IMAGES_PER_RECORDING", {"train": 3, "test": 1})
-    with pytest.raises(UserError, match="4 train images of the digit 0 where 6 are needed"):
+    with pytest.raises(UserError, match="4 train images of the digit 0; 6 are needed"):
         prepare("av_digits/clean", tmp_path / "data", small_av_digits[0])
 
 

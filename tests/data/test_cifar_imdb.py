@@ -121,10 +121,10 @@ def test_imdb_subset_rejects_a_changed_or_missing_file(small_cifar_imdb, tmp_pat
     with pytest.raises(UserError, match="not the known file"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"reviews\.csv\.gz: the file is damaged"):
+    with pytest.raises(UserError, match=r"reviews\.csv\.gz: the file is corrupt"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     path.unlink()
-    with pytest.raises(UserError, match=r"manual_dir=.*reviews\.csv\.gz must be put there"):
+    with pytest.raises(UserError, match=r"manual_dir=.* must contain .*reviews\.csv\.gz"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     assert remaining_files(tmp_path / "data") == []
 

@@ -115,7 +115,7 @@ def test_fitted_graph_can_be_saved_and_loaded(triples_file):
         ("a\tis\tb\n a is b\n", r"line 2"),
         ("a\t \tb\n", r"line 1"),
         ("\n", "the file has no triple"),
-        ("x\tis\ty\n", r"no training row names an entity of the file; its first entities are x, y"),
+        ("x\tis\ty\n", r"no training row mentions an entity of the file; its first entities are x, y"),
     ],
 )
 def test_fit_rejects_an_invalid_triples_file(content, message, tmp_path):

@@ -145,7 +145,7 @@ def test_manual_files_reject_changed_and_missing_files(small_digits, tmp_path):
     with pytest.raises(UserError, match="not the known file"):
         prepare("digit_views", tmp_path / "data", small_digits)
     (small_digits / digits.FILE).unlink()
-    with pytest.raises(UserError, match=r"manual_dir=.*handwritten6\.npz must be put there"):
+    with pytest.raises(UserError, match=r"manual_dir=.* must contain .*handwritten6\.npz"):
         prepare("digit_views", tmp_path / "data", small_digits)
     assert remaining_files(tmp_path / "data") == []
 

@@ -105,9 +105,9 @@ def test_table_decode_handles_columns_without_variance():
 
 
 def test_table_rejects_columns_of_another_width():
-    with pytest.raises(ValueError, match="'sizes' holds 3 numbers, not 2"):
+    with pytest.raises(ValueError, match="'sizes' has 3 values, not 2"):
         MODALITY_TYPES["table"].decode({"age": 1, "sex": "f", "sizes": [1, 2, 3]}, TABLE, fitted())
-    with pytest.raises(UserError, match=r"'sizes' holds \[2, 3\] numbers"):
+    with pytest.raises(UserError, match=r"'sizes' has \[2, 3\] values"):
         fitted([*ROWS, {"age": 1, "sex": "f", "sizes": [1, 2, 3]}])
 
 

@@ -186,7 +186,7 @@ def test_shapes_relations_hold_out_pairs():
                 pair = frozenset((COLOURS.index(c), SHAPES.index(s)) for c, s in named)
                 assert (pair in held_out) == (split == "test")
     kinds = {(c, s) for e in examples("relations", "train") for c, s, _ in e.scene}
-    assert kinds == set(relations.LOOKS)
+    assert kinds == set(relations.APPEARANCES)
 
 
 def test_shapes_render_shows_colour_shape_and_position():

@@ -83,10 +83,10 @@ def test_check_name_needs_no_network_or_tensorflow(tmp_path):
     ("name", "message"),
     [
         ("mnst", "did you mean mnist"),
-        ("shapes/mach", "no variant of shapes: did you mean shapes/match"),
+        ("shapes/mach", "no such variant of shapes; did you mean shapes/match"),
         ("pair:mnist+shapes/mach:by=label", "did you mean shapes/match"),
         ("pair:mnist+cifar10:by=name", "by=label"),
-        ("", "is no dataset"),
+        ("", "no such dataset"),
     ],
 )
 def test_check_name_suggests_the_nearest_name(name, message):
@@ -101,7 +101,7 @@ def test_open_source_rejects_unknown_variants_versions_and_splits(toys_dir):
     with pytest.raises(UserError, match=r"cannot be loaded at version 7\.0\.0"):
         open_source("toys/notes:7.0.0", toys_dir)
     for split in ("valid", "train[:x]", "train[:0]"):
-        with pytest.raises(UserError, match=r"no rows of split .*: its splits are train, test"):
+        with pytest.raises(UserError, match=r"no rows in split .*: its splits are train, test"):
             open_source("toys/notes", toys_dir, split=split)
 
 
@@ -201,7 +201,7 @@ def test_manual_download_rejects_a_changed_file(tmp_path):
     manual_dir.mkdir()
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (manual_dir / f"{name}-ubyte.gz").write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"'mnist': a file is damaged or not the known one.*manual/\S+-ubyte\.gz"):
+    with pytest.raises(UserError, match=r"'mnist': a file is corrupt or not the known one.*manual/\S+-ubyte\.gz"):
         open_source("mnist", tmp_path / "data", manual_dir=manual_dir)
 
 
@@ -259,7 +259,7 @@ def test_open_source_detects_corrupt_records(corruption, prepared, tmp_path):
     file.write_bytes(content if corruption == "flip" else content[:position])
     if corruption == "remove":
         file.unlink()
-    with pytest.raises(UserError, match=rf"row \d+ .* under {prepared} is damaged: remove that folder"):
+    with pytest.raises(UserError, match=rf"row \d+ .* under {prepared} is corrupt: remove that folder"):
         rows = open_source("toys/notes", tmp_path / "data").rows
         for i in range(len(rows)):
             rows[i]
@@ -268,5 +268,5 @@ def test_open_source_detects_corrupt_records(corruption, prepared, tmp_path):
 def test_open_source_rejects_another_file_format(prepared, tmp_path):
     info = json.loads((prepared / "dataset_info.json").read_text())
     (prepared / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    with pytest.raises(UserError, match=r"prepared in another format: give an empty --config\.data\.dir"):
+    with pytest.raises(UserError, match=r"config\.data\.dir=.* is not in ArrayRecord format; give an empty folder"):
         open_source("toys/notes", tmp_path / "data")

@@ -54,13 +54,13 @@ def test_reproduce_reports_differences_from_the_first_step(finished_run, tmp_pat
 @pytest.mark.loop
 def test_reproduce_accepts_changes_of_data_locations_only(finished_run):
     with flagsaver.flagsaver():
-        with pytest.raises(UserError, match=r"a run is repeated as it was; only data\.dir"):
+        with pytest.raises(UserError, match=r"cannot be changed; only data\.dir"):
             reproduce.main(["reproduce", str(finished_run), "--config.steps=3"])
         with pytest.raises(UserError, match="give one finished run"):
             reproduce.main(["reproduce"])
         with pytest.raises(UserError, match="holds a run already"):
             reproduce.main(["reproduce", str(finished_run), f"--again={finished_run}"])
-        with pytest.raises(UserError, match="holds no finished run"):
+        with pytest.raises(UserError, match="has no finished run"):
             reproduce.main(["reproduce", str(finished_run.parent)])
     config = configs.from_json(configs.read_json(finished_run / "config.json"))
     assert reproduce.relocated(config, ["--config.data.dir=/else"]).data.dir == "/else"

@@ -122,8 +122,8 @@ def test_predict_of_an_empty_table_writes_an_empty_table(run, tmp_path):
         (None, "--input=.* cannot be read as a CSV table: .*No such file"),
         (b"text\n\xff\xfe", "--input=.* cannot be read as a CSV table"),
         (b'text\n"open', "--input=.* cannot be read as a CSV table: unexpected end"),
-        (b"sentence,picture\na,b\n", "has none of the run's columns image, text: it has sentence, picture"),
-        (b"", "is empty: its first line must name the columns"),
+        (b"sentence,picture\na,b\n", "must have one of the columns image, text; it has sentence, picture"),
+        (b"", "is empty; its first line must have the column names"),
     ],
 )
 def test_predict_of_an_unreadable_table_keeps_the_output_file(content, message, run, tmp_path):
@@ -139,7 +139,7 @@ def test_predict_of_an_unreadable_table_keeps_the_output_file(content, message, 
 @pytest.mark.loop
 @pytest.mark.parametrize("output", ["none/out.csv", "."])
 def test_predict_checks_the_output_path_first(output, run, table, tmp_path):
-    with pytest.raises(UserError, match=r"--output=.*its folder must exist, and it must be a file"):
+    with pytest.raises(UserError, match=r"--output=.*must be a file in an existing folder"):
         predict(run[0], table(), tmp_path / output)
 
 

@@ -33,12 +33,12 @@ def model_cost(config: ConfigDict, dataset: Dataset, kind: str) -> int:
     """Returns a model's number of parameters, or the FLOPs of one example's forward pass as XLA counts them.
 
     Args:
-      config: of a run.
+      config: the config of a run.
       dataset: its data; no split is needed.
       kind: one of KINDS.
 
     Raises:
-      UserError: the strategy cannot be built, for its modalities or its size limit.
+      UserError: the strategy cannot be built for these modalities, or exceeds its size limit.
     """
     setup = build_setup(config, dataset)
     shapes = setup.state_shapes()
@@ -51,18 +51,18 @@ def model_cost(config: ConfigDict, dataset: Dataset, kind: str) -> int:
         return out.logits
 
     row = jax.tree.map(lambda x: x[:1], setup.example)
-    counted = jax.jit(forward).lower(shapes.params, shapes.batch_stats, row).cost_analysis()
-    return int(cast(Any, counted)["flops"])
+    analysis = jax.jit(forward).lower(shapes.params, shapes.batch_stats, row).cost_analysis()
+    return int(cast(Any, analysis)["flops"])
 
 
 def nearest_width(cost_of: Callable[[int], int], target: int, width: int, step: int) -> Match:
     """Returns the width, a multiple of `step`, whose cost is nearest to the target, by bisection.
 
     Args:
-      cost_of: width -> cost, which grows with the width; a UserError counts as an infinite cost.
+      cost_of: width -> cost, which must increase with the width; a UserError counts as infinite cost.
       target: the cost to match.
-      width: of the config; up to MAX_WIDTH_FACTOR times as wide is searched.
-      step: the allowed widths are its multiples.
+      width: the config's width; widths up to MAX_WIDTH_FACTOR times this are searched.
+      step: allowed widths are multiples of it.
     """
 
     @functools.cache
@@ -74,7 +74,7 @@ def nearest_width(cost_of: Callable[[int], int], target: int, width: int, step: 
 
     low, high = 1, max(1, MAX_WIDTH_FACTOR * width // step)
     if math.isinf(cost_at(low)):
-        cost_of(low * step)  # raises the reason
+        cost_of(low * step)  # raises its UserError
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost_at(middle) <= target else (low, middle)
@@ -83,12 +83,12 @@ def nearest_width(cost_of: Callable[[int], int], target: int, width: int, step: 
 
 
 def match_widths(make: MakeConfig, fusions: Sequence[str], kind: str) -> tuple[MakeConfig, int, dict[str, Match]]:
-    """Returns `make` with widths at which every strategy, and each modality alone, costs what the reference does.
+    """Returns `make` with widths at which every strategy, and each modality alone, costs as much as the reference.
 
-    The reference is `concat` where it is among the strategies, else the first, at the config's width.
+    The reference is `concat` if it is among the strategies, otherwise the first one, at the config's width.
 
     Args:
-      make: as for `plan.build`.
+      make: see `plan.build`.
       fusions: names of strategies.
       kind: one of KINDS.
 
@@ -127,7 +127,7 @@ def match_widths(make: MakeConfig, fusions: Sequence[str], kind: str) -> tuple[M
 
 
 def _cost(config: ConfigDict, kind: str, datasets: dict[str, Dataset]) -> int:
-    """Returns the cost of a config's model; datasets are opened once for each set of modalities."""
+    """Returns the cost of a config's model; `datasets` caches one dataset per set of modalities."""
     key = "+".join(sorted(config.data.modalities))
     if key not in datasets:
         datasets[key] = load(configs.read(config).data, seed=0, splits=())

@@ -1,6 +1,6 @@
-"""The cost of a fusion strategy alone, without encoders and heads: parameters, FLOPs, memory, and how they grow.
+"""The cost of a fusion strategy without encoders and heads: parameters, FLOPs and memory at a given size.
 
-M modalities · N tokens a modality · D width · C classes
+M modalities · N tokens per modality · D width · C classes
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-BATCH = 1  # FLOPs are those of one example
+BATCH = 1  # FLOPs are per example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class FusionCost:
     """The cost of one forward pass of one example.
 
     Attributes:
-      parameters: the number of learned numbers.
-      flops: floating-point operations, as XLA counts them before it optimises.
-      memory: bytes of temporaries of the compiled program; None where nothing was compiled.
+      parameters: the number of parameters.
+      flops: floating-point operations, as XLA counts them before optimisation.
+      memory: bytes of temporaries of the compiled program; None without compilation.
     """
 
     parameters: int
@@ -50,12 +50,12 @@ def fusion_cost(strategy: Any, size: FusionSize, *, compiled: bool = False) -> F
     """Returns the cost of a strategy with its default options.
 
     Args:
-      strategy: its class, a Flax module with a declaration.
-      size: at which it is measured.
-      compiled: whether to compile it for this device, which gives its memory.
+      strategy: the class, a Flax module with a declaration.
+      size: the size to measure it at.
+      compiled: whether to compile it for this device, to measure its memory.
 
     Raises:
-      UserError: the strategy refuses the size, for instance for its size limit.
+      UserError: the strategy does not support the size, for instance because of its size limit.
     """
     fields = {field.name for field in dataclasses.fields(strategy)}
     module: nn.Module = strategy(**({"width": size.width} if "width" in fields else {}))
@@ -64,7 +64,7 @@ def fusion_cost(strategy: Any, size: FusionSize, *, compiled: bool = False) -> F
 
     def forward(variables: Any, inputs: tuple, features: dict[str, Any]) -> Any:
         out: Any = module.apply(variables, *inputs, **features, train=False)
-        return out.features if level == "feature" else out  # without attention weights, which nothing reads here
+        return out.features if level == "feature" else out  # the attention weights would add to the cost
 
     def init(inputs: tuple, features: dict[str, Any]) -> Any:
         return module.init(jax.random.key(0), *inputs, **features, train=False)
@@ -78,7 +78,7 @@ def fusion_cost(strategy: Any, size: FusionSize, *, compiled: bool = False) -> F
 
 
 def _inputs(level: str, size: FusionSize) -> tuple[tuple[dict, dict], dict[str, Any]]:
-    """Returns the positional and keyword arguments of a strategy of some level, as shapes."""
+    """Returns the shapes of the positional and keyword arguments of a strategy of the given level."""
     names = [f"m{i}" for i in range(size.modalities)]
 
     def shaped(*shape: int, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,6 @@
-"""The plan of an ablation: every method with every seed and hyperparameter, decided before the first run.
+"""The plan of an ablation: every method with every seed and hyperparameter, fixed before the first run.
 
-A plan is a file. Runs with the same seed see the same examples in the same order and start from the same encoder
+A plan is a JSON file. Runs with the same seed see the same examples in the same order and start from the same encoder
 parameters.
 """
 
@@ -20,25 +20,25 @@ from mmfusion.files import write_json
 
 PLAN = "plan.json"
 REFERENCE = "concat"  # the strategy that the others are compared with
-SEARCH_PREFIX = "optim."  # values of keys below it are selected on validation; any other key defines further methods
-MODALITIES = "modalities"  # a key beside the config's, such as image+text
-OBJECTIVES = "objectives"  # likewise, such as mvae+unimodal, or none
-FUSION_KEYS = (MODALITIES, OBJECTIVES, "model.fusion.")  # a unimodal baseline has none of them
+SEARCH_PREFIX = "optim."  # values of these keys are selected on validation; any other key defines further methods
+MODALITIES = "modalities"  # not a config key; values such as image+text
+OBJECTIVES = "objectives"  # not a config key; values such as mvae+unimodal, or none
+FUSION_KEYS = (MODALITIES, OBJECTIVES, "model.fusion.")  # they do not apply to a unimodal baseline
 TEST_SET_KEYS = ("name", "train", "valid", "test", "valid_fraction", "group", "targets")  # of config.data
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One run.
+    """One training run of the plan.
 
     Attributes:
       name: its directory below `trials/`.
-      method: the row of the report that it belongs to.
-      fusion: the strategy; empty where it is the config's own.
+      method: its row in the report.
+      fusion: the strategy; empty: the config's own.
       variation: the values, other than the strategy, that define the method.
-      unimodal_baseline: whether the method sees one modality of several.
+      unimodal_baseline: whether the method has one of several modalities.
       hyperparameters: the values, by config key, that are selected on validation.
-      config: the whole config as JSON; trials are paired by its seed.
+      config: the complete config as JSON; trials are paired by its seed.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All trials in the order in which they start, and the digest of the code that planned them."""
+    """All trials in starting order, and the digest of the code that planned them."""
 
     trials: tuple[Trial, ...]
     code: str
@@ -68,11 +68,11 @@ def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[st
       make: returns the config for a strategy (empty: the config's own), a seed, and modalities (`image+text`; empty:
         all).
       fusions: names of strategies.
-      seeds: how many: 0, 1, ...
+      seeds: the number of seeds, from 0 on.
       vary: config key -> values. Keys of the optimizer are a search space: validation selects one value per method.
         The key `modalities` sets the modalities of the strategies (`image+text`), `objectives` adds objectives with
-        their defaults to the config's own (`mvae+unimodal`, `none`). A key that a unimodal baseline does not have is
-        ignored there.
+        their defaults to the config's own (`mvae+unimodal`, `none`). A unimodal baseline ignores the keys that it does
+        not have.
 
     Raises:
       UserError: there is nothing to run, a key does not exist or changes the test set, or two methods have the same
@@ -82,7 +82,7 @@ def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[st
         section, _, rest = key.partition(".")
         if section == "data" and rest.partition(".")[0] in TEST_SET_KEYS:
             raise UserError(
-                "changes the test set, and all methods are compared on one; run an ablation for each value",
+                "changes the test set, which all methods must share; run one ablation per value",
                 path=f"--vary={key}",
             )
     if not fusions or seeds < 1 or not all(vary.values()):
@@ -96,7 +96,7 @@ def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[st
         range(seeds), methods, itertools.product(*vary.values())
     ):
         trial = _trial(make, title, fusion, modality, seed, dict(zip(vary, values, strict=True)), len(modalities))
-        if trial.name in trials and not modality:  # a unimodal baseline may ignore the key that tells two trials apart
+        if trial.name in trials and not modality:  # a unimodal baseline may ignore the key in which two trials differ
             raise UserError("two trials of the plan are the same: a strategy or a value is given twice")
         trials[trial.name] = trial
     return Plan(tuple(trials.values()), code_digest())
@@ -117,7 +117,7 @@ def _trial(
     make: MakeConfig, title: str, fusion: str, modality: str, seed: int, values: dict[str, Any], num_modalities: int
 ) -> Trial:
     config = make(fusion, seed, modality or values.get(MODALITIES, ""))
-    for key in sorted(values, key=lambda key: not key.endswith(".name")):  # first the names, which replace other keys
+    for key in sorted(values, key=lambda key: not key.endswith(".name")):  # names first, as they replace other keys
         if modality and (key.startswith(FUSION_KEYS) or not _has_key(config, key)):
             del values[key]
         elif key == OBJECTIVES:
@@ -133,7 +133,7 @@ def _trial(
 
 
 def code_digest(modules: Sequence[str] = ()) -> str:
-    """Returns a digest of the library's source without its analysis, or of the given modules of the analysis."""
+    """Returns a digest of the library's source without `analysis`, or of the given modules of `analysis`."""
     root = Path(__file__).parents[2]
     analysis = root / "analysis"
     paths = [analysis / f"{name}.py" for name in modules] or set(root.rglob("*.py")) - set(analysis.rglob("*.py"))
@@ -144,7 +144,7 @@ def code_digest(modules: Sequence[str] = ()) -> str:
 
 
 def save(plan: Plan, directory: Path) -> Plan:
-    """Writes the plan to `plan.json`, or extends a plan of fewer trials that is there: seeds and methods may be added.
+    """Writes the plan to `plan.json`; an existing plan may be extended by seeds and methods.
 
     Raises:
       UserError: the directory belongs to another ablation, or the code changed since the plan was made.

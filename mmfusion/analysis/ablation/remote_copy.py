@@ -1,7 +1,7 @@
-"""An ablation whose directory is in a bucket (`gs://...`): it runs in a local copy, and uploads trial by trial.
+"""An ablation whose directory is in a bucket (`gs://...`) runs in a local copy and uploads each finished trial.
 
-A bucket has no locks and no appending, so nothing runs in it. A trial whose result is in the bucket is there whole.
-A trial that was running when its machine was lost starts again.
+A bucket supports neither locks nor appending, so no trial runs in it. The result is a trial's last file to be uploaded.
+A trial that was running when its machine was lost is restarted.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from mmfusion.files import RemoteFolder
 
 
 def local_directory(workdir: str, copies: Path) -> tuple[Path, str]:
-    """Returns the directory to work in, and the URL that it is a copy of ("" for none).
+    """Returns the local directory, and the URL that it is a copy of ("": none).
 
     Args:
       workdir: a local directory or a URL.
@@ -29,14 +29,14 @@ def local_directory(workdir: str, copies: Path) -> tuple[Path, str]:
 
 
 class RemoteCopy:
-    """Keeps the directory of an ablation and its copy in a bucket up to date.
+    """Synchronises the local directory of an ablation with a bucket.
 
     Args:
-      url: a URL that fsspec knows, such as `gs://bucket/ablation`; "" for none: then nothing is copied.
+      url: a URL that fsspec supports, such as `gs://bucket/ablation`; "": nothing is copied.
       local: the directory that the ablation runs in.
 
     Raises:
-      UserError: nothing reads such a URL, or its package is not installed.
+      UserError: fsspec does not support the URL, or its package is not installed.
     """
 
     def __init__(self, url: str, local: Path):
@@ -46,7 +46,7 @@ class RemoteCopy:
     def fetch(self, trials: Sequence[Trial]) -> None:
         """Downloads the ablation's own files and the trials that other machines finished.
 
-        Uploads finished trials that the bucket lacks, as their machine was lost before it could.
+        Uploads finished trials that the bucket lacks because the process was killed before the upload.
         """
         if self._remote is None:
             return
@@ -66,7 +66,7 @@ class RemoteCopy:
                 self._remote.download(remote)
 
     def upload(self) -> None:
-        """Uploads the ablation's own files: the plan, and its tables and report."""
+        """Uploads the ablation's own files: the plan, the tables and the report."""
         if self._remote is not None:
             self._remote.upload(self._local.iterdir())
 
@@ -85,7 +85,7 @@ class RemoteCopy:
         self._remote.upload(path for path in folder.rglob("*") if path.name != runner.LOCK)
 
     def _drop_other_plan(self, names: Sequence[str]) -> None:
-        """Removes the local directory where its plan is not the bucket's: another ablation started there."""
+        """Removes the local directory if its plan conflicts with the bucket's, as another ablation started there."""
         path = self._local / PLAN
         if self._remote is None or not path.exists():
             return

@@ -1,6 +1,6 @@
-"""Trains the trials of a plan on an accelerator, in this process: those of one method as one program.
+"""Trains the trials of a plan on an accelerator, in this process, with one program per method.
 
-The trials of a group differ in seed and learning rate only. On CPU `runner` is faster, with a process for each core.
+The trials of a group differ in seed and learning rate only. On CPU `runner` is faster, with one process per core.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in XLA's error message
 def run(directory: Path, trials: Sequence[Trial], stage: Stage = runner.TRAINING) -> Iterator[tuple[Trial, str]]:
     """Runs the stage for the trials that lack its output, and yields each with "" or its error, as `runner.Pool` does.
 
-    Training takes all trials of a group at once, and halves the group where device memory runs out; other stages take
-    one trial at a time.
+    All trials of a group are trained at once; the group is halved when device memory runs out. Other stages process one
+    trial at a time.
 
     Raises:
-      Preempted: SIGTERM came; the running trials saved themselves.
+      Preempted: SIGTERM was received; the running trials saved a checkpoint.
     """
     waiting = [trial for trial in trials if not runner.is_done(directory, trial, stage.output)]
     if stage is not runner.TRAINING:
@@ -42,7 +42,7 @@ def run(directory: Path, trials: Sequence[Trial], stage: Stage = runner.TRAINING
 
 
 def groups(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Returns the trials that one program can train together, in the order of their first ones."""
+    """Returns the trials grouped by the program that trains them, in the order of each group's first trial."""
     by_config: dict[str, list[Trial]] = {}
     for trial in trials:
         optim = {key: value for key, value in trial.config["optim"].items() if key != "learning_rate"}
@@ -61,7 +61,7 @@ def _train(trials: list[Trial], directory: Path) -> Iterator[tuple[Trial, str]]:
         runs = [_run(trial, folder, stop) for trial, folder in zip(trials, folders, strict=True)]
         try:
             results = train_replicas(runs, lambda i: contextlib.redirect_stdout(logs[i]))
-        except Exception as error:  # of the shared program: other groups go on
+        except Exception as error:  # an error of the shared program must not stop the other groups
             results = [error] * len(trials)
     if len(trials) > 1 and all(OUT_OF_MEMORY in str(result) for result in results) and not stop.is_set():
         middle = len(trials) // 2
@@ -74,7 +74,7 @@ def _train(trials: list[Trial], directory: Path) -> Iterator[tuple[Trial, str]]:
     for result in results:
         if isinstance(result, Preempted):
             raise result
-    if stop.is_set():  # after the last save
+    if stop.is_set():  # SIGTERM after the last checkpoint
         raise Preempted("SIGTERM; run the same command again")
 
 

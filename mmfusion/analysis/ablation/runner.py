@@ -1,7 +1,7 @@
-"""Runs the trials of a plan in several processes, each pinned to a processor; any of them may be killed.
+"""Runs the trials of a plan in several processes, each pinned to a core; any of them may be killed.
 
-A trial is a run directory, and a stage of the ablation output one output file there. The same command resumes an
-interrupted stage, and its output does not depend on which process wrote it.
+A trial is a run directory, where each stage of the ablation writes one output file. The same command resumes an
+interrupted stage, and the output does not depend on the process that wrote it.
 """
 
 import collections
@@ -29,17 +29,17 @@ from mmfusion.files import write_json
 
 FAILED, LOG, LOCK, RESULT = "failed.json", "log.txt", "lock", "result.json"
 PR_SET_PDEATHSIG = 1
-MAX_MEMORY_MAPS = 30_000  # of the 65,530 that Linux allows a process
-MAX_OPEN_DATASETS = 2  # in the memory of a process
+MAX_MEMORY_MAPS = 30_000  # Linux limits a process to 65,530 memory maps
+MAX_OPEN_DATASETS = 2  # per process
 _open_datasets: collections.OrderedDict[str, Dataset] = collections.OrderedDict()
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of an ablation, done for one trial at a time.
+    """A stage of an ablation, which processes one trial at a time.
 
     Attributes:
-      function: takes the trial and its directory; importable by name.
+      function: called with the trial and its directory; importable by name.
       output: the file in the directory that exists once the stage is done.
     """
 
@@ -48,10 +48,10 @@ class Stage:
 
 
 def shard(trials: Sequence[Trial], part: str) -> list[Trial]:
-    """Returns the share `i/n` of the trials, every n-th from the i-th on; together the shares are all trials.
+    """Returns the share `i/n` of the trials: every n-th from the i-th on.
 
     Raises:
-      ValueError: not of the form i/n with 0 <= i < n.
+      ValueError: `part` is not of the form i/n with 0 <= i < n.
     """
     index, _, count = part.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
@@ -78,11 +78,11 @@ def run(
 
 
 class Pool:
-    """Processes that serve several stages.
+    """A pool of worker processes that runs several stages.
 
     Args:
-      directory: of the ablation; trials are below `trials/`.
-      jobs: the largest number of processes; each is pinned to a processor of its own where there are enough.
+      directory: the ablation's directory; trials are below `trials/`.
+      jobs: the maximum number of processes; each is pinned to a core of its own if there are enough.
       prepare: called first in each process; importable by name.
     """
 
@@ -104,7 +104,7 @@ class Pool:
         """Runs the stage for the trials that lack its output, and yields each with "" or its error as it finishes.
 
         Raises:
-          Preempted: SIGTERM came; the running trials saved themselves.
+          Preempted: SIGTERM was received; the running trials saved a checkpoint.
         """
         waiting = [trial for trial in trials if not is_done(self._directory, trial, stage.output)][::-1]
         for i in range(len(self._workers), min(self._jobs, len(waiting))):
@@ -122,7 +122,7 @@ class Pool:
 
 
 class _Worker:
-    """A process that runs a trial at a time, and is replaced where it dies."""
+    """A process that runs one trial at a time, and is replaced when it dies."""
 
     def __init__(self, directory: Path, processor: int | None, prepare: Callable[[], None]):
         self.trial: Trial | None = None
@@ -130,7 +130,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        # JAX must not be forked; a new process reads the compiled programs of the others.
+        # JAX does not support fork; spawned processes share the compilation cache.
         spawn = multiprocessing.get_context("spawn")
         self.connection, remote = spawn.Pipe()
         self._process = spawn.Process(
@@ -139,14 +139,14 @@ class _Worker:
             daemon=True,
         )
         self._process.start()
-        remote.close()  # an open copy here would hide that the process has ended
+        remote.close()  # with an open copy here, recv() would not raise EOFError when the process ends
 
     def submit(self, trial: Trial, stage: Stage) -> None:
         self.trial = trial
         self.connection.send((trial, stage))
 
     def collect(self) -> tuple[Trial, str]:
-        """Returns the trial and "" or its error; raises Preempted where the trial stopped for SIGTERM."""
+        """Returns the trial and "" or its error; raises Preempted if SIGTERM stopped the trial."""
         assert self.trial is not None
         trial, self.trial = self.trial, None
         try:
@@ -161,7 +161,7 @@ class _Worker:
         return trial, outcome
 
     def stop(self) -> None:
-        """Asks the process to end; a running trial saves itself first."""
+        """Terminates the process; a running trial saves a checkpoint first."""
         self.connection.close()
         if self.trial:
             self._process.terminate()
@@ -173,7 +173,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def preempted_by_sigterm() -> Iterator[None]:
-    """Raises Preempted, once, where SIGTERM comes; leaving a pool then lets its processes save their trials."""
+    """Raises Preempted on the first SIGTERM; leaving a pool then lets its processes save their trials."""
 
     def preempt(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -189,29 +189,29 @@ def preempted_by_sigterm() -> Iterator[None]:
 def _serve(
     connection: Connection, directory: Path, parent: int, processor: int | None, prepare: Callable[[], None]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
-    if sys.platform == "linux":  # end with the parent, even where it is killed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the parent handles it
+    if sys.platform == "linux":  # die with the parent, even if it is killed
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             return
     if processor is not None:
         os.sched_setaffinity(0, {processor})
     prepare()
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has closed its end
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed the connection
         while True:
             trial, stage = connection.recv()
             connection.send(run_stage(trial, directory, stage))
 
 
 def run_stage(trial: Trial, directory: Path, stage: Stage) -> str | Preempted:
-    """Runs a stage for a trial, and returns "", its error (also kept in `failed.json`), or Preempted after SIGTERM."""
+    """Runs a stage for a trial; returns "", its error (also written to `failed.json`), or Preempted after SIGTERM."""
     folder = trial_directory(directory, trial)
     with locked(folder), (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
             stage.function(trial, folder)
         except Preempted as preempted:
             return preempted
-        except Exception as error:  # of any kind: the other trials go on
+        except Exception as error:  # no error of a trial may stop the other trials
             return record(folder, error)
         finally:
             clear_programs()
@@ -219,14 +219,14 @@ def run_stage(trial: Trial, directory: Path, stage: Stage) -> str | Preempted:
 
 
 def clear_programs(max_maps: int = MAX_MEMORY_MAPS) -> None:
-    """Clears JAX's compiled programs where this process has more memory maps than `max_maps`."""
+    """Clears JAX's compiled programs if this process has more memory maps than `max_maps`."""
     maps = Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > max_maps:
         sys.modules["jax"].clear_caches()
 
 
 def record(folder: Path, error: Exception | None) -> str:
-    """Writes an error to `failed.json` and returns it as one line; without an error removes that file."""
+    """Writes an error to `failed.json` and returns it as one line; None removes the file."""
     if error is None:
         (folder / FAILED).unlink(missing_ok=True)
         return ""
@@ -237,7 +237,7 @@ def record(folder: Path, error: Exception | None) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Creates a trial's directory and locks it against the other processes of this machine."""
+    """Creates a trial's directory and locks it against other processes on this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -253,7 +253,7 @@ def train_trial(trial: Trial, folder: Path) -> None:
 
 
 def dataset_for(trial: Trial, config: ConfigDict) -> Dataset:
-    """Returns a trial's dataset, opened once for consecutive trials with the same data."""
+    """Returns a trial's dataset, which consecutive trials with the same data share."""
     seed = config.seed if config.data.name.startswith("pair:") else 0  # only pairings depend on the seed
     key = json.dumps([trial.config["data"], seed])
     if key not in _open_datasets:

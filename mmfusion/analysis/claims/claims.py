@@ -1,4 +1,4 @@
-"""The claims of an ablation as sentences, each with its evidence; no claim goes beyond what the seeds support."""
+"""The claims of an ablation as sentences with their evidence, limited to what the number of seeds supports."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,9 @@ class Claims:
 
     Attributes:
       rule: how methods were selected and compared.
-      none: why there are no claims, or "".
+      none: the reason for having no claims, or "".
       statements: the most important first.
-      best: the method that validation selected; "" where none has a score.
+      best: the method that validation selected; "" if no method has a score.
       against_unimodal: differences of each fused method from the best unimodal baseline.
       against_reference: differences of each fused method from its reference.
     """
@@ -65,11 +65,11 @@ def claims(
     """Returns the claims that the results of an ablation support.
 
     Args:
-      results: one per method.
-      classical: of classical baselines; those of one modality or none are unimodal baselines, too.
-      probes: trial name -> the result of `probe_run`, of the best method's trials at least.
-      information: the decomposition of two modalities, on `train` and by `chance`; empty where it is not known.
-      metric: that was compared.
+      results: one result per method.
+      classical: results of classical baselines; those with at most one modality are unimodal baselines, too.
+      probes: trial name -> the result of `probe_run`, at least for the best method's trials.
+      information: the decomposition of two modalities, for `train` and for permuted labels (`chance`); may be empty.
+      metric: the metric that methods are compared by.
       higher: whether a higher value is better.
     """
     references = {method: result for method, result in selection.references(results).items() if result.test}
@@ -89,7 +89,9 @@ def claims(
         statements.append(Statement("seeds", INCONCLUSIVE, text))
     scored = [result for result in fused if result.test]
     baselines = [result for result in (*results, *classical) if result.unimodal_baseline]
-    unimodal = selection.best(baselines, higher, fewest_failures_first=False)  # it counts even if it fails often
+    unimodal = selection.best(
+        baselines, higher, fewest_failures_first=False
+    )  # a baseline must not lose by failed seeds
     if unimodal:
         statements.append(_fusion_claim(selection.selected_difference(scored, baselines, best, unimodal, higher),
                                         best, unimodal, higher))  # fmt: skip
@@ -117,7 +119,7 @@ def _fusion_claim(difference: Difference, best: MethodResult, unimodal: MethodRe
     kind = "baseline without inputs" if unimodal.method in INPUT_FREE else "best unimodal baseline"
     text = (
         f"{claim}: {best.method} scores {best.mean:.4f}, the {kind} ({unimodal.method}) {unimodal.mean:.4f}; "
-        f"{_numbers(difference, higher)}."
+        f"{_describe(difference, higher)}."
     )
     if difference.seeds_needed:
         text += f" Detecting such a difference would take about {difference.seeds_needed} seeds."
@@ -128,7 +130,7 @@ def _classical_claim(difference: Difference, joint: MethodResult, higher: bool) 
     claim = {BETTER: "outperforms", WORSE: "underperforms"}.get(difference.verdict, "is not distinguishable from")
     text = (
         f"{difference.method} {claim} the best classical baseline on all modalities ({joint.method}: {joint.mean:.4f});"
-        f" {_numbers(difference, higher)}."
+        f" {_describe(difference, higher)}."
     )
     return Statement("classical", difference.verdict, text, difference.comparison)
 
@@ -155,14 +157,14 @@ def _strategy_claims(differences: Sequence[Difference]) -> list[Statement]:
 
 
 def _seeds_needed(group: Sequence[Difference]) -> str:
-    """Returns how many seeds would distinguish which strategies, the fewest first."""
-    by_number: dict[int, list[str]] = {}
+    """Returns the number of seeds needed to distinguish the strategies, fewest first."""
+    by_seeds: dict[int, list[str]] = {}
     for difference in group:
         if difference.seeds_needed:
-            by_number.setdefault(difference.seeds_needed, []).append(difference.method)
-    if not by_number:
+            by_seeds.setdefault(difference.seeds_needed, []).append(difference.method)
+    if not by_seeds:
         return ""
-    parts = [f"{number} for {enumerate_names(names)}" for number, names in sorted(by_number.items())]
+    parts = [f"{seeds} for {enumerate_names(names)}" for seeds, names in sorted(by_seeds.items())]
     return f" Seeds needed to detect the observed differences: about {'; '.join(parts)}."
 
 
@@ -171,7 +173,7 @@ def _without_failed(difference: Difference) -> str:
     return f" (without seed {seeds}, where one of the two failed)" if seeds else ""
 
 
-def _numbers(difference: Difference, higher: bool) -> str:
+def _describe(difference: Difference, higher: bool) -> str:
     if difference.comparison is None or difference.p is None:
         return "fewer than two seeds can be paired"
     return describe_difference(difference.comparison, difference.p, higher) + _without_failed(difference)

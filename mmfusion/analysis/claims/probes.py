@@ -18,11 +18,11 @@ from mmfusion.analysis.claims.statement import (
 
 EQUIVALENCE = 0.01  # share of the score below which an effect is negligible
 
-Probes = Sequence[Mapping[str, Any]]  # of the runs of one method, a seed each
+Probes = Sequence[Mapping[str, Any]]  # one per seed of a method
 
 
 def probe_claims(best: MethodResult, probes: Probes) -> list[Statement]:
-    """Returns the claims that the probes of the best method's runs support, and names the undefined ones."""
+    """Returns the claims that the probes of the best method's runs support, and a statement per undefined probe."""
     statements = []
     if len(probes) < len(best.trials):
         text = f"{len(probes)} of {len(best.trials)} runs of {best.method} were probed; the others failed."
@@ -49,7 +49,7 @@ def modalities_of(probe: Mapping[str, Any]) -> list[str]:
 
 
 def information_claim(information: Mapping[str, Mapping[str, float]], modalities: Sequence[str]) -> Statement:
-    """Returns the partial information decomposition of two modalities, beside that of permuted labels."""
+    """Returns the partial information decomposition of two modalities, with that of permuted labels in brackets."""
     parts = {
         "redundant": "redundant",
         f"unique {modalities[0]}": "unique_1",
@@ -66,10 +66,10 @@ def information_claim(information: Mapping[str, Mapping[str, float]], modalities
 
 
 def _interaction(best: MethodResult, probes: Probes) -> list[Statement]:
-    """Returns whether the best method's score falls when its logits are made additive over modalities."""
+    """Returns whether the best method's score drops when its logits are projected to additive ones."""
     names, sign, metric = list(probes[0]["interaction"]), probes[0]["sign"], probes[0]["metric"]
     scores = [
-        [[statistics.fmean(probe["interaction"][m][what]) for probe in probes] for what in ("whole", "additive")]
+        [[statistics.fmean(probe["interaction"][m][key]) for probe in probes] for key in ("whole", "additive")]
         for m in names
     ]
     comparisons = [compare(whole, additive) for whole, additive in scores]
@@ -96,7 +96,7 @@ def _interaction(best: MethodResult, probes: Probes) -> list[Statement]:
 
 
 def _modalities(best: MethodResult, probes: Probes) -> list[Statement]:
-    """Returns for each modality what permuting it costs the best method."""
+    """Returns for each modality the share of the best method's score that permuting it costs."""
     names, metric = sorted(probes[0]["perceptual"]), probes[0]["metric"]
     comparisons = [compare([probe["perceptual"][m] for probe in probes], [0.0] * len(probes)) for m in names]
     corrected = holm([comparison.p for comparison in comparisons])
@@ -139,7 +139,7 @@ def _missing(best: MethodResult, probes: Probes) -> list[Statement]:
 
 
 def effect_verdict(comparison: Comparison, p: float, score: float) -> str:
-    """Returns `negligible` where both 95 % intervals lie within EQUIVALENCE of the score, else the verdict."""
+    """Returns `negligible` if both 95 % intervals lie within EQUIVALENCE of the score, otherwise the verdict."""
     ends = (*comparison.interval, *comparison.normal_interval)
     if comparison.n >= MIN_SEEDS and max(map(abs, ends)) < EQUIVALENCE * abs(score):
         return NEGLIGIBLE
@@ -147,7 +147,7 @@ def effect_verdict(comparison: Comparison, p: float, score: float) -> str:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    """Yields the values in nested lists and mappings; undefined numbers are None."""
+    """Yields the leaves of nested lists and mappings; undefined values are None."""
     if isinstance(tree, Mapping):
         tree = tree.values()
     elif not isinstance(tree, list | tuple):

@@ -31,7 +31,7 @@ class MethodResult:
 
     Attributes:
       method: its name.
-      unimodal_baseline: as in the plan.
+      unimodal_baseline: see `Trial`.
       selected: the selected hyperparameters, by config key.
       trials: names of the trials that have a validation and a test score, in the order of `seeds`.
       seeds: the seeds of these trials, in order.
@@ -39,8 +39,8 @@ class MethodResult:
       valid: the validation scores that are defined.
       test: the test scores of `seeds`.
       parameters: the number of parameters of the model.
-      fusion: as in the plan.
-      variation: as in the plan.
+      fusion: see `Trial`.
+      variation: see `Trial`.
     """
 
     method: str
@@ -57,27 +57,27 @@ class MethodResult:
 
     @property
     def mean(self) -> float:
-        """Mean test score; NaN without any."""
+        """The mean test score; NaN without a score."""
         return statistics.fmean(self.test) if self.test else math.nan
 
     @property
     def is_reference(self) -> bool:
-        """Whether its strategy is the one that others are compared with."""
+        """Whether its strategy is the reference strategy."""
         return self.fusion == REFERENCE
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A method against another over the seeds that both finished.
+    """The difference of two methods over the seeds that both finished.
 
     Attributes:
-      method: its name.
+      method: the method's name.
       other: the name of the method that it is compared with.
       comparison: of their test scores, signed so that higher is better; None with fewer than two pairs.
-      p: corrected for multiple comparisons.
+      p: p value, corrected for multiple comparisons.
       verdict: `better`, `worse` or `inconclusive`.
-      seeds_needed: the number of seeds at which a difference as observed would be detected; None above 1,000.
-      failed_seeds: seeds on which one of them failed, which the comparison leaves out.
+      seeds_needed: the number of seeds that would detect the observed difference; None above 1,000.
+      failed_seeds: seeds on which either method failed, which the comparison leaves out.
     """
 
     method: str
@@ -92,7 +92,7 @@ class Difference:
 def references(results: Sequence[MethodResult]) -> dict[str, MethodResult]:
     """Returns the reference of each fused method.
 
-    That is `concat` with the same variation, or, where all methods are variations of one strategy, the first of them.
+    It is `concat` with the same variation, or the first method if all methods are variations of one strategy.
     """
     fused = [result for result in results if not result.unimodal_baseline]
     if len({result.fusion for result in fused}) == 1:
@@ -122,12 +122,12 @@ def method_results(
 ) -> list[MethodResult]:
     """Returns a result per method, in the plan's order, at the hyperparameters with the best mean validation score.
 
-    Hyperparameters that fail on fewer seeds go first, whatever their scores.
+    Hyperparameters that fail on fewer seeds rank first, regardless of their scores.
 
     Args:
-      trials: of the plan.
+      trials: the trials of the plan.
       results: trial name -> its `result.json`; failed trials are missing.
-      metric: that selects and is compared.
+      metric: the metric that methods are selected and compared by.
     """
     higher = direction(trials, metric)
     search_space: dict[str, dict[str, list[Trial]]] = {}  # method -> hyperparameters -> a trial per seed
@@ -145,7 +145,7 @@ def method_results(
 
     found = []
     for method, candidates in search_space.items():
-        best = max(candidates.values(), key=rank)  # the first of equals
+        best = max(candidates.values(), key=rank)  # the first one in case of a tie
         scores = {trial.name: (score(trial, "valid"), score(trial, "test")) for trial in best}
         finished = [trial for trial in best if None not in scores[trial.name]]
         found.append(
@@ -171,10 +171,10 @@ def _defined(scores) -> list[float]:
 
 
 def differences(pairs: Sequence[tuple[MethodResult, MethodResult]], higher: bool) -> list[Difference]:
-    """Compares methods with others, seed by seed; p values are corrected for the number of pairs (Holm).
+    """Compares pairs of methods over seeds; p values are corrected for the number of pairs (Holm).
 
     Args:
-      pairs: a method, and the one that it is compared with.
+      pairs: a method and the method that it is compared with.
       higher: whether a higher score is better.
     """
     scores = [_paired(result, other, higher) for result, other in pairs]
@@ -194,11 +194,11 @@ def selected_difference(
     other: MethodResult,
     higher: bool,
 ) -> Difference:
-    """Compares a method that was selected among several with another that was, too; p is valid for any selection.
+    """Compares two methods, each selected among several candidates; p is valid for any selection.
 
     Args:
       candidates: the methods that `result` was selected from.
-      other_candidates: those that `other` was selected from.
+      other_candidates: the methods that `other` was selected from.
       result: the first method.
       other: the method that it is compared with.
       higher: whether a higher score is better.
@@ -206,16 +206,16 @@ def selected_difference(
     a, b = _paired(result, other, higher)
     if len(a) < 2:
         return _difference(result, other, None, None, 1)
-    pairs = [(one, two) for one in candidates for two in other_candidates]
-    seeds = sorted({seed for one, two in pairs for seed in set(one.seeds) & set(two.seeds)})
+    pairs = [(first, second) for first in candidates for second in other_candidates]
+    seeds = sorted({seed for first, second in pairs for seed in set(first.seeds) & set(second.seeds)})
     sign = 1.0 if higher else -1.0
     table = np.full((len(pairs), len(seeds)), np.nan)
-    for i, (one, two) in enumerate(pairs):
-        scores, other_scores = (dict(zip(x.seeds, x.test, strict=True)) for x in (one, two))
+    for i, pair in enumerate(pairs):
+        scores, other_scores = (dict(zip(x.seeds, x.test, strict=True)) for x in pair)
         for j, seed in enumerate(seeds):
             if seed in scores and seed in other_scores:
                 table[i, j] = sign * (scores[seed] - other_scores[seed])
-    (selected,) = (i for i, (one, two) in enumerate(pairs) if one is result and two is other)
+    (selected,) = (i for i, (first, second) in enumerate(pairs) if first is result and second is other)
     return _difference(result, other, compare(a, b), sign_flip_of_selected(table, selected), len(candidates))
 
 
@@ -225,8 +225,8 @@ def best(results: Sequence[MethodResult], higher: bool, *, fewest_failures_first
     Args:
       results: the methods.
       higher: whether a higher score is better.
-      fewest_failures_first: whether methods that failed on fewer seeds go first; else only those that failed on most
-        seeds go last.
+      fewest_failures_first: whether methods that failed on fewer seeds rank first. Otherwise only those methods rank
+        last that have less than half as many finished seeds as the method with the most.
     """
     sign = 1.0 if higher else -1.0
     most = max((len(result.valid) for result in results), default=0)
@@ -239,9 +239,9 @@ def best(results: Sequence[MethodResult], higher: bool, *, fewest_failures_first
 
 
 def _paired(result: MethodResult, other: MethodResult, higher: bool) -> tuple[list[float], list[float]]:
-    """Returns the test scores of the seeds that both finished, signed so that higher is better."""
+    """Returns the test scores on the seeds that both finished, signed so that higher is better."""
     sign = 1.0 if higher else -1.0
-    scores, other_scores = (dict(zip(one.seeds, one.test, strict=True)) for one in (result, other))
+    scores, other_scores = (dict(zip(x.seeds, x.test, strict=True)) for x in (result, other))
     seeds = sorted(set(scores) & set(other_scores))
     return [sign * scores[seed] for seed in seeds], [sign * other_scores[seed] for seed in seeds]
 
@@ -253,6 +253,6 @@ def _difference(
     if comparison is None or p is None:
         return Difference(result.method, other.method, None, None, INCONCLUSIVE, None, failed)
     found = verdict(comparison, p)
-    a, b = _paired(result, other, higher=True)  # their difference's sign does not matter below
+    a, b = _paired(result, other, higher=True)  # `seeds_needed` ignores the sign of the differences
     needed = seeds_needed(np.subtract(a, b), count) if found == INCONCLUSIVE else None
     return Difference(result.method, other.method, comparison, p, found, needed, failed)

@@ -1,6 +1,6 @@
 """Statistics of paired runs: a difference with its interval, an exact test, multiple comparisons, and a verdict.
 
-Runs are paired by seed. n pairs
+Runs are paired by seed. n is the number of pairs.
 """
 
 import dataclasses
@@ -12,25 +12,25 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 9_999
-MAX_EXACT_PAIRS = 16  # up to which all sign flips are enumerated, instead of RESAMPLES random ones
+MAX_EXACT_PAIRS = 16  # all sign flips are enumerated up to this number of pairs, above it RESAMPLES random ones
 MAX_EXACT_PAIRS_OF_SELECTED = 12
-LEVEL = 0.95  # of intervals
-MEANINGFUL = 0.75  # P(A>B) that counts as meaningful (Bouthillier et al. 2021)
+LEVEL = 0.95  # confidence level of intervals
+MEANINGFUL = 0.75  # P(A>B) of a meaningful difference (Bouthillier et al. 2021)
 POWER = 0.8
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A against B over paired seeds.
+    """A comparison of A with B over paired seeds.
 
     Attributes:
-      difference: mean of A - B.
-      interval: of the difference, 95 %, by the BCa bootstrap.
-      normal_interval: the same by Student's t, which is wider with few pairs.
-      p: of the exact sign-flip test, two-sided, not corrected for multiple comparisons.
-      better: P(A>B), ties half.
-      better_interval: of P(A>B), 95 %.
+      difference: the mean of A - B.
+      interval: 95 % BCa bootstrap interval of the difference.
+      normal_interval: 95 % Student's t interval of the difference, which is wider with few pairs.
+      p: two-sided p of the exact sign-flip test, not corrected for multiple comparisons.
+      better: P(A>B); a tie counts one half.
+      better_interval: 95 % bootstrap interval of P(A>B).
       n: the number of pairs.
     """
 
@@ -44,12 +44,12 @@ class Comparison:
 
 
 def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
-    """Compares the scores of A and B, higher is better, of the same seeds in the same order.
+    """Compares the scores of A and B, where higher is better, for the same seeds in the same order.
 
     Args:
       a: scores `[n]`, finite.
       b: scores `[n]`, finite.
-      seed: of the resampling.
+      seed: seed of the resampling.
 
     Raises:
       ValueError: the lengths differ, there are fewer than two pairs, or a score is not finite.
@@ -71,8 +71,8 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Returns the BCa bootstrap interval of a mean (Efron 1987), 95 %; a point where all values are equal."""
-    if np.allclose(values, values[0], rtol=1e-9, atol=1e-12):  # BCa divides by a spread that is only rounding here
+    """Returns the 95 % BCa bootstrap interval of a mean (Efron 1987); a point if all values are equal."""
+    if np.allclose(values, values[0], rtol=1e-9, atol=1e-12):  # BCa would divide by a deviation of rounding errors
         return float(values[0]), float(values[0])
     return _bootstrap(values, "BCa", seed)
 
@@ -91,9 +91,9 @@ def _normal_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def sign_flip(differences: np.ndarray) -> float:
-    """Returns the two-sided p of the mean under all 2^n sign flips (Fisher 1935): exact, at least 2 / 2^n.
+    """Returns the exact two-sided p of the mean under all 2^n sign flips (Fisher 1935), at least 2 / 2^n.
 
-    Above MAX_EXACT_PAIRS pairs, 9,999 random flips are drawn instead.
+    Above MAX_EXACT_PAIRS pairs, 9,999 random flips are sampled instead.
     """
     if not differences.any():
         return 1.0
@@ -105,16 +105,16 @@ def sign_flip(differences: np.ndarray) -> float:
 
 
 def sign_flip_of_selected(differences: np.ndarray, selected: int) -> float:
-    """Returns the two-sided p of one of k means that was selected in any way (Westfall & Young 1993, max-T).
+    """Returns the two-sided p of one of k means, valid for any selection of it (Westfall & Young 1993, max-T).
 
-    The pairs of all k comparisons are flipped together, and the selected mean is compared with the most extreme of each
-    flip. Extremeness is the p of Student's t, so that means of different numbers of pairs are comparable. This controls
-    the family-wise error. p is at least 2 / 2^n, as for a single comparison. Above 12 pairs, 9,999 random flips are
-    drawn.
+    The pairs of all k comparisons are flipped jointly, and the selected mean is compared with the most extreme mean of
+    each flip. Extremeness is the p of Student's t, so that means over different numbers of pairs are comparable. This
+    controls the family-wise error rate. p is at least 2 / 2^n, as for a single comparison. Above 12 pairs, 9,999 random
+    flips are sampled.
 
     Args:
-      differences: `[k, n]`, NaN where a pair is missing.
-      selected: which of the k.
+      differences: `[k, n]`, NaN for a missing pair.
+      selected: index of the selected comparison.
     """
     present = np.isfinite(differences)
     values, count = np.where(present, differences, 0.0), present.sum(axis=1)
@@ -126,7 +126,7 @@ def sign_flip_of_selected(differences: np.ndarray, selected: int) -> float:
     values, count, square = values[usable], count[usable], square[usable]
     pairs = values.shape[1]
     if pairs <= MAX_EXACT_PAIRS_OF_SELECTED:
-        signs = 1.0 - 2.0 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1)  # [2^n, n], the first all 1
+        signs = 1.0 - 2.0 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1)  # [2^n, n]; row 0 flips nothing
     else:
         signs = np.random.default_rng(0).choice([1.0, -1.0], size=(RESAMPLES + 1, pairs))
         signs[0] = 1.0
@@ -137,7 +137,7 @@ def sign_flip_of_selected(differences: np.ndarray, selected: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Returns the p values corrected for multiple comparisons, in the same order (Holm 1979)."""
+    """Returns the p values corrected for multiple comparisons (Holm 1979), in the same order."""
     order = np.argsort(p, kind="stable")
     corrected, largest = np.empty(len(p)), 0.0
     for rank, i in enumerate(order):
@@ -149,34 +149,34 @@ def holm(p: Sequence[float]) -> list[float]:
 def verdict(comparison: Comparison, p: float) -> str:
     """Returns `better`, `worse` or `inconclusive`.
 
-    `better` requires all of: corrected p below 0.05; the interval of the difference above 0; and an interval of P(A>B)
-    that lies above 0.5 and reaches 0.75 (Bouthillier et al. 2021, arXiv:2103.03098). `worse` is its mirror image.
+    `better` requires a corrected p below 0.05, an interval of the difference above 0, and an interval of P(A>B) that
+    lies above 0.5 and reaches 0.75 (Bouthillier et al. 2021, arXiv:2103.03098). `worse` is the mirror image.
     """
-    (low, high), (least, most) = comparison.interval, comparison.better_interval
-    if p < 1 - LEVEL and low > 0 and least > 0.5 and most > MEANINGFUL:
+    (low, high), (better_low, better_high) = comparison.interval, comparison.better_interval
+    if p < 1 - LEVEL and low > 0 and better_low > 0.5 and better_high > MEANINGFUL:
         return BETTER
-    if p < 1 - LEVEL and high < 0 and most < 0.5 and least < 1 - MEANINGFUL:
+    if p < 1 - LEVEL and high < 0 and better_high < 0.5 and better_low < 1 - MEANINGFUL:
         return WORSE
     return INCONCLUSIVE
 
 
-def seeds_needed(differences: Sequence[float] | np.ndarray, comparisons: int = 1, most: int = 1_000) -> int | None:
-    """Returns the number of seeds at which a difference as observed is detected with power 0.8; None above `most`.
+def seeds_needed(differences: Sequence[float] | np.ndarray, comparisons: int = 1, max_seeds: int = 1_000) -> int | None:
+    """Returns the number of seeds that detects the observed difference with power 0.8; None above `max_seeds`.
 
-    By a paired t-test with the observed mean and standard deviation, at 0.05 divided by the number of comparisons. It
-    is more than the seeds at hand, and enough for the sign-flip test to reach that level.
+    Power is that of a paired t-test with the observed mean and standard deviation, at level 0.05 divided by the number
+    of comparisons. The result exceeds the number of given seeds and suffices for the sign-flip test to reach the level.
     """
     differences = np.asarray(differences, np.float64)
     mean, deviation = abs(differences.mean()), differences.std(ddof=1)
     if mean == 0:
         return None
     level = (1 - LEVEL) / comparisons
-    pairs = np.arange(max(len(differences) + 1, min_pairs(comparisons)), most + 1)
-    wanted = stats.t.ppf(1 - level / 2, pairs - 1) + stats.t.ppf(POWER, pairs - 1)
-    enough = pairs[wanted * deviation <= mean * np.sqrt(pairs)]
-    return int(enough[0]) if len(enough) else None
+    pairs = np.arange(max(len(differences) + 1, min_pairs(comparisons)), max_seeds + 1)
+    noncentrality = stats.t.ppf(1 - level / 2, pairs - 1) + stats.t.ppf(POWER, pairs - 1)
+    sufficient = pairs[noncentrality * deviation <= mean * np.sqrt(pairs)]
+    return int(sufficient[0]) if len(sufficient) else None
 
 
 def min_pairs(comparisons: int) -> int:
-    """Returns the fewest pairs at which the sign-flip test, whose p is at least 2 / 2^n, can pass Holm's correction."""
+    """Returns the fewest pairs with which the sign-flip test (p at least 2 / 2^n) can pass Holm's correction."""
     return math.floor(math.log2(2 * comparisons / (1 - LEVEL))) + 1

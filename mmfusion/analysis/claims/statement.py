@@ -1,11 +1,11 @@
-"""A claim as a sentence with its evidence, and the phrases that the sentences share."""
+"""A claim as a sentence with its evidence, and phrases that several sentences share."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from mmfusion.analysis.claims.significance import Comparison, min_pairs
 
-NEGLIGIBLE, NO_RESULT = "negligible", "no result"  # verdicts beside better, worse and inconclusive
+NEGLIGIBLE, NO_RESULT = "negligible", "no result"  # verdicts in addition to better, worse and inconclusive
 MIN_SEEDS = min_pairs(1)
 
 
@@ -14,10 +14,10 @@ class Statement:
     """A sentence of the report.
 
     Attributes:
-      about: its topic.
-      verdict: `better`, `worse`, `inconclusive`, `negligible`, `no result`, or "" of a measurement without a test.
+      about: the topic.
+      verdict: `better`, `worse`, `inconclusive`, `negligible`, `no result`, or "" for a measurement without a test.
       text: the sentence.
-      evidence: the comparison that supports it, if one does.
+      evidence: the comparison that supports it, if any.
     """
 
     about: str
@@ -41,7 +41,7 @@ def describe_difference(comparison: Comparison, p: float, higher: bool = True) -
 
 
 def needed_after_holm(comparisons: int, seeds: int, what: str) -> str:
-    """Returns why no comparison can be significant, or "" where the seeds suffice for Holm's correction."""
+    """Returns the reason why no comparison can be significant, or "" if the seeds suffice for Holm's correction."""
     if seeds >= (needed := min_pairs(comparisons)):
         return ""
     return f"with {comparisons} {what} at least {needed} seeds are needed ({seeds} were run)"

@@ -1,6 +1,6 @@
-"""Where a trained model looks: some test examples with their inputs and attention weights.
+"""Test examples of a trained run with their inputs, predictions and attention weights.
 
-H W picture · C channels · S audio samples · N tokens
+H W image · T frames · C channels · S audio samples · N tokens
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ EXAMPLES = 12
 
 @dataclasses.dataclass(frozen=True)
 class ExampleView:
-    """A test example as a person would see it, and where the model looked.
+    """A test example in displayable form, with the model's attention weights.
 
     Attributes:
-      id: the row's number in its source.
-      target, predicted: names of classes, or numbers.
-      inputs: modality -> picture `[H, W, C]` or frames `[T, H, W, C]` uint8, words (one a token, column or node), or
-        samples `[S]`; absent ones are left out.
-      attention: (query modality, key modality) -> weights `[N_query, N_key]`, the mean over heads, without the padding
-        of modalities that have a token for each position; empty of strategies without attention.
+      id: the row's index in its source.
+      target, predicted: class names, or values as text.
+      inputs: modality -> image `[H, W, C]` uint8, frames `[T, H, W, C]` uint8, strings (one per token, column or node),
+        or waveform `[S]`; absent modalities are left out.
+      attention: (query modality, key modality) -> weights `[N_query, N_key]`, averaged over heads, without padding for
+        modalities with one token per position; empty for strategies without attention.
     """
 
     id: int
@@ -38,7 +38,7 @@ class ExampleView:
 
 
 def examples(workdir: str | Path, count: int = EXAMPLES) -> list[ExampleView]:
-    """Returns test examples of a finished run of one target, drawn by a fixed seed, at its best checkpoint."""
+    """Returns test examples of a finished run with one target at its best checkpoint, sampled with a fixed seed."""
     run = open_run(workdir, ["test"])
     raw = sample_rows(run.dataset.splits["test"], count)
     (task,) = run.setup.tasks
@@ -51,59 +51,54 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[ExampleView]:
 
     logits, attention = jax.device_get(forward(variables, raw))
     reader = run.dataset.reader
-    shown = []
+    views = []
     for i in range(len(raw.id)):
-        there = [m for m in reader.modalities if raw.present[m][i]]
-        masks = {m: raw.mask[m][i] for m in there if reader.modalities[m]["kind"] in BY_POSITION}
+        present = [m for m in reader.modalities if raw.present[m][i]]
+        masks = {m: raw.mask[m][i] for m in present if reader.modalities[m]["kind"] in TOKEN_PER_POSITION}
         inputs = {
-            m: SHOWN[reader.modalities[m]["kind"]](raw.inputs[m][i], raw.mask[m][i], reader.fitted.get(m))
-            for m in there
+            m: DISPLAY[reader.modalities[m]["kind"]](raw.inputs[m][i], raw.mask[m][i], reader.fitted.get(m))
+            for m in present
         }
-        absent = {m for m in reader.modalities if m not in there}
+        absent = {m for m in reader.modalities if m not in present}
         weights = {
-            (q, k): _real(_real(w[i], masks.get(q), 0), masks.get(k), 1)
+            (q, k): _without_padding(_without_padding(w[i], masks.get(q), 0), masks.get(k), 1)
             for (q, k), w in attention.items()
             if not absent & {q, k}
         }
         names = run.dataset.class_names[task]
-        said = (raw.targets[task][i], logits[task][i].argmax() if names else logits[task][i][0])
-        target, predicted = (names[int(x)] if names else f"{float(x):.3g}" for x in said)
-        shown.append(ExampleView(int(raw.id[i]), target, predicted, inputs, weights))
-    return shown
+        values = (raw.targets[task][i], logits[task][i].argmax() if names else logits[task][i][0])
+        target, predicted = (names[int(x)] if names else f"{float(x):.3g}" for x in values)
+        views.append(ExampleView(int(raw.id[i]), target, predicted, inputs, weights))
+    return views
 
 
-def _real(weights: np.ndarray, mask: np.ndarray | jax.Array | None, axis: int) -> np.ndarray:
-    """Leaves out the tokens of padding, where there is a token for each position."""
+def _without_padding(weights: np.ndarray, mask: np.ndarray | jax.Array | None, axis: int) -> np.ndarray:
+    """Returns the weights without padded tokens if there is one token per position."""
     if mask is None or weights.shape[axis] != len(mask):
         return weights
     return weights.compress(mask, axis)
 
 
-def _table_words(row: np.ndarray, mask: np.ndarray, fitted: Mapping[str, Any]) -> list[str]:
-    """Returns `name value` of each column that is there: numbers in training's deviations, categories by name."""
-    words = []
+def _table_strings(row: np.ndarray, mask: np.ndarray, fitted: Mapping[str, Any]) -> list[str]:
+    """Returns `name value` for each column present: standardised numbers, categories by name."""
+    formats = []
     for name, column in fitted.items():
         if "categories" in column:
-            words.append(lambda x, name=name, known=("?", *column["categories"]): f"{name} {known[int(x)]}")
+            formats.append(lambda x, name=name, known=("?", *column["categories"]): f"{name} {known[int(x)]}")
         else:
-            numbers = [name] if len(column["mean"]) == 1 else [f"{name}[{k}]" for k in range(len(column["mean"]))]
-            words += [lambda x, label=label: f"{label} {x:+.1f}" for label in numbers]
-    return [word(x) for word, x, real in zip(words, row, mask, strict=True) if real]
+            labels = [name] if len(column["mean"]) == 1 else [f"{name}[{k}]" for k in range(len(column["mean"]))]
+            formats += [lambda x, label=label: f"{label} {x:+.1f}" for label in labels]
+    return [to_text(x) for to_text, x, real in zip(formats, row, mask, strict=True) if real]
 
 
-BY_POSITION = (
-    "text",
-    "video",
-    "table",
-    "graph",
-    "knowledge",
-)  # kinds whose encoders may give a token for each position
-SHOWN = {  # (input, mask, fitted) -> what a person is shown
+# Modality types whose encoders may return one token per position.
+TOKEN_PER_POSITION = ("text", "video", "table", "graph", "knowledge")
+DISPLAY = {  # (input, mask, fitted) -> the displayable input
     "image": lambda x, mask, fitted: x,
     "text": lambda x, mask, fitted: [fitted.id_to_token(int(k)) for k in x[mask]],
     "audio": lambda x, mask, fitted: x[mask],
     "video": lambda x, mask, fitted: x[mask],
-    "table": _table_words,
+    "table": _table_strings,
     "graph": lambda x, mask, fitted: [f"node {k}" for k in range(mask.sum())],
     "knowledge": lambda x, mask, fitted: [fitted.entities[k - 1] for k in x[mask, 0]],
 }

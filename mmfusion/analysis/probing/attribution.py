@@ -1,4 +1,4 @@
-"""What each modality is worth: Shapley values over subsets, and what permuting one costs.
+"""Attribution of a score to modalities: Shapley values over subsets, and the perceptual score by permutation.
 
 n examples · C classes · M modalities
 """
@@ -17,12 +17,12 @@ def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def shapley(value: Mapping[tuple[str, ...], float]) -> dict[str, float]:
-    """Returns each modality's Shapley value (Shapley 1953): its mean gain over the orders in which modalities come.
+    """Returns each modality's Shapley value (Shapley 1953): its mean gain over all orders of adding modalities.
 
     Σ_m φ_m = V(all) - V(none).
 
     Args:
-      value: score V of each subset that `subsets` gives.
+      value: score V of each subset that `subsets` returns.
 
     Raises:
       ValueError: a subset is missing.
@@ -44,24 +44,26 @@ def shapley(value: Mapping[tuple[str, ...], float]) -> dict[str, float]:
 def perceptual(
     score: Callable[[Mapping[str, np.ndarray]], float], modalities: Sequence[str], rows: int, repeats: int, seed: int
 ) -> dict[str, float]:
-    """Returns, for each modality, the share of the score that is lost when its rows are permuted (Gat et al. 2021).
+    """Returns for each modality the share of the score lost when its rows are permuted (Gat et al. 2021).
 
     arXiv:2106.01691: (score - mean permuted score) / score.
 
     Args:
-      score: takes for each modality which row `[n]` stands in for each, returns a score where higher is better.
-      modalities: their names.
+      score: maps the row indices `[n]` of each modality to a score; higher is better.
+      modalities: names of the modalities.
       rows: n.
-      repeats: permutations of each modality.
-      seed: of the permutations.
+      repeats: the number of permutations per modality.
+      seed: seed of the permutations.
 
     Raises:
-      ValueError: the score of the rows as they are is not above 0.
+      ValueError: the score without permutation is not above 0.
     """
-    same = {m: np.arange(rows) for m in modalities}
-    whole = score(same)
-    if not whole > 0:
-        raise ValueError(f"the share lost of a score of {whole} is not defined")
+    identity = {m: np.arange(rows) for m in modalities}
+    full = score(identity)
+    if not full > 0:
+        raise ValueError(f"the score is {full}; it must be above 0")
     random = np.random.default_rng(seed)
-    lost = {m: [score(same | {m: random.permutation(rows)}) for _ in range(repeats)] for m in sorted(modalities)}
-    return {m: float((whole - np.mean(scores)) / whole) for m, scores in lost.items()}
+    permuted = {
+        m: [score(identity | {m: random.permutation(rows)}) for _ in range(repeats)] for m in sorted(modalities)
+    }
+    return {m: float((full - np.mean(scores)) / full) for m, scores in permuted.items()}

@@ -1,6 +1,6 @@
-"""Partial information decomposition: what two sources tell of a label alone, both, and only together, in bits.
+"""Partial information decomposition: unique, redundant and synergistic information about a label, in bits.
 
-A values of the first source · B of the second · C classes · n examples
+A values of the first source · B values of the second source · C classes · n examples
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from mmfusion.analysis.baselines import features
 from mmfusion.data.dataset import Dataset
 
 TINY = 1e-300
-CLUSTERS = 20  # that a modality's features are reduced to, as many values has a source
+CLUSTERS = 20  # number of k-means clusters per modality, the values of a source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,26 +26,26 @@ class Decomposition:
     synergy: float
 
 
-def decompose(joint: np.ndarray, tolerance: float = 1e-8, most: int = 5_000) -> Decomposition:
-    """Decomposes what two discrete sources tell of a label (Bertschinger et al. 2014, arXiv:1311.2852).
+def decompose(joint: np.ndarray, tolerance: float = 1e-8, max_steps: int = 5_000) -> Decomposition:
+    """Decomposes the information of two discrete sources about a label (Bertschinger et al. 2014, arXiv:1311.2852).
 
-    As in Liang et al. 2023 (arXiv:2302.12247): Q* = argmax H_q(Y | X1, X2) over q with q(x1, y) = p(x1, y) and
-    q(x2, y) = p(x2, y). Found by alternating projections: q is fitted to the marginals from r, r becomes the sum of q
-    over y; each step lowers Σ_y p(y) D(q(·|y) || r), whose minimum over r is the information that q has.
+    As in Liang et al. 2023 (arXiv:2302.12247), Q* = argmax H_q(Y | X1, X2) over q with q(x1, y) = p(x1, y) and
+    q(x2, y) = p(x2, y). It is found by alternating projections: q is fitted to the marginals starting from r, and r is
+    set to the sum of q over y. Each step lowers Σ_y p(y) D(q(·|y) || r), whose minimum over r is I_q(X1, X2; Y).
 
     Args:
-      joint: P(x1, x2, y) `[A, B, C]`, not negative; it is scaled to sum to 1.
-      tolerance: bits by which two steps must differ to go on.
-      most: steps.
+      joint: P(x1, x2, y) `[A, B, C]`, non-negative; it is normalised to sum to 1.
+      tolerance: the iteration stops when the information changes by less than this, in bits.
+      max_steps: the maximum number of iterations.
 
     Raises:
-      ValueError: the table has no mass, another shape, or a negative or undefined entry.
+      ValueError: the table sums to 0, has another shape, or a negative or non-finite entry.
     """
     p = np.asarray(joint, np.float64)
     if p.ndim != 3 or not np.isfinite(p).all() or p.min(initial=0) < 0 or not p.sum() > 0:
-        raise ValueError("a table P(x1, x2, y) of finite probabilities that are not negative is needed")
+        raise ValueError("the table must be P(x1, x2, y) with finite, non-negative entries that do not sum to 0")
     p = p / p.sum()
-    q = _nearest_with_marginals(p, tolerance, most)
+    q = _projection(p, tolerance, max_steps)
     first, second = _information(p.sum(axis=1)), _information(p.sum(axis=0))
     both = _information(p.reshape(-1, p.shape[2]))
     least = _information(q.reshape(-1, p.shape[2]))
@@ -54,20 +54,20 @@ def decompose(joint: np.ndarray, tolerance: float = 1e-8, most: int = 5_000) -> 
 
 
 def of_dataset(
-    dataset: Dataset, task: str, seed: int = 0, most_rows: int = 20_000
+    dataset: Dataset, task: str, seed: int = 0, max_rows: int = 20_000
 ) -> tuple[Decomposition, Decomposition]:
-    """Returns what the clusters of two modalities' simple features tell of a class, and what chance makes of it.
+    """Returns the decomposition of two modalities' clustered features, and that of permuted labels.
 
-    As Liang et al. 2023 do, each modality is reduced to the cluster (k-means) that its features belong to. Few examples
-    a cell feign information; the second decomposition, of the same table with the classes permuted, says how much.
+    As in Liang et al. 2023, each modality is reduced to the k-means cluster of its features. The estimate is biased
+    upwards with few examples per cell; the second decomposition, with permuted classes, measures the bias.
 
     Args:
-      dataset: of two modalities, taken in the order of their names; its train split is looked at.
+      dataset: a dataset with two modalities, in the order of their names; its train split is used.
       task: a single-label target.
-      seed: of the rows drawn, the clusters and the permutation.
-      most_rows: of train that are used.
+      seed: seed of the subsample, the clusters and the permutation.
+      max_rows: the maximum number of training rows.
     """
-    tables, targets = features(dataset, task, seed, most_rows)
+    tables, targets = features(dataset, task, seed, max_rows)
     first, second = (
         KMeans(
             min(CLUSTERS, own["train"].shape[0]),
@@ -86,23 +86,23 @@ def of_dataset(
     return decompose(table(classes)), decompose(table(np.random.default_rng(seed).permutation(classes)))
 
 
-def _nearest_with_marginals(p: np.ndarray, tolerance: float, most: int) -> np.ndarray:
+def _projection(p: np.ndarray, tolerance: float, max_steps: int) -> np.ndarray:
     rows, columns = p.sum(axis=1, keepdims=True), p.sum(axis=0, keepdims=True)  # [A, 1, C], [1, B, C]
     label = p.sum(axis=(0, 1), keepdims=True)  # [1, 1, C]
     q = rows * columns / np.maximum(label, TINY)  # independent given the label
-    before = np.inf
-    for _ in range(most):
+    previous = np.inf
+    for _ in range(max_steps):
         q = np.broadcast_to(q.sum(axis=2, keepdims=True), p.shape)
         q = _fitted(q * label, rows, columns)
-        now = _information(q.reshape(-1, p.shape[2]))
-        if abs(before - now) < tolerance:
+        information = _information(q.reshape(-1, p.shape[2]))
+        if abs(previous - information) < tolerance:
             break
-        before = now
+        previous = information
     return q
 
 
 def _fitted(q: np.ndarray, rows: np.ndarray, columns: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
-    """Scales rows and columns in turns until both sums are right, which is the projection of q (Csiszár 1975)."""
+    """Scales rows and columns alternately until both marginals match: the I-projection of q (Csiszár 1975)."""
     for _ in range(1_000):
         q = q * (rows / np.maximum(q.sum(axis=1, keepdims=True), TINY))
         sums = q.sum(axis=0, keepdims=True)
@@ -113,6 +113,6 @@ def _fitted(q: np.ndarray, rows: np.ndarray, columns: np.ndarray, tolerance: flo
 
 
 def _information(joint: np.ndarray) -> float:
-    """Returns I(X; Y) in bits of P(x, y) `[A, C]`."""
+    """Returns I(X; Y) of P(x, y) `[A, C]`, in bits."""
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     return float(rel_entr(joint, independent).sum() / np.log(2))

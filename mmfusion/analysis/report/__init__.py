@@ -1,4 +1,4 @@
-"""The report of an ablation, claims first: as Markdown, as one self-contained HTML page, and as a LaTeX table."""
+"""The report of an ablation, which starts with its claims: Markdown, a self-contained HTML page and a LaTeX table."""
 
 import re
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from mmfusion.analysis.report.sections import sections
 from mmfusion.analysis.report.tables import FUSED, UNIMODAL, Table, Text, escape_markdown
 from mmfusion.files import write_text
 
-EFFECTS = ("interaction", "modality")  # topics of statements about whether an effect exists, not which method is better
-LEAD = re.compile(r".{1,160}?(?:[:;]|(?= \()|\.(?= |$))")  # the first part of a claim, before its numbers
+EFFECTS = ("interaction", "modality")  # statements that test for an effect instead of comparing methods
+LEAD = re.compile(r".{1,160}?(?:[:;]|(?= \()|\.(?= |$))")  # the first part of a claim, before its values
 QUOTED = re.compile("`([^`]+)`")
 
 
@@ -40,15 +40,15 @@ def write(
     train: Callable[[Trial], str] = lambda trial: "",
     latex: bool = False,
 ) -> None:
-    """Writes `report.md`, `report.html` and, if asked for, `table.tex`, each whole or not at all.
+    """Writes `report.md`, `report.html` and optionally `table.tex`, each atomically.
 
     Args:
-      outcome: of the ablation.
-      plan: of the ablation.
-      directory: of the ablation; receives the report.
-      command: that ran it.
-      train: returns the command that trains a trial alone.
-      latex: whether to write the LaTeX table, too.
+      outcome: the ablation's outcome.
+      plan: the ablation's plan.
+      directory: the ablation's directory, which the report is written to.
+      command: the command that ran the ablation.
+      train: trial -> the command that trains it alone.
+      latex: whether to also write the LaTeX table.
     """
     directory = Path(directory)
     context = ReportContext(outcome, plan, directory, tables.lines(outcome, plan))
@@ -60,7 +60,7 @@ def write(
 
 
 def html(context: ReportContext, command: str, train: Callable[[Trial], str]) -> str:
-    """Returns the report as one page that loads nothing from elsewhere."""
+    """Returns the report as one self-contained HTML page."""
     outcome, plan = context.outcome, context.plan
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -113,12 +113,12 @@ def markdown(context: ReportContext, command: str, train: Callable[[Trial], str]
 
 
 def title(context: ReportContext) -> str:
-    """Returns the title: which modalities are fused on which dataset."""
+    """Returns the title, with the modalities and the dataset."""
     return f"Fusion of {' and '.join(sorted(context.modalities))} on {context.plan.trials[0].config['data']['name']}"
 
 
 def facts(context: ReportContext, command: str) -> dict[str, str]:
-    """Returns the facts below the title, by name."""
+    """Returns the facts below the title, by label."""
     outcome, trials = context.outcome, context.plan.trials
     config = trials[0].config
     methods, seeds = {trial.method for trial in trials}, {trial.config["seed"] for trial in trials}
@@ -138,7 +138,7 @@ def facts(context: ReportContext, command: str) -> dict[str, str]:
 
 
 def settings(context: ReportContext, command: str) -> dict[str, str]:
-    """Returns the search space, the matched budget, and the rule that methods are compared by."""
+    """Returns the search space, the matched budget, and the rule of comparison."""
     search_space: dict[str, dict[str, None]] = {}
     for trial in context.plan.trials:
         for key, value in trial.hyperparameters.items():
@@ -167,7 +167,7 @@ def _matched(outcome: Outcome, kind: str) -> str:
 
 
 def claim(statement: Statement) -> Claim:
-    """Returns a statement for a reader: the label of its verdict, and its text split before the numbers."""
+    """Returns the statement with the label of its verdict, and its text split before the values."""
     label = statement.verdict or "measured"
     if statement.about in EFFECTS and label == "better":
         label = "significant"
@@ -177,7 +177,7 @@ def claim(statement: Statement) -> Claim:
 
 
 def failures(outcome: Outcome) -> dict[str, list[str]]:
-    """Returns the trials that failed, by their error."""
+    """Returns the names of failed trials by error."""
     found: dict[str, list[str]] = {}
     for name, error in outcome.errors.items():
         found.setdefault(error, []).append(name)
@@ -185,12 +185,12 @@ def failures(outcome: Outcome) -> dict[str, list[str]]:
 
 
 def made_with(context: ReportContext) -> dict[str, list[str]]:
-    """Returns the digest of the code, and the data, versions and devices of the results."""
+    """Returns the code digest, and the data, versions and devices of the results."""
     return {"Code": [f"digest {context.plan.code}"], **aggregation.provenance(context.outcome)}
 
 
 def runs(context: ReportContext, train: Callable[[Trial], str]) -> Table:
-    """Returns the command that trains each method's first run; its other runs differ in the seed."""
+    """Returns the command that trains each method's first run; other runs differ in the seed only."""
     rows: dict[str, list[tuple[Text, ...]]] = {}
     for group, lines in context.groups.items():
         for line in lines if group in (FUSED, UNIMODAL) else ():
@@ -201,7 +201,7 @@ def runs(context: ReportContext, train: Callable[[Trial], str]) -> Table:
 
 
 def _legend(context: ReportContext) -> str:
-    """Returns how to read the main table."""
+    """Returns the legend of the main table."""
     better = "highest" if context.outcome.higher else "lowest"
     sign = "" if context.outcome.higher else " Differences are signed so that positive is better."
     return (
@@ -211,7 +211,7 @@ def _legend(context: ReportContext) -> str:
 
 
 def _folded(command: str) -> str:
-    """Returns a command with one flag per line, as a shell reads it."""
+    """Returns a command with one flag per line, joined by backslashes."""
     return command.replace(" --", " \\\n  --")
 
 

@@ -1,6 +1,6 @@
-"""The numbers behind a report's figures: means over seeds of results and probes, in the metric's own direction.
+"""Aggregates results and probes over seeds for the figures of a report, in the metric's own direction.
 
-Trials that were not probed and undefined numbers are left out of the means.
+Trials that were not probed and undefined values are left out of the means.
 """
 
 import collections
@@ -24,7 +24,7 @@ LATE_FUSION = "late_mean"  # the reference of effective robustness
 
 
 class Span(NamedTuple):
-    """The mean over seeds, and the lowest and highest of them."""
+    """The mean, minimum and maximum over seeds."""
 
     mean: float
     low: float
@@ -32,14 +32,14 @@ class Span(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A score at each step, as the mean over seeds with the lowest and highest."""
+    """The mean, minimum and maximum over seeds of a score at each step."""
 
     steps: list[int]
     spans: list[Span]
 
 
 def span(values: Iterable[float | None]) -> Span:
-    """Returns the mean, minimum and maximum of the defined values; NaN without any."""
+    """Returns the mean, minimum and maximum of the defined values; NaN if there are none."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return Span(statistics.fmean(known), min(known), max(known)) if known else Span(math.nan, math.nan, math.nan)
 
@@ -50,18 +50,18 @@ def probes_of(result: MethodResult, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def probe_metric(outcome: Outcome) -> tuple[str, int]:
-    """Returns the metric of the probes, and -1 where lower is better and the probes hold its negative, else 1."""
+    """Returns the metric of the probes, and their sign: -1 if lower is better and they are negated, otherwise 1."""
     probe = next(iter(outcome.probes.values()))
     return probe["metric"], probe["sign"]
 
 
 def absences(methods: Sequence[MethodResult], outcome: Outcome, kind: str) -> dict[str, dict[str, float]]:
-    """Returns by method the mean metric with modalities missing.
+    """Returns the mean metric with missing modalities, by method.
 
     Args:
-      methods: their results.
-      outcome: of the ablation.
-      kind: `subsets`, by the modalities present, joined by `+`, or `missing`, by the rate at which they are missing.
+      methods: the methods' results.
+      outcome: the ablation's outcome.
+      kind: `subsets`, keyed by the present modalities joined by `+`, or `missing`, keyed by the rate of absence.
     """
     _, sign = probe_metric(outcome)
     found = {}
@@ -73,7 +73,7 @@ def absences(methods: Sequence[MethodResult], outcome: Outcome, kind: str) -> di
 
 
 def contributions(methods: Sequence[MethodResult], outcome: Outcome, kind: str) -> dict[str, dict[str, Span]]:
-    """Returns by method the contribution of each modality, of kind `shapley` or `perceptual`; higher is better."""
+    """Returns the contribution of each modality by method; kind is `shapley` or `perceptual`, higher is better."""
     found = {}
     for result in methods:
         runs = [run[kind] for run in probes_of(result, outcome) if run[kind]]
@@ -83,42 +83,41 @@ def contributions(methods: Sequence[MethodResult], outcome: Outcome, kind: str) 
 
 
 def interactions(methods: Sequence[MethodResult], outcome: Outcome) -> dict[str, dict[str, tuple[float, float]]]:
-    """Returns by modality and method the mean metric of the model, and of its additive projection."""
+    """Returns the mean metric of the model and of its additive projection, by modality and method."""
     _, sign = probe_metric(outcome)
     found: dict[str, dict[str, tuple[float, float]]] = collections.defaultdict(dict)
     for result in methods:
         runs = probes_of(result, outcome)
         for m in runs[0]["interaction"] if runs else ():
             whole, additive = (
-                sign * span(x for run in runs for x in run["interaction"][m][what]).mean
-                for what in ("whole", "additive")
+                sign * span(x for run in runs for x in run["interaction"][m][key]).mean for key in ("whole", "additive")
             )
             found[m][result.method] = whole, additive
     return dict(found)
 
 
 def corruptions(methods: Sequence[MethodResult], outcome: Outcome) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """Returns by (modality, corruption) and method the mean metric at each severity."""
+    """Returns the mean metric at each severity, by (modality, corruption) and method."""
     _, sign = probe_metric(outcome)
     found: dict[tuple[str, str], dict[str, list[float]]] = collections.defaultdict(dict)
     for result in methods:
         runs = probes_of(result, outcome)
         for m, kinds in runs[0]["corruption"].items() if runs else ():
             for kind in kinds:
-                at = zip(*(run["corruption"][m][kind] for run in runs), strict=True)
-                found[m, kind][result.method] = [sign * span(scores).mean for scores in at]
+                by_severity = zip(*(run["corruption"][m][kind] for run in runs), strict=True)
+                found[m, kind][result.method] = [sign * span(scores).mean for scores in by_severity]
     return dict(found)
 
 
 def robustness(
     curves: Mapping[str, Sequence[float]], severities: Sequence[float], sign: int
 ) -> dict[str, tuple[float, float | None]]:
-    """Returns by method the relative robustness and, where late fusion is among them, the effective one.
+    """Returns the relative and, if late fusion is among the methods, the effective robustness, by method.
 
     Args:
       curves: method -> the metric at each severity.
       severities: from 0 to 1.
-      sign: -1 where less of the metric is better; more of effective robustness always is.
+      sign: -1 if a lower metric is better; effective robustness is signed so that higher is better.
     """
     late = curves.get(LATE_FUSION)
     return {
@@ -131,30 +130,30 @@ def robustness(
 
 
 def calibrations(result: MethodResult, outcome: Outcome, task: str) -> list[dict[str, Any]]:
-    """Returns the calibration on one task of each of a method's examined seeds."""
+    """Returns the calibration of each probed seed of a method on one task."""
     return [run["calibration"][task] for run in probes_of(result, outcome) if task in run["calibration"]]
 
 
 def pooled(runs: Sequence[Mapping[str, Any]], when: str) -> Reliability:
-    """Returns the bins of all seeds taken together, `before` or `after` the temperature."""
+    """Returns the bins pooled over seeds, `before` or `after` temperature scaling."""
     names = ("count", "confidence", "accuracy")
     count, confidence, accuracy = (
         np.concatenate([np.asarray(run[when]["bins"][name], np.float64) for run in runs]) for name in names
     )
-    which = bin_of(confidence)
-    total = np.bincount(which, count, BINS)
-    full = total > 0
-    means = [np.bincount(which, count * values, BINS)[full] / total[full] for values in (confidence, accuracy)]
-    return Reliability(total[full], *means)
+    bins = bin_of(confidence)
+    total = np.bincount(bins, count, BINS)
+    filled = total > 0
+    means = [np.bincount(bins, count * values, BINS)[filled] / total[filled] for values in (confidence, accuracy)]
+    return Reliability(total[filled], *means)
 
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:
-    """Returns the number of the bin that a mean confidence is of; rounding puts none beyond its bin's upper end."""
+    """Returns the bin index of a bin's mean confidence, robust to rounding at the bin's upper end."""
     return np.clip(np.ceil(confidence * BINS - 1e-9).astype(int) - 1, 0, BINS - 1)
 
 
 def training(result: MethodResult, trials: Mapping[str, Trial], directory: Path, metric: str) -> Curve:
-    """Returns the validation metric of a method's seeds at each step that was validated."""
+    """Returns the validation metric over a method's seeds at each validation step."""
     by_step: dict[int, list[float]] = collections.defaultdict(list)
     for name in result.trials:
         for step, value in _validations(runner.trial_directory(directory, trials[name]) / "metrics.jsonl", metric):
@@ -168,7 +167,7 @@ def _validations(path: Path, metric: str) -> list[tuple[int, float]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             values = json.loads(line)
-        except ValueError:  # a torn line
+        except ValueError:  # an incomplete line
             continue
         if values.get("split") == "valid" and values.get(metric) is not None:
             found.append((values["step"], values[metric]))
@@ -176,19 +175,19 @@ def _validations(path: Path, metric: str) -> list[tuple[int, float]]:
 
 
 def speed(result: MethodResult, outcome: Outcome) -> float:
-    """Returns the mean training examples per second of a method's runs; NaN where it is not known."""
+    """Returns the mean training examples per second of a method's runs; NaN if unknown."""
     return span(
         outcome.results[name].get("examples_per_second") for name in result.trials if name in outcome.results
     ).mean
 
 
-def step_cost(result: MethodResult, outcome: Outcome, what: str) -> float:
-    """Returns the mean `flops` an example, or bytes of `memory`, of a method's train step; NaN where not known."""
-    return span(run.get("cost", {}).get(what) for run in probes_of(result, outcome)).mean
+def step_cost(result: MethodResult, outcome: Outcome, kind: str) -> float:
+    """Returns the mean `flops` per example, or bytes of `memory`, of a method's train step; NaN if unknown."""
+    return span(run.get("cost", {}).get(kind) for run in probes_of(result, outcome)).mean
 
 
 def provenance(outcome: Outcome) -> dict[str, list[str]]:
-    """Returns the data, versions and devices of the results, with the number of trials where they differ."""
+    """Returns the data, versions and devices of the results, with the number of trials if they differ."""
     found: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for result in outcome.results.values():
         data, versions = result.get("data", {}), result.get("versions", {})
@@ -199,6 +198,6 @@ def provenance(outcome: Outcome) -> dict[str, list[str]]:
         if "device" in result:
             found["Device"][result["device"]] += 1
     return {
-        what: [f"{value} ({n} trials)" if len(counts) > 1 else value for value, n in counts.most_common()]
-        for what, counts in found.items()
+        label: [f"{value} ({n} trials)" if len(counts) > 1 else value for value, n in counts.most_common()]
+        for label, counts in found.items()
     }

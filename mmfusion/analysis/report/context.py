@@ -1,4 +1,4 @@
-"""What the parts of a report share: the ablation, its methods in order, and their styles."""
+"""The state shared by the parts of a report: the ablation, its methods in order, and their styles."""
 
 import dataclasses
 import statistics
@@ -12,7 +12,7 @@ from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.report.tables import FUSED, Line
 from mmfusion.analysis.report.theme import Style, method_styles
 
-MAX_PLOTTED = 8  # methods in a figure of curves, besides the reference
+MAX_PLOTTED = 8  # curves in a figure, in addition to the reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,28 +31,28 @@ class ReportContext:
 
     @property
     def fused(self) -> list[MethodResult]:
-        """Fusion strategies that have a score, the best test score first."""
+        """Fusion strategies with a score, best test score first."""
         return [line.result for line in self.groups.get(FUSED, ()) if line.result.test]
 
     @property
     def ranked(self) -> list[MethodResult]:
-        """The same, the selected best method first, then by mean validation score."""
+        """Fusion strategies with a score, the selected best method first, then by mean validation score."""
         sign, best = -1 if self.outcome.higher else 1, self.outcome.claims.best
         return sorted(self.fused, key=lambda result: (result.method != best, sign * statistics.fmean(result.valid)))
 
     @property
     def styles(self) -> dict[str, Style]:
-        """Colours and markers of the methods that are drawn as curves."""
+        """Colours and markers of the methods plotted as curves."""
         return method_styles([result.method for result in self.ranked if result.method != REFERENCE][:MAX_PLOTTED])
 
     @property
     def plotted(self) -> list[MethodResult]:
-        """The methods that are drawn as curves, the best test score first."""
+        """The methods plotted as curves, best test score first."""
         return [result for result in self.fused if result.method in self.styles]
 
     @property
     def plotted_note(self) -> str:
-        """Which methods are drawn as curves; "" where it is all of them."""
+        """A sentence about the methods plotted as curves; "" if all are."""
         if len(self.plotted) == len(self.fused):
             return ""
         reference = f" and {REFERENCE}" if any(result.method == REFERENCE for result in self.plotted) else ""
@@ -60,5 +60,5 @@ class ReportContext:
 
     @property
     def modalities(self) -> Mapping[str, Any]:
-        """Options of each modality that the fusion strategies see, by name."""
+        """Options of each modality of the fusion strategies, by name."""
         return max((trial.config["data"]["modalities"] for trial in self.plan.trials), key=len)

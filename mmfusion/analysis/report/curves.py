@@ -1,4 +1,4 @@
-"""Figures with a line or a point a method: cost, corruption, calibration, training."""
+"""Figures with one curve or point per method: cost, corruption, calibration, training."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,30 +27,31 @@ class CostPoint(NamedTuple):
 
 @matplotlib.rc_context(RC_PARAMS)
 def cost(found: Mapping[str, CostPoint], styles: Mapping[str, Style], metric: str) -> Markup:
-    """Draws test scores against parameters and against speed; those far from most are arrows at the edge."""
+    """Plots test scores against parameters and against speed; outliers are triangles at the edge."""
     figure = Figure(figsize=(WIDE, 3.9))
     layout(figure).set(wspace=0.05)
     axes = figure.subplots(1, 2, sharey=True)
-    scores = np.array([one.score for one in found.values()])
+    scores = np.array([point.score for point in found.values()])
     low, high = np.quantile(scores, [0.25, 0.75])
     inside = [s for s in scores if low - 3 * (high - low) <= s <= high + 3 * (high - low)]
-    ends = [e for one in found.values() if one.score in inside for e in one.interval or (one.score,)]
+    ends = [e for point in found.values() if point.score in inside for e in point.interval or (point.score,)]
     pad = 0.06 * (max(ends) - min(ends)) or 0.01
     bottom, top = min(ends) - pad, max(ends) + pad
-    for ax, what, label in zip(
+    for ax, field, label in zip(
         axes, ("parameters", "speed"), ("parameters", "training examples per second"), strict=True
     ):
-        for method, one in sorted(found.items(), key=lambda item: item[0] in styles):  # the others below
+        for method, point in sorted(found.items(), key=lambda item: item[0] in styles):  # grey points below
             colour, mark = styles.get(method, Style(OTHER, "o"))
-            if x := getattr(one, what):
-                if one.score not in inside:
-                    ax.plot(x, bottom if one.score < low else top, color=colour, marker="v" if one.score < low else "^",
+            if x := getattr(point, field):
+                if point.score not in inside:
+                    below = point.score < low
+                    ax.plot(x, bottom if below else top, color=colour, marker="v" if below else "^",
                             markerfacecolor=PAPER, markeredgewidth=1.2, markersize=6, clip_on=False)  # fmt: skip
                     continue
-                ax.plot([x, x], one.interval or [one.score] * 2, color=colour, lw=1.1)
-                ax.plot(x, one.score, color=colour, marker=mark, markersize=8, markeredgecolor=PAPER,
+                ax.plot([x, x], point.interval or [point.score] * 2, color=colour, lw=1.1)
+                ax.plot(x, point.score, color=colour, marker=mark, markersize=8, markeredgecolor=PAPER,
                         markeredgewidth=0.7, zorder=3)  # fmt: skip
-        _log_axis(ax, [x for one in found.values() if (x := getattr(one, what)) and math.isfinite(x)])
+        _log_axis(ax, [x for point in found.values() if (x := getattr(point, field)) and math.isfinite(x)])
         ax.set_xlabel(label)
     axes[0].set_ylim(bottom, top)
     axes[0].set_ylabel(f"test {metric}")
@@ -59,7 +60,7 @@ def cost(found: Mapping[str, CostPoint], styles: Mapping[str, Style], metric: st
 
 
 def _log_axis(ax: Axes, values: Sequence[float]) -> None:
-    """Makes the x axis logarithmic, at least a factor of four wide, so that a tick is in sight."""
+    """Makes the x axis logarithmic, and wide enough (a factor of at least four) to have a tick."""
     ax.set_xscale("log")
     if values:
         middle = math.sqrt(min(values) * max(values))
@@ -77,7 +78,7 @@ def corruption(
     styles: Mapping[str, Style],
     metric: str,
 ) -> Markup:
-    """Draws scores as one modality is spoiled more and more: a row of axes a modality, one of them a corruption."""
+    """Plots scores against severity, with one row of axes per modality and one column per corruption."""
     modalities = list(dict.fromkeys(m for m, _ in curves))
     kinds = {m: [kind for other, kind in curves if other == m] for m in modalities}
     columns = max(map(len, kinds.values()))
@@ -103,19 +104,19 @@ def corruption(
 
 @matplotlib.rc_context(RC_PARAMS)
 def reliability(panels: Mapping[str, Reliability]) -> Markup:
-    """Draws accuracy against confidence by panel title, and below it how the examples spread over confidence."""
+    """Plots accuracy against confidence by panel title, and a histogram of confidence below."""
     figure = Figure(figsize=(3.55 * len(panels) + 0.3, 4.5))
     layout(figure).set(wspace=0.05)
     axes = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=[4, 1])
     for (upper, lower), (title, bins) in zip(axes.T, panels.items(), strict=True):
-        places = (bin_of(bins.confidence) + 0.5) / BINS
-        upper.bar(places, bins.accuracy, 0.92 / BINS, color=PALETTE[0], alpha=0.3, lw=0)
+        centres = (bin_of(bins.confidence) + 0.5) / BINS
+        upper.bar(centres, bins.accuracy, 0.92 / BINS, color=PALETTE[0], alpha=0.3, lw=0)
         upper.plot([0, 1], [0, 1], color=SOFT, lw=0.9, dashes=(4, 3))
         upper.plot(bins.confidence, bins.accuracy, color=PALETTE[0], marker="o", lw=1.2)
         upper.set_title(title)
         upper.set_xlim(0, 1)
         upper.set_ylim(0, 1)
-        lower.bar(places, bins.count / bins.count.sum(), 0.92 / BINS, color=OTHER, lw=0)
+        lower.bar(centres, bins.count / bins.count.sum(), 0.92 / BINS, color=OTHER, lw=0)
         lower.set_xlabel("confidence")
         lower.yaxis.set_major_locator(MaxNLocator(2))
     axes[0][0].set_ylabel("accuracy")
@@ -125,7 +126,7 @@ def reliability(panels: Mapping[str, Reliability]) -> Markup:
 
 @matplotlib.rc_context(RC_PARAMS)
 def training(curves: Mapping[str, Curve], styles: Mapping[str, Style], metric: str) -> Markup:
-    """Draws the validation metric against the step: the mean over seeds, and from the lowest to the highest."""
+    """Plots the validation metric against the step: mean over seeds, and a band from minimum to maximum."""
     figure = Figure(figsize=(WIDE, 3.6))
     ax = figure.subplots()
     for method, curve in reversed(list(curves.items())):

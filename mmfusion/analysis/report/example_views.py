@@ -1,6 +1,6 @@
-"""Test examples for the page of a report: images, words and waveforms, each with the attention that it receives.
+"""Test examples of an HTML report: images, text and waveforms with the attention that their tokens receive.
 
-H W image · h w grid of tokens · N tokens · S audio samples
+H W image · h w grid of tokens · N tokens · T frames · S audio samples
 """
 
 import base64
@@ -18,21 +18,21 @@ MAX_SIDE = 192  # pixels; larger images are scaled down
 WAVE_COLUMNS = 120
 WAVE_SIZE = (240, 48)  # width and height in the page's units
 HEAT_COLOUR = np.array([232, 76, 24], np.uint8)
-GRID_TOLERANCE = 0.35  # relative, of a cell's sides: strides round a grid up or down
+GRID_TOLERANCE = 0.35  # relative deviation of a cell's aspect ratio, as strides round the grid up or down
 
 
 class ModalityView(NamedTuple):
     """One modality of an example; fields that do not apply to its type are empty.
 
     Attributes:
-      modality: its name.
-      image: as a data URL.
-      heat: attention over the image, as a data URL.
-      words: each with its attention relative to the largest.
+      modality: the modality's name.
+      image: the image as a data URL.
+      heat: attention over the image as a data URL.
+      words: (string, attention relative to the largest) of each token.
       wave: SVG path of the waveform.
       spans: (left, width, relative attention) of segments of the waveform.
-      weight: attention of a modality that is one token.
-      absent: whether the example lacks the modality.
+      weight: attention of a modality with a single token.
+      absent: whether the modality is absent from the example.
     """
 
     modality: str
@@ -46,7 +46,7 @@ class ModalityView(NamedTuple):
 
 
 class ExampleCard(NamedTuple):
-    """An example with its target and prediction; `right` is `right` or `wrong`, and "" for regression."""
+    """An example with its target and prediction; `right` is `right`, `wrong`, or "" for regression."""
 
     id: int
     modalities: tuple[ModalityView, ...]
@@ -56,7 +56,7 @@ class ExampleCard(NamedTuple):
 
 
 def example_card(view: ExampleView, modalities: Mapping[str, Mapping[str, Any]], classes: bool) -> ExampleCard:
-    """Returns an example for the page.
+    """Returns an example for the HTML page.
 
     Args:
       view: the example.
@@ -72,9 +72,9 @@ def example_card(view: ExampleView, modalities: Mapping[str, Mapping[str, Any]],
 
 
 def received_attention(view: ExampleView, modality: str) -> np.ndarray | None:
-    """Returns the attention that each token of a modality receives `[N]`, averaged over queries; None without any.
+    """Returns the attention that each token of a modality receives `[N]`, averaged over queries; None if there is none.
 
-    Queries of other modalities and learned queries count; the modality's own only where there are no others.
+    Queries are those of other modalities and learned ones; the modality's own queries are used only if there are none.
     """
     by_query = {query: weights for (query, key), weights in view.attention.items() if key == modality and weights.size}
     others = {query: weights for query, weights in by_query.items() if query != modality}
@@ -102,7 +102,7 @@ def _image(modality: str, pixels: np.ndarray, weights: np.ndarray | None, _: Map
 
 
 def grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Returns the rows and columns of a grid of tokens over an image `(H, W)`; None where they do not form one."""
+    """Returns the rows and columns of a grid of tokens over an image `(H, W)`; None if the tokens form no grid."""
     rows = round(math.sqrt(tokens * size[0] / size[1]))
     if not rows or tokens % rows:
         return None
@@ -121,16 +121,19 @@ def _waveform(
 ) -> ModalityView:
     width, height = WAVE_SIZE
     columns = np.array_split(np.asarray(samples, np.float64), min(WAVE_COLUMNS, len(samples)))
-    loudest = max(np.abs(samples).max(), 1e-9)
-    at = [(k + 0.5) * width / len(columns) for k in range(len(columns))]
+    peak = max(np.abs(samples).max(), 1e-9)
+    centres = [(k + 0.5) * width / len(columns) for k in range(len(columns))]
     above, below = (
-        [f"{x:.1f} {(0.5 - 0.48 * end(column) / loudest) * height:.1f}" for x, column in zip(at, columns, strict=True)]
+        [
+            f"{x:.1f} {(0.5 - 0.48 * end(column) / peak) * height:.1f}"
+            for x, column in zip(centres, columns, strict=True)
+        ]
         for end in (np.max, np.min)
     )
     wave = f"M{'L'.join([*above, *reversed(below)])}Z"
     if weights is None:
         return ModalityView(modality, wave=wave)
-    # Tokens also cover the padding, which is not shown.
+    # Tokens also cover the padding, which is not plotted.
     real = math.ceil(len(weights) * min(1.0, len(samples) / (options["rate"] * options["seconds"])))
     attention = _relative(weights[:real])
     spans = [(k * width / real, width / real, share) for k, share in enumerate(attention.tolist())]
@@ -138,7 +141,7 @@ def _waveform(
 
 
 def _video(modality: str, frames: np.ndarray, weights: np.ndarray | None, options: Mapping[str, Any]) -> ModalityView:
-    """Shows the frames side by side, as one image."""
+    """Renders the frames side by side as one image."""
     strip = np.concatenate(list(frames), axis=1)  # [H, T·W, C]
     return _image(modality, strip, weights if weights is not None and len(weights) == len(frames) else None, options)
 

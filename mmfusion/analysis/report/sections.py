@@ -1,4 +1,4 @@
-"""The sections of a report: each a figure, a table or examples, or a line that says why it is unavailable."""
+"""The sections of a report: figures, tables and examples, or the reason why a section is unavailable."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.registry import lookup
 
-MAX_OPEN_ROWS = 16  # a longer table is collapsed
+MAX_OPEN_ROWS = 16  # longer tables are collapsed
 SEEDS = "lines span the lowest to the highest seed"
 
 
 class SectionUnavailable(Exception):
-    """There is nothing to show in a section; says why in one line."""
+    """Raised if a section has no content, with the reason in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Section:
     """A section of the report.
 
     Attributes:
-      figure: as SVG.
-      caption: of the figure or the examples.
-      table: below the figure.
-      table_title: of the table.
-      expanded: whether the table is shown at first.
+      figure: the figure as SVG.
+      caption: the caption of the figure or the examples.
+      table: the table below the figure.
+      table_title: the title of the table.
+      expanded: whether the table is initially expanded.
       examples: test examples.
-      unavailable: why there is none of these, or "".
+      unavailable: the reason for having no content, or "".
     """
 
     figure: str = ""
@@ -49,7 +49,7 @@ class Section:
 
 
 def sections(context: ReportContext) -> dict[str, Section]:
-    """Returns the sections by title, in the order of the report."""
+    """Returns the sections by title, in report order."""
     found = {}
     for title, make in SECTIONS.items():
         try:
@@ -61,7 +61,7 @@ def sections(context: ReportContext) -> dict[str, Section]:
 
 def _differences(context: ReportContext) -> Section:
     sign = "" if context.outcome.higher else ", signed so that positive is better"
-    panels = {other: {one.method: one for one in found} for other, found in comparisons(context.outcome).items()}
+    panels = {other: {d.method: d for d in found} for other, found in comparisons(context.outcome).items()}
     if not panels:
         raise SectionUnavailable("no two methods can be compared over seeds")
     metric = context.outcome.metric
@@ -165,8 +165,9 @@ def _interaction(context: ReportContext) -> Section:
     names = list(context.modalities)
     parts = f"{names[0]} and of {names[1]}" if len(names) == 2 else "one modality and of the rest"
     caption = (
-        f"Test {metric} of the model, and of its empirical additive projection (EMAP), the nearest sum of functions of "
-        f"{parts}; mean over seeds and draws of test examples. The gap is due to cross-modal interaction."
+        f"Test {metric} of the model, and of its empirical additive projection (EMAP), the least-squares fit by a sum "
+        f"of functions of {parts}; mean over seeds and samples of test examples. The gap is due to cross-modal "
+        "interaction."
     )
     return Section(plots.interaction(aggregation.interactions(context.fused, context.outcome), metric), caption)
 
@@ -265,7 +266,7 @@ def _examples(context: ReportContext) -> Section:
 
 
 def _example_views(context: ReportContext) -> tuple[MethodResult, list[ExampleView]]:
-    """Returns examples with the best method, or, if it has no attention, with the best method that has."""
+    """Returns examples of the best method with attention, or of the best method if none has attention."""
     best, *others = context.ranked
     views = _open(context, best)
     if any(view.attention for view in views):
@@ -300,7 +301,7 @@ def _training(context: ReportContext) -> Section:
 
 
 def _require_probes(context: ReportContext, modalities: int = 1) -> Mapping[str, Any]:
-    """Returns a probe; raises SectionUnavailable where there is none, or there are fewer modalities."""
+    """Returns a probe; raises SectionUnavailable without probes or with fewer modalities."""
     if len(context.modalities) < modalities:
         raise SectionUnavailable("there is one modality")
     for result in context.fused:

@@ -1,4 +1,4 @@
-"""The tables of a report: methods with intervals, differences and verdicts, as text for HTML, Markdown and LaTeX."""
+"""The tables of a report (methods, differences, verdicts) as text for HTML, Markdown and LaTeX."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from mmfusion.analysis.claims.significance import mean_interval
 from mmfusion.analysis.outcome import Outcome
 
 NONE = "–"
-MAX_NAMED = 4  # failed seeds that are listed; more are counted
+MAX_NAMED = 4  # at this number of failed seeds and above, only their number is given
 FUSED, UNIMODAL, CLASSICAL = "Fusion strategies", "Unimodal baselines", "Classical baselines"
 PUBLISHED = "Published scores"  # not measured here
 ARROWS = {"better": r"$\uparrow$", "worse": r"$\downarrow$", "inconclusive": r"$\sim$"}
@@ -27,7 +27,7 @@ LATEX_ESCAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The content of a table's cell: a name, number or verdict, and in small print an interval or a remark."""
+    """The content of a table cell: a name, value or verdict, and an interval or remark in small print."""
 
     main: str
     remark: str = ""
@@ -42,7 +42,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Column heads, and rows in groups; the columns in `text_columns` hold no numbers."""
+    """Column heads, and rows in groups; the columns in `text_columns` have text instead of values."""
 
     heads: tuple[Text, ...]
     groups: dict[str, list[tuple[Text, ...]]]
@@ -65,7 +65,7 @@ class Line:
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Returns a score with four decimals, as in the claims; with `sign` "+" a plus is shown, too."""
+    """Returns a score with four decimals, as in the claims; `sign="+"` adds a plus sign to positive values."""
     if value is None or not math.isfinite(value):
         return NONE
     digits = 1 if abs(value) >= 1000 else 4
@@ -73,12 +73,12 @@ def number(value: float | None, sign: str = "") -> str:
 
 
 def score(value: float | None, interval: Sequence[float] | None, sign: str = "") -> Text:
-    """Returns a number with its interval, if there is one."""
+    """Returns a score with its interval, if any."""
     return Text(number(value, sign), interval=tuple(number(end, sign) for end in interval or ()))
 
 
 def lines(outcome: Outcome, plan: Plan) -> dict[str, list[Line]]:
-    """Returns the methods by group, best mean test score first, methods without a score last; no group is empty."""
+    """Returns the methods by non-empty group, best mean test score first, methods without a score last."""
     planned = {trial.method for trial in plan.trials}
     against: dict[str, dict[str, Difference]] = {}
     for other, differences in comparisons(outcome).items():
@@ -102,7 +102,7 @@ def lines(outcome: Outcome, plan: Plan) -> dict[str, list[Line]]:
 def comparisons(outcome: Outcome) -> dict[str, Sequence[Difference]]:
     """Returns the differences by the method compared with: the reference, and the best unimodal baseline.
 
-    Where something other than the strategy varies, each method is compared with the `concat` of the same variation.
+    With several variations of the strategies, each method is compared with the `concat` of its variation.
     """
     found = {}
     for differences in (outcome.claims.against_reference, outcome.claims.against_unimodal):
@@ -118,7 +118,7 @@ def compared_with(outcome: Outcome) -> list[str]:
 
 
 def methods(outcome: Outcome, plan: Plan, groups: Mapping[str, Sequence[Line]], others: Sequence[str]) -> Table:
-    """Returns the main table, with the differences from `others` beside the scores."""
+    """Returns the main table, with the differences from `others` next to the scores."""
     heads = [
         Text("Method"),
         Text(f"Test {outcome.metric}", "mean, 95 % interval"),
@@ -206,7 +206,7 @@ def _comparison_cells(difference: Difference | None) -> tuple[Text, Text]:
 
 
 def large(value: float, unit: str = "") -> str:
-    """Returns a quantity with a prefix for thousands, millions or more."""
+    """Returns a quantity with an SI prefix from k to T."""
     for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f} {name}{unit}"
@@ -224,7 +224,7 @@ def short(value: object) -> str:
 
 
 def _widths(plan: Plan) -> dict[str, int]:
-    """Returns the width of each method; empty where all are equal."""
+    """Returns the width of each method; empty if all are equal."""
     widths = {trial.method: trial.config["model"]["width"] for trial in plan.trials}
     return widths if len(set(widths.values())) > 1 else {}
 
@@ -249,7 +249,7 @@ def escape_markdown(text: str) -> str:
 
 
 def latex(table: Table, caption: str) -> str:
-    r"""Returns a LaTeX table with `booktabs`; verdicts become arrows beside the differences."""
+    r"""Returns a LaTeX table with `booktabs`; verdicts become arrows next to the differences."""
     kept = [i for i, head in enumerate(table.heads) if head.main not in ("Selected", "Verdict")]
     body = [" & ".join(_tex(table.heads[i].main) for i in kept) + r" \\", r"\midrule"]
     for n, (group, rows) in enumerate(table.groups.items()):

@@ -1,4 +1,4 @@
-"""How the figures of a report styles: SVG in the colours of the page it is on, and in its own anywhere else."""
+"""The style of a report's figures: SVG whose colours follow the page's theme, with defaults outside the page."""
 
 import io
 import re
@@ -13,13 +13,13 @@ from matplotlib.lines import Line2D
 
 from mmfusion.analysis.ablation.plan import REFERENCE
 
-WIDE = 10.9  # inches, of the page's column
+WIDE = 10.9  # width of the page's column, inches
 INK, SOFT, GRID, STRIPE, PAPER, OTHER = "#1c242c", "#5a6570", "#dfe4e8", "#f4f6f8", "#fefefe", "#a3adb7"
 VERDICTS = {"better": ("#15714b", "^"), "worse": ("#b4392d", "v"), "inconclusive": ("#68737d", "o")}
 PALETTE = ("#1668a8", "#d1495b", "#2b9161", "#8659b8", "#d97f06", "#12908e", "#8f5236", "#be4f97")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
-PARTS = ("#44617b", "#d0a24c", "#8c5a6b", "#7fa8a0")  # of modalities
-# The name of each colour in the page's style sheet; other colours stay as they are.
+PARTS = ("#44617b", "#d0a24c", "#8c5a6b", "#7fa8a0")  # colours of modalities
+# The CSS variable of each colour on the page; other colours are fixed.
 CSS_NAMES = {
     INK: "ink", SOFT: "soft", GRID: "line", STRIPE: "stripe", PAPER: "paper", OTHER: "other",
     **{colour: verdict for verdict, (colour, _) in VERDICTS.items()},
@@ -44,30 +44,30 @@ FONT = "Helvetica, Arial, sans-serif"
 
 
 class Style(NamedTuple):
-    """A method's colour and mark, the same in all figures."""
+    """A method's colour and marker, the same in all figures."""
 
     colour: str
     mark: str
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, Style]:
-    """Returns the looks of up to eight methods and the reference, which is drawn in ink; others share a grey."""
+    """Returns the styles of up to eight methods and of the reference; other methods are grey."""
     others = [method for method in methods if method != REFERENCE]
     found = {method: Style(*pair) for method, *pair in zip(others, PALETTE, MARKS, strict=False)}
     return found | {REFERENCE: Style(INK, "o")}
 
 
 def layout(figure: Figure) -> ConstrainedLayoutEngine:
-    """Returns what places the axes of a figure that was made under RC_PARAMS."""
+    """Returns the layout engine of a figure that was created with RC_PARAMS."""
     return cast(ConstrainedLayoutEngine, figure.get_layout_engine())
 
 
 def svg(figure: Figure, label: str) -> Markup:
-    """Returns a figure as an `svg` element for a page, with a description for those who cannot see it."""
+    """Returns a figure as an `svg` element with a description for screen readers."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
-    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # ids would be those of other figures, too
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # ids would collide between figures
     text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", FONT, text)
     text = re.sub(
         r"(fill|stroke): (#[0-9a-f]{6})",
@@ -78,7 +78,7 @@ def svg(figure: Figure, label: str) -> Markup:
 
 
 def legend(figure: Figure, methods: Sequence[str], styles: Mapping[str, Style], lines: bool = True) -> None:
-    """Puts a legend beside the axes: the methods that have a styles, and one grey for the others."""
+    """Adds a legend outside the axes: each method with a style, and one grey entry for the others."""
     style: dict[str, Any] = {"lw": 1.5 if lines else 0, "markersize": 5 if lines else 6.5}
     handles = [
         Line2D([], [], color=styles[m].colour, marker=styles[m].mark, label=m, **style) for m in methods if m in styles

@@ -1,10 +1,10 @@
-"""The datasets of this package, one TFDS builder folder each; importing it registers them with TFDS.
+"""The datasets of this package, one TFDS builder folder each; importing the package registers them with TFDS.
 
-They prepare and read without TensorFlow in ArrayRecord:
+They can be prepared and read without TensorFlow in ArrayRecord format:
 `builder.download_and_prepare(file_format="array_record")`, then `builder.as_data_source("train")`. A failed preparation
-leaves nothing that loads: TFDS writes to a temporary folder and renames it. Each builder has the splits `train` and
-`test`, and in every example a unique `id`, a `label`, and a `group`: examples with the same group must stay in one
-split when validation rows are held out of `train`.
+leaves no loadable dataset, as TFDS writes to a temporary folder and renames it. Each builder has the splits `train` and
+`test`. Every example has a unique `id`, a `label`, and a `group`: examples of a group must be in the same split when
+validation rows are held out of `train`.
 """
 
 from mmfusion.data.builders.av_digits import av_digits_dataset_builder

@@ -1,4 +1,4 @@
-"""Public archives, from `manual_dir` or downloaded, and read from the zip: nothing is extracted to disk."""
+"""Public zip archives, from `manual_dir` or downloaded, which are read without extracting them to disk."""
 
 import contextlib
 import dataclasses
@@ -22,21 +22,21 @@ from etils import epath
 
 from mmfusion.errors import UserError
 
-LIMIT = 512 * 2**20  # most bytes after decompression, about twenty times the largest archive here
-# What zipfile raises for damaged bytes. RuntimeError: encrypted; NotImplementedError: several disks, or a compression
-# that this Python does not have; OSError: an offset before the file's start.
+LIMIT = 512 * 2**20  # maximum decompressed size in bytes, about twenty times that of the largest archive here
+# Exceptions of zipfile for corrupt bytes. RuntimeError: encrypted, several disks, or an unsupported compression (as
+# NotImplementedError); OSError: an offset before the start of the file.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 TIMEOUT = 30  # seconds without a response
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A zip of a GitHub branch, pinned by its content: the bytes of the zip may differ between downloads.
+    """A zip of a GitHub branch, pinned by its content, as the bytes of the zip may differ between downloads.
 
     Attributes:
-      filename: its name in `manual_dir`, and in the download folder.
-      url: its address.
-      members: a regular expression of the members that are used, below the archive's top folder.
+      filename: its name in `manual_dir` and in the download folder.
+      url: its URL.
+      members: a regular expression of the members used, below the archive's top folder.
       count: the number of these members.
       digest: their `fingerprint`.
     """
@@ -49,12 +49,12 @@ class Archive:
 
 
 def locate(archive: Archive, dl_manager: tfds.download.DownloadManager) -> str:
-    """Returns the path of the archive: in `manual_dir`, or else downloaded once.
+    """Returns the path of the archive in `manual_dir`, or in the download folder, where it is downloaded once.
 
     Raises:
       UserError: it is not in `manual_dir` and cannot be downloaded.
     """
-    with contextlib.suppress(AssertionError):  # TFDS's, where manual_dir is not given, missing or empty
+    with contextlib.suppress(AssertionError):  # TFDS raises it if manual_dir is not given, missing or empty
         if (dl_manager.manual_dir / archive.filename).exists():
             return os.fspath(dl_manager.manual_dir / archive.filename)
     path = os.path.join(os.fspath(dl_manager.download_dir), archive.filename)
@@ -81,7 +81,7 @@ def download(archive: Archive, path: str) -> None:
                 while block := response.read(2**18):
                     size += len(block)
                     if size > LIMIT:
-                        raise UserError(f"{archive.url} sends more than {LIMIT} bytes, so it is not the archive")
+                        raise UserError(f"{archive.url} returns more than {LIMIT} bytes, so it is not the archive")
                     file.write(block)
         if expected and size != expected:
             raise http.client.IncompleteRead(b"", expected - size)
@@ -98,16 +98,16 @@ def download(archive: Archive, path: str) -> None:
 
 
 def check(archive: Archive, path: str) -> list[str]:
-    """Verifies the archive and returns the sorted names of the members that are used, without the top folder.
+    """Verifies the archive and returns the sorted names of the members used, without the top folder.
 
     Raises:
-      UserError: the file is missing, truncated or not a zip; a member leaves the folder or is a link; its decompressed
-        size is over `LIMIT`; or its members are not the known ones.
+      UserError: the file is missing, truncated or not a zip; a member's path is outside the folder, or a member is a
+        link; the decompressed size exceeds `LIMIT`; or the members are not the known ones.
     """
     with _opened(archive, path) as file:
         infos = _used(archive, path, file)
     if len(infos) != archive.count:
-        raise _error(archive, path, f"holds {len(infos)} of the {archive.count} members that are used")
+        raise _error(archive, path, f"has {len(infos)} of the {archive.count} members used")
     digest = fingerprint(infos)
     if digest != archive.digest:
         raise _error(
@@ -121,11 +121,11 @@ def read(archive: Archive, path: str, names: Iterable[str]) -> dict[str, bytes]:
 
     Args:
       archive: the archive.
-      path: its file.
-      names: members without the top folder, as `check` returns them.
+      path: its path.
+      names: members without the top folder, as returned by `check`.
 
     Raises:
-      UserError: the file or a member is missing or damaged.
+      UserError: the file or a member is missing or corrupt.
     """
     result = {}
     with _opened(archive, path) as file:
@@ -133,17 +133,17 @@ def read(archive: Archive, path: str, names: Iterable[str]) -> dict[str, bytes]:
         for name in names:
             if name not in infos:
                 raise _error(archive, path, f"has no member {name}")
-            size = infos[name].file_size + 1  # one more byte shows that a member has another size
+            size = infos[name].file_size + 1  # one more byte, to detect a wrong size
             try:
                 with file.open(infos[name]) as member:
                     result[name] = member.read(size)
             except ZIP_ERRORS as error:
-                raise _error(archive, path, f"member {name} is damaged ({error})") from error
+                raise _error(archive, path, f"member {name} is corrupt ({error})") from error
     return result
 
 
 def fingerprint(infos: dict[str, zipfile.ZipInfo]) -> str:
-    """Returns the SHA-256 of the sorted (name, size, CRC-32) of members: equal for equal contents."""
+    """Returns the SHA-256 of the sorted (name, size, CRC-32) of members, which is equal for equal contents."""
     lines = (f"{name} {info.file_size} {info.CRC:08x}\n" for name, info in sorted(infos.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -157,7 +157,7 @@ def _opened(archive: Archive, path: str) -> Iterator[zipfile.ZipFile]:
     try:
         file = zipfile.ZipFile(path)
     except FileNotFoundError:
-        raise UserError(f"does not exist: it comes from {archive.url}", path=path) from None
+        raise UserError(f"does not exist; download it from {archive.url}", path=path) from None
     except PermissionError:
         raise UserError("cannot be read: permission denied", path=path) from None
     except ZIP_ERRORS as error:
@@ -167,12 +167,12 @@ def _opened(archive: Archive, path: str) -> Iterator[zipfile.ZipFile]:
 
 
 def _used(archive: Archive, path: str, file: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the members that are used, by their names below the top folder; checks that every member is safe."""
+    """Returns the members used by name below the top folder, and checks that every member is safe."""
     used, pattern, total = {}, re.compile(archive.members), 0
     for info in file.infolist():
         name = info.filename
         if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
-            raise _error(archive, path, f"member {name!r} leaves the archive's folder")
+            raise _error(archive, path, f"member {name!r} is outside the archive's folder")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise _error(archive, path, f"member {name!r} is a link")
         total += info.file_size
@@ -185,18 +185,18 @@ def _used(archive: Archive, path: str, file: zipfile.ZipFile) -> dict[str, zipfi
 
 
 def manual_file(dl_manager: tfds.download.DownloadManager, name: str) -> epath.Path:
-    """Returns the path of a file that must be in `manual_dir`, since it has no public address.
+    """Returns the path of a file that must be in `manual_dir`, as it has no public URL.
 
     Args:
-      dl_manager: knows `manual_dir`.
-      name: the file's path below it.
+      dl_manager: TFDS's download manager.
+      name: the file's path below `manual_dir`.
 
     Raises:
-      UserError: it is not there.
+      UserError: the file does not exist.
     """
     folder = dl_manager.manual_dir
     if not (folder / name).exists():
-        raise UserError(f"{name} must be put there", path="--config.data.manual_dir", value=str(folder))
+        raise UserError(f"must contain {name}", path="--config.data.manual_dir", value=str(folder))
     return folder / name
 
 
@@ -209,7 +209,7 @@ def read_manual_file(dl_manager: tfds.download.DownloadManager, name: str, diges
       digest: its SHA-256.
 
     Raises:
-      UserError: it is not there, or another file.
+      UserError: the file does not exist, or has another SHA-256.
     """
     path = manual_file(dl_manager, name)
     data = path.read_bytes()

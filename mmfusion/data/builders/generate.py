@@ -1,4 +1,4 @@
-"""Helpers of the builders: random bits that are the same on every machine, and PNG bytes."""
+"""Helpers of the builders: platform-independent random bits, and PNG encoding."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ def variant(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def bits(*names: str) -> np.random.Philox:
-    """Returns the counter-based bit source of these names; its raw output is the same in every NumPy."""
+    """Returns the counter-based bit generator of these names, whose raw output is the same in every NumPy version."""
     key = hashlib.blake2b("/".join(names).encode(), digest_size=16).digest()
     return np.random.Philox(key=int.from_bytes(key, "big"))
 

@@ -129,9 +129,9 @@ def test_robustness_rejects_curves_of_another_length():
 
 def test_corrupt_rejects_unknown_names_and_severities():
     batch = make_batch()
-    with pytest.raises(UserError, match="kind 'imag' has no corruptions: did you mean image"):
+    with pytest.raises(UserError, match="kind='imag': the modality type has no corruptions; did you mean image"):
         corrupt(batch, "image", "imag", "blur", 0.5, 0)
-    with pytest.raises(UserError, match="corruption 'blurr' of image is unknown: did you mean blur"):
+    with pytest.raises(UserError, match="corruption='blurr': no such corruption of image; did you mean blur"):
         corrupt(batch, "image", "image", "blurr", 0.0, 0)
     for severity in (-0.1, 1.1, np.nan):
         with pytest.raises(ValueError, match="from 0 to 1"):

@@ -29,23 +29,24 @@ RECORDINGS = archives.Archive(
 )
 IMAGES_PER_RECORDING = {"train": 4, "test": 10}
 RATE = 8_000  # Hz
-TEST_INDICES = range(5)  # of each speaker and digit: FSDD's official test set
+TEST_INDICES = range(5)  # recordings per speaker and digit in FSDD's official test set
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """10,800 train and 3,000 test pairs of a digit's image 28x28x1 and its recording, 8 kHz mono int16.
 
-    FSDD's official test set, recordings 0 to 4 of each speaker and digit, is test, its other 2,700 are train; they are
-    paired with images of MNIST's own test and train split. Each train recording is paired with 4 images of its class,
-    each test recording with 10, drawn without replacement by a counter keyed on split and class: no recording and no
-    image is in both splits, and no image is used twice. Classes are exactly balanced (1,080 and 300 pairs each).
+    FSDD's official test set, recordings 0 to 4 of each speaker and digit, is test, and its other 2,700 recordings are
+    train. They are paired with images of MNIST's own test and train split. Each train recording is paired with 4 images
+    of its class, each test recording with 10, sampled without replacement by a counter-based generator keyed on split
+    and class. No recording and no image is in both splits, and no image is used twice. Classes are exactly balanced
+    (1,080 and 300 pairs each).
 
     - `clean`: as recorded.
     - `hard`, after the AV-MNIST of Vielzeuf et al. (2018, arXiv:1808.07275), where PCA removes 75 % of the image's
       energy. Here the PCA is fitted to the 10,800 train images, and the fewest leading components with at least 75 % of
       the variance are removed; the remainder is added to the mean train image, rounded and clipped to 0..255. White
       Gaussian noise is added to the recording at a signal-to-noise ratio of -10 dB (of mean powers over the recording),
-      drawn for each pair by its id; a mixture that exceeds 16 bits is scaled down as a whole.
+      sampled for each pair by its id; a mixture that exceeds 16 bits is scaled down as a whole.
 
     Features: `image` PNG, `audio` `[S]` int16, `label`, `group` (the recording), `id`.
     """
@@ -69,7 +70,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
-                    # As a list of integers, a recording has twice the size and is slow to read.
+                    # Stored as a list of integers, a recording would have twice the size and be slow to read.
                     "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
                     "label": tfds.features.ClassLabel(num_classes=10),
                     "group": tfds.features.Text(),
@@ -123,12 +124,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def recording_id(name: str) -> str:
-    """Returns `digit_speaker_index` of a member `recordings/digit_speaker_index.wav`."""
+    """Returns the id `digit_speaker_index` of a member `recordings/digit_speaker_index.wav`."""
     return name.rpartition("/")[2].removesuffix(".wav")
 
 
 def pair(recordings: list[str], images: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """Returns per split the (recording, image member) pairs, which depend on the lists only.
+    """Returns per split the (recording, image member) pairs, which are a function of the two lists.
 
     Args:
       recordings: ids `digit_speaker_index`, in any order.
@@ -145,7 +146,7 @@ def pair(recordings: list[str], images: list[str]) -> dict[str, list[tuple[str, 
             written = sorted(name for name in images if name.startswith(f"{split}/{digit}/"))
             if len(written) < count * len(spoken):
                 raise UserError(
-                    f"{IMAGES.filename} has {len(written)} {split} images of the digit {digit} where "
+                    f"{IMAGES.filename} has {len(written)} {split} images of the digit {digit}; "
                     f"{count * len(spoken)} are needed"
                 )
             order = np.argsort(generate.bits("av_digits", "pair", split, digit).random_raw(len(written)), kind="stable")
@@ -162,7 +163,7 @@ def decode_wav(data: bytes, path: str) -> np.ndarray:
     """Returns the samples `[S]` int16 of a mono 16-bit WAV file at 8 kHz.
 
     Raises:
-      UserError: it is not such a file.
+      UserError: the file has another format.
     """
     try:
         with wave.open(io.BytesIO(data)) as file:

@@ -1,12 +1,12 @@
-"""The degradations of the `hard` digits: most of the image's energy removed, and noise over the recording."""
+"""The degradations of the `hard` digits: most of the image's energy is removed, and noise is added to the audio."""
 
 import numpy as np
 
 from mmfusion.data.builders.generate import bits
 
 REMOVED_ENERGY = 0.75  # share of the variance of the train images
-# This level, and removing the leading components, were chosen by simple models' test scores; held-out train examples
-# later gave no reason to change them.
+# This level, and the removal of the leading components, were selected by simple models' test scores; held-out train
+# examples later gave no reason to change them.
 SNR = -10.0  # dB
 
 
@@ -35,7 +35,7 @@ def remove(image: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.nd
 
 
 def add_noise(samples: np.ndarray, name: str) -> np.ndarray:
-    """Returns the recording `[S]` int16 in white Gaussian noise at `SNR`; the noise depends on the name only."""
+    """Returns the recording `[S]` int16 with white Gaussian noise at `SNR`; the noise is a function of the name."""
     signal = samples.astype(np.float64)
     noise = np.random.Generator(bits("av_digits", "noise", name)).standard_normal(len(signal))
     noise *= np.sqrt(np.mean(signal**2) / np.mean(noise**2) / 10 ** (SNR / 10))

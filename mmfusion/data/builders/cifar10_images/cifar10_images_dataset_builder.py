@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009) from an archive of JPEG files, for use where the original is not available."""
+"""CIFAR-10 (Krizhevsky, 2009) from an archive of JPEG files, for machines without access to the original."""
 
 import io
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """50,000 train and 10,000 test images 32x32x3 of ten classes; compressed as JPEG, they are slightly harder.
+    """50,000 train and 10,000 test images 32x32x3 of ten classes; JPEG compression makes them slightly harder.
 
-    Features: `image` JPEG, `label`, `group` and `id` (the file).
+    Features: `image` JPEG, `label`, `group` and `id` (both the file name).
     """
 
     VERSION = tfds.core.Version("1.0.0")

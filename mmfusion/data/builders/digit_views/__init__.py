@@ -1,1 +1,1 @@
-"""Handwritten digits in six descriptions."""
+"""Handwritten digits with six feature sets."""

@@ -1,4 +1,4 @@
-"""Multiple Features: the same 2,000 handwritten digits in six descriptions (Duin, 1998; UCI, CC BY 4.0)."""
+"""Multiple Features: 2,000 handwritten digits with six feature sets each (Duin, 1998; UCI, CC BY 4.0)."""
 
 import io
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from mmfusion.data.builders import archives
 
 FILE = "handwritten_views/handwritten6.npz"
 DIGEST = "066c71a1276717c90dbe3b41063b517acecbd3006d3fffe86b53ffcf50560287"  # SHA-256
-VIEWS = {"pix": 240, "fou": 76, "fac": 216, "zer": 47, "kar": 64, "mor": 6}  # size of each
+VIEWS = {"pix": 240, "fou": 76, "fac": 216, "zer": 47, "kar": 64, "mor": 6}  # feature set -> its size
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Digits as pixel means, Fourier coefficients, profile correlations, Zernike moments, Karhunen-Loeve and shape.
+    """Pixel means, Fourier coefficients, profile correlations, Zernike moments, Karhunen-Loeve and shape features.
 
-    Features: `pix`, `fou`, `fac`, `zer`, `kar`, `mor` (numbers), `label`, `group` and `id`. 1,600 train and 400 test
-    examples, the split of the repository of TMC (Han et al. 2021).
+    Features: `pix`, `fou`, `fac`, `zer`, `kar`, `mor` (float vectors), `label`, `group` and `id`. 1,600 train and 400
+    test examples, in the split of the repository of TMC (Han et al. 2021).
     """
 
     VERSION = tfds.core.Version("1.0.0")

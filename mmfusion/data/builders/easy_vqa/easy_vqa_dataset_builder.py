@@ -27,7 +27,7 @@ ANSWERS = (
 class Builder(tfds.core.GeneratorBasedBuilder):
     """The public easy-VQA: 4,000 train and 1,000 test images 64x64x3, 38,575 and 9,673 questions, 13 answers.
 
-    The images are the archive's PNG bytes. The questions about one image are a `group`.
+    The images are the archive's PNG bytes. The questions about an image form a `group`.
 
     Features: `image` PNG, `question`, `label` (the answer), `group` (the image), `id`.
     """
@@ -57,11 +57,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         members = archives.read(ARCHIVE, path, archives.check(ARCHIVE, path))
         answers = members["easy_vqa/data/answers.txt"].decode().split()
         if sorted(answers) != list(ANSWERS):
-            raise UserError(f"{path}: answers.txt lists {sorted(answers)}, known are {list(ANSWERS)}")
+            raise UserError(f"answers.txt lists {sorted(answers)}, expected {list(ANSWERS)}", path=path)
         questions = {split: json.loads(members[f"easy_vqa/data/{split}/questions.json"]) for split in QUESTIONS}
         for split, expected in QUESTIONS.items():
             if len(questions[split]) != expected:
-                raise UserError(f"{path}: {len(questions[split])} {split} questions where {expected} are known")
+                raise UserError(f"{len(questions[split])} {split} questions, expected {expected}", path=path)
         return {split: self._generate_examples(split, members, questions[split]) for split in QUESTIONS}
 
     def _generate_examples(

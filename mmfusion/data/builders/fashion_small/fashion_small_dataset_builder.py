@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from mmfusion.data.builders import archives
 
-# File below `manual_dir`: its SHA-256.
+# File below `manual_dir` -> its SHA-256.
 FILES = {
     "fashion_small/images.zip": "18b51a414938602e254072a2903670f0b31d9f107e751214f9e4a0d2eb96ba33",
     "fashion_small/manifest.csv": "5f92f5836e5568c8906def88e24029a995388a652c4d1509c9dcbc4fa2c8af3b",
@@ -27,12 +27,12 @@ SEASONS = ("Fall", "Spring", "Summer", "Winter")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """14,993 photos 60x80 with titles of 35 types of product; no title is in two splits.
+    """14,993 photos 60x80 with titles, of 35 types of product; no title is in two splits.
 
     Seven of the 15,000 rows have no season and are left out.
 
-    Features: `image` JPEG, `title`, `label` (the type of article), `season`, `summer` (no or yes), `gender`, and as
-    text `colour`, `usage`, `year`; `group` (the title), `id`. Splits train, valid, test.
+    Features: `image` JPEG, `title`, `label` (the type of product), `season`, `summer` (no or yes), `gender`, `colour`,
+    `usage` and `year` as text, `group` (the title), `id`. Splits: train, valid, test.
     """
 
     VERSION = tfds.core.Version("1.2.0")

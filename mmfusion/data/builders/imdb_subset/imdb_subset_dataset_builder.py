@@ -1,4 +1,4 @@
-"""10,000 reviews of the Large Movie Review Dataset (Maas et al., 2011), for use without a network."""
+"""10,000 reviews of the Large Movie Review Dataset (Maas et al., 2011), for machines without a network."""
 
 import csv
 import gzip
@@ -14,13 +14,13 @@ from mmfusion.errors import UserError
 
 FILE = "imdb_subset/reviews.csv.gz"
 DIGEST = "1b5db8e3f2489cbf7ab94c54b01ccb0376678d27a3422fc8e82d239a3cf9cab5"  # SHA-256 of the CSV
-LIMIT = 2**26  # most bytes after decompression, four times the actual size
+LIMIT = 2**26  # maximum decompressed size in bytes, four times the actual size
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """5,000 reviews of the official train and 5,000 of the official test split, half of each positive.
 
-    Features: `text`, `label` (neg, pos), `group` (the text's digest: some reviews occur twice), `id`.
+    Features: `text`, `label` (neg, pos), `group` (the text's digest, as some reviews occur twice), `id`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -47,7 +47,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             with gzip.open(path) as file:
                 data = file.read(LIMIT)
         except (OSError, EOFError) as error:
-            raise UserError(f"the file is damaged ({error})", path=str(path)) from error
+            raise UserError(f"the file is corrupt ({error})", path=str(path)) from error
         if hashlib.sha256(data).hexdigest() != DIGEST:
             raise UserError(f"not the known file: its SHA-256 is not {DIGEST[:12]}...", path=str(path))
         rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))

@@ -1,4 +1,4 @@
-"""Silhouettes of leaves with three descriptors of 64 numbers (Mallah, Cope & Orwell, 2013)."""
+"""Silhouettes of leaves with three feature vectors of 64 values (Mallah, Cope & Orwell, 2013)."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from mmfusion.data.builders import archives, generate
 
-# File below `manual_dir`: its SHA-256.
+# File below `manual_dir` -> its SHA-256.
 FILES = {
     "leaf/data.npz": "5dd431f6e997a946f49a0716c96e080c80f4d6eb84ba4812cfae3fbc8d9bd8e6",
     "leaf/manifest.csv": "e204bf895c9972652968b9d184939081cf1e9d5e9c1bdfc77123fc7bf668ca77",
@@ -21,8 +21,8 @@ VIEWS = ("margin", "shape", "texture")
 class Builder(tfds.core.GeneratorBasedBuilder):
     """990 leaves of 99 species: a grayscale image 96x96, and measurements of margin, shape and texture.
 
-    Features: `image` PNG, `margin`, `shape`, `texture` (64 numbers each), `label` (the species), `group` and `id`.
-    Splits train (6 a species), valid (1), test (3).
+    Features: `image` PNG, `margin`, `shape`, `texture` (64 values each), `label` (the species), `group` and `id`.
+    Splits: train (6 leaves per species), valid (1), test (3).
     """
 
     VERSION = tfds.core.Version("1.0.0")

@@ -1,4 +1,4 @@
-"""The variant `relations` of `shapes`: two to four objects; sentences on positions, counts, colours and negation."""
+"""The variant `relations` of `shapes`: two to four objects; sentences about positions, counts, colours, negation."""
 
 import functools
 import itertools
@@ -6,29 +6,29 @@ import itertools
 from mmfusion.data.builders.generate import bits
 from mmfusion.data.builders.shapes.scenes import COLOURS, POSITIONS, SHAPES, Draw, Example, Scene, drawer, quad, sample
 
-Look = tuple[int, int]  # colour, shape
-Pair = frozenset[Look]
+Appearance = tuple[int, int]  # colour, shape
+Pair = frozenset[Appearance]
 Candidate = tuple[tuple[Scene, Scene], tuple[str, str]]
 
-LOOKS = tuple(itertools.product(range(len(COLOURS)), range(len(SHAPES))))
+APPEARANCES = tuple(itertools.product(range(len(COLOURS)), range(len(SHAPES))))
 COUNTS = ("one", "two", "three")
-RELATIONS = (("left of", "right of"), ("above", "below"))  # by axis: the lower coordinate first
+RELATIONS = (("left of", "right of"), ("above", "below"))  # per axis: relation of the object with the lower coordinate
 
 
 @functools.cache
 def held_out() -> frozenset[Pair]:
-    """Returns the 54 of the 435 pairs of different looks that are in test images and test sentences only."""
-    pairs = [frozenset(pair) for pair in itertools.combinations(LOOKS, 2)]
+    """Returns the 54 of the 435 pairs of different appearances that occur in test images and test sentences only."""
+    pairs = [frozenset(pair) for pair in itertools.combinations(APPEARANCES, 2)]
     return frozenset(sample(drawer(bits("shapes", "held-out pairs")), pairs, len(pairs) // 8))
 
 
 def pairs_of(scene: Scene) -> set[Pair]:
-    """Returns the pairs of different looks in a scene."""
+    """Returns the pairs of different appearances in a scene."""
     return {frozenset(pair) for pair in itertools.combinations({(c, s) for c, s, _ in scene}, 2)}
 
 
 def relations(split: str, examples: int) -> list[Example]:
-    """Returns quads; held-out pairs are in no train scene, in every test scene, and in test sentences that name two."""
+    """Returns quads; held-out pairs occur in no train scene, every test scene, and every spatial test sentence."""
     draw, result = drawer(bits("shapes", "relations", split)), []
     for number in range(examples // 4):
         make = (_spatial, _spatial, _count, _same_colour, _exists)[draw(5)]
@@ -49,15 +49,15 @@ def _belongs(candidate: Candidate, split: str, named: bool) -> bool:
 
 
 def _spatial(draw: Draw) -> Candidate | None:
-    """Two named objects that swap positions; None where they do not differ along the drawn axis."""
-    looks = sample(draw, LOOKS, 2 + draw(3))
-    positions = sample(draw, range(len(POSITIONS)), len(looks))
+    """Two named objects that swap positions; None if they have the same coordinate on the sampled axis."""
+    appearances = sample(draw, APPEARANCES, 2 + draw(3))
+    positions = sample(draw, range(len(POSITIONS)), len(appearances))
     axis = draw(2)
     first, second = (divmod(position, 3)[1 - axis] for position in positions[:2])
     if first == second:
         return None
     relation, inverse = RELATIONS[axis] if first < second else RELATIONS[axis][::-1]
-    one, other = _name(looks[0]), _name(looks[1])
+    one, other = _name(appearances[0]), _name(appearances[1])
     true = f"the {one} is {relation} the {other}"
     false = (
         f"the {one} is {inverse} the {other}",
@@ -65,22 +65,22 @@ def _spatial(draw: Draw) -> Candidate | None:
         f"the {one} is not {relation} the {other}",
     )[draw(3)]
     swapped = [positions[1], positions[0], *positions[2:]]
-    return (_scene(looks, positions), _scene(looks, swapped)), (true, false)
+    return (_scene(appearances, positions), _scene(appearances, swapped)), (true, false)
 
 
 def _count(draw: Draw) -> Candidate:
-    """Different counts of objects that share a colour or a shape, in scenes with the same number of objects."""
+    """Different counts of objects with a given colour or shape, in scenes with the same total number of objects."""
     by_shape = draw(2)
     value = draw(len((COLOURS, SHAPES)[by_shape]))
     total = 3 + draw(2)
     counts = sample(draw, (1, 2, 3), 2)
-    inside = [look for look in LOOKS if look[by_shape] == value]
-    outside = [look for look in LOOKS if look[by_shape] != value]
+    inside = [appearance for appearance in APPEARANCES if appearance[by_shape] == value]
+    outside = [appearance for appearance in APPEARANCES if appearance[by_shape] != value]
 
     def scene(count: int) -> Scene:
-        looks = [inside[draw(len(inside))] for _ in range(count)]
-        looks += [outside[draw(len(outside))] for _ in range(total - count)]
-        return _scene(looks, sample(draw, range(len(POSITIONS)), total))
+        appearances = [inside[draw(len(inside))] for _ in range(count)]
+        appearances += [outside[draw(len(outside))] for _ in range(total - count)]
+        return _scene(appearances, sample(draw, range(len(POSITIONS)), total))
 
     def sentence(count: int, no: str = "") -> str:
         thing = SHAPES[value] if by_shape else f"{COLOURS[value]} shape"
@@ -92,7 +92,7 @@ def _count(draw: Draw) -> Candidate:
 
 
 def _same_colour(draw: Draw) -> Candidate:
-    """Three shapes; the first has the second's colour in one scene and the third's in the other."""
+    """Three shapes, of which the first has the second's colour in one scene and the third's in the other."""
     shapes = sample(draw, range(len(SHAPES)), 3 + draw(2))
     colour, another, any_colour = *sample(draw, range(len(COLOURS)), 2), draw(len(COLOURS))
     positions = sample(draw, range(len(POSITIONS)), len(shapes))
@@ -112,11 +112,11 @@ def _same_colour(draw: Draw) -> Candidate:
 
 
 def _exists(draw: Draw) -> Candidate:
-    """One object differs between the scenes in its colour or shape."""
-    one = LOOKS[draw(len(LOOKS))]
-    other = [look for look in LOOKS if (look[0] == one[0]) != (look[1] == one[1])]
+    """One object whose colour or shape differs between the scenes."""
+    one = APPEARANCES[draw(len(APPEARANCES))]
+    other = [appearance for appearance in APPEARANCES if (appearance[0] == one[0]) != (appearance[1] == one[1])]
     other = other[draw(len(other))]
-    rest = sample(draw, [look for look in LOOKS if look not in (one, other)], 1 + draw(3))
+    rest = sample(draw, [appearance for appearance in APPEARANCES if appearance not in (one, other)], 1 + draw(3))
     positions = sample(draw, range(len(POSITIONS)), 1 + len(rest))
     false = (f"there is a {_name(other)}", f"there is no {_name(one)}")[draw(2)]
     return (
@@ -125,9 +125,9 @@ def _exists(draw: Draw) -> Candidate:
     )
 
 
-def _name(look: Look) -> str:
-    return f"{COLOURS[look[0]]} {SHAPES[look[1]]}"
+def _name(appearance: Appearance) -> str:
+    return f"{COLOURS[appearance[0]]} {SHAPES[appearance[1]]}"
 
 
-def _scene(looks: list[Look], positions: list[int]) -> Scene:
-    return tuple((*look, position) for look, position in zip(looks, positions, strict=True))
+def _scene(appearances: list[Appearance], positions: list[int]) -> Scene:
+    return tuple((*appearance, position) for appearance, position in zip(appearances, positions, strict=True))

@@ -1,4 +1,4 @@
-"""Renders the scenes of `shapes` with integers only, so that the pixels are the same on every machine."""
+"""Renders the scenes of `shapes` in integer arithmetic, so that the pixels are the same on every machine."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ SIZE = 32
 CENTRES = np.array([7, 16, 24])  # of the three columns and rows, in pixels
 PALETTE = np.array([[215, 45, 45], [40, 165, 60], [60, 80, 230], [225, 215, 50], [165, 60, 195], [60, 205, 215]])
 assert len(PALETTE) == len(COLOURS)
-NOISE = 16  # largest change of a pixel's channel, of 255
+NOISE = 16  # maximum absolute change of a channel, in pixel levels
 
 
 def render(scenes: Sequence[Scene], source: np.random.Philox) -> np.ndarray:
@@ -29,7 +29,7 @@ def render(scenes: Sequence[Scene], source: np.random.Philox) -> np.ndarray:
     many = np.array([len(scene) > 1 for scene in scenes])
     images = np.broadcast_to(_integers(source, 30, 110, (n, 1, 1, 1)), (n, SIZE, SIZE, 3))
     for colour, shape, position in objects.transpose(1, 2, 0):
-        radius = 6 - 3 * many + _integers(source, 0, 2, n)  # smaller where several must not overlap
+        radius = 6 - 3 * many + _integers(source, 0, 2, n)  # smaller for several objects, which must not overlap
         column, row = (CENTRES[line] + _integers(source, -1, 2, n) for line in (position % 3, position // 3))
         x, y = (np.clip(centre, radius, SIZE - 1 - radius) for centre in (column, row))  # inside the image
         inside = _inside(shape, x, y, radius) & (colour >= 0)[:, None, None]  # [n, H, W]
@@ -46,7 +46,7 @@ def _integers(source: np.random.Philox, low: int, high: int, shape: int | tuple[
 
 
 def _inside(shape: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Returns the mask `[n, H, W]` of the pixels that the object covers: circle, square, triangle, diamond or cross."""
+    """Returns the mask `[n, H, W]` of the pixels of a circle, square, triangle, diamond or cross."""
     grid = np.arange(SIZE, dtype=np.int16)
     shape, x, y, radius = (a.astype(np.int16)[:, None, None] for a in (shape, x, y, radius))  # [n, 1, 1]
     dx, dy = np.abs(grid[None, None, :] - x), grid[None, :, None] - y

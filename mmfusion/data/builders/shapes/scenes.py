@@ -32,11 +32,11 @@ class Example:
     """One image with one sentence.
 
     Attributes:
-      image: index of the image in its split; examples with the same index share every pixel.
+      image: index of the image in its split; examples with the same index have identical pixels.
       scene: the objects in the image.
       sentence: the text.
       label: the class.
-      group: index of the block of examples, which is balanced as a whole.
+      group: index of the example's block; every block is balanced.
     """
 
     image: int
@@ -47,12 +47,12 @@ class Example:
 
 
 def drawer(source: np.random.Philox) -> Draw:
-    """Returns a function that draws one integer at a time (the bias of the remainder is below 2^-55)."""
+    """Returns a function that samples one integer per call (the modulo bias is below 2^-55)."""
     return lambda n: int(source.random_raw()) % n
 
 
 def sample(draw: Draw, items: Sequence, k: int) -> list:
-    """Returns `k` different items, in random order."""
+    """Returns `k` distinct items in random order."""
     pool = list(items)
     return [pool.pop(draw(len(pool))) for _ in range(k)]
 
@@ -76,7 +76,7 @@ def describe(combination: Object, draw: Draw) -> str:
 def quad(number: int, scenes: tuple[Scene, Scene], sentences: tuple[str, str]) -> list[Example]:
     """Returns the four examples of two scenes and two sentences, each true of its own scene and false of the other.
 
-    Each image and each sentence is in one true and one false example: neither alone carries information.
+    Each image and each sentence is in one true and one false example, so neither alone carries information.
     """
     return [
         Example(2 * number + image, scenes[image], sentences[sentence], int(image == sentence), number)

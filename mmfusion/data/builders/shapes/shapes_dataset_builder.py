@@ -1,4 +1,4 @@
-"""The default dataset: generated images of coloured shapes, each with an English sentence."""
+"""The default dataset: generated images of coloured shapes, each paired with an English sentence."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from mmfusion.data.builders.shapes.relations import relations
 
 CHUNK = 500  # images rendered at once
 
-# Variant: its examples, its class names, the numbers of train and test examples, and a description.
+# Variant -> its examples, class names, numbers of train and test examples, and description.
 VARIANTS = {
     "match": (scenes.match, ("false", "true"), (48_000, 2_000), "Is the sentence true of the one object?"),
     "relations": (
@@ -34,16 +34,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     An object has one of 6 colours, 5 shapes and 9 positions (3 rows, 3 columns). Every random choice is raw output of a
     Philox counter keyed by (variant, split), and rendering is integer arithmetic, so pixels do not depend on versions.
 
-    - `match`: one object; one of six templates names its colour, shape and position. Examples come in quads of two
+    - `match`: one object; one of six templates states its colour, shape and position. Examples form quads of two
       objects c, c' with their images and sentences: (c, c) and (c', c') are true, (c, c') and (c', c) false. In about 3
       of 4 quads c' differs from c in one attribute (each equally often), otherwise in two or three. Every image and
-      every sentence is in as many true as false examples, so one modality alone is exactly at chance. 54 of the 270
-      (colour, shape, position) combinations are in test only, in images and sentences, and test has no others; train
-      has every pair of attributes.
+      every sentence is in as many true as false examples, so neither modality alone carries information about the
+      label. 54 of the 270 (colour, shape, position) combinations occur in test only, in images and sentences, and test
+      has no others; train has every pair of attributes.
     - `relations`: 2 to 4 objects; quads as above. Sentences: a named object is (not) left of, right of, above or below
       another (2 of 5); there are (not) one, two, three of a colour or shape; two shapes are (not) the same colour;
-      there is a (no) red circle. 54 of the 435 pairs of different (colour, shape) are held out: they are in no train
-      image and in every test image, and every test sentence about positions names one.
+      there is a (no) red circle. 54 of the 435 pairs of different (colour, shape) are held out: they occur in no train
+      image and in every test image, and every test sentence about positions mentions one.
     - `redundant`: the label is the colour; the sentence is true of the object. Blocks of six, one per colour.
     - `image_only`: the label is the image's colour. Blocks of six: one sentence with an image of each colour, so the
       sentence carries no information.

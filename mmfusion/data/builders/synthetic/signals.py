@@ -1,7 +1,7 @@
-"""Signals that carry a class label: an image, a video, a waveform, a sentence, a sequence of events.
+"""Synthetic signals that carry a class label: image, video, waveform, sentence, sequence of events.
 
-Each function takes the label (None: the signal is uninformative), the number of classes or one word per class, and the
-random generator.
+Arguments are the label (None: the signal is uninformative), the number of classes or one word per class, and the random
+generator.
 
 H W image · C channels · T frames · S samples
 """
@@ -29,7 +29,7 @@ FILLERS = (
 
 
 def image(label: int | None, classes: int, random: np.random.Generator, *, size: int, channels: int) -> np.ndarray:
-    """Returns pixels `[size, size, channels]` uint8: a noisy ellipse on a dark ground, hatched at the class's angle."""
+    """Returns pixels `[size, size, channels]` uint8: a noisy ellipse with stripes at the class's angle."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1  # -1 to 1
     centre, radius = random.uniform(-0.15, 0.15, 2), random.uniform(0.65, 0.9, 2)
     inside = ((x - centre[0]) / radius[0]) ** 2 + ((y - centre[1]) / radius[1]) ** 2 < 1
@@ -43,7 +43,7 @@ def image(label: int | None, classes: int, random: np.random.Generator, *, size:
 
 
 def video(label: int | None, classes: int, random: np.random.Generator, *, size: int, frames: int) -> np.ndarray:
-    """Returns pixels `[frames, size, size, 1]` uint8: a spot that moves across the frame in the class's direction."""
+    """Returns pixels `[frames, size, size, 1]` uint8: a spot that moves in the class's direction."""
     y, x = np.mgrid[:size, :size]
     angle = 2 * np.pi * ((label or 0) + random.uniform(-0.2, 0.2)) / classes
     middle = size / 2 + random.uniform(-0.1, 0.1, 2) * size
@@ -56,7 +56,7 @@ def video(label: int | None, classes: int, random: np.random.Generator, *, size:
 
 
 def audio(label: int | None, classes: int, random: np.random.Generator, *, rate: int) -> np.ndarray:
-    """Returns one second `[rate]` int16: a tone with two overtones in noise, its pitch (200 to 1600 Hz) the class's."""
+    """Returns one second `[rate]` int16: noise and a tone with two overtones at the class's pitch (200 to 1600 Hz)."""
     pitch = 200 * 8 ** (((label or 0) + random.uniform(-0.2, 0.2)) / classes)  # Hz
     seconds = np.arange(rate) / rate
     start, duration = random.uniform(0, 0.4), random.uniform(0.4, 0.6)
@@ -67,7 +67,7 @@ def audio(label: int | None, classes: int, random: np.random.Generator, *, rate:
 
 
 def sentence(label: int | None, words: Sequence[str], random: np.random.Generator) -> str:
-    """Returns eight to twelve words, one of which is the class's."""
+    """Returns eight to twelve words, one of which is the class's word."""
     tokens = list(random.choice(FILLERS, random.integers(8, 13)))
     if label is not None:
         tokens[random.integers(len(tokens))] = words[label]
@@ -75,7 +75,7 @@ def sentence(label: int | None, words: Sequence[str], random: np.random.Generato
 
 
 def events(label: int | None, words: Sequence[str], random: np.random.Generator) -> str:
-    """Returns ten events that name every class; the label is the item that was both seen and, later, bought."""
+    """Returns ten events over the classes' items; the label is the item that was both seen and, later, bought."""
     items = [int(item) for item in random.permutation(len(words))]
     if label is not None:
         items.remove(label)

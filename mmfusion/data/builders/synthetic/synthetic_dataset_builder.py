@@ -1,4 +1,4 @@
-"""Generated data with the form of data that is not freely available: medical images, video with audio, speech."""
+"""Synthetic data in place of data that is not freely available: medical images, video with audio, speech."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ ANIMALS = (
 )  # fmt: skip
 FINDINGS = ("clear", "nodule", "effusion", "fracture")
 GOODS = ("shoes", "books", "games", "music", "plants")
-CREATURES = {  # the last four of each occur in test only; `configs/animals.tsv` has their families
+CREATURES = {  # the last four of each class occur in test only; `configs/animals.tsv` has their families
     "bird": ("sparrow", "robin", "finch", "crow", "heron", "stork", "falcon", "wren", "thrush", "gull", "swift", "jay"),
     "fish": ("trout", "perch", "carp", "pike", "tench", "bream", "cod", "herring", "roach", "salmon", "plaice", "ling"),
     "insect": ("beetle", "moth", "wasp", "cricket", "aphid", "gnat", "ant", "weevil", "locust", "flea", "bee", "fly"),
@@ -37,7 +37,7 @@ class Signal:
     Attributes:
       feature: the TFDS feature.
       draw: (label or None, split, random generator) -> the feature's value.
-      uninformative_rate: share of the examples whose value does not depend on the label, drawn independently for each
+      uninformative_rate: fraction of examples whose value does not depend on the label, sampled independently per
         modality.
     """
 
@@ -75,7 +75,7 @@ def _text(make: Callable[..., str], words: tuple[str, ...], uninformative_rate: 
 
 
 def _creature(uninformative_rate: float) -> Signal:
-    """Returns sentences about creatures; those of test do not occur in train."""
+    """Returns sentences about creatures; creatures in test do not occur in train."""
 
     def draw(label: int | None, split: str, random: np.random.Generator) -> str:
         names = list(CREATURES.values())[label or 0]
@@ -90,11 +90,11 @@ class Variant:
     """One configuration of the dataset.
 
     Attributes:
-      classes: the names of the classes.
-      signals: per modality, how it is drawn.
-      sizes: the number of train and of test examples.
-      imitates: the data whose form it has.
-      seed_name: the name that random keys are made of, where the variant was renamed since; empty: its own.
+      classes: names of the classes.
+      signals: per modality its signal.
+      sizes: numbers of train and test examples.
+      imitates: the data that it replaces.
+      seed_name: the name in random keys, for a renamed variant; empty: its own name.
     """
 
     classes: tuple[str, ...]
@@ -176,20 +176,20 @@ VARIANTS = {
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Generated examples of two to four modalities, each of which carries the label or, at a known rate, nothing.
+    """Synthetic examples of two to four modalities, each of which is uninformative at a known rate.
 
-    They replace data that is not freely available, in kind, shape and number of modalities but not in difficulty:
-    results show that a system works, not how good it is. Each modality is uninformative independently, in 10 to 40 % of
-    the examples, so the best possible accuracy of one alone is `1 - rate · (1 - 1 / classes)`, and of all together
-    `1 - Π rate · (1 - 1 / classes)`.
+    They replace data that is not freely available, in type, shape and number of modalities but not in difficulty:
+    results show that a system works, not how accurate it is. Each modality is independently uninformative in 10 to 40 %
+    of the examples, so the best possible accuracy of one modality is `1 - rate · (1 - 1 / classes)`, and that of all
+    modalities is `1 - Π rate · (1 - 1 / classes)`.
 
-    - image: a noisy ellipse on a dark ground, hatched at the class's angle.
+    - image: a noisy ellipse on a dark background, with stripes at the class's angle.
     - video: a spot that moves across the frame in the class's direction.
-    - audio: one second of noise with a tone and overtones of the class's pitch.
+    - audio: one second of noise with a tone and overtones at the class's pitch.
     - sentence: filler words and the class's word.
     - events: items seen, opened and bought; the class is the item that was both seen and bought.
 
-    Features: the variant's modalities, `label`, `num_informative` (how many modalities carry the label), `group`, `id`.
+    Features: the variant's modalities, `label`, `num_informative` (number of informative modalities), `group`, `id`.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -224,7 +224,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         variant = VARIANTS[name]
         for number in range(size):
             example = f"{split}-{number:05d}"
-            # The dataset's first name: the same examples as before it was renamed.
+            # The dataset's original name, so that its renaming did not change the examples.
             random = np.random.Generator(generate.bits("stand_ins", variant.seed_name or name, example))
             yield example, {**draw_example(variant, number, split, random), "group": example, "id": example}
 
