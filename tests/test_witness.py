@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import witness
+from tests import witness, witness_comparison
 from tests.witness_cases import Case, few_cases
 
 GOLDEN = Path(__file__).parent / "golden" / "witness.json"
@@ -47,7 +47,10 @@ def differences(golden: dict[str, list[Any]], found: dict[str, list[Any]]) -> li
         if name == "ids" or expected is None or actual is None or len(expected) != len(actual):
             lines += [f"{name} was {expected} and is {actual}"] * (expected != actual)
             continue
-        largest = max(witness.relative(one, other, witness.FLOOR) for one, other in zip(expected, actual, strict=True))
+        largest = max(
+            witness_comparison.relative(one, other, witness_comparison.FLOOR)
+            for one, other in zip(expected, actual, strict=True)
+        )
         if largest > TOLERANCE:
             lines.append(f"{name} differs by {largest:.1e}: was {expected} and is {actual}")
     return lines
@@ -85,20 +88,20 @@ def test_compare_cases_detects_a_planted_difference():
     record = {"status": 0, "error": "", "train": {"step": [1], "ids": [5], "loss": [0.7]}, "valid": {}, "result": {}}
     record["state"] = {"params/kernel": [[2], "float32", "0a", 1.0, 1.0]}
     changed = json.loads(json.dumps(record))
-    assert witness.compare_cases(record, changed).equal
+    assert witness_comparison.compare_cases(record, changed).equal
     changed["train"]["loss"] = [0.7 * (1 + 1e-7)]
-    close = witness.compare_cases(record, changed)
-    assert not close.equal and close.fits(witness.TOLERANCE)
+    close = witness_comparison.compare_cases(record, changed)
+    assert not close.equal and close.fits(witness_comparison.TOLERANCE)
     changed["state"]["params/kernel"] = [[2], "float32", "0b", 1.0, 1.00001]
-    assert not witness.compare_cases(record, changed).fits(witness.TOLERANCE)
+    assert not witness_comparison.compare_cases(record, changed).fits(witness_comparison.TOLERANCE)
     changed = json.loads(json.dumps(record))
     changed["train"]["ids"] = [6]
-    assert witness.compare_cases(record, changed).wrong == ["train ids was [5] and is [6]"]
+    assert witness_comparison.compare_cases(record, changed).wrong == ["train ids was [5] and is [6]"]
     changed["state"] = {"params/renamed": changed["state"]["params/kernel"]}
-    renamed = witness.compare_cases(record, changed)
+    renamed = witness_comparison.compare_cases(record, changed)
     assert len(renamed.wrong) == 1 and len(renamed.warnings) == 2
     changed["state"]["params/renamed"][2] = "0c"
-    assert len(witness.compare_cases(record, changed).wrong) == 2
+    assert len(witness_comparison.compare_cases(record, changed).wrong) == 2
 
 
 def test_compare_cases_separates_rounding_from_other_differences():
@@ -110,7 +113,7 @@ def test_compare_cases_separates_rounding_from_other_differences():
     changed = json.loads(json.dumps(record))
     changed["valid"]["loss"] = [0.701]
     changed["state"]["params/bias"][2:] = ["0c", 0.004, 0.004]
-    rounded = witness.compare_cases(record, changed)
-    assert rounded.fits(witness.TOLERANCE) and not rounded.fits(witness.TOLERANCE, rounding=False)
+    rounded = witness_comparison.compare_cases(record, changed)
+    assert rounded.fits(witness_comparison.TOLERANCE) and not rounded.fits(witness_comparison.TOLERANCE, rounding=False)
     changed["state"]["params/kernel"][2:] = ["0d", 1.001, 1.001]
-    assert not witness.compare_cases(record, changed).fits(witness.TOLERANCE)
+    assert not witness_comparison.compare_cases(record, changed).fits(witness_comparison.TOLERANCE)

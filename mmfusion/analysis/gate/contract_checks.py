@@ -11,52 +11,18 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, cast
 
-import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmfusion.analysis.gate.synthetic_tasks import MODALITIES
-from mmfusion.data.batch import Batch
+from mmfusion.analysis.gate.token_model import CLASSES, TASK, Masks, Tokens, as_batch, model_of
 from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration
-from mmfusion.models.model import FusionModel
 
-TASK = "label"
-ROWS, TOKENS, CLASSES = 8, 4, 2  # four tokens also form a square grid
+ROWS, TOKENS = 8, 4  # four tokens also form a square grid
 SAME, DIFFERENT = 1e-5, 1e-4  # relative to the largest value: rounding is below SAME, an effect above DIFFERENT
-
-Tokens = dict[str, Any]  # modality -> array [B, N, D] of NumPy or JAX
-Masks = dict[str, Any]  # modality -> array [B, N] of NumPy or JAX
-
-
-class Given(nn.Module):
-    """An identity encoder, whose inputs are tokens and mask."""
-
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns its inputs `[B, N, D]` and `[B, N]`."""
-        del train
-        return x, mask
-
-
-def model_of(strategy: nn.Module, modalities: int) -> FusionModel:
-    """Returns the model of a strategy over the first M modalities, whose inputs are tokens."""
-    encoders = flax.core.FrozenDict({m: Given() for m in MODALITIES[:modalities]})
-    return FusionModel(encoders=encoders, fusion=strategy, tasks=((TASK, CLASSES),))
-
-
-def as_batch(tokens: Tokens, mask: Masks, label: jax.Array) -> Batch:
-    """Returns a batch whose inputs are tokens `[B, N, D]` with masks `[B, N]` and labels `[B]`."""
-    rows = label.shape[0]
-    return Batch(
-        inputs=tokens,
-        mask=mask,
-        present={m: real.any(axis=1) for m, real in mask.items()},
-        targets={TASK: label},
-        weight=jnp.ones(rows),
-        id=jnp.arange(rows),
-    )
 
 
 def path_name(path: tuple) -> str:

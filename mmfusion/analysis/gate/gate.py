@@ -19,7 +19,8 @@ import optax
 
 from mmfusion import rng
 from mmfusion.analysis.gate import contract_checks, synthetic_tasks
-from mmfusion.analysis.gate.contract_checks import TASK, as_batch, declaration, model_of, path_name
+from mmfusion.analysis.gate.contract_checks import declaration, path_name
+from mmfusion.analysis.gate.token_model import TASK, as_batch, model_of
 from mmfusion.data.batch import Batch
 from mmfusion.objectives import Task, build_objectives
 from mmfusion.training.eval_step import eval_step

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.analysis.gate.contract_checks import Given
+from mmfusion.analysis.gate.token_model import Given
 from mmfusion.analysis.probing import attribution, calibration, corruption, emap
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Split
