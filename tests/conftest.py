@@ -33,7 +33,7 @@ if importlib.metadata.version("jax").startswith("0.10."):
     )
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
-gc.set_threshold(200_000, 20, 100)  # traced programs are many small objects that stay
+gc.set_threshold(100_000, 20, 50)  # traced programs are many small objects that stay
 
 SHARED = "MMFUSION_TESTS_SHARED"  # environment variable: the folder that all processes of one pytest run share
 

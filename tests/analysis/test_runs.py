@@ -53,7 +53,7 @@ def test_read_rejects_unfinished_or_corrupt_runs(tmp_path):
         runs.read(tmp_path / "a")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         runs.read(tmp_path / "b")
-    with pytest.raises(UserError, match=r"no metric 'acuracy': did you mean accuracy"):
+    with pytest.raises(UserError, match="no such metric; did you mean accuracy"):
         runs.methods([runs.read(write_finished_run(tmp_path / "c"))])[0].scores("test", "acuracy")
 
 

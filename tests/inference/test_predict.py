@@ -122,7 +122,7 @@ def test_predict_of_an_empty_table_writes_an_empty_table(run, tmp_path):
         (None, "--input=.* cannot be read as a CSV table: .*No such file"),
         (b"text\n\xff\xfe", "--input=.* cannot be read as a CSV table"),
         (b'text\n"open', "--input=.* cannot be read as a CSV table: unexpected end"),
-        (b"sentence,picture\na,b\n", "must have one of the columns image, text; it has sentence, picture"),
+        (b"caption,picture\na,b\n", "must have one of the columns image, text; it has caption, picture"),
         (b"", "is empty; its first line must have the column names"),
     ],
 )
