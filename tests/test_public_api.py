@@ -208,6 +208,7 @@ import mmfusion
 result = mmfusion.train("small.py:fusion=concat", "run", changes={"steps": 2, "eval_every": 2, "checkpoint_every": 2})
 model = mmfusion.load("run")
 assert model.evaluate()["accuracy"] == result["test"]["accuracy"]
+assert mmfusion.load_config("configs/quickstart.py:fusion=gmu").model.fusion.name == "gmu"  # of the package
 print(model.predict([{"text": "the red circle"}]).labels)
 """
 

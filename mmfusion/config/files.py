@@ -1,5 +1,6 @@
 """Reads a config file from any folder, and sets its values by dotted path."""
 
+import importlib.util
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,22 +17,33 @@ def load_file(source: str | Path) -> ConfigDict:
     """Returns the config of a config file, not checked yet.
 
     Args:
-      source: `FILE[:key=value,...]`: a Python file in any folder that defines `get_config(arg)`, and its arguments.
+      source: `FILE[:key=value,...]`: a Python file in any folder that defines `get_config(arg)`, and its arguments. A
+        `configs/NAME.py` that is not in the working directory is that of the installed package.
 
     Raises:
       UserError: no such file, no `get_config` in it, or a wrong argument.
     """
     path, _, arg = str(source).partition(":")
-    if not Path(path).is_file():
+    file = _find(path)
+    if not file.is_file():
         found = (*Path("configs").glob("*.py"), *Path(path).parent.glob("*.py"))
         names = {file.as_posix() for file in found if file.stem != "__init__"}
         raise UserError("no such config file", path="--config", value=path, choices=names)
-    get_config = runpy.run_path(path).get("get_config")
+    get_config = runpy.run_path(str(file)).get("get_config")
     if get_config is None:
         raise UserError("the file defines no get_config(arg)", path="--config", value=path)
     config = get_config(arg)
     rename_keys(config)
     return config
+
+
+def _find(path: str) -> Path:
+    own = Path(path)
+    if own.is_file() or own.parts[:1] != ("configs",):
+        return own
+    package = importlib.util.find_spec("configs")
+    folders = package.submodule_search_locations if package else None
+    return Path(folders[0], *own.parts[1:]) if folders else own
 
 
 def set_values(config: ConfigDict, changes: Mapping[str, Any]) -> None:
