@@ -160,12 +160,13 @@ def save(plan: Plan, directory: Path) -> Plan:
     for name, trial in saved_trials.items():
         if trials.get(name) != trial:
             problem = "differs from" if name in trials else "is not in"
-            raise UserError(f"{directory} belongs to another ablation: its trial {name} {problem} this plan; "
-                            "give another --workdir")  # fmt: skip
+            message = f"belongs to another ablation: its trial {name} {problem} this plan; give another --workdir"
+            raise UserError(message, path=str(directory))
     if plan.code != saved["code"]:
         raise UserError(
-            f"{directory} was started with other code ({saved['code']}, now {plan.code}); check out that version, or "
-            "give another --workdir"
+            f"was started with other code ({saved['code']}, now {plan.code}); check out that version, or give another "
+            "--workdir",
+            path=str(directory),
         )
     if trials != saved_trials:
         write_json(path, planned)
