@@ -108,7 +108,7 @@ def test_saver_reports_and_recreates_a_deleted_directory(saver_and_messages: tup
     shutil.rmtree(tmp_path / "run")
     saver.save(2, random_state(2), {}, 0.4, last=False)
     assert (
-        f"warning: {tmp_path}/run is gone, and 1 checkpoints with it; going on, this is failure 1 of 3" in messages[0]
+        f"warning: {tmp_path}/run: is gone, and 1 checkpoints with it; going on, this is failure 1 of 3" in messages[0]
     )
     saver.save(3, random_state(3), {}, 0.3, last=True)
     assert saver.checkpoints.steps() == [2, 3] and saver.checkpoints.best() == 2
