@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     paths = folder.iterdir() if folder.is_dir() else ()
     steps = sorted((path.name for path in paths if path.name.isdigit()), key=int)
     if not steps:
-        raise UserError(f"{folder} has no checkpoints")
+        raise UserError("has no checkpoints", path=str(folder))
     if COPY.value and (not TO.value or epath.Path(TO.value).exists()):
         raise UserError("give a directory that does not exist yet", path="--to", value=TO.value)
     pair = COMPARE.value.split(",") if COMPARE.value else []

@@ -68,4 +68,4 @@ def storage_errors(name: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"gs:// needs `pip install gcsfs` ({error})", path=name) from error
     except Exception as error:
-        raise UserError(f"{name} cannot be reached: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"cannot be reached: {' '.join(str(error).split())[:300]}", path=name) from error

@@ -173,7 +173,8 @@ def features(dataset: Dataset, task: str, seed: int, max_rows: int) -> tuple[dic
     for m, options in dataset.reader.modalities.items():
         rows, present = read["train"][0][m]
         if present.sum() < 2:
-            raise UserError(f"modality {m!r} is present in {present.sum()} training rows; a baseline needs at least 2")
+            message = f"present in {present.sum()} training rows; a baseline needs at least 2"
+            raise UserError(message, path="modality", value=m)
         transform = FEATURES[options["kind"]][1](rows[present], seed)
         tables[m] = {
             split: sparse.csr_array(sparse.diags_array(described[m][1].astype(np.float32)) @ transform(described[m][0]))

@@ -53,7 +53,7 @@ def read(directory: epath.PathLike) -> Run:
     directory = epath.Path(directory)
     for name in ("config.json", "result.json"):
         if not (directory / name).is_file():
-            raise UserError(f"{directory} has no finished run: {name} is missing")
+            raise UserError(f"has no finished run: {name} is missing", path=str(directory))
     config, result = (configs.read_json(directory / name) for name in ("config.json", "result.json"))
     return Run(directory, configs.from_json(config), result)
 
@@ -71,7 +71,7 @@ def methods(runs: Sequence[Run]) -> list[Method]:
         group.sort(key=lambda run: run.config.seed)
         for one, other in itertools.pairwise(group):
             if one.config.seed == other.config.seed:
-                raise UserError(f"{one.directory} and {other.directory} have the same config and seed")
+                raise UserError(f"has the same config and seed as {one.directory}", path=str(other.directory))
     flat = [_without_seed(group[0]) for group in groups.values()]
     return [Method(_name(config, flat), tuple(group)) for config, group in zip(flat, groups.values(), strict=True)]
 

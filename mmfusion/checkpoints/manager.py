@@ -77,7 +77,7 @@ class Checkpoints:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 self._orbax = open_manager(self._directory, self.readonly)
             except Exception as error:  # any exception of the storage's client library
-                raise UserError(f"cannot open {self._directory}: {_reason(error)}") from error
+                raise UserError(f"cannot be opened: {_reason(error)}", path=str(self._directory)) from error
         return self._orbax
 
     def steps(self) -> list[int]:
@@ -111,7 +111,7 @@ class Checkpoints:
             return
         if known and not self._directory.exists():
             self._manager.reload()  # forgets them, so that the next save creates the folder
-            raise UserError(f"{self._directory} is gone, and {len(known)} checkpoints with it")
+            raise UserError(f"is gone, and {len(known)} checkpoints with it", path=str(self._directory))
         try:
             self._start_save(step, state, meta, score)
         except Exception as error:  # any exception of the storage's client library
@@ -173,9 +173,8 @@ class Checkpoints:
             for name in self._names():
                 if TEMPORARY in name:
                     (self._directory / name).rmtree(missing_ok=True)
-        return UserError(
-            f"cannot write a checkpoint under {self._directory}: {_reason(error)}; older ones are untouched"
-        )
+        message = f"cannot write a checkpoint: {_reason(error)}; older ones are untouched"
+        return UserError(message, path=str(self._directory))
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the metadata of a step; raises CorruptCheckpoint where it is not what was saved."""
@@ -192,7 +191,8 @@ class Checkpoints:
         if lines := differences(describe(like), meta["tree"]):
             others = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
             raise UserError(
-                f"checkpoint {self._directory}/{step} has another architecture: {'; '.join(lines[:5])}{others}"
+                f"the checkpoint has another architecture: {'; '.join(lines[:5])}{others}",
+                path=f"{self._directory}/{step}",
             )
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         folder, args = self._directory / str(step), ocp.args.StandardRestore(template)
@@ -234,7 +234,7 @@ class Checkpoints:
         quarantine = self._directory.parent / QUARANTINE
         if self._corrupt or (not self._rolled_back and quarantine.exists()):
             raise UserError(
-                f"no checkpoint under {self._directory} is intact (see {quarantine}): start in another directory"
+                f"no checkpoint is intact (see {quarantine}): start in another directory", path=str(self._directory)
             )
         return None
 

@@ -44,7 +44,7 @@ def validation_error(folder: epath.Path) -> str:
             and metrics.items() <= retention_metrics(meta).items()
         )
     except PermissionError as error:
-        raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
+        raise UserError("the checkpoint cannot be read: permission denied", path=str(folder)) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         _raise_if_transient(folder, error)
         return f"its metadata cannot be read ({_one_line(error)})"
@@ -81,7 +81,7 @@ def read_errors(folder: epath.Path) -> Iterator[None]:
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
-            raise UserError(f"checkpoint {folder} cannot be read: permission denied") from error
+            raise UserError("the checkpoint cannot be read: permission denied", path=str(folder)) from error
         _raise_if_transient(folder, error)
         raise CorruptCheckpoint(
             f"checkpoint {folder} is damaged: it cannot be read ({_one_line(error)})", _step(folder)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mmfusion.config.choices import choose, sections_that_choose
 from mmfusion.config.renamed import rename_key, rename_keys
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import UserError
 
 
 def load_file(source: str | Path) -> ConfigDict:
@@ -88,7 +88,7 @@ def check_path(config: ConfigDict, path: str, *, is_section: bool = False) -> No
         if not isinstance(section, ConfigDict):
             raise UserError(f"no such key: {walked} is a value", path=f"{walked}.{part}")
         if part not in section:
-            raise UserError(f"no such key; {nearest(part, section.keys())}", path=f"{walked}.{part}")
+            raise UserError("no such key", path=f"{walked}.{part}", choices=section.keys())
         section, walked = section[part], f"{walked}.{part}"
     if isinstance(section, ConfigDict) and not is_section:
         raise UserError(f"is a section: set one of its keys, {', '.join(section.keys())}", path=walked)

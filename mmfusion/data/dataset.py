@@ -122,8 +122,9 @@ class Dataset:
         # Test rows may change, as no state depends on them.
         if description_changed or any(before[split] != self.content[split] for split in before if split != "test"):
             raise UserError(
-                f"the data has changed since {workdir} was started (fingerprint {saved['fingerprint']}, now "
-                f"{self.fingerprint}; rows {before}, now {self.content}): restore the data, or give another --workdir"
+                f"the data has changed since it was started (fingerprint {saved['fingerprint']}, now "
+                f"{self.fingerprint}; rows {before}, now {self.content}): restore the data, or give another --workdir",
+                path=workdir,
             )
 
     def saved(self) -> dict[str, Any]:

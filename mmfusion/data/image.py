@@ -106,7 +106,8 @@ def augment(images: jax.Array, keys: jax.Array, options: Mapping[str, float]) ->
       UserError: saturation is enabled and the images are not RGB.
     """
     if options["saturation"] and images.shape[-1] != 3:
-        raise UserError(f"saturation needs images with 3 channels, not {images.shape[-1]}; set it to 0")
+        message = f"needs images with 3 channels, not {images.shape[-1]}; set it to 0"
+        raise UserError(message, path="augment.saturation", value=options["saturation"])
     if not any(options[name] for name in AUGMENT):
         return images
     return jax.vmap(lambda image, key: _augment_one(image, key, options))(images, keys)

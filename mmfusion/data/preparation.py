@@ -66,7 +66,7 @@ def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             return own(data_dir=data_dir or None, config=variant or None)
         return tfds.builder(name, data_dir=data_dir or None)
     except Exception as error:  # builders may raise any exception
-        raise UserError(f"dataset {name!r} cannot be opened: {one_line(error)}") from error
+        raise UserError(f"cannot be opened: {one_line(error)}", path="config.data.name", value=name) from error
 
 
 def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
@@ -90,45 +90,45 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.Dat
     except Exception as error:
         if isinstance(error, FileExistsError) and builder.data_path.exists():
             return prepared_builder(name, data_dir, manual_dir)  # another process has prepared it
-        if message := _explain(name, data_dir, error):
-            raise UserError(message) from error
+        if explained := _explain(name, data_dir, error):
+            raise explained from error
         raise
     return builder
 
 
-def _explain(name: str, data_dir: str, error: Exception) -> str:
-    """Returns a message with a remedy for a failed preparation; empty if the user cannot fix it."""
+def _explain(name: str, data_dir: str, error: Exception) -> UserError | None:
+    """Returns an error with a remedy for a failed preparation; None if the user cannot fix it."""
     cause: BaseException | None = error
     while cause is not None:  # TFDS re-raises errors with more context, but without their attributes
-        if message := _explain_cause(name, data_dir, cause):
-            return message
+        if isinstance(cause, UserError):
+            return UserError(cause.message, path=cause.path, value=cause.value, choices=cause.choices)
+        if message := _explain_cause(data_dir, cause):
+            return UserError(message, path="config.data.name", value=name)
         cause = cause.__cause__
-    return ""
+    return None
 
 
-def _explain_cause(name: str, data_dir: str, cause: BaseException) -> str:
+def _explain_cause(data_dir: str, cause: BaseException) -> str:
     summary, folder = one_line(cause), data_dir or "the TFDS folder"
-    if isinstance(cause, UserError):
-        return str(cause)
     if isinstance(cause, (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError)):
         url = getattr(getattr(cause, "request", None), "url", None) or "its files"
         return (
-            f"dataset {name!r} is not prepared yet and {url} cannot be downloaded ({summary}): connect to the "
-            "network, or download the files by hand into a folder and set --config.data.manual_dir=FOLDER"
+            f"not prepared yet, and {url} cannot be downloaded ({summary}): connect to the network, or download the "
+            "files by hand into a folder and set --config.data.manual_dir=FOLDER"
         )
     if isinstance(cause, download_manager.NonMatchingChecksumError):
-        return f"dataset {name!r}: a file is corrupt or not the known one; remove it and start again ({summary})"
+        return f"a file is corrupt or not the known one; remove it and start again ({summary})"
     if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in summary:
-        return f"no space left while preparing {name!r} under {folder} ({summary})"
+        return f"no space left to prepare it under {folder} ({summary})"
     if isinstance(cause, (PermissionError, NotADirectoryError)):
         return f"cannot write {cause.filename or data_dir}: set --config.data.dir to a folder of yours"
     if isinstance(cause, OSError) and cause.errno is not None:
-        return f"dataset {name!r} cannot be prepared under {folder}: {summary}"
+        return f"cannot be prepared under {folder}: {summary}"
     if isinstance(cause, (ImportError, RuntimeError)) and "tensorflow" in summary.lower():
         return (
-            f"dataset {name!r} needs TensorFlow once, to prepare: pip install '.[prepare]' in the repository "
-            "(tensorflow-cpu), then run the same command"
+            "needs TensorFlow once, to prepare: pip install '.[prepare]' in the repository (tensorflow-cpu), then run "
+            "the same command"
         )
     if isinstance(cause, AssertionError) and "manual" in summary.lower():
-        return f"dataset {name!r} must be downloaded by hand: --config.data.manual_dir=FOLDER ({summary})"
+        return f"must be downloaded by hand: --config.data.manual_dir=FOLDER ({summary})"
     return ""

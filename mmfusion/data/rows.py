@@ -37,8 +37,9 @@ class PreparedRows:
             return self.rows[row]
         except RuntimeError as error:  # ArrayRecord raises it for a missing, truncated or modified file
             raise UserError(
-                f"row {row} of the data prepared under {self.folder} is corrupt: remove that folder, and the same "
-                f"command prepares it again ({one_line(error)})"
+                f"row {row} of the prepared data is corrupt: remove this folder, and the same command prepares it "
+                f"again ({one_line(error)})",
+                path=self.folder,
             ) from error
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:

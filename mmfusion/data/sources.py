@@ -63,7 +63,9 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
     except (ValueError, KeyError, AssertionError) as error:
         splits = ", ".join(builder.info.splits) or "none"
         raise UserError(
-            f"dataset {name!r} has no rows in split {split!r}: its splits are {splits}, and slices are like test[:50%]"
+            f"no rows in split {split!r}: its splits are {splits}, and slices are like test[:50%]",
+            path="config.data.name",
+            value=name,
         ) from error
     except NotImplementedError as error:
         raise UserError(

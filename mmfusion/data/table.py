@@ -42,9 +42,8 @@ def _fit_numbers(name: str, values: Sequence[Any]) -> dict[str, Any]:
     rows = [_numbers(value) for value in values]
     widths = {row.size for row in rows} - {1} or {1}
     if len(widths) > 1:
-        raise UserError(
-            f"column {name!r} has {sorted(widths)} values in different rows; all rows must have the same number"
-        )
+        message = f"has {sorted(widths)} values in different rows; all rows must have the same number"
+        raise UserError(message, path=f"column {name}")
     width = widths.pop()
     rows = np.array([row if row.size == width else np.full(width, np.nan) for row in rows], np.float64)
     real = np.isfinite(rows)

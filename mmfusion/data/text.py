@@ -144,7 +144,7 @@ def from_file(path: str) -> Tokenizer:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the tokenizer cannot be read: {error}", path=path) from error
     if path.endswith(".json"):
-        tokenizer = from_json(content)
+        tokenizer = from_json(content, path)
         tokenizer.no_padding()  # `encode` pads and truncates
         tokenizer.no_truncation()
         return tokenizer
@@ -180,13 +180,14 @@ def to_json(tokenizer: Tokenizer) -> str:
     return tokenizer.to_str()
 
 
-def from_json(text: str) -> Tokenizer:
-    """Returns the tokenizer of a JSON string; raises UserError for another format."""
+def from_json(text: str, path: str = "") -> Tokenizer:
+    """Returns the tokenizer of a JSON string, which was read from `path`; raises UserError for another format."""
     try:
         return Tokenizer.from_str(text)
     # The Rust library raises a bare Exception.
     except Exception as error:
-        raise UserError(f"the tokenizer cannot be read ({error}); it must be JSON of the tokenizers library") from error
+        message = f"the tokenizer cannot be read ({error}); it must be JSON of the tokenizers library"
+        raise UserError(message, path=path) from error
 
 
 def _shape(options: Options, _: Tokenizer) -> tuple[tuple[int, ...], Any, int]:

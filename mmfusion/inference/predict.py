@@ -53,7 +53,7 @@ def predict(workdir: str | Path, source: str | Path, target: str | Path) -> tupl
                         errors.append(f"row {number}: {cells['error']}")
         temporary.replace(target)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+        raise UserError(f"cannot be written: {error.strerror or error}", path=f"--output={target}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return len(rows) - len(errors), errors

@@ -165,13 +165,13 @@ class Norm(nn.Module):
             return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="batch")(x, mask, train=train)
         if self.kind == "none":
             return x
-        raise UserError(f"norm={self.kind!r} is unknown; choose layer, group, batch or none")
+        raise UserError("unknown value", path="norm", value=self.kind, choices=("layer", "group", "batch", "none"))
 
 
 def head_width(width: int, heads: int) -> int:
     """Returns the width of each head; raises UserError if `heads` does not divide `width`."""
     if width % heads:
-        raise UserError(f"heads={heads} does not divide width={width}; choose a divisor of the width")
+        raise UserError(f"does not divide width={width}; choose a divisor of the width", path="heads", value=heads)
     return width // heads
 
 

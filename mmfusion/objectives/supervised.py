@@ -39,20 +39,24 @@ class Task:
 
     def __post_init__(self):
         if self.kind not in TASKS:
-            raise UserError(f"task kind {self.kind!r} is unknown; choose one of {', '.join(TASKS)}")
+            raise UserError("unknown kind of task", path="kind", value=self.kind, choices=TASKS)
         if self.loss not in ("", *LOSSES[self.kind]):
-            choices = ", ".join(LOSSES[self.kind])
-            raise UserError(f"loss {self.loss!r} of a {self.kind} task is unknown; choose {choices}")
+            message = f"unknown loss of a {self.kind} task"
+            raise UserError(message, path="loss", value=self.loss, choices=LOSSES[self.kind])
         if self.gamma < 0:
-            raise UserError(f"gamma is {self.gamma}; it must not be negative")
+            raise UserError("must not be negative", path="gamma", value=self.gamma)
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+            raise UserError("must be at least 0 and below 1", path="label_smoothing", value=self.label_smoothing)
         if self.kind == "regression" and (self.outputs != 1 or self.label_smoothing or self.class_weights):
             raise UserError("a regression task has 1 output, no label_smoothing and no class_weights")
         if self.class_weights and len(self.class_weights) != self.outputs:
-            raise UserError(f"class_weights has {len(self.class_weights)} entries for {self.outputs} classes")
+            raise UserError(
+                f"{len(self.class_weights)} entries for {self.outputs} classes",
+                path="class_weights",
+                value=self.class_weights,
+            )
         if any(w < 0 for w in self.class_weights) or (self.class_weights and not any(self.class_weights)):
-            raise UserError("class_weights must not be negative, nor all zero")
+            raise UserError("must not be negative, nor all zero", path="class_weights", value=self.class_weights)
 
 
 def task_weight(target: jax.Array, weight: jax.Array, spec: Task) -> jax.Array:

@@ -75,7 +75,7 @@ def clip_by_group_norm(max_norm: float, freezing: Freezing = NOTHING) -> optax.G
 
 def options(name: str) -> dict[str, float]:
     """Returns the default options of an optimizer, by name; raises UserError if the name is unknown."""
-    return dict(lookup(OPTIMIZERS, name, "optim.name")[1])
+    return dict(lookup(OPTIMIZERS, name, "config.optim.name")[1])
 
 
 def _decays(params):
@@ -103,7 +103,7 @@ OPTIMIZERS = {
 }
 
 
-def lookup(table: Mapping, name: str, what: str):
+def lookup(table: Mapping, name: str, path: str):
     if name not in table:
-        raise UserError(f"{what} {name!r} is unknown; choose one of {', '.join(table)}")
+        raise UserError("unknown name", path=path, value=name, choices=table)
     return table[name]

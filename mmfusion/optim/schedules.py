@@ -23,13 +23,14 @@ def learning_rate(config: Mapping, peak: float, step: int, total_steps: int, sca
     name = config["name"]
     missing = [key for key in schedule_options(name) if key not in config]
     if missing:
-        raise UserError(f"schedule option {missing[0]} is missing; {name!r} reads {', '.join(schedule_options(name))}")
+        message = f"is missing; {name!r} reads {', '.join(schedule_options(name))}"
+        raise UserError(message, path=f"config.optim.schedule.{missing[0]}")
     return float(peak * scale * SCHEDULES[name][0](config, step, total_steps))
 
 
 def schedule_options(name: str) -> dict:
     """Returns the default options of a schedule, by name; raises UserError if the name is unknown."""
-    return dict(lookup(SCHEDULES, name, "schedule name")[1])
+    return dict(lookup(SCHEDULES, name, "config.optim.schedule.name")[1])
 
 
 def _warmup(config, step, total_steps):

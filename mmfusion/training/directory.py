@@ -50,10 +50,11 @@ def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
     """
     workdir = directory.folder
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
+        raise UserError("is a file; give a directory", path="--workdir", value=str(workdir))
     parent = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise UserError(f"--workdir={workdir} cannot be made: {parent} is no folder that you may write to")
+        message = f"cannot be made: {parent} is no folder that you may write to"
+        raise UserError(message, path="--workdir", value=str(workdir))
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -62,6 +63,7 @@ def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
     for key in sorted({*saved, *mine} - {*configs.RESOURCE_KEYS, *configs.RECOVERY_KEYS}):
         if saved.get(key) != mine.get(key):
             raise UserError(
-                f"{directory.name} belongs to another run: its config.{key} is {saved.get(key)!r}, here it is "
-                f"{mine.get(key)!r}; give another --workdir, or its own config"
+                f"belongs to another run: its config.{key} is {saved.get(key)!r}, here it is {mine.get(key)!r}; "
+                "give another --workdir, or its own config",
+                path=directory.name,
             )

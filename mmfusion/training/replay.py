@@ -61,7 +61,9 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     step = step or wrong["first"]
     if not 0 < step <= configs.read(config).steps:
         raise UserError(
-            f"--step={step}: updates of {workdir} are 1 to {configs.read(config).steps}; it has no {recovery.FILE}"
+            f"updates of {workdir} are 1 to {configs.read(config).steps}; it has no {recovery.FILE}",
+            path="--step",
+            value=step,
         )
     recorded = next((update for update in wrong["updates"] if update["step"] == step), {})
     run = fitted_config(config)
@@ -108,7 +110,8 @@ def _before(
     # schedules and balances may change at a validation, and after each there was a checkpoint
     if (step - 1) // config.eval_every > since // config.eval_every:
         have = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise UserError(f"--step={step}: the checkpoint before it is gone; {workdir} has those of steps {have}")
+        message = f"the checkpoint before it is gone; {workdir} has those of steps {have}"
+        raise UserError(message, path="--step", value=step)
     if saved is None:
         drawn, _ = warm_start.begin(config.model.encoders, setup.model, setup.init_on_host(config.seed), dataset.fitted)
         return setup.partitioner.put_state(drawn), Progress()

@@ -34,7 +34,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
     """Returns the config of a run directory, local or in a bucket; raises UserError where it is none."""
     path = epath.Path(workdir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} is no run directory: it has no config.json; train into it first")
+        raise UserError("is no run directory: it has no config.json; train into it first", path=str(workdir))
     return configs.from_json(configs.read_json(path))
 
 

@@ -60,17 +60,20 @@ def _of_run(source: str, modality: str, state: TrainState, fitted: str | None) -
     """Returns the encoder's variables and its heads at the best checkpoint of another run, if of the same shapes."""
     run = open_run(source.removeprefix(weights.RUN), [])
     theirs = jax.device_get(run.state)
-    name = f"encoders_{modality}"
+    name, path = f"encoders_{modality}", f"config.model.encoders.{modality}.init"
     if name not in theirs.params:
         known = [key.removeprefix("encoders_") for key in theirs.params if key.startswith("encoders_")]
-        raise UserError(f"init={source!r}: that run has no encoder of {modality!r}: {nearest(modality, known)}")
+        message = f"that run has no encoder of {modality!r}: {nearest(modality, known)}"
+        raise UserError(message, path=path, value=source)
     own, other = (jax.tree.map(np.shape, _parts(one, name)) for one in (state, theirs))
     if own != other:
-        raise UserError(f"init={source!r}: its encoder of {modality!r} has other layers; give it the same options here")
+        raise UserError("its encoder has other layers; give it the same options here", path=path, value=source)
     if run.dataset.fitted.get(modality) != fitted:
         raise UserError(
-            f"init={source!r}: its {modality!r} has another vocabulary, whose numbers mean other things: train both on "
-            "the same rows, or give both the same tokenizer file"
+            f"its {modality!r} has another vocabulary, whose numbers mean other things: train both on the same rows, "
+            "or give both the same tokenizer file",
+            path=path,
+            value=source,
         )
     heads = {
         head: values

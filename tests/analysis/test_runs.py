@@ -8,7 +8,7 @@ import pytest
 from configs import quickstart
 from mmfusion import config as configs
 from mmfusion.analysis import runs
-from mmfusion.errors import UserError
+from tests.errors import rejects
 
 
 def write_finished_run(folder: Path, arg: str = "", accuracy: float | None = 0.5, rows: str = "abc", **changes) -> Path:
@@ -42,18 +42,18 @@ def test_methods_are_named_by_their_differences(tmp_path):
 
 def test_methods_reject_duplicate_runs(tmp_path):
     one, other = write_finished_run(tmp_path / "a"), write_finished_run(tmp_path / "b")
-    with pytest.raises(UserError, match=r"a and \S+b have the same config and seed"):
+    with rejects(other, None, says=f"same config and seed as {one}"):
         runs.methods([runs.read(one), runs.read(other)])
 
 
 def test_read_rejects_unfinished_or_corrupt_runs(tmp_path):
     (write_finished_run(tmp_path / "a") / "result.json").unlink()
     (write_finished_run(tmp_path / "b") / "result.json").write_text("{")
-    with pytest.raises(UserError, match=r"a has no finished run: result\.json is missing"):
+    with rejects(tmp_path / "a", None, says="result.json is missing"):
         runs.read(tmp_path / "a")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with rejects(tmp_path / "b" / "result.json", None, says="JSON"):
         runs.read(tmp_path / "b")
-    with pytest.raises(UserError, match="no such metric; did you mean accuracy"):
+    with rejects("--metric", "acuracy", "accuracy"):
         runs.methods([runs.read(write_finished_run(tmp_path / "c"))])[0].scores("test", "acuracy")
 
 
@@ -80,7 +80,7 @@ def test_compare_command_sorts_best_first_and_writes_a_table(tmp_path, command):
     [
         ([], "give directories of finished runs"),
         (["{}/a", "{}/other"], "the runs used different data: shapes/match abc, shapes/match def"),
-        (["{}/a", "{}/none"], "none has no finished run"),
+        (["{}/a", "{}/none"], "/none: has no finished run"),
         (["{}/a", "--output={}/none/table.md"], "there is no folder"),
     ],
 )

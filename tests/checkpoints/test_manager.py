@@ -17,7 +17,8 @@ import pytest
 
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.distributed import mesh
-from mmfusion.errors import Unreachable, UserError
+from mmfusion.errors import Unreachable
+from tests.errors import rejects
 from tests.processes import CONTEXT
 
 
@@ -89,10 +90,10 @@ def test_checkpoints_save_skips_a_saved_step(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda p: p["dense"].update(kernel=np.zeros((5, 2), np.float32)), r"dense/kernel is \[5, 2\] .*\[3, 2\]"),
-        (lambda p: p["dense"].update(bias=np.zeros(2, np.float16)), r"dense/bias is \[2\] float16 .* \[2\] float32"),
-        (lambda p: p["dense"].pop("bias"), r"dense/bias \[2\] is in the checkpoint, not in the model"),
-        (lambda p: p.update(head=np.zeros(4)), r"params/head \[4\] is in the model, not in the checkpoint"),
+        (lambda p: p["dense"].update(kernel=np.zeros((5, 2), np.float32)), "dense/kernel is [5, 2] float32 in the"),
+        (lambda p: p["dense"].update(bias=np.zeros(2, np.float16)), "dense/bias is [2] float16 in the model"),
+        (lambda p: p["dense"].pop("bias"), "dense/bias [2] is in the checkpoint, not in the model"),
+        (lambda p: p.update(head=np.zeros(4)), "params/head [4] is in the model, not in the checkpoint"),
     ],
     ids=["shape", "dtype", "missing", "new"],
 )
@@ -100,9 +101,8 @@ def test_checkpoints_restore_reports_architecture_differences(tmp_path: Path, ch
     checkpoints = save_checkpoints(tmp_path, {1: 0.5})
     other = state(0)
     change(other["params"])
-    with pytest.raises(UserError, match=expected) as error:
+    with rejects(tmp_path / "1", None, says=expected):
         checkpoints.restore(1, other)
-    assert "\n" not in str(error.value)
     checkpoints.close()
 
 
@@ -127,10 +127,9 @@ def fail_to_write(folder: Path, size: int) -> None:
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, random_state(1), {}, 0.5)
     checkpoints.wait()
-    with pytest.raises(UserError, match="cannot write a checkpoint") as error, limit_file_size(size):
+    with rejects(folder, None, says="cannot write a checkpoint"), limit_file_size(size):
         checkpoints.save(2, random_state(2), {}, 0.9)
         checkpoints.wait()
-    assert "\n" not in str(error.value)
     os._exit(0)
 
 
@@ -159,7 +158,7 @@ def test_checkpoints_report_a_full_disk_at_the_next_save(tmp_path: Path, monkeyp
     def raise_disk_full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+    with monkeypatch.context() as patch, rejects(tmp_path, None, says="No space left on device"):
         patch.setattr("orbax.checkpoint.JsonCheckpointHandler.async_save", raise_disk_full)
         checkpoints.save(2, state(2), {}, 0.9)
         checkpoints.save(3, state(3), {}, 0.9)
@@ -182,7 +181,7 @@ def test_checkpoints_close_prints_a_failed_save(
 
     monkeypatch.setattr(checkpoints._manager, "wait_until_finished", raise_disk_full_once)
     checkpoints.close()
-    assert f"warning: cannot write a checkpoint under {tmp_path}: No space left on device" in capsys.readouterr().err
+    assert f"warning: {tmp_path}: cannot write a checkpoint: No space left on device" in capsys.readouterr().err
 
 
 def test_checkpoints_delete_incomplete_steps(tmp_path: Path):
@@ -278,7 +277,7 @@ def test_checkpoints_raise_when_all_are_corrupt(tmp_path: Path):
             if path.is_file():
                 path.write_bytes(b"")
     for _ in range(2):  # a second attempt fails too
-        with pytest.raises(UserError, match=r"no checkpoint under .* is intact \(see .*damaged-checkpoints\)"):
+        with rejects(directory, None, says=tmp_path / "damaged-checkpoints"):
             restore_first_valid(directory)
         assert len(list((tmp_path / "damaged-checkpoints").iterdir())) == 2
 

@@ -19,6 +19,7 @@ from mmfusion.tracking.logger import Logger
 from mmfusion.training.loop import train
 from tests import planted
 from tests.checkpoints.test_manager import CONTEXT, limit_file_size, random_state
+from tests.errors import rejects
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -47,12 +48,12 @@ def save_with_failures(folder: Path) -> None:
 
     with limit_file_size(20_000):
         assert saver.save(10, random_state(10), {}, 0.5, last=True) == 9  # a run that stops can use an older checkpoint
-        assert "warning: cannot write a checkpoint" in messages[-1]
+        assert "cannot write a checkpoint" in messages[-1]
         for step in range(11, 11 + MAX_FAILURES):
             saver.save(step, random_state(step), {}, 0.5, last=False)
             saver.poll(wait=True)
         saver.save(20, random_state(20), {}, 0.5, last=False)
-        with pytest.raises(UserError, match="cannot write a checkpoint"):
+        with rejects(folder, None, says="cannot write a checkpoint"):
             saver.poll(wait=True)
     os._exit(0)
 
@@ -96,7 +97,7 @@ def test_saver_continues_after_a_refused_write(
         saver.save(2, random_state(2), {}, 0.9, last=False)
         saver.poll(wait=True)
     (line,) = messages
-    assert f"cannot write a checkpoint under {tmp_path}/run: {os.strerror(code)}; older ones are untouched" in line
+    assert f"{tmp_path}/run: cannot write a checkpoint: {os.strerror(code)}; older ones are untouched" in line
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
     saver.save(3, random_state(3), {}, 0.1, last=True)  # after the pending best checkpoint
     assert saver.checkpoints.steps() == [2, 3] and saver.checkpoints.best() == 2
@@ -107,7 +108,7 @@ def test_saver_reports_and_recreates_a_deleted_directory(saver_and_messages: tup
     shutil.rmtree(tmp_path / "run")
     saver.save(2, random_state(2), {}, 0.4, last=False)
     assert (
-        f"warning: {tmp_path}/run is gone, and 1 checkpoints with it; going on, this is failure 1 of 3" in messages[0]
+        f"warning: {tmp_path}/run: is gone, and 1 checkpoints with it; going on, this is failure 1 of 3" in messages[0]
     )
     saver.save(3, random_state(3), {}, 0.3, last=True)
     assert saver.checkpoints.steps() == [2, 3] and saver.checkpoints.best() == 2
@@ -179,7 +180,7 @@ def test_checkpoints_save_does_not_raise_an_earlier_saves_error(tmp_path: Path, 
         start, finalize = ocp.AsyncCheckpointer.save, ocp.CompositeCheckpointHandler.finalize
         patch.setattr(ocp.AsyncCheckpointer, "save", lambda *a, **o: (start(*a, **o), raise_disk_full()))
         patch.setattr(ocp.CompositeCheckpointHandler, "finalize", lambda *a: (time.sleep(0.5), finalize(*a)))
-        with pytest.raises(UserError, match="No space left on device"):
+        with rejects(tmp_path, None, says="No space left on device"):
             checkpoints.save(1, random_state(1), {}, 0.5)
     checkpoints.save(2, random_state(2), {}, 0.5)
     checkpoints.wait()
@@ -263,7 +264,7 @@ def test_logger_sync_detects_a_deleted_directory(tmp_path: Path):
 def test_train_reports_a_full_disk(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.setattr(ocp.CheckpointManager, "save", raise_disk_full)
-    with pytest.raises(UserError, match=r"cannot write a checkpoint under .*No space left on device; older ones are"):
+    with rejects(tmp_path / "run" / "checkpoints", None, says="No space left on device; older ones are"):
         train(planted.config(), tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -274,7 +275,7 @@ def test_train_reports_an_unwritable_relative_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").touch()
-    with pytest.raises(UserError, match=r"run/checkpoints: cannot write: File exists"):
+    with rejects(tmp_path / "run" / "checkpoints", None, says="File exists"):
         train(planted.config(), Path("run"))
 
 
@@ -293,7 +294,7 @@ def test_train_continues_while_few_saves_fail(tmp_path, monkeypatch, capsys):
     config = planted.config()
     with config.unlocked():
         config.steps, config.eval_every, config.checkpoint_every, config.recovery.failed_saves = 6, 2, 2, 1
-    with pytest.raises(UserError, match="No space left on device"):
+    with rejects(tmp_path / "one" / "checkpoints", None, says="No space left on device"):
         train(config, tmp_path / "one")
     assert calls == [2, 2]  # the second consecutive failure ends the run
     calls.clear()

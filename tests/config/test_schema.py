@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 from configs import av_digits, quickstart
 from mmfusion import config as configs
 from mmfusion.config import defaults
-from mmfusion.errors import UserError, nearest
+from mmfusion.errors import nearest
 from mmfusion.tracking import run_dir
 from mmfusion.training import directory
 from tests import tiny
+from tests.errors import rejects
 
 SHIPPED = {
     path.stem: importlib.import_module(f"configs.{path.stem}")
@@ -59,108 +60,99 @@ def test_check_passes_every_shipped_config():
 
 
 @pytest.mark.parametrize(
-    ("path", "message", "suggestion"),
+    ("path", "owner", "suggestion"),
     [
-        ("step", "no such key", "steps"),
-        ("data.dirr", "no such key", "dir"),
-        ("model.fusion.head", "not read by 'co_attention'", "heads"),
-        ("model.encoders.text.cells", "not read by 'rnn'", "cell"),
-        ("optim.momentum", "not read by 'adamw'", "weight_decay"),
-        ("optim.schedule.gamma", "not read by 'warmup_cosine'", "warmup_steps"),
-        ("data.modalities.image.rate", "not read by 'image'", "feature"),
-        ("data.modalities.image.augment.flop", "not read by 'augment'", "flip"),
-        ("objectives.mixup.alfa", "not read by 'mixup'", "alpha"),
+        ("step", "", "steps"),
+        ("data.dirr", "", "dir"),
+        ("model.fusion.head", "co_attention", "heads"),
+        ("model.encoders.text.cells", "rnn", "cell"),
+        ("optim.momentum", "adamw", "weight_decay"),
+        ("optim.schedule.gamma", "warmup_cosine", "warmup_steps"),
+        ("data.modalities.image.rate", "image", "feature"),
+        ("data.modalities.image.augment.flop", "augment", "flip"),
+        ("objectives.mixup.alfa", "mixup", "alpha"),
     ],
-)  # fmt: skip
-def test_check_rejects_an_unknown_key_with_a_suggestion(path, message, suggestion):
-    with pytest.raises(UserError, match=message) as error:
+)
+def test_check_rejects_an_unknown_key_with_a_suggestion(path, owner, suggestion):
+    with rejects(f"config.{path}", None, suggestion, says=owner):
         check(quickstart_with(path, 1, "objectives=mixup"))
-    assert (error.value.path, error.value.value) == (f"config.{path}", None)
-    assert suggestion in error.value.choices and suggestion in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "noun", "suggestion"),
+    ("path", "value", "suggestion"),
     [
-        ("model.fusion.name", "cross_atention", "name", "cross_attention"),
-        ("model.encoders.image.name", "resnet19", "name", "resnet18"),
-        ("optim.name", "adamW", "optimizer", "adam"),
-        ("optim.schedule.name", "cosine", "schedule", "warmup_cosine"),
-        ("data.name", "shapes/mach", "variant", "shapes/match"),
-        ("data.name", "mnst", "dataset", "mnist"),
-        ("select", "acuracy", "metric", "accuracy"),
-        ("select", "rmse", "metric", "auroc"),
-        ("model.dtype", "float16", "value", "bfloat16"),
-        ("parallel.mode", "pmapp", "value", "pmap"),
-        ("data.modalities.text.tokenizer", "words", "tokenizer", "word"),
-        ("data.modalities.image.kind", "picture", "name", "audio"),
-        ("data.targets.label.kind", "classify", "type of target", "classification"),
-        ("data.targets.label.loss", "focl", "loss", "focal"),
+        ("model.fusion.name", "cross_atention", "cross_attention"),
+        ("model.encoders.image.name", "resnet19", "resnet18"),
+        ("optim.name", "adamW", "adam"),
+        ("optim.schedule.name", "cosine", "warmup_cosine"),
+        ("data.name", "shapes/mach", "shapes/match"),
+        ("data.name", "mnst", "mnist"),
+        ("select", "acuracy", "accuracy"),
+        ("select", "rmse", "auroc"),
+        ("model.dtype", "float16", "bfloat16"),
+        ("parallel.mode", "pmapp", "pmap"),
+        ("data.modalities.text.tokenizer", "words", "word"),
+        ("data.modalities.image.kind", "picture", "audio"),
+        ("data.targets.label.kind", "classify", "classification"),
+        ("data.targets.label.loss", "focl", "focal"),
     ],
-)  # fmt: skip
-def test_check_rejects_an_unknown_choice_with_a_suggestion(path, value, noun, suggestion):
-    with pytest.raises(UserError) as error:
+)
+def test_check_rejects_an_unknown_choice_with_a_suggestion(path, value, suggestion):
+    with rejects(f"config.{path}", value, suggestion):
         check(quickstart_with(path, value))
-    assert suggestion in str(error.value)
-    if path != "data.name":  # raised by the sources
-        assert (error.value.path, error.value.value) == (f"config.{path}", value)
-        assert error.value.message == f"unknown {noun}" and suggestion in error.value.choices
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("path", "value", "expected"),
     [
         # Invalid types.
-        ("steps", 1.5, "must be of type int, like 1000"),
-        ("steps", True, "must be of type int, like 1000"),
-        ("data.name", 3, "must be of type str, like ''"),
-        ("deterministic", 1, "must be of type bool, like False"),
-        ("optim.learning_rate", "big", "must be of type float, like 0.001"),
-        ("optim.learning_rate", None, "must be of type float, like 0.001, not None"),
-        ("model.encoders.image.channels", 8, "must be of type tuple, like (32, 64, 64)"),
-        ("model.encoders.image.channels", (8, "x", 8), "must be of type tuple, like (32, 64, 64)"),
-        ("data.modalities.image.size", (32, 32.5), "must be of type tuple, like (32, 32)"),
+        ("steps", 1.5, "of type int"),
+        ("steps", True, "of type int"),
+        ("data.name", 3, "of type str"),
+        ("deterministic", 1, "of type bool"),
+        ("optim.learning_rate", "big", "of type float"),
+        ("optim.learning_rate", None, "not None"),
+        ("model.encoders.image.channels", 8, "of type tuple"),
+        ("model.encoders.image.channels", (8, "x", 8), "of type tuple"),
+        ("data.modalities.image.size", (32, 32.5), "of type tuple"),
         # Out of range.
-        ("optim.learning_rate", -0.1, "must be above 0"),
-        ("optim.learning_rate", 0.0, "must be above 0"),
-        ("optim.learning_rate", float("nan"), "must be a finite number"),
-        ("data.memory_gb", float("inf"), "must be a finite number"),
-        ("optim.weight_decay", -1.0, "must be a finite number and not negative"),
-        ("optim.weight_decay", float("nan"), "must be a finite number and not negative"),
-        ("optim.schedule.warmup_steps", -1, "must be a finite number and not negative"),
-        ("optim.accumulate", 0, "must be at least 1"),
-        ("optim.clip_norm", -1.0, "must be at least 0"),
-        ("batch_size", 0, "must be at least 1"),
-        ("log_every", 0, "must be at least 1"),
-        ("model.width", 0, "must be at least 1"),
-        ("parallel.mesh.model", 0, "must be at least 1"),
-        ("parallel.mesh.data", -2, "must be at least -1"),
-        ("recovery.lr_factor", 0.0, "must be above 0 and at most 1"),
-        ("recovery.lr_factor", 1.5, "must be above 0 and at most 1"),
-        ("recovery.max_consecutive_bad_steps", 0, "must be at least 1"),
-        ("seed", 2**32, "must be at least 0 and at most 4294967295"),
-        ("seed", -1, "must be at least 0 and at most 4294967295"),
-        ("data.valid_fraction", 1.0, "must be at least 0 and below 1"),
-        ("data.missing", 1.0, "must be at least 0 and below 1"),
-        ("data.valid_fraction", 0.0, "must be above 0, or config.data.valid must name a split"),
-        ("data.targets.label.label_smoothing", 1.0, "must be at least 0 and below 1"),
-        ("model.encoders.text.dropout", 1.0, "must be at least 0 and below 1"),
-        ("model.encoders.image.strides", (2, 0, 2), "must be above 0"),
-        ("model.fusion.heads", 0, "must be above 0"),
-        ("data.modalities.image.channels", 5, "must be 1 to 4 channels"),
-        ("data.modalities.image.size", (32,), "must be (H, W) in pixels"),
-        ("data.modalities.image.mean", (0.5, 0.5), "must have 1 or 3 numbers"),
-        ("data.modalities.image.std", (0.0,), "must be above 0"),
-        ("data.modalities.text.vocabulary_size", 2, "must be at least 3"),
-        ("data.modalities.text.length", 0, "must be above 0"),
+        ("optim.learning_rate", -0.1, "above 0"),
+        ("optim.learning_rate", 0.0, "above 0"),
+        ("optim.learning_rate", float("nan"), "finite"),
+        ("data.memory_gb", float("inf"), "finite"),
+        ("optim.weight_decay", -1.0, "not negative"),
+        ("optim.weight_decay", float("nan"), "not negative"),
+        ("optim.schedule.warmup_steps", -1, "not negative"),
+        ("optim.accumulate", 0, "at least 1"),
+        ("optim.clip_norm", -1.0, "at least 0"),
+        ("batch_size", 0, "at least 1"),
+        ("log_every", 0, "at least 1"),
+        ("model.width", 0, "at least 1"),
+        ("parallel.mesh.model", 0, "at least 1"),
+        ("parallel.mesh.data", -2, "at least -1"),
+        ("recovery.lr_factor", 0.0, "above 0 and at most 1"),
+        ("recovery.lr_factor", 1.5, "above 0 and at most 1"),
+        ("recovery.max_consecutive_bad_steps", 0, "at least 1"),
+        ("seed", 2**32, "at least 0 and at most 4294967295"),
+        ("seed", -1, "at least 0 and at most 4294967295"),
+        ("data.valid_fraction", 1.0, "at least 0 and below 1"),
+        ("data.missing", 1.0, "at least 0 and below 1"),
+        ("data.valid_fraction", 0.0, "config.data.valid"),
+        ("data.targets.label.label_smoothing", 1.0, "at least 0 and below 1"),
+        ("model.encoders.text.dropout", 1.0, "at least 0 and below 1"),
+        ("model.encoders.image.strides", (2, 0, 2), "above 0"),
+        ("model.fusion.heads", 0, "above 0"),
+        ("data.modalities.image.channels", 5, "1 to 4"),
+        ("data.modalities.image.size", (32,), "(H, W)"),
+        ("data.modalities.image.mean", (0.5, 0.5), "1 or 3"),
+        ("data.modalities.image.std", (0.0,), "above 0"),
+        ("data.modalities.text.vocabulary_size", 2, "at least 3"),
+        ("data.modalities.text.length", 0, "above 0"),
     ],
 )  # fmt: skip
-def test_check_rejects_values_of_invalid_type_or_range(path, value, message):
-    with pytest.raises(UserError) as error:
+def test_check_rejects_values_of_invalid_type_or_range(path, value, expected):
+    with rejects(f"config.{path}", value, says=expected):
         check(quickstart_with(path, value))
-    assert (error.value.message, error.value.path) == (message, f"config.{path}")
-    assert repr(error.value.value) == repr(value)
-    assert "\n" not in str(error.value)
 
 
 def test_check_allows_zero_where_it_disables_an_option():
@@ -172,26 +164,24 @@ def test_check_allows_zero_where_it_disables_an_option():
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "error_path", "message"),
+    ("path", "value", "error_path", "fact"),
     [
-        ("parallel.mesh.fsdp", 2, "parallel.mesh", "fsdp and model divide the state, which needs .*mode=jit"),
+        ("parallel.mesh.fsdp", 2, "parallel.mesh", "--config.parallel.mode=jit"),
         ("parallel.mesh.data", 3, "parallel.mesh", "3 x 1 x 1 are not the 1 devices"),
-        ("data.modalities", ConfigDict(), "data.modalities", "must have at least one modality"),
-        ("data.targets", ConfigDict(), "data.targets", "must have at least one target"),
+        ("data.modalities", ConfigDict(), "data.modalities", "one modality"),
+        ("data.targets", ConfigDict(), "data.targets", "one target"),
     ],
 )
-def test_check_rejects_inconsistent_sections(path, value, error_path, message):
-    with pytest.raises(UserError, match=message) as error:
+def test_check_rejects_inconsistent_sections(path, value, error_path, fact):
+    with rejects(f"config.{error_path}", None, says=fact):
         check(quickstart_with(path, value))
-    assert error.value.path == f"config.{error_path}"
 
 
 def test_check_lists_the_encoders_of_a_modality_type():
     config = quickstart.get_config()
     configs.choose(config, "model.encoders.text", "cnn")
-    with pytest.raises(UserError, match="does not read text") as error:
+    with rejects("config.model.encoders.text.name", "cnn", "textcnn") as error:
         check(config)
-    assert (error.value.path, error.value.value) == ("config.model.encoders.text.name", "cnn")
     assert {"bow", "rnn", "textcnn"} <= set(error.value.choices) and "cnn" not in error.value.choices
 
 
@@ -214,27 +204,24 @@ def test_check_rejects_a_missing_key():
             section = section[part]
         with config.unlocked():
             del section[name]
-        with pytest.raises(UserError, match="is missing") as error:
+        with rejects(f"config.{path}", None, says="is missing"):
             check(config)
-        assert error.value.path == f"config.{path}"
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "devices", "accumulate", "message"),
+    ("batch_size", "devices", "accumulate", "fact"),
     [
-        (60, 8, 1, "does not divide over 8 devices x 1 micro-batches: choose 56 or 64"),
-        (64, 1, 3, "does not divide over 1 devices x 3 micro-batches: choose 63 or 66"),
+        (60, 8, 1, "8 devices x 1 micro-batches: choose 56 or 64"),
+        (64, 1, 3, "1 devices x 3 micro-batches: choose 63 or 66"),
         (4, 8, 1, "choose 8"),
     ],
 )
-def test_check_requires_a_divisible_batch_size(batch_size, devices, accumulate, message):
+def test_check_requires_a_divisible_batch_size(batch_size, devices, accumulate, fact):
     config = quickstart.get_config()
     tiny.put(config, "batch_size", batch_size)
     tiny.put(config, "optim.accumulate", accumulate)
-    with pytest.raises(UserError, match=message) as error:
+    with rejects("config.batch_size", batch_size, says=fact):
         check(config, devices)
-    assert (error.value.path, error.value.value) == ("config.batch_size", batch_size)
-    assert "choose 0" not in str(error.value)
     tiny.put(config, "batch_size", 16 * 3)
     check(config, devices)
 
@@ -243,10 +230,8 @@ def test_select_must_be_a_metric_of_the_targets():
     config = quickstart.get_config()
     with config.unlocked():
         config.data.targets.size = defaults.target("regression", "size")
-    with pytest.raises(UserError, match="did you mean label/accuracy") as error:
+    with rejects("config.select", "accuracy", "label/accuracy"):
         check(config)
-    assert (error.value.path, error.value.value) == ("config.select", "accuracy")
-    assert {"label/accuracy", "size/rmse", "loss"} <= set(error.value.choices)
     for name, higher in (("label/accuracy", True), ("size/rmse", False), ("size/r2", True), ("loss", False)):
         tiny.put(config, "select", name)
         check(config)
@@ -259,17 +244,15 @@ def test_check_requires_classification_for_tmc_and_qmf(fusion):
     with config.unlocked():
         config.data.targets.label = defaults.target("regression", "label")
         config.select = "mae"
-    with pytest.raises(UserError, match=r"needs exclusive classes, and data\.targets\.label is regression") as error:
+    with rejects("config.model.fusion.name", fusion, says="data.targets.label is regression"):
         check(config)
-    assert (error.value.path, error.value.value) == ("config.model.fusion.name", fusion)
 
 
 def test_check_rejects_more_devices_than_available():
     config = quickstart_with("parallel.devices", 2)
     check(config, devices=4)
-    with pytest.raises(UserError, match="this machine has 1") as error:
+    with rejects("config.parallel.devices", 2, says="has 1"):
         check(config)
-    assert (error.value.path, error.value.value) == ("config.parallel.devices", 2)
 
 
 def test_choose_replaces_options_and_keeps_declared_keys():
@@ -297,31 +280,28 @@ def test_config_arguments_have_the_types_of_their_defaults():
 
 
 @pytest.mark.parametrize(
-    ("arg", "path", "value", "message"),
+    ("arg", "path", "value", "suggestion"),
     [
-        ("seed=x", "config argument seed", "x", "not of type int"),
-        ("seed=1.5", "config argument seed", "1.5", "not of type int"),
-        ("seeds=1", "config argument", "seeds", "unknown argument"),
-        ("seed", "config argument", "seed", "must be key=value"),
-        ("seed=1,left over", "config argument", "left over", "must be key=value"),
-        ("fusion=gum", "config.model.fusion.name", "gum", "unknown name"),
-        ("modalities=image+txt", "config argument modalities", "txt", "unknown modality"),
-        ("objectives=mixp", "config.objectives.mixp", "mixp", "unknown name"),
+        ("seed=x", "config argument seed", "x", ""),
+        ("seed=1.5", "config argument seed", "1.5", ""),
+        ("seeds=1", "config argument", "seeds", "seed"),
+        ("seed", "config argument", "seed", ""),
+        ("seed=1,left over", "config argument", "left over", ""),
+        ("fusion=gum", "config.model.fusion.name", "gum", "gmu"),
+        ("modalities=image+txt", "config argument modalities", "txt", "text"),
+        ("objectives=mixp", "config.objectives.mixp", "mixp", "mixup"),
     ],
 )
-def test_config_arguments_reject_invalid_ones(arg, path, value, message):
-    with pytest.raises(UserError, match=message) as error:
+def test_config_arguments_reject_invalid_ones(arg, path, value, suggestion):
+    with rejects(path, value, suggestion):
         quickstart.get_config(arg)
-    assert (error.value.path, error.value.value) == (path, value)
 
 
 def test_defaults_reject_an_unknown_option():
-    with pytest.raises(UserError, match="co_attention has no such option; did you mean heads") as error:
+    with rejects("option head", None, "heads", says="co_attention"):
         defaults.fusion("co_attention", head=2)
-    assert error.value.path == "option head" and "heads" in error.value.choices
-    with pytest.raises(UserError, match="image has no such option") as error:
+    with rejects("option sizes", None, "size", says="image"):
         defaults.modality("image", "image", sizes=(8, 8))
-    assert error.value.path == "option sizes" and "size" in error.value.choices
 
 
 def test_from_json_keeps_every_value_and_type():
@@ -343,16 +323,15 @@ def test_from_json_sets_newer_options_to_their_defaults(tmp_path):
     directory.check_owner(workdir, config)
     with config.unlocked():
         config.model.encoders.image.kernel = 5
-    with pytest.raises(UserError, match=r"its config\.model\.encoders\.image\.kernel is 3, here it is 5"):
+    with rejects(tmp_path, says="config.model.encoders.image.kernel is 3, here it is 5"):
         directory.check_owner(workdir, config)
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "ste', "\0\0", "[1", "[1]", "null"])
 def test_read_json_rejects_a_truncated_file(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="cannot be read as JSON") as error:
+    with rejects(tmp_path / "config.json"):
         configs.read_json(tmp_path / "config.json")
-    assert error.value.path == str(tmp_path / "config.json")
 
 
 def test_nearest_suggests_similar_names_or_lists_choices():

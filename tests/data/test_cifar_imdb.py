@@ -16,9 +16,9 @@ from mmfusion.data import dataset as datasets
 from mmfusion.data import sources
 from mmfusion.data.builders.cifar10_images import cifar10_images_dataset_builder as cifar
 from mmfusion.data.builders.imdb_subset import imdb_subset_dataset_builder as imdb
-from mmfusion.errors import UserError
 from tests.data.prepare import as_known_archive, prepare, rows, write_zip
 from tests.data.test_builders import DATA, remaining_files, require_archives
+from tests.errors import rejects
 
 REVIEWS = {"train": 8, "test": 4}
 
@@ -72,7 +72,9 @@ def test_fallback_is_used_when_the_official_data_is_unavailable(small_cifar_imdb
         assert dataset.name == cifar_imdb.ARCHIVES and len(dataset.splits["test"]) == 10
         assert len(requested) == num_requests
     output = capsys.readouterr().out
-    assert f"{cifar_imdb.ARCHIVES} in place of {cifar_imdb.TFDS}: dataset 'cifar10' is not prepared yet" in output
+    assert (
+        f"{cifar_imdb.ARCHIVES} in place of {cifar_imdb.TFDS}: config.data.name='cifar10': not prepared yet" in output
+    )
     with monkeypatch.context() as patch:
         # As if it was prepared in the meantime.
         patch.setattr(sources, "available_name", lambda *_, **__: cifar_imdb.TFDS)
@@ -82,7 +84,7 @@ def test_fallback_is_used_when_the_official_data_is_unavailable(small_cifar_imdb
         )
     with config.unlocked():
         config.data.fallback_name = ""
-    with pytest.raises(UserError, match="cannot be downloaded"):
+    with rejects("config.data.name", says="cannot be downloaded"):
         datasets.load(configs.read(config).data, seed=0)
 
 
@@ -118,13 +120,13 @@ def test_pair_source_by_index_wraps_around(small_cifar_imdb, tmp_path):
 def test_imdb_subset_rejects_a_changed_or_missing_file(small_cifar_imdb, tmp_path):
     path = small_cifar_imdb / imdb.FILE
     path.write_bytes(gzip.compress(b"split,official_split\n"))
-    with pytest.raises(UserError, match="not the known file"):
+    with rejects(path, says=f"SHA-256 is not {imdb.DIGEST[:12]}"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"reviews\.csv\.gz: the file is corrupt"):
+    with rejects(path, says="corrupt"):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     path.unlink()
-    with pytest.raises(UserError, match=r"manual_dir=.* must contain .*reviews\.csv\.gz"):
+    with rejects("--config.data.manual_dir", str(small_cifar_imdb), says=imdb.FILE):
         prepare("imdb_subset", tmp_path / "data", small_cifar_imdb)
     assert remaining_files(tmp_path / "data") == []
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmfusion import rng
 from mmfusion.data import image
-from mmfusion.errors import UserError
+from tests.errors import rejects
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
@@ -180,7 +180,7 @@ def test_augment_operations_use_independent_random_numbers():
 
 
 def test_augment_rejects_saturation_of_gray_images():
-    with pytest.raises(UserError, match="saturation"):
+    with rejects("augment.saturation", 0.1, says="not 1"):
         augment(IMAGES[..., :1], saturation=0.1)
 
 

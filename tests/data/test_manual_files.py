@@ -13,9 +13,9 @@ from PIL import Image
 from mmfusion.data.builders.digit_views import digit_views_dataset_builder as digits
 from mmfusion.data.builders.fashion_small import fashion_small_dataset_builder as fashion
 from mmfusion.data.builders.leaf import leaf_dataset_builder as leaf
-from mmfusion.errors import UserError
 from tests.data.prepare import prepare, rows
 from tests.data.test_builders import DATA, remaining_files
+from tests.errors import rejects
 
 SPLITS = {"train": 20, "val": 6, "test": 6}
 
@@ -142,10 +142,10 @@ def test_digit_views_rows_have_their_views(small_digits, tmp_path):
 
 def test_manual_files_reject_changed_and_missing_files(small_digits, tmp_path):
     (small_digits / digits.FILE).write_bytes(b"other")
-    with pytest.raises(UserError, match="not the known file"):
+    with rejects(small_digits / digits.FILE, says="SHA-256"):
         prepare("digit_views", tmp_path / "data", small_digits)
     (small_digits / digits.FILE).unlink()
-    with pytest.raises(UserError, match=r"manual_dir=.* must contain .*handwritten6\.npz"):
+    with rejects("--config.data.manual_dir", str(small_digits), says=digits.FILE):
         prepare("digit_views", tmp_path / "data", small_digits)
     assert remaining_files(tmp_path / "data") == []
 

@@ -15,6 +15,7 @@ from configs import tfds as tfds_config
 from mmfusion import config as configs
 from mmfusion.data import dataset, sources
 from mmfusion.errors import UserError
+from tests.errors import rejects
 
 
 class Toys(tfds.core.GeneratorBasedBuilder):
@@ -80,28 +81,28 @@ def test_check_name_needs_no_network_or_tensorflow(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "invalid", "suggestion"),
     [
-        ("mnst", "did you mean mnist"),
-        ("shapes/mach", "no such variant of shapes; did you mean shapes/match"),
-        ("pair:mnist+shapes/mach:by=label", "did you mean shapes/match"),
-        ("pair:mnist+cifar10:by=name", "by=label"),
-        ("", "no such dataset"),
+        ("mnst", "mnst", "mnist"),
+        ("shapes/mach", "shapes/mach", "shapes/match"),
+        ("pair:mnist+shapes/mach:by=label", "shapes/mach", "shapes/match"),
+        ("pair:mnist+cifar10:by=name", "pair:mnist+cifar10:by=name", ""),
+        ("", "", ""),
     ],
 )
-def test_check_name_suggests_the_nearest_name(name, message):
-    with pytest.raises(UserError, match=message) as error:
+def test_check_name_suggests_the_nearest_name(name, invalid, suggestion):
+    with rejects("config.data.name", invalid, suggestion) as error:
         sources.check_name(name, "")
     assert len(str(error.value)) < 600  # not all of TFDS's names
 
 
 def test_open_source_rejects_unknown_variants_versions_and_splits(toys_dir):
-    with pytest.raises(UserError, match=r"cannot be opened: .*nope"):
+    with rejects("config.data.name", "toys/nope", says="nope"):
         open_source("toys/nope", toys_dir)
-    with pytest.raises(UserError, match=r"cannot be loaded at version 7\.0\.0"):
+    with rejects("config.data.name", "toys/notes:7.0.0", says="version 7.0.0"):
         open_source("toys/notes:7.0.0", toys_dir)
     for split in ("valid", "train[:x]", "train[:0]"):
-        with pytest.raises(UserError, match=r"no rows in split .*: its splits are train, test"):
+        with rejects("config.data.name", "toys/notes", says=f"split {split!r}: its splits are train, test"):
             open_source("toys/notes", toys_dir, split=split)
 
 
@@ -181,7 +182,7 @@ def test_pair_partners_used_twice_are_in_one_split(toys_dir):
 
 
 def test_builder_that_needs_tensorflow_suggests_the_extra(tmp_path):
-    with pytest.raises(UserError, match=r"needs TensorFlow once, to prepare: pip install '\.\[prepare\]'"):
+    with rejects("config.data.name", "toys/arrays", says="pip install '.[prepare]'"):
         open_source("toys/arrays", tmp_path)
     assert not tfds.builder("toys/arrays", data_dir=tmp_path).is_prepared()
 
@@ -191,8 +192,9 @@ def test_open_source_without_network_suggests_manual_dir(tmp_path, monkeypatch):
         raise requests.ConnectionError("Name or service not known", request=requests.Request("GET", url))
 
     monkeypatch.setattr(requests.Session, "get", get)
-    with pytest.raises(UserError, match=r"https://\S+idx\d-ubyte\.gz cannot be downloaded.*config\.data\.manual_dir=F"):
+    with rejects("config.data.name", "mnist", says="-ubyte.gz cannot be downloaded") as error:
         open_source("mnist", tmp_path)
+    assert "--config.data.manual_dir=FOLDER" in error.value.message
     assert not tfds.builder("mnist", data_dir=tmp_path).is_prepared()
 
 
@@ -201,28 +203,28 @@ def test_manual_download_rejects_a_changed_file(tmp_path):
     manual_dir.mkdir()
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (manual_dir / f"{name}-ubyte.gz").write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"'mnist': a file is corrupt or not the known one.*manual/\S+-ubyte\.gz"):
+    with rejects("config.data.name", "mnist", says=f"{manual_dir}/"):
         open_source("mnist", tmp_path / "data", manual_dir=manual_dir)
 
 
 def test_open_source_reports_a_required_manual_download(tmp_path):
-    with pytest.raises(UserError, match=r"'imagenet2012' must be downloaded by hand: --config\.data\.manual_dir"):
+    with rejects("config.data.name", "imagenet2012", says="--config.data.manual_dir=FOLDER"):
         open_source("imagenet2012", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("fail", "message"),
+    ("fail", "fact"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "no space left while preparing 'toys/notes'"),
-        (OSError("Not enough disk space. Needed: 3 GiB"), "no space left .*3 GiB"),
-        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "cannot write /data/x: .*data.dir"),
-        (OSError(errno.EIO, "Input/output error"), "cannot be prepared under .*Input/output error"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left"),
+        (OSError("Not enough disk space. Needed: 3 GiB"), "Needed: 3 GiB"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "/data/x: set --config.data.dir"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
     ],
 )
-def test_failed_preparation_leaves_no_files_and_can_be_repeated(fail, message, tmp_path, monkeypatch):
+def test_failed_preparation_leaves_no_files_and_can_be_repeated(fail, fact, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Toys, "fail", fail)
-        with pytest.raises(UserError, match=message):
+        with rejects("config.data.name", "toys/notes", says=fact):
             open_source("toys/notes", tmp_path)
     assert not list(tmp_path.glob("toys/notes/*"))
     assert len(open_source("toys/notes", tmp_path).rows) == 16
@@ -236,7 +238,7 @@ def test_builder_bug_is_not_a_user_error(tmp_path, monkeypatch):
 
 def test_open_source_rejects_a_file_as_data_dir(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*data\.dir"):
+    with rejects("config.data.name", "toys/notes", says=f"{tmp_path / 'file'}"):
         open_source("toys/notes", tmp_path / "file")
 
 
@@ -259,7 +261,7 @@ def test_open_source_detects_corrupt_records(corruption, prepared, tmp_path):
     file.write_bytes(content if corruption == "flip" else content[:position])
     if corruption == "remove":
         file.unlink()
-    with pytest.raises(UserError, match=rf"row \d+ .* under {prepared} is corrupt: remove that folder"):
+    with rejects(prepared, None, says="row "):
         rows = open_source("toys/notes", tmp_path / "data").rows
         for i in range(len(rows)):
             rows[i]
@@ -268,5 +270,5 @@ def test_open_source_detects_corrupt_records(corruption, prepared, tmp_path):
 def test_open_source_rejects_another_file_format(prepared, tmp_path):
     info = json.loads((prepared / "dataset_info.json").read_text())
     (prepared / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    with pytest.raises(UserError, match=r"config\.data\.dir=.* is not in ArrayRecord format; give an empty folder"):
+    with rejects("config.data.dir", str(tmp_path / "data"), says="ArrayRecord"):
         open_source("toys/notes", tmp_path / "data")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import urllib.error
 import zipfile
@@ -14,10 +15,10 @@ from mmfusion.data.builders import archives
 from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder
 from mmfusion.data.builders.shapes import shapes_dataset_builder
 from mmfusion.data.dataset import holdout_split
-from mmfusion.errors import UserError
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 from tests import planted, tiny
+from tests.errors import rejects
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -87,19 +88,15 @@ def write_another_zip(path):
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
-    ("defect", "message"),
-    [
-        ("missing", r"cannot be downloaded \(Name or service not known\): put \S+\.zip into .*manual_dir=FOLDER"),
-        ("truncated", r"\.zip: is truncated or not a zip .*: download it again from https://"),
-        ("another", r"\.zip: has 0 of the \d+ members used: download it again from https://"),
-    ],
-)  # fmt: skip
-def test_train_reports_an_unusable_archive(defect, message, archive, tmp_path):
+    ("defect", "fact"),
+    [("missing", "Name or service not known"), ("truncated", "truncated"), ("another", "has 0 of the ")],
+)
+def test_train_reports_an_unusable_archive(defect, fact, archive, tmp_path):
     if defect != "missing":
         write_another_zip(archive)
     if defect == "truncated":
         archive.write_bytes(archive.read_bytes()[:-50])
-    with pytest.raises(UserError, match=message):
+    with rejects(easy_vqa_dataset_builder.ARCHIVE.url if defect == "missing" else archive, None, says=fact):
         train(easy_vqa_config(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not list((tmp_path / "data").rglob("*.array_record*"))
@@ -110,9 +107,7 @@ def test_train_rejects_an_archive_with_other_content(archive, tmp_path, monkeypa
     write_another_zip(archive)
     known = archives.dataclasses.replace(easy_vqa_dataset_builder.ARCHIVE, members=r"README\.md", count=1)
     monkeypatch.setattr(easy_vqa_dataset_builder, "ARCHIVE", known)
-    with pytest.raises(
-        UserError, match=r"is not the known archive \(fingerprint \w{12}, known \w{12}\): download it again"
-    ):
+    with rejects(archive, None, says="fingerprint"):
         train(easy_vqa_config(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -139,18 +134,18 @@ def test_train_reports_a_full_disk_during_preparation(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes_dataset_builder.Builder, "_generate_examples", raise_disk_full)
     config = tiny.config(changes={"data.dir": str(tmp_path / "data")})
-    with pytest.raises(UserError, match=r"no space left while preparing 'shapes/match' under \S+/data"):
+    with rejects("config.data.name", "shapes/match", says=f"no space left to prepare it under {tmp_path}/data"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("folder", ["/proc/none", "file/run"])
-def test_train_reports_a_directory_that_cannot_be_created(tmp_path, monkeypatch, folder):
+@pytest.mark.parametrize(("folder", "path"), [("/proc/none", "/proc/none"), ("file/run", "--workdir")])
+def test_train_reports_a_directory_that_cannot_be_created(tmp_path, monkeypatch, folder, path):
     (tmp_path / "file").write_text("")
     plant(monkeypatch)
-    with pytest.raises(UserError, match=rf"{folder}.*(No such file|no folder that you may write to)"):
+    with rejects(path):
         train(planted.config(), tmp_path / folder)
 
 
@@ -195,9 +190,9 @@ def test_train_rejects_too_many_corrupt_files(memory_gb, split, tmp_path, monkey
     corrupt = {number: {"image": b"no image"} for number in range(20) if split == "test" or not in_valid[number]}
     plant(monkeypatch, **{split: corrupt})
     config = planted.config(data__max_bad_fraction=0.1, data__memory_gb=memory_gb)
-    message = rf"max_bad_fraction=0\.1: \d+ of \d+ rows of split '{split}' cannot be read; .* the first: row \d+, image"
-    with pytest.raises(UserError, match=message):
+    with rejects("config.data.max_bad_fraction", 0.1, says=f"rows of split '{split}'") as error:
         train(config, tmp_path / "run")
+    assert re.search(r"the first: row \d+, image", error.value.message)
     if memory_gb:
         assert not (tmp_path / "run").exists()
         return
@@ -210,32 +205,30 @@ def test_train_rejects_too_many_corrupt_files(memory_gb, split, tmp_path, monkey
 @pytest.mark.loop
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 @pytest.mark.parametrize(
-    ("target", "message"),
+    ("target", "fact"),
     [
-        ({"label": 2}, r"split 'train', row 8, target 'label': class 2 is outside 0 to 1; correct the data or"),
-        (
-            {"amount": np.float32("nan")},
-            r"split 'train', row 8, target 'amount': a regression target must be one finite",
-        ),
-        ({"tags": [3]}, r"split 'train', row 8, target 'tags': classes \[3\] are outside 0 to 2"),
+        ({"label": 2}, "class 2 is outside 0 to 1"),
+        ({"amount": np.float32("nan")}, "one finite"),
+        ({"tags": [3]}, "classes [3] are outside 0 to 2"),
     ],
 )
-def test_train_rejects_an_invalid_target(target, message, memory_gb, tmp_path, monkeypatch):
+def test_train_rejects_an_invalid_target(target, fact, memory_gb, tmp_path, monkeypatch):
     plant(monkeypatch, train={8: target})
     (task,) = target
     config = planted.config("text", tasks=task, data__memory_gb=memory_gb, steps=8, eval_every=8)
-    with pytest.raises(UserError, match=message):
+    with rejects("config.data.targets", None, says=f"split 'train', row 8, target '{task}': ") as error:
         train(config, tmp_path / "run")
+    assert fact in error.value.message
     assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.loop
 def test_train_rejects_an_empty_split_and_an_absent_modality(tmp_path, monkeypatch):
     planted.plant(monkeypatch, train=rows(), test=[])
-    with pytest.raises(UserError, match=r"planted:test\S* has no examples"):
+    with rejects("config.data.name", "planted", says="planted:test"):
         train(planted.config(), tmp_path / "run")
     plant(monkeypatch, test={number: {"text": ""} for number in range(ROWS)})
-    with pytest.raises(UserError, match=r"modalities\.text: absent in every row of split 'test'; .* leave it out"):
+    with rejects("config.data.modalities.text", None, says="split 'test'"):
         train(planted.config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -245,17 +238,17 @@ def test_train_rejects_an_empty_split_and_an_absent_modality(tmp_path, monkeypat
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "fact"),
     [
-        ({"steps": 4}, r"belongs to another run: its config\.steps is 2, here it is 4; give another --workdir"),
-        ({"optim__learning_rate": 0.5}, r"its config\.optim\.learning_rate is 0\.001, here it is 0\.5"),
-        ({"model__width": 16}, r"its config\.model\.width is 8, here it is 16"),
-        ({"seed": 1}, r"its config\.seed is 0, here it is 1"),
+        ({"steps": 4}, "its config.steps is 2, here it is 4"),
+        ({"optim__learning_rate": 0.5}, "its config.optim.learning_rate is 0.001, here it is 0.5"),
+        ({"model__width": 16}, "its config.model.width is 8, here it is 16"),
+        ({"seed": 1}, "its config.seed is 0, here it is 1"),
     ],
 )
-def test_train_rejects_a_directory_of_another_run(changes, message, run):
+def test_train_rejects_a_directory_of_another_run(changes, fact, run):
     before = directory_content(run)
-    with pytest.raises(UserError, match=message):
+    with rejects(run, None, says=fact):
         train(planted.config(**changes), run)
     assert directory_content(run) == before
 
@@ -271,7 +264,7 @@ def test_train_accepts_moved_data(run):
 def test_train_rejects_changed_data(run, monkeypatch):
     before = directory_content(run)
     planted.plant(monkeypatch, train=rows(), test=rows()[:19])
-    with pytest.raises(UserError, match=r"the data has changed since .*run was started .*: restore the data, or give"):
+    with rejects(run, None, says="the data has changed"):
         train(planted.config(), run)
     assert directory_content(run) == before
 
@@ -282,13 +275,10 @@ def test_train_rejects_a_checkpoint_of_another_architecture(run):
     saved["model"]["width"] = 16
     (run / "config.json").write_text(json.dumps(saved))
     before = directory_content(run)
-    message = (
-        r"checkpoint .* has another architecture: params/\S+ is \[.*16.*\] float32 in the model, \[.*8.*\] float32 in"
-    )
-    with pytest.raises(UserError, match=message):
-        train(planted.config(model__width=16), run)
-    with pytest.raises(UserError, match=message):
-        open_run(run, [])
+    for read in (lambda: train(planted.config(model__width=16), run), lambda: open_run(run, [])):
+        with rejects(run / "checkpoints" / "2", None, says="another architecture") as error:
+            read()
+        assert re.search(r"params/\S+ is \[.*16.*\] float32 in the model, \[.*8.*\] float32", error.value.message)
     assert directory_content(run) == before
 
 
@@ -297,9 +287,9 @@ def test_train_rejects_a_checkpoint_of_another_architecture(run):
 def test_train_reports_a_truncated_config(content, run):
     (run / "config.json").write_text(content)
     before = directory_content(run)
-    with pytest.raises(UserError, match=r"config\.json"):
+    with rejects(run / "config.json", None):
         train(planted.config(), run)
-    with pytest.raises(UserError, match=r"config\.json"):
+    with rejects(run / "config.json", None):
         open_run(run, [])
     assert directory_content(run) == before
 
@@ -309,7 +299,7 @@ def test_train_rejects_a_file_as_workdir(tmp_path, monkeypatch):
     plant(monkeypatch)
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match=r"--workdir=\S+ (is a file; give a directory|cannot be made)"):
+        with rejects("--workdir", str(workdir)):
             train(planted.config(), workdir)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -326,11 +316,11 @@ def test_train_restarts_without_a_checkpoint(run):
 @pytest.mark.loop
 def test_train_creates_no_directory_for_an_invalid_model(tmp_path, monkeypatch):
     plant(monkeypatch)
-    for changes, message in (
-        ({"model__encoders__audio__strides": (2, 2)}, r"logmel_cnn: channels=\(4,\) and strides=\(2, 2\) differ"),
-        ({"model__encoders__image__norm": "layers"}, "norm='layers' is unknown"),
-        ({"data__targets__label__class_weights": (1.0, 2.0, 3.0)}, "class_weights has 3 entries for 2 classes"),
+    for changes, path, fact in (
+        ({"model__encoders__audio__strides": (2, 2)}, "logmel_cnn.strides", "channels=(4,)"),
+        ({"model__encoders__image__norm": "layers"}, "norm", ""),
+        ({"data__targets__label__class_weights": (1.0, 2.0, 3.0)}, "class_weights", "3 entries for 2 classes"),
     ):
-        with pytest.raises(UserError, match=message):
+        with rejects(path, *changes.values(), says=fact):
             train(planted.config(**changes), tmp_path / "run")
         assert not (tmp_path / "run").exists()

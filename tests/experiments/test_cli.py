@@ -13,6 +13,7 @@ from mmfusion import config as configs
 from mmfusion.checkpoints.verify import CorruptCheckpoint
 from mmfusion.distributed import platform
 from mmfusion.errors import Preempted, Unreachable, UserError
+from tests.errors import rejects
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -83,35 +84,33 @@ SECTION = "config.data.modalities.image"
 
 
 @pytest.mark.parametrize(
-    ("argv", "path", "value", "suggestion"),
+    ("argv", "path", "value", "suggestion", "fact"),
     [
-        ([], "--config", None, None),
-        (["--config=configs/quickstar.py"], "--config", "configs/quickstar.py", "configs/quickstart.py"),
-        (["--config=configs/__init__.py"], "--config", "configs/__init__.py", None),
-        ([QUICKSTART, "--config.stps=3"], "config.stps", None, "steps"),
-        ([QUICKSTART, "--config.model.fusion.head=3"], "config.model.fusion.head", None, "heads"),
-        ([QUICKSTART, "--config.steps.more=3"], "config.steps.more", None, "config.steps is a value"),
-        ([QUICKSTART, "--config.model.fusion=gmu"], "config.model.fusion", None, "set one of its keys, "),
+        ([], "--config", None, "", "required"),
+        (["--config=configs/quickstar.py"], "--config", "configs/quickstar.py", "configs/quickstart.py", ""),
+        (["--config=configs/__init__.py"], "--config", "configs/__init__.py", "", "get_config"),
+        ([f"{QUICKSTART}:fusion=gmu,left"], "config argument", "left", "", "key=value"),
+        ([f"{QUICKSTART}:fusions=gmu"], "config argument", "fusions", "fusion", ""),
+        ([f"{QUICKSTART}:seed=one"], "config argument seed", "one", "", "int"),
+        ([QUICKSTART, "--config.stps=3"], "config.stps", None, "steps", ""),
+        ([QUICKSTART, "--config.model.fusion.name=gum"], "config.model.fusion.name", "gum", "gmu", ""),
+        ([QUICKSTART, "--config.model.fusion.head=3"], "config.model.fusion.head", None, "heads", ""),
+        ([QUICKSTART, "--config.steps.more=3"], "config.steps.more", None, "", "config.steps is a value"),
+        ([QUICKSTART, "--config.model.fusion=gmu"], "config.model.fusion", None, "", "section"),
         (
             [QUICKSTART, "--config.model.fusion.name=gmu", "--config.model.fusion.heads=2"],
-            "config.model.fusion.heads", None, None,
+            "config.model.fusion.heads", None, "name", "",
         ),
     ],
 )  # fmt: skip
-def test_parse_config_rejects_unknown_flags_and_keys(argv, path, value, suggestion):
-    with pytest.raises(UserError) as error:
+def test_parse_config_rejects_unknown_flags_and_keys(argv, path, value, suggestion, fact):
+    with rejects(path, value, suggestion, says=fact):
         parse(*argv)
-    assert (error.value.path, error.value.value) == (path, value)
-    assert "\n" not in str(error.value) and (suggestion or "") in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([f"{QUICKSTART}:fusion=gmu,left"], r"argument='left': must be key=value"),
-        ([f"{QUICKSTART}:fusions=gmu"], r"argument='fusions': unknown argument; did you mean fusion"),
-        ([f"{QUICKSTART}:seed=one"], r"argument seed='one': not of type int"),
-        ([QUICKSTART, "--config.model.fusion.name=gum"], r"fusion\.name='gum'.*did you mean sum or gmu"),
         ([QUICKSTART, "--config.steps=many"], r"config\.steps=many: invalid literal for int"),
         ([QUICKSTART, "--config.steps=1.5"], r"config\.steps=1\.5"),
         ([QUICKSTART, "--config.optim.learning_rate=fast"], r"learning_rate=fast: could not convert"),
@@ -190,7 +189,7 @@ def test_train_command_exits_2_before_writing_files(command, tmp_path):
 @pytest.mark.parametrize(
     ("module", "argv", "message"),
     [
-        ("experiments.evaluate", ["--workdir={}/none"], "none is no run directory"),
+        ("experiments.evaluate", ["--workdir={}/none"], "/none: "),
         ("experiments.predict", ["--workdir={}"], "flag --input="),
     ],
 )

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from mmfusion.errors import UserError
 from mmfusion.inference.predict import predict
 from mmfusion.training.evaluation import collect
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
+from tests.errors import rejects
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -117,20 +117,20 @@ def test_predict_of_an_empty_table_writes_an_empty_table(run, tmp_path):
 
 @pytest.mark.loop
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "fact"),
     [
-        (None, "--input=.* cannot be read as a CSV table: .*No such file"),
-        (b"text\n\xff\xfe", "--input=.* cannot be read as a CSV table"),
-        (b'text\n"open', "--input=.* cannot be read as a CSV table: unexpected end"),
-        (b"caption,picture\na,b\n", "must have one of the columns image, text; it has caption, picture"),
-        (b"", "is empty; its first line must have the column names"),
+        (None, "No such file"),
+        (b"text\n\xff\xfe", "utf-8"),
+        (b'text\n"open', "unexpected end"),
+        (b"caption,picture\na,b\n", "columns image, text; it has caption, picture"),
+        (b"", "empty"),
     ],
 )
-def test_predict_of_an_unreadable_table_keeps_the_output_file(content, message, run, tmp_path):
+def test_predict_of_an_unreadable_table_keeps_the_output_file(content, fact, run, tmp_path):
     if content is not None:
         (tmp_path / "rows.csv").write_bytes(content)
     (tmp_path / "out.csv").write_text("mine")
-    with pytest.raises(UserError, match=message):
+    with rejects(f"--input={tmp_path / 'rows.csv'}", None, says=fact):
         predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} <= {"rows.csv", "out.csv"}
@@ -139,7 +139,7 @@ def test_predict_of_an_unreadable_table_keeps_the_output_file(content, message, 
 @pytest.mark.loop
 @pytest.mark.parametrize("output", ["none/out.csv", "."])
 def test_predict_checks_the_output_path_first(output, run, table, tmp_path):
-    with pytest.raises(UserError, match=r"--output=.*must be a file in an existing folder"):
+    with rejects(f"--output={tmp_path / output}", None):
         predict(run[0], table(), tmp_path / output)
 
 
@@ -152,7 +152,7 @@ def test_predict_failure_leaves_no_partial_file(run, table, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(csv.DictWriter, "writerow", writerow)
-    with pytest.raises(UserError, match=r"cannot write .*out\.csv: No space left on device"):
+    with rejects(f"--output={tmp_path / 'out.csv'}", says="No space left on device"):
         predict(run[0], source, tmp_path / "out.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

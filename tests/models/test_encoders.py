@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.encoders.audio import SpecAugment, log_mel
 from mmfusion.models.encoders.image import Positions
+from tests.errors import rejects
 from tests.models.encoder_cases import AUDIO, CASES, IMAGE, RANDOM, RATE, TEXT, TOKEN_IDS, WIDTH, make
 from tests.models.random_variables import quick_jit, random_variables
 
@@ -196,7 +196,7 @@ def test_log_mel_matches_its_formula():
 
 
 def test_log_mel_rejects_frames_without_samples():
-    with pytest.raises(UserError, match="is shorter than a sample at rate=40"):
+    with rejects("hop_ms", 10.0, says="rate=40"):
         log_mel(np.zeros((1, 40), np.float32), 40, mels=8, hop_ms=10.0)
 
 
@@ -209,21 +209,21 @@ def test_log_mel_of_a_tone_peaks_in_its_band():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "data", "message"),
+    ("name", "options", "data", "path", "value", "suggestion"),
     [
-        ("cnn", {"channels": (4,)}, IMAGE, "same length"),
-        ("cnn", {"norm": "x"}, IMAGE, "norm"),
-        ("resnet18", {"stem": "x"}, IMAGE, "stem"),
-        ("resnet18", {"recurrent": "x"}, IMAGE, "rows, cells or none"),
-        ("bow", {"vocabulary": 7, "tokens": "x"}, TEXT, "tokens"),
-        ("rnn", {"vocabulary": 7, "cell": "x"}, TEXT, "vanilla, gru, lstm"),
-        ("rnn", {"vocabulary": 7, "tokens": "x"}, TEXT, "tokens"),
-        ("rnn", {"vocabulary": 7, "layers": 0}, TEXT, "layers"),
-        ("logmel_cnn", {"rate": RATE, "strides": (2,)}, AUDIO, "length"),
+        ("cnn", {"channels": (4,), "strides": (1, 2)}, IMAGE, "cnn.strides", (1, 2), ""),
+        ("cnn", {"norm": "x"}, IMAGE, "norm", "x", "layer"),
+        ("resnet18", {"stem": "x"}, IMAGE, "resnet.stem", "x", "small"),
+        ("resnet18", {"recurrent": "x"}, IMAGE, "recurrent", "x", "rows"),
+        ("bow", {"vocabulary": 7, "tokens": "x"}, TEXT, "bow.tokens", "x", "mean"),
+        ("rnn", {"vocabulary": 7, "cell": "x"}, TEXT, "rnn.cell", "x", "gru"),
+        ("rnn", {"vocabulary": 7, "tokens": "x"}, TEXT, "rnn.tokens", "x", "last"),
+        ("rnn", {"vocabulary": 7, "layers": 0}, TEXT, "rnn.layers", 0, ""),
+        ("logmel_cnn", {"rate": RATE, "strides": (2,)}, AUDIO, "logmel_cnn.strides", (2,), ""),
     ],
 )
-def test_encoders_reject_invalid_options(name, options, data, message):
-    with pytest.raises(UserError, match=message):
+def test_encoders_reject_invalid_options(name, options, data, path, value, suggestion):
+    with rejects(path, value, suggestion):
         jax.eval_shape(lambda: ENCODERS[name](width=WIDTH, **options).init(jax.random.key(0), *data, train=False))
 
 

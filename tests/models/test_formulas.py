@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
+from tests.errors import rejects
 from tests.models import attention_renderings, decision_renderings, renderings
 from tests.models.inputs import COUNTS, MASK, TOKENS, WIDTH, make, take, without
 from tests.models.random_variables import random_variables
@@ -53,7 +53,7 @@ def test_film_with_3x3_kernel_matches_its_reference():
         expected = renderings.film(params, present, ["image", "audio", "text"])
         np.testing.assert_allclose(out[row], expected, rtol=2e-5, atol=2e-5)
     film = FUSIONS["film"](width=WIDTH, kernel=3, main="text")
-    with pytest.raises(UserError, match="kernel=3 needs a square grid of tokens, and text has 5"):
+    with rejects("film.kernel", 3, says="text has 5"):
         jax.eval_shape(lambda: film.init(jax.random.key(0), tokens, mask, train=False))
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.tensor import _count_sketch
+from tests.errors import rejects
 from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, take, with_nan_padding, without
 from tests.models.random_variables import quick_jit, random_variables
 
@@ -178,54 +178,60 @@ def test_co_attention_attends_to_the_other_modalities():
     assert set(fused.attention) == {(q, k) for q in tokens for k in tokens if q != k}
 
 
-@pytest.mark.parametrize(("options", "message"), [({"layers": 0}, "layers"), ({"heads": 3}, "heads=3")])
-def test_co_attention_rejects_invalid_options(options, message):
+@pytest.mark.parametrize(("options", "path"), [({"layers": 0}, "co_attention.layers"), ({"heads": 3}, "heads")])
+def test_co_attention_rejects_invalid_options(options, path):
     tokens, mask = take(2)
-    with pytest.raises(UserError, match=message):
+    with rejects(path, *options.values()):
         jax.eval_shape(
             lambda: FUSIONS["co_attention"](width=WIDTH, **options).init(jax.random.key(0), tokens, mask, train=False)
         )
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options", "path", "value", "fact"),
     [
-        ("tensor", {"project": 100}, "10,201 elements, over budget=4,096"),
-        ("multiplicative", {"budget": 100}, "the pairwise tensors have 512 elements, over budget=100"),
-        ("block", {"chunks": 3}, "chunks=3 does not divide width=8"),
-        ("mcb", {"sketch": 1}, "sketch=1 must be at least 2"),
-        ("film", {"kernel": 2}, "kernel=2 must be odd"),
-        ("central", {"layers": 0}, "layers=0"),
-        ("bottleneck", {"fuse_from": 2}, "fuse_from=2 must be from 0 to layers - 1 = 1"),
-        ("bilinear_attention", {"glimpses": 0}, "glimpses=0 must be at least 1"),
-        ("merged_attention", {"heads": 3}, "heads=3"),
-        ("gat", {"heads": 3}, "heads=3 does not divide width=8"),
-        *((name, {"main": "video"}, "main='video' is not a modality of this model; choose audio, text")
-          for name in ("film", "nl_gate", "mag", "cross_attention", "channel_multiply")),
+        ("tensor", {"project": 100}, "tensor.budget", 4096, "10,201 elements"),
+        ("multiplicative", {"budget": 100}, "multiplicative.budget", 100, "512 elements"),
+        ("block", {"chunks": 3}, "block.chunks", 3, "width=8"),
+        ("mcb", {"sketch": 1}, "mcb.sketch", 1, "at least 2"),
+        ("film", {"kernel": 2}, "film.kernel", 2, "odd"),
+        ("central", {"layers": 0}, "central.layers", 0, "at least 1"),
+        ("bottleneck", {"fuse_from": 2}, "bottleneck.fuse_from", 2, "layers - 1 = 1"),
+        ("bilinear_attention", {"glimpses": 0}, "bilinear_attention.glimpses", 0, "at least 1"),
+        ("merged_attention", {"heads": 3}, "heads", 3, "width=8"),
+        ("gat", {"heads": 3}, "heads", 3, "width=8"),
     ],
-)  # fmt: skip
-def test_feature_fusion_rejects_invalid_options(name, options, message):
+)
+def test_feature_fusion_rejects_invalid_options(name, options, path, value, fact):
     tokens, mask = take(2)
     fusion = FUSIONS[name](width=WIDTH, **options)
-    with pytest.raises(UserError, match=message):
+    with rejects(path, value, says=fact):
+        jax.eval_shape(lambda: fusion.init(jax.random.key(0), tokens, mask, train=False))
+
+
+@pytest.mark.parametrize("name", ["film", "nl_gate", "mag", "cross_attention", "channel_multiply"])
+def test_main_must_be_a_modality_of_the_model(name):
+    tokens, mask = take(2)
+    fusion = FUSIONS[name](width=WIDTH, main="video")
+    with rejects(f"{name}.main", "video", "audio"):
         jax.eval_shape(lambda: fusion.init(jax.random.key(0), tokens, mask, train=False))
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "outputs", "message"),
+    ("name", "options", "outputs", "path", "value", "suggestion"),
     [
-        ("tmc", {}, 1, "tmc: its task has one output"),
-        ("qmf", {}, 1, "qmf: its task has one output"),
-        ("qmf", {"temperature": 0.0}, 2, r"temperature=0\.0 must be above 0"),
-        ("moe", {"width": WIDTH, "gate": "hard"}, 2, "gate='hard' is unknown; choose soft, top1"),
+        ("tmc", {}, 1, "tmc", None, ""),
+        ("qmf", {}, 1, "qmf", None, ""),
+        ("qmf", {"temperature": 0.0}, 2, "qmf.temperature", 0.0, ""),
+        ("moe", {"width": WIDTH, "gate": "hard"}, 2, "moe.gate", "hard", "top1"),
     ],
 )
-def test_decision_fusion_rejects_invalid_options(name, options, outputs, message):
+def test_decision_fusion_rejects_invalid_options(name, options, outputs, path, value, suggestion):
     logits, present = (dict.fromkeys("ab", x) for x in (np.zeros((2, outputs), np.float32), np.ones(2, bool)))
     features = {m: np.zeros((2, WIDTH), np.float32) for m in "ab"}
     kwargs = {"features": features} if FUSIONS[name].declares.level == "mixed" else {}
     fusion = FUSIONS[name](**options)
-    with pytest.raises(UserError, match=message):
+    with rejects(path, value, suggestion):
         jax.eval_shape(lambda: fusion.init(jax.random.key(0), logits, present, **kwargs, train=False))
 
 

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.encoders.classic import LENET_TABLE, adaptive_avg_pool
 from mmfusion.models.encoders.inception import response_norm
+from tests.errors import rejects
 
 IMAGENET = {"stem": "imagenet", "norm": "batch"}
 
@@ -81,17 +81,17 @@ def test_lenet_connects_feature_maps_as_in_its_table():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "side", "message"),
+    ("name", "options", "side", "path", "value", "fact"),
     [
-        ("alexnet", {}, 62, "too small"),
-        ("vgg11", {}, 31, "too small"),
-        ("inception_v3", {}, 74, "too small"),
-        ("convnext_t", {}, 31, "at least 32 x 32 pixels, not 31 x 31"),
-        ("vit_ti", {}, 40, "patch=16"),
-        ("vit_ti", {"heads": 5}, 32, "heads=5"),
+        ("alexnet", {}, 62, "alexnet", None, "too small"),
+        ("vgg11", {}, 31, "vgg", None, "too small"),
+        ("inception_v3", {}, 74, "inception_v3", None, "too small"),
+        ("convnext_t", {}, 31, "convnext_t", None, "at least 32 x 32 pixels, not 31 x 31"),
+        ("vit_ti", {}, 40, "vit.patch", 16, "40×40"),
+        ("vit_ti", {"heads": 5}, 32, "heads", 5, "width"),
     ],
 )
-def test_image_encoders_reject_unsupported_sizes_and_options(name, options, side, message):
+def test_image_encoders_reject_unsupported_sizes_and_options(name, options, side, path, value, fact):
     data = jnp.zeros((1, side, side, 3)), jnp.ones((1, 1), bool)
-    with pytest.raises(UserError, match=message):
+    with rejects(path, value, says=fact):
         jax.eval_shape(lambda: ENCODERS[name](width=4, **options).init(jax.random.key(0), *data, train=False))

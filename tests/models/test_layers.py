@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mmfusion import rng
-from mmfusion.errors import UserError
 from mmfusion.models import layers
+from tests.errors import rejects
 from tests.models.random_variables import random_variables
 
 RANDOM = np.random.default_rng(0)
@@ -157,8 +157,8 @@ def test_group_norm_matches_its_formula_on_real_positions():
 
 
 def test_norm_rejects_an_unknown_name():
-    with pytest.raises(UserError, match="layer, group, batch or none"):
-        layers.Norm("instance").init(jax.random.key(0), NORM_X, np.ones(6, bool), train=False)
+    with rejects("norm", "layers", "layer"):
+        layers.Norm("layers").init(jax.random.key(0), NORM_X, np.ones(6, bool), train=False)
 
 
 def test_attention_matches_the_papers_formula():
@@ -204,7 +204,7 @@ def test_attention_to_masked_keys_is_zero_without_gradient():
 
 
 def test_attention_rejects_heads_that_do_not_divide_the_width():
-    with pytest.raises(UserError, match="heads=3"):
+    with rejects("heads", 3, says="width=8"):
         layers.Attention(heads=3, width=8).init(jax.random.key(0), TOKENS, TOKENS, MASK)
 
 

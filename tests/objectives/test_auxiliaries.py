@@ -18,7 +18,7 @@ from mmfusion.config import defaults
 from mmfusion.data import dataset as datasets
 from mmfusion.data.batch import Batch
 from mmfusion.distributed import preemption
-from mmfusion.errors import Preempted, UserError
+from mmfusion.errors import Preempted
 from mmfusion.inference.evaluate import evaluate
 from mmfusion.objectives import OBJECTIVES, Task, mixing, task_loss
 from mmfusion.objectives.base import Context
@@ -29,6 +29,7 @@ from mmfusion.training.restore import open_run
 from mmfusion.training.setup import build_setup
 from mmfusion.training.step import train_step
 from tests import planted
+from tests.errors import rejects
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -100,22 +101,21 @@ def test_config_argument_objectives_accepts_known_and_valid_ones():
     two_objectives = quickstart.get_config("objectives=contrastive+mvae")
     assert list(two_objectives.objectives) == ["contrastive", "mvae"]
     configs.check(two_objectives, 1)
-    with pytest.raises(UserError, match=r"config\.objectives\.contrast=.*did you mean contrastive"):
+    with rejects("config.objectives.contrast", "contrast", "contrastive"):
         quickstart.get_config("objectives=contrast")
     with two_objectives.unlocked():
         two_objectives.objectives.contrastive.temprature = 1.0
-    with pytest.raises(UserError, match="did you mean temperature") as error:
+    with rejects("config.objectives.contrastive.temprature", None, "temperature"):
         configs.check(two_objectives, 1)
-    assert error.value.path == "config.objectives.contrastive.temprature"
     unimodal = quickstart.get_config("objectives=contrastive+cca+gan+unimodal,modalities=text")
     assert list(unimodal.objectives) == ["unimodal"]  # the others need two modalities
     configs.check(unimodal, 1)
     with unimodal.unlocked():
         unimodal.objectives.cca = defaults.objective("cca")
-    with pytest.raises(UserError, match=r"objectives\.cca: needs 2 modalities, the config has 1"):
+    with rejects("config.objectives.cca", None, says="needs 2 modalities, the config has 1"):
         configs.check(unimodal, 1)
     conflicting = quickstart.get_config("objectives=mvae+gan")
-    with pytest.raises(UserError, match="gan and mvae cannot both fill in"):
+    with rejects("config.objectives.gan.fill", None, says="gan and mvae"):
         configs.check(conflicting, 1)
 
 
@@ -263,13 +263,13 @@ def test_gradient_blending_reweights_heads_and_resumes_identically(rows, tmp_pat
 
 
 def test_check_rejects_conflicting_weighting_objectives():
-    for names, changes, message in (
-        (("gradnorm",), {}, "objectives.gradnorm: needs 2 tasks"),
+    for names, changes, fact in (
+        (("gradnorm",), {}, "2 tasks"),
         (("gradnorm",), {"tasks": "label+amount", "fusion": "late_mean"}, "'late_mean' is of decision level"),
-        (("gradnorm", "uncertainty"), {"tasks": "label+amount", "fusion": "concat"}, "cannot be combined with"),
-        (("gradient_blending", "unimodal"), {}, "cannot be combined with"),
+        (("gradnorm", "uncertainty"), {"tasks": "label+amount", "fusion": "concat"}, "uncertainty"),
+        (("gradient_blending", "unimodal"), {}, "unimodal"),
     ):
-        with pytest.raises(UserError, match=message):
+        with rejects(f"config.objectives.{names[0]}", None, says=fact):
             configs.check(config(*names, **changes), 1)
 
 
@@ -334,5 +334,5 @@ def test_auxiliary_tests_cover_every_objective():
     covered = {name for names in MODULES for name in names} | set(RANDOM_OBJECTIVES)
     covered |= {"ogm_ge", "unimodal", "uncertainty", "gradnorm", "gradient_blending"}
     assert covered == set(OBJECTIVES)
-    with pytest.raises(UserError, match="ogm_ge: needs a target of kind classification"):
+    with rejects("config.objectives.ogm_ge", None, says="classification"):
         configs.check(config("ogm_ge", tasks="amount", modalities="image+text"), 1)

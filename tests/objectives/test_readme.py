@@ -12,8 +12,8 @@ import mmfusion.objectives
 from mmfusion import config as configs
 from mmfusion.config import defaults
 from mmfusion.data import dataset as datasets
-from mmfusion.errors import UserError
 from mmfusion.training.setup import build_setup
+from tests.errors import rejects
 
 README = Path(mmfusion.objectives.__file__).with_name("README.md").read_text()
 
@@ -51,7 +51,6 @@ def test_readme_objective_is_added_to_the_loss_and_logged(custom_objective, tiny
 
 
 def test_objective_lookup_rejects_an_unknown_class(custom_objective, tiny_config):
-    with pytest.raises(UserError) as caught:
-        with_objective(tiny_config, "custom_losses:LargeFeatures")
-    assert caught.value.value == "custom_losses:LargeFeatures"
-    assert "custom_losses:SmallFeatures" in caught.value.choices
+    name = "custom_losses:LargeFeatures"
+    with rejects(f"config.objectives.{name}", name, "custom_losses:SmallFeatures"):
+        with_objective(tiny_config, name)

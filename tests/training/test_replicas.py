@@ -88,7 +88,7 @@ def test_replicas_continue_when_one_run_ends_early(config_of, tmp_path):
     ))  # fmt: skip
     stop.set()
     results = train_replicas([conflicting, repeated, other, stopped], around)
-    assert isinstance(results[0], UserError) and "belongs to another run" in str(results[0])
+    assert isinstance(results[0], UserError) and results[0].path == str(tmp_path / "a")
     assert results[1] == finished
     assert results[2]["steps"] == 8
     assert "saved at step" in str(results[3])

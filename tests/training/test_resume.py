@@ -20,6 +20,7 @@ from mmfusion.tracking import provenance
 from mmfusion.training import progress, run
 from mmfusion.training.loop import train
 from mmfusion.training.setup import TrainSetup
+from tests.errors import rejects
 from tests.processes import Started
 from tests.reliability.runs import newest_state
 
@@ -248,6 +249,6 @@ def test_resume_warns_about_changed_code(
 def test_train_rejects_a_directory_of_another_config(tiny_config: Callable[..., Any], uninterrupted: Path):
     before = files(uninterrupted)
     other = tiny_config(f"{RANDOM},seed=1", SHORT)
-    with pytest.raises(UserError, match=r"belongs to another run: its config\.seed is 0, here it is 1"):
+    with rejects(uninterrupted, None, says="its config.seed is 0, here it is 1"):
         train(other, uninterrupted)
     assert files(uninterrupted) == before

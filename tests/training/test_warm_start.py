@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from mmfusion.config import defaults
-from mmfusion.errors import UserError
 from mmfusion.models.pretrained import weights
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 from tests import planted, tiny
+from tests.errors import rejects
 from tests.models.test_pretrained import tensors_of
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -84,7 +84,7 @@ def test_warm_start_rejects_another_vocabulary(rows, tmp_path, monkeypatch):
     train(config(), tmp_path / "first")
     others = [planted.row(i, text=f"zebra {i} colour{i % 7}") for i in range(40)]
     planted.plant(monkeypatch, train=others, test=others[:10])
-    with pytest.raises(UserError, match="'text' has another vocabulary, whose numbers mean other things"):
+    with rejects("config.model.encoders.text.init", f"run:{tmp_path / 'first'}", says="another vocabulary"):
         train(config(model__encoders__text__init=f"run:{tmp_path / 'first'}"), tmp_path / "second")
     train(config(model__encoders__image__init=f"run:{tmp_path / 'first'}"), tmp_path / "third")
 
@@ -93,10 +93,10 @@ def test_warm_start_rejects_another_vocabulary(rows, tmp_path, monkeypatch):
 def test_warm_start_rejects_other_layers_and_missing_runs(rows, tmp_path):
     train(config(), tmp_path / "first")
     other = {"model__encoders__image__init": f"run:{tmp_path / 'first'}", "model__encoders__image__channels": (8,)}
-    with pytest.raises(UserError, match="has other layers"):
+    with rejects("config.model.encoders.image.init", f"run:{tmp_path / 'first'}", says="other layers"):
         train(config(**other), tmp_path / "second")
     text = {"model__encoders__text__init": f"run:{tmp_path / 'nothing'}"}
-    with pytest.raises(UserError, match="is no run directory"):
+    with rejects(tmp_path / "nothing", None, says="config.json"):
         train(config(**text), tmp_path / "third")
     assert not list((tmp_path / "third").glob("checkpoints/*"))
 
@@ -126,7 +126,7 @@ def test_warm_start_loads_published_weights(rows, tmp_path, capsys):
 
     with run_config.unlocked():
         tiny.put(run_config, "model.encoders.image.hidden", 16)
-    with pytest.raises(UserError, match="does not fit"):
+    with rejects("init", file, says="does not fit"):
         train(run_config, tmp_path / "invalid")
 
 

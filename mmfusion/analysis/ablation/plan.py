@@ -81,10 +81,8 @@ def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[st
     for key in vary:
         section, _, rest = key.partition(".")
         if section == "data" and rest.partition(".")[0] in TEST_SET_KEYS:
-            raise UserError(
-                "changes the test set, which all methods must share; run one ablation per value",
-                path=f"--vary={key}",
-            )
+            message = "changes the test set, which all methods must share; run one ablation per value"
+            raise UserError(message, path="--vary", value=key)
     if not fusions or seeds < 1 or not all(vary.values()):
         raise UserError("the plan has no trials: give strategies, at least one seed, and a value for each key")
     modalities = sorted(make(fusions[0], 0, "").data.modalities)
@@ -160,12 +158,13 @@ def save(plan: Plan, directory: Path) -> Plan:
     for name, trial in saved_trials.items():
         if trials.get(name) != trial:
             problem = "differs from" if name in trials else "is not in"
-            raise UserError(f"{directory} belongs to another ablation: its trial {name} {problem} this plan; "
-                            "give another --workdir")  # fmt: skip
+            message = f"belongs to another ablation: its trial {name} {problem} this plan; give another --workdir"
+            raise UserError(message, path=str(directory))
     if plan.code != saved["code"]:
         raise UserError(
-            f"{directory} was started with other code ({saved['code']}, now {plan.code}); check out that version, or "
-            "give another --workdir"
+            f"was started with other code ({saved['code']}, now {plan.code}); check out that version, or give another "
+            "--workdir",
+            path=str(directory),
         )
     if trials != saved_trials:
         write_json(path, planned)
@@ -175,7 +174,7 @@ def save(plan: Plan, directory: Path) -> Plan:
 def _set_key(config: ConfigDict, key: str, value: Any) -> None:
     section, _, last = key.rpartition(".")
     if not _has_key(config, key):
-        raise UserError(f"config.{key} is not a key of {config.model.fusion.name}", path=f"--vary={key}")
+        raise UserError(f"not a key of {config.model.fusion.name}", path="--vary", value=key)
     if last == "name" and section in configs.sections_that_choose(config):
         configs.choose(config, section, value)
         return
@@ -190,7 +189,8 @@ def _add_objectives(config: ConfigDict, names: str) -> None:
     with config.unlocked():
         for name in str(names).split("+"):
             if name in config.objectives:
-                raise UserError(f"the config has {name} already, for every method", path=f"--vary={OBJECTIVES}={names}")
+                message = f"the config has {name} already, for every method"
+                raise UserError(message, path="--vary", value=f"{OBJECTIVES}={names}")
             if name != "none":
                 config.objectives[name] = ConfigDict(configs.choice_keys(OBJECTIVES, name))
 

@@ -81,16 +81,16 @@ def download(archive: Archive, path: str) -> None:
                 while block := response.read(2**18):
                     size += len(block)
                     if size > LIMIT:
-                        raise UserError(f"{archive.url} returns more than {LIMIT} bytes, so it is not the archive")
+                        raise UserError(f"more than {LIMIT} bytes, so it is not the archive", path=archive.url)
                     file.write(block)
         if expected and size != expected:
             raise http.client.IncompleteRead(b"", expected - size)
         os.replace(partial, path)
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         raise UserError(
-            f"{archive.filename} is missing and {archive.url} cannot be downloaded "
-            f"({getattr(error, 'reason', None) or error}): put {archive.filename} into a folder and set "
-            "--config.data.manual_dir=FOLDER"
+            f"cannot be downloaded ({getattr(error, 'reason', None) or error}): put {archive.filename} into a folder "
+            "and set --config.data.manual_dir=FOLDER",
+            path=archive.url,
         ) from error
     finally:
         if partial and os.path.exists(partial):

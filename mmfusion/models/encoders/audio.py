@@ -49,7 +49,8 @@ def log_mel(
     """
     frame, hop = round(rate * frame_ms / 1000), round(rate * hop_ms / 1000)
     if not (frame and hop):
-        raise UserError(f"frame_ms={frame_ms} or hop_ms={hop_ms} is shorter than a sample at rate={rate}")
+        path, value = ("hop_ms", hop_ms) if frame else ("frame_ms", frame_ms)
+        raise UserError(f"shorter than a sample at rate={rate}", path=path, value=value)
     fft = 1 << (frame - 1).bit_length()
     num_frames = math.ceil(waveform.shape[1] / hop)
     padded = jnp.pad(waveform, ((0, 0), (0, frame)))
@@ -148,7 +149,9 @@ class LogMelCNN(nn.Module):
           UserError: `channels` and `strides` differ in length.
         """
         if len(self.channels) != len(self.strides):
-            raise UserError(f"logmel_cnn: channels={self.channels} and strides={self.strides} differ in length")
+            raise UserError(
+                f"channels={self.channels} have another length", path="logmel_cnn.strides", value=self.strides
+            )
         hop = round(self.rate * self.hop_ms / 1000)
         spectrum = log_mel(
             zero_masked(x, mask), self.rate, mels=self.mels, frame_ms=self.frame_ms, hop_ms=self.hop_ms

@@ -41,7 +41,7 @@ def pool(x: jax.Array, kernel: int, stride: int, name: str, *, padding: int = 0)
     """Returns max-pooled `x [B, H, W, C]`; raises UserError naming the encoder `name` if no window fits."""
     if min(x.shape[1:3]) + 2 * padding < kernel:
         raise UserError(
-            f"{name}: the images are too small: a feature map of {x.shape[1]}×{x.shape[2]} cannot be pooled"
+            f"the images are too small: a feature map of {x.shape[1]}×{x.shape[2]} cannot be pooled", path=name
         )
     pads = [(padding, padding)] * 2
     return nn.max_pool(x, (kernel, kernel), (stride, stride), padding=pads)  # pyright: ignore[reportArgumentType]
@@ -77,7 +77,7 @@ class PooledCNN(nn.Module):
           UserError: `reduce` is unknown, or the images are too small for the pooling layers.
         """
         if self.reduce not in ("flatten", "mean"):
-            raise UserError(f"pooled_cnn: reduce={self.reduce!r} is unknown; choose flatten or mean")
+            raise UserError("unknown value", path="pooled_cnn.reduce", value=self.reduce, choices=("flatten", "mean"))
         x = zero_masked(x, mask[:, 0]).astype(self.dtype)
         for channels in self.channels:
             x = conv(channels, 3, 1, self.dtype, padding=0)(x)

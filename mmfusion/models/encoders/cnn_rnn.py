@@ -57,8 +57,8 @@ class CNNRNN(nn.Module):
           UserError: `steps`, `cell` or `tokens` is unknown, or the images are too small for the pooling layers.
         """
         for name, choices in (("steps", ("rows", "cells")), ("cell", CELLS), ("tokens", TOKENS)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"cnn_rnn: {name}={getattr(self, name)!r} is unknown; choose {' or '.join(choices)}")
+            if (value := getattr(self, name)) not in choices:
+                raise UserError("unknown value", path=f"cnn_rnn.{name}", value=value, choices=choices)
         present = mask[:, 0]  # [B]
         x = zero_masked(x, present).astype(self.dtype)
         for channels in self.channels:

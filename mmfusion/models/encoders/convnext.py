@@ -65,7 +65,7 @@ class ConvNeXtT(nn.Module):
         height, width, min_side = *x.shape[1:3], 2 ** (len(self.blocks) + 1)
         if min(height, width) < min_side:
             raise UserError(
-                f"convnext_t: images must be at least {min_side} x {min_side} pixels, not {height} x {width}"
+                f"images must be at least {min_side} x {min_side} pixels, not {height} x {width}", path="convnext_t"
             )
         present = mask[:, 0]  # [B]
         x = zero_masked(x, present).astype(self.dtype)

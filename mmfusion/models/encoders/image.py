@@ -35,13 +35,15 @@ class Positions(nn.Module):
           UserError: `recurrent` is unknown, or the LSTM would have fewer than two steps.
         """
         if self.recurrent not in ("none", "rows", "cells"):
-            raise UserError(f"recurrent={self.recurrent!r} is unknown; choose rows, cells or none")
+            raise UserError("unknown value", path="recurrent", value=self.recurrent, choices=("none", "rows", "cells"))
         if self.recurrent != "none":
             num_steps = feature_map.shape[1] * (feature_map.shape[2] if self.recurrent == "cells" else 1)
             if num_steps < 2:
                 raise UserError(
-                    f"recurrent={self.recurrent}: a feature map of {feature_map.shape[1]}×{feature_map.shape[2]} has "
-                    "fewer than two steps: give larger images, or a smaller stride"
+                    f"a feature map of {feature_map.shape[1]}×{feature_map.shape[2]} has fewer than two steps: give "
+                    "larger images, or a smaller stride",
+                    path="recurrent",
+                    value=self.recurrent,
                 )
             cell = nn.OptimizedLSTMCell(self.width, dtype=self.dtype, name="rnn")
             steps = feature_map.reshape(feature_map.shape[0], num_steps, -1)
@@ -85,7 +87,7 @@ class CNN(nn.Module):
           UserError: `channels` and `strides` differ in length.
         """
         if len(self.channels) != len(self.strides):
-            raise UserError(f"cnn: channels={self.channels} and strides={self.strides} must be of the same length")
+            raise UserError(f"channels={self.channels} have another length", path="cnn.strides", value=self.strides)
         present = mask[:, 0]  # [B]
         x = zero_masked(x, present).astype(self.dtype)
         for channels, stride in zip(self.channels, self.strides, strict=True):

@@ -79,7 +79,7 @@ class ResNet18(nn.Module):
           UserError: `stem` is unknown.
         """
         if self.stem not in ("imagenet", "small"):
-            raise UserError(f"resnet: stem={self.stem!r} is unknown; choose imagenet or small")
+            raise UserError("unknown value", path="resnet.stem", value=self.stem, choices=("imagenet", "small"))
         imagenet = self.stem == "imagenet"
         present = mask[:, 0]  # [B]
         x = zero_masked(x, present).astype(self.dtype)

@@ -48,7 +48,7 @@ class BagOfWords(nn.Module):
           UserError: `tokens` is unknown.
         """
         if self.tokens not in ("mean", "all"):
-            raise UserError(f"bow: tokens={self.tokens!r} is unknown; choose mean or all")
+            raise UserError("unknown value", path="bow.tokens", value=self.tokens, choices=("mean", "all"))
         embeddings = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
         if not self.dense:
             embeddings = Dropout(self.dropout)(embeddings, train=train)  # [B, T, D]
@@ -94,7 +94,7 @@ class TextCNN(nn.Module):
           UserError: `tokens` is unknown.
         """
         if self.tokens not in ("max", "all"):
-            raise UserError(f"textcnn: tokens={self.tokens!r} is unknown; choose max or all")
+            raise UserError("unknown value", path="textcnn.tokens", value=self.tokens, choices=("max", "all"))
         embeddings = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
         embeddings = zero_masked(embeddings, mask)[:, :, None]  # [B, T, 1, embedding]
         feature_maps = []
@@ -146,11 +146,11 @@ class RNN(nn.Module):
           UserError: `cell` or `tokens` is unknown, or `layers` is below 1.
         """
         if self.cell not in CELLS:
-            raise UserError(f"rnn: cell={self.cell!r} is unknown; choose {', '.join(CELLS)}")
+            raise UserError("unknown value", path="rnn.cell", value=self.cell, choices=CELLS)
         if self.tokens not in ("all", "last"):
-            raise UserError(f"rnn: tokens={self.tokens!r} is unknown; choose all or last")
+            raise UserError("unknown value", path="rnn.tokens", value=self.tokens, choices=("all", "last"))
         if self.layers < 1:
-            raise UserError(f"rnn: layers={self.layers} must be at least 1")
+            raise UserError("must be at least 1", path="rnn.layers", value=self.layers)
         lengths = mask.sum(axis=1)  # [B]
         hidden_states = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
         for layer in range(self.layers):

@@ -130,9 +130,9 @@ class BERT(nn.Module):
           UserError: T is above `positions`, `heads` does not divide `hidden`, or `tokens` is unknown.
         """
         if self.tokens not in ("all", "pooled"):
-            raise UserError(f"bert: tokens={self.tokens!r} is unknown; choose all or pooled")
+            raise UserError("unknown value", path="bert.tokens", value=self.tokens, choices=("all", "pooled"))
         if x.shape[1] > self.positions:
-            raise UserError(f"bert: texts of length={x.shape[1]} are longer than positions={self.positions}")
+            raise UserError(f"texts of length={x.shape[1]} are longer", path="bert.positions", value=self.positions)
 
         def embedding(rows: int, name: str) -> nn.Embed:
             return nn.Embed(rows, self.hidden, dtype=self.dtype, name=name)
@@ -199,7 +199,7 @@ class SpectrogramTransformer(nn.Module):
           UserError: `patch` does not divide `mels`, or `heads` does not divide `hidden`.
         """
         if self.mels % self.patch:
-            raise UserError(f"ast: patch={self.patch} does not divide mels={self.mels}; choose a divisor")
+            raise UserError(f"does not divide mels={self.mels}; choose a divisor", path="ast.patch", value=self.patch)
         hop = round(self.rate * self.hop_ms / 1000)
         spectrum = log_mel(
             zero_masked(x, mask), self.rate, mels=self.mels, frame_ms=self.frame_ms, hop_ms=self.hop_ms

@@ -55,10 +55,8 @@ class FrameCNN(nn.Module):
         Raises:
           UserError: `over_time` is unknown, `channels` and `strides` differ in length, or `heads` does not divide D.
         """
-        if self.over_time not in (*CELLS, "attention", "none"):
-            raise UserError(
-                f"frame_cnn: over_time={self.over_time!r} is unknown; choose {', '.join(CELLS)}, attention or none"
-            )
+        if self.over_time not in (choices := (*CELLS, "attention", "none")):
+            raise UserError("unknown value", path="frame_cnn.over_time", value=self.over_time, choices=choices)
         batch_size, num_frames = x.shape[:2]
         cnn = CNN(
             self.width, self.channels, self.strides, norm=self.norm, dtype=self.dtype, axis_name=self.axis_name,
@@ -117,8 +115,9 @@ class CNN3D(nn.Module):
         """
         if not len(self.channels) == len(self.strides) == len(self.time_strides):
             raise UserError(
-                f"cnn3d: channels={self.channels}, strides={self.strides} and time_strides={self.time_strides} "
-                "must be of the same length"
+                f"strides={self.strides} or time_strides={self.time_strides} have another length",
+                path="cnn3d.channels",
+                value=self.channels,
             )
         x = zero_masked(x, mask).astype(self.dtype)
         for channels, time_stride, stride in zip(self.channels, self.time_strides, self.strides, strict=True):

@@ -47,7 +47,7 @@ class ViTTi(nn.Module):
           UserError: `patch` does not divide the sides of the images, or `heads` does not divide `hidden`.
         """
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise UserError(f"vit: patch={self.patch} does not divide images of {x.shape[1]}×{x.shape[2]}")
+            raise UserError(f"does not divide images of {x.shape[1]}×{x.shape[2]}", path="vit.patch", value=self.patch)
         present = mask[:, 0]  # [B]
         x = zero_masked(x, present).astype(self.dtype)
         x = conv(self.hidden, self.patch, self.patch, self.dtype, padding=0, name="patches")(x)

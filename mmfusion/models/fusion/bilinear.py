@@ -90,8 +90,9 @@ class Multiplicative(nn.Module):
         size = math.comb(len(names), 2) * pooled[0].shape[-1] ** 2 * self.width
         if size > self.budget:
             raise UserError(
-                f"multiplicative: the pairwise tensors have {size:,} elements, over budget={self.budget:,}; "
-                "lower model.width, or choose low_rank_tensor"
+                f"the pairwise tensors have {size:,} elements; lower model.width, or choose low_rank_tensor",
+                path="multiplicative.budget",
+                value=self.budget,
             )
         features = jnp.zeros((), self.dtype)
         for i, linear in enumerate(project_each(names, pooled, self.width, self.dtype)):

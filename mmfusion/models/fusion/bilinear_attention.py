@@ -42,7 +42,7 @@ class BilinearAttention(nn.Module):
         """
         del train
         if self.glimpses < 1:
-            raise UserError(f"bilinear_attention: glimpses={self.glimpses} must be at least 1")
+            raise UserError("must be at least 1", path="bilinear_attention.glimpses", value=self.glimpses)
         names = sorted(tokens)
         pooled, present = pool(tokens, mask)
         features, attention = jnp.zeros((), self.dtype), {}

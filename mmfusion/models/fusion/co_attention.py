@@ -39,7 +39,7 @@ class CoAttention(AttentionFusion):
           UserError: `layers` is below 1 or `heads` does not divide `width`.
         """
         if self.layers < 1:
-            raise UserError(f"co_attention: layers={self.layers} must be at least 1")
+            raise UserError("must be at least 1", path="co_attention.layers", value=self.layers)
         names = sorted(tokens)
         others = {m: [other for other in names if other != m] or names for m in names}
         attention = {}

@@ -26,7 +26,7 @@ def choose_main(strategy: str, main: str, names: Iterable[str]) -> tuple[str, li
     """
     names = sorted(names)
     if main and main not in names:
-        raise UserError(f"{strategy}: main={main!r} is not a modality of this model; choose {', '.join(names)}")
+        raise UserError("no modality of this model", path=f"{strategy}.main", value=main, choices=names)
     main = main or names[0]
     return main, [m for m in names if m != main]
 
@@ -62,12 +62,15 @@ class FiLM(nn.Module):
         """
         del train
         if self.kernel % 2 == 0:
-            raise UserError(f"film: kernel={self.kernel} must be odd, so that each token is at its centre")
+            message = "must be odd, so that each token is at its centre"
+            raise UserError(message, path="film.kernel", value=self.kernel)
         main, others = choose_main("film", self.main, tokens)
         count = tokens[main].shape[1]
         if self.kernel > 1 and math.isqrt(count) ** 2 != count:
             raise UserError(
-                f"film: kernel={self.kernel} needs a square grid of tokens, and {main} has {count}; choose kernel=1"
+                f"needs a square grid of tokens, and {main} has {count}; choose 1",
+                path="film.kernel",
+                value=self.kernel,
             )
 
         def dense(width: int, x: jax.Array, name: str) -> jax.Array:

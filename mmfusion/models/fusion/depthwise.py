@@ -38,7 +38,7 @@ class Central(nn.Module):
         """
         del train
         if self.layers < 1:
-            raise UserError(f"central: layers={self.layers} must be at least 1")
+            raise UserError("must be at least 1", path="central.layers", value=self.layers)
         names = sorted(tokens)
         pooled, present = pool(tokens, mask)
         branches = dict(zip(names, pooled, strict=True))

@@ -22,7 +22,7 @@ def stack(logits: Logits, present: Present) -> tuple[jax.Array, jax.Array]:
 
 def _needs_classes(strategy: str, outputs: int) -> None:
     if outputs < 2:
-        raise UserError(f"{strategy}: its task has one output, not classes; choose late_mean for regression")
+        raise UserError("its task has one output, not classes; choose late_mean for regression", path=strategy)
 
 
 class LateMean(nn.Module):
@@ -162,7 +162,7 @@ class QMF(nn.Module):
         stacked, mask = stack(logits, present)
         _needs_classes("qmf", stacked.shape[-1])
         if not self.temperature > 0:
-            raise UserError(f"qmf: temperature={self.temperature} must be above 0")
+            raise UserError("must be above 0", path="qmf.temperature", value=self.temperature)
         centred = stacked - stacked.mean(axis=-1, keepdims=True)
         energy = self.temperature * jax.nn.logsumexp(centred / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
         return (zero_masked(jax.lax.stop_gradient(energy), mask) * stacked).sum(axis=1)

@@ -130,7 +130,9 @@ class Bottleneck(AttentionFusion):
           UserError: `fuse_from` is not the index of a layer, or `heads` does not divide `width`.
         """
         if not 0 <= self.fuse_from < self.layers:
-            raise UserError(f"bottleneck: fuse_from={self.fuse_from} must be from 0 to layers - 1 = {self.layers - 1}")
+            raise UserError(
+                f"must be from 0 to layers - 1 = {self.layers - 1}", path="bottleneck.fuse_from", value=self.fuse_from
+            )
         names = sorted(tokens)
         batch_size = tokens[names[0]].shape[0]
         present = {m: mask[m].any(axis=1) for m in names}

@@ -51,7 +51,7 @@ class MoE(nn.Module):
           UserError: `gate` is unknown.
         """
         if self.gate not in GATES:
-            raise UserError(f"moe: gate={self.gate!r} is unknown; choose {', '.join(GATES)}")
+            raise UserError("unknown value", path="moe.gate", value=self.gate, choices=GATES)
         stacked, mask = stack(logits, present)  # [B, M, C], [B, M]
         if len(logits) == 1:  # a single modality needs no gate
             return stacked[:, 0]

@@ -46,8 +46,10 @@ class Tensor(nn.Module):
         project = self.project or max(min(self.width, max_width), 1)
         if (size := (project + 1) ** len(pooled)) > self.budget:
             raise UserError(
-                f"tensor: the outer product of {len(pooled)} modalities of project={project} has {size:,} elements, "
-                f"over budget={self.budget:,}; lower project, raise budget, or choose low_rank_tensor"
+                f"the outer product of {len(pooled)} modalities of project={project} has {size:,} elements; lower "
+                "project, raise budget, or choose low_rank_tensor",
+                path="tensor.budget",
+                value=self.budget,
             )
         outer = jnp.ones((present.shape[0], 1), self.dtype)
         for i, x in enumerate(project_each(sorted(tokens), pooled, project, self.dtype)):
@@ -113,7 +115,8 @@ class Block(nn.Module):
         del train
         pooled, present = pool(tokens, mask)
         if self.width % self.chunks:
-            raise UserError(f"block: chunks={self.chunks} does not divide width={self.width}; choose a divisor")
+            message = f"does not divide width={self.width}; choose a divisor"
+            raise UserError(message, path="block.chunks", value=self.chunks)
         size = self.width // self.chunks
         factors = []
         names = sorted(tokens)
@@ -156,7 +159,7 @@ class MCB(nn.Module):
         """
         del train
         if self.sketch < 2:
-            raise UserError(f"mcb: sketch={self.sketch} must be at least 2")
+            raise UserError("must be at least 2", path="mcb.sketch", value=self.sketch)
         pooled, present = pool(tokens, mask)
         spectrum, reachable = jnp.ones((), jnp.complex64), np.arange(self.sketch) == 0
         for i, m in enumerate(sorted(tokens)):

@@ -70,17 +70,22 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         files = [_fetch(source, Path(cache))]
     else:
-        raise UserError(f"init={source!r}: no such file or folder, and not the owner/name of a model on the hub")
+        raise UserError(
+            "no such file or folder, and not the owner/name of a model on the hub", path="init", value=source
+        )
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         if file.suffix != ".safetensors":
-            raise UserError(f"init={source!r}: {file.name} is not a .safetensors file; pickles are not supported")
+            message = f"{file.name} is not a .safetensors file; pickles are not supported"
+            raise UserError(message, path="init", value=source)
         try:
             shard = load_file(file)
         except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy does not have
-            raise UserError(f"init={source!r}: {file} cannot be read as safetensors: {error}") from error
+            raise UserError(f"{file} cannot be read as safetensors: {error}", path="init", value=source) from error
         if duplicates := sorted(tensors.keys() & shard.keys()):
-            raise UserError(f"init={source!r}: {file.name} has {duplicates[0]!r}, which another file also has")
+            raise UserError(
+                f"{file.name} has {duplicates[0]!r}, which another file also has", path="init", value=source
+            )
         tensors |= shard
     return tensors
 
@@ -92,7 +97,7 @@ def _shards(index: Path, source: str) -> list[str]:
         if any(name != Path(name).name for name in names):
             raise ValueError("a listed file is not in the folder of the index")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"init={source!r}: {index.name} lists no files ({error!r})") from error
+        raise UserError(f"{index.name} lists no files ({error!r})", path="init", value=source) from error
     return names
 
 
@@ -122,8 +127,9 @@ def _fetch(name: str, cache: Path) -> Path:
             partial.replace(target)
     except requests.RequestException as error:
         raise UserError(
-            f"init={name!r}: no such local file, and {url} cannot be downloaded ({error}): "
-            "download it manually and give its path"
+            f"no such local file, and {url} cannot be downloaded ({error}): download it manually and give its path",
+            path="init",
+            value=name,
         ) from error
     return target
 
@@ -148,7 +154,8 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
     family = next((rules for encoder_class, rules in FAMILIES.items() if isinstance(encoder, encoder_class)), None)
     if family is None:
         known = ", ".join(encoder_class.__name__ for encoder_class in FAMILIES)
-        raise UserError(f"init={source!r}: published weights are known for {known}, not {type(encoder).__name__}")
+        message = f"published weights are known for {known}, not {type(encoder).__name__}"
+        raise UserError(message, path="init", value=source)
     variables: dict[str, dict[str, Any]] = {
         "params": flax.traverse_util.flatten_dict(dict(params), sep="/"),
         "batch_stats": flax.traverse_util.flatten_dict(dict(batch_stats), sep="/"),
@@ -166,7 +173,7 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
             pieces = np.split(tensor, len(targets)) if len(targets) > 1 else [tensor]
             for (collection, path), piece in zip(targets, pieces, strict=True):
                 if (collection, path) in filled:
-                    raise UserError(f"init={source!r}: {name!r} is a second tensor for {path}")
+                    raise UserError(f"{name!r} is a second tensor for {path}", path="init", value=source)
                 filled[collection, path] = _convert(piece, variables[collection][path], path, name, source)
         elif re.fullmatch(rf"(\w+\.)?({droppable})(\..*)?|(.*\.)?(num_batches_tracked|position_ids)", name):
             left_out.append(name)
@@ -184,7 +191,7 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
     if missing:
         problems.append(f"missing parameters ({len(missing)}): {', '.join(missing)}")
     if problems:
-        raise UserError(f"init={source!r} does not fit {type(encoder).__name__}: {'; '.join(problems)}")
+        raise UserError(f"does not fit {type(encoder).__name__}: {'; '.join(problems)}", path="init", value=source)
     for (collection, path), value in filled.items():
         variables[collection][path] = value
     nested = {name: flax.traverse_util.unflatten_dict(leaves, sep="/") for name, leaves in variables.items()}
@@ -233,7 +240,8 @@ def _convert(tensor: np.ndarray, parameter: Any, path: str, name: str, source: s
     elif tensor.size == math.prod(shape):
         tensor = tensor.reshape(shape)
     if tensor.shape != shape:
-        raise UserError(f"init={source!r}: {name} of shape {list(given)} does not fit {path} of shape {list(shape)}")
+        message = f"{name} of shape {list(given)} does not fit {path} of shape {list(shape)}"
+        raise UserError(message, path="init", value=source)
     return tensor.astype(np.float32)
 
 

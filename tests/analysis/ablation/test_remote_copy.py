@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.remote_copy import RemoteCopy, local_directory
-from mmfusion.errors import UserError
+from tests.errors import rejects
 
 BUCKET = "memory://bucket/ablation"
 PLAN = '{"code": "1", "trials": []}'
@@ -137,12 +137,12 @@ def test_local_directory_is_unique_per_bucket(tmp_path):
 
 
 def test_remote_copy_rejects_unsupported_urls(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="nowhere://bucket cannot be reached: Protocol not known"):
+    with rejects("nowhere://bucket", None, says="Protocol not known"):
         RemoteCopy("nowhere://bucket", tmp_path)
 
     def raise_import_error(url):
         raise ImportError("No module named 'gcsfs'")
 
     monkeypatch.setattr(fsspec, "url_to_fs", raise_import_error)
-    with pytest.raises(UserError, match="gs://bucket/ablation: gs:// needs `pip install gcsfs`"):
+    with rejects("gs://bucket/ablation", None, says="pip install gcsfs"):
         RemoteCopy("gs://bucket/ablation", tmp_path)

@@ -8,8 +8,8 @@ import pytest
 from mmfusion.analysis.probing.corruption import CORRUPTIONS, corrupt, effective_robustness, relative_robustness
 from mmfusion.data.batch import Batch
 from mmfusion.data.modalities import MODALITY_TYPES
-from mmfusion.errors import UserError
 from tests.analysis.probing.spoiled import ABSENT, PADDING, ROWS, corrupt_batch, corruptible_rows, make_batch, real
+from tests.errors import rejects
 
 EVERY = [(kind, name) for kind, names in CORRUPTIONS.items() for name in names]
 
@@ -129,9 +129,9 @@ def test_robustness_rejects_curves_of_another_length():
 
 def test_corrupt_rejects_unknown_names_and_severities():
     batch = make_batch()
-    with pytest.raises(UserError, match="kind='imag': the modality type has no corruptions; did you mean image"):
+    with rejects("kind", "imag", "image"):
         corrupt(batch, "image", "imag", "blur", 0.5, 0)
-    with pytest.raises(UserError, match="corruption='blurr': no such corruption of image; did you mean blur"):
+    with rejects("corruption", "blurr", "blur"):
         corrupt(batch, "image", "image", "blurr", 0.0, 0)
     for severity in (-0.1, 1.1, np.nan):
         with pytest.raises(ValueError, match="from 0 to 1"):

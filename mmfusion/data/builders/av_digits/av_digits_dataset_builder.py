@@ -146,8 +146,8 @@ def pair(recordings: list[str], images: list[str]) -> dict[str, list[tuple[str, 
             written = sorted(name for name in images if name.startswith(f"{split}/{digit}/"))
             if len(written) < count * len(spoken):
                 raise UserError(
-                    f"{IMAGES.filename} has {len(written)} {split} images of the digit {digit}; "
-                    f"{count * len(spoken)} are needed"
+                    f"has {len(written)} {split} images of the digit {digit}; {count * len(spoken)} are needed",
+                    path=IMAGES.filename,
                 )
             order = np.argsort(generate.bits("av_digits", "pair", split, digit).random_raw(len(written)), kind="stable")
             result[split] += [(spoken[i // count], written[order[i]]) for i in range(count * len(spoken))]
