@@ -49,14 +49,14 @@ def conv(
     padding_per_axis = [side // 2 if padding is None else padding for side in kernel_shape]
     return nn.Conv(
         channels, kernel_shape, stride, [(pad, pad) for pad in padding_per_axis],
-        feature_group_count=groups, use_bias=bias, dtype=dtype, name=name, conv_general_dilated=_convolve,
+        feature_group_count=groups, use_bias=bias, dtype=dtype, name=name, conv_general_dilated=convolve,
     )  # fmt: skip
 
 
-def _convolve(
+def convolve(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int, **options: Any
 ) -> jax.Array:
-    """Convolves `x [B, ..., G·I]` with `kernel [..., I, G·O]`, with the arguments of `jax.lax.conv_general_dilated`.
+    """Convolves `x [B, ..., G·I]` with `kernel [..., I, G·O]`: the `conv_general_dilated` of an `nn.Conv`.
 
     A feature map smaller than the kernel also uses patches: XLA's CPU backend has only naive loops for this case (with
     512 channels, 2×2 takes 40 times as long as 4×4).

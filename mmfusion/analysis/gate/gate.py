@@ -22,6 +22,7 @@ from mmfusion.analysis.gate import contract_checks, synthetic_tasks
 from mmfusion.analysis.gate.contract_checks import declaration, path_name
 from mmfusion.analysis.gate.token_model import TASK, as_batch, model_of
 from mmfusion.data.batch import Batch
+from mmfusion.models.convolution import as_patches
 from mmfusion.objectives import Task, build_objectives
 from mmfusion.training.eval_step import eval_step
 from mmfusion.training.state import init_state
@@ -131,7 +132,8 @@ def learn(strategy: nn.Module, modalities: int, size: Size) -> tuple[list[Cell],
     """
     names = _replicas(modalities, size)
     run = jax.jit(lambda train, test: _train(strategy, modalities, size, train, test))
-    scores, records = jax.device_get(run(*_batches(modalities, size)))
+    with as_patches():  # vmapped convolutions would be grouped
+        scores, records = jax.device_get(run(*_batches(modalities, size)))
     cells = [
         _cell(strategy, task, modalities, variant, float(score), size)
         for (task, variant), score in zip(names, scores, strict=True)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion.models.convolution import convolve
 from mmfusion.models.fusion.additive import project
 from mmfusion.models.fusion.conditioning import choose_main
 from mmfusion.models.fusion.contract import Declaration, Fused, pool
@@ -36,7 +37,10 @@ class Conv(nn.Module):
         stacked = zero_masked(project(tokens, pooled, self.width, self.dtype), present)  # [B, M, D]
         x = stacked.swapaxes(1, 2)  # [B, D, M]
         for layer in range(2):
-            x = nn.gelu(nn.Conv(self.channels, (self.kernel,), dtype=self.dtype, name=f"conv_{layer}")(x))
+            conv = nn.Conv(
+                self.channels, (self.kernel,), dtype=self.dtype, conv_general_dilated=convolve, name=f"conv_{layer}"
+            )
+            x = nn.gelu(conv(x))
         features = nn.Dense(self.width, dtype=self.dtype, name="out")(x.reshape(x.shape[0], -1))  # [B, D · channels]
         return Fused(features=nn.gelu(features), attention={})
 
