@@ -238,7 +238,7 @@ def _combined() -> Iterator[Case]:
         "three_pictures:tasks=label+shown,objectives=uncertainty+gradient_blending+modality_dropout",
         IMAGES, MISSING, {"eval_every": 5},
     )  # fmt: skip
-    number = {"data.targets.shown": {"kind": "regression", "feature": "shown", "loss": "huber", "weight": 0.5}}
+    number = {"data.targets.shown": {"kind": "regression", "feature": "num_informative", "loss": "huber", "weight": 0.5}}
     yield from both(
         "together/a class and a number",
         "three_pictures:tasks=label+shown,objectives=uncertainty+unimodal+contrastive",
