@@ -238,11 +238,11 @@ def _combined() -> Iterator[Case]:
         "three_pictures:tasks=label+shown,objectives=uncertainty+gradient_blending+modality_dropout",
         IMAGES, MISSING, {"eval_every": 5},
     )  # fmt: skip
-    number = {"data.targets.shown": {"kind": "regression", "feature": "num_informative", "loss": "huber", "weight": 0.5}}
+    number = {"kind": "regression", "feature": "num_informative", "loss": "huber", "weight": 0.5}
     yield from both(
         "together/a class and a number",
         "three_pictures:tasks=label+shown,objectives=uncertainty+unimodal+contrastive",
-        IMAGES, MISSING, number,
+        IMAGES, MISSING, {"data.targets.shown": number},
     )  # fmt: skip
     yield three_images(
         "together/late, two tasks", "tasks=label+shown,fusion=late_mean,objectives=uncertainty", ACCUMULATE

@@ -119,7 +119,7 @@ def unread_keys(config: ConfigDict, workdir: Path) -> set[str]:
 
 @pytest.mark.loop
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_trains_resumes_and_reads_every_key(name: str, prepare_data: Any, tmp_path: Path):
+def test_config_trains_and_reads_every_key(name: str, prepare_data: Any, tmp_path: Path):
     config = get_config(name)
     configs.check(config, devices=1)
     config = prepare_data(shrink(config))
