@@ -2,7 +2,7 @@
 
 python -m experiments.train --config=configs/xray_ct.py --workdir=DIR
 
-Data: `synthetic/xray_ct`, generated in place of such images. Each image is uninformative in 30 % of the examples, so
+Data: `synthetic/xray_ct`, generated in place of medical images. Each image is uninformative in 30 % of the examples, so
 the best possible accuracy of one modality is 0.775, and of both 0.9325. `:joined=False` uses one encoder per image and
 a fusion strategy, and `:joined=False,shared=True` one encoder with shared weights. `:size=128` uses larger images.
 

@@ -1,10 +1,9 @@
 """Opens the dataset of a config: its splits, read in batches, and the description that a run saves of its data."""
 
 import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,12 +13,12 @@ from mmfusion.data import rows as row_sequences
 from mmfusion.data import sources
 from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
+from mmfusion.data.holdout import split_ids
 from mmfusion.data.missing import drop_modalities
 from mmfusion.data.modalities import feature_names, modality_type, raw_value
 from mmfusion.data.modality_type import Options
-from mmfusion.data.rows import CachedRows, PairedRows, Rows, uncached
+from mmfusion.data.rows import CachedRows, Rows, uncached
 from mmfusion.data.sources import Source
-from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def load(
     )
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = _open(config, name, needed, seed)
-    ids = _split_ids(config, opened)
+    ids = split_ids(config, opened)
     if saved:
         class_names = {task: tuple(names) for task, names in saved["class_names"].items()}
         fitted = dict(saved["learned"])
@@ -222,47 +221,6 @@ def _check_features(config: "DataConfig", source: Source) -> None:
         if name not in features:
             message = f"the dataset {config.name!r} has no such feature"
             raise UserError(message, path=f"config.data.{path}.feature", value=name, choices=features)
-
-
-def _split_ids(config: "DataConfig", opened: Mapping[str, Source]) -> dict[str, np.ndarray]:
-    """Returns the ids `[n]` of each split; without `config.valid`, validation rows are held out of train."""
-
-    @functools.cache
-    def held_out(rows: Rows) -> np.ndarray:
-        return holdout_split(_groups(rows, config.group), config.valid_fraction)
-
-    result = {}
-    for split, source in opened.items():
-        ids = np.arange(len(source.rows))
-        if not config.valid and split != "test":
-            mask = held_out(source.rows)
-            ids = ids[mask if split == "valid" else ~mask]
-        if len(ids) == 0:
-            raise UserError(
-                f"split {split!r} of {config.name!r} is empty; correct the expression or valid_fraction",
-                path=f"config.data.{split}",
-                value=getattr(config, split) or None,
-            )
-        result[split] = ids
-    return result
-
-
-def holdout_split(groups: Iterable[Any], fraction: float) -> np.ndarray:
-    """Returns the mask `[n]` of the rows held out for validation, by a platform-independent hash of their groups."""
-
-    def uniform(group: Any) -> float:
-        return int.from_bytes(hashlib.blake2b(str(group).encode(), digest_size=8).digest(), "big") / 2**64
-
-    return np.array([uniform(group) < fraction for group in groups], bool)
-
-
-def _groups(rows: Rows, feature: str) -> Iterable[Any]:
-    if not feature:  # pairs are grouped by the row of the second dataset, which several pairs may share
-        stored = uncached(rows)
-        return stored.partner if isinstance(stored, PairedRows) else range(len(rows))
-    if feature not in rows[0]:
-        raise UserError("no such feature", path="config.data.group", value=feature, choices=rows[0])
-    return [as_string(rows[i][feature]) for i in range(len(rows))]
 
 
 def _class_names(

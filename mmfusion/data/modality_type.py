@@ -20,7 +20,7 @@ class ModalityType:
     """The functions that read modalities of one type; `fitted` is None for types without `fit`.
 
     Attributes:
-      options: the config keys of such a modality with their defaults, in addition to `kind` and `feature`.
+      options: the config keys of modalities of this type with their defaults, beside `kind` and `feature`.
       shape: (options, fitted) -> shape of one input, its dtype, and its number of positions N.
       decode: (value, options, fitted) -> the input and its mask `[N]`, or None if the value is absent. It raises
         ValueError with a short message if the value cannot be read.

@@ -5,6 +5,7 @@ import pytest
 
 from mmfusion import config as configs
 from mmfusion.data import dataset, text
+from mmfusion.data.holdout import holdout_split
 from tests import planted
 from tests.errors import rejects
 
@@ -25,21 +26,21 @@ def digest(values):
 
 
 def test_holdout_split_is_platform_independent():
-    mask = dataset.holdout_split(range(10_000), 0.1)
+    mask = holdout_split(range(10_000), 0.1)
     assert digest(np.flatnonzero(mask)) == "7ecd573eedd77270"
     assert abs(mask.mean() - 0.1) < 0.01
-    named = dataset.holdout_split([f"train-{i:05d}" for i in range(10_000)], 0.1)
+    named = holdout_split([f"train-{i:05d}" for i in range(10_000)], 0.1)
     assert digest(np.flatnonzero(named)) == "9d0a1abfa69f716a"
 
 
 def test_holdout_split_depends_on_each_group_only():
     groups = [f"g{i}" for i in range(500)]
-    mask = dataset.holdout_split(groups, 0.2)
-    reversed_mask = dataset.holdout_split(groups[::-1], 0.2)[::-1]
+    mask = holdout_split(groups, 0.2)
+    reversed_mask = holdout_split(groups[::-1], 0.2)[::-1]
     np.testing.assert_array_equal(mask, reversed_mask)
     # Independent of the other groups.
-    np.testing.assert_array_equal(mask[100:], dataset.holdout_split(groups[100:], 0.2))
-    assert mask[dataset.holdout_split(groups, 0.1)].all()  # a larger fraction contains the smaller one
+    np.testing.assert_array_equal(mask[100:], holdout_split(groups[100:], 0.2))
+    assert mask[holdout_split(groups, 0.1)].all()  # a larger fraction contains the smaller one
 
 
 def test_holdout_split_takes_whole_groups_of_train_only(monkeypatch):

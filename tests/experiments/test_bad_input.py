@@ -14,7 +14,7 @@ from configs import easy_vqa
 from mmfusion.data.builders import archives
 from mmfusion.data.builders.easy_vqa import easy_vqa_dataset_builder
 from mmfusion.data.builders.shapes import shapes_dataset_builder
-from mmfusion.data.dataset import holdout_split
+from mmfusion.data.holdout import holdout_split
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 from tests import planted, tiny
