@@ -1,13 +1,15 @@
-"""What every test shares: the CPU, one folder of compiled programs and prepared datasets a run, and a tiny config.
+"""What every test shares: the CPU, folders of compiled programs and of prepared datasets, and a tiny config.
 
 `shared_dir` is made once by the pytest process that starts the workers, and removed when it ends; the workers and the
-commands that tests start find it in the environment.
+commands that tests start find it in the environment. Compiled programs stay in pytest's cache, so that the next run
+takes half the time.
 """
 
 import fcntl
 import gc
 import importlib.metadata
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +37,7 @@ if importlib.metadata.version("jax").startswith("0.10."):
 
 gc.set_threshold(100_000, 20, 50)  # traced programs are many small objects that stay
 
+PROGRAM_BYTES = 2 << 30  # compiled programs of earlier runs are removed where they take more
 SHARED = "MMFUSION_TESTS_SHARED"  # environment variable: the folder that all processes of one pytest run share
 
 
@@ -44,9 +47,20 @@ def pytest_configure(config: pytest.Config) -> None:
     shared = tempfile.mkdtemp(prefix="mmfusion-tests-")  # mode 0700: it holds code
     config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
     os.environ[SHARED] = shared
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{shared}/programs")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _program_folder(config, shared))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def _program_folder(config: pytest.Config, shared: str) -> str:
+    if not hasattr(config, "cache"):  # -p no:cacheprovider
+        return f"{shared}/programs"
+    folder = config.cache.mkdir(f"programs-{platform.node()}")  # code for this machine's processor
+    if sum(file.stat().st_size for file in folder.iterdir()) > PROGRAM_BYTES:
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    return str(folder)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and before tests are deselected by marker
@@ -94,6 +108,15 @@ def few_programs() -> Iterator[None]:
     from mmfusion.analysis.ablation import runner
 
     runner.clear_programs(20_000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def initialised_by_operation() -> Iterator[None]:
+    """Initialises parameters operation by operation: a process compiles each once, instead of one program a model."""
+    from tests import initialization
+
+    with initialization.by_operation():
+        yield
 
 
 @pytest.fixture(scope="module")

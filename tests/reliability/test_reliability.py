@@ -41,11 +41,11 @@ def test_cases_are_valid_configs(locations: list[str]):
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("fault", "count"),
-    [  # test_resume.py kills runs, and test_recovery.py plants NaN, too
+    [  # test_resume.py kills runs, test_recovery.py plants NaN, and test_saver.py lets writes fail, too
         pytest.param(faults.kills, 1, marks=pytest.mark.thorough),
         (faults.bit_flips, 3),
         pytest.param(faults.nan_planted, 2, marks=pytest.mark.thorough),
-        (faults.failing_writes, 2),
+        pytest.param(faults.failing_writes, 2, marks=pytest.mark.thorough),
     ],
 )
 def test_runs_survive(
