@@ -104,25 +104,26 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
 
     `accuracy` is over single labels, `subset_accuracy` over rows with all labels correct; balanced accuracy, AUROC and
     average precision are averaged over the labels for which they are defined; NLL, ECE and the Brier score, (p - y)²,
-    are over the probabilities of single labels. Every metric is None where no row has weight or a logit is not finite.
+    are over the probabilities of single labels. A target between 0 and 1 counts as 1 from 0.5 on, except in NLL and the
+    Brier score. Every metric is None where no row has weight or a logit is not finite.
 
     Args:
       logits: `[n, C]`.
-      targets: `[n, C]` of 0 and 1.
+      targets: `[n, C]` in [0, 1].
       weight: `[n]`, 0 on rows that do not count.
 
     Raises:
-      ValueError: shapes do not fit, or a target is neither 0 nor 1.
+      ValueError: shapes do not fit, or a target is outside [0, 1].
     """
-    from sklearn.metrics import brier_score_loss  # takes a second to import
-
     logits, targets = _select(logits, targets, weight, ("n", "C"), ("n", "C"))
-    if not np.isin(targets, (0, 1)).all():
-        raise ValueError("multi-label targets must be 0 or 1")
+    if not ((targets >= 0) & (targets <= 1)).all():
+        raise ValueError("multi-label targets must be in [0, 1]")
     if not len(targets) or not np.isfinite(logits).all():
         return {**_undefined("multilabel"), "per_class": None}
-    targets, predictions = targets.astype(int), (logits > 0).astype(int)  # [n, C]
     probabilities = expit(logits)  # [n, C]
+    nll = np.mean(np.logaddexp(0, logits) - targets * logits)
+    brier = np.mean((probabilities - targets) ** 2)
+    targets, predictions = (targets >= 0.5).astype(int), (logits > 0).astype(int)  # [n, C]
 
     per_label = [
         _precision_recall_f1(target, prediction, average="binary")[:3]
@@ -145,8 +146,8 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
             "micro_recall": micro[1],
             "micro_f1": micro[2],
             **_ranking(targets, logits),
-            "nll": np.mean(np.logaddexp(0, np.where(targets, -logits, logits))),
-            "brier": brier_score_loss(targets.ravel(), probabilities.ravel(), pos_label=1),
+            "nll": nll,
+            "brier": brier,
             "ece": _ece(np.maximum(probabilities, 1 - probabilities).ravel(), (targets == predictions).ravel()),
             "per_class": {"precision": precision, "recall": recall, "f1": f1, "support": support},
         }

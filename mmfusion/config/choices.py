@@ -16,8 +16,8 @@ from mmfusion.config.fields import (
     TargetConfig,
 )
 from mmfusion.config.keys import Choice, declared_defaults
-from mmfusion.data.decoding import TARGET_OPTIONS
 from mmfusion.data.modalities import modality_type
+from mmfusion.data.targets import TARGET_OPTIONS
 from mmfusion.errors import UserError
 from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS

@@ -31,6 +31,9 @@ def _check_dataset(data: DataConfig) -> None:
     if not data.valid and not data.valid_fraction:
         message = "must be above 0, or config.data.valid must name a split"
         raise UserError(message, path="config.data.valid_fraction", value=data.valid_fraction)
+    if data.valid and data.group:
+        message = "has no effect where config.data.valid names a split; leave one of them empty"
+        raise UserError(message, path="config.data.group", value=data.group)
     for section, noun in (("modalities", "modality"), ("targets", "target")):
         if not getattr(data, section):
             raise UserError(f"must have at least one {noun}", path=f"config.data.{section}")

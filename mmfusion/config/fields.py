@@ -48,14 +48,15 @@ class DataConfig:
     valid_fraction: float = key(0.1, "share of train's groups that is held out for validation", below=1)
     group: str = key(
         "",
-        "rows with the same value of this feature are all in train or all in the held-out valid split; unused where "
-        "`valid` is set; empty: each row by itself, of a pair those with the same second row together",
+        "rows with the same value of this feature are all in train or all in the held-out valid split; empty: each row "
+        "by itself, of a pair those with the same second row together",
     )
     memory_gb: float = key(
         4.0, "a split that takes more memory once decoded is streamed instead", unit="GB", resume="resource"
     )
     workers: int = key(0, "processes that read a streamed split; 0: threads", resume="resource")
     max_bad_fraction: float = key(0.01, "share of unreadable rows that is tolerated; they get weight 0", below=1)
+    allow_leakage: bool = key(False, "accept a target among the inputs, and splits that have rows in common")
     missing: float = key(
         0.0, "probability that a training row loses each modality, fixed by its id; one modality always stays", below=1
     )

@@ -9,8 +9,8 @@ from mmfusion.config.choices import choice_options
 from mmfusion.config.fields import RunConfig
 from mmfusion.config.keys import key_of, section_of
 from mmfusion.config.serialization import flat
-from mmfusion.data.decoding import TARGET_OPTIONS
 from mmfusion.data.modalities import MODALITY_TYPES
+from mmfusion.data.targets import TARGET_OPTIONS
 from mmfusion.errors import UserError
 from mmfusion.objectives import OBJECTIVES
 from mmfusion.optim import OPTIMIZERS, SCHEDULES

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from mmfusion.data import features, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
-from mmfusion.data import sources
 from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
 from mmfusion.data.holdout import split_ids
 from mmfusion.data.missing import drop_modalities
-from mmfusion.data.modalities import feature_names, modality_type, raw_value
+from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_type, raw_value
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, Rows, uncached
 from mmfusion.data.sources import Source
@@ -95,6 +95,8 @@ class Dataset:
       rows: digest of the sources and their splits.
       content: per split, a checksum of some of its source's rows as stored.
       name: the dataset in use: the config's `name` or `fallback_name`.
+      notes: lines about the data that a new run prints: how rows were held out, copies in several splits, unknown
+        values.
     """
 
     splits: dict[str, Split]
@@ -105,6 +107,7 @@ class Dataset:
     rows: str
     content: dict[str, str]
     name: str
+    notes: tuple[str, ...] = ()
 
     def encoder_kwargs(self) -> dict[str, dict[str, Any]]:
         """Returns per modality the encoder arguments that depend on the data, such as `vocabulary` for text."""
@@ -134,6 +137,7 @@ class Dataset:
             "fingerprint": self.fingerprint,
             "content": self.content,
             "name": self.name,
+            "scales": {task: dataclasses.asdict(scale) for task, scale in self.reader.scales.items()},
         }
 
 
@@ -156,32 +160,41 @@ def load(
       UserError: the data is not available, does not match the config, or has too many unreadable rows.
     """
     modalities = {m: section.to_dict() for m, section in config.modalities.items()}
-    targets = {task: section.to_dict() for task, section in config.targets.items()}
+    tasks = {task: section.to_dict() for task, section in config.targets.items()}
     name = (saved or {}).get("name") or sources.available_name(
         config.name, config.fallback_name, data_dir=config.dir, manual_dir=config.manual_dir
     )
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = _open(config, name, needed, seed)
+    leakage.check(config, opened)
     ids = split_ids(config, opened)
     if saved:
         class_names = {task: tuple(names) for task, names in saved["class_names"].items()}
         fitted = dict(saved["learned"])
+        scales = {task: targets.Scale(**scale) for task, scale in saved.get("scales", {}).items()}
     else:
-        class_names = _class_names(targets, opened["train"].class_names)
-        fitted = _fit(modalities, opened["train"], ids["train"])
+        class_names = _class_names(tasks, opened["train"].class_names)
+        fitted, scales = _fit(modalities, tasks, opened["train"], ids["train"])
     reader = Reader(
         modalities=modalities,
-        targets=targets,
+        targets={task: _with_encoding(task, options, opened, class_names) for task, options in tasks.items()},
         outputs={task: len(names) or 1 for task, names in class_names.items()},
         fitted={m: modality_type(modalities[m]["kind"]).load(string) for m, string in fitted.items()},
         class_names=opened[needed[0]].class_names if needed else {},
+        scales=scales,
     )
     described_rows = [
         {split: opened[split].version for split in sorted(needed)},
-        {split: len(ids[split]) for split in sorted(needed)},
+        {split: _digest(ids[split].tolist()) for split in sorted(needed)},
     ]
+    digested = {} if saved else {split: leakage.DigestedRows(opened[split].rows, modalities) for split in splits}
+    decoded = {
+        split: _decoded_split(split, ids[split], opened[split].rows, reader, config, digested.get(split))
+        for split in splits
+    }
     return Dataset(
-        splits={split: _decoded_split(split, ids[split], opened[split].rows, reader, config) for split in splits},
+        splits=decoded,
+        notes=() if saved else summary.notes(config, decoded, digested, reader),
         reader=reader,
         class_names=class_names,
         fitted=fitted,
@@ -210,24 +223,38 @@ def _digest(description: Any) -> str:
 def _check_features(config: "DataConfig", source: Source) -> None:
     if len(source.rows) == 0:
         raise UserError(f"{source.version} has no examples", path="config.data.name", value=config.name)
-    features = sorted(source.rows[0])
+    names = sorted(source.rows[0])
     wanted = [
-        (f"modalities.{m}", name)
+        (f"modalities.{m}", name, section.kind)
         for m, section in config.modalities.items()
         for name in feature_names(section.to_dict())
     ]
-    wanted += [(f"targets.{task}", section.feature) for task, section in config.targets.items()]
-    for path, name in wanted:
-        if name not in features:
+    wanted += [(f"targets.{task}", section.feature, "") for task, section in config.targets.items()]
+    for section, name, kind in wanted:
+        path = f"config.data.{section}.feature"
+        if name not in names:
             message = f"the dataset {config.name!r} has no such feature"
-            raise UserError(message, path=f"config.data.{path}.feature", value=name, choices=features)
+            raise UserError(message, path=path, value=name, choices=names)
+        if kind and name in source.features:
+            features.check_takes(source.features[name], kind, MODALITY_TYPES, path, name)
+
+
+def _with_encoding(
+    task: str, options: Options, opened: Mapping[str, Source], class_names: Mapping[str, Sequence[str]]
+) -> Options:
+    """Returns the options of a target, with the encoding of a multi-label target that the dataset tells."""
+    if options["kind"] != "multilabel" or not opened:
+        return options
+    stored = next(iter(opened.values())).features.get(options["feature"])
+    path = f"config.data.targets.{task}"
+    return {**options, "encoding": targets.encoding(stored, options, len(class_names[task]), path)}
 
 
 def _class_names(
-    targets: Mapping[str, Options], feature_class_names: Mapping[str, tuple[str, ...]]
+    tasks: Mapping[str, Options], feature_class_names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
     class_names: dict[str, tuple[str, ...]] = {}
-    for task, options in targets.items():
+    for task, options in tasks.items():
         names, count = feature_class_names.get(options["feature"], ()), options.get("classes", 0)
         if options["kind"] == "regression":
             names = ()
@@ -249,26 +276,36 @@ def _class_names(
     return class_names
 
 
-def _fit(modalities: Mapping[str, Options], source: Source, train: np.ndarray) -> dict[str, str]:
-    """Returns the state fitted to the training rows of each modality: vocabularies, and the columns of tables."""
+def _fit(
+    modalities: Mapping[str, Options], tasks: Mapping[str, Options], source: Source, train: np.ndarray
+) -> tuple[dict[str, str], dict[str, targets.Scale]]:
+    """Returns the state fitted to the training rows of each modality, and the scales of regression targets."""
     fits = {m: modality_type(options["kind"]).fit for m, options in modalities.items()}
-    if not any(fits.values()):
-        return {}
+    regressions = {task: options for task, options in tasks.items() if options["kind"] == "regression"}
+    if not any(fits.values()) and not regressions:
+        return {}, {}
     sample = [source.rows[int(i)] for i in train[:FIT_ROWS]]
-    return {
+    fitted = {
         m: fit([raw_value(row, modalities[m], source.class_names) for row in sample], modalities[m])
         for m, fit in fits.items()
         if fit
     }
+    scales = {
+        task: targets.fit_scale([row[options["feature"]] for row in sample], options, f"config.data.targets.{task}")
+        for task, options in regressions.items()
+    }
+    return {m: string for m, string in fitted.items() if string}, scales
 
 
-def _decoded_split(name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: "DataConfig") -> Split:
-    """Returns a split, decoded if it fits in memory."""
+def _decoded_split(
+    name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: "DataConfig", digested: Rows | None
+) -> Split:
+    """Returns a split, decoded if it fits in memory; it is then read through `digested` if given."""
     missing = config.missing if name == "train" else 0.0
     split = Split(name, ids, uncached(rows), reader, None, {}, missing)
     if len(ids) * reader.bytes_per_row() > config.memory_gb * 1e9:
         return split
-    arrays = dataclasses.replace(split, source=rows).decode(np.arange(len(ids)))
+    arrays = dataclasses.replace(split, source=digested or rows).decode(np.arange(len(ids)))
     check_bad(split, split.bad, config.max_bad_fraction)
     for modality, present in arrays.present.items():
         if not present.any():

@@ -9,6 +9,8 @@ import numpy as np
 from mmfusion.data.batch import Batch
 from mmfusion.data.modalities import modality_type, raw_value
 from mmfusion.data.modality_type import Options
+from mmfusion.data.targets import Scale
+from mmfusion.data.targets import decode as decode_target
 
 
 class BadRow(ValueError):
@@ -29,6 +31,7 @@ class Reader:
       outputs: per task the number of classes, 1 for regression.
       fitted: per modality its state fitted to the training rows: a tokenizer, or the columns of a table.
       class_names: per class feature, the names of its classes.
+      scales: per regression task its scale.
     """
 
     modalities: Mapping[str, Options]
@@ -36,6 +39,7 @@ class Reader:
     outputs: Mapping[str, int]
     fitted: Mapping[str, Any]
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    scales: Mapping[str, Scale] = dataclasses.field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Returns per modality the shape of one input, its dtype, and its number of positions."""
@@ -68,56 +72,11 @@ class Reader:
         targets = {}
         for task, options in self.targets.items():
             try:
-                targets[task] = TARGET_TYPES[options["kind"]](row[options["feature"]], self.outputs[task])
+                value = row[options["feature"]]
+                targets[task] = decode_target(value, options, self.outputs[task], self.scales.get(task))
             except ValueError as error:
                 raise BadTarget(f"row {row_id}, target {task!r}: {error}") from error
         return values, targets
-
-
-def _decode_class(value: Any, classes: int) -> np.ndarray:
-    label = np.asarray(value)
-    if label.ndim or not np.issubdtype(label.dtype, np.integer):
-        raise ValueError(f"a class must be one integer, got {value!r}")
-    if not 0 <= label < classes:
-        raise ValueError(f"class {int(label)} is outside 0 to {classes - 1}")
-    return label.astype(np.int32)
-
-
-def _decode_classes(value: Any, classes: int) -> np.ndarray:
-    labels = np.asarray(value)
-    if labels.dtype == bool and labels.shape == (classes,):  # one boolean per class
-        return labels.astype(np.float32)
-    if labels.size and not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"classes must be integers, or {classes} booleans, got {value!r}")
-    labels = labels.reshape(-1).astype(np.int64)
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"classes {labels.tolist()} are outside 0 to {classes - 1}")
-    multi_hot = np.zeros(classes, np.float32)
-    multi_hot[labels] = 1
-    return multi_hot
-
-
-def _decode_number(value: Any, _: int) -> np.ndarray:
-    number = np.asarray(value, np.float32)
-    if number.ndim or not np.isfinite(number):
-        raise ValueError(f"a regression target must be one finite number, got {value!r}")
-    return number
-
-
-CLASS_OPTIONS = {
-    "classes": 0,  # number of classes; 0: that of the dataset's class names
-    "loss": "cross_entropy",  # or focal; mse or emd (earth mover's distance of ordered classes) for classification
-    "gamma": 2.0,  # focal loss only: exponent of the down-weighting of well-classified examples
-    "label_smoothing": 0.0,
-    "class_weights": (),  # one weight per class; empty: all 1
-    "weight": 1.0,  # weight of this task's mean loss in the sum over tasks
-}
-TARGET_TYPES = {"classification": _decode_class, "multilabel": _decode_classes, "regression": _decode_number}
-TARGET_OPTIONS: dict[str, dict[str, Any]] = {
-    "classification": CLASS_OPTIONS,
-    "multilabel": CLASS_OPTIONS,
-    "regression": {"loss": "mse", "weight": 1.0},  # loss: mse, mae or huber
-}
 
 
 def empty_batch(reader: Reader, size: int) -> Batch:

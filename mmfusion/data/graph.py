@@ -72,4 +72,4 @@ def _adjacency(edges: np.ndarray | None, count: int, form: str) -> np.ndarray:
     return weights
 
 
-TYPE = ModalityType(OPTIONS, _shape, _decode, several_features=True)
+TYPE = ModalityType(OPTIONS, _shape, _decode, takes=("array[1]", "array[2]", "text", "bytes"), several_features=True)

@@ -1,8 +1,9 @@
-"""Which rows are in which split: validation rows are held out of train by group, see `config.data.group`."""
+"""Which rows are in which split: validation rows are held out of train by group and stratified by class."""
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from mmfusion.errors import UserError
 if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
 
+MIN_GROUPS = 5  # a class with so many groups has some of them in each part
+STRATIFIED_ROWS = 100_000  # above, labels are not read in advance, and chance keeps the classes' shares
+
 
 def split_ids(config: "DataConfig", opened: Mapping[str, Source]) -> dict[str, np.ndarray]:
     """Returns the ids `[n]` of each split; without `config.valid`, validation rows are held out of train."""
 
     @functools.cache
     def held_out(rows: Rows) -> np.ndarray:
-        return holdout_split(_groups(rows, config.group), config.valid_fraction)
+        return holdout_split(_groups(rows, config.group), config.valid_fraction, _classes(rows, config))
 
     result = {}
     for split, source in opened.items():
@@ -39,13 +43,47 @@ def split_ids(config: "DataConfig", opened: Mapping[str, Source]) -> dict[str, n
     return result
 
 
-def holdout_split(groups: Iterable[Any], fraction: float) -> np.ndarray:
-    """Returns the mask `[n]` of the rows held out for validation, by a platform-independent hash of their groups."""
+def holdout_split(groups: Iterable[Any], fraction: float, classes: Sequence[Any] | None = None) -> np.ndarray:
+    """Returns the mask `[n]` of the rows held out for validation: about `fraction` of the groups of each class.
 
-    def uniform(group: Any) -> float:
-        return int.from_bytes(hashlib.blake2b(str(group).encode(), digest_size=8).digest(), "big") / 2**64
+    The groups of a class are taken in the order of a platform-independent hash of their names, so that a larger
+    fraction contains a smaller one. A class with `MIN_GROUPS` groups or more has at least one in each part, and so has
+    the whole from two groups on.
 
-    return np.array([uniform(group) < fraction for group in groups], bool)
+    Args:
+      groups: the group of each row.
+      fraction: from 0 to 1.
+      classes: the class of each row, of which a group has the most frequent; None: all the same.
+    """
+    names = [str(group) for group in groups]
+    members: dict[str, Counter] = {}
+    for name, label in zip(names, [0] * len(names) if classes is None else classes, strict=True):
+        members.setdefault(name, Counter())[label] += 1
+    strata: dict[Any, list[str]] = {}
+    for name in sorted(members, key=_uniform):
+        strata.setdefault(min(members[name].items(), key=lambda item: (-item[1], str(item[0])))[0], []).append(name)
+    held_out = {name for stratum in strata.values() for name in stratum[: _share(len(stratum), fraction)]}
+    if not held_out and fraction and len(members) > 1:  # every class is small
+        held_out = {min(members, key=_uniform)}
+    return np.array([name in held_out for name in names], bool)
+
+
+def _share(count: int, fraction: float) -> int:
+    """Returns how many of `count` groups are held out."""
+    share = int(count * fraction + 0.5)
+    return min(max(share, 1), count - 1) if count >= MIN_GROUPS and fraction else share
+
+
+def _uniform(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def _classes(rows: Rows, config: "DataConfig") -> list[str] | None:
+    """Returns the class of each row in the first classification task; None without one, or of many rows."""
+    features = [target.feature for target in config.targets.values() if target.kind == "classification"]
+    if not features or len(rows) > STRATIFIED_ROWS:
+        return None
+    return [str(rows[i][features[0]]) for i in range(len(rows))]
 
 
 def _groups(rows: Rows, feature: str) -> Iterable[Any]:

@@ -218,6 +218,7 @@ TYPE = ModalityType(
     fit=_fit,
     load=load,
     encoder_kwargs=_encoder_kwargs,
+    takes=("text", "bytes", "class", "number"),
     several_features=True,
     class_names=True,
 )

@@ -27,6 +27,9 @@ class ModalityType:
       fit: (values of the training rows, options) -> the fitted state, as a string that is saved with the run.
       load: (output of `fit`) -> `fitted`.
       encoder_kwargs: (options, fitted) -> arguments of the modality's encoder that depend on the data.
+      unknown: (inputs `[n, ...]`, masks `[n, N]`, options, fitted) -> per kind of value such as a column, how many
+        values the fitted state does not know, and of how many.
+      takes: the forms of features (see `features.Feature`) that it is read from; empty: any.
       several_features: whether `feature` may have several names, joined by `+`; the value is then a dict of features.
       class_names: whether class features are passed as names instead of integers.
       augment: (inputs `[B, ...]`, one random key per example `[B]`, `options["augment"]`) -> inputs; inside jit.
@@ -39,6 +42,8 @@ class ModalityType:
     fit: Callable[[Sequence[Any], Options], str] | None = None
     load: Callable[[str], Any] = str
     encoder_kwargs: Callable[[Options, Any], dict[str, Any]] = _no_encoder_kwargs
+    unknown: Callable[[np.ndarray, np.ndarray, Options, Any], dict[str, tuple[int, int]]] | None = None
+    takes: tuple[str, ...] = ()
     several_features: bool = False
     class_names: bool = False
     augment: Callable[[jax.Array, jax.Array, Mapping[str, float]], jax.Array] | None = None

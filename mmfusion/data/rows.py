@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from mmfusion.data.features import Feature, flatten
 from mmfusion.errors import UserError, one_line
 
 ROWS = 256  # rows per read; reading records one at a time takes ten times as long
@@ -28,13 +29,14 @@ class PreparedRows:
 
     rows: Rows
     folder: str
+    features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         try:
-            return self.rows[row]
+            return flatten(self.rows[row], self.features)
         except RuntimeError as error:  # ArrayRecord raises it for a missing, truncated or modified file
             raise UserError(
                 f"row {row} of the prepared data is corrupt: remove this folder, and the same command prepares it "
@@ -44,7 +46,7 @@ class PreparedRows:
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
         try:
-            return list(iterate(self.rows, np.array(rows)))
+            return [flatten(row, self.features) for row in iterate(self.rows, np.array(rows))]
         except RuntimeError:
             return [self[row] for row in rows]  # raises the error of the corrupt row
 

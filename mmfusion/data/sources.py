@@ -5,17 +5,20 @@ A row is a dict of raw features as stored (images remain encoded), with the same
 
 import dataclasses
 import re
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 from mmfusion.data import builders
+from mmfusion.data.features import Feature, from_tfds
 from mmfusion.data.preparation import builder_class, current_name, make_builder, prepared_builder
 from mmfusion.data.rows import CachedRows, PairedRows, PreparedRows, Rows
 from mmfusion.errors import UserError, storage_errors
 
+T = TypeVar("T")
 PAIR = re.compile(r"pair:(?P<first>[^+]+)\+(?P<second>[^+]+):by=(?P<by>label|index)$")
 
 
@@ -27,11 +30,15 @@ class Source:
       rows: a random-access sequence of feature dicts.
       class_names: per class feature, the names of its classes, if the builder defines their names or number.
       version: name, version and split, which are part of the run's data fingerprint.
+      features: what each feature holds; empty: unknown.
+      slices: the stored rows that these are: (dataset and its split, first row, row after the last).
     """
 
     rows: Rows
     class_names: dict[str, tuple[str, ...]]
     version: str
+    features: dict[str, Feature] = dataclasses.field(default_factory=dict)
+    slices: tuple[tuple[str, int, int], ...] = ()
 
 
 def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: int) -> Source:
@@ -56,9 +63,9 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         prefix = re.split("[/:]", match["second"])[0]
         return _pair(first, second, by=match["by"], prefix=prefix, seed=seed)
     builder = prepared_builder(name, data_dir, manual_dir)
-    features = cast(tfds.features.FeaturesDict, builder.info.features)
+    stored = cast(tfds.features.FeaturesDict, builder.info.features)
     try:
-        decoders = _keep_images_encoded(features)
+        decoders = _keep_images_encoded(stored)
         rows = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue] (TFDS's decorator)
     except (ValueError, KeyError, AssertionError) as error:
         splits = ", ".join(builder.info.splits) or "none"
@@ -73,12 +80,20 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
             path="config.data.dir",
             value=data_dir or None,
         ) from error
-    class_names = {
-        key: tuple(feature.names)
-        for key, feature in features.items()
-        if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes is not None
-    }
-    return Source(PreparedRows(rows, str(builder.data_dir)), class_names, f"{builder.info.full_name}:{split}")
+    features = from_tfds(stored)
+    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
+    return Source(
+        PreparedRows(rows, str(builder.data_dir), features),
+        {
+            name: feature.class_names
+            for name, feature in features.items()
+            if feature.form == "class" and feature.class_names
+        },
+        f"{builder.info.full_name}:{split}",
+        features,
+        tuple((f"{builder.info.full_name}:{i.splitname}", i.from_, i.to) for i in instructions),
+    )
 
 
 def available_name(name: str, fallback_name: str, *, data_dir: str, manual_dir: str) -> str:
@@ -157,11 +172,13 @@ def known_names() -> list[str]:
 
 def _keep_images_encoded(features: tfds.features.FeaturesDict) -> dict[str, Any]:
     """Returns decoders that keep images encoded, as `image.decode` checks their size and reports corrupt ones."""
-    return {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
+    decoders: dict[str, Any] = {}
+    for name, feature in features.items():
+        if isinstance(feature, tfds.features.FeaturesDict):
+            decoders[name] = _keep_images_encoded(feature)
+        elif isinstance(feature, tfds.features.Image):
+            decoders[name] = tfds.decode.SkipDecoding()
+    return decoders
 
 
 def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> Source:
@@ -173,12 +190,18 @@ def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> 
     else:
         partner = _partners_by_label(first, second, seed)
         version += f":seed={seed}"
-    class_names = {
-        f"{prefix}/{feature}" if feature in first.class_names else feature: names
-        for feature, names in second.class_names.items()
-    }
-    rows = PairedRows(first.rows, second.rows, partner, prefix)
-    return Source(rows, {**class_names, **first.class_names}, version)
+    taken = {*first.features, *first.class_names}
+
+    def join(own: Mapping[str, T], other: Mapping[str, T]) -> dict[str, T]:
+        return {**{f"{prefix}/{name}" if name in taken else name: value for name, value in other.items()}, **own}
+
+    return Source(
+        PairedRows(first.rows, second.rows, partner, prefix),
+        join(first.class_names, second.class_names),
+        version,
+        join(first.features, second.features),
+        first.slices + second.slices,
+    )
 
 
 def _partners_by_label(first: Source, second: Source, seed: int) -> np.ndarray:

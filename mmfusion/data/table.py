@@ -1,11 +1,13 @@
-"""Tables: numeric columns standardised by the training statistics, and categories indexed by frequency.
+"""Tables: numeric columns and dates standardised by the training statistics, and categories indexed by frequency.
 
 F columns
 """
 
+import datetime
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,68 @@ from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
 
-OPTIONS = {"categorical": ()}  # the features in `feature` that are categorical; the others are numeric
+OPTIONS = {
+    "categorical": (),  # the features in `feature` that are categorical; the others are numeric
+    "dates": (),  # the features in `feature` that are dates: ISO 8601, or seconds since 1970
+}
+DAY = 86_400.0  # seconds
+PERIODS = (365.2425 * DAY, 7 * DAY, DAY)  # year, week, day
+MONDAY = 4 * DAY  # 1970-01-05, so that a week starts on Monday
+
+
+def canonical(value: Any) -> str:
+    """Returns the canonical form of a category: `3` for 3, 3.0 and "3.0", `true` for True and "TRUE"; "" if missing."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
+        return ""
+    text = as_string(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    is_integer = number.is_integer() and abs(number) < 2**53 and text.lstrip("+-")[:1].isdigit()
+    leading_zero = len(text) > 1 and text[0] == "0" and text[1].isdigit()  # a postal code, say, is not a number
+    return str(int(number)) if is_integer and not leading_zero else text
 
 
 def _numbers(value: Any) -> np.ndarray:
-    """Returns a feature's values `[n]` float32, NaN for a missing value."""
+    """Returns a feature's values `[n]` float64, NaN for a missing value; raises ValueError for other values."""
     if value is None or (isinstance(value, (str, bytes)) and not value.strip()):
-        return np.array([np.nan], np.float32)
-    return np.asarray(value, np.float32).reshape(-1)
+        return np.array([np.nan])
+    try:
+        return np.asarray(value).astype(np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{value!r:.80} is not a number") from error
+
+
+def _date(value: Any) -> np.ndarray:
+    """Returns the time in days since 1970, and sine and cosine of its phase in the year, the week and the day `[7]`."""
+    if isinstance(value, (np.datetime64, np.ndarray)) and np.asarray(value).dtype.kind == "M":
+        seconds = np.asarray(value).astype("datetime64[us]").astype(np.float64) / 1e6
+        seconds = np.nan if np.isnat(np.asarray(value)) else float(seconds)
+    elif isinstance(value, (str, bytes)):
+        seconds = _parse_date(as_string(value).strip())
+    else:
+        seconds = float(_numbers(value)[0])
+    phases = [2 * np.pi * ((seconds - (MONDAY if period == 7 * DAY else 0)) % period) / period for period in PERIODS]
+    return np.array([seconds / DAY, *(f(phase) for phase in phases for f in (np.sin, np.cos))])
+
+
+def _parse_date(text: str) -> float:
+    if not text:
+        return np.nan
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        date = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r:.80} is not a date in ISO 8601, such as 2024-05-31 or 2024-05-31T14:00") from error
+    return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _fit(values: Sequence[Mapping[str, Any]], options: Options) -> str:
@@ -29,27 +85,36 @@ def _fit(values: Sequence[Mapping[str, Any]], options: Options) -> str:
     columns = {}
     for name in options["feature"].split("+"):
         column = [row[name] for row in values]
-        columns[name] = _fit_categories(column) if name in options["categorical"] else _fit_numbers(name, column)
+        if name in options["categorical"]:
+            columns[name] = _fit_categories(column)
+        elif name in options["dates"]:
+            columns[name] = {**_fit_numbers(name, column, _date), "date": True}
+        else:
+            columns[name] = _fit_numbers(name, column, _numbers)
     return json.dumps(columns)
 
 
 def _fit_categories(values: Sequence[Any]) -> dict[str, Any]:
-    counts = Counter(as_string(value) for value in values)
+    counts = Counter(canonical(value) for value in values)
     return {"categories": sorted(set(counts) - {""}, key=lambda category: (-counts[category], category))}
 
 
-def _fit_numbers(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    rows = [_numbers(value) for value in values]
+def _fit_numbers(name: str, values: Sequence[Any], read: Callable[[Any], np.ndarray]) -> dict[str, Any]:
+    try:
+        rows = [read(value) for value in values]
+    except ValueError as error:
+        message = f"{error}; make it categorical, or correct the value"
+        raise UserError(message, path=f"column {name}") from error
     widths = {row.size for row in rows} - {1} or {1}
     if len(widths) > 1:
         message = f"has {sorted(widths)} values in different rows; all rows must have the same number"
         raise UserError(message, path=f"column {name}")
     width = widths.pop()
-    rows = np.array([row if row.size == width else np.full(width, np.nan) for row in rows], np.float64)
-    real = np.isfinite(rows)
+    numbers = np.array([row if row.size == width else np.full(width, np.nan) for row in rows])
+    real = np.isfinite(numbers)
     count = np.maximum(real.sum(axis=0), 1)
-    mean = np.where(real, rows, 0).sum(axis=0) / count
-    std = np.sqrt((np.where(real, rows - mean, 0) ** 2).sum(axis=0) / count)
+    mean = np.where(real, numbers, 0).sum(axis=0) / count
+    std = np.sqrt((np.where(real, numbers - mean, 0) ** 2).sum(axis=0) / count)
     return {"mean": mean.tolist(), "std": np.where(std > 1e-8, std, 1.0).tolist()}
 
 
@@ -71,19 +136,38 @@ def _decode(value: Mapping[str, Any], options: Options, fitted: Mapping[str, Any
     columns = []
     for name, column in fitted.items():
         if "categories" in column:
-            category = as_string(value[name])
+            category = canonical(value[name])
             index = column["categories"].index(category) + 1 if category in column["categories"] else 0
             columns.append(np.array([index if category else np.nan]))
         else:
-            numbers = _numbers(value[name])
-            if numbers.size == 1 and np.isnan(numbers[0]):
-                numbers = np.full(len(column["mean"]), np.nan)
-            if numbers.size != len(column["mean"]):
-                raise ValueError(f"column {name!r} has {numbers.size} values, not {len(column['mean'])}")
-            columns.append((numbers - column["mean"]) / column["std"])
+            columns.append(_standardised(name, value[name], column))
     row = np.concatenate(columns).astype(np.float32)  # [F]
     mask = np.isfinite(row)
     return (np.where(mask, row, 0), mask) if mask.any() else None
+
+
+def _standardised(name: str, value: Any, column: Mapping[str, Any]) -> np.ndarray:
+    try:
+        numbers = _date(value) if "date" in column else _numbers(value)
+    except ValueError as error:
+        raise ValueError(f"column {name!r}: {error}") from error
+    if numbers.size == 1 and np.isnan(numbers[0]):
+        numbers = np.full(len(column["mean"]), np.nan)
+    if numbers.size != len(column["mean"]):
+        raise ValueError(f"column {name!r} has {numbers.size} values, not {len(column['mean'])}")
+    return (numbers - column["mean"]) / column["std"]
+
+
+def _unknown(
+    inputs: np.ndarray, mask: np.ndarray, options: Options, fitted: Mapping[str, Any]
+) -> dict[str, tuple[int, int]]:
+    """Returns per categorical column the number of unknown categories, and of values."""
+    names = [name for name, column in fitted.items() for _ in column.get("mean", (0,))]
+    return {
+        name: (int((mask[:, i] & (inputs[:, i] == 0)).sum()), int(mask[:, i].sum()))
+        for i, name in enumerate(names)
+        if "categories" in fitted[name]
+    }
 
 
 def _encoder_kwargs(options: Options, fitted: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,5 +175,14 @@ def _encoder_kwargs(options: Options, fitted: Mapping[str, Any]) -> dict[str, An
 
 
 TYPE = ModalityType(
-    OPTIONS, _shape, _decode, fit=_fit, load=json.loads, encoder_kwargs=_encoder_kwargs, several_features=True
+    OPTIONS,
+    _shape,
+    _decode,
+    fit=_fit,
+    load=json.loads,
+    encoder_kwargs=_encoder_kwargs,
+    unknown=_unknown,
+    takes=("number", "class", "text", "bytes", "array[1]"),
+    several_features=True,
+    class_names=True,
 )

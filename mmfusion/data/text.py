@@ -29,12 +29,14 @@ OPTIONS = {
 
 
 def as_string(value: Any) -> str:
-    """Returns a text value as `str`; None is the empty text. Raises UserError for an array unless it is 0-d."""
+    """Returns a text value as `str`; None is the empty text. Raises UserError for a list or an array with axes."""
     if value is None:
         return ""
     value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if isinstance(value, np.ndarray):
         raise UserError(f"a text or group must be one string, got an array {value.dtype}{list(value.shape)}")
+    if isinstance(value, (list, tuple, Mapping)):
+        raise UserError(f"a text or group must be one string, got a {type(value).__name__} of {len(value)}")
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
@@ -204,8 +206,23 @@ def _fit(values: Sequence[Any], options: Options) -> str:
     return to_json(train_tokenizer(texts, options["tokenizer"], options["vocabulary_size"]))
 
 
+def _unknown(inputs: np.ndarray, mask: np.ndarray, options: Options, _: Tokenizer) -> dict[str, tuple[int, int]]:
+    """Returns the number of out-of-vocabulary words, and of words; nothing for tokenizers without unknown words."""
+    return {"words": (int((inputs[mask] == OOV).sum()), int(mask.sum()))} if options["tokenizer"] == "word" else {}
+
+
 def _encoder_kwargs(options: Options, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"vocabulary": id_count(tokenizer)}
 
 
-TYPE = ModalityType(OPTIONS, _shape, _decode, fit=_fit, load=from_json, encoder_kwargs=_encoder_kwargs, augment=augment)
+TYPE = ModalityType(
+    OPTIONS,
+    _shape,
+    _decode,
+    fit=_fit,
+    load=from_json,
+    encoder_kwargs=_encoder_kwargs,
+    augment=augment,
+    unknown=_unknown,
+    takes=("text", "bytes"),
+)

@@ -131,8 +131,11 @@ class TrainedModel:
         """
         rows = self._checked(rows)
         outputs, errors = self._apply(self._eval_step, rows, folder, keep=("logits",))
-        types = {task: spec.kind for task, spec in self._run.setup.tasks.items()}
-        return predictions(outputs["logits"], types, self._run.dataset.class_names, errors)
+        tasks = self._run.setup.tasks
+        types = {task: spec.kind for task, spec in tasks.items()}
+        # Of regression tasks in the units of the data; classes have no scale.
+        logits = {task: tasks[task].scale.invert(values) for task, values in outputs["logits"].items()}
+        return predictions(logits, types, self._run.dataset.class_names, errors)
 
     def features(self, rows: Iterable[Row], folder: str | Path = ".") -> Features:
         """Returns the fused features and each modality's embedding; for arguments and errors see `predict`."""

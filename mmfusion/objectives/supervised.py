@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mmfusion.data.batch import Batch
+from mmfusion.data.targets import UNSCALED, Scale
 from mmfusion.errors import UserError
 from mmfusion.objectives.base import Context, Term
 
@@ -27,6 +28,7 @@ class Task:
       label_smoothing: share of the target's mass spread evenly, in [0, 1); 0 for regression.
       class_weights: one weight a class or label, or `()` for all 1.
       weight: factor of this task's mean loss in the sum over tasks; the step applies it.
+      scale: of a regression target, from the units of the data to those of the loss.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Task:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     weight: float = 1.0
+    scale: Scale = UNSCALED
 
     def __post_init__(self):
         if self.kind not in TASKS:

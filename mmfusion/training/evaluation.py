@@ -72,7 +72,7 @@ def score(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, 
     for task, spec in tasks.items():
         logits, targets = collected["logits"][task], collected["targets"][task]
         if spec.kind == "regression":
-            logits = logits[:, 0]
+            logits, targets = spec.scale.invert(logits[:, 0]), spec.scale.invert(targets)
         weight = collected["loss_weight"][task]
         loss = float(np.sum(weight * collected["loss"][task], dtype=np.float64) / max(weight.sum(), 1e-9))
         own = {**SCORES[spec.kind](logits, targets, collected["weight"]), "loss": loss}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.data.decoding import empty_batch
 from mmfusion.data.preprocess import make_preprocess
+from mmfusion.data.targets import UNSCALED, Scale
 from mmfusion.distributed import hosts
 from mmfusion.distributed.mesh import Partitioner, make_partitioner
 from mmfusion.models.build import build
@@ -103,7 +105,7 @@ def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
     hosts.connect(partitioner.mesh)
     dtype = _dtype(run.model.dtype, partitioner.platform)
     frozen = freezing.make(run.model.encoders, run.steps)
-    tasks = make_tasks(run.data.targets, dataset.reader.outputs)
+    tasks = make_tasks(run.data.targets, dataset.reader.outputs, dataset.reader.scales)
     encoders = {m: section.to_dict() for m, section in run.model.encoders.items()}
     kwargs = {
         "width": run.model.width, "dtype": dtype, "axis_name": partitioner.axis_name,
@@ -148,11 +150,18 @@ def make_optimizer(run: RunConfig, frozen: freezing.Freezing) -> optax.GradientT
     return chain[0] if len(chain) == 1 else optax.chain(*chain)
 
 
-def make_tasks(targets: Mapping[str, TargetConfig], outputs: Mapping[str, int]) -> dict[str, Task]:
+def make_tasks(
+    targets: Mapping[str, TargetConfig], outputs: Mapping[str, int], scales: Mapping[str, Scale] = MappingProxyType({})
+) -> dict[str, Task]:
     """Returns a Task for each target of a config."""
-    fields = {field.name for field in dataclasses.fields(Task)} - {"kind", "outputs"}
+    fields = {field.name for field in dataclasses.fields(Task)} - {"kind", "outputs", "scale"}
     return {
-        name: Task(target.kind, outputs[name], **{key: x for key, x in target.options.items() if key in fields})
+        name: Task(
+            target.kind,
+            outputs[name],
+            **{key: x for key, x in target.options.items() if key in fields},
+            scale=scales.get(name, UNSCALED),
+        )
         for name, target in targets.items()
     }
 

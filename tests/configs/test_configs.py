@@ -20,7 +20,7 @@ from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import defaults as base
 from mmfusion.config.files import load_file
 from mmfusion.data import dataset as datasets
-from mmfusion.data import decoding, image, modalities, preprocess
+from mmfusion.data import image, modalities, preprocess, targets
 from mmfusion.errors import warn_renamed
 from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS
@@ -264,9 +264,9 @@ def test_modality_type_module_reads_every_option(kind: str):
     assert set(options.get("augment", ())) - key_reads.names_read(module, preprocess, image) == set()
 
 
-@pytest.mark.parametrize("kind", decoding.TARGET_OPTIONS)
+@pytest.mark.parametrize("kind", targets.TARGET_OPTIONS)
 def test_target_options_are_fields_of_task(kind: str):
-    options = set(decoding.TARGET_OPTIONS[kind]) - {"classes"}  # the number of outputs
+    options = set(targets.TARGET_OPTIONS[kind]) - {"classes"}  # the number of outputs
     assert options <= {field.name for field in dataclasses.fields(Task)}
 
 

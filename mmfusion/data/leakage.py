@@ -1,0 +1,96 @@
+"""What must not be shared by inputs and targets, or by splits: features, stored rows, and copies of rows."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from mmfusion.data.modalities import feature_names
+from mmfusion.data.modality_type import Options
+from mmfusion.data.rows import Rows, content
+from mmfusion.data.sources import Source
+from mmfusion.errors import UserError
+
+if TYPE_CHECKING:
+    from mmfusion.config.fields import DataConfig
+
+ALLOW = "if that is wanted, set config.data.allow_leakage=true"
+
+
+def check(config: "DataConfig", opened: Mapping[str, Source]) -> None:
+    """Checks that no target is an input and that the splits have no stored row in common, unless the config allows it.
+
+    Args:
+      config: the `data` section of a config.
+      opened: the source of each split; validation rows that are held out of train have the source of train.
+
+    Raises:
+      UserError: a target is an input, or two splits overlap.
+    """
+    if config.allow_leakage:
+        return
+    targets = {target.feature: task for task, target in config.targets.items()}
+    for modality, section in config.modalities.items():
+        for name in feature_names(section.to_dict()):
+            if name in targets:
+                message = f"is the target of task {targets[name]!r}, too; leave it out of the inputs, or {ALLOW}"
+                raise UserError(message, path=f"config.data.modalities.{modality}.feature", value=name)
+    apart = [split for split in opened if split != "valid" or config.valid]
+    for first, second in itertools.combinations(apart, 2):
+        if rows := _common(opened[first], opened[second]):
+            message = f"has {rows} rows in common with {first}; give splits without common rows, or {ALLOW}"
+            raise UserError(message, path=f"config.data.{second}", value=getattr(config, second))
+
+
+def _common(first: Source, second: Source) -> int:
+    """Returns the number of stored rows that two sources have in common."""
+    return sum(
+        max(0, min(end, other_end) - max(start, other_start))
+        for (name, start, end), (other, other_start, other_end) in itertools.product(first.slices, second.slices)
+        if name == other
+    )
+
+
+class DigestedRows(Sequence):
+    """Rows that note a digest of each modality's raw value as they are read; 0 for a value of None or no length.
+
+    Attributes:
+      digests: per modality `[n]` uint64, 0 for rows not read yet.
+    """
+
+    def __init__(self, rows: Rows, modalities: Mapping[str, Options]):
+        self._rows = rows
+        self._features = {modality: feature_names(options) for modality, options in modalities.items()}
+        self.digests = {modality: np.zeros(len(rows), np.uint64) for modality in modalities}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        values = self._rows[row]
+        for modality, names in self._features.items():
+            present = [values[name] for name in names if values[name] is not None and np.size(values[name])]
+            digest = xxhash.xxh3_64()
+            for part in content(present):
+                digest.update(part)
+            self.digests[modality][row] = digest.intdigest() if present and present != [b""] else 0
+        return values
+
+
+def duplicates(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Returns how many rows of `second` are exact copies of rows of `first`: in all modalities (`rows`), and in each.
+
+    Args:
+      first: per modality the digests `[n]` of one split's rows, see `DigestedRows`.
+      second: per modality the digests `[m]` of another split's rows.
+    """
+    counts = {}
+    for modality in second:
+        seen = np.isin(second[modality], first[modality]) & (second[modality] != 0)
+        counts[modality] = int(seen.sum())
+    whole = [np.stack([split[m] for m in sorted(split)], axis=1) for split in (first, second)]  # [n, M], [m, M]
+    known = {row.tobytes() for row in whole[0]}
+    rows = sum(row.tobytes() in known for row in whole[1] if row.any())
+    return {"rows": rows, **counts}
