@@ -71,12 +71,17 @@ class DigestedRows(Sequence):
     def __getitem__(self, row: int) -> dict[str, Any]:
         values = self._rows[row]
         for modality, names in self._features.items():
-            present = [values[name] for name in names if values[name] is not None and np.size(values[name])]
-            digest = xxhash.xxh3_64()
-            for part in content(present):
-                digest.update(part)
-            self.digests[modality][row] = digest.intdigest() if present and present != [b""] else 0
+            self.digests[modality][row] = _digest([values[name] for name in names])
         return values
+
+
+def _digest(values: Sequence[Any]) -> int:
+    if all(value is None or (hasattr(value, "__len__") and len(value) == 0) for value in values):
+        return 0
+    digest = xxhash.xxh3_64()
+    for part in content(values):
+        digest.update(f"{len(part)} ".encode() + part)
+    return digest.intdigest()
 
 
 def duplicates(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, int]:

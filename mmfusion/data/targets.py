@@ -136,7 +136,7 @@ def decode(value: Any, options: Options, outputs: int, scale: Scale | None) -> n
 
 def _class(value: Any, options: Options, classes: int, scale: Scale | None) -> np.ndarray:
     label = np.asarray(value)
-    if label.ndim or not np.issubdtype(label.dtype, np.integer):
+    if label.ndim or label.dtype.kind not in "biu":
         raise ValueError(f"a class must be one integer, got {value!r}")
     if not 0 <= label < classes:
         raise ValueError(f"class {int(label)} is outside 0 to {classes - 1}")
@@ -147,7 +147,7 @@ def _labels(value: Any, options: Options, classes: int, scale: Scale | None) -> 
     labels = np.asarray(value)
     if labels.size and labels.dtype.kind not in "biuf":
         raise ValueError(f"classes must be integers, or {classes} numbers in [0, 1], got {value!r}")
-    form = options.get("encoding", "auto")
+    form = options["encoding"]
     one_each = labels.shape == (classes,) and bool(((labels >= 0) & (labels <= 1)).all())
     if form == "auto":
         form = _guess(labels, classes, one_each)
@@ -167,6 +167,8 @@ def _labels(value: Any, options: Options, classes: int, scale: Scale | None) -> 
 
 def _guess(labels: np.ndarray, classes: int, one_each: bool) -> str:
     """Returns the encoding that a value itself tells; integers may be class numbers as well as one number per class."""
+    if labels.size == 0:
+        return "classes"
     if labels.dtype.kind in "bf":
         return "multi_hot"
     distinct = len(np.unique(labels)) == labels.size

@@ -1,4 +1,5 @@
 import hashlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -27,20 +28,36 @@ def digest(values):
 
 def test_holdout_split_is_platform_independent():
     mask = holdout_split(range(10_000), 0.1)
-    assert digest(np.flatnonzero(mask)) == "7ecd573eedd77270"
+    assert digest(np.flatnonzero(mask)) == "e7ac0415722508c5"
     assert abs(mask.mean() - 0.1) < 0.01
     named = holdout_split([f"train-{i:05d}" for i in range(10_000)], 0.1)
-    assert digest(np.flatnonzero(named)) == "9d0a1abfa69f716a"
+    assert digest(np.flatnonzero(named)) == "1058f4f397183217"
 
 
-def test_holdout_split_depends_on_each_group_only():
-    groups = [f"g{i}" for i in range(500)]
-    mask = holdout_split(groups, 0.2)
-    reversed_mask = holdout_split(groups[::-1], 0.2)[::-1]
-    np.testing.assert_array_equal(mask, reversed_mask)
-    # Independent of the other groups.
-    np.testing.assert_array_equal(mask[100:], holdout_split(groups[100:], 0.2))
-    assert mask[holdout_split(groups, 0.1)].all()  # a larger fraction contains the smaller one
+def test_holdout_split_does_not_depend_on_row_order_and_grows_with_the_fraction():
+    groups, classes = [f"g{i}" for i in range(500)], [i % 3 for i in range(500)]
+    mask = holdout_split(groups, 0.2, classes)
+    np.testing.assert_array_equal(mask, holdout_split(groups[::-1], 0.2, classes[::-1])[::-1])
+    assert mask[holdout_split(groups, 0.1, classes)].all()
+
+
+def test_holdout_split_is_stratified_by_class():
+    classes = ["common"] * 900 + ["rare"] * 90 + ["rarer"] * 10 + ["few"] * 4
+    held_out = Counter(np.array(classes)[holdout_split(range(len(classes)), 0.1, classes)])
+    assert held_out == {"common": 90, "rare": 9, "rarer": 1}
+    # From five rows on, a class is in both parts, whatever the fraction.
+    for fraction in (0.01, 0.99):
+        mask = holdout_split(range(5), fraction, ["a"] * 5)
+        assert 0 < mask.sum() < 5
+
+
+def test_holdout_split_holds_out_one_of_few_groups():
+    for groups in ([f"speaker{i // 20}" for i in range(200)], ["a", "a", "b"]):
+        mask = holdout_split(groups, 0.1, range(len(groups)))
+        held_out = {group for group, held in zip(groups, mask, strict=True) if held}
+        assert len(held_out) == 1
+        assert mask.sum() == groups.count(held_out.pop())
+    assert not holdout_split(["a", "a"], 0.1).any()
 
 
 def test_holdout_split_takes_whole_groups_of_train_only(monkeypatch):
@@ -81,7 +98,6 @@ def test_load_uses_the_official_validation_split(monkeypatch):
     ("train", "test", "changes", "path", "value"),
     [
         (20, 0, {}, "config.data.name", "planted"),
-        (20, 5, {"data__valid_fraction": 1e-9}, "config.data.valid", None),
         (1, 5, {"data__valid_fraction": 0.999}, "config.data.train", "train"),
     ],
 )
