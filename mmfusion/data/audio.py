@@ -131,4 +131,6 @@ def _encoder_kwargs(options: Options, _: None) -> dict[str, Any]:
     return {"rate": options["rate"]}
 
 
-TYPE = ModalityType(OPTIONS, _shape, _decode, encoder_kwargs=_encoder_kwargs)
+TYPE = ModalityType(
+    OPTIONS, _shape, _decode, encoder_kwargs=_encoder_kwargs, takes=("audio", "bytes", "array[1]", "array[2]")
+)

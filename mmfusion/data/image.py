@@ -191,4 +191,5 @@ def _decode(value: Any, options: Options, _: None) -> Decoded:
     return decode(value, tuple(options["size"]), options["channels"]), np.ones(1, bool)
 
 
-TYPE = ModalityType(OPTIONS, _shape, _decode, augment=augment, normalize=normalize_pixels)
+TAKES = ("image", "bytes", "array[2]", "array[3]")
+TYPE = ModalityType(OPTIONS, _shape, _decode, augment=augment, normalize=normalize_pixels, takes=TAKES)

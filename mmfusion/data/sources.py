@@ -92,7 +92,10 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         },
         f"{builder.info.full_name}:{split}",
         features,
-        tuple((f"{builder.info.full_name}:{i.splitname}", i.from_, i.to) for i in instructions),
+        tuple(
+            (f"{builder.info.full_name}:{i.splitname}", i.from_ or 0, i.to or splits[i.splitname].num_examples)
+            for i in instructions
+        ),
     )
 
 

@@ -75,4 +75,5 @@ def _decode(value: Any, options: Options, _: None) -> Decoded:
     return pixels, np.arange(frame_count) < len(frames)
 
 
-TYPE = ModalityType(OPTIONS, _shape, _decode, normalize=image.normalize_pixels)
+TAKES = ("video", "images", "bytes", "array[3]", "array[4]")
+TYPE = ModalityType(OPTIONS, _shape, _decode, normalize=image.normalize_pixels, takes=TAKES)
