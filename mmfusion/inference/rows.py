@@ -138,9 +138,8 @@ def _content(value: Any, kind: str, folder: Path) -> Any:
     if isinstance(value, str | os.PathLike) and str(value):
         try:
             return (folder / value).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL character
-            reason = getattr(error, "strerror", "") or one_line(error)
-            raise ValueError(f"{_short(value)}: {reason}") from error
+        except OSError as error:
+            raise ValueError(f"{_short(value)}: {error.strerror}") from error
     if kind == "audio" and isinstance(value, list | tuple):
         return np.asarray(value)  # samples
     if isinstance(value, str | bytes | list | tuple):

@@ -70,14 +70,15 @@ def test_csv_commas_separate_where_the_header_has_both(tmp_path):
 
 
 def test_csv_rows_of_another_length_are_errors_in_their_place(tmp_path):
-    content = 'a,b\n1,2\n3\n4,"5\n5",6\n\n7,8\n9,\0\n\n\n'
+    content = 'a,b\n1,2\n3\n4,"5\n5",6\n\n7,8\n9,\0\n0\n\n\n'
     _, rows, errors = read(write(tmp_path, "a.csv", content))
-    assert rows == [["1", "2"], None, None, None, ["7", "8"], None]
+    assert rows == [["1", "2"], None, None, None, ["7", "8"], None, None]
     assert errors == {
         1: "line 3 has 1 cells, the header has 2",
         2: "line 4 has 3 cells, the header has 2",
         3: "a blank line",
         5: "column 'b' has a NUL character",
+        6: "line 9 has 1 cells, the header has 2",
     }
 
 
@@ -228,11 +229,16 @@ def test_parquet_values_keep_their_types(tmp_path):
 
 
 def test_parquet_lists_are_arrays(tmp_path):
+    def matrix(dtype):
+        return pyarrow.list_(pyarrow.large_list(dtype))
+
     columns = {
         "list": pyarrow.array([[1, 2], [], None], pyarrow.list_(pyarrow.int16())),
         "vector": pyarrow.array([[0.5, 1], [2, None], None], pyarrow.list_(pyarrow.float32(), 2)),
-        "image": pyarrow.array([[[1, 2], [3, 4]], [[5, 6]], None], pyarrow.list_(pyarrow.list_(pyarrow.uint8()))),
-        "ragged": pyarrow.array([[[1], [2, 3]], [None, [4]], []], pyarrow.large_list(pyarrow.list_(pyarrow.int8()))),
+        "image": pyarrow.array([[[1, 2], [3, 4]], [[5, 6]], None], matrix(pyarrow.uint8())),
+        "ragged": pyarrow.array(
+            [[[1], [2, 3]], [None, [4]], [None]], pyarrow.large_list(pyarrow.list_(pyarrow.int8()))
+        ),
     }
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     _, rows, _ = read(tmp_path / "a.parquet")
@@ -247,7 +253,7 @@ def test_parquet_lists_are_arrays(tmp_path):
             np.testing.assert_array_equal(value, known)
     ragged = [row[3] for row in rows]
     assert [[item.tolist() for item in ragged[0]], ragged[1][0], ragged[1][1].tolist()] == [[[1], [2, 3]], None, [4]]
-    assert ragged[2] == []
+    assert isinstance(ragged[2], list) and ragged[2] == [None]
 
 
 def test_parquet_is_read_in_several_batches_and_row_groups(tmp_path):

@@ -123,7 +123,6 @@ NUMBERS = {"kind": "table", "feature": "v", "categorical": ()}
 )
 def test_number_or_vector_is_read(value, expected):
     raw = input_rows._raw("t", NUMBERS, {"v": value}, ".")["v"]
-    # None is an absent key of a row
     np.testing.assert_array_equal(raw, expected)
 
 
@@ -133,9 +132,9 @@ def test_number_or_vector_is_read(value, expected):
      np.datetime64("2020-01-01"), np.array(["1"]), np.array([np.inf]), np.array([np.datetime64("2020-01-01")])],
 )  # fmt: skip
 def test_number_that_is_none_is_an_error_of_the_row(value):
-    with pytest.raises(BadRow, match=r"^row, t: 'v' must be a finite number, or a list .*, got ") as e:
+    with pytest.raises(BadRow, match=r"^row, t: 'v' must be a finite number, or a list .*, got ") as raised:
         input_rows._raw("t", NUMBERS, {"v": value}, ".")
-    assert len(str(e.value)) < 200 and "\n" not in str(e.value)
+    assert len(str(raised.value)) < 200 and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, np.array(["a", "b"])])
@@ -145,28 +144,31 @@ def test_text_or_category_that_is_no_string_is_an_error_of_the_row(value, option
         input_rows._raw("t", options, {"v": value}, ".")
 
 
-def test_file_path_that_cannot_be_read_is_an_error_of_the_row(tmp_path):
-    for path, reason in (
-        ("a\0b", "null"),
-        ("x" * 9999, "too long"),
-        ("two\nlines", "No such file"),
-        (".", "directory"),
-    ):
-        with pytest.raises(BadRow, match=reason) as e:
-            input_rows._raw("i", {"kind": "image", "feature": "image"}, {"image": path}, tmp_path)
-        assert len(str(e.value)) < 200 and "\n" not in str(e.value)
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("a\0b", "null"), ("x" * 9999, "too long"), ("two\nlines", "two lines: No such file"), (".", "directory")],
+)
+def test_file_path_that_cannot_be_read_is_an_error_of_the_row(path, reason, tmp_path):
+    with pytest.raises(BadRow, match=reason) as raised:
+        input_rows._raw("i", {"kind": "image", "feature": "image"}, {"image": path}, tmp_path)
+    assert len(str(raised.value)) < 200
 
 
-def test_keys_that_are_misspelt_modalities_are_refused():
-    input_rows.check_columns(READER, ["caption", "captions", "id"], "rows")  # caption is there
-    for key, meant in (
-        ("captoin", "caption"),
-        ("sentences", "sentence"),
-        ("Caption", "caption"),
-        ("numbres", "numbers"),
-    ):
-        with rejects("rows", key, suggests=meant):
-            input_rows.check_columns(READER, [key, "city" if meant != "numbers" else "caption"], "rows")
+@pytest.mark.parametrize(
+    ("keys", "meant"),
+    [(["captoin", "city"], "caption"), (["sentences", "city"], "sentence"), (["numbres", "caption"], "numbers")],
+)
+def test_keys_that_are_misspelt_modalities_are_refused(keys, meant):
+    with rejects("rows", keys[0], suggests=meant):
+        input_rows.check_columns(READER, keys, "rows")
+    with rejects("rows", keys[0].upper()):
+        input_rows.check_columns(READER, [keys[0].upper(), keys[1]], "rows")
+
+
+def test_keys_that_no_modality_reads_are_ignored_unless_there_are_no_others():
+    input_rows.check_columns(READER, ["caption", "captions", "city", "id"], "rows")
+    views = Reader({m: {"kind": "text", "feature": m} for m in ("view1", "view2")}, {}, {}, {})
+    input_rows.check_columns(views, ["view1"], "rows")
     with rejects("rows", None, says="it has id"):
         input_rows.check_columns(READER, ["id"], "rows")
 

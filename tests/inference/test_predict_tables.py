@@ -164,6 +164,15 @@ def test_predict_reads_a_batch_at_a_time(workdir, tmp_path, monkeypatch):
     assert sizes == [BATCH, BATCH, 20 - 2 * BATCH]
 
 
+def test_predict_refuses_a_table_that_is_damaged_at_its_end_before_it_predicts(workdir, tmp_path, monkeypatch):
+    WRITERS["a.csv"](tmp_path / "a.csv", rows())
+    with (tmp_path / "a.csv").open("ab") as file:
+        file.write(b'"open')
+    monkeypatch.delattr(TrainedModel, "predict")
+    with rejects(f"--input={tmp_path / 'a.csv'}", None, says="line 22: a quoted cell is not closed"):
+        predict(workdir, tmp_path / "a.csv", tmp_path / "out.csv")
+
+
 def test_predict_accounts_for_every_row(workdir, expected, tmp_path):
     WRITERS["a.csv"](tmp_path / "a.csv", rows())
     lines = (tmp_path / "a.csv").read_text().splitlines()
