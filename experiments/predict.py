@@ -1,6 +1,6 @@
-"""Predicts every row of a CSV file with a run's best checkpoint; an unreadable row gets an error instead.
+"""Predicts every row of a table with a run's best checkpoint; a row that cannot be read gets an error instead.
 
-`python -m experiments.predict --workdir=DIR --input=FILE.csv --output=FILE.csv`
+`python -m experiments.predict --workdir=DIR --input=FILE.csv --output=FILE.csv [--allow-missing]`
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,12 @@ from absl import flags
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
-INPUT = flags.DEFINE_string("input", None, "a CSV file with one column per modality: text or file paths", required=True)
+INPUT = flags.DEFINE_string(
+    "input", None, "a table (.csv, .tsv, .jsonl, .json, .parquet) with a column per modality: text or file paths",
+    required=True,
+)  # fmt: skip
 OUTPUT = flags.DEFINE_string("output", None, "the CSV file to write", required=True)
+ALLOW_MISSING = flags.DEFINE_bool("allow-missing", False, "count columns that the table lacks as absent")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,10 +24,10 @@ def main(argv: Sequence[str]) -> None:
 
     from mmfusion.inference.predict import predict
 
-    count, errors = predict(WORKDIR.value, INPUT.value, OUTPUT.value)
+    predicted, total, errors = predict(WORKDIR.value, INPUT.value, OUTPUT.value, allow_missing=ALLOW_MISSING.value)
     for error in errors:
         print(error)
-    print(f"{count} rows predicted, {len(errors)} could not be read: {OUTPUT.value}")
+    print(f"{OUTPUT.value}: {predicted} of {total} rows predicted, {total - predicted} with an error (column error)")
 
 
 if __name__ == "__main__":

@@ -1,85 +1,141 @@
-"""Predicts the rows of a CSV file with a trained run."""
+"""Predicts the rows of a table in a file with a trained run."""
 
+import base64
 import csv
+import itertools
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
+
+from mmfusion.data.table_file import Table, open_table
 from mmfusion.errors import UserError
-from mmfusion.inference import rows as input_rows
+from mmfusion.files import to_builtin
+from mmfusion.inference.columns import Columns, bind, names_read, read_row
 from mmfusion.inference.predictions import Predictions
 from mmfusion.inference.trained_model import TrainedModel
 from mmfusion.training.restore import open_run
 
+REPORTED = 10  # rows with an error that are returned; the output has all of them
 
-def predict(workdir: str | Path, source: str | Path, target: str | Path) -> tuple[int, list[str]]:
-    """Predicts every row of a CSV file.
 
-    The CSV file has one column per modality, named after the modality or its feature: text, or the path of an image,
-    audio or video file, relative to the CSV file. A table has one column per feature; nodes and edges of a graph are
-    JSON. A modality with an empty cell or a missing column is absent.
+def predict(
+    workdir: str | Path, source: str | Path, target: str | Path, *, allow_missing: bool = False
+) -> tuple[int, int, list[str]]:
+    """Predicts every row of a table, in constant memory.
+
+    The table has a column per modality, named after the modality or its feature: text, or the path of an image, audio
+    or video file, relative to the table. A table modality has a column per feature; a vector is a list (as JSON in
+    CSV), or the columns NAME_0, NAME_1, ...; nodes and edges of a graph are lists. An empty cell or a null is an absent
+    modality.
 
     Args:
       workdir: the run's directory.
-      source: the CSV file, UTF-8 with a header.
-      target: the CSV file to write, atomically: the row's index, each task's label (or value) and class probabilities,
-        and `error` for an unreadable row.
+      source: a file of `data.table_file`: CSV, TSV, JSON Lines, JSON or Parquet.
+      target: the CSV file to write, atomically: the row's number from 0, the columns that the run does not read, each
+        task's label (or value) and class probabilities, and `error`: why the row could not be predicted.
+      allow_missing: whether the table may lack columns of the run, which then count as absent.
 
     Returns:
-      The number of predicted rows, and a line for each unreadable row.
+      The number of predicted rows, the number of all rows, and a line for each of the first ten rows with an error.
 
     Raises:
-      UserError: no such run or file, or a table without any of the run's modalities.
+      UserError: no such run or file, a damaged file, or a missing column; or no row could be predicted, in which case
+        the output has the reasons.
     """
-    source, target = Path(source), Path(target)
+    source, target, label = Path(source), Path(target), f"--input={source}"
     if target.is_dir() or not target.parent.is_dir():
         raise UserError("must be a file in an existing folder", path=f"--output={target}")
-    header, rows = _read_table(source)
+    table = open_table(source, label)
+    if target.exists() and target.samefile(source):
+        raise UserError("is the input, which would be lost", path=f"--output={target}")
     run = open_run(workdir, [])
-    input_rows.check_columns(run.dataset.reader, header, f"--input={source}")
-    model, size = TrainedModel(run), run.config.batch_size
+    bound = bind(run.dataset.reader, table.columns, label, allow_missing=allow_missing)
+    for _ in table:  # a file that is damaged further down is refused before hours of predictions
+        pass
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    errors: list[str] = []
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _header(run.dataset.class_names))
-            writer.writeheader()
-            for first in range(0, len(rows), size):
-                predicted = model.predict(rows[first : first + size], source.parent)
-                for number, cells in enumerate(_cells(predicted), start=first):
-                    writer.writerow({"row": number, **cells})
-                    if cells["error"]:
-                        errors.append(f"row {number}: {cells['error']}")
+            rows = _predicted_rows(TrainedModel(run), table, bound, run.config.batch_size)
+            predicted, total, errors = _write(file, rows, table.columns, names_read(bound), run.dataset.class_names)
         temporary.replace(target)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", path=f"--output={target}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return len(rows) - len(errors), errors
+    if total and not predicted:
+        raise UserError(f"no row could be predicted; column error of {target} says why ({errors[0]})", path=label)
+    return predicted, total, errors
 
 
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            header, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot be read as a CSV table: {error}", path=f"--input={path}") from error
-    if not header:
-        raise UserError("is empty; its first line must have the column names", path=f"--input={path}")
-    return header, rows
+def _predicted_rows(
+    model: TrainedModel, table: Table, bound: Columns, batch_size: int
+) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
+    """Yields each row's number, its values in the table, and the cells of its predictions with its error."""
+    rows = iter(table)
+    while batch := list(itertools.islice(rows, batch_size)):
+        readable = [read_row(bound, row) for _, row, _ in batch if row is not None]
+        cells = _cells(model.predict(readable, table.path.parent)) if readable else iter(())
+        for number, row, error in batch:
+            yield (number, {}, {"error": error}) if row is None else (number, row, next(cells))
+
+
+def _write(
+    file: IO[str],
+    rows: Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]],
+    columns: Sequence[str],
+    read: Collection[str],
+    class_names: Mapping[str, Sequence[str]],
+) -> tuple[int, int, list[str]]:
+    """Writes the output; for the result see `predict`."""
+    predictions = _header(class_names)
+    carried = _carried(columns, read, {"row", *predictions})
+    writer = csv.DictWriter(file, ["row", *carried.values(), *predictions])
+    writer.writeheader()
+    predicted, total, errors = 0, 0, []
+    for number, row, cells in rows:
+        values = {name: _text(row[column]) for column, name in carried.items()} if row else {}
+        writer.writerow({"row": number, **values, **cells})
+        total += 1
+        predicted += not cells["error"]
+        if cells["error"] and len(errors) < REPORTED:
+            errors.append(f"row {number}: {cells['error']}")
+    return predicted, total, errors
 
 
 def _header(class_names: Mapping[str, Sequence[str]]) -> list[str]:
-    header = ["row"]
+    header = []
     for task, names in class_names.items():
         header += [task, *(f"{task}: {name}" for name in names)]
     return [*header, "error"]
 
 
+def _carried(columns: Sequence[str], read: Collection[str], taken: Collection[str]) -> dict[str, str]:
+    """Returns the names in the output of the columns that are not read."""
+    names = {}
+    for column in columns:
+        if column not in read:
+            name = column
+            while name in taken or (name != column and name in columns):
+                name = f"input: {name}"
+            names[column] = name
+    return names
+
+
+def _text(value: Any) -> str:
+    """Returns a raw value as a cell: lists as JSON, bytes in base64."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, bool | list | tuple | dict | np.ndarray):
+        return json.dumps(to_builtin(value), ensure_ascii=False, default=str)
+    return "" if value is None else str(value)
+
+
 def _cells(predicted: Predictions) -> Iterator[dict[str, Any]]:
-    """Yields the cells of each row without its index."""
+    """Yields the predictions of each row and its error."""
     for i, error in enumerate(predicted.errors):
         cells: dict[str, Any] = {}
         for name, task in predicted.tasks.items() if not error else ():

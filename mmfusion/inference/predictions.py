@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from mmfusion.errors import UserError
 
+NOT_FINITE = "the model's output is not finite"
 THRESHOLD = 0.5  # minimum probability of a predicted class in multi-label tasks
 
 
@@ -40,7 +42,7 @@ class Predictions:
 
     Attributes:
       tasks: predictions by task.
-      errors: per row the reason why it could not be read, "" for a predicted row.
+      errors: per row the reason why it could not be predicted, "" for a predicted row.
     """
 
     tasks: dict[str, TaskPredictions]
@@ -78,7 +80,7 @@ def predictions(
     class_names: Mapping[str, tuple[str, ...]],
     errors: Sequence[str],
 ) -> Predictions:
-    """Returns predictions from logits.
+    """Returns predictions from logits; a row with logits that are not finite gets an error.
 
     Args:
       logits: per task `[n, C]`, `[n, 1]` for regression.
@@ -86,11 +88,14 @@ def predictions(
       class_names: per task its class names.
       errors: per row its error, or "".
     """
-    bad = np.array([bool(error) for error in errors], bool)
+    finite = np.logical_and.reduce([np.isfinite(logits[task]).all(axis=1) for task in class_names])  # [n]
+    errors = [error or ("" if ok else NOT_FINITE) for error, ok in zip(errors, finite, strict=True)]
+    bad = np.array([bool(error) for error in errors], bool)  # [n]
     tasks = {}
     for task, names in class_names.items():
-        tasks[task] = _task_predictions(logits[task].astype(np.float64), types[task], names, bad)
-    return Predictions(tasks, list(errors))
+        clean = np.where(bad[:, None], 0, logits[task].astype(np.float64))
+        tasks[task] = _task_predictions(clean, types[task], names, bad)
+    return Predictions(tasks, errors)
 
 
 def _task_predictions(logits: np.ndarray, task_type: str, names: tuple[str, ...], bad: np.ndarray) -> TaskPredictions:
@@ -99,11 +104,10 @@ def _task_predictions(logits: np.ndarray, task_type: str, names: tuple[str, ...]
         return TaskPredictions(task_type, (), [], None, values)
     labels: list[Any]
     if task_type == "classification":
-        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = exp / exp.sum(axis=1, keepdims=True)  # [n, C]
+        probabilities = softmax(logits, axis=1)  # [n, C]
         labels = [names[i] for i in probabilities.argmax(axis=1)]
     else:
-        probabilities = 1 / (1 + np.exp(-logits))
+        probabilities = expit(logits)
         labels = [
             tuple(name for name, p in zip(names, row, strict=True) if p >= THRESHOLD) for row in probabilities.tolist()
         ]

@@ -1,7 +1,12 @@
 """Reads rows of arrays, encoded bytes, file paths and text into batches of fixed size, with an error per bad row."""
 
+import difflib
+import json
+import math
+import numbers
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +15,43 @@ import numpy as np
 from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import BadRow, Reader, empty_batch, fill_row
 from mmfusion.data.modalities import feature_names
-from mmfusion.errors import UserError
+from mmfusion.data.modality_type import Options
+from mmfusion.errors import UserError, one_line
 
 FILE_TYPES = ("image", "audio", "video")  # modality types whose string values are file paths
+NEAR = 0.8  # similarity (difflib) of a key to a missing one from which it counts as misspelt
 
 Row = Mapping[str, Any]
 
 
-def check_columns(reader: Reader, columns: Sequence[str], path: str) -> None:
-    """Checks that at least one column is a modality of the model.
+def check_columns(reader: Reader, columns: Iterable[Any], path: str) -> None:
+    """Checks that at least one column is a modality of the model, and that no column is a misspelt one.
 
     Args:
       reader: the reader of the run.
-      columns: column names of the rows.
+      columns: the keys of the rows.
       path: the source of the rows, for the error message.
 
     Raises:
-      UserError: no column has the name of a modality or of its feature.
+      UserError: no column has the name of a modality or of its feature, or one is nearly that of a missing modality.
     """
-    wanted, known = [], set()
-    for modality, options in reader.modalities.items():
-        names = feature_names(options)
-        wanted += names if len(names) > 1 else [modality]
-        known |= {modality, *names}
+    columns = list(map(str, columns))
+    features = {modality: feature_names(options) for modality, options in reader.modalities.items()}
+    wanted = [name for modality, names in features.items() for name in (names if len(names) > 1 else [modality])]
+    known = {*features, *(name for names in features.values() for name in names)}
+    missing = {
+        name.lower(): name
+        for modality, names in features.items()
+        if not {modality, *names} & set(columns)
+        for name in (modality, *names)
+    }
+    for column in columns:
+        near = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=NEAR) if column not in known else ()
+        if near:
+            raise UserError("is read by no modality", path=path, value=column, choices=[missing[near[0]]])
     if not known & set(columns):
         raise UserError(
-            f"must have one of the columns {', '.join(wanted)}; it has {', '.join(map(str, columns)) or 'none'}",
-            path=path,
+            f"must have one of the columns {', '.join(wanted)}; it has {', '.join(columns) or 'none'}", path=path
         )
 
 
@@ -54,48 +69,45 @@ def batches(
       batch_size: rows per batch.
       folder: the folder that file paths are relative to.
     """
-    untargeted = Reader(reader.modalities, {}, {}, reader.fitted)
+    # Each modality is read by itself, as two modalities may be given different values of the same feature.
+    readers = {m: Reader({m: options}, {}, {}, reader.fitted) for m, options in reader.modalities.items()}
     for first in range(0, len(rows), batch_size):
         batch = empty_batch(reader, batch_size)
         errors = []
         for i, row in enumerate(rows[first : first + batch_size]):
-            error = ""
-            try:
-                fill_row(batch, i, _raw(untargeted, row, Path(folder)), first + i, untargeted)
-            except BadRow as bad:
-                error = str(bad).partition(", ")[2]
-            else:
-                if not any(batch.present[m][i] for m in reader.modalities):
-                    error = "every modality is absent"
+            error = _fill(batch, i, row, first + i, readers, Path(folder))
             if error:
-                batch.weight[i] = 0
+                batch.weight[i], batch.id[i] = 0, -1
+                for arrays in (batch.inputs, batch.mask, batch.present):
+                    for array in arrays.values():
+                        array[i] = 0
             errors.append(error)
         yield batch, errors
 
 
-def _raw(reader: Reader, row: Row, folder: Path) -> dict[str, Any]:
-    """Returns the row in the format of a dataset: values by feature name, files as bytes."""
-    raw: dict[str, Any] = {}
-    for modality, options in reader.modalities.items():
-        names = feature_names(options)
-        for name in names:
-            value = _value(row, modality, name, only=len(names) == 1)
-            raw[name] = _content(value, modality, folder) if options["kind"] in FILE_TYPES else value
-    return raw
-
-
-def _content(value: Any, modality: str, folder: Path) -> Any:
-    """Returns the bytes of a file for a path; other values as bytes, an array or frames."""
-    if isinstance(value, str | os.PathLike) and str(value):
+def _fill(batch: Batch, i: int, row: Row, row_id: int, readers: Mapping[str, Reader], folder: Path) -> str:
+    """Decodes a row into a position of a batch, and returns its error."""
+    for modality, reader in readers.items():
         try:
-            return (folder / value).read_bytes()
-        except OSError as error:
-            raise BadRow(f"row, {modality}: {value}: {error.strerror}") from error
-    if isinstance(value, str | bytes | list | tuple):
-        return value
-    if not hasattr(value, "__array__"):
-        raise BadRow(f"row, {modality}: must be an array, bytes or a file path, got {type(value).__name__}")
-    return np.asarray(value)
+            fill_row(batch, i, _raw(modality, reader.modalities[modality], row, folder), row_id, reader)
+        except BadRow as bad:
+            return str(bad).partition(", ")[2]
+        # Decoders expect values of the dataset's types, and may raise any of these for others.
+        except (TypeError, AttributeError, LookupError, ArithmeticError, UserError) as error:
+            return f"{modality}: a value of the wrong type ({type(error).__name__}: {one_line(error)})"
+    return "" if any(batch.present[m][i] for m in readers) else "every modality is absent"
+
+
+def _raw(modality: str, options: Options, row: Row, folder: Path) -> dict[str, Any]:
+    """Returns the modality's values in the format of a dataset: by feature name, files as bytes."""
+    names, raw = feature_names(options), {}
+    for name in names:
+        value = _value(row, modality, name, only=len(names) == 1)
+        try:
+            raw[name] = _converted(value, name, options, folder)
+        except (ValueError, OverflowError) as error:
+            raise BadRow(f"row, {modality}: {error}") from error
+    return raw
 
 
 def _value(row: Row, modality: str, feature: str, only: bool) -> Any:
@@ -107,3 +119,74 @@ def _value(row: Row, modality: str, feature: str, only: bool) -> Any:
         return by_modality[feature]
     value = row.get(feature)
     return "" if value is None else value
+
+
+def _converted(value: Any, feature: str, options: Options, folder: Path) -> Any:
+    if options["kind"] in FILE_TYPES:
+        return _content(value, options["kind"], folder)
+    if is_numeric(options, feature):
+        return _numbers(value, feature)
+    if options["kind"] in ("text", "table", "knowledge") and (
+        isinstance(value, list | tuple | Mapping) or getattr(value, "ndim", 0)
+    ):
+        raise ValueError(f"{feature!r} must be a string, got {type(value).__name__}")
+    return value
+
+
+def _content(value: Any, kind: str, folder: Path) -> Any:
+    """Returns the bytes of a file for a path; other values as bytes, an array or frames."""
+    if isinstance(value, str | os.PathLike) and str(value):
+        try:
+            return (folder / value).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{_short(value)}: {error.strerror}") from error
+    if kind == "audio" and isinstance(value, list | tuple):
+        return np.asarray(value)  # samples
+    if isinstance(value, str | bytes | list | tuple):
+        return value
+    if not hasattr(value, "__array__"):
+        raise ValueError(f"must be an array, bytes or a file path, got {type(value).__name__}")
+    return np.asarray(value)
+
+
+def is_numeric(options: Options, feature: str) -> bool:
+    """Returns whether a feature is a number or a vector: a column of a table that is not categorical."""
+    return options["kind"] == "table" and feature not in options["categorical"]
+
+
+def _numbers(value: Any, feature: str) -> Any:
+    """Returns a number, or the elements of a vector, as float64 `[n]`, NaN for a missing value.
+
+    Raises:
+      ValueError: it is neither a number, a list of numbers or such a list as JSON.
+    """
+    if hasattr(value, "__array__"):
+        value = np.asarray(value)
+        value = value if value.dtype.kind in "biuf" else value.tolist() if value.dtype.kind == "O" else str(value)
+    try:
+        if isinstance(value, str | bytes) and value.strip()[:1] in ("[", b"["):
+            value = json.loads(value)
+        if not isinstance(value, np.ndarray):
+            items = value if isinstance(value, list | tuple) else [value]
+            value = np.array([_number(item) for item in items], np.float64)
+        if np.isinf(value).any():
+            raise ValueError("infinite")
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        message = f"{feature!r} must be a finite number, or a list such as [0.1, 0.2], got {_short(value)}"
+        raise ValueError(message) from error
+    return value
+
+
+def _number(item: Any) -> float:
+    if isinstance(item, bytes):
+        item = item.decode()
+    if item is None or (isinstance(item, str) and not item.strip()):
+        return math.nan
+    if not isinstance(item, str | numbers.Real | Decimal) or (isinstance(item, str) and "_" in item):
+        raise TypeError(type(item).__name__)  # float takes 1_000, and dates as nanoseconds
+    return float(item)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."

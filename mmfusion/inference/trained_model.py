@@ -66,7 +66,8 @@ class TrainedModel:
 
     Rows are mappings keyed by modality or feature name, like the columns of the `predict` command. A value is an array
     (uint8 pixels `[H, W, C]`, samples `[S]`, ...), encoded bytes, a file path (images, audio, video) or text. A
-    modality without a value is absent. An unreadable row has an entry in `errors` and does not affect other rows.
+    modality without a value is absent; other keys are ignored. An unreadable row has an entry in `errors` and does not
+    affect other rows.
     """
 
     def __init__(self, run: Run):
@@ -120,14 +121,14 @@ class TrainedModel:
         return {"split": split, "modalities": kept, "step": self.step, **score(collected, setup.tasks)}
 
     def predict(self, rows: Iterable[Row], folder: str | Path = ".") -> Predictions:
-        """Returns labels and probabilities, or values, for rows.
+        """Returns labels and probabilities, or values, for rows; a row whose output is not finite has an error.
 
         Args:
           rows: see the class docstring.
           folder: the folder that file paths are relative to.
 
         Raises:
-          UserError: no row has a modality of the model.
+          UserError: no row has a modality of the model, or a key is a misspelt modality that every row lacks.
         """
         rows = self._checked(rows)
         outputs, errors = self._apply(self._eval_step, rows, folder, keep=("logits",))

@@ -206,7 +206,8 @@ def test_tasks_of_every_type_are_trained_and_predicted_together(monkeypatch, tmp
     assert any("label/accuracy" in json.dumps(line) for line in lines)
 
     (tmp_path / "rows.csv").write_text("text\nrow 3 number3\nrow 4 number4\n")
-    assert predict(tmp_path / "run", tmp_path / "rows.csv", tmp_path / "out.csv") == (2, [])
+    predicted = predict(tmp_path / "run", tmp_path / "rows.csv", tmp_path / "out.csv", allow_missing=True)
+    assert predicted == (2, 2, [])
     header, *cells = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
     columns = ["row", "amount", "label", "label: no", "label: yes", "tags", "tags: 0", "tags: 1", "tags: 2", "error"]
     assert header == columns

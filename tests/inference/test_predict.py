@@ -63,9 +63,10 @@ def probabilities(rows, names):
 @pytest.mark.loop
 def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
     workdir, _, names, expected = run
-    assert predict(workdir, table(), tmp_path / "out.csv") == (20, [])
+    assert predict(workdir, table(), tmp_path / "out.csv") == (20, 20, [])
     rows = read(tmp_path / "out.csv")
-    assert list(rows[0]) == ["row", "label", "label: false", "label: true", "error"]
+    assert list(rows[0]) == ["row", "note", "label", "label: false", "label: true", "error"]
+    assert [row["note"] for row in rows] == [str(i) for i in range(20)]
     assert [row["row"] for row in rows] == [str(i) for i in range(20)]
     np.testing.assert_allclose(probabilities(rows, names), expected[None], atol=2e-6)
     np.testing.assert_allclose(probabilities(rows, names).sum(axis=1), 1, atol=2e-6)
@@ -75,9 +76,10 @@ def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
 
 @pytest.mark.loop
 @pytest.mark.parametrize("column", ["text", "sentence"])
-def test_predict_treats_a_missing_column_as_an_absent_modality(column, run, table, tmp_path):
+def test_predict_allow_missing_treats_a_missing_column_as_an_absent_modality(column, run, table, tmp_path):
     workdir, _, names, expected = run
-    assert predict(workdir, table(columns=(column,)), tmp_path / "out.csv") == (20, [])
+    predicted = predict(workdir, table(columns=(column,)), tmp_path / "out.csv", allow_missing=True)
+    assert predicted == (20, 20, [])
     np.testing.assert_allclose(probabilities(read(tmp_path / "out.csv"), names), expected["text",], atol=2e-6)
 
 
@@ -93,8 +95,8 @@ def test_predict_reports_invalid_rows_and_keeps_the_others(run, table, tmp_path)
         18: {"image": "", "text": " "},
     }
     changes = {**invalid, 4: {"image": ""}, 9: {"note": 'a "quoted",\nbroken line'}}
-    predicted, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv")
-    assert predicted == 16
+    predicted, total, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv")
+    assert (predicted, total) == (16, 20)
     assert [error.partition(":")[0] for error in errors] == [f"row {i}" for i in invalid]
     rows = read(tmp_path / "out.csv")
     assert [row["row"] for row in rows] == [str(i) for i in range(20)]
@@ -102,7 +104,7 @@ def test_predict_reports_invalid_rows_and_keeps_the_others(run, table, tmp_path)
     assert "nowhere.png: No such file" in rows[2]["error"]
     assert rows[17]["error"] == "image: not an image"
     assert rows[18]["error"] == "every modality is absent"
-    assert all(not value for i in invalid for key, value in rows[i].items() if key not in ("row", "error"))
+    assert all(not value for i in invalid for key, value in rows[i].items() if key not in ("row", "note", "error"))
     valid = [i for i in range(20) if i not in changes]
     np.testing.assert_allclose(probabilities([rows[i] for i in valid], names), expected[None][valid], atol=2e-6)
     np.testing.assert_allclose(probabilities([rows[4]], names)[0], expected["text",][4], atol=2e-6)
@@ -111,7 +113,7 @@ def test_predict_reports_invalid_rows_and_keeps_the_others(run, table, tmp_path)
 @pytest.mark.loop
 def test_predict_of_an_empty_table_writes_an_empty_table(run, tmp_path):
     (tmp_path / "rows.csv").write_text("text,image\n")
-    assert predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv") == (0, [])
+    assert predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv") == (0, 0, [])
     assert (tmp_path / "out.csv").read_text().strip() == "row,label,label: false,label: true,error"
 
 
@@ -120,10 +122,12 @@ def test_predict_of_an_empty_table_writes_an_empty_table(run, tmp_path):
     ("content", "fact"),
     [
         (None, "No such file"),
-        (b"text\n\xff\xfe", "utf-8"),
-        (b'text\n"open', "unexpected end"),
-        (b"caption,picture\na,b\n", "columns image, text; it has caption, picture"),
-        (b"", "empty"),
+        (b"text,image\na,b\n\xff\xfe", "line 3: byte 0xff"),
+        (b'text,image\n"open', "line 2: a quoted cell is not closed"),
+        (b"text,image\na,b\n" * 9000 + b'"open', "line 18001"),
+        (b"note,id\na,b\n", "no columns image, text, which the run reads (it has note, id); with --allow-missing"),
+        (b"image,sentense\na,b\n", "no column text, which the run reads (did you mean sentense?)"),
+        (b"", "has no columns: it is empty"),
     ],
 )
 def test_predict_of_an_unreadable_table_keeps_the_output_file(content, fact, run, tmp_path):
@@ -162,5 +166,21 @@ def test_predict_command_prints_errors_and_counts(run, table, command, tmp_path)
     process = command("experiments.predict", f"--workdir={run[0]}", f"--input={source}", f"--output={tmp_path}/out.csv")
     assert (process.returncode, process.stderr) == (0, "")
     assert "row 3: " in process.stdout
-    assert "19 rows predicted, 1 could not be read" in process.stdout
+    assert f"{tmp_path}/out.csv: 19 of 20 rows predicted, 1 with an error (column error)\n" in process.stdout
     assert len(read(tmp_path / "out.csv")) == 20
+
+
+def test_predict_command_without_any_predicted_row_exits_2_and_writes_the_reasons(run, command, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": ""}\n{"text": null}\n')
+    arguments = (f"--workdir={run[0]}", f"--input={tmp_path}/rows.jsonl", f"--output={tmp_path}/out.csv")
+    process = command("experiments.predict", *arguments)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1 and "no column image" in process.stderr
+    assert not (tmp_path / "out.csv").exists()
+    process = command("experiments.predict", *arguments, "--allow-missing")
+    assert process.returncode == 2
+    assert process.stderr.startswith(
+        f"error: --input={tmp_path}/rows.jsonl: no row could be predicted; column error of"
+    )
+    assert process.stderr.count("\n") == 1 and process.stdout == ""
+    assert [row["error"] for row in read(tmp_path / "out.csv")] == ["every modality is absent"] * 2
