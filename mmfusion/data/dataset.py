@@ -137,6 +137,7 @@ class Dataset:
             "fingerprint": self.fingerprint,
             "content": self.content,
             "name": self.name,
+            "feature_classes": {name: list(names) for name, names in self.reader.class_names.items()},
             "scales": {task: dataclasses.asdict(scale) for task, scale in self.reader.scales.items()},
         }
 
@@ -171,16 +172,18 @@ def load(
     if saved:
         class_names = {task: tuple(names) for task, names in saved["class_names"].items()}
         fitted = dict(saved["learned"])
+        feature_classes = {name: tuple(names) for name, names in saved.get("feature_classes", {}).items()}
         scales = {task: targets.Scale(**scale) for task, scale in saved.get("scales", {}).items()}
     else:
         class_names = _class_names(tasks, opened["train"].class_names)
+        feature_classes = _feature_classes(modalities, opened["train"])
         fitted, scales = _fit(modalities, tasks, opened["train"], ids["train"])
     reader = Reader(
         modalities=modalities,
         targets={task: _with_encoding(task, options, opened, class_names) for task, options in tasks.items()},
         outputs={task: len(names) or 1 for task, names in class_names.items()},
         fitted={m: modality_type(modalities[m]["kind"]).load(string) for m, string in fitted.items()},
-        class_names=opened[needed[0]].class_names if needed else {},
+        class_names=feature_classes,
         scales=scales,
     )
     described_rows = [
@@ -274,6 +277,13 @@ def _class_names(
             names = names or tuple(str(i) for i in range(count))
         class_names[task] = names
     return class_names
+
+
+def _feature_classes(modalities: Mapping[str, Options], source: Source) -> dict[str, tuple[str, ...]]:
+    """Returns the class names of the class features that modalities are read from by name."""
+    named = [options for options in modalities.values() if modality_type(options["kind"]).class_names]
+    read = {name for options in named for name in feature_names(options)}
+    return {name: names for name, names in source.class_names.items() if name in read}
 
 
 def _fit(

@@ -6,8 +6,10 @@ F columns
 import datetime
 import json
 import math
+import numbers
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -44,13 +46,42 @@ def canonical(value: Any) -> str:
 
 
 def _numbers(value: Any) -> np.ndarray:
-    """Returns a feature's values `[n]` float64, NaN for a missing value; raises ValueError for other values."""
-    if value is None or (isinstance(value, (str, bytes)) and not value.strip()):
-        return np.array([np.nan])
+    """Returns a number, or the elements of a vector, as float64 `[n]`, NaN for a missing value.
+
+    Raises:
+      ValueError: it is neither a finite number, a list of numbers nor such a list as JSON.
+    """
+    read = value
+    if hasattr(read, "__array__"):
+        read = np.asarray(read)
+        read = read if read.dtype.kind in "biuf" else read.tolist() if read.dtype.kind == "O" else str(read)
     try:
-        return np.asarray(value).astype(np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{value!r:.80} is not a number") from error
+        if isinstance(read, str | bytes) and read.strip()[:1] in ("[", b"["):
+            read = json.loads(read)
+        if not isinstance(read, np.ndarray):
+            items = read if isinstance(read, list | tuple) else [read]
+            read = np.array([_number(item) for item in items])
+        result = read.astype(np.float64).reshape(-1)
+        if np.isinf(result).any():
+            raise ValueError("infinite")
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"must be a finite number, or a list such as [0.1, 0.2], got {_short(value)}") from error
+    return result if result.size else np.array([np.nan])
+
+
+def _number(item: Any) -> float:
+    if isinstance(item, bytes):
+        item = item.decode()
+    if item is None or (isinstance(item, str) and not item.strip()):
+        return math.nan
+    if not isinstance(item, str | numbers.Real | Decimal) or (isinstance(item, str) and "_" in item):
+        raise TypeError(type(item).__name__)  # float takes 1_000, and dates as nanoseconds
+    return float(item)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _date(value: Any) -> np.ndarray:
@@ -100,21 +131,25 @@ def _fit_categories(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _fit_numbers(name: str, values: Sequence[Any], read: Callable[[Any], np.ndarray]) -> dict[str, Any]:
-    try:
-        rows = [read(value) for value in values]
-    except ValueError as error:
-        message = f"{error}; make it categorical, or correct the value"
-        raise UserError(message, path=f"column {name}") from error
+    rows, errors = [], []
+    for value in values:
+        try:
+            rows.append(read(value))
+        except ValueError as error:  # one of few is the error of its row, which is not read then
+            errors.append(error)
+    if len(errors) > len(rows):
+        message = f"{errors[0]}; if it is a category, add it to categorical"
+        raise UserError(message, path=f"column {name}") from errors[0]
     widths = {row.size for row in rows} - {1} or {1}
     if len(widths) > 1:
         message = f"has {sorted(widths)} values in different rows; all rows must have the same number"
         raise UserError(message, path=f"column {name}")
     width = widths.pop()
-    numbers = np.array([row if row.size == width else np.full(width, np.nan) for row in rows])
-    real = np.isfinite(numbers)
+    table = np.array([row if row.size == width else np.full(width, np.nan) for row in rows])  # [n, width]
+    real = np.isfinite(table)
     count = np.maximum(real.sum(axis=0), 1)
-    mean = np.where(real, numbers, 0).sum(axis=0) / count
-    std = np.sqrt((np.where(real, numbers - mean, 0) ** 2).sum(axis=0) / count)
+    mean = np.where(real, table, 0).sum(axis=0) / count
+    std = np.sqrt((np.where(real, table - mean, 0) ** 2).sum(axis=0) / count)
     return {"mean": mean.tolist(), "std": np.where(std > 1e-8, std, 1.0).tolist()}
 
 
@@ -148,14 +183,15 @@ def _decode(value: Mapping[str, Any], options: Options, fitted: Mapping[str, Any
 
 def _standardised(name: str, value: Any, column: Mapping[str, Any]) -> np.ndarray:
     try:
-        numbers = _date(value) if "date" in column else _numbers(value)
+        values = _date(value) if "date" in column else _numbers(value)
     except ValueError as error:
         raise ValueError(f"column {name!r}: {error}") from error
-    if numbers.size == 1 and np.isnan(numbers[0]):
-        numbers = np.full(len(column["mean"]), np.nan)
-    if numbers.size != len(column["mean"]):
-        raise ValueError(f"column {name!r} has {numbers.size} values, not {len(column['mean'])}")
-    return (numbers - column["mean"]) / column["std"]
+    width = len(column["mean"])
+    if values.size == 1 and np.isnan(values[0]):
+        values = np.full(width, np.nan)
+    if values.size != width:
+        raise ValueError(f"column {name!r} has {values.size} values, not {width}")
+    return (values - column["mean"]) / column["std"]
 
 
 def _unknown(

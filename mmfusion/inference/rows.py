@@ -1,12 +1,8 @@
 """Reads rows of arrays, encoded bytes, file paths and text into batches of fixed size, with an error per bad row."""
 
 import difflib
-import json
-import math
-import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +66,9 @@ def batches(
       folder: the folder that file paths are relative to.
     """
     # Each modality is read by itself, as two modalities may be given different values of the same feature.
-    readers = {m: Reader({m: options}, {}, {}, reader.fitted) for m, options in reader.modalities.items()}
+    readers = {
+        m: Reader({m: options}, {}, {}, reader.fitted, reader.class_names) for m, options in reader.modalities.items()
+    }
     for first in range(0, len(rows), batch_size):
         batch = empty_batch(reader, batch_size)
         errors = []
@@ -124,10 +122,10 @@ def _value(row: Row, modality: str, feature: str, only: bool) -> Any:
 def _converted(value: Any, feature: str, options: Options, folder: Path) -> Any:
     if options["kind"] in FILE_TYPES:
         return _content(value, options["kind"], folder)
-    if is_numeric(options, feature):
-        return _numbers(value, feature)
-    if options["kind"] in ("text", "table", "knowledge") and (
-        isinstance(value, list | tuple | Mapping) or getattr(value, "ndim", 0)
+    if (
+        options["kind"] in ("text", "table", "knowledge")
+        and not is_numeric(options, feature)
+        and (isinstance(value, list | tuple | Mapping) or getattr(value, "ndim", 0))
     ):
         raise ValueError(f"{feature!r} must be a string, got {type(value).__name__}")
     return value
@@ -150,41 +148,8 @@ def _content(value: Any, kind: str, folder: Path) -> Any:
 
 
 def is_numeric(options: Options, feature: str) -> bool:
-    """Returns whether a feature is a number or a vector: a column of a table that is not categorical."""
-    return options["kind"] == "table" and feature not in options["categorical"]
-
-
-def _numbers(value: Any, feature: str) -> Any:
-    """Returns a number, or the elements of a vector, as float64 `[n]`, NaN for a missing value.
-
-    Raises:
-      ValueError: it is neither a number, a list of numbers or such a list as JSON.
-    """
-    if hasattr(value, "__array__"):
-        value = np.asarray(value)
-        value = value if value.dtype.kind in "biuf" else value.tolist() if value.dtype.kind == "O" else str(value)
-    try:
-        if isinstance(value, str | bytes) and value.strip()[:1] in ("[", b"["):
-            value = json.loads(value)
-        if not isinstance(value, np.ndarray):
-            items = value if isinstance(value, list | tuple) else [value]
-            value = np.array([_number(item) for item in items], np.float64)
-        if np.isinf(value).any():
-            raise ValueError("infinite")
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        message = f"{feature!r} must be a finite number, or a list such as [0.1, 0.2], got {_short(value)}"
-        raise ValueError(message) from error
-    return value
-
-
-def _number(item: Any) -> float:
-    if isinstance(item, bytes):
-        item = item.decode()
-    if item is None or (isinstance(item, str) and not item.strip()):
-        return math.nan
-    if not isinstance(item, str | numbers.Real | Decimal) or (isinstance(item, str) and "_" in item):
-        raise TypeError(type(item).__name__)  # float takes 1_000, and dates as nanoseconds
-    return float(item)
+    """Returns whether a feature is a number or a vector: a column of a table that is neither a category nor a date."""
+    return options["kind"] == "table" and feature not in (*options["categorical"], *options.get("dates", ()))
 
 
 def _short(value: Any) -> str:

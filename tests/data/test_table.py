@@ -67,11 +67,11 @@ def test_table_dates_are_time_and_phases_of_year_week_and_day():
 
 
 def test_table_refuses_text_in_a_numeric_column():
-    with rejects("column colour", None, says="'red' is not a number; make it categorical"):
+    with rejects("column colour", None, says="got red; if it is a category, add it to categorical"):
         fit([{"colour": "red"}])
     decode, _, _ = fit([{"size": "3"}, {"size": 5}, {"size": ""}])
     assert decode({"size": "4.0"})[0].tolist() == [0]
-    with pytest.raises(ValueError, match="column 'size': 'big' is not a number"):
+    with pytest.raises(ValueError, match=r"column 'size': must be a finite number, .* got big"):
         decode({"size": "big"})
 
 
@@ -79,3 +79,44 @@ def test_table_reads_state_of_runs_without_dates():
     state = json.dumps({"x": {"mean": [1.0], "std": [2.0]}, "c": {"categories": ["1", "0"]}})
     row, mask = TYPE.decode({"x": 5.0, "c": 0}, {**TYPE.options, "feature": "x+c"}, TYPE.load(state))
     assert row.tolist() == [2, 2] and mask.all()
+
+
+def decode_unscaled(value, width):
+    fitted = {"v": {"mean": [0.0] * width, "std": [1.0] * width}}
+    return TYPE.decode({"v": value}, {**TYPE.options, "feature": "v"}, fitted)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1.5", [1.5]),
+        (" -2e3 ", [-2000]),
+        ("", [np.nan]),
+        (None, [np.nan]),
+        ("nan", [np.nan]),
+        (7, [7]),
+        (True, [1]),
+        ("[0.1, null, 3]", [0.1, np.nan, 3]),
+        (b"[1, 2]", [1, 2]),
+        ([0.1, None, "", "3"], [0.1, np.nan, np.nan, 3]),
+        ([], [np.nan]),
+        (np.array([1, 2], np.uint8), [1, 2]),
+        (np.array([1, None], object), [1, np.nan]),
+        (np.float32(0.5), [0.5]),
+    ],
+)
+def test_table_reads_numbers_and_vectors(value, expected):
+    decoded = decode_unscaled(value, len(expected))
+    row, mask = (np.zeros(len(expected)), np.zeros(len(expected), bool)) if decoded is None else decoded
+    np.testing.assert_array_equal(np.where(mask, row, np.nan), np.float32(expected))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["abc", "1,5", "1_000", "inf", [1, "x"], [1, [2]], [{"a": 1}], "[1 2]", "[1", "[" * 99_999, "[1e999]", 10**400,
+     np.datetime64("2020-01-01"), np.array(["1"]), np.array([np.inf]), np.array([np.datetime64("2020-01-01")])],
+)  # fmt: skip
+def test_table_refuses_values_that_are_no_numbers(value):
+    with pytest.raises(ValueError, match=r"^column 'v': must be a finite number, or a list .*, got ") as raised:
+        decode_unscaled(value, 1)
+    assert len(str(raised.value)) < 200 and "\n" not in str(raised.value)

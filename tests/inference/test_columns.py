@@ -102,41 +102,6 @@ def test_batch_has_an_error_where_a_decoder_does_not_expect_the_value(error, mon
 NUMBERS = {"kind": "table", "feature": "v", "categorical": ()}
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("1.5", [1.5]),
-        (" -2e3 ", [-2000]),
-        ("", [np.nan]),
-        (None, [np.nan]),
-        ("nan", [np.nan]),
-        (7, [7]),
-        (True, [1]),
-        ("[0.1, null, 3]", [0.1, np.nan, 3]),
-        (b"[1, 2]", [1, 2]),
-        ([0.1, None, "", "3"], [0.1, np.nan, np.nan, 3]),
-        ([], []),
-        (np.array([1, 2], np.uint8), [1, 2]),
-        (np.array([1, None], object), [1, np.nan]),
-        (np.float32(0.5), 0.5),
-    ],
-)
-def test_number_or_vector_is_read(value, expected):
-    raw = input_rows._raw("t", NUMBERS, {"v": value}, ".")["v"]
-    np.testing.assert_array_equal(raw, expected)
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["abc", "1,5", "1_000", "inf", [1, "x"], [1, [2]], [{"a": 1}], "[1 2]", "[1", "[" * 99_999, "[1e999]", 10**400,
-     np.datetime64("2020-01-01"), np.array(["1"]), np.array([np.inf]), np.array([np.datetime64("2020-01-01")])],
-)  # fmt: skip
-def test_number_that_is_none_is_an_error_of_the_row(value):
-    with pytest.raises(BadRow, match=r"^row, t: 'v' must be a finite number, or a list .*, got ") as raised:
-        input_rows._raw("t", NUMBERS, {"v": value}, ".")
-    assert len(str(raised.value)) < 200 and "\n" not in str(raised.value)
-
-
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, np.array(["a", "b"])])
 @pytest.mark.parametrize("options", [MODALITIES["caption"] | {"feature": "v"}, NUMBERS | {"categorical": ("v",)}])
 def test_text_or_category_that_is_no_string_is_an_error_of_the_row(value, options):

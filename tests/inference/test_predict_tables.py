@@ -192,7 +192,7 @@ def test_predict_accounts_for_every_row(workdir, expected, tmp_path):
         6: "column 'text' has a NUL character",
         9: "a blank line",
         12: "numbers: column 'v' has 2 values, not 3",
-        13: "numbers: 'x' must be a finite number, or a list such as [0.1, 0.2], got 3;25",
+        13: "numbers: column 'x': must be a finite number, or a list such as [0.1, 0.2], got 3;25",
         14: "every modality is absent",
     }
     assert (predicted, total, len(errors)) == (13, 20, 7) and errors[0] == f"row 2: {found[2]['error']}"
