@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from mmfusion.config import defaults
 from mmfusion.data import text
-from mmfusion.data.dataset import Dataset, Split
+from mmfusion.data.dataset import Dataset
 from mmfusion.data.decoding import Reader
+from mmfusion.data.split import Split
 from tests import tiny
 
 WORDS = ("red", "green", "blue", "round", "square", "big", "small", "left")

@@ -16,7 +16,8 @@ from sklearn import base, decomposition, dummy, ensemble, linear_model, multicla
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import ParameterGrid
 
-from mmfusion.data.dataset import Dataset, Split
+from mmfusion.data.dataset import Dataset
+from mmfusion.data.split import Split
 from mmfusion.errors import UserError
 from mmfusion.metrics import METRICS
 from mmfusion.models.encoders.audio import log_mel

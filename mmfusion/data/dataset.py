@@ -3,83 +3,24 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from mmfusion.data import features, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
-from mmfusion.data.batch import Batch
-from mmfusion.data.decoding import BadRow, BadTarget, Reader, empty_batch, fill_row
+from mmfusion.data.decoding import Reader
 from mmfusion.data.holdout import split_ids
-from mmfusion.data.missing import drop_modalities
 from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_type, raw_value
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, Rows, uncached
 from mmfusion.data.sources import Source
+from mmfusion.data.split import Split, check_bad
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
-
-FIT_ROWS = 100_000  # rows that vocabularies are fitted to, so that streamed splits need not be read completely
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The rows of one split.
-
-    Attributes:
-      name: `train`, `valid` or `test`.
-      ids: the examples' ids `[n]`, which are their row indices in the source.
-      source: the raw rows.
-      reader: decodes a raw row.
-      arrays: all rows decoded, in the order of `ids`, if the split fits in memory; otherwise None.
-      bad: id -> reason, for unreadable rows; they keep their position, with weight 0.
-      missing: rate at which each modality of a row is dropped.
-    """
-
-    name: str
-    ids: np.ndarray
-    source: Rows
-    reader: Reader
-    arrays: Batch | None
-    bad: dict[int, str]
-    missing: float = 0.0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, positions: np.ndarray) -> Batch:
-        """Returns the batch of the rows at `positions` `[B]`; -1 gives a padding row with weight 0."""
-        if self.arrays is not None:
-            return _take(self.arrays, positions)
-        return self.decode(positions)
-
-    def subset(self, count: int) -> "Split":
-        """Returns a split of at most `count` evenly spaced rows."""
-        positions = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
-        arrays = None if self.arrays is None else _take(self.arrays, positions)
-        return dataclasses.replace(self, ids=self.ids[positions], arrays=arrays)
-
-    def decode(self, positions: np.ndarray) -> Batch:
-        """Returns the decoded rows at `positions` `[B]`; an unreadable row is added to `bad` and has weight 0."""
-        batch = empty_batch(self.reader, len(positions))
-        real = np.flatnonzero(positions >= 0)
-        ids = self.ids[positions[real]]
-        rows = row_sequences.iterate(self.source, ids)
-        for position, row_id, row in zip(real.tolist(), ids.tolist(), rows, strict=True):
-            try:
-                fill_row(batch, position, row, row_id, self.reader)
-            except BadRow as error:
-                self.bad[row_id] = str(error)
-                batch.id[position] = row_id
-            except BadTarget as error:
-                message = f"split {self.name!r}, {error}; correct the data or the target"
-                raise UserError(message, path="config.data.targets") from error
-        return drop_modalities(batch, self.missing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,21 +231,31 @@ def _fit(
     modalities: Mapping[str, Options], tasks: Mapping[str, Options], source: Source, train: np.ndarray
 ) -> tuple[dict[str, str], dict[str, targets.Scale]]:
     """Returns the state fitted to the training rows of each modality, and the scales of regression targets."""
-    fits = {m: modality_type(options["kind"]).fit for m, options in modalities.items()}
+    kinds = {m: modality_type(options["kind"]) for m, options in modalities.items()}
+    needed = {m: set(_evenly(train, kind.fit_rows)) for m, kind in kinds.items() if kind.fit}
     regressions = {task: options for task, options in tasks.items() if options["kind"] == "regression"}
-    if not any(fits.values()) and not regressions:
-        return {}, {}
-    sample = [source.rows[int(i)] for i in train[:FIT_ROWS]]
-    fitted = {
-        m: fit([raw_value(row, modalities[m], source.class_names) for row in sample], modalities[m])
-        for m, fit in fits.items()
-        if fit
-    }
+    labelled = set(_evenly(train, targets.FIT_ROWS)) if regressions else set()
+    inputs: dict[str, list[Any]] = {m: [] for m in needed}
+    labels: dict[str, list[Any]] = {task: [] for task in regressions}
+    for i in sorted(labelled.union(*needed.values())):
+        row = source.rows[i]
+        for m in needed:
+            if i in needed[m]:
+                inputs[m].append(raw_value(row, modalities[m], source.class_names))
+        for task, options in regressions.items():
+            if i in labelled:
+                labels[task].append(row[options["feature"]])
+    fitted = {m: kind.fit(inputs[m], modalities[m]) for m, kind in kinds.items() if kind.fit}
     scales = {
-        task: targets.fit_scale([row[options["feature"]] for row in sample], options, f"config.data.targets.{task}")
+        task: targets.fit_scale(labels[task], options, f"config.data.targets.{task}")
         for task, options in regressions.items()
     }
     return {m: string for m, string in fitted.items() if string}, scales
+
+
+def _evenly(ids: np.ndarray, count: int) -> list[int]:
+    """Returns at most `count` evenly spaced ids."""
+    return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)].tolist()
 
 
 def _decoded_split(
@@ -324,38 +275,3 @@ def _decoded_split(
                 path=f"config.data.modalities.{modality}",
             )
     return dataclasses.replace(split, arrays=arrays)
-
-
-def check_bad(split: Split, unreadable: Collection[int], max_fraction: float) -> None:
-    """Raises UserError if more than `max_fraction` of a split's rows are unreadable.
-
-    Args:
-      split: the split.
-      unreadable: the ids of its unreadable rows.
-      max_fraction: the tolerated fraction.
-    """
-    unexplained = sorted({*unreadable} - {*split.bad})
-    if unexplained:  # another process read them; read them again for the reason
-        split.decode(np.searchsorted(split.ids, unexplained))
-    if len(unreadable) > max_fraction * len(split):
-        raise UserError(
-            f"{len(unreadable)} of {len(split)} rows of split {split.name!r} cannot be read; correct the data or raise "
-            f"the limit; the first: {split.bad[min(unreadable)]}",
-            path="config.data.max_bad_fraction",
-            value=max_fraction,
-        )
-
-
-def _take(arrays: Batch, positions: np.ndarray) -> Batch:
-    """Returns the rows at `positions` `[B]` of decoded arrays; -1 gives a padding row."""
-    padding = positions < 0
-
-    def take(array: np.ndarray) -> np.ndarray:
-        taken = array[positions]  # [B, ...]
-        if padding.any():
-            taken[padding] = 0
-        return taken
-
-    batch = jax.tree.map(take, arrays)
-    batch.id[padding] = -1
-    return batch

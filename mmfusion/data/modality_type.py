@@ -24,7 +24,9 @@ class ModalityType:
       shape: (options, fitted) -> shape of one input, its dtype, and its number of positions N.
       decode: (value, options, fitted) -> the input and its mask `[N]`, or None if the value is absent. It raises
         ValueError with a short message if the value cannot be read.
-      fit: (values of the training rows, options) -> the fitted state, as a string that is saved with the run.
+      fit: (values of the training rows, options) -> the fitted state, as a string that is saved with the run; empty:
+        none is needed.
+      fit_rows: the number of training rows that `fit` is given at most.
       load: (output of `fit`) -> `fitted`.
       encoder_kwargs: (options, fitted) -> arguments of the modality's encoder that depend on the data.
       unknown: (inputs `[n, ...]`, masks `[n, N]`, options, fitted) -> per kind of value such as a column, how many
@@ -40,6 +42,7 @@ class ModalityType:
     shape: Callable[[Options, Any], tuple[tuple[int, ...], Any, int]]
     decode: Callable[[Any, Options, Any], Decoded]
     fit: Callable[[Sequence[Any], Options], str] | None = None
+    fit_rows: int = 100_000  # so that streamed splits need not be read completely
     load: Callable[[str], Any] = str
     encoder_kwargs: Callable[[Options, Any], dict[str, Any]] = _no_encoder_kwargs
     unknown: Callable[[np.ndarray, np.ndarray, Options, Any], dict[str, tuple[int, int]]] | None = None

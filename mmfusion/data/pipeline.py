@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from mmfusion.data.batch import Batch
-from mmfusion.data.dataset import Split
+from mmfusion.data.split import Split
 
 
 @functools.lru_cache(maxsize=4)

@@ -9,16 +9,16 @@ import numpy as np
 from mmfusion.data import leakage
 from mmfusion.data.decoding import Reader
 from mmfusion.data.modalities import modality_type
+from mmfusion.data.split import Split
 
 if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
-    from mmfusion.data.dataset import Split
 
 UNKNOWN_WORDS = 0.2  # share from which unknown words are reported
 
 
 def notes(
-    config: "DataConfig", splits: Mapping[str, "Split"], rows: Mapping[str, leakage.DigestedRows], reader: Reader
+    config: "DataConfig", splits: Mapping[str, Split], rows: Mapping[str, leakage.DigestedRows], reader: Reader
 ) -> tuple[str, ...]:
     """Returns the lines.
 
@@ -43,7 +43,7 @@ def notes(
     return tuple(lines)
 
 
-def _held_out(config: "DataConfig", splits: Mapping[str, "Split"]) -> str:
+def _held_out(config: "DataConfig", splits: Mapping[str, Split]) -> str:
     line = f"valid is {len(splits['valid']):,} rows held out of train"
     line += f", by groups of {config.group!r}" if config.group else ""
     for task, target in config.targets.items():

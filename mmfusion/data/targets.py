@@ -14,6 +14,7 @@ from mmfusion.data.features import Feature
 from mmfusion.data.modality_type import Options
 from mmfusion.errors import UserError
 
+FIT_ROWS = 100_000  # training rows that scales are fitted to at most
 ENCODINGS = ("auto", "multi_hot", "classes")
 SCALES = ("standard", "log", "none")
 CLASS_OPTIONS = {

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from mmfusion.data import dataset as datasets
 from mmfusion.data.batch import Batch
-from mmfusion.data.dataset import Split
 from mmfusion.data.decoding import empty_batch
+from mmfusion.data.split import Split
 from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
 from mmfusion.inference.predictions import Predictions, predictions

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 
 from mmfusion import metrics
-from mmfusion.data import dataset as datasets
 from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
-from mmfusion.data.dataset import Split
+from mmfusion.data.split import Split, check_bad
 from mmfusion.objectives import Task
 from mmfusion.training.setup import TrainSetup
 
@@ -55,7 +54,7 @@ def collect(
         results.append(jax.device_get(run_eval(state.params, state.batch_stats, batch)))
     every = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
     unreadable = every["id"][(every["weight"] == 0) & (every["id"] >= 0)]
-    datasets.check_bad(split, unreadable.tolist(), max_bad_fraction)
+    check_bad(split, unreadable.tolist(), max_bad_fraction)
     return jax.tree.map(lambda x: x[every["weight"] > 0], every)
 
 

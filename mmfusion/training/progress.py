@@ -16,7 +16,7 @@ import numpy as np
 from mmfusion import optim
 from mmfusion.config import RunConfig
 from mmfusion.data.batch import Batch
-from mmfusion.data.dataset import Split, check_bad
+from mmfusion.data.split import Split, check_bad
 from mmfusion.tracking.logger import Logger
 from mmfusion.training import recovery
 

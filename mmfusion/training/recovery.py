@@ -8,7 +8,8 @@ import jax
 
 from mmfusion.config import RunConfig
 from mmfusion.data import pipeline
-from mmfusion.data.dataset import Dataset, Split
+from mmfusion.data.dataset import Dataset
+from mmfusion.data.split import Split
 from mmfusion.files import write_json
 from mmfusion.tracking.run_dir import RunDir
 

@@ -19,7 +19,8 @@ from mmfusion.checkpoints.saver import Saver
 from mmfusion.config import RunConfig
 from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
-from mmfusion.data.dataset import Dataset, Split
+from mmfusion.data.dataset import Dataset
+from mmfusion.data.split import Split
 from mmfusion.distributed import hosts
 from mmfusion.errors import Preempted
 from mmfusion.files import write_json

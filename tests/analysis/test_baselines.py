@@ -10,8 +10,9 @@ from mmfusion.analysis import baselines as module
 from mmfusion.analysis.baselines import baselines
 from mmfusion.analysis.probing import pid
 from mmfusion.data.batch import Batch
-from mmfusion.data.dataset import Dataset, Split
+from mmfusion.data.dataset import Dataset
 from mmfusion.data.decoding import Reader
+from mmfusion.data.split import Split
 from tests import synthetic
 from tests.errors import rejects
 

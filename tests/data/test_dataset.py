@@ -7,6 +7,7 @@ import pytest
 from mmfusion import config as configs
 from mmfusion.data import dataset, text
 from mmfusion.data.holdout import holdout_split
+from mmfusion.data.split import check_bad
 from tests import planted
 from tests.errors import rejects
 
@@ -240,10 +241,10 @@ def test_check_bad_reports_rows_found_by_another_process(monkeypatch):
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(40)], test=rows)
     test = load(planted.config(data__memory_gb=0.0)).splits["test"]
     assert test.bad == {}
-    dataset.check_bad(test, {7}, 0.1)
+    check_bad(test, {7}, 0.1)
     assert test.bad == {7: "row 7, image: not an image"}
     with rejects("config.data.max_bad_fraction", 0.0, says="row 7, image: not an image"):
-        dataset.check_bad(test, {7}, 0.0)
+        check_bad(test, {7}, 0.0)
 
 
 @pytest.mark.parametrize("modality", ["image", "text", "audio"])

@@ -19,8 +19,8 @@ from mmfusion import config as configs
 from mmfusion.analysis.gate.token_model import Given
 from mmfusion.analysis.probing import attribution, calibration, corruption, emap
 from mmfusion.data.batch import Batch
-from mmfusion.data.dataset import Split
 from mmfusion.data.missing import drop_modalities
+from mmfusion.data.split import Split
 from mmfusion.training.eval_step import eval_step
 from mmfusion.training.evaluation import collect, score, without
 from mmfusion.training.restore import Run, open_run
