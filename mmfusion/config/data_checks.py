@@ -8,6 +8,7 @@ from mmfusion.config.fields import DataConfig, ModalityConfig, RunConfig
 from mmfusion.data import sources
 from mmfusion.data.graph import EDGES
 from mmfusion.data.modalities import feature_names
+from mmfusion.data.table_dataset import is_table
 from mmfusion.data.text import FILES, TOKENIZERS
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import FUSIONS
@@ -27,7 +28,8 @@ def check_data(run: RunConfig) -> None:
 
 def _check_dataset(data: DataConfig) -> None:
     for name in filter(None, (data.name, data.fallback_name)):
-        sources.check_name(name, data.dir)
+        if not is_table(name):
+            sources.check_name(name, data.dir)
     if not data.valid and not data.valid_fraction:
         message = "must be above 0, or config.data.valid must name a split"
         raise UserError(message, path="config.data.valid_fraction", value=data.valid_fraction)

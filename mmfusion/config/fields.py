@@ -38,7 +38,9 @@ class TargetConfig(Choice):
 class DataConfig:
     """The dataset, its splits, and what is read from it."""
 
-    name: str = key("", "a TFDS name, pair:FIRST+SECOND:by=label|index, or package.module:Class of a TFDS builder")
+    name: str = key(
+        "", "a TFDS name, pair:FIRST+SECOND:by=label|index, package.module:Class of a TFDS builder, or a table's path"
+    )
     fallback_name: str = key("", "the dataset to use where `name` cannot be prepared; the result says which was used")
     dir: str = key("", "where datasets are prepared; empty: TFDS's default", resume="resource")
     manual_dir: str = key("", "folder of archives fetched by hand, used before any download", resume="resource")
@@ -46,6 +48,9 @@ class DataConfig:
     valid: str = key("", "TFDS split expression of the validation split; empty: held out from train")
     test: str = key("test", "TFDS split expression of the test split")
     valid_fraction: float = key(0.1, "share of train's groups that is held out for validation", below=1)
+    test_fraction: float = key(
+        0.2, "of a table without a column `split`: share of its groups that are the test split", below=1
+    )
     group: str = key(
         "",
         "rows with the same value of this feature are all in train or all in the held-out valid split; empty: each row "

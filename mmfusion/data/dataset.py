@@ -17,6 +17,7 @@ from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, Rows, uncached
 from mmfusion.data.sources import Source
 from mmfusion.data.split import Split, check_bad
+from mmfusion.data.table_dataset import is_table, open_table_source
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def load(
     }
     return Dataset(
         splits=decoded,
-        notes=() if saved else summary.notes(config, decoded, digested, reader),
+        notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digested, reader),
         reader=reader,
         class_names=class_names,
         fitted=fitted,
@@ -151,6 +152,11 @@ def load(
 
 def _open(config: "DataConfig", name: str, splits: Sequence[str], seed: int) -> dict[str, Source]:
     """Returns the source of each split with cached rows; splits with the same TFDS expression share a source."""
+    if is_table(config.name):
+        source = open_table_source(config)
+        _check_features(config, source)
+        source = dataclasses.replace(source, rows=CachedRows(source.rows))
+        return dict.fromkeys(splits, source)
     expressions = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
     opened = {}
     for expression in dict.fromkeys(expressions[split] for split in splits):

@@ -25,14 +25,21 @@ def split_ids(config: "DataConfig", opened: Mapping[str, Source]) -> dict[str, n
 
     @functools.cache
     def held_out(rows: Rows) -> np.ndarray:
-        return holdout_split(_groups(rows, config.group), config.valid_fraction, _classes(rows, config))
+        ids = members(opened["train" if "train" in opened else "valid"])
+        held = np.zeros(len(rows), bool)
+        held[ids] = holdout_split(_groups(rows, ids, config.group), config.valid_fraction, _classes(rows, ids, config))
+        return held
+
+    def members(source: Source) -> np.ndarray:
+        return np.arange(len(source.rows)) if source.members is None else source.members["train"]
 
     result = {}
     for split, source in opened.items():
-        ids = np.arange(len(source.rows))
         if not config.valid and split != "test":
-            mask = held_out(source.rows)
-            ids = ids[mask if split == "valid" else ~mask]
+            ids, mask = members(source), held_out(source.rows)
+            ids = ids[mask[ids] if split == "valid" else ~mask[ids]]
+        else:
+            ids = np.arange(len(source.rows)) if source.members is None else source.members[split]
         if len(ids) == 0:
             raise UserError(
                 f"split {split!r} of {config.name!r} is empty; correct the expression or valid_fraction",
@@ -78,18 +85,18 @@ def _uniform(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
-def _classes(rows: Rows, config: "DataConfig") -> list[str] | None:
+def _classes(rows: Rows, ids: np.ndarray, config: "DataConfig") -> list[str] | None:
     """Returns the class of each row in the first classification task; None without one, or of many rows."""
     features = [target.feature for target in config.targets.values() if target.kind == "classification"]
-    if not features or len(rows) > STRATIFIED_ROWS:
+    if not features or len(ids) > STRATIFIED_ROWS:
         return None
-    return [str(rows[i][features[0]]) for i in range(len(rows))]
+    return [str(rows[i][features[0]]) for i in ids.tolist()]
 
 
-def _groups(rows: Rows, feature: str) -> Iterable[Any]:
+def _groups(rows: Rows, ids: np.ndarray, feature: str) -> Iterable[Any]:
     if not feature:  # pairs are grouped by the row of the second dataset, which several pairs may share
         stored = uncached(rows)
-        return stored.partner if isinstance(stored, PairedRows) else range(len(rows))
+        return stored.partner if isinstance(stored, PairedRows) else ids.tolist()
     if feature not in rows[0]:
         raise UserError("no such feature", path="config.data.group", value=feature, choices=rows[0])
-    return [as_string(rows[i][feature]) for i in range(len(rows))]
+    return [as_string(rows[i][feature]) for i in ids.tolist()]

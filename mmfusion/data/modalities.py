@@ -47,10 +47,16 @@ def raw_value(row: Mapping[str, Any], options: Options, class_names: Mapping[str
       row: feature -> raw value.
       options: the modality's section of the config.
       class_names: per class feature, the names of its classes.
+
+    Raises:
+      OSError: a file of the row cannot be read.
     """
     kind = modality_type(options["kind"])
     if not kind.several_features:
-        return row[options["feature"]]
+        value = row[options["feature"]]
+        if isinstance(value, OSError):  # the row has it in place of a file that cannot be read
+            raise value
+        return value
     values = {name: row[name] for name in feature_names(options)}
     if kind.class_names:
         for name in values.keys() & class_names.keys():

@@ -32,6 +32,8 @@ class Source:
       version: name, version and split, which are part of the run's data fingerprint.
       features: what each feature holds; empty: unknown.
       slices: the stored rows that these are: (dataset and its split, first row, row after the last).
+      members: the ids of the rows of each split, if `rows` are those of all splits; None: all rows are of one split.
+      notes: lines about the rows for the user.
     """
 
     rows: Rows
@@ -39,6 +41,8 @@ class Source:
     version: str
     features: dict[str, Feature] = dataclasses.field(default_factory=dict)
     slices: tuple[tuple[str, int, int], ...] = ()
+    members: Mapping[str, np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: int) -> Source:

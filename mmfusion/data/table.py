@@ -37,7 +37,7 @@ def canonical(value: Any) -> str:
     if text.lower() in ("true", "false"):
         return text.lower()
     try:
-        number = float(text)
+        number = float(text if "_" not in text else "")  # Python reads 8494_9 as a number
     except ValueError:
         return text
     is_integer = number.is_integer() and abs(number) < 2**53 and text.lstrip("+-")[:1].isdigit()

@@ -1,0 +1,229 @@
+"""A table in a file as a dataset: its splits, its labels as classes, and its files as bytes."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from mmfusion.data.holdout import holdout_split
+from mmfusion.data.modalities import feature_names
+from mmfusion.data.sources import Source
+from mmfusion.data.table import canonical
+from mmfusion.data.table_file import FORMATS, open_table
+from mmfusion.data.table_schema import is_missing, parse_list
+from mmfusion.errors import UserError
+
+if TYPE_CHECKING:
+    from mmfusion.config.fields import DataConfig
+
+FILE_KINDS = ("image", "audio", "video")  # modality types whose strings are paths of files
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+SPLIT_COLUMN = "split"
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFile:
+    """A table that has been read.
+
+    Attributes:
+      path: the file.
+      columns: the names of its columns.
+      numbers: the number of each row in the file, from 0.
+      rows: the rows that could be read.
+      rejected: the numbers of the other rows, and why.
+      digest: of the file's content.
+    """
+
+    path: Path
+    columns: list[str]
+    numbers: list[int]
+    rows: list[dict[str, Any]]
+    rejected: list[tuple[int, str]]
+    digest: str
+
+
+def is_table(name: str) -> bool:
+    """Returns whether a dataset's name is the path of a table."""
+    lower = name.lower().removesuffix(".gz")
+    return lower.endswith(tuple(FORMATS)) and not name.startswith("pair:")
+
+
+def read_table(path: str | os.PathLike) -> TableFile:
+    """Reads a table into memory, once for as long as the file stays the same; see `table_file.open_table`."""
+    path = Path(path).absolute()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", path=str(path)) from error
+    return _read_table(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_table(path: Path, modified: int, size: int) -> TableFile:
+    table, numbers, rows, rejected = open_table(path), [], [], []
+    for number, row, error in table:
+        if row is None:
+            rejected.append((number, error))
+        else:
+            numbers.append(number)
+            rows.append(row)
+    return TableFile(path, table.columns, numbers, rows, rejected, xxhash.xxh3_64(path.read_bytes()).hexdigest())
+
+
+class TableRows(Sequence):
+    """The rows of a table with the content of files and the numbers of classes.
+
+    A file that cannot be read is an OSError in its place, which makes its row unreadable.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], convert: Mapping[str, Callable[[Any], Any]]):
+        self._rows, self._convert = rows, convert
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        values = dict(self._rows[row])
+        for name, convert in self._convert.items():
+            values[name] = convert(values[name])
+        return values
+
+
+def open_table_source(config: "DataConfig") -> Source:
+    """Opens the table of a config; its rows are those of all splits, which `members` tells apart.
+
+    Raises:
+      UserError: the table cannot be read, too many of its rows cannot, or its column `split` has another value.
+    """
+    for split in ("train", "valid", "test"):
+        if getattr(config, split) not in ("", split):
+            message = f"must be {split!r}: the rows of a table have no slices, but a column split"
+            raise UserError(message, path=f"config.data.{split}", value=getattr(config, split))
+    table = read_table(config.name)
+    total = len(table.rows) + len(table.rejected)
+    if len(table.rejected) > config.max_bad_fraction * total:
+        number, reason = table.rejected[0]
+        raise UserError(
+            f"{len(table.rejected)} of {total} rows of {table.path} cannot be read; correct them or raise the limit; "
+            f"the first: row {number}: {reason}",
+            path="config.data.max_bad_fraction",
+            value=config.max_bad_fraction,
+        )
+    labelled = _labelled(table, config)
+    members = _members(table, labelled, config)
+    class_names = _class_names(table, members["train"], config)
+    files = {
+        name: _reader(table.path.parent)
+        for section in config.modalities.values()
+        for name in feature_names(section.to_dict())
+        if section.kind in FILE_KINDS and name in table.columns
+    }
+    labels = {
+        target.feature: _labeller(target.kind, class_names.get(target.feature, ()))
+        for target in config.targets.values()
+        if target.feature in table.columns
+    }
+    return Source(
+        TableRows(table.rows, {**files, **labels}),
+        class_names,
+        f"{table.path.name}:{table.digest}",
+        members=members,
+        notes=_notes(table, labelled),
+    )
+
+
+def _labelled(table: TableFile, config: "DataConfig") -> np.ndarray:
+    """Returns the mask `[n]` of the rows that have all labels."""
+    features = [target.feature for target in config.targets.values() if target.feature in table.columns]
+    return np.array([not any(is_missing(row[name]) for name in features) for row in table.rows], bool)
+
+
+def _notes(table: TableFile, labelled: np.ndarray) -> tuple[str, ...]:
+    notes = []
+    if not labelled.all():
+        notes.append(f"{(~labelled).sum():,} of {len(labelled):,} rows have no label and are left out")
+    if table.rejected:
+        number, reason = table.rejected[0]
+        notes.append(f"{len(table.rejected):,} rows cannot be read and are left out; the first: row {number}: {reason}")
+    return tuple(notes)
+
+
+def _members(table: TableFile, labelled: np.ndarray, config: "DataConfig") -> dict[str, np.ndarray]:
+    """Returns the ids of each split: of the column `split`, or a test split made of groups and stratified."""
+    ids = np.flatnonzero(labelled)
+    if SPLIT_COLUMN in table.columns:
+        names = [canonical(table.rows[i][SPLIT_COLUMN]).lower() for i in ids]
+        unknown = set(names) - set(SPLIT_NAMES)
+        if unknown:
+            value = min(unknown)
+            raise UserError("names no split", path="column split", value=value, choices=("train", "valid", "test"))
+        splits = np.array([SPLIT_NAMES[name] for name in names])
+        if "valid" in splits and not config.valid:
+            message = "must be 'valid', as the column split of the table has such rows"
+            raise UserError(message, path="config.data.valid", value=config.valid)
+        return {split: ids[splits == split] for split in ("train", "valid", "test")}
+    groups = [canonical(table.rows[i][config.group]) for i in ids] if config.group else [str(i) for i in ids]
+    classes = [target.feature for target in config.targets.values() if target.kind == "classification"]
+    labels = [canonical(table.rows[i][classes[0]]) for i in ids] if classes else None
+    test = holdout_split((f"test {group}" for group in groups), config.test_fraction, labels)
+    return {"train": ids[~test], "valid": ids[:0], "test": ids[test]}
+
+
+def _class_names(table: TableFile, train: np.ndarray, config: "DataConfig") -> dict[str, tuple[str, ...]]:
+    """Returns the classes of each label column in the training rows: numbers in order, then strings in order."""
+    result = {}
+    for target in config.targets.values():
+        if target.kind == "regression" or target.feature not in table.columns:
+            continue
+        values = [table.rows[i][target.feature] for i in train]
+        if target.kind == "multilabel":
+            lists = [parse_list(value) for value in values]
+            if not all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in lists):
+                continue  # numbers
+            values = [item for value in lists for item in value]
+        result[target.feature] = tuple(sorted({canonical(value) for value in values}, key=_class_order))
+    return result
+
+
+def _class_order(name: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(name), name
+    except ValueError:
+        return True, 0.0, name
+
+
+def _reader(folder: Path) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if is_missing(value):
+            return None
+        if not isinstance(value, str):
+            return value  # pixels or samples, of a Parquet table
+        try:
+            return (folder / value).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in a path
+            return OSError(f"{value}: {getattr(error, 'strerror', None) or error}")
+
+    return read
+
+
+def _labeller(kind: str, names: tuple[str, ...]) -> Callable[[Any], Any]:
+    index = {name: number for number, name in enumerate(names)}
+
+    def number(value: Any) -> int:
+        return index.get(canonical(value), -1)  # -1, a class that train does not have, is refused as it is read
+
+    def label(value: Any) -> Any:
+        if kind == "multilabel":
+            values = parse_list(value)
+            return [number(item) for item in values] if names else np.asarray(values)
+        return number(value) if names else canonical(value)
+
+    return label
