@@ -9,6 +9,7 @@ from pathlib import Path
 from mmfusion.errors import nearest
 
 COMMANDS = (
+    "inspect",
     "train",
     "evaluate",
     "predict",

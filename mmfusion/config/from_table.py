@@ -21,7 +21,7 @@ from mmfusion.errors import UserError
 ROLES = (SPLIT_COLUMN, "group", "fold")  # columns that are read as such
 LABELS = ("label", "target", "class", "y")  # columns that are the label where none is named
 SAMPLE = 300  # files whose size is read
-EPOCHS, STEPS = 30, (300, 3000)  # passes over the training rows; bounds of the number of steps
+EPOCHS, STEPS = 60, (1000, 4000)  # passes over the training rows; bounds of the number of steps
 BATCH = 64
 MAX_PIXELS, MAX_SECONDS, MAX_RATE, MAX_WORDS = 64, 10.0, 16_000, 128
 
