@@ -24,7 +24,7 @@ from mmfusion.data import dataset as datasets
 from mmfusion.data.table import canonical
 from mmfusion.data.table_schema import is_missing
 
-MAX_COLUMNS = 60  # columns of a table that are listed
+MAX_COLUMNS = 40  # columns of a table that are listed
 SHOWN = 6  # sample rows in the picture
 
 
@@ -36,12 +36,11 @@ def columns_table(proposal: Proposal) -> Table:
     shown = list(proposal.columns.values())[:MAX_COLUMNS]
     for column in shown:
         missing = f"{column.missing:,}" if column.missing else ""
-        role = Text(
-            proposal.roles[column.name], style="dim" if proposal.roles[column.name].startswith("not ") else "bold"
-        )
-        table.add_row(Text(column.name), column.kind, missing, Text(column.about), role)
+        role = proposal.roles[column.name]
+        style = "dim" if role.startswith("not ") else "bold"
+        table.add_row(Text(column.name), column.kind, missing, Text(column.about), Text(role, style=style))
     if len(proposal.columns) > len(shown):
-        table.add_row(f"… and {len(proposal.columns) - len(shown)} more", "", "", "", "")
+        table.add_row(f"… {len(proposal.columns) - len(shown)} more")
     return table
 
 
@@ -95,6 +94,7 @@ def _draw(axis: Axes, section: Any, row: dict[str, Any], folder: Path) -> None:
     elif section.kind == "image":
         pixels = image.decode(Path(folder, value).read_bytes(), tuple(section.size), section.channels)
         axis.imshow(Image.fromarray(pixels.squeeze().astype(np.uint8)), cmap="gray")
+        axis.set_anchor("NW")
         axis.set_axis_off()
     elif section.kind == "audio":
         waveform = audio.decode(Path(folder, value), section.rate)

@@ -95,15 +95,19 @@ def _unusable(table: TableFile, column: Column, labels: Sequence[str], chosen: b
         raise UserError(f"{column.problem}; correct the paths, or leave the column out", path=f"column {column.name}")
     if column.kind in ("identifier", "constant", "empty", "labels"):
         return f"{column.kind}, {column.about}"
-    if not chosen and SPLIT_COLUMN in table.columns and gives_away(table.rows, column, SPLIT_COLUMN):
-        return f"it tells the {SPLIT_COLUMN} of nearly every row"
+    if not chosen and column.kind == "category" and _names_splits(table, column.name):
+        return "it names splits"
     if not chosen and any(gives_away(table.rows, column, label) for label in labels):
         return f"it tells {' or '.join(labels)} of nearly every row; name it in columns= to read it"
     return ""
 
 
+def _names_splits(table: TableFile, name: str) -> bool:
+    return {canonical(row[name]).lower() for row in table.rows} <= {*SPLIT_NAMES, ""}
+
+
 def _modalities(inputs: Mapping[str, Column]) -> dict[str, list[str]]:
-    """Returns the columns of each modality: each of files or texts by itself, numbers, categories and dates as a table."""
+    """Returns the columns of each modality; numbers, categories and dates are one, a table."""
     in_table = [name for name, column in inputs.items() if column.kind in ("number", "category", "date")]
     result: dict[str, list[str]] = {"table": in_table} if in_table else {}
     for name, column in inputs.items():

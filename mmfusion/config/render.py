@@ -1,5 +1,6 @@
 """Writes a config as the text of a config file."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def render(config: ConfigDict, docstring: str) -> str:
     """
     lines = [
         f'"""{docstring}"""', "", "from mmfusion.config import defaults", "", "", 'def get_config(arg: str = ""):',
-        f'    config, args = defaults.begin(arg, "{config.model.fusion.name}")',
+        f"    config, args = defaults.begin(arg, {_text(config.model.fusion.name)})",
         *(f"    {line}" for line in _lines(config)), "    return defaults.finish(config, args)", "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -32,32 +33,41 @@ def _lines(config: ConfigDict) -> Iterator[str]:
     plain = defaults.get_config()
     for name in SCALARS:
         if config[name] != plain[name]:
-            yield f"config.{name} = {config[name]!r}"
+            yield f"config.{name} = {_text(config[name])}"
     for name in DATA_SCALARS:
         if config.data[name] != plain.data[name]:
-            yield f"config.data.{name} = {config.data[name]!r}"
+            yield f"config.data.{name} = {_text(config.data[name])}"
     for name, section in config.data.modalities.items():
-        call = _call(
-            "modality", (section.kind, section.feature), section, choice_options("data.modalities.", section.kind)
-        )
+        options = choice_options("data.modalities.", section.kind)
+        call = _call("modality", (section.kind, section.feature), section, options)
         yield f"config.data.modalities.{name} = {call}"
     for name, section in config.data.targets.items():
-        call = _call("target", (section.kind, section.feature), section, choice_options("data.targets.", section.kind))
+        options = choice_options("data.targets.", section.kind)
+        call = _call("target", (section.kind, section.feature), section, options)
         yield f"config.data.targets.{name} = {call}"
     for name, section in config.model.encoders.items():
         options = choice_keys(f"model.encoders.{name}", section.name)
         yield f"config.model.encoders.{name} = {_call('encoder', (name, section.name), section, options)}"
-    warmup = config.optim.schedule.warmup_steps
-    rate = config.optim.learning_rate
-    yield f'config.optim = defaults.optimizer("{config.optim.name}", {rate!r}, schedule_options={{"warmup_steps": {warmup}}})'
+    name, rate = config.optim.name, config.optim.learning_rate
+    schedule = {"warmup_steps": config.optim.schedule.warmup_steps}
+    yield f"config.optim = defaults.optimizer({_text(name)}, {rate!r}, schedule_options={_text(schedule)})"
 
 
 def _call(function: str, arguments: tuple[str, ...], section: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    given = [repr(argument) for argument in arguments]
-    given += [
-        f"{name}={section[name]!r}" for name, default in options.items() if _plain(section[name]) != _plain(default)
-    ]
+    changed = {name: section[name] for name in options if _plain(section[name]) != _plain(options[name])}
+    given = [*map(_text, arguments), *(f"{name}={_text(value)}" for name, value in changed.items())]
     return f"defaults.{function}({', '.join(given)})"
+
+
+def _text(value: Any) -> str:
+    """Returns a value as Python source, with double quotes as formatters want them."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_text, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_text(key)}: {_text(item)}' for key, item in value.items())}}}"
+    return repr(value)
 
 
 def _plain(value: Any) -> Any:

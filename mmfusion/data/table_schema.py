@@ -130,7 +130,7 @@ def _describe_numbers(name: str, numbers: list[float], missing: int, distinct: i
 def _describe_strings(name: str, forms: list[str], missing: int, distinct: int) -> Column:
     words = statistics.fmean(len(form.split()) for form in forms)
     unspaced = statistics.fmean(len(form) for form in forms) > 20 and words < 1.5
-    if distinct == len(forms) > 1 and words < 1.5 and IDENTIFIER.fullmatch(name):
+    if distinct > 0.9 * len(forms) > 1 and words < 1.5 and IDENTIFIER.fullmatch(name):
         return Column(name, "identifier", missing, distinct, f"such as {forms[0][:40]!r}")
     if words >= WORDS or (unspaced and distinct > len(forms) / 2):
         lengths = sorted(len(form.split()) for form in forms)
