@@ -1,5 +1,6 @@
 """Proposes a config for a table of one's own, from what its columns hold."""
 
+import contextlib
 import dataclasses
 import re
 from collections import Counter
@@ -172,9 +173,11 @@ Sections = tuple[ConfigDict, ConfigDict]
 def _image(modality: str, names: Sequence[str], columns: Mapping[str, Column], table: TableFile) -> Sections:
     sizes, modes = [], Counter()
     for value in _values(table, names[0]):
-        with Image.open(Path(table.path.parent, value)) as image:
+        with contextlib.suppress(OSError), Image.open(Path(table.path.parent, value)) as image:
             sizes.append(image.size)
             modes[image.mode] += 1
+    if not sizes:
+        raise UserError("no image can be read", path=f"column {names[0]}")
     width, height = np.median(sizes, axis=0)
     scale = min(1.0, MAX_PIXELS / max(width, height))
     size = (max(8, round(height * scale)), max(8, round(width * scale)))
@@ -184,7 +187,12 @@ def _image(modality: str, names: Sequence[str], columns: Mapping[str, Column], t
 
 
 def _audio(modality: str, names: Sequence[str], columns: Mapping[str, Column], table: TableFile) -> Sections:
-    infos = [soundfile.info(str(table.path.parent / value)) for value in _values(table, names[0])]
+    infos = []
+    for value in _values(table, names[0]):
+        with contextlib.suppress(soundfile.SoundFileError):
+            infos.append(soundfile.info(str(table.path.parent / value)))
+    if not infos:
+        raise UserError("no recording can be read", path=f"column {names[0]}")
     rate = min(Counter(info.samplerate for info in infos).most_common(1)[0][0], MAX_RATE)
     seconds = float(np.quantile([info.duration for info in infos], 0.95))
     section = defaults.modality("audio", names[0], rate=rate, seconds=round(min(max(seconds, 0.1), MAX_SECONDS), 2))
