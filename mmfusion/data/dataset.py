@@ -39,6 +39,7 @@ class Dataset:
       name: the dataset in use: the config's `name` or `fallback_name`.
       notes: lines about the data that a new run prints: how rows were held out, copies in several splits, unknown
         values.
+      rejected: rows that cannot be read: (id, modality or empty, reason).
     """
 
     splits: dict[str, Split]
@@ -50,6 +51,7 @@ class Dataset:
     content: dict[str, str]
     name: str
     notes: tuple[str, ...] = ()
+    rejected: tuple[tuple[int, str, str], ...] = ()
 
     def encoder_kwargs(self) -> dict[str, dict[str, Any]]:
         """Returns per modality the encoder arguments that depend on the data, such as `vocabulary` for text."""
@@ -140,6 +142,7 @@ def load(
     return Dataset(
         splits=decoded,
         notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digested, reader),
+        rejected=_rejected(opened, decoded),
         reader=reader,
         class_names=class_names,
         fitted=fitted,
@@ -164,6 +167,15 @@ def _open(config: "DataConfig", name: str, splits: Sequence[str], seed: int) -> 
         _check_features(config, source)
         opened[expression] = dataclasses.replace(source, rows=CachedRows(source.rows))
     return {split: opened[expressions[split]] for split in splits}
+
+
+def _rejected(opened: Mapping[str, Source], splits: Mapping[str, Split]) -> tuple[tuple[int, str, str], ...]:
+    rejected = {(row, "", reason) for source in opened.values() for row, reason in source.rejected.items()}
+    for split in splits.values():
+        for row, reason in split.bad.items():  # "row 7, image: not an image"
+            modality, _, message = reason.partition(", ")[2].partition(": ")
+            rejected.add((row, modality, message))
+    return tuple(sorted(rejected))
 
 
 def _digest(description: Any) -> str:

@@ -34,6 +34,7 @@ class Source:
       slices: the stored rows that these are: (dataset and its split, first row, row after the last).
       members: the ids of the rows of each split, if `rows` are those of all splits; None: all rows are of one split.
       notes: lines about the rows for the user.
+      rejected: id -> reason, of rows that could not be read and are in no split.
     """
 
     rows: Rows
@@ -43,6 +44,7 @@ class Source:
     slices: tuple[tuple[str, int, int], ...] = ()
     members: Mapping[str, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
+    rejected: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: int) -> Source:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,17 +37,15 @@ class TableFile:
     Attributes:
       path: the file.
       columns: the names of its columns.
-      numbers: the number of each row in the file, from 0.
-      rows: the rows that could be read.
-      rejected: the numbers of the other rows, and why.
+      rows: its rows; of one that cannot be read, every value is None.
+      rejected: the numbers of the rows that cannot be read, from 0, and why.
       digest: of the file's content.
     """
 
     path: Path
     columns: list[str]
-    numbers: list[int]
     rows: list[dict[str, Any]]
-    rejected: list[tuple[int, str]]
+    rejected: dict[int, str]
     digest: str
 
 
@@ -68,14 +67,12 @@ def read_table(path: str | os.PathLike) -> TableFile:
 
 @functools.lru_cache(maxsize=2)
 def _read_table(path: Path, modified: int, size: int) -> TableFile:
-    table, numbers, rows, rejected = open_table(path), [], [], []
+    table, rows, rejected = open_table(path), [], {}
     for number, row, error in table:
+        rows.append(row if row is not None else dict.fromkeys(table.columns))
         if row is None:
-            rejected.append((number, error))
-        else:
-            numbers.append(number)
-            rows.append(row)
-    return TableFile(path, table.columns, numbers, rows, rejected, xxhash.xxh3_64(path.read_bytes()).hexdigest())
+            rejected[number] = error
+    return TableFile(path, table.columns, rows, rejected, xxhash.xxh3_64(path.read_bytes()).hexdigest())
 
 
 class TableRows(Sequence):
@@ -108,9 +105,9 @@ def open_table_source(config: "DataConfig") -> Source:
             message = f"must be {split!r}: the rows of a table have no slices, but a column split"
             raise UserError(message, path=f"config.data.{split}", value=getattr(config, split))
     table = read_table(config.name)
-    total = len(table.rows) + len(table.rejected)
+    total = len(table.rows)
     if len(table.rejected) > config.max_bad_fraction * total:
-        number, reason = table.rejected[0]
+        number, reason = next(iter(table.rejected.items()))
         raise UserError(
             f"{len(table.rejected)} of {total} rows of {table.path} cannot be read; correct them or raise the limit; "
             f"the first: row {number}: {reason}",
@@ -136,22 +133,24 @@ def open_table_source(config: "DataConfig") -> Source:
         class_names,
         f"{table.path.name}:{table.digest}",
         members=members,
+        rejected=table.rejected,
         notes=_notes(table, labelled),
     )
 
 
 def _labelled(table: TableFile, config: "DataConfig") -> np.ndarray:
-    """Returns the mask `[n]` of the rows that have all labels."""
+    """Returns the mask `[n]` of the rows that can be read and have all labels."""
     features = [target.feature for target in config.targets.values() if target.feature in table.columns]
-    return np.array([not any(is_missing(row[name]) for name in features) for row in table.rows], bool)
+    labelled = np.array([not any(is_missing(row[name]) for name in features) for row in table.rows], bool)
+    labelled[list(table.rejected)] = False
+    return labelled
 
 
 def _notes(table: TableFile, labelled: np.ndarray) -> tuple[str, ...]:
     notes = []
-    if not labelled.all():
-        notes.append(f"{(~labelled).sum():,} of {len(labelled):,} rows have no label and are left out")
-    if table.rejected:
-        number, reason = table.rejected[0]
+    if unlabelled := int((~labelled).sum()) - len(table.rejected):
+        notes.append(f"{unlabelled:,} of {len(labelled):,} rows have no label and are left out")
+    for number, reason in itertools.islice(table.rejected.items(), 1):
         notes.append(f"{len(table.rejected):,} rows cannot be read and are left out; the first: row {number}: {reason}")
     return tuple(notes)
 

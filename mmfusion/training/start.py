@@ -1,6 +1,8 @@
 """How a run starts or resumes in its directory."""
 
 import contextlib
+import csv
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +16,7 @@ from mmfusion.checkpoints.saver import Saver
 from mmfusion.config import RunConfig
 from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import hosts, mesh, platform
-from mmfusion.files import write_json
+from mmfusion.files import write_json, write_text
 from mmfusion.models.summary import summarize
 from mmfusion.tracking import provenance
 from mmfusion.tracking.logger import Logger
@@ -60,6 +62,8 @@ def start_run(
     workdir.mkdir(parents=True, exist_ok=True)
     if primary and not (workdir / "result.json").exists():  # keys that may change take effect as the run resumes
         write_json(workdir / "config.json", values)
+        if dataset.rejected:
+            write_text(workdir / "rejected.csv", rejected_csv(dataset.rejected))
     with hosts.primary_first():
         checkpoints = Checkpoints(directory.checkpoints)
         if bad_steps and primary:
@@ -100,6 +104,13 @@ def start_run(
                 run, values, directory, dataset, setup, state, progress, k, checkpoints, log, saver, meter, trace, meta,
                 environment, started, profile, configs.selectable(config)[run.select],
             )  # fmt: skip
+
+
+def rejected_csv(rejected: Sequence[tuple[int, str, str]]) -> str:
+    """Returns the rows that cannot be read as CSV."""
+    text = io.StringIO()
+    csv.writer(text).writerows([("row", "column", "reason"), *rejected])
+    return text.getvalue()
 
 
 def restore_or_initialise(

@@ -147,7 +147,8 @@ def test_table_dataset_counts_bad_rows_up_to_the_limit(table, tmp_path):
     assert any("1 rows cannot be read and are left out; the first: row 60" in note for note in data.notes)
     (tmp_path / "pictures" / "7.png").write_bytes(b"damaged")
     data, _ = load(path, max_bad_fraction=0.1)
-    assert [reason for split in data.splits.values() for reason in split.bad.values()] == ["row 7, photo: not an image"]
+    assert data.rejected == ((7, "photo", "not an image"), (60, "", data.rejected[1][2]))
+    assert "3 cells" in data.rejected[1][2]
 
 
 def test_table_dataset_refuses_a_class_that_train_does_not_have(table, tmp_path):

@@ -38,7 +38,7 @@ def test_inspect_shows_columns_and_writes_a_config_and_a_picture(path, tmp_path,
     config, plot = tmp_path / "films.py", tmp_path / "films.png"
     done = command("experiments.inspect", str(path), f"--output={config}", f"--plot={plot}")
     assert done.returncode == 0, done.stderr
-    for text in ("stars", "not read:", "rows    60:", "label   2 classes: neg 50.0%, pos 50.0%"):
+    for text in ("stars", "not read:", "rows    60:", "label   2 classes: pos 50.0%, neg 50.0%"):
         assert text in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
     run = command("experiments.train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.steps=2",
