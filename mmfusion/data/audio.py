@@ -7,6 +7,7 @@ import io
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ OPTIONS = {
 
 
 def decode(
-    data: bytes | np.ndarray | str | os.PathLike, rate: int, source_rate: int | None = None, max_samples: int = 2**26
+    data: bytes | np.ndarray | Sequence | str | os.PathLike,
+    rate: int,
+    source_rate: int | None = None,
+    max_samples: int = 2**26,
 ) -> np.ndarray:
     """Returns a recording as a mono waveform `[S]` float32 in about [-1, 1] at `rate`; empty if it has no samples.
 
@@ -43,10 +47,10 @@ def decode(
       ValueError: the data are corrupt, truncated, too long, not finite or far outside [-1, 1], or it is not clear which
         axis of an array is time; the message is short.
     """
-    if isinstance(data, np.ndarray):
-        waveform, source = _from_array(data, max_samples), source_rate or rate
-    else:
+    if isinstance(data, (bytes, str, os.PathLike)):
         waveform, source = _from_file(data, max_samples)
+    else:
+        waveform, source = _from_array(np.asarray(data), max_samples), source_rate or rate
     if waveform.ndim == 2:
         waveform = waveform.mean(axis=1)  # [S]
     if source != rate and len(waveform):

@@ -251,15 +251,20 @@ def _class_names(
 
 def _fit(modalities: Mapping[str, Options], source: Source, train: np.ndarray) -> dict[str, str]:
     """Returns the state fitted to the training rows of each modality: vocabularies, and the columns of tables."""
-    fits = {m: modality_type(options["kind"]).fit for m, options in modalities.items()}
-    if not any(fits.values()):
-        return {}
-    sample = [source.rows[int(i)] for i in train[:FIT_ROWS]]
-    return {
-        m: fit([raw_value(row, modalities[m], source.class_names) for row in sample], modalities[m])
-        for m, fit in fits.items()
-        if fit
-    }
+    kinds = {m: modality_type(options["kind"]) for m, options in modalities.items()}
+    reads_first = any(kind.fit and kind.fit_rows is None for kind in kinds.values())
+    first = [source.rows[int(i)] for i in train[:FIT_ROWS]] if reads_first else []
+    fitted = {}
+    for m, kind in kinds.items():
+        if kind.fit:
+            rows = first if kind.fit_rows is None else _evenly_spaced(source.rows, train, kind.fit_rows)
+            fitted[m] = kind.fit([raw_value(row, modalities[m], source.class_names) for row in rows], modalities[m])
+    return {m: string for m, string in fitted.items() if string}
+
+
+def _evenly_spaced(rows: Rows, ids: np.ndarray, count: int) -> list[dict[str, Any]]:
+    positions = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
+    return list(row_sequences.iterate(uncached(rows), ids[positions]))
 
 
 def _decoded_split(name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: "DataConfig") -> Split:

@@ -24,7 +24,9 @@ class ModalityType:
       shape: (options, fitted) -> shape of one input, its dtype, and its number of positions N.
       decode: (value, options, fitted) -> the input and its mask `[N]`, or None if the value is absent. It raises
         ValueError with a short message if the value cannot be read.
-      fit: (values of the training rows, options) -> the fitted state, as a string that is saved with the run.
+      fit: (values of the training rows, options) -> the fitted state, as a string that is saved with the run;
+        empty: there is none.
+      fit_rows: number of evenly spaced training rows that `fit` is given; None: the first 100,000.
       load: (output of `fit`) -> `fitted`.
       encoder_kwargs: (options, fitted) -> arguments of the modality's encoder that depend on the data.
       several_features: whether `feature` may have several names, joined by `+`; the value is then a dict of features.
@@ -37,6 +39,7 @@ class ModalityType:
     shape: Callable[[Options, Any], tuple[tuple[int, ...], Any, int]]
     decode: Callable[[Any, Options, Any], Decoded]
     fit: Callable[[Sequence[Any], Options], str] | None = None
+    fit_rows: int | None = None
     load: Callable[[str], Any] = str
     encoder_kwargs: Callable[[Options, Any], dict[str, Any]] = _no_encoder_kwargs
     several_features: bool = False

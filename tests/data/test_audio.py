@@ -61,6 +61,13 @@ def test_audio_decode_of_an_array_without_samples_is_absent(shape):
     assert audio.TYPE.decode(np.zeros(shape, np.float32), audio.OPTIONS, None) is None
 
 
+def test_audio_decode_reads_lists_as_arrays():
+    np.testing.assert_array_equal(audio.decode([0.5, -0.5], RATE), [0.5, -0.5])
+    for data in (["a", "b"], [[1, 2], [3]]):
+        with pytest.raises(ValueError, match=r"samples are <U1|inhomogeneous"):
+            audio.decode(data, RATE)
+
+
 LOUD = np.stack([TONE, -TONE], axis=1) * 2e30  # the mean of the channels is 0
 
 
