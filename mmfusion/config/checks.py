@@ -12,6 +12,7 @@ from mmfusion.errors import UserError
 # Options that are declared by modules, without a range:
 NAMES = ("categorical",)  # tuples that are empty by default and hold names
 FRACTIONS = ("dropout", "drop", "label_smoothing")  # must be below 1
+MAY_BE_NEGATIVE = ("range",)
 MAY_BE_ZERO = ("noise",)  # sizes that are not 0 by default, but may be
 
 
@@ -99,6 +100,8 @@ def _check_options(values: Mapping[str, Any], defaults: Mapping[str, Any], path:
             continue
         _check_type(value, default, where, item=str if name in NAMES else None)
         for number in _numbers(value):
+            if name in MAY_BE_NEGATIVE and math.isfinite(number):
+                continue
             if not 0 <= number < math.inf:
                 raise UserError("must be a finite number and not negative", path=f"config.{where}", value=value)
             if name in FRACTIONS and number >= 1:

@@ -71,12 +71,20 @@ def _check_audio(modality: ModalityConfig, path: str) -> None:
 
 
 def _check_image(modality: ModalityConfig, path: str) -> None:
+    _check_pixels(modality, path)
+    value_range = modality.options["range"]
+    if value_range and not (len(value_range) == 2 and value_range[0] < value_range[1]):
+        message = "must be empty, or (low, high) with low < high"
+        raise UserError(message, path=f"config.{path}.range", value=value_range)
+
+
+def _check_pixels(modality: ModalityConfig, path: str) -> None:
     options = modality.options
     size, channels = options["size"], options["channels"]
     if len(size) != 2 or min(size) < 1:
         raise UserError("must be (H, W) in pixels", path=f"config.{path}.size", value=size)
-    if channels not in (1, 2, 3, 4):
-        raise UserError("must be 1 to 4 channels", path=f"config.{path}.channels", value=channels)
+    if channels < 1:
+        raise UserError("must be at least 1", path=f"config.{path}.channels", value=channels)
     for name in ("mean", "std"):
         if len(options[name]) not in (1, channels):
             raise UserError(f"must have 1 or {channels} numbers", path=f"config.{path}.{name}", value=options[name])
@@ -85,7 +93,7 @@ def _check_image(modality: ModalityConfig, path: str) -> None:
 
 
 def _check_video(modality: ModalityConfig, path: str) -> None:
-    _check_image(modality, path)
+    _check_pixels(modality, path)
     check_positive(modality.options["frames"], f"{path}.frames")
 
 

@@ -7,14 +7,19 @@ import io
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import soundfile
 
+from mmfusion.data.audio_files import FORMATS, complete, mp3_samples
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
 
 RATES = (1_000, 384_000)  # Hz, the lowest and highest sampling rate of a file
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's number of frames of a FLAC stream
+MAX_CHANNELS = 64  # of samples given as an array
+MAX_AMPLITUDE = 1000.0  # 60 dB above full scale; floats beyond it are no waveform, but for example unscaled integers
 OPTIONS = {
     "rate": 8000,  # Hz; recordings with another rate are resampled
     "stored_rate": 0,  # Hz, of recordings stored as arrays; 0: the same as `rate`
@@ -23,28 +28,31 @@ OPTIONS = {
 
 
 def decode(
-    data: bytes | np.ndarray | str | os.PathLike, rate: int, source_rate: int | None = None, max_samples: int = 2**26
+    data: bytes | np.ndarray | Sequence | str | os.PathLike,
+    rate: int,
+    source_rate: int | None = None,
+    max_samples: int = 2**26,
 ) -> np.ndarray:
     """Returns a recording as a mono waveform `[S]` float32 in about [-1, 1] at `rate`; empty if it has no samples.
 
     Args:
-      data: an encoded file's bytes or path (WAV, FLAC, OGG, ...), or samples `[S]` or `[S, channels]`: floats in
-        [-1, 1], or integers as 16-bit PCM (also in a wider type, as TFDS stores them).
+      data: an encoded file's bytes or path (one of `FORMATS`), or samples `[S]` or `[S, channels]`: floats in [-1, 1],
+        or integers as 16-bit PCM (also in a wider type, as TFDS stores them). `[channels, S]` is read, too, as the
+        longer axis is time: it must be at least 4 times as long as the other.
       rate: sampling rate of the result, in Hz.
       source_rate: sampling rate of an array, in Hz; None: the same as `rate`. Files store their own.
       max_samples: limit on the number of samples over all channels, checked in the header and before resampling.
 
     Raises:
-      ValueError: the data are corrupt, truncated, too long or not finite; the message is short.
+      ValueError: the data are corrupt, truncated, too long, not finite or far outside [-1, 1], or it is not clear which
+        axis of an array is time; the message is short.
     """
-    if isinstance(data, np.ndarray):
-        waveform, source = _from_array(data, max_samples), source_rate or rate
-    else:
+    if isinstance(data, (bytes, str, os.PathLike)):
         waveform, source = _from_file(data, max_samples)
+    else:
+        waveform, source = _from_array(np.asarray(data), max_samples), source_rate or rate
     if waveform.ndim == 2:
         waveform = waveform.mean(axis=1)  # [S]
-    if not np.isfinite(waveform).all():
-        raise ValueError("samples are not finite")
     if source != rate and len(waveform):
         from scipy.signal import resample_poly  # imported lazily, as it is slow and most datasets need no resampling
 
@@ -60,45 +68,58 @@ def _from_array(data: np.ndarray, max_samples: int) -> np.ndarray:
         raise ValueError(f"samples are {data.dtype}{list(data.shape)}, not integer or float [S] or [S, channels]")
     if data.size > max_samples:
         raise ValueError(f"{data.size} samples, more than the limit of {max_samples}")
+    if not data.size:
+        return np.zeros(0, np.float32)
+    data = _time_first(data) if data.ndim == 2 else data
     if data.dtype.kind == "f":
+        _check_amplitude(data)
         return data.astype(np.float32)
-    if data.size and (data.min() < -(2**15) or data.max() >= 2**15):
+    if data.min() < -(2**15) or data.max() >= 2**15:
         raise ValueError("integer samples are outside 16-bit PCM")
     return data.astype(np.float32) / 2**15
 
 
+def _time_first(samples: np.ndarray) -> np.ndarray:
+    """Returns samples `[S, channels]`, given like this or as `[channels, S]`; raises ValueError if it is not clear."""
+    channels, length = sorted(samples.shape)
+    if channels > MAX_CHANNELS or (channels > 1 and length < 4 * channels):
+        raise ValueError(
+            f"samples are {list(samples.shape)}, whose time axis is not clear: give [S], or [S, channels] with at most "
+            f"{MAX_CHANNELS} channels and S at least 4 times as many"
+        )
+    return samples if len(samples) == length else samples.T
+
+
+def _check_amplitude(samples: np.ndarray) -> None:
+    if not np.isfinite(samples).all():
+        raise ValueError("samples are not finite")
+    peak = np.abs(samples).max(initial=0)
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(f"samples reach {peak:.3g}; floats must be in about [-1, 1]")
+
+
 def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.ndarray, int]:
     try:
-        data = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()
-        _check_complete(data)
+        data = complete(data if isinstance(data, bytes) else pathlib.Path(data).read_bytes())
         with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.format not in FORMATS or not file.seekable():
+                raise ValueError(f"{file.format} {file.subtype} is not supported: convert it to WAV or FLAC")
+            if file.frames == UNKNOWN_FRAMES:
+                raise ValueError("a stream whose header declares no length: convert it to WAV")
             if file.frames * file.channels > max_samples:
                 raise ValueError(f"{file.frames * file.channels} samples, more than the limit of {max_samples}")
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise ValueError(f"a sampling rate of {file.samplerate} Hz, outside {RATES[0]} to {RATES[1]}")
+            declared = (mp3_samples(data) if file.format == "MP3" else None) or file.frames
             waveform = file.read(dtype="float32")
-            if len(waveform) < file.frames:
-                raise ValueError(f"truncated: {len(waveform)} of {file.frames} samples")
+            if len(waveform) < declared:
+                raise ValueError(f"truncated or damaged: only {len(waveform)} of {declared} samples can be read")
+            _check_amplitude(waveform)
             return waveform, file.samplerate
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     except soundfile.SoundFileError as error:
         raise ValueError(f"not a recording: {getattr(error, 'error_string', error)}") from error
-
-
-def _check_complete(data: bytes) -> None:
-    # libsndfile reads truncated WAV and OGG files without an error.
-    if not data:
-        raise ValueError("empty file")
-    if data[:4] == b"RIFF" and len(data) >= 8:
-        size = int.from_bytes(data[4:8], "little")
-        if size not in (0, 2**32 - 1) and size + 8 > len(data):  # streams write 0 or all ones
-            raise ValueError(f"truncated: {len(data)} of {size + 8} bytes")
-    if data[:4] == b"OggS":
-        page = data[data.rfind(b"OggS") :]  # flags in byte 5, segment count in 26, segment lengths from 27
-        complete = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        if not complete or not page[5] & 4:
-            raise ValueError("truncated: the last page is missing")
 
 
 def pad(waveform: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ class Batch(flax.struct.PyTreeNode):
     """One immutable batch of examples; axis 0 of every array is the example.
 
     Attributes:
-      inputs: raw arrays per modality: image `[B, H, W, C]` uint8, text ids `[B, T]` int32, audio `[B, S]` float32.
+      inputs: raw arrays per modality: image `[B, H, W, C]` uint8, or float32 in [0, 255] if deeper than 8 bits; text
+        ids `[B, T]` int32, audio `[B, S]` float32.
       mask: per modality `[B, N]` bool, False at padded positions; N is 1 for an image, T for text, S for audio.
       present: per modality `[B]` bool, True for examples that have it.
       targets: per task: class `[B]` int32, multi-label `[B, C]` float32, or regression `[B]` float32.

@@ -1,5 +1,6 @@
 """Opens the dataset of a config: its splits, read in batches, and the description that a run saves of its data."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -259,7 +260,8 @@ def _fit(
         row = source.rows[i]
         for m in needed:
             if i in needed[m]:
-                inputs[m].append(raw_value(row, modalities[m], source.class_names))
+                with contextlib.suppress(OSError):  # a file that cannot be read is reported as its row is decoded
+                    inputs[m].append(raw_value(row, modalities[m], source.class_names))
         for task, options in regressions.items():
             if i in labelled:
                 labels[task].append(row[options["feature"]])

@@ -3,8 +3,12 @@
 B batch · H W image · C channels.
 """
 
+import contextlib
+import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +17,15 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from PIL import Image
 
+from mmfusion.data import image_files, image_range
+from mmfusion.data.image_range import Range
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # excludes formats that run an interpreter, such as EPS
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+MAX_PIXELS = 50_000_000  # of a file, in its header
+FIT_IMAGES = 200  # training images that the range of deeper images is learned from
 
 AUGMENT = {  # disabled by default
     "flip": 0.0,  # probability
@@ -35,54 +43,87 @@ PIXEL_OPTIONS = {
 }
 OPTIONS = {
     **PIXEL_OPTIONS,
+    "range": (),  # (low, high), the stored values that become 0 and 255; empty: learned, unless images have 8 bits
     "augment": dict(AUGMENT),  # applied on the device, to training batches only
 }
 
 
-def decode(data: bytes | np.ndarray, size: tuple[int, int], channels: int, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Returns the image as `[H, W, C]` uint8, resized bilinearly (with antialiasing) if its size differs.
+def decode(
+    data: bytes | np.ndarray,
+    size: tuple[int, int],
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Range | None = None,
+) -> np.ndarray:
+    """Returns the image as `[H, W, C]`, resized bilinearly (with antialiasing) if its size differs.
 
+    It is uint8 without a range, and otherwise float32 in [0, 255]. Files are upright, as their EXIF orientation says.
     Alpha is dropped if C is 1 or 3; colour is converted to luma if C is 1 or 2.
 
     Args:
-      data: an encoded file of `FORMATS`, or uint8 pixels `[h, w]` or `[h, w, c]`.
+      data: an encoded file of `FORMATS`, or pixels `[h, w]` or `[h, w, c]`, integers or floats.
       size: (H, W) in pixels.
-      channels: C, from 1 to 4.
+      channels: C; it must be that of the image if either has more than 4.
       max_pixels: limit on height times width, checked in the header before pixels are decoded.
+      value_range: the stored values that become [0, 255]; None: those of 8-bit images, and deeper images are errors.
 
     Raises:
-      ValueError: the data are corrupt, truncated, too large or not 8- or 16-bit; the message is short.
+      ValueError: the data are corrupt, truncated, too large or not finite, or have another depth or other channels than
+        they must have; the message is short.
     """
-    if isinstance(data, np.ndarray):
-        if data.dtype != np.uint8 or data.ndim not in (2, 3) or data.size == 0:
-            raise ValueError(f"pixels are {data.dtype}{list(data.shape)}, not uint8 [h, w] or [h, w, c]")
-        data = data[:, :, None] if data.ndim == 2 else data
-        if data.shape == (*size, channels):
-            return data
-        if data.shape[2] not in MODES:
-            raise ValueError(f"pixels have {data.shape[2]} channels, not 1 to 4")
-        image = Image.fromarray(data[:, :, 0] if data.shape[2] == 1 else data)
-        return convert(image, size, channels)
+    with _errors_of(data):
+        opened = _open(data, channels, max_pixels)
+        image_range.check_depth(image_files.depth_of(opened), value_range)
+        if value_range is None:
+            to_uint8 = _convert_array if isinstance(opened, np.ndarray) else convert
+            return to_uint8(opened, size, channels)  # pyright: ignore[reportArgumentType]
+        pixels, has_alpha = image_files.stored_pixels(opened, data)
+        return image_range.rescale(pixels, value_range, size, channels, has_alpha=has_alpha)
+
+
+@contextlib.contextmanager
+def _errors_of(data: bytes | np.ndarray) -> Iterator[None]:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
-        return convert(image, size, channels)
+        yield
     except ValueError:
         raise
     # Pillow's format plugins raise many exception types (struct, zlib, index, syntax) for corrupt bytes.
     except Exception as error:
-        reason = "empty" if not data else "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{reason}"[:200]) from error
+        reason = f"{error}"
+        if isinstance(error, Image.UnidentifiedImageError):
+            is_tiff = data[:4] in (b"II*\0", b"MM\0*")
+            reason = "a TIFF file whose bands, bits or compression are not supported" if is_tiff else "not an image"
+        raise ValueError("empty" if len(data) == 0 else reason[:200]) from error
+
+
+def _open(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarray | Image.Image:
+    """Returns an image's array `[h, w, c]`, or its file, whose pixels are not loaded yet."""
+    if isinstance(data, np.ndarray):
+        if data.dtype.kind not in "uif" or data.ndim not in (2, 3) or data.size == 0:
+            raise ValueError(f"pixels are {data.dtype}{list(data.shape)}, not integers or floats [h, w] or [h, w, c]")
+        data = data[:, :, None] if data.ndim == 2 else data
+        if data.shape[2] != channels and (data.shape[0] == channels or max(data.shape[2], channels) > max(MODES)):
+            raise ValueError(f"pixels are {list(data.shape)}, not [h, w, c] with {channels} channels")
+        return data
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
+    return image
+
+
+def _convert_array(pixels: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Returns pixels `[h, w, c]` uint8 as `[H, W, C]` uint8."""
+    if pixels.shape[2] == channels and (channels not in MODES or pixels.shape[:2] == size):
+        return image_range.resize(pixels, size)
+    return convert(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), size, channels)
 
 
 def convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Returns an image as pixels `[H, W, C]` uint8; raises ValueError for pixels that are not 8- or 16-bit."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode}, not 8- or 16-bit")
-    elif image.mode == "P":
+    """Returns an 8-bit image as pixels `[H, W, C]` uint8, upright; C is 1 to 4."""
+    if channels not in MODES:
+        raise ValueError(f"a file has 1 to 4 channels, not {channels}")
+    image_files.upright(image)
+    if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode != MODES[channels]:
         image = image.convert(MODES[channels])
@@ -94,11 +135,11 @@ def convert(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndar
 def augment(images: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> jax.Array:
     """Returns the images `[B, H, W, C]`, each augmented with its own key; inside jit.
 
-    A disabled option traces no operation. The result is uint8 after flips and crops only, and otherwise float32 in
-    [0, 255].
+    A disabled option traces no operation. The result has the images' dtype after flips and crops only, and otherwise is
+    float32 in [0, 255].
 
     Args:
-      images: `[B, H, W, C]` uint8.
+      images: `[B, H, W, C]` uint8, or float32 in [0, 255].
       keys: one key per example `[B]`, see `rng.row_keys`.
       options: Python numbers, with the keys of `AUGMENT`.
 
@@ -181,15 +222,67 @@ def normalize_pixels(images: jax.Array, options: Options) -> jax.Array:
     return normalize(images, options["mean"], options["std"])
 
 
-def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
-    return (*options["size"], options["channels"]), np.uint8, 1
+def _shape(options: Options, fitted: Range | None) -> tuple[tuple[int, ...], Any, int]:
+    return (*options["size"], options["channels"]), np.float32 if _range(options, fitted) else np.uint8, 1
 
 
-def _decode(value: Any, options: Options, _: None) -> Decoded:
+def _decode(value: Any, options: Options, fitted: Range | None) -> Decoded:
     if value is None or len(value) == 0:
         return None
-    return decode(value, tuple(options["size"]), options["channels"]), np.ones(1, bool)
+    pixels = decode(value, tuple(options["size"]), options["channels"], value_range=_range(options, fitted))
+    return pixels, np.ones(1, bool)
+
+
+def _range(options: Options, fitted: Range | None) -> Range | None:
+    given = options.get("range")  # configs saved before there was the option lack it
+    return fitted or (Range(*given) if given else None)
+
+
+def _fit(values: Sequence[Any], options: Options) -> str:
+    """Returns as JSON the range of the images and their most frequent depth; empty for 8 bits without the option."""
+    samples: dict[str, list[np.ndarray]] = defaultdict(list)
+    for value in values:
+        if value is not None and len(value):
+            with contextlib.suppress(ValueError):  # unreadable images are reported when all rows are decoded
+                depth, sampled = _sample(value, options)
+                samples[depth].append(sampled)
+    depth = max(samples, key=lambda depth: len(samples[depth]), default="")
+    if options["range"]:
+        learned = Range(*options["range"], depth=depth)
+    elif depth in ("", "uint8"):
+        return ""
+    else:
+        learned = image_range.learn(samples[depth], depth)
+    return json.dumps(dataclasses.asdict(learned))
+
+
+def _sample(value: bytes | np.ndarray, options: Options) -> tuple[str, np.ndarray]:
+    """Returns an image's depth, and some of its stored values if a range is to be learned from them."""
+    with _errors_of(value):
+        opened = _open(value, options["channels"], MAX_PIXELS)
+        depth = image_files.depth_of(opened)
+        if depth == "uint8" or options["range"]:
+            return depth, np.zeros(0)
+        pixels, has_alpha = image_files.stored_pixels(opened, value)
+    image_range.check_values(pixels)
+    count = pixels.shape[2]
+    dropped = count in (2, 4) and count != options["channels"]  # as alpha, see `decode`
+    return depth, image_range.sample(pixels[:, :, : count - (has_alpha or dropped)])
+
+
+def _load(fitted: str) -> Range:
+    return Range(**json.loads(fitted))
 
 
 TAKES = ("image", "bytes", "array[2]", "array[3]")
-TYPE = ModalityType(OPTIONS, _shape, _decode, augment=augment, normalize=normalize_pixels, takes=TAKES)
+TYPE = ModalityType(
+    OPTIONS,
+    _shape,
+    _decode,
+    fit=_fit,
+    fit_rows=FIT_IMAGES,
+    load=_load,
+    augment=augment,
+    normalize=normalize_pixels,
+    takes=TAKES,
+)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmfusion.data import image
+from mmfusion.data import image, image_files, image_range
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
 
 OPTIONS = {
@@ -26,7 +26,7 @@ def decode_animation(
     channels: int,
     max_pixels: int = 2_000_000_000,
 ) -> list[np.ndarray]:
-    """Returns the selected frames of an animated image; for their format see `image.decode`.
+    """Returns the selected frames of an animated image, as of an 8-bit image by `image.decode`.
 
     Args:
       data: an encoded file (GIF, WebP, APNG).
@@ -36,7 +36,7 @@ def decode_animation(
       max_pixels: limit on the number of pixels over all frames, checked before decoding.
 
     Raises:
-      ValueError: the data are corrupt or too large; the message is short.
+      ValueError: the data are corrupt, too large or deeper than 8 bits; the message is short.
     """
     try:
         animation, frames = Image.open(io.BytesIO(data), formats=image.FORMATS), []
@@ -46,6 +46,7 @@ def decode_animation(
             raise ValueError(f"{count} frames of {shape} pixels, over the limit of {max_pixels}")
         for i in select(count):
             animation.seek(i)
+            image_range.check_depth(image_files.depth_of(animation), None)
             frames.append(image.convert(animation.convert("RGB"), size, channels))
         return frames
     # Pillow's format plugins raise many exception types for corrupt bytes.

@@ -70,8 +70,8 @@ def _of_run(source: str, modality: str, state: TrainState, fitted: str | None) -
         raise UserError("its encoder has other layers; give it the same options here", path=path, value=source)
     if run.dataset.fitted.get(modality) != fitted:
         raise UserError(
-            f"its {modality!r} has another vocabulary, whose numbers mean other things: train both on the same rows, "
-            "or give both the same tokenizer file",
+            f"its {modality!r} has another vocabulary or range, whose numbers mean other things: train both on the "
+            "same rows, or give both the same tokenizer file or range",
             path=path,
             value=source,
         )

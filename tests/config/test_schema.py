@@ -142,7 +142,12 @@ def test_check_rejects_an_unknown_choice_with_a_suggestion(path, value, suggesti
         ("model.encoders.text.dropout", 1.0, "at least 0 and below 1"),
         ("model.encoders.image.strides", (2, 0, 2), "above 0"),
         ("model.fusion.heads", 0, "above 0"),
-        ("data.modalities.image.channels", 5, "1 to 4"),
+        ("data.modalities.image.channels", 0, "at least 1"),
+        ("data.modalities.image.range", (0,), "low < high"),
+        ("data.modalities.image.range", (5, 5), "low < high"),
+        ("data.modalities.image.range", (-1, 0, 1), "low < high"),
+        ("data.modalities.image.range", (0, float("inf")), "finite"),
+        ("data.modalities.image.range", (0, "x"), "of type tuple"),
         ("data.modalities.image.size", (32,), "(H, W)"),
         ("data.modalities.image.mean", (0.5, 0.5), "1 or 3"),
         ("data.modalities.image.std", (0.0,), "above 0"),
@@ -153,6 +158,13 @@ def test_check_rejects_an_unknown_choice_with_a_suggestion(path, value, suggesti
 def test_check_rejects_values_of_invalid_type_or_range(path, value, expected):
     with rejects(f"config.{path}", value, says=expected):
         check(quickstart_with(path, value))
+
+
+def test_check_allows_images_of_many_channels_and_a_negative_range():
+    config = quickstart.get_config()
+    tiny.put(config, "data.modalities.image.channels", 13)
+    tiny.put(config, "data.modalities.image.range", (-1000.5, 3000))
+    check(config)
 
 
 def test_check_allows_zero_where_it_disables_an_option():

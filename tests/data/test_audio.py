@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from mmfusion.data import audio
+from mmfusion.data.audio_files import mp3_samples
 
 RATE = 8000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)  # one second of A4
@@ -37,6 +38,58 @@ def test_audio_decode_averages_channels():
     stereo = np.stack([TONE, np.zeros_like(TONE)], axis=1)
     np.testing.assert_allclose(audio.decode(encode(stereo), RATE), TONE / 2, atol=1 / 2**15)
     np.testing.assert_allclose(audio.decode(stereo, RATE), TONE / 2, rtol=1e-6)
+
+
+def test_audio_decode_takes_the_longer_axis_of_an_array_as_time():
+    stereo = np.stack([TONE, np.zeros_like(TONE)], axis=1)
+    for samples in (stereo, stereo.T, np.int16(2**15 * stereo.T), np.repeat(stereo, 32, axis=1).T):
+        np.testing.assert_allclose(audio.decode(samples, RATE), TONE / 2, atol=1 / 2**15)
+    for samples in (TONE[:3, None], TONE[None, :3], TONE[None, :1]):  # one channel, however short
+        np.testing.assert_array_equal(audio.decode(samples, RATE), samples.ravel())
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 7), (7, 2), (65, 8000), (8000, 65)])
+def test_audio_decode_rejects_arrays_whose_time_axis_is_not_clear(shape):
+    with pytest.raises(ValueError, match=rf"\[{shape[0]}, {shape[1]}\], .* give \[S\], or \[S, channels\]") as error:
+        audio.decode(np.zeros(shape, np.float32), RATE)
+    assert len(str(error.value)) <= 200
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
+def test_audio_decode_of_an_array_without_samples_is_absent(shape):
+    assert audio.decode(np.zeros(shape, np.float32), RATE).shape == (0,)
+    assert audio.TYPE.decode(np.zeros(shape, np.float32), audio.OPTIONS, None) is None
+
+
+def test_audio_decode_reads_lists_as_arrays():
+    np.testing.assert_array_equal(audio.decode([0.5, -0.5], RATE), [0.5, -0.5])
+    for data in (["a", "b"], [[1, 2], [3]]):
+        with pytest.raises(ValueError, match=r"samples are <U1|inhomogeneous"):
+            audio.decode(data, RATE)
+
+
+LOUD = np.stack([TONE, -TONE], axis=1) * 2e30  # the mean of the channels is 0
+
+
+@pytest.mark.parametrize(
+    "data", [TONE * 2e30, LOUD, encode(LOUD, subtype="FLOAT"), encode(LOUD, "CAF", subtype="DOUBLE")]
+)
+def test_audio_decode_rejects_floats_that_are_no_waveform(data):
+    with pytest.raises(ValueError, match=r"samples reach 1e\+30; floats must be in about \[-1, 1\]"):
+        audio.decode(data, RATE)
+
+
+def test_audio_decode_rejects_floats_beyond_float32_and_unscaled_integers():
+    with pytest.raises(ValueError, match=r"samples reach 1e\+300;"):
+        audio.decode(np.array([0, 1e300]), RATE)
+    with pytest.raises(ValueError, match=r"samples reach 2\.5e\+04;"):
+        audio.decode(np.float32([0, 25_000]), RATE)
+
+
+@pytest.mark.parametrize("gain", [3, 1999])
+def test_audio_decode_keeps_floats_above_full_scale(gain):
+    for data in (TONE * gain, encode(TONE * gain, subtype="FLOAT")):
+        np.testing.assert_array_equal(audio.decode(data, RATE), TONE * np.float32(gain))
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.int64])
@@ -94,6 +147,154 @@ def test_audio_decode_rejects_bad_data_with_a_short_reason(data, reason):
     with pytest.raises(ValueError, match=reason) as error:
         audio.decode(data, RATE)
     assert len(str(error.value)) <= 200
+
+
+CONTAINERS = [
+    ("WAV", "PCM_16", "LITTLE"), ("WAV", "PCM_24", "BIG"), ("WAV", "IMA_ADPCM", "FILE"), ("WAVEX", "FLOAT", "FILE"),
+    ("RF64", "PCM_16", "FILE"), ("RF64", "DOUBLE", "FILE"), ("W64", "PCM_U8", "FILE"), ("W64", "MS_ADPCM", "FILE"),
+    ("AIFF", "PCM_16", "FILE"), ("AIFF", "PCM_24", "LITTLE"), ("AIFF", "IMA_ADPCM", "FILE"),  # LITTLE: AIFF-C
+    ("AU", "PCM_16", "BIG"), ("AU", "ULAW", "LITTLE"), ("CAF", "PCM_16", "FILE"), ("CAF", "ALAC_16", "FILE"),
+    ("NIST", "PCM_16", "FILE"), ("FLAC", "PCM_16", "FILE"), ("OGG", "VORBIS", "FILE"), ("OGG", "OPUS", "FILE"),
+    ("MP3", "MPEG_LAYER_III", "FILE"),
+]  # fmt: skip
+LOSSLESS = ("PCM_16", "PCM_24", "FLOAT", "DOUBLE", "ALAC_16")
+
+
+@pytest.mark.parametrize(("kind", "subtype", "endian"), CONTAINERS)
+def test_audio_decode_reads_complete_files_and_rejects_them_cut_anywhere(kind, subtype, endian):
+    tone = TONE[:2000]
+    data = encode(tone, kind, subtype=subtype, endian=endian)
+    waveform = audio.decode(data, RATE)
+    assert 2000 <= len(waveform) < 2200  # codecs with blocks pad the last one
+    assert np.corrcoef(waveform[:2000], tone)[0, 1] > 0.99
+    if subtype in LOSSLESS:
+        np.testing.assert_allclose(waveform, tone, atol=1 / 2**15)
+    size = len(data)
+    for cut in {*range(1, min(size, 130)), *range(130, size, size // 23), size // 2, size - 2, size - 1}:
+        with pytest.raises(ValueError, match=r"truncated|not a recording"):
+            audio.decode(data[:cut], RATE)
+
+
+def patched(data, position, content):
+    return data[:position] + content + data[position + len(content) :]
+
+
+WAV, AIFF, RF64, AU = (encode(TONE, kind) for kind in ("WAV", "AIFF", "RF64", "AU"))
+UNKNOWN = b"\xff" * 4
+STREAMS = [  # files as written to a pipe, where the sizes are not known yet
+    patched(patched(WAV, 4, UNKNOWN), 40, UNKNOWN),
+    patched(patched(WAV, 4, bytes(4)), 40, UNKNOWN),
+    patched(patched(AIFF, 4, bytes(4)), AIFF.index(b"SSND") + 4, bytes(4)),
+    patched(AIFF, 4, UNKNOWN),
+    patched(AU, 8, UNKNOWN),
+]
+
+
+@pytest.mark.parametrize("data", STREAMS, ids=itertools.count())
+def test_audio_decode_reads_streams_that_declare_no_size(data):
+    np.testing.assert_allclose(audio.decode(data, RATE), TONE, atol=1 / 2**15)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        patched(patched(WAV, 4, bytes(4)), 40, bytes(4)),
+        patched(patched(WAV, 4, struct.pack("<I", 36)), 40, bytes(4)),
+        patched(RF64, 20, bytes(16)),
+        patched(AU, 8, bytes(4)),
+    ],
+    ids=itertools.count(),
+)
+def test_audio_decode_rejects_samples_after_a_header_that_declares_none(data):
+    with pytest.raises(ValueError, match=r"declares no samples, but \d+ bytes follow"):
+        audio.decode(data, RATE)
+
+
+def test_audio_decode_compares_the_size_of_the_samples_where_that_of_the_file_is_unknown():
+    for data in (patched(WAV, 4, bytes(4)), patched(RF64, 20, bytes(8))):
+        np.testing.assert_allclose(audio.decode(data, RATE), TONE, atol=1 / 2**15)
+        with pytest.raises(ValueError, match=f"truncated: {len(data) - 2} of {len(data)} bytes"):
+            audio.decode(data[:-2], RATE)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU", "NIST"])
+def test_audio_decode_does_not_read_what_follows_the_samples(kind):
+    data = encode(TONE[:801], kind, subtype="PCM_24")  # an odd number of bytes, so that most formats add one
+    for extra in (b"", b"\1" * 3, b"\1" * 11):
+        np.testing.assert_allclose(audio.decode(data + extra, RATE), TONE[:801], atol=1 / 2**15)
+
+
+def test_audio_decode_skips_chunks_around_the_samples():
+    note = b"LIST" + struct.pack("<I", 5) + b"12345\0"
+    data = WAV[:36] + note + WAV[36:] + note
+    for size in (0, len(data) - 8):
+        np.testing.assert_allclose(audio.decode(patched(data, 4, struct.pack("<I", size)), RATE), TONE, atol=1 / 2**15)
+    w64 = encode(TONE, "W64")
+    levels = b"levl" + bytes.fromhex("f3acd3118cd100c04f8edb8a") + struct.pack("<Q", 40) + b"\7" * 16
+    w64 = patched(w64 + levels, 16, struct.pack("<Q", len(w64 + levels)))
+    np.testing.assert_allclose(audio.decode(w64, RATE), TONE, atol=1 / 2**15)
+
+
+def test_audio_decode_detects_flac_truncation_between_frames():
+    data = encode(np.random.default_rng(0).normal(size=40_000) * 0.1, "FLAC")
+    frames = [i for i in range(len(data)) if data.startswith(b"\xff\xf8", i)]
+    assert len(frames) > 5
+    for frame in frames:
+        with pytest.raises(ValueError, match=r"truncated|not a recording"):
+            audio.decode(data[:frame], RATE)
+
+
+def test_audio_decode_rejects_flac_without_its_length():
+    data = encode(TONE, "FLAC")
+    assert data[4] & 127 == 0  # STREAMINFO, whose number of samples is 36 bits from the middle of byte 21
+    with pytest.raises(ValueError, match="declares no length"):
+        audio.decode(patched(data, 21, bytes([data[21] & 0xF0, 0, 0, 0, 0])), RATE)
+
+
+def mp3(mode):
+    """Returns an MP3 file of noise, the length of its first frame, which declares its number of frames, and samples."""
+    noise = (np.random.default_rng(0).normal(size=(3 * RATE)) * 0.1 * np.repeat([1, 0.01, 1], RATE)).astype(np.float32)
+    data = encode(noise, "MP3", bitrate_mode=mode, compression_level=0.5)
+    return data, data.index(data[:2], 4), len(noise)
+
+
+def test_audio_decode_reads_mp3_without_a_declared_length_if_its_bit_rate_is_constant():
+    data, first, samples = mp3("CONSTANT")
+    assert mp3_samples(data) is None and len(audio.decode(data, RATE)) == samples
+    bare = data[first:]
+    count = mp3_samples(bare)
+    assert samples <= count < samples + 4 * 576  # the encoder's delay and padding are part of the frames
+    for extra in (b"", b"TAG" + bytes(125), b"APETAGEX" + bytes(24)):
+        assert len(audio.decode(bare + extra, RATE)) == count
+    assert len(audio.decode(b"ID3\3\0\0\0\0\1\0" + bytes(128) + bare, RATE)) == count
+    for cut in (len(bare) - 1, len(bare) // 2 + 7):  # between frames, it cannot be detected
+        with pytest.raises(ValueError, match="truncated"):
+            audio.decode(bare[:cut], RATE)
+    with pytest.raises(ValueError, match=f"no MP3 frame at byte {len(bare)}"):
+        audio.decode(bare + b"\1" * 8, RATE)
+
+
+def test_audio_decode_rejects_mp3_without_a_declared_length_if_its_bit_rate_varies():
+    data, first, samples = mp3("VARIABLE")
+    assert len(audio.decode(data, RATE)) == samples
+    with pytest.raises(ValueError, match=f"only .* of {mp3_samples(data[first:])} samples"):
+        audio.decode(data[first:], RATE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        ("MAT5", "PCM_16"),
+        ("VOC", "PCM_16"),
+        ("SVX", "PCM_16"),
+        ("PAF", "PCM_16"),
+        ("IRCAM", "PCM_16"),
+        ("WAV", "GSM610"),
+    ],
+)
+def test_audio_decode_rejects_formats_whose_truncation_it_cannot_detect(kind, subtype):
+    with pytest.raises(ValueError, match=f"^{kind} {subtype} is not supported: convert it to WAV or FLAC"):
+        audio.decode(encode(TONE, kind, subtype=subtype), RATE)
 
 
 def test_audio_decode_detects_ogg_truncation_between_pages():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmfusion import rng
 from mmfusion.data import image
@@ -55,9 +55,34 @@ def test_image_decode_of_palettes_keeps_colours_and_alpha():
     np.testing.assert_array_equal(decoded[0, :, 3], [128, 255])
 
 
-def test_image_decode_scales_16_bit_images():
-    pixels = np.array([[0, 256, 32768, 65535]], np.uint16)
-    np.testing.assert_array_equal(image.decode(encode(pixels), (1, 4), 1)[0, :, 0], [0, 1, 128, 255])
+UPRIGHT = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3, 1), np.ones((16, 16, 1), np.uint8)) * np.uint8([40, 20, 1])
+STORED = {  # by EXIF orientation: where its first row and column are in the upright image
+    1: UPRIGHT,  # top, left
+    2: UPRIGHT[:, ::-1],  # top, right
+    3: UPRIGHT[::-1, ::-1],  # bottom, right
+    4: UPRIGHT[::-1],  # bottom, left
+    5: UPRIGHT.transpose(1, 0, 2),  # left, top
+    6: UPRIGHT[:, ::-1].transpose(1, 0, 2),  # right, top
+    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),  # right, bottom
+    8: UPRIGHT[::-1].transpose(1, 0, 2),  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_image_decode_turns_files_upright(kind, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    settings = {"WEBP": {"lossless": True}, "JPEG": {"subsampling": 0, "quality": 98}}.get(kind, {})
+    data = encode(STORED[orientation], kind, exif=exif, **settings)
+    decoded = image.decode(data, UPRIGHT.shape[:2], 3)
+    np.testing.assert_allclose(decoded, UPRIGHT.astype(int), atol=3 if kind == "JPEG" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_image_decode_ignores_metadata_that_cannot_be_read():
+    for exif in (b"Exif\0\0no TIFF", b"Exif\0\0II*\0\x08\0\0\0\x05\0cut"):
+        np.testing.assert_array_equal(image.decode(encode(PIXELS, exif=exif), (6, 8), 3), PIXELS)
 
 
 def test_image_resize_takes_height_first_and_keeps_constants():
@@ -77,10 +102,9 @@ def test_image_resize_takes_height_first_and_keeps_constants():
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{} loop\n", "not an image"),
         (encode(PIXELS)[:-30], "trunc"),
         (encode(PIXELS, "JPEG")[:200], "Truncated"),
-        (encode(Image.new("F", (2, 2)), "TIFF"), "mode F"),
-        (np.zeros((2, 2, 3), np.float32), "float32"),
+        (np.zeros((2, 2, 3), bool), "bool"),
         (np.zeros((0, 2, 3), np.uint8), "0"),
-        (np.zeros((2, 2, 5), np.uint8), "5 channels"),
+        (np.zeros((2, 2, 5), np.uint8), r"2, 5\], not \[h, w, c\] with 3 channels"),
     ],
 )
 def test_image_decode_rejects_bad_data_with_a_short_reason(data, reason):

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmfusion.data import video
 from mmfusion.data.modalities import MODALITY_TYPES, feature_names, raw_value
@@ -55,6 +55,38 @@ def test_decode_of_none_is_absent(kind):
 def test_video_decode_rejects_corrupt_data(broken):
     with pytest.raises(ValueError, match="not a"):
         MODALITY_TYPES["video"].decode(broken, options("video", size=(4, 4)), None)
+
+
+def test_video_decode_turns_frames_upright():
+    upright = np.zeros((3, 4, 6, 3), np.uint8)
+    upright[:, :, :3] = 50 * np.arange(1, 4)[:, None, None, None]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the first row is right, and the first column is on top
+    file = io.BytesIO()
+    first, *rest = [Image.fromarray(np.ascontiguousarray(frame[:, ::-1].transpose(1, 0, 2))) for frame in upright]
+    first.save(file, "WEBP", save_all=True, append_images=rest, lossless=True, exif=exif)
+    pixels, _ = MODALITY_TYPES["video"].decode(file.getvalue(), options("video", frames=3, size=(4, 6)), None)
+    np.testing.assert_array_equal(pixels, upright)
+
+
+@pytest.mark.parametrize("stored", ["animation", "files", "pixels"])
+def test_video_decode_rejects_frames_deeper_than_8_bits(stored):
+    frames = [np.full((4, 4), 1000 * i, np.uint16) for i in range(3)]
+    values = {"animation": stack(frames), "files": [png(frame) for frame in frames], "pixels": np.stack(frames)}
+    with pytest.raises(ValueError, match="uint16 pixels"):
+        MODALITY_TYPES["video"].decode(values[stored], options("video", size=(4, 4)), None)
+
+
+def stack(frames):
+    file = io.BytesIO()
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    first.save(file, "TIFF", save_all=True, append_images=rest)
+    return file.getvalue()
+
+
+def test_video_decode_rejects_channels_first():
+    with pytest.raises(ValueError, match=r"\[3, 4, 4\], not \[h, w, c\]"):
+        MODALITY_TYPES["video"].decode(VIDEO.transpose(0, 3, 1, 2), options("video", size=(4, 4)), None)
 
 
 def test_video_decode_limits_pixels_and_frees_unused_frames():

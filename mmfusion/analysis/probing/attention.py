@@ -94,7 +94,7 @@ def _table_strings(row: np.ndarray, mask: np.ndarray, fitted: Mapping[str, Any])
 # Modality types whose encoders may return one token per position.
 TOKEN_PER_POSITION = ("text", "video", "table", "graph", "knowledge")
 DISPLAY = {  # (input, mask, fitted) -> the displayable input
-    "image": lambda x, mask, fitted: x,
+    "image": lambda x, mask, fitted: np.rint(x).astype(np.uint8),  # may be float32
     "text": lambda x, mask, fitted: [fitted.id_to_token(int(k)) for k in x[mask]],
     "audio": lambda x, mask, fitted: x[mask],
     "video": lambda x, mask, fitted: x[mask],

@@ -58,7 +58,9 @@ def _compression(pixels: np.ndarray, severity: float, random: np.random.Generato
     planes, stored = [pixels] if pixels.shape[2] == 3 else np.moveaxis(pixels, 2, 0), []
     for plane in planes:
         file = io.BytesIO()
-        Image.fromarray(plane).save(file, "JPEG", quality=round(np.interp(severity, (0, 1), QUALITY)))
+        Image.fromarray(np.rint(plane).astype(np.uint8)).save(
+            file, "JPEG", quality=round(np.interp(severity, (0, 1), QUALITY))
+        )
         stored.append(np.asarray(Image.open(file)))
     return np.dstack(stored)  # [H, W, C]
 
@@ -233,8 +235,8 @@ def corrupt(batch: Batch, modality: str, kind: str, name: str, severity: float, 
         random = np.random.default_rng([seed, zlib.crc32(name.encode()), int(batch.id[i])])
         values, mask = inputs[i], masks[i]  # views of the copies
         if kind == "image":
-            new = corruption(values, severity, random, fitted)  # [H, W, C]
-            values[:] = np.clip(np.rint(new), 0, 255)
+            new = np.clip(corruption(values, severity, random, fitted), 0, 255)  # [H, W, C]
+            values[:] = np.rint(new) if values.dtype == np.uint8 else new
         elif kind == "video":
             values[mask] = np.clip(np.rint(corruption(values[mask], severity, random, fitted)), 0, 255)  # [T, H, W, C]
         elif kind == "table":  # [F]; any column may be missing

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import decoders
 
 from mmfusion.analysis.probing import corruption
+from mmfusion.analysis.probing.attention import DISPLAY
 from mmfusion.data import text
 from tests.analysis.probing.spoiled import (
     COLUMNS,
@@ -82,6 +83,21 @@ def test_compression_keeps_means_and_removes_detail(channels):
     detail = [image.reshape(2, 8, 2, 8, channels).std(axis=(1, 3)) for image in (best, worst)]
     assert detail[0].min() > 3
     assert detail[1].max() < 1
+
+
+@pytest.mark.parametrize("name", corruption.CORRUPTIONS["image"])
+def test_corruption_of_float_images_is_that_of_8_bit_ones_without_rounding(name):
+    batch = make_batch()
+    floats = batch.replace(inputs={**batch.inputs, "image": batch.inputs["image"].astype(np.float32)})
+    after = [corrupt_batch(each, "image", name, 0.5).inputs["image"] for each in (batch, floats)]
+    assert after[1].dtype == np.float32
+    np.testing.assert_allclose(after[1], after[0].astype(float), atol=0.51)
+    assert (after[1] != np.rint(after[1])).any() == (name in ("gaussian", "blur"))
+
+
+def test_display_of_float_images_has_8_bits():
+    shown = DISPLAY["image"](np.float32([[[0.4, 254.6]]]), np.ones(1, bool), None)
+    assert (shown.dtype, shown.tolist()) == (np.uint8, [[[0, 255]]])
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)

@@ -1,0 +1,175 @@
+"""Detects truncated audio files by the sizes that their headers declare, as libsndfile reads most of them silently."""
+
+import dataclasses
+import re
+from typing import Literal
+
+# Formats whose truncation is detected: by `complete`, or for FLAC and MP3 as they are read.
+FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """The layout of a file made of chunks, each of which is an id, its size and its content.
+
+    Attributes:
+      order: byte order of the sizes.
+      first: offset of the first chunk; before it is the size of the file after that field, except in CAF.
+      id_bytes: length of an id.
+      size_bytes: length of a size.
+      align: chunks start at multiples of it.
+      size_counts_header: whether a size includes the id and the size themselves.
+      samples: start of the id of the chunk that holds the samples.
+    """
+
+    order: Literal["little", "big"]
+    first: int = 12
+    id_bytes: int = 4
+    size_bytes: int = 4
+    align: int = 2
+    size_counts_header: bool = False
+    samples: bytes = b"data"
+
+
+CHUNKS = {
+    b"RIFF": Chunks("little"),  # WAV
+    b"RIFX": Chunks("big"),  # WAV with big-endian samples
+    b"RF64": Chunks("little"),  # EBU Tech 3306
+    b"FORM": Chunks("big", samples=b"SSND"),  # AIFF, AIFF-C
+    b"riff": Chunks("little", first=40, id_bytes=16, size_bytes=8, align=8, size_counts_header=True),  # Sony Wave64
+    b"caff": Chunks("big", first=8, size_bytes=8, align=1),  # Apple Core Audio Format 1.0
+}
+
+
+def complete(data: bytes) -> bytes:
+    """Returns an audio file without what follows its samples where libsndfile would read that as samples, too.
+
+    Sizes that streams leave open are accepted.
+
+    Args:
+      data: the file's bytes.
+
+    Raises:
+      ValueError: the file is shorter than its header says, or declares no samples and has some.
+    """
+    if not data:
+        raise ValueError("empty file")
+    if data[:4] in CHUNKS:
+        end = _samples_end(data, CHUNKS[data[:4]])
+        return data[:end] if data[:4] == b"riff" else data
+    if data[:4] in (b".snd", b"dns."):  # AU: offset and size of the samples in bytes 4 to 12
+        order: Literal["little", "big"] = "big" if data[:4] == b".snd" else "little"
+        offset, size = (int.from_bytes(data[i : i + 4], order) for i in (4, 8))
+        start = max(offset, 24)
+        _check_end(data, start + (0 if size == 2**32 - 1 else size))
+        if size == 0:
+            _check_nothing_follows(data, start)
+    elif data[:8] == b"NIST_1A\n":
+        return data[: _nist_end(data)]
+    elif data[:4] == b"OggS":
+        page = data[data.rfind(b"OggS") :]  # flags in byte 5, segment count in 26, segment lengths from 27
+        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if not whole or not page[5] & 4:
+            raise ValueError("truncated: the last page is missing")
+    return data
+
+
+def _check_end(data: bytes, end: int) -> None:
+    if end > len(data):
+        raise ValueError(f"truncated: {len(data)} of {end} bytes")
+
+
+def _check_nothing_follows(data: bytes, end: int) -> None:
+    if end < len(data):
+        raise ValueError(f"the header declares no samples, but {len(data) - end} bytes follow")
+
+
+def _samples_end(data: bytes, layout: Chunks) -> int | None:
+    """Returns where the samples of a complete file end; None if it has none, or if that is left open."""
+    header, unknown = layout.id_bytes + layout.size_bytes, 2 ** (8 * layout.size_bytes) - 1
+    file_end = long_size = 0
+
+    def size_at(position: int, size_bytes: int = layout.size_bytes) -> int:
+        _check_end(data, position + size_bytes)
+        return int.from_bytes(data[position : position + size_bytes], layout.order)
+
+    if data[:4] != b"caff" and (size := size_at(layout.id_bytes)) not in (0, unknown):
+        file_end = size if layout.size_counts_header else 8 + size
+    if data[:4] == b"RF64" and data[12:16] == b"ds64":  # 64-bit sizes of the file and the samples
+        size, long_size = size_at(20, 8), size_at(28, 8)
+        file_end = 8 + size if size else 0
+    _check_end(data, file_end)
+    position = layout.first
+    while not data.startswith(layout.samples, position):
+        if file_end and position >= file_end:
+            return None
+        size = max(size_at(position + layout.id_bytes) + (0 if layout.size_counts_header else header), header)
+        position += size + -size % layout.align
+    size = size_at(position + layout.id_bytes)
+    if size == unknown and data[:4] == b"RF64":
+        size = long_size
+    if size == unknown:
+        return None
+    if size == 0:
+        if data[:4] != b"FORM":  # in AIFF, libsndfile reads what follows, and else nothing
+            _check_nothing_follows(data, max(position + header, file_end))
+        return None
+    end = position + size + (0 if layout.size_counts_header else header)
+    _check_end(data, end)
+    return end
+
+
+def _nist_end(data: bytes) -> int | None:
+    """Returns where the samples of a complete NIST SPHERE file end; None if its text header does not say that."""
+    header = int(data[8:16]) if data[8:16].strip().isdigit() else 1024  # the second line is the header's length
+    _check_end(data, max(header, 16))
+    fields = {name: int(value) for name, value in re.findall(rb"(\w+) -i (\d{1,18})", data[:header])}
+    if b"sample_count" not in fields:
+        return None
+    end = header + fields[b"sample_count"] * fields.get(b"channel_count", 1) * fields.get(b"sample_n_bytes", 1)
+    _check_end(data, end)
+    return end
+
+
+# Bit rates in kbit/s by index, of layer III in MPEG 1 and in MPEG 2 and 2.5; sampling rates of MPEG 1 in Hz.
+MP3_BIT_RATES = {
+    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+MP3_RATES = (44_100, 48_000, 32_000)
+
+
+def mp3_samples(data: bytes) -> int | None:
+    """Returns the number of samples per channel in the frames of an MP3 file; None if its first frame declares it.
+
+    libsndfile takes the length of other files from the first frame's bit rate, which is wrong if the bit rate varies.
+
+    Args:
+      data: the file's bytes.
+
+    Raises:
+      ValueError: the last frame is incomplete, or there are bytes that are not frames.
+    """
+    position, samples = 0, 0
+    if data[:3] == b"ID3":  # size without its 10-byte header in four bytes of 7 bits
+        position = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    if re.search(rb"Xing|Info|VBRI", data[position : position + 64]):
+        return None
+    while (
+        position < len(data)
+        and data[position : position + 3] != b"TAG"
+        and data[position : position + 8] != b"APETAGEX"
+    ):
+        _check_end(data, position + 4)
+        _, second, third, _ = data[position : position + 4]
+        version, rate = second >> 3 & 3, third >> 2 & 3  # MPEG 1, 2 and 2.5 are versions 3, 2 and 0
+        is_frame = (
+            data[position] == 0xFF and second & 0xE6 == 0xE2 and version != 1 and rate < 3 and 0 < third >> 4 < 15
+        )
+        if not is_frame:
+            raise ValueError(f"no MP3 frame at byte {position}")
+        kbits, hertz = MP3_BIT_RATES[version or 2][third >> 4], MP3_RATES[rate] >> (0, 1, 2)[(3, 2, 0).index(version)]
+        position += (144_000 if version == 3 else 72_000) * kbits // hertz + (third >> 1 & 1)
+        samples += 1152 if version == 3 else 576
+    _check_end(data, position)
+    return samples
