@@ -55,6 +55,8 @@ def propose(config: ConfigDict, path: str, label: str = "", columns: Sequence[st
     Raises:
       UserError: no such table or column, or nothing that could be an input.
     """
+    if not path:
+        raise UserError("give the table, such as configs/table.py:data=my.csv,label=price", path="config argument data")
     table = read_table(path)
     if not table.rows:
         raise UserError("has no rows", path=path)

@@ -11,6 +11,7 @@ from mmfusion.data.modalities import feature_names
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import Rows, content
 from mmfusion.data.sources import Source
+from mmfusion.data.table_schema import is_missing
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class DigestedRows(Sequence):
 
 
 def _digest(values: Sequence[Any]) -> int:
-    if all(value is None or (hasattr(value, "__len__") and len(value) == 0) for value in values):
+    if all(is_missing(value) for value in values):
         return 0
     digest = xxhash.xxh3_64()
     for part in content(values):

@@ -55,7 +55,7 @@ def is_missing(value: Any) -> bool:
         return True
     if isinstance(value, (str, bytes)):
         return not value.strip()
-    return isinstance(value, (list, tuple, np.ndarray)) and len(value) == 0
+    return isinstance(value, (list, tuple, np.ndarray)) and np.size(value) == 0
 
 
 def describe(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], folder: Path) -> dict[str, Column]:

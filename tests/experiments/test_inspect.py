@@ -4,9 +4,11 @@ import json
 import pytest
 
 from configs import table as table_config
+from mmfusion import config as configs
 from mmfusion.config import defaults
 from mmfusion.config.from_table import propose
 from mmfusion.config.render import render
+from mmfusion.models.fusion import FUSIONS
 
 ROWS = [
     {"review": f"a {('good', 'bad')[i % 2]} film of {i} minutes", "stars": 5 - 4 * (i % 2), "year": 1990 + i % 9,
@@ -32,6 +34,8 @@ def test_rendered_config_is_the_proposed_one(path, tmp_path):
     expected = defaults.finish(config, args)
     assert module.get_config("seed=3").to_dict() == expected.to_dict()
     assert table_config.get_config(f"data={path},fusion=gmu,seed=3").to_dict() == expected.to_dict()
+    for name in FUSIONS:
+        configs.check(table_config.get_config(f"data={path},fusion={name}"), devices=1)
 
 
 def test_inspect_shows_columns_and_writes_a_config_and_a_picture(path, tmp_path, command):

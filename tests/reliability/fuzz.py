@@ -15,7 +15,7 @@ from tests.processes import ROOT
 from tests.reliability.faults import Outcome
 
 SOURCES = sorted(
-    path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base")
+    path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "table")
 )
 STRINGS = (
     "",
