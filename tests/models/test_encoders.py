@@ -107,6 +107,11 @@ def test_encoder_jit_equals_eager_with_the_same_output_types(case):
 
 
 VARIABLE_LENGTH = [
+    "mlp-sequence",
+    "rnn-sequence",
+    "rnn-sequence-last",
+    "transformer-sequence",
+    "tcn",
     "rnn-lstm",
     "rnn-last",
     "textcnn-all",
@@ -125,7 +130,7 @@ def test_encoder_tokens_are_independent_of_the_padded_length(case):
     apply = quick_jit(lambda x, mask: encoder.apply(variables, x, mask, train=False))
     short, short_mask = apply(x, mask)
     padding = ((0, 0), (0, 37))
-    long, long_mask = apply(np.pad(x, padding), np.pad(mask, padding))
+    long, long_mask = apply(np.pad(x, [*padding, *[(0, 0)] * (x.ndim - 2)]), np.pad(mask, padding))
     np.testing.assert_allclose(long[:, : short.shape[1]], short, atol=1e-5)
     np.testing.assert_array_equal(long_mask.sum(axis=1), short_mask.sum(axis=1))
 
