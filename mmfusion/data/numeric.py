@@ -87,4 +87,4 @@ def statistics(arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         squares = squares + np.square(deviations).sum(axis=0) + np.square(delta) * count * n / total
         mean, count = mean + delta * n / total, count + n
     std = np.sqrt(squares / np.maximum(count, 1))
-    return mean, np.where(std > 1e-10 * np.abs(mean), std, 1.0)
+    return mean, np.where(std > 1e-13 * np.abs(mean), std, 1.0)

@@ -1,5 +1,6 @@
 """Reads rows of arrays, encoded bytes, file paths and text into batches of fixed size, with an error per bad row."""
 
+import contextlib
 import difflib
 import json
 import os
@@ -154,10 +155,8 @@ def _content(value: Any, kind: str, folder: Path) -> Any:
 def _contents(value: Any, folder: Path) -> Any:
     """Returns the images of a list, with paths as the bytes of their files; a string is such a list as JSON."""
     if isinstance(value, str) and value:
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass
         if not isinstance(value, list):
             raise ValueError(f'must be a list of paths, such as ["a.png", "b.png"], got {short(value)}')
     if isinstance(value, np.ndarray) and value.dtype.kind in "OU":

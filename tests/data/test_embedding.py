@@ -87,9 +87,9 @@ def test_embedding_of_several_features_concatenates_them():
     np.testing.assert_array_equal(x, [2, 1, 2, 4])
     assert mask.shape == (1,)
     assert decode({"x": None, "v": "", "y": np.nan}, options, fitted) is None
-    with pytest.raises(ValueError, match="^'v' is missing, and other parts of the vector are not"):
+    with pytest.raises(ValueError, match=r"^'v' is missing, and other parts of the vector are not"):
         decode({"x": 1, "v": None, "y": 2}, options, fitted)
-    with pytest.raises(ValueError, match="^'x' has 2 values, not 1"):  # the total is right
+    with pytest.raises(ValueError, match=r"^'x' has 2 values, not 1"):  # the total is right
         decode({"x": [1, 2], "v": [3], "y": 2}, options, fitted)
 
 

@@ -42,7 +42,7 @@ def test_read_of_no_value_is_none(value):
     ],
 )  # fmt: skip
 def test_read_refuses_other_values_in_one_line(value):
-    with pytest.raises(ValueError, match="^must be numbers, got ") as raised:
+    with pytest.raises(ValueError, match=r"^must be numbers, got ") as raised:
         numeric.read(value, "numbers")
     assert len(str(raised.value)) < 140 and "\n" not in str(raised.value)
 
