@@ -155,7 +155,7 @@ def test_predict_takes_python_lists_and_pixels(run, expected, tmp_path):
         ({"views": [3]}, "views: must be an array, bytes or a file path, got int"),
         (
             {"views": np.zeros((8, 8, 3), np.uint8)},
-            "views: must be a list of images or pixels [k, h, w, c], got an arr",
+            "views: must be a list of images or pixels [k, h, w, c], got",
         ),
     ],
 )
