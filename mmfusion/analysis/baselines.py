@@ -235,6 +235,12 @@ def _describe_table(rows: np.ndarray, mask: np.ndarray, options: Any) -> np.ndar
     return np.hstack([rows, mask]).astype(np.float32)
 
 
+def _describe_sequence(sequences: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
+    """Returns the mean and the standard deviation of each dimension over the unmasked positions, and their number."""
+    rows = np.ma.array(sequences, mask=np.broadcast_to(~mask[:, :, None], sequences.shape))  # [n, T, D]
+    return np.hstack([rows.mean(axis=1).filled(0), rows.std(axis=1).filled(0), mask.sum(axis=1)[:, None]])
+
+
 def _describe_graph(graphs: np.ndarray, mask: np.ndarray, options: Any) -> np.ndarray:
     """Returns the means of the node features, unweighted and weighted by degree, and the numbers of nodes and edges."""
     nodes = graphs[..., : options["features"]]  # [n, N, F]
@@ -271,6 +277,9 @@ FEATURES = {  # by modality type: (inputs, mask, options) -> described rows, and
     "table": (_describe_table, _fit_scaler),
     "graph": (_describe_graph, _fit_scaler),
     "knowledge": (_describe_knowledge, _fit_terms),
+    "embedding": (_describe_table, _fit_scaler),
+    "sequence": (_describe_sequence, _fit_scaler),
+    "images": (_describe_video, _fit_image),
 }
 
 

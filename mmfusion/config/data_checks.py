@@ -5,7 +5,7 @@ from typing import Any
 
 from mmfusion.config.checks import check_member, check_positive
 from mmfusion.config.fields import DataConfig, ModalityConfig, RunConfig
-from mmfusion.data import sources
+from mmfusion.data import embedding, images, sequence, sources
 from mmfusion.data.graph import EDGES
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.table_dataset import is_table
@@ -97,6 +97,21 @@ def _check_video(modality: ModalityConfig, path: str) -> None:
     check_positive(modality.options["frames"], f"{path}.frames")
 
 
+def _check_images(modality: ModalityConfig, path: str) -> None:
+    _check_image(modality, path)
+    check_positive(modality.options["count"], f"{path}.count")
+    check_member(modality.options["pool"], images.POOLS, f"{path}.pool", "pool")
+
+
+def _check_embedding(modality: ModalityConfig, path: str) -> None:
+    check_member(modality.options["normalize"], embedding.NORMALIZATIONS, f"{path}.normalize", "normalisation")
+
+
+def _check_sequence(modality: ModalityConfig, path: str) -> None:
+    check_positive(modality.options["length"], f"{path}.length")
+    check_member(modality.options["normalize"], sequence.NORMALIZATIONS, f"{path}.normalize", "normalisation")
+
+
 def _check_table(modality: ModalityConfig, path: str) -> None:
     for column in modality.options["categorical"]:
         check_member(column, feature_names(modality.to_dict()), f"{path}.categorical", "column")
@@ -123,6 +138,9 @@ MODALITY_CHECKS = {
     "audio": _check_audio,
     "video": _check_video,
     "table": _check_table,
+    "embedding": _check_embedding,
+    "sequence": _check_sequence,
+    "images": _check_images,
     "graph": _check_graph,
     "knowledge": _check_knowledge,
 }

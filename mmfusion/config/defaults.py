@@ -30,7 +30,7 @@ def modality(kind: str, feature: str, **options: Any) -> ConfigDict:
     """Returns a section of `data.modalities`.
 
     Args:
-      kind: the type of modality: image, text, audio, video, table, graph or knowledge.
+      kind: the type of modality: image, images, text, audio, video, table, embedding, sequence, graph or knowledge.
       feature: the dataset's feature that holds it; several joined by `+`.
       **options: options that differ from the type's defaults.
 

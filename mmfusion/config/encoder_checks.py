@@ -6,12 +6,13 @@ from mmfusion.config.checks import check_member
 from mmfusion.config.fields import EncoderConfig, RunConfig
 from mmfusion.data.text import TOKENIZERS
 from mmfusion.errors import UserError
-from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.encoders import ENCODERS, can_read
 from mmfusion.registry import lookup
 
 # Options that modalities with a shared encoder must have alike; other types of modality cannot share one.
 SHARED_OPTIONS = {
     "image": ("size", "channels"),
+    "images": ("size", "channels", "pool"),
     "video": ("size", "channels", "frames"),
     "audio": ("rate",),
     "text": ("tokenizer",),
@@ -45,8 +46,8 @@ def check_encoders(run: RunConfig) -> None:
 
 def _check_reads(run: RunConfig, modality: str, encoder: EncoderConfig, path: str) -> None:
     kind = run.data.modalities[modality].kind
-    if getattr(lookup(ENCODERS, encoder.name, f"{path}.name"), "reads", "") != kind:
-        fitting = [name for name, encoder_class in ENCODERS.items() if getattr(encoder_class, "reads", "") == kind]
+    if not can_read(lookup(ENCODERS, encoder.name, f"{path}.name"), kind):
+        fitting = [name for name, encoder_class in ENCODERS.items() if can_read(encoder_class, kind)]
         raise UserError(f"does not read {kind}", path=f"{path}.name", value=encoder.name, choices=fitting)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfusion.data import audio, graph, image, knowledge, table, text, video
+from mmfusion.data import audio, embedding, graph, image, images, knowledge, sequence, table, text, video
 from mmfusion.data.modality_type import ModalityType, Options
 from mmfusion.registry import lookup
 
@@ -15,6 +15,9 @@ MODALITY_TYPES: dict[str, ModalityType] = {
     "audio": audio.TYPE,
     "video": video.TYPE,
     "table": table.TYPE,
+    "embedding": embedding.TYPE,
+    "sequence": sequence.TYPE,
+    "images": images.TYPE,
     "graph": graph.TYPE,
     "knowledge": knowledge.TYPE,
 }

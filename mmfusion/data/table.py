@@ -6,14 +6,13 @@ F columns
 import datetime
 import json
 import math
-import numbers
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
+from mmfusion.data import numeric
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
 from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
@@ -22,6 +21,7 @@ OPTIONS = {
     "categorical": (),  # the features in `feature` that are categorical; the others are numeric
     "dates": (),  # the features in `feature` that are dates: ISO 8601, or seconds since 1970
 }
+EXPECTED = "a finite number, or a list such as [0.1, 0.2]"
 DAY = 86_400.0  # seconds
 PERIODS = (365.2425 * DAY, 7 * DAY, DAY)  # year, week, day
 MONDAY = 4 * DAY  # 1970-01-05, so that a week starts on Monday
@@ -51,37 +51,12 @@ def _numbers(value: Any) -> np.ndarray:
     Raises:
       ValueError: it is neither a finite number, a list of numbers nor such a list as JSON.
     """
-    read = value
-    if hasattr(read, "__array__"):
-        read = np.asarray(read)
-        read = read if read.dtype.kind in "biuf" else read.tolist() if read.dtype.kind == "O" else str(read)
-    try:
-        if isinstance(read, str | bytes) and read.strip()[:1] in ("[", b"["):
-            read = json.loads(read)
-        if not isinstance(read, np.ndarray):
-            items = read if isinstance(read, list | tuple) else [read]
-            read = np.array([_number(item) for item in items])
-        result = read.astype(np.float64).reshape(-1)
-        if np.isinf(result).any():
-            raise ValueError("infinite")
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"must be a finite number, or a list such as [0.1, 0.2], got {_short(value)}") from error
-    return result if result.size else np.array([np.nan])
-
-
-def _number(item: Any) -> float:
-    if isinstance(item, bytes):
-        item = item.decode()
-    if item is None or (isinstance(item, str) and not item.strip()):
-        return math.nan
-    if not isinstance(item, str | numbers.Real | Decimal) or (isinstance(item, str) and "_" in item):
-        raise TypeError(type(item).__name__)  # float takes 1_000, and dates as nanoseconds
-    return float(item)
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    result = numeric.read(value, EXPECTED)
+    if result is None:
+        return np.array([np.nan])
+    if result.ndim > 1 or np.isinf(result).any():
+        raise ValueError(f"must be {EXPECTED}, got {numeric.short(value)}")
+    return result.reshape(-1)
 
 
 def _date(value: Any) -> np.ndarray:

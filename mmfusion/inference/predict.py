@@ -29,7 +29,8 @@ def predict(
 
     The table has a column per modality, named after the modality or its feature: text, or the path of an image, audio
     or video file, relative to the table. A table modality has a column per feature; a vector is a list (as JSON in
-    CSV), or the columns NAME_0, NAME_1, ...; nodes and edges of a graph are lists. An empty cell or a null is an absent
+    CSV), or the columns NAME_0, NAME_1, ...; sequences, paths of several images, and nodes and edges of a graph are
+    lists. An empty cell or a null is an absent
     modality.
 
     Args:

@@ -1,6 +1,8 @@
 """Reads rows of arrays, encoded bytes, file paths and text into batches of fixed size, with an error per bad row."""
 
+import contextlib
 import difflib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import BadRow, Reader, empty_batch, fill_row
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.modality_type import Options
+from mmfusion.data.numeric import short
 from mmfusion.errors import UserError, one_line
 
 FILE_TYPES = ("image", "audio", "video")  # modality types whose string values are file paths
@@ -122,6 +125,8 @@ def _value(row: Row, modality: str, feature: str, only: bool) -> Any:
 def _converted(value: Any, feature: str, options: Options, folder: Path) -> Any:
     if options["kind"] in FILE_TYPES:
         return _content(value, options["kind"], folder)
+    if options["kind"] == "images":
+        return _contents(value, folder)
     if (
         options["kind"] in ("text", "table", "knowledge")
         and not is_numeric(options, feature)
@@ -137,7 +142,7 @@ def _content(value: Any, kind: str, folder: Path) -> Any:
         try:
             return (folder / value).read_bytes()
         except OSError as error:
-            raise ValueError(f"{_short(value)}: {error.strerror}") from error
+            raise ValueError(f"{short(value)}: {error.strerror}") from error
     if kind == "audio" and isinstance(value, list | tuple):
         return np.asarray(value)  # samples
     if isinstance(value, str | bytes | list | tuple):
@@ -147,11 +152,22 @@ def _content(value: Any, kind: str, folder: Path) -> Any:
     return np.asarray(value)
 
 
+def _contents(value: Any, folder: Path) -> Any:
+    """Returns the images of a list, with paths as the bytes of their files; a string is such a list as JSON."""
+    if isinstance(value, str) and value:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+        if not isinstance(value, list):
+            raise ValueError(f'must be a list of paths, such as ["a.png", "b.png"], got {short(value)}')
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [item if item is None else _content(item, "image", folder) for item in value]
+    return value
+
+
 def is_numeric(options: Options, feature: str) -> bool:
-    """Returns whether a feature is a number or a vector: a column of a table that is neither a category nor a date."""
+    """Returns whether a feature is a number or a vector: of an embedding, or of a table but no category or date."""
+    if options["kind"] == "embedding":
+        return True
     return options["kind"] == "table" and feature not in (*options["categorical"], *options.get("dates", ()))
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 100 else f"{text[:100]}..."

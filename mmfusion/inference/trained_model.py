@@ -65,9 +65,9 @@ class TrainedModel:
     """A trained run at its best checkpoint, as returned by `load`.
 
     Rows are mappings keyed by modality or feature name, like the columns of the `predict` command. A value is an array
-    (uint8 pixels `[H, W, C]`, samples `[S]`, ...), encoded bytes, a file path (images, audio, video) or text. A
-    modality without a value is absent; other keys are ignored. An unreadable row has an entry in `errors` and does not
-    affect other rows.
+    (uint8 pixels `[H, W, C]`, samples `[S]`, a vector, ...), encoded bytes, a file path (images, audio, video), a list
+    of paths (several images) or text. A modality without a value is absent; other keys are ignored. An unreadable row
+    has an entry in `errors` and does not affect other rows.
     """
 
     def __init__(self, run: Run):

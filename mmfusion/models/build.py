@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mmfusion.errors import UserError
 from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.encoders.images import PerImage
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import FusionModel
 from mmfusion.registry import lookup
@@ -46,7 +47,8 @@ def build(
     Args:
       config: `width`, `encoders.<modality>` = {name, **options, **ENCODER_KEYS}, `fusion` = {name, **options}.
       spec: per modality, the encoder's keyword arguments that depend on the data: {"vocabulary": ids}, {"rate": Hz},
-        {"categories": (n, ...)}, {"entities": n, "relations": n} or {}.
+        {"categories": (n, ...)}, {"entities": n, "relations": n} or {}. {"pool": ...} is that of `PerImage`, which then
+        applies an image encoder to each of several images.
       tasks: number of outputs per task.
       axis_name: the device axis over which batch normalisation sums its statistics; None outside pmap.
       dtype: dtype of the computation; parameters, batch statistics and logits are float32.
@@ -69,7 +71,10 @@ def build(
             shares[modality] = section["share"]
         else:
             options = {key: value for key, value in section.items() if key not in ENCODER_KEYS}
-            encoders[modality] = _build_module(ENCODERS, options, path, {**kwargs, **spec[modality]})
+            encoder: Any = _build_module(ENCODERS, options, path, {**kwargs, **spec[modality]})
+            if "pool" in spec[modality] and encoder.reads == "image":
+                encoder = PerImage(encoder, spec[modality]["pool"], dtype)
+            encoders[modality] = encoder
         if section.get("join"):
             joins[modality] = tuple(section["join"])
     fusion = _build_module(FUSIONS, config["fusion"], "config.model.fusion", kwargs)

@@ -42,8 +42,14 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     return jax.nn.softmax(scores.astype(jnp.float32), axis=-1, where=mask)
 
 
-def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
+def row_keys(module: nn.Module, *, train: bool, rows: int | None = None) -> jax.Array | None:
     """Returns one PRNG key per example `[B]` of a module's input; None in evaluation and in initialisation.
+
+    Args:
+      module: the module.
+      train: whether this is training.
+      rows: the size of the input's first axis, if it may be a multiple of B: an example's images, say, follow one
+        another, and each has a key.
 
     Raises:
       ValueError: the collection `rows` lacks the example ids in training.
@@ -56,7 +62,10 @@ def row_keys(module: nn.Module, *, train: bool) -> jax.Array | None:
             f"{type(module).__name__} needs the example ids: apply the model with variables "
             '{"params": ..., "rows": {"id": batch.id}} when train=True'
         )
-    return rng.row_keys(module.make_rng("dropout"), ids)
+    keys = rng.row_keys(module.make_rng("dropout"), ids)
+    if rows in (None, len(ids)):
+        return keys
+    return jax.vmap(lambda key: jax.random.split(key, rows // len(ids)))(keys).reshape(rows)
 
 
 class Dropout(nn.Module):
@@ -72,10 +81,12 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns `x [B, ...]` with elements dropped with probability `rate`, the others scaled by 1 / (1 - rate).
 
+        The first axis may also have several rows per example, one after another.
+
         Raises:
           ValueError: the collection `rows` lacks the example ids in training.
         """
-        keys = row_keys(self, train=train) if self.rate > 0 else None
+        keys = row_keys(self, train=train, rows=x.shape[0]) if self.rate > 0 else None
         if keys is None:
             return x
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)  # [B, ...]

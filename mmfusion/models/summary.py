@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from mmfusion.data.batch import Batch
+from mmfusion.models.encoders.images import PerImage
 from mmfusion.models.model import FusionModel
 
 
@@ -64,7 +65,8 @@ def summarize(model: FusionModel, variables: dict, batch: Batch) -> list[Row]:
 
 
 def _is_top_level(module, method: str) -> bool:
-    return method == "__call__" and len(module.path) == 1
+    inside = isinstance(module.parent, PerImage)  # an encoder that shares the path of its wrapper
+    return method == "__call__" and len(module.path) == 1 and not inside
 
 
 def _belongs_to(path: str, child: str, model: FusionModel) -> bool:

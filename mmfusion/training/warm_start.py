@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mmfusion.errors import UserError, nearest
+from mmfusion.models.encoders.images import PerImage
 from mmfusion.models.model import FusionModel
 from mmfusion.models.pretrained import weights
 from mmfusion.training.restore import open_run
@@ -42,8 +43,13 @@ def begin(
         if weights.from_run(source):
             params, batch_stats, heads, line = _of_run(source, m, state, fitted.get(m))
         else:
+            encoder: Any = model.encoders[m]
             found = weights.load(
-                model.encoders[m], params, batch_stats, weights.read(source, CACHE.expanduser()), source
+                encoder.encoder if isinstance(encoder, PerImage) else encoder,
+                params,
+                batch_stats,
+                weights.read(source, CACHE.expanduser()),
+                source,
             )
             params, batch_stats = found.params, found.batch_stats
             names = sorted(left for left in found.left_out if not left.endswith("num_batches_tracked"))

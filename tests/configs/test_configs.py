@@ -259,7 +259,7 @@ def test_unused_fields_detect_an_unused_option():
 def test_modality_type_module_reads_every_option(kind: str):
     module = importlib.import_module(f"mmfusion.data.{kind}")
     options = modalities.MODALITY_TYPES[kind].options
-    modules = (module, preprocess, image) if kind == "video" else (module, preprocess)  # its frames are images
+    modules = (module, preprocess, image) if kind in ("video", "images") else (module, preprocess)  # decoded by `image`
     assert set(options) - key_reads.names_read(*modules) == set()
     assert set(options.get("augment", ())) - key_reads.names_read(module, preprocess, image) == set()
 

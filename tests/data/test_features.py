@@ -57,7 +57,7 @@ def test_flatten_names_nested_features_by_their_path():
     [
         ("image", "text", "an image", "image"),
         ("captions", "text", "a list of texts", "none"),
-        ("pairs", "table", "an array float32 [any, 2]", "image, audio, graph"),
+        ("pairs", "table", "an array float32 [any, 2]", "image, audio, sequence, graph"),
         ("label", "image", "a class", "table, knowledge"),
     ],
 )

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.encoders.images import PerImage
 
 WIDTH, RATE = 8, 1000
 RANDOM = np.random.default_rng(0)
@@ -24,6 +25,13 @@ GRAPH = np.concatenate([RANDOM.normal(size=(3, 5, 2)), EDGES + EDGES.swapaxes(1,
 KNOWLEDGE = RANDOM.integers(1, 6, (3, 5, 12)).astype(np.int32)  # entity, linked flag, two relations to each node
 KNOWLEDGE[..., 1:] = KNOWLEDGE[..., 1:] % 4 * (RANDOM.random((3, 5, 11)) < 0.5)
 KNOWLEDGE[..., 1] = KNOWLEDGE[..., 1] > 0
+EMBEDDING = RANDOM.normal(size=(3, 5)).astype(np.float32), np.ones((3, 1), bool)
+# Masked at the end, and in between.
+SEQUENCE = (
+    RANDOM.normal(size=(3, 6, 5)).astype(np.float32),
+    np.array([[1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]], bool),
+)
+SEVERAL = RANDOM.normal(size=(3, 2, 8, 8, 3)).astype(np.float32), np.array([[True, True], [False, True], [True, False]])
 TINY_FRAMES = {"channels": (4,), "strides": (4,), "heads": 2}
 TINY_CNN = {"channels": (8, 4), "strides": (2, 1)}
 TINY_VIT = {"patch": 4, "layers": 1, "hidden": 8, "heads": 2}
@@ -83,6 +91,14 @@ CASES = {
     "cnn3d": ("cnn3d", {"channels": (4, 4), "time_strides": (2, 1), "strides": (2, 2)}, VIDEO, 8),
     "table_mlp": ("table_mlp", {"categories": (0, 3, 0), "hidden": (8,)}, TABLE, 1),
     "ft_transformer": ("ft_transformer", {"categories": (0, 3, 0), "hidden": 8, "heads": 2, "layers": 1}, TABLE, 4),
+    "mlp-embedding": ("mlp", {"hidden": (8,)}, EMBEDDING, 1),
+    "mlp-sequence": ("mlp", {"hidden": ()}, SEQUENCE, 6),
+    "rnn-sequence": ("rnn", {"vocabulary": 0, "bidirectional": True, "embedding": 4, "hidden": 4}, SEQUENCE, 6),
+    "rnn-sequence-last": ("rnn", {"vocabulary": 0, "tokens": "last", "embedding": 4, "hidden": 4}, SEQUENCE, 1),
+    "transformer-sequence": ("transformer", {"vocabulary": 0, "layers": 1, "hidden": 8, "heads": 2}, SEQUENCE, 6),
+    "tcn": ("tcn", {"channels": (4, 4)}, SEQUENCE, 6),
+    "cnn-images": ("cnn", {**TINY_CNN, "norm": "batch", "pool": "none"}, SEVERAL, 2),
+    "vit_ti-images": ("vit_ti", {**TINY_VIT, "pool": "mean"}, SEVERAL, 1),
     "gcn": ("gcn", {"hidden": (8,)}, GRAPH, 5),
     "graph_attention": ("graph_attention", {"hidden": 8, "heads": 2, "layers": 1}, GRAPH, 5),
     "knowledge_attention": (
@@ -104,5 +120,8 @@ SHALLOW = {
 
 
 def make(name, options):
-    """Returns the encoder, in a shallow version if it is deep."""
-    return type(name, (ENCODERS[name],), dict(SHALLOW.get(name, {})))(width=WIDTH, **options)
+    """Returns the encoder, in a shallow version if it is deep; with an option `pool`, applied to every image."""
+    options = dict(options)
+    pool = options.pop("pool", "")
+    encoder = type(name, (ENCODERS[name],), dict(SHALLOW.get(name, {})))(width=WIDTH, **options)
+    return PerImage(encoder, pool) if pool else encoder

@@ -4,11 +4,25 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from mmfusion.models.encoders import ENCODERS
+from mmfusion.models.encoders import ENCODERS, can_read
 from mmfusion.models.encoders.audio import SpecAugment, log_mel
 from mmfusion.models.encoders.image import Positions
+from mmfusion.models.encoders.images import PerImage
 from tests.errors import rejects
-from tests.models.encoder_cases import AUDIO, CASES, IMAGE, RANDOM, RATE, TEXT, TOKEN_IDS, WIDTH, make
+from tests.models.encoder_cases import (
+    AUDIO,
+    CASES,
+    IMAGE,
+    RANDOM,
+    RATE,
+    SEQUENCE,
+    SEVERAL,
+    TEXT,
+    TINY_CNN,
+    TOKEN_IDS,
+    WIDTH,
+    make,
+)  # fmt: skip
 from tests.models.random_variables import quick_jit, random_variables
 
 
@@ -107,6 +121,11 @@ def test_encoder_jit_equals_eager_with_the_same_output_types(case):
 
 
 VARIABLE_LENGTH = [
+    "mlp-sequence",
+    "rnn-sequence",
+    "rnn-sequence-last",
+    "transformer-sequence",
+    "tcn",
     "rnn-lstm",
     "rnn-last",
     "textcnn-all",
@@ -125,7 +144,7 @@ def test_encoder_tokens_are_independent_of_the_padded_length(case):
     apply = quick_jit(lambda x, mask: encoder.apply(variables, x, mask, train=False))
     short, short_mask = apply(x, mask)
     padding = ((0, 0), (0, 37))
-    long, long_mask = apply(np.pad(x, padding), np.pad(mask, padding))
+    long, long_mask = apply(np.pad(x, [*padding, *[(0, 0)] * (x.ndim - 2)]), np.pad(mask, padding))
     np.testing.assert_allclose(long[:, : short.shape[1]], short, atol=1e-5)
     np.testing.assert_array_equal(long_mask.sum(axis=1), short_mask.sum(axis=1))
 
@@ -149,6 +168,88 @@ def test_rnn_last_token_is_the_last_real_position():
     variables = random_variables(encoders[0], *TEXT, train=False)
     (all_tokens, _), (last, _) = (encoder.apply(variables, *TEXT, train=False) for encoder in encoders)
     np.testing.assert_allclose(last[:, 0], all_tokens[np.arange(3), [3, 5, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", ["all", "last"])
+def test_rnn_skips_masked_positions_of_vectors(tokens):
+    options = {"vocabulary": 0, "embedding": 4, "hidden": 4, "tokens": tokens, "bidirectional": True}
+    encoder, (x, _) = ENCODERS["rnn"](width=WIDTH, **options), SEQUENCE
+    mask = np.array([[0, 1, 0, 1, 1, 0]], bool)
+    variables = random_variables(encoder, x[:1], mask, train=False)
+    found, _ = encoder.apply(variables, x[:1], mask, train=False)
+    expected, _ = encoder.apply(variables, x[:1, mask[0]], mask[:, mask[0]], train=False)
+    np.testing.assert_allclose(found[:, mask[0]] if tokens == "all" else found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "blocks", "field"), [(2, 3, 15), (3, 2, 13)])
+def test_tcn_is_causal_with_the_receptive_field_of_its_dilations(kernel, blocks, field):
+    """Without ReLU's zeros, the token at t depends on exactly the positions t - field + 1 to t."""
+    length, t = 24, 20
+    encoder = ENCODERS["tcn"](width=WIDTH, channels=(3,) * blocks, kernel=kernel)
+    x, mask = np.ones((1, length, 2), np.float32), np.ones((1, length), bool)
+    variables = jax.tree.map(np.abs, random_variables(encoder, x, mask, train=False))  # positive: ReLU is the identity
+    variables["params"]["project"] = {  # tokens of different values, which the normalisation does not cancel
+        "kernel": np.arange(3 * WIDTH, dtype=np.float32).reshape(3, WIDTH) ** 2, "bias": np.zeros(WIDTH, np.float32)
+    }  # fmt: skip
+    gradient = jax.grad(lambda x: (encoder.apply(variables, x, mask, train=False)[0][0, t] * np.arange(WIDTH)).sum())(x)
+    used = np.flatnonzero(np.abs(gradient[0]).max(axis=-1) > 0)
+    np.testing.assert_array_equal(used, np.arange(t - field + 1, t + 1))
+
+
+def test_mlp_without_hidden_layers_is_a_normalised_linear_layer():
+    encoder, (x, mask) = ENCODERS["mlp"](width=WIDTH, hidden=()), SEQUENCE
+    variables = random_variables(encoder, x, mask, train=False)
+    params = variables["params"]
+    linear = x @ params["project"]["kernel"] + params["project"]["bias"]
+    centred = linear - linear.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt(linear.var(axis=-1, keepdims=True) + 1e-6)
+    expected = (expected * params["norm"]["scale"] + params["norm"]["bias"]) * mask[..., None]
+    np.testing.assert_allclose(encoder.apply(variables, x, mask, train=False)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_per_image_has_the_variables_of_the_encoder_and_its_tokens():
+    x, mask = SEVERAL
+    encoder = make("cnn", {**TINY_CNN, "norm": "batch"})
+    variables = random_variables(encoder, *IMAGE, train=False)
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(
+        np.shape, random_variables(PerImage(encoder), x, mask, train=False)
+    )
+    tokens, token_mask = PerImage(encoder).apply(variables, x, mask, train=False)
+    for k in range(2):
+        own, _ = encoder.apply(variables, x[:, k], mask[:, k : k + 1], train=False)
+        mean = own.mean(axis=1)
+        expected = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(mean.var(-1, keepdims=True) + 1e-6)
+        np.testing.assert_allclose(tokens[:, k], expected * mask[:, k : k + 1], atol=1e-5)
+    np.testing.assert_array_equal(token_mask, mask)
+    pooled, pooled_mask = PerImage(encoder, "mean").apply(variables, x, mask, train=False)
+    np.testing.assert_allclose(pooled[1, 0], tokens[1, 1], atol=1e-5)  # its only image
+    assert pooled.shape == (3, 1, WIDTH) and pooled_mask.all()
+
+
+def test_per_image_dropout_differs_between_images_and_depends_on_the_example():
+    encoder = PerImage(make("cnn", {**TINY_CNN, "dropout": 0.5}))
+    x, mask = np.repeat(SEVERAL[0][:, :1], 2, axis=1), np.ones((3, 2), bool)  # the same image twice
+    variables = random_variables(encoder, x, mask, train=False)
+
+    def tokens(rows, train=True):
+        ids = {"rows": {"id": np.array([7, 3, 9])[rows]}}
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(encoder.apply({**variables, **ids}, x[rows], mask[rows], train=train, rngs=rngs)[0])
+
+    dropped = tokens(np.arange(3))
+    assert np.abs(dropped[:, 0] - dropped[:, 1]).max(axis=-1).min() > 1e-3
+    np.testing.assert_allclose(tokens(np.array([2, 0])), dropped[[2, 0]], atol=1e-5)
+    kept = tokens(np.arange(3), train=False)
+    np.testing.assert_allclose(kept[:, 0], kept[:, 1], atol=1e-6)
+
+
+def test_can_read_is_true_of_the_types_of_reads_and_of_several_images():
+    reading = {kind: {n for n, e in ENCODERS.items() if can_read(e, kind)} for kind in ("embedding", "sequence")}
+    assert reading == {"embedding": {"mlp"}, "sequence": {"mlp", "rnn", "transformer", "tcn"}}
+    assert {n for n, e in ENCODERS.items() if can_read(e, "images")} == {
+        n for n, e in ENCODERS.items() if can_read(e, "image")
+    }
+    assert not can_read(object, "image")
 
 
 def test_bow_is_the_normalised_mean_embedding():
@@ -289,6 +390,8 @@ EXCLUDED = ("project", "norm", "offsets", "embed")
         ("graph_attention", {"layers": 1, "heads": 8}, (1, 10, 1433 + 10), EXCLUDED, 1433 * 64 + 2 * 64),
         # Embeddings of size 300, 3 × 100 feature maps.
         ("textcnn", {"embedding": 300, "channels": 100}, (1, 10), EXCLUDED, 360_300),
+        # "Permuted MNIST" of the paper's table 1 (70K), with the weight scales of its code: 8 blocks of 25 channels.
+        ("tcn", {"channels": (25,) * 8, "kernel": 7}, (1, 784, 1), ("project", "norm"), 66_650),
         ("cnn3d", {**C3D, "time_strides": (1,) * 8, "norm": "none"}, (1, 16, 56, 56, 3), EXCLUDED, 27_655_936),  # C3D's
     ],
 )

@@ -41,6 +41,14 @@ ORDERS = {
     "rnn-gru": "embed < forward_0 < forward_1 < norm project",
     "rnn-lstm": "embed < backward_0 forward_0 < backward_1 forward_1 < norm project",
     "rnn-last": "embed < backward_0 forward_0 < norm project",
+    "mlp-embedding": "hidden0 < norm project",
+    "mlp-sequence": "norm project",
+    "rnn-sequence": "embed < backward_0 forward_0 < norm project",
+    "rnn-sequence-last": "embed < forward_0 < norm project",
+    "transformer-sequence": "embed < block0 < norm project",
+    "tcn": "block0 < block1 < norm project",
+    "cnn-images": "Conv_0 Norm_0 < Conv_1 Norm_1 < tokens",
+    "vit_ti-images": "class patches positions < block0 < norm norm_last project",
     "transformer": "embed < block0 < norm project",
     "bert-all": "embed norm_embed place segment < block0 < norm project",
     "bert-pooled": "embed norm_embed place segment < block0 < norm pooler project",
@@ -71,7 +79,7 @@ def test_layer_order_determines_every_layers_factor(case):
     layers = jax.eval_shape(lambda: encoder.init(jax.random.key(0), x, mask, train=False))["params"]
     groups = [group.split() for group in ORDERS[case].split(" < ")]
     expected = {layer: 0.5**i for i, group in enumerate(reversed(groups)) for layer in group}
-    assert decay_factors(layers, encoder.layer_order, 0.5) == expected
+    assert decay_factors(layers, ENCODERS[name].layer_order, 0.5) == expected
 
 
 def test_decay_factors_order_layers_by_number():

@@ -92,7 +92,7 @@ def _table_strings(row: np.ndarray, mask: np.ndarray, fitted: Mapping[str, Any])
 
 
 # Modality types whose encoders may return one token per position.
-TOKEN_PER_POSITION = ("text", "video", "table", "graph", "knowledge")
+TOKEN_PER_POSITION = ("text", "video", "table", "graph", "knowledge", "embedding", "sequence", "images")
 DISPLAY = {  # (input, mask, fitted) -> the displayable input
     "image": lambda x, mask, fitted: np.rint(x).astype(np.uint8),  # may be float32
     "text": lambda x, mask, fitted: [fitted.id_to_token(int(k)) for k in x[mask]],
@@ -101,4 +101,7 @@ DISPLAY = {  # (input, mask, fitted) -> the displayable input
     "table": _table_strings,
     "graph": lambda x, mask, fitted: [f"node {k}" for k in range(mask.sum())],
     "knowledge": lambda x, mask, fitted: [fitted.entities[k - 1] for k in x[mask, 0]],
+    "embedding": lambda x, mask, fitted: [f"vector of {len(x)} dimensions"],
+    "sequence": lambda x, mask, fitted: [f"position {k}" for k in np.flatnonzero(mask)],
+    "images": lambda x, mask, fitted: x[mask],
 }

@@ -160,6 +160,12 @@ def _column_noise(row: np.ndarray, severity: float, random: np.random.Generator,
     return result
 
 
+def _vector_noise(values: np.ndarray, severity: float, random: np.random.Generator, _: Any) -> np.ndarray:
+    """Adds Gaussian noise to vectors `[..., D]`, relative to their root mean square."""
+    scale = np.sqrt(np.mean(np.square(values, dtype=np.float64)))
+    return values + severity * COLUMN_NOISE * scale * random.standard_normal(values.shape)
+
+
 def _lose_columns(row: np.ndarray, severity: float, random: np.random.Generator, _: Any) -> np.ndarray:
     chance = random.random(len(row))
     chance = np.where(np.isfinite(row), chance, -1)  # keeps one value, as an empty row would be absent
@@ -196,6 +202,14 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
         "compression": _per_frame(_compression),
         "freeze": _freeze,
     },
+    "images": {
+        "gaussian": _gaussian,
+        "blur": _per_frame(_blur),
+        "occlusion": _per_frame(_occlusion),
+        "compression": _per_frame(_compression),
+    },
+    "embedding": {"noise": _vector_noise},
+    "sequence": {"noise": _vector_noise},
     "table": {"noise": _column_noise, "missing": _lose_columns},
     "graph": {"edges": _lose_edges},
     "knowledge": {"relations": _lose_edges},
@@ -237,13 +251,15 @@ def corrupt(batch: Batch, modality: str, kind: str, name: str, severity: float, 
         if kind == "image":
             new = np.clip(corruption(values, severity, random, fitted), 0, 255)  # [H, W, C]
             values[:] = np.rint(new) if values.dtype == np.uint8 else new
-        elif kind == "video":
+        elif kind in ("video", "images"):
             values[mask] = np.clip(np.rint(corruption(values[mask], severity, random, fitted)), 0, 255)  # [T, H, W, C]
         elif kind == "table":  # [F]; any column may be missing
             new = corruption(np.where(mask, values, np.nan), severity, random, fitted)
             mask[:] = np.isfinite(new)
             values[:] = np.where(mask, new, 0)
-        elif kind in ("graph", "knowledge"):  # [N, F + N]
+        elif kind == "sequence":
+            values[mask] = corruption(values[mask], severity, random, fitted)  # [T, D]
+        elif kind in ("graph", "knowledge", "embedding"):  # [N, F + N], or [D]
             values[:] = corruption(values, severity, random, fitted)
         else:  # [T] or [S], padded at the end
             new = corruption(values[mask], severity, random, fitted)[: len(values)]

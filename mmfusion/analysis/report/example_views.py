@@ -158,5 +158,5 @@ def _data_url(image: Image.Image) -> str:
 
 RENDERERS = {
     "image": _image, "text": _words, "audio": _waveform, "video": _video,
-    "table": _words, "graph": _words, "knowledge": _words,
+    "table": _words, "graph": _words, "knowledge": _words, "embedding": _words, "sequence": _words, "images": _video,
 }  # fmt: skip

@@ -1,7 +1,9 @@
 """Registry of encoders, by config name: `(x, mask, *, train) -> tokens [B, N, D], mask [B, N]`.
 
-The class attribute `reads` of an encoder is its modality type.
+The class attribute `reads` of an encoder is its modality type, or a tuple of them.
 """
+
+from typing import Any
 
 import flax.linen as nn
 
@@ -13,6 +15,7 @@ from mmfusion.models.encoders.graph import GCN, GraphAttention, KnowledgeAttenti
 from mmfusion.models.encoders.image import CNN
 from mmfusion.models.encoders.inception import InceptionV1, InceptionV3
 from mmfusion.models.encoders.resnet import ResNet18, ResNet34, ResNet50, ResNet101
+from mmfusion.models.encoders.sequence import MLP, TCN
 from mmfusion.models.encoders.table import FTTransformer, TableMLP
 from mmfusion.models.encoders.text import RNN, BagOfWords, TextCNN
 from mmfusion.models.encoders.transformer import BERT, SpectrogramTransformer, TextTransformer
@@ -49,7 +52,16 @@ ENCODERS: dict[str, type[nn.Module]] = {
     "cnn3d": CNN3D,
     "table_mlp": TableMLP,
     "ft_transformer": FTTransformer,
+    "mlp": MLP,
+    "tcn": TCN,
     "gcn": GCN,
     "graph_attention": GraphAttention,
     "knowledge_attention": KnowledgeAttention,
 }
+
+
+def can_read(encoder_class: Any, kind: str) -> bool:
+    """Returns whether an encoder reads a modality type; those that read `image` read every image of `images`."""
+    reads = getattr(encoder_class, "reads", ())
+    reads = (reads,) if isinstance(reads, str) else tuple(reads)
+    return kind in reads or (kind == "images" and "image" in reads)

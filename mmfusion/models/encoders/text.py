@@ -1,6 +1,6 @@
-"""Text encoders on token ids: mean token embedding, convolutions and recurrent networks.
+"""Text encoders on token ids: mean token embedding, convolutions and recurrent networks, which also read vectors.
 
-B batch · T time (token ids; 0 is padding, 1 out of vocabulary) · D width
+B batch · T time (token ids; 0 is padding, 1 out of vocabulary) · F features of a vector · D width
 """
 
 from typing import Any, ClassVar, cast
@@ -14,6 +14,16 @@ from mmfusion.models.convolution import conv
 from mmfusion.models.layers import Dropout, masked_max, masked_mean, normalised_tokens, zero_masked
 
 CELLS = {"vanilla": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+
+
+def embed(x: jax.Array, mask: jax.Array, vocabulary: int, width: int, dtype: Any) -> jax.Array:
+    """Returns embeddings `[B, T, width]` of token ids `[B, T]`, or of vectors `[B, T, F]` if `vocabulary` is 0.
+
+    Those of vectors are a linear layer. Call it in a compact method.
+    """
+    if vocabulary:
+        return nn.Embed(vocabulary, width, dtype=dtype, name="embed")(jnp.where(mask, x, 0))
+    return nn.Dense(width, dtype=dtype, name="embed")(zero_masked(x, mask).astype(dtype))
 
 
 class BagOfWords(nn.Module):
@@ -112,13 +122,15 @@ class TextCNN(nn.Module):
 class RNN(nn.Module):
     """Recurrent network over token embeddings: vanilla (Elman 1990), GRU (Cho et al. 2014, arXiv:1406.1078) or LSTM.
 
+    It also reads sequences of vectors, which a linear layer embeds; masked positions are skipped.
+
     Attributes:
       width: width D of the tokens.
-      vocabulary: number of token ids.
+      vocabulary: number of token ids; 0: vectors.
       cell: `vanilla`, `gru` or `lstm`.
       layers: number of recurrent layers.
       bidirectional: whether each layer concatenates the outputs of a forward and a backward scan.
-      embedding: width of the token embeddings.
+      embedding: width of the embeddings.
       hidden: units of each layer and direction.
       tokens: `all` outputs all T positions; `last` outputs one token, the last output of each direction.
       dropout: dropout rate of the embeddings and between layers.
@@ -135,12 +147,14 @@ class RNN(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
-    reads: ClassVar[str] = "text"
+    reads: ClassVar = ("text", "sequence")
     layer_order: ClassVar = ("embed", r"(forward|backward)_\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes ids `[B, T]` int32 with `mask [B, T]` (a prefix) as tokens `[B, T or 1, D]` and their mask.
+        """Encodes ids `[B, T]` with `mask [B, T]` (a prefix), or vectors `[B, T, F]` with any mask, as tokens and mask.
+
+        The tokens are `[B, T or 1, D]`.
 
         Raises:
           UserError: `cell` or `tokens` is unknown, or `layers` is below 1.
@@ -152,7 +166,10 @@ class RNN(nn.Module):
         if self.layers < 1:
             raise UserError("must be at least 1", path="rnn.layers", value=self.layers)
         lengths = mask.sum(axis=1)  # [B]
-        hidden_states = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
+        hidden_states = embed(x, mask, self.vocabulary, self.embedding, self.dtype)
+        order = None if self.vocabulary else jnp.argsort(~mask, axis=1, stable=True)  # unmasked positions first
+        if order is not None:
+            hidden_states = jnp.take_along_axis(hidden_states, order[..., None], axis=1)
         for layer in range(self.layers):
             hidden_states = Dropout(self.dropout)(hidden_states, train=train)
             outputs = [self._scan(hidden_states, lengths, f"forward_{layer}", reverse=False)]
@@ -161,6 +178,8 @@ class RNN(nn.Module):
             hidden_states = jnp.concatenate(outputs, axis=-1)  # [B, T, hidden · directions]
         project = nn.Dense(self.width, dtype=self.dtype, name="project")
         if self.tokens == "all":
+            if order is not None:
+                hidden_states = jnp.take_along_axis(hidden_states, jnp.argsort(order, axis=1)[..., None], axis=1)
             return normalised_tokens(project(hidden_states), mask, self.dtype), mask
         # The backward scan ends at the first token.
         last = jnp.maximum(lengths - 1, 0)[:, None, None]

@@ -1,6 +1,6 @@
-"""Transformers over token ids and over patches of a spectrogram.
+"""Transformers over token ids, vectors, and patches of a spectrogram.
 
-B batch · T time (token ids; 0 is padding) · S audio samples · F mel bands · N tokens · D width
+B batch · T time (token ids; 0 is padding) · S audio samples · F mel bands or features of a vector · N tokens · D width
 """
 
 import math
@@ -14,6 +14,7 @@ import numpy as np
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.encoders.audio import SpecAugment, log_mel, standardize
+from mmfusion.models.encoders.text import embed
 from mmfusion.models.layers import Attention, Dropout, TransformerBlock, normalised_tokens, zero_masked
 
 
@@ -30,9 +31,11 @@ def sinusoids(length: int, width: int) -> np.ndarray:
 class TextTransformer(nn.Module):
     """Pre-norm transformer on token and sinusoidal position embeddings (arXiv:1706.03762, 2002.04745).
 
+    It also reads sequences of vectors, which a linear layer embeds.
+
     Attributes:
       width: width D of the output tokens.
-      vocabulary: number of token ids.
+      vocabulary: number of token ids; 0: vectors.
       layers: number of transformer blocks.
       hidden: width of the transformer blocks.
       heads: attention heads; divides `hidden`.
@@ -47,18 +50,19 @@ class TextTransformer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
-    reads: ClassVar[str] = "text"
+    reads: ClassVar = ("text", "sequence")
     layer_order: ClassVar = ("embed", r"block\d+", "project|norm")
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes ids `[B, T]` int32 with `mask [B, T]` as tokens `[B, T, D]` and their mask.
+        """Encodes ids `[B, T]` or vectors `[B, T, F]` with `mask [B, T]` as tokens `[B, T, D]` and their mask.
 
         Raises:
           UserError: `heads` does not divide `hidden`.
         """
-        hidden = nn.Embed(self.vocabulary, self.hidden, dtype=self.dtype, name="embed")(jnp.where(mask, x, 0))
-        hidden = hidden * math.sqrt(self.hidden) + jnp.asarray(sinusoids(x.shape[1], self.hidden), self.dtype)
+        hidden = embed(x, mask, self.vocabulary, self.hidden, self.dtype)
+        scale = math.sqrt(self.hidden) if self.vocabulary else 1.0  # token embeddings have variance 1 / hidden
+        hidden = hidden * scale + jnp.asarray(sinusoids(x.shape[1], self.hidden), self.dtype)
         hidden = Dropout(self.dropout)(hidden, train=train)  # [B, T, hidden]
         for layer in range(self.layers):
             block = TransformerBlock(self.heads, self.hidden, 4.0, self.dropout, self.dtype, name=f"block{layer}")

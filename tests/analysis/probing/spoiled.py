@@ -5,6 +5,7 @@ import numpy as np
 from mmfusion.analysis.probing.corruption import corrupt
 from mmfusion.data import text
 from mmfusion.data.batch import Batch
+from mmfusion.data.modalities import MODALITY_TYPES
 
 ROWS, LENGTH, SAMPLES = 40, 24, 400
 ABSENT, PADDING = 3, 38  # the absent row and the first padding row; both contain values, so that a change is visible
@@ -46,6 +47,9 @@ def make_batch(tokenizer="word", size=(16, 16, 3)):
             "table": np.where(table_mask, columns, 0).astype(np.float32),
             "graph": np.concatenate([random.random((ROWS, 9, 2), np.float32), edges + edges.swapaxes(1, 2)], 2),
             "knowledge": np.concatenate([np.ones((ROWS, 9, 2)), edges + 2 * edges.swapaxes(1, 2)], 2).astype(np.int32),
+            "embedding": random.normal(size=(ROWS, 6)).astype(np.float32),
+            "sequence": (random.normal(size=(ROWS, 8, 3)) * frame_mask[..., None]).astype(np.float32),
+            "images": random.integers(0, 256, (ROWS, 8, 4, 4, 3), np.uint8).repeat(4, 2).repeat(4, 3),
         },
         mask={
             "image": np.ones((ROWS, 1), bool),
@@ -55,8 +59,11 @@ def make_batch(tokenizer="word", size=(16, 16, 3)):
             "table": table_mask,
             "graph": np.ones((ROWS, 9), bool),
             "knowledge": np.ones((ROWS, 9), bool),
+            "embedding": np.ones((ROWS, 1), bool),
+            "sequence": frame_mask,
+            "images": frame_mask,
         },
-        present=dict.fromkeys(("image", "text", "audio", "video", "table", "graph", "knowledge"), present),
+        present=dict.fromkeys(MODALITY_TYPES, present),
         targets={"label": np.zeros(ROWS, np.int32)},
         weight=(ids >= 0).astype(np.float32),
         id=ids,
@@ -80,4 +87,4 @@ def real(batch, kind, row):
     values, mask = batch.inputs[kind][row], batch.mask[kind][row]
     if kind == "table":
         return np.where(mask, values, 9)
-    return values if kind in ("image", "graph", "knowledge") else values[mask]
+    return values if kind in ("image", "graph", "knowledge", "embedding") else values[mask]
