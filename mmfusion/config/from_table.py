@@ -16,7 +16,7 @@ from PIL import Image
 from mmfusion.config import defaults
 from mmfusion.data.table import canonical
 from mmfusion.data.table_dataset import SPLIT_COLUMN, SPLIT_NAMES, TableFile, read_table
-from mmfusion.data.table_schema import Column, describe, gives_away, is_missing, target_kind
+from mmfusion.data.table_schema import Column, describe, gives_away, is_missing, parse_list, target_kind
 from mmfusion.errors import UserError
 
 ROLES = (SPLIT_COLUMN, "group", "fold")  # columns that are read as such
@@ -24,7 +24,7 @@ LABELS = ("label", "target", "class", "y")  # columns that are the label where n
 SAMPLE = 300  # files whose size is read
 EPOCHS, STEPS = 60, (1000, 4000)  # passes over the training rows; bounds of the number of steps
 BATCH = 64
-MAX_PIXELS, MAX_SECONDS, MAX_RATE, MAX_WORDS = 64, 10.0, 16_000, 128
+MAX_PIXELS, MAX_SECONDS, MAX_RATE, MAX_WORDS, MAX_IMAGES, MAX_STEPS = 64, 10.0, 16_000, 128, 8, 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +188,25 @@ def _image(modality: str, names: Sequence[str], columns: Mapping[str, Column], t
     return section, defaults.encoder(modality, "cnn", norm="batch")
 
 
+def _images(modality: str, names: Sequence[str], columns: Mapping[str, Column], table: TableFile) -> Sections:
+    lists = [parse_list(value) for value in _values(table, names[0])]
+    with Image.open(Path(table.path.parent, lists[0][0])) as image:
+        scale = min(1.0, MAX_PIXELS / max(image.size))
+        size = (round(image.height * scale), round(image.width * scale))
+    section = defaults.modality("images", names[0], size=size, count=min(max(map(len, lists)), MAX_IMAGES))
+    return section, defaults.encoder(modality, "cnn", norm="batch")
+
+
+def _vector(modality: str, names: Sequence[str], columns: Mapping[str, Column], table: TableFile) -> Sections:
+    return defaults.modality("embedding", names[0]), defaults.encoder(modality, "mlp")
+
+
+def _sequence(modality: str, names: Sequence[str], columns: Mapping[str, Column], table: TableFile) -> Sections:
+    lengths = [len(parse_list(value)) for value in _values(table, names[0])]
+    length = int(np.clip(np.quantile(lengths, 0.95), 1, MAX_STEPS))
+    return defaults.modality("sequence", names[0], length=length), defaults.encoder(modality, "tcn")
+
+
 def _audio(modality: str, names: Sequence[str], columns: Mapping[str, Column], table: TableFile) -> Sections:
     infos = []
     for value in _values(table, names[0]):
@@ -222,4 +241,12 @@ def _table(modality: str, names: Sequence[str], columns: Mapping[str, Column], t
     return section, defaults.encoder(modality, "table_mlp")
 
 
-SECTIONS = {"image": _image, "audio": _audio, "video": _video, "text": _text}
+SECTIONS = {
+    "image": _image,
+    "images": _images,
+    "audio": _audio,
+    "video": _video,
+    "text": _text,
+    "vector": _vector,
+    "sequence": _sequence,
+}

@@ -22,7 +22,7 @@ from mmfusion.errors import UserError
 if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
 
-FILE_KINDS = ("image", "audio", "video")  # modality types whose strings are paths of files
+FILE_KINDS = ("image", "images", "audio", "video")  # modality types whose strings are paths of files
 SPLIT_NAMES = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "testing": "test",
@@ -118,7 +118,7 @@ def open_table_source(config: "DataConfig") -> Source:
     members = _members(table, labelled, config)
     class_names = _class_names(table, members["train"], config)
     files = {
-        name: _reader(table.path.parent)
+        name: _reader(table.path.parent, several=section.kind == "images")
         for section in config.modalities.values()
         for name in feature_names(section.to_dict())
         if section.kind in FILE_KINDS and name in table.columns
@@ -199,7 +199,7 @@ def _class_order(name: str) -> tuple[bool, float, str]:
         return True, 0.0, name
 
 
-def _reader(folder: Path) -> Callable[[Any], Any]:
+def _reader(folder: Path, several: bool) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if is_missing(value):
             return None
@@ -210,7 +210,13 @@ def _reader(folder: Path) -> Callable[[Any], Any]:
         except (OSError, ValueError) as error:  # ValueError: a NUL character in a path
             return OSError(f"{value}: {getattr(error, 'strerror', None) or error}")
 
-    return read
+    def read_several(value: Any) -> Any:
+        if is_missing(value):
+            return None
+        contents = [read(path) for path in parse_list(value)]
+        return next((content for content in contents if isinstance(content, OSError)), contents)
+
+    return read_several if several else read
 
 
 def _labeller(kind: str, names: tuple[str, ...]) -> Callable[[Any], Any]:

@@ -172,3 +172,22 @@ def test_table_dataset_refuses_what_it_cannot_read(table, tmp_path):
     (tmp_path / "pictures" / "7.png").unlink()
     with rejects("column photo", says="1 of 60 files do not exist"):
         load(path)
+
+
+def test_table_dataset_reads_vectors_sequences_and_several_images(table, tmp_path):
+    rows = [
+        {
+            "views": json.dumps([f"pictures/{i}.png", f"pictures/{(i + 1) % 60}.png"][: i % 2 + 1]),
+            "features": json.dumps([i, i / 2, -i]), "signal": json.dumps([[t, i] for t in range(i % 4 + 2)]),
+            "label": row["label"],
+        }
+        for i, row in enumerate(table)
+    ]  # fmt: skip
+    data, config = load(write(tmp_path / "t.csv", rows))
+    kinds = {m: (section.kind, config.model.encoders[m].name) for m, section in config.data.modalities.items()}
+    assert kinds == {"views": ("images", "cnn"), "features": ("embedding", "mlp"), "signal": ("sequence", "tcn")}
+    batch, ids = data.splits["train"].take(np.arange(20)), data.splits["train"].ids[:20]
+    np.testing.assert_array_equal(batch.mask["views"].sum(axis=1), ids % 2 + 1)
+    np.testing.assert_array_equal(batch.inputs["views"][:, 0, 0, 0, 0], ids * 4)
+    np.testing.assert_array_equal(batch.mask["signal"].sum(axis=1), np.minimum(ids % 4 + 2, 5))
+    np.testing.assert_allclose(np.diff(batch.inputs["features"][:, 0]) > 0, np.diff(ids) > 0)
