@@ -98,7 +98,7 @@ def _check_video(modality: ModalityConfig, path: str) -> None:
 
 
 def _check_images(modality: ModalityConfig, path: str) -> None:
-    _check_image(modality, path)
+    _check_pixels(modality, path)
     check_positive(modality.options["count"], f"{path}.count")
     check_member(modality.options["pool"], images.POOLS, f"{path}.pool", "pool")
 

@@ -56,7 +56,7 @@ def test_images_without_one_are_absent(value):
         (png(10), "must be a list of images .*, got bytes"),
         ("a.png", "must be a list of images .*, got str"),
         ([png(10), b"no image"], "image 1: "),
-        (PIXELS.astype(np.float64), "image 0: pixels are float64"),
+        (PIXELS.astype(np.float64), "image 0: float pixels need"),
     ],
 )
 def test_images_refuse_other_values(value, message):
