@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from mmfusion.config.choices import choice_keys, sections_that_choose
+from mmfusion.config.choices import choice_keys, choice_options, sections_that_choose
 from mmfusion.config.defaults import get_config
 from mmfusion.config.renamed import rename_keys
 from mmfusion.errors import UserError
@@ -31,6 +31,10 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
         for part in path.split("."):
             section = section[part]
         for key, default in choice_keys(path, section.name).items():
+            if key not in section:
+                section[key] = default
+    for task, section in config.data.targets.items():
+        for key, default in choice_options(f"data.targets.{task}", section.kind).items():
             if key not in section:
                 section[key] = default
     _fill(config, get_config())
