@@ -161,7 +161,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
 
 def append_json(path: str, entry: Any) -> None:
-    """Appends an entry to a file that holds a JSON list, which is created if missing; an object becomes the first entry.
+    """Appends an entry to a file of a JSON list, created if missing; a file of one object becomes a list of it.
 
     Processes of one machine that append at the same time wait for each other; those that write to a bucket do not.
 

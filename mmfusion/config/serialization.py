@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from mmfusion.config.choices import choice_keys, choice_options, sections_that_choose
+from mmfusion.config.choices import SECTIONS, choice_keys, choice_options, sections_that_choose
 from mmfusion.config.defaults import get_config
 from mmfusion.config.renamed import rename_keys
 from mmfusion.errors import UserError
@@ -41,13 +41,13 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
     return config.lock()
 
 
-def _fill(config: ConfigDict, defaults: ConfigDict) -> None:
+def _fill(config: ConfigDict, defaults: ConfigDict, path: str = "") -> None:
     """Adds declared keys that are missing, outside of sections that choose, in place."""
     for key, default in defaults.items():
         if key not in config:
             config[key] = default
-        elif isinstance(default, ConfigDict) and "name" not in default:
-            _fill(config[key], default)
+        elif isinstance(default, ConfigDict) and f"{path}{key}" not in SECTIONS:
+            _fill(config[key], default, f"{path}{key}.")
 
 
 def _tuples(value: Any) -> Any:
