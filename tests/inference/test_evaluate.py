@@ -186,9 +186,12 @@ def test_evaluate_counts_only_rows_that_have_a_modality(planted_run, monkeypatch
 
 @pytest.mark.loop
 def test_evaluate_rejects_a_split_without_the_modality(planted_run, monkeypatch):
+    def streamed(config):  # rows in memory are checked as they are read
+        config.data.memory_gb = 0.0
+
     planted.plant(monkeypatch, none=SPARSE[:5])
     with rejects("modalities", ["image"], says="none of the 5 rows of 'none' has any"):
-        evaluate(planted_run[0], "none", ["image"], data="planted")
+        evaluate(planted_run[0], "none", ["image"], streamed, data="planted")
 
 
 @pytest.mark.loop
