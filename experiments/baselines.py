@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.data import dataset as datasets
 
     configs.check(config, 1)
-    task, _, metric = config.select.rpartition("/")
+    task, _, metric = configs.selected_metric(config).rpartition("/")
     first_task, *_ = config.data.targets
     task = task or first_task
     known = [model.name for model in baselines.MODELS[config.data.targets[task].kind]]

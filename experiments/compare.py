@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     if len(data) > 1 or len(contents) > 1:
         raise UserError(f"the runs used different data: {', '.join(sorted([*map(' '.join, data), *contents]))}")
     config = found[0].runs[0].config
-    metric = METRIC.value or config.select
+    metric = METRIC.value or configs.selected_metric(config)
     found.sort(key=lambda method: worst_last(method.scores("test", metric), higher=configs.selectable(config)[metric]))
     rows = [row(method, metric, higher=configs.selectable(config)[metric]) for method in found]
 

@@ -1,6 +1,8 @@
-"""Evaluates a run's best checkpoint on a split, with any subset of its modalities.
+"""Evaluates a run's best checkpoint on a split of its dataset or of another, with any subset of its modalities.
 
-`python -m experiments.evaluate --workdir=DIR [--split=test] [--modalities=image,text]`
+`python -m experiments.evaluate --workdir=DIR [--split=test] [--modalities=image,text] [--data=NAME --data_dir=DIR]`
+
+Appends the metrics to `evaluation.json` in the run's directory, a list with an entry per call.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,9 @@ from experiments import cli
 from mmfusion.distributed import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
-SPLIT = flags.DEFINE_string("split", "test", "train, valid or test")
+SPLIT = flags.DEFINE_string("split", "test", "train, valid or test; of another dataset a split expression, test[:50%]")
+DATA = flags.DEFINE_string("data", "", "another prepared dataset with the same features and classes (default: its own)")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "where that dataset is prepared (default: where the run's own is)")
 flags.DEFINE_string("distributed", "", "multi-host evaluation, see experiments.train")
 MODALITIES = flags.DEFINE_list("modalities", [], "modalities to keep; the others count as absent (default: all)")
 
@@ -25,18 +29,21 @@ def main(argv: Sequence[str]) -> None:
     import jax
     from rich.console import Console
 
-    from mmfusion.files import write_json
+    from mmfusion.errors import UserError
+    from mmfusion.files import append_json
     from mmfusion.inference.evaluate import evaluate
     from mmfusion.tracking.tables import results_table
 
-    hosts.check_same(repr((WORKDIR.value, SPLIT.value, sorted(MODALITIES.value))), "command")
-    scores = evaluate(WORKDIR.value, SPLIT.value, MODALITIES.value or None)
+    hosts.check_same(repr((WORKDIR.value, SPLIT.value, DATA.value, sorted(MODALITIES.value))), "command")
+    if DATA_DIR.value and not DATA.value:
+        raise UserError("needs --data, the name of the dataset there", path="--data_dir", value=DATA_DIR.value)
+    scores = evaluate(WORKDIR.value, SPLIT.value, MODALITIES.value or None, data=DATA.value, data_dir=DATA_DIR.value)
     if jax.process_index():
         return
-    title = f"{scores['split']}: {'+'.join(scores['modalities'])}"
-    metrics = {name: value for name, value in scores.items() if name not in ("split", "modalities", "step")}
+    title = f"{DATA.value} {scores['split']}: {'+'.join(scores['modalities'])}".strip()
+    metrics = {name: value for name, value in scores.items() if name not in ("data", "split", "modalities", "step")}
     Console().print(results_table({title: metrics}))
-    write_json(f"{WORKDIR.value.rstrip('/')}/evaluation.json", scores)
+    append_json(f"{WORKDIR.value.rstrip('/')}/evaluation.json", scores)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import fsspec.config
 from etils import epath
 
-from mmfusion.errors import storage_errors
+from mmfusion.errors import UserError, storage_errors
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that takes nothing more
 TEMPORARY_DIGITS = 12  # hexadecimal digits that end the name of a file not yet written whole
@@ -157,6 +158,31 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
         epath.Path(path).write_text(text)  # a bucket's objects are written whole or not at all
     else:
         write_text(pathlib.Path(path), text)
+
+
+def append_json(path: str, entry: Any) -> None:
+    """Appends an entry to a file of a JSON list, created if missing; a file of one object becomes a list of it.
+
+    Processes of one machine that append at the same time wait for each other; those that write to a bucket do not.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    file = epath.Path(path)
+    with contextlib.ExitStack() as stack:
+        if "://" not in path:
+            folder = os.open(file.parent, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+        try:
+            entries = json.loads(file.read_text()) if file.exists() else []
+        except ValueError:
+            entries = None
+        if isinstance(entries, dict):
+            entries = [entries]
+        if not isinstance(entries, list):
+            raise UserError("holds no list of entries; move it away", path=path)
+        write_json(path, [*entries, entry])
 
 
 def to_builtin(value: Any) -> Any:

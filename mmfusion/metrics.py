@@ -3,6 +3,7 @@
 n examples · C classes or labels. Weights only select: rows of weight 0 (padding) are dropped, all others count once.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ METRICS = {
         "macro_precision": True,
         "macro_recall": True,
         "macro_f1": True,
+        "weighted_f1": True,
         "auroc": True,
         "average_precision": True,
         "nll": False,
@@ -46,7 +48,12 @@ METRICS = {
     "regression": {"mae": False, "rmse": False, "r2": True, "pearson": True, "spearman": True, "loss": False},
 }
 
+# Further metrics of a regression task, by the name that its option `metrics` has for the group.
+REGRESSION_GROUPS = {"sentiment": {"acc2": True, "acc2_nonzero": True, "acc5": True, "acc7": True}}
+
 ECE_BINS = 15
+CONFUSION_CLASSES = 100  # of more classes there is no confusion matrix
+LISTED_CLASSES = 20  # of more classes, what has a value per class is left out of the log
 
 
 def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
@@ -54,9 +61,11 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
 
     Macro averages are over the classes that occur as target or prediction, balanced accuracy is over those that occur
     as target; an undefined precision counts 0. AUROC and average precision are one-vs-rest, averaged over the classes
-    for which they are defined, and those of class 1 where there are two. Micro averages of a single-label task equal
+    for which they are defined, and those of class 1 where there are two. Weighted F1 is the mean of the classes' F1,
+    weighted by their rows. Micro averages of a single-label task equal
     its accuracy. The Brier score is Σ_c (p_c - y_c)², from 0 to 2 (Brier 1950). ECE has 15 bins of equal width (Guo et
-    al., 2017, arXiv:1706.04599). Every metric is None where no row has weight or a logit is not finite.
+    al., 2017, arXiv:1706.04599). `confusion` is None of more than 100 classes. Every metric is None where no row has
+    weight or a logit is not finite.
 
     Args:
       logits: `[n, C]`.
@@ -78,7 +87,10 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
     labels = np.arange(classes)
     precision, recall, f1, support = _precision_recall_f1(targets, predictions, labels=labels)
     occurs = np.isin(labels, targets) | np.isin(labels, predictions)
-    confusion = np.bincount(targets * classes + predictions, minlength=classes**2)
+    confusion = None
+    if classes <= CONFUSION_CLASSES:  # rows: targets, columns: predictions
+        counts = np.bincount(targets * classes + predictions, minlength=classes**2)
+        confusion = counts.reshape(classes, classes)
     ranked = (one_hot, log_probabilities)
     if classes == 2:
         ranked = (one_hot[:, 1:], logits[:, 1:] - logits[:, :1])
@@ -89,12 +101,13 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
             "macro_precision": np.mean(precision[occurs]),
             "macro_recall": np.mean(recall[occurs]),
             "macro_f1": np.mean(f1[occurs]),
+            "weighted_f1": np.average(f1, weights=support),
             **_ranking(*ranked),
             "nll": -np.mean(log_probabilities[np.arange(len(targets)), targets]),
             "brier": np.mean(((probabilities - one_hot) ** 2).sum(axis=1)),
             "ece": _ece(probabilities.max(axis=1), predictions == targets),
             "per_class": {"precision": precision, "recall": recall, "f1": f1, "support": support},
-            "confusion": confusion.reshape(classes, classes),  # rows: targets, columns: predictions
+            "confusion": confusion,
         }
     )
 
@@ -180,6 +193,57 @@ def regression(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray)
             "spearman": stats.spearmanr(predictions, targets)[0] if both_vary else None,
         }
     )
+
+
+def sentiment(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    """Returns the accuracies that are reported of sentiment in [-3, 3], as of MOSI and MOSEI.
+
+    `acc7` and `acc5` compare predictions and targets clipped to [-3, 3] and [-2, 2] and rounded, halves to even (Tsai
+    et al. 2019, arXiv:1906.00295, `eval_metrics.py`). `acc2_nonzero` compares positive with not positive on the rows
+    whose target is not 0 (the same, and `eval_affect` of MultiBench, Liang et al. 2021, arXiv:2107.07502); `acc2`
+    compares negative with not negative on all rows (Zadeh et al. 2018, the first use on MOSEI). Targets are rounded to
+    4 decimals first, as those that were standardised in float32 are not exactly 0 or a half.
+
+    Args:
+      predictions: `[n]`.
+      targets: `[n]`.
+      weight: `[n]`, 0 on rows that do not count.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    predictions, targets = _select(predictions, targets, weight, ("n",), ("n",))
+    targets = np.round(targets.astype(np.float64), 4)
+    if not len(targets) or not np.isfinite(predictions).all():
+        return dict.fromkeys(REGRESSION_GROUPS["sentiment"])
+
+    def rounded_accuracy(bound: int) -> Any:
+        return np.mean(np.round(np.clip(predictions, -bound, bound)) == np.round(np.clip(targets, -bound, bound)))
+
+    nonzero = targets != 0
+    signs_agree = (predictions > 0) == (targets > 0)
+    return to_builtin(
+        {
+            "acc2": np.mean((predictions < 0) == (targets < 0)),
+            "acc2_nonzero": np.mean(signs_agree[nonzero]) if nonzero.any() else None,
+            "acc5": rounded_accuracy(2),
+            "acc7": rounded_accuracy(3),
+        }
+    )
+
+
+REGRESSION_SCORES = {"sentiment": sentiment}
+
+
+def without_class_lists(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns scores without `per_class` and `confusion` of tasks that have more than 20 classes."""
+    long = [
+        name.removesuffix("per_class")
+        for name, value in scores.items()
+        if name.rpartition("/")[2] == "per_class" and value and len(value["support"]) > LISTED_CLASSES
+    ]
+    left_out = {prefix + kind for prefix in long for kind in ("per_class", "confusion")}
+    return {name: value for name, value in scores.items() if name not in left_out}
 
 
 def _select(

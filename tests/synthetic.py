@@ -57,7 +57,8 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         # Unreadable rows are consecutive, so that devices and micro-batches differ in their number.
         image = b"no image" if number % 32 < 4 else None if absent == 0 else pixels
         sentence = "" if absent == 1 else " ".join(words)
-        result.append({"image": image, "sentence": sentence, "label": int(random.integers(len(CLASSES)))})
+        label = int(random.integers(len(CLASSES)))
+        result.append({"image": image, "sentence": sentence, "label": label, "importance": number % 5 / 2})
     return result
 
 
@@ -68,6 +69,7 @@ def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True
         targets=config.data.targets.to_dict(),
         outputs={"label": len(CLASSES)},
         fitted={"text": text.train_tokenizer([" ".join(WORDS)], "word", 20)},
+        weight_feature=config.data.weight_feature,
     )
     splits = {name: split(name, rows(count, seed), reader) for seed, (name, count) in enumerate(sizes.items())}
     if in_memory:

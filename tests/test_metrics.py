@@ -263,3 +263,46 @@ def test_metrics_reject_out_of_range_targets():
         metrics.classification(np.zeros((2, 3)), np.array([0, 3]), np.ones(2))
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         metrics.multilabel(np.zeros((2, 3)), np.full((2, 3), 2), np.ones(2))
+
+
+def test_weighted_f1_of_a_known_confusion():
+    logits = np.eye(2)[[0, 0, 1, 1]]
+    scores = metrics.classification(logits, np.array([0, 0, 0, 1]), np.ones(4))
+    assert scores["weighted_f1"] == pytest.approx((3 * 0.8 + 2 / 3) / 4)  # F1 0.8 of three rows, 2/3 of one
+
+
+def test_sentiment_metrics_of_known_predictions():
+    targets = np.array([-3.0, -1.4, 0.0, 0.6, 2.6, 1.0])
+    predictions = np.array([-3.7, -0.6, 0.2, -0.1, 1.6, 3.4])
+    assert metrics.sentiment(predictions, targets, np.ones(6)) == {
+        "acc2": pytest.approx(5 / 6),  # all but 0.6
+        "acc2_nonzero": pytest.approx(4 / 5),  # without the third
+        "acc5": pytest.approx(4 / 6),  # -2 -1 0 0 2 2 for -2 -1 0 1 2 1
+        "acc7": pytest.approx(3 / 6),  # -3 -1 0 0 2 3 for -3 -1 0 1 3 1
+    }
+
+
+def test_sentiment_metrics_round_halves_to_even_and_targets_before():
+    halves = metrics.sentiment(np.array([0.5, 1.5, 2.5]), np.array([0.0, 2.0, 2.0]), np.ones(3))
+    assert halves["acc7"] == 1
+    scaled = metrics.sentiment(np.array([-1.0, 2.0]), np.array([1e-8, 2.5 + 1e-7]), np.ones(2))
+    assert scaled == {"acc2": 0.5, "acc2_nonzero": 1.0, "acc5": 0.5, "acc7": 0.5}
+    assert metrics.sentiment(np.ones(2), np.zeros(2), np.ones(2))["acc2_nonzero"] is None
+    assert set(metrics.sentiment(np.ones(2), np.ones(2), np.zeros(2)).values()) == {None}
+
+
+@pytest.mark.parametrize(("classes", "listed", "confusion"), [(20, True, True), (21, False, True), (101, False, False)])
+def test_class_lists_of_many_classes_are_left_out(classes, listed, confusion):
+    scores = metrics.classification(np.eye(classes), np.arange(classes), np.ones(classes))
+    assert (scores["confusion"] is not None) == confusion
+    for prefix in ("", "task/"):
+        logged = metrics.without_class_lists({prefix + name: value for name, value in scores.items()})
+        assert (prefix + "per_class" in logged, prefix + "confusion" in logged) == (listed, listed)
+        assert logged[prefix + "accuracy"] == 1
+
+
+@pytest.mark.parametrize("classes", [100, 460])
+def test_result_of_many_classes_is_small(classes):
+    scores = metrics.classification(RNG.normal(size=(3000, classes)), RNG.integers(0, classes, 3000), np.ones(3000))
+    result = {"valid": metrics.without_class_lists(scores), "test": scores}
+    assert len(json.dumps(result, indent=2)) < 200_000

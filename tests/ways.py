@@ -53,6 +53,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "concat accumulated": {**CONCAT, "steps": 4, "optim.accumulate": 2},
     "concat two a call": {**CONCAT, "steps": 4, "parallel.steps_per_call": 2},
     "concat four a call scanned": {**CONCAT, "steps": 4, "parallel.steps_per_call": 4, "scanned": True},
+    "weighted": {**CONCAT, "steps": 4, "data.weight_feature": "importance"},
+    "weighted accumulated": {**CONCAT, "steps": 4, "data.weight_feature": "importance", "optim.accumulate": 2},
     "batch norm": BATCH_NORM,
     "batch norm jit": {**BATCH_NORM, "parallel.mode": "jit"},
     "loop": LOOP,

@@ -4,7 +4,7 @@ from mmfusion.config.arguments import parse_arg
 from mmfusion.config.choices import choice_keys, choose, sections_that_choose
 from mmfusion.config.fields import RunConfig, read
 from mmfusion.config.renamed import RENAMED_KEYS, rename_flags, rename_key, rename_keys
-from mmfusion.config.schema import RECOVERY_KEYS, RESOURCE_KEYS, check, selectable
+from mmfusion.config.schema import RECOVERY_KEYS, RESOURCE_KEYS, check, selectable, selected_metric
 from mmfusion.config.serialization import flat, from_json, read_json, to_json
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "rename_keys",
     "sections_that_choose",
     "selectable",
+    "selected_metric",
     "to_json",
 ]

@@ -10,9 +10,10 @@ from mmfusion.config.keys import key_of, section_of
 from mmfusion.errors import UserError
 
 # Options that are declared by modules, without a range:
-NAMES = ("categorical",)  # tuples that are empty by default and hold names
+NAMES = ("categorical", "metrics")  # tuples that are empty by default and hold names
 FRACTIONS = ("dropout", "drop", "label_smoothing")  # must be below 1
 MAY_BE_NEGATIVE = ("range",)
+WORDS = {"class_weights": ("balanced",)}  # strings that an option of another type may be
 MAY_BE_ZERO = ("noise",)  # sizes that are not 0 by default, but may be
 
 
@@ -97,6 +98,8 @@ def _check_options(values: Mapping[str, Any], defaults: Mapping[str, Any], path:
         if isinstance(default, Mapping):
             _check_keys(value, default, f"{where}.", owner=name)
             _check_options(value, default, f"{where}.")
+            continue
+        if any(value in (word, (word,)) for word in WORDS.get(name, ())):
             continue
         _check_type(value, default, where, item=str if name in NAMES else None)
         for number in _numbers(value):

@@ -9,8 +9,10 @@ from mmfusion.data import embedding, images, sequence, sources
 from mmfusion.data.graph import EDGES
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.table_dataset import is_table
+from mmfusion.data.targets import BALANCED, is_balanced
 from mmfusion.data.text import FILES, TOKENIZERS
 from mmfusion.errors import UserError
+from mmfusion.metrics import REGRESSION_GROUPS
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.objectives import LOSSES
 from mmfusion.registry import lookup
@@ -24,6 +26,7 @@ def check_data(run: RunConfig) -> None:
     for name, modality in run.data.modalities.items():
         _check_modality(name, modality)
     _check_targets(run)
+    _check_sampler(run.data)
 
 
 def _check_dataset(data: DataConfig) -> None:
@@ -153,4 +156,17 @@ def _check_targets(run: RunConfig) -> None:
         if strategy.declares.classes_only and target.kind != "classification":
             message = f"needs exclusive classes, and data.targets.{name} is {target.kind}: choose late_mean"
             raise UserError(message, path="config.model.fusion.name", value=fusion)
-        check_member(target.options["loss"], LOSSES[target.kind], f"data.targets.{name}.loss", "loss")
+        path, options = f"data.targets.{name}", target.options
+        check_member(options["loss"], LOSSES[target.kind], f"{path}.loss", "loss")
+        for group in options.get("metrics", ()):
+            check_member(group, REGRESSION_GROUPS, f"{path}.metrics", "group of metrics")
+        if target.kind == "multilabel" and is_balanced(options):
+            message = "needs exclusive classes; give one weight per label"
+            raise UserError(message, path=f"config.{path}.class_weights", value=BALANCED)
+
+
+def _check_sampler(data: DataConfig) -> None:
+    classified = [name for name, target in data.targets.items() if target.kind == "classification"]
+    if data.sampler == BALANCED and len(classified) != 1:
+        message = f"needs one classification target, and config.data.targets has {len(classified)}"
+        raise UserError(message, path="config.data.sampler", value=data.sampler)

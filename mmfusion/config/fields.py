@@ -65,6 +65,16 @@ class DataConfig:
     missing: float = key(
         0.0, "probability that a training row loses each modality, fixed by its id; one modality always stays", below=1
     )
+    sampler: str = key(
+        "uniform",
+        "how training rows are drawn; uniform: each once an epoch; balanced: each batch has equally many rows of every "
+        "class, drawn with replacement",
+        choices=("uniform", "balanced"),
+    )
+    weight_feature: str = key(
+        "",
+        "a numeric feature, each row's weight in the tasks' losses, at least 0; no metric but `loss` uses it; empty: 1",
+    )
     modalities: Mapping[str, ModalityConfig] = entries("the modalities, by name", ModalityConfig, of="modality")
     targets: Mapping[str, TargetConfig] = entries("the tasks, by name", TargetConfig, of="task")
 
@@ -126,7 +136,11 @@ class OptimConfig(Choice):
     )
     accumulate: int = key(1, "micro-batches that a batch is split into", minimum=1)
     schedule: ScheduleConfig = section(ScheduleConfig, "the learning-rate schedule")
-    options: Options = options("what the optimizer reads, see `mmfusion/optim/optimizers.py`")
+    options: Options = options(
+        "what the optimizer reads, see `mmfusion/optim/optimizers.py`; `weight_decay` is multiplied by the learning "
+        "rate: a step takes the share learning_rate × weight_decay of kernels and embeddings, so that it matters only "
+        "where steps × learning_rate × weight_decay is not far below 1"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +191,14 @@ class RunConfig:
     eval_every: int = key(250, "steps between validations; each is followed by a checkpoint", unit="steps", minimum=1)
     checkpoint_every: int = key(250, "steps between checkpoints", unit="steps", minimum=1)
     log_every: int = key(20, "steps between lines of metrics.jsonl", unit="steps", minimum=1)
-    select: str = key("accuracy", "validation metric that selects the checkpoint to test; TASK/metric of several tasks")
+    select: str = key(
+        "accuracy",
+        "validation metric that selects the checkpoint to test; TASK/metric of several tasks; last: the newest one",
+    )
+    early_stopping: int = key(
+        0, "validations in a row without a better value of `select` after which training ends; 0: off",
+        unit="validations",
+    )  # fmt: skip
     deterministic: bool = key(False, "bitwise reproducible on a GPU, too, which is slower; a CPU always is")
     data: DataConfig = section(DataConfig, "the dataset")
     model: ModelConfig = section(ModelConfig, "the model")

@@ -9,7 +9,7 @@ from mmfusion.config.encoder_checks import check_encoders
 from mmfusion.config.fields import RunConfig, read
 from mmfusion.config.keys import declared_keys, key_of
 from mmfusion.errors import UserError
-from mmfusion.metrics import METRICS
+from mmfusion.metrics import METRICS, REGRESSION_GROUPS
 from mmfusion.objectives import check_objectives, group_size
 
 
@@ -21,17 +21,23 @@ def _resumable(reason: str) -> tuple[str, ...]:
 RESOURCE_KEYS = _resumable("resource")
 # Keys that may differ when a run is continued: what it does about failures.
 RECOVERY_KEYS = _resumable("recovery")
+LAST = "last"  # the value of `select` that is no metric: the newest checkpoint is tested
 
 
 def selectable(config: ConfigDict | RunConfig) -> dict[str, bool]:
-    """Returns what `config.select` may be, and whether higher is better; `TASK/metric` of several tasks."""
+    """Returns the metrics of `config.select`, and whether higher is better; `TASK/metric` of several tasks."""
     targets = (config if isinstance(config, RunConfig) else read(config)).data.targets
-    metrics = {
-        metric if len(targets) == 1 else f"{task}/{metric}": higher
-        for task, target in targets.items()
-        for metric, higher in METRICS[target.kind].items()
-    }
+    metrics = {}
+    for task, target in targets.items():
+        groups = [REGRESSION_GROUPS[group] for group in target.options.get("metrics", ())]
+        for own in (METRICS[target.kind], *groups):
+            metrics |= {metric if len(targets) == 1 else f"{task}/{metric}": higher for metric, higher in own.items()}
     return {**metrics, "loss": False}
+
+
+def selected_metric(config: ConfigDict) -> str:
+    """Returns `config.select`, or the first metric where that is `last`."""
+    return next(iter(selectable(config))) if config.select == LAST else config.select
 
 
 def check(config: ConfigDict, devices: int | None = None, hosts: int = 1) -> None:
@@ -50,8 +56,20 @@ def check(config: ConfigDict, devices: int | None = None, hosts: int = 1) -> Non
     check_objectives(run)
     check_data(run)
     check_encoders(run)
-    check_member(run.select, selectable(run), "select", "metric")
+    _check_select(run)
     _check_devices(run, group_size(run), jax.device_count() if devices is None else devices, hosts)
+
+
+def _check_select(run: RunConfig) -> None:
+    check_member(run.select, {**selectable(run), LAST: True}, "select", "metric")
+    if run.select != LAST:
+        return
+    if run.early_stopping:
+        message = f"needs a metric that may improve, and config.select is {LAST!r}"
+        raise UserError(message, path="config.early_stopping", value=run.early_stopping)
+    if run.optim.schedule.name == "plateau":
+        message = f"needs a metric that may improve, and config.select is {LAST!r}"
+        raise UserError(message, path="config.optim.schedule.name", value="plateau")
 
 
 def _check_devices(run: RunConfig, group: int, devices: int, hosts: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from mmfusion.config.choices import choice_keys, sections_that_choose
+from mmfusion.config.choices import SECTIONS, choice_keys, choice_options, sections_that_choose
 from mmfusion.config.defaults import get_config
 from mmfusion.config.renamed import rename_keys
 from mmfusion.errors import UserError
@@ -33,17 +33,21 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
         for key, default in choice_keys(path, section.name).items():
             if key not in section:
                 section[key] = default
+    for task, section in config.data.targets.items():
+        for key, default in choice_options(f"data.targets.{task}", section.kind).items():
+            if key not in section:
+                section[key] = default
     _fill(config, get_config())
     return config.lock()
 
 
-def _fill(config: ConfigDict, defaults: ConfigDict) -> None:
+def _fill(config: ConfigDict, defaults: ConfigDict, path: str = "") -> None:
     """Adds declared keys that are missing, outside of sections that choose, in place."""
     for key, default in defaults.items():
         if key not in config:
             config[key] = default
-        elif isinstance(default, ConfigDict) and "name" not in default:
-            _fill(config[key], default)
+        elif isinstance(default, ConfigDict) and f"{path}{key}" not in SECTIONS:
+            _fill(config[key], default, f"{path}{key}.")
 
 
 def _tuples(value: Any) -> Any:

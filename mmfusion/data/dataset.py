@@ -17,7 +17,7 @@ from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_typ
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, Rows, uncached
 from mmfusion.data.sources import Source
-from mmfusion.data.split import Split, check_bad
+from mmfusion.data.split import Split, check_bad, rows_by_class
 from mmfusion.data.table_dataset import is_table, open_table_source
 from mmfusion.errors import UserError
 
@@ -38,6 +38,7 @@ class Dataset:
       rows: digest of the sources and their splits.
       content: per split, a checksum of some of its source's rows as stored.
       name: the dataset in use: the config's `name` or `fallback_name`.
+      class_weights: per task with `class_weights="balanced"` the weight of each class.
       notes: lines about the data that a new run prints: how rows were held out, copies in several splits, unknown
         values.
       rejected: rows that cannot be read: (id, modality or empty, reason).
@@ -53,6 +54,7 @@ class Dataset:
     name: str
     notes: tuple[str, ...] = ()
     rejected: tuple[tuple[int, str, str], ...] = ()
+    class_weights: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     def encoder_kwargs(self) -> dict[str, dict[str, Any]]:
         """Returns per modality the encoder arguments that depend on the data, such as `vocabulary` for text."""
@@ -65,7 +67,7 @@ class Dataset:
     def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
         """Raises UserError if the data differs from that of the run in `workdir`, whose description is `saved`."""
         now, before = self.saved(), saved["content"]
-        description_changed = any(saved[key] != now[key] for key in now if key != "content")
+        description_changed = any(saved[key] != now[key] for key in now if key in saved and key != "content")
         # Test rows may change, as no state depends on them.
         if description_changed or any(before[split] != self.content[split] for split in before if split != "test"):
             raise UserError(
@@ -83,6 +85,7 @@ class Dataset:
             "content": self.content,
             "name": self.name,
             "feature_classes": {name: list(names) for name, names in self.reader.class_names.items()},
+            "class_weights": {task: list(weights) for task, weights in self.class_weights.items()},
             "scales": {task: dataclasses.asdict(scale) for task, scale in self.reader.scales.items()},
         }
 
@@ -119,10 +122,17 @@ def load(
         fitted = dict(saved["learned"])
         feature_classes = {name: tuple(names) for name, names in saved.get("feature_classes", {}).items()}
         scales = {task: targets.Scale(**scale) for task, scale in saved.get("scales", {}).items()}
+        class_weights = {task: tuple(weights) for task, weights in saved.get("class_weights", {}).items()}
+        _check_classes(config, tasks, modalities, opened, class_names, feature_classes)
     else:
         class_names = _class_names(tasks, opened["train"].class_names)
         feature_classes = _feature_classes(modalities, opened["train"])
         fitted, scales = _fit(modalities, tasks, opened["train"], ids["train"])
+        class_weights = {
+            task: targets.balanced_weights(_labels(task, options, opened, ids, class_names), len(class_names[task]))
+            for task, options in tasks.items()
+            if targets.is_balanced(options)
+        }
     reader = Reader(
         modalities=modalities,
         targets={task: _with_encoding(task, options, opened, class_names) for task, options in tasks.items()},
@@ -130,6 +140,7 @@ def load(
         fitted={m: modality_type(modalities[m]["kind"]).load(string) for m, string in fitted.items()},
         class_names=feature_classes,
         scales=scales,
+        weight_feature=config.weight_feature,
     )
     described_rows = [
         {split: opened[split].version for split in sorted(needed)},
@@ -140,10 +151,15 @@ def load(
         split: _decoded_split(split, ids[split], opened[split].rows, reader, config, digested.get(split))
         for split in splits
     }
+    if config.sampler == targets.BALANCED and "train" in decoded:
+        task = next(task for task, options in tasks.items() if options["kind"] == "classification")
+        classes = rows_by_class(_labels(task, tasks[task], opened, ids, class_names))
+        decoded["train"] = dataclasses.replace(decoded["train"], classes=classes)
     return Dataset(
         splits=decoded,
         notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digested, reader),
         rejected=_rejected(opened, decoded),
+        class_weights=class_weights,
         reader=reader,
         class_names=class_names,
         fitted=fitted,
@@ -193,8 +209,10 @@ def _check_features(config: "DataConfig", source: Source) -> None:
         for name in feature_names(section.to_dict())
     ]
     wanted += [(f"targets.{task}", section.feature, "") for task, section in config.targets.items()]
-    for section, name, kind in wanted:
-        path = f"config.data.{section}.feature"
+    paths = [(f"config.data.{section}.feature", name, kind) for section, name, kind in wanted]
+    if config.weight_feature:
+        paths.append(("config.data.weight_feature", config.weight_feature, ""))
+    for path, name, kind in paths:
         if name not in names:
             message = f"the dataset {config.name!r} has no such feature"
             raise UserError(message, path=path, value=name, choices=names)
@@ -237,6 +255,48 @@ def _class_names(
             names = names or tuple(str(i) for i in range(count))
         class_names[task] = names
     return class_names
+
+
+def _labels(
+    task: str,
+    options: Options,
+    opened: Mapping[str, Source],
+    ids: Mapping[str, np.ndarray],
+    class_names: Mapping[str, Sequence[str]],
+) -> np.ndarray:
+    """Returns the class `[n]` of every training row, also of those that cannot be read."""
+    rows, feature = opened["train"].rows, options["feature"]
+    values = (row[feature] for row in row_sequences.iterate(rows, ids["train"]))
+    return targets.read_labels(values, options, len(class_names[task]), f"config.data.targets.{task}")
+
+
+def _check_classes(
+    config: "DataConfig",
+    tasks: Mapping[str, Options],
+    modalities: Mapping[str, Options],
+    opened: Mapping[str, Source],
+    class_names: Mapping[str, Sequence[str]],
+    feature_classes: Mapping[str, Sequence[str]],
+) -> None:
+    """Raises UserError where a source's classes have other names, or another order, than those of the saved run."""
+    for source in opened.values():
+        expected = {name: (f"the feature {name!r}", names) for name, names in feature_classes.items()}
+        for task, names in class_names.items():
+            if names:  # no regression
+                expected[tasks[task]["feature"]] = (f"the target {task!r}", names)
+        for feature, (owner, names) in expected.items():
+            found = source.class_names.get(feature, names)
+            if tuple(found) != tuple(names):
+                raise UserError(
+                    f"{source.version} has the classes {_shortened(found)} of {owner}, and the run was trained on "
+                    f"{_shortened(names)}; prepare it with the same classes in the same order",
+                    path="config.data.name",
+                    value=config.name,
+                )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _feature_classes(modalities: Mapping[str, Options], source: Source) -> dict[str, tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Decodes raw rows into arrays of fixed shape, for training, evaluation and prediction alike."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ class Reader:
       fitted: per modality its state fitted to the training rows: a tokenizer, or the columns of a table.
       class_names: per class feature, the names of its classes.
       scales: per regression task its scale.
+      weight_feature: the feature with each row's weight in the tasks' losses; empty: all weigh the same.
     """
 
     modalities: Mapping[str, Options]
@@ -40,6 +42,7 @@ class Reader:
     fitted: Mapping[str, Any]
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scales: Mapping[str, Scale] = dataclasses.field(default_factory=dict)
+    weight_feature: str = ""
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Returns per modality the shape of one input, its dtype, and its number of positions."""
@@ -54,6 +57,18 @@ class Reader:
             int(np.prod(shape)) * np.dtype(dtype).itemsize + positions
             for shape, dtype, positions in self.shapes().values()
         )
+
+    def row_weight(self, row: Mapping[str, Any], row_id: int) -> float:
+        """Returns the row's weight in the tasks' losses; raises BadRow unless it is finite and at least 0."""
+        value = row[self.weight_feature]
+        try:
+            weight = float(value)
+        except (TypeError, ValueError):
+            weight = math.nan
+        if not 0 <= weight < math.inf:
+            message = f"must be a finite number and at least 0, got {value!r}"
+            raise BadRow(f"row {row_id}, weight {self.weight_feature!r}: {message}")
+        return weight
 
     def read(self, row: Mapping[str, Any], row_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns `{modality: (input, mask), or None if absent}` and `{task: target}`.
@@ -96,6 +111,7 @@ def empty_batch(reader: Reader, size: int) -> Batch:
         },
         "weight": np.zeros(size, np.float32),
         "id": np.full(size, -1, np.int32),
+        "row_weight": np.zeros(size, np.float32) if reader.weight_feature else None,
     }
     return Batch(**arrays)
 
@@ -108,6 +124,7 @@ def fill_row(batch: Batch, position: int, row: Mapping[str, Any], row_id: int, r
       BadTarget: a target is not one of its classes, or not finite.
     """
     values, targets = reader.read(row, row_id)
+    row_weight = reader.row_weight(row, row_id) if reader.weight_feature else 1.0
     for modality, value in values.items():
         if value is not None:
             batch.inputs[modality][position], batch.mask[modality][position] = value
@@ -115,4 +132,6 @@ def fill_row(batch: Batch, position: int, row: Mapping[str, Any], row_id: int, r
     for task, target in targets.items():
         batch.targets[task][position] = target
     batch.weight[position] = 1
+    if batch.row_weight is not None:
+        batch.row_weight[position] = row_weight
     batch.id[position] = row_id

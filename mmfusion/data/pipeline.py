@@ -10,7 +10,9 @@ import numpy as np
 from absl import flags
 
 from mmfusion.data.batch import Batch
-from mmfusion.data.split import Split
+from mmfusion.data.split import Classes, Split
+
+BALANCED_STREAM = 1  # keeps these random numbers apart from those of other uses of (seed, step)
 
 
 @functools.lru_cache(maxsize=4)
@@ -32,6 +34,24 @@ def train_positions(seed: int, step: int, *, size: int, batch_size: int) -> np.n
     return positions
 
 
+def balanced_positions(seed: int, step: int, *, classes: Classes, batch_size: int) -> np.ndarray:
+    """Returns the positions `[B]` of the global batch of `step`, with each class B / C times, rounded up or down.
+
+    The classes that have one more row than others, the rows, drawn with replacement, and their order are random.
+    """
+    random = np.random.default_rng([seed, step, BALANCED_STREAM])
+    # B / C times all classes, the last time a random choice of them.
+    drawn = random.permutation(np.resize(random.permutation(len(classes.counts)), batch_size))  # [B]
+    return classes.positions[classes.first[drawn] + random.integers(classes.counts[drawn])]
+
+
+def batch_positions(split: Split, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Returns the positions `[B]` of the global training batch of `step`, by the split's sampler."""
+    if split.classes is not None:
+        return balanced_positions(seed, step, classes=split.classes, batch_size=batch_size)
+    return train_positions(seed, step, size=len(split), batch_size=batch_size)
+
+
 def eval_positions(step: int, *, size: int, batch_size: int) -> np.ndarray:
     """Returns the positions `[B]` of evaluation batch `step` in split order, -1 past the end."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -49,7 +69,7 @@ def train_batches(
     """Yields this host's share of the global batches of steps `first` to `last - 1`."""
 
     def batch(step: int) -> Batch:
-        return split.take(host_share(train_positions(seed, step, size=len(split), batch_size=batch_size), host, hosts))
+        return split.take(host_share(batch_positions(split, seed, step, batch_size), host, hosts))
 
     return _prefetch(batch, first, last, workers)
 

@@ -15,6 +15,27 @@ from mmfusion.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
+class Classes:
+    """The rows of each class that has any, for a balanced sampler.
+
+    Attributes:
+      positions: the positions `[n]` of a split's rows, sorted by class.
+      first: per class the index `[C]` of its first row in `positions`.
+      counts: per class the number `[C]` of its rows.
+    """
+
+    positions: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+
+
+def rows_by_class(labels: np.ndarray) -> Classes:
+    """Returns the rows of each class, of the class `[n]` of each row."""
+    _, first, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)
+    return Classes(np.argsort(labels, kind="stable"), first, counts)
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """The rows of one split.
 
@@ -26,6 +47,7 @@ class Split:
       arrays: all rows decoded, in the order of `ids`, if the split fits in memory; otherwise None.
       bad: id -> reason, for unreadable rows; they keep their position, with weight 0.
       missing: rate at which each modality of a row is dropped.
+      classes: the rows of each class, where batches are to be balanced; None: every row is read once an epoch.
     """
 
     name: str
@@ -35,6 +57,7 @@ class Split:
     arrays: Batch | None
     bad: dict[int, str]
     missing: float = 0.0
+    classes: Classes | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,7 +72,7 @@ class Split:
         """Returns a split of at most `count` evenly spaced rows."""
         positions = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
         arrays = None if self.arrays is None else _take(self.arrays, positions)
-        return dataclasses.replace(self, ids=self.ids[positions], arrays=arrays)
+        return dataclasses.replace(self, ids=self.ids[positions], arrays=arrays, classes=None)
 
     def decode(self, positions: np.ndarray) -> Batch:
         """Returns the decoded rows at `positions` `[B]`; an unreadable row is added to `bad` and has weight 0."""

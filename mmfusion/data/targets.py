@@ -17,12 +17,14 @@ from mmfusion.errors import UserError
 FIT_ROWS = 100_000  # training rows that scales are fitted to at most
 ENCODINGS = ("auto", "multi_hot", "classes")
 SCALES = ("standard", "log", "none")
+BALANCED = "balanced"  # the value of class_weights, and of config.data.sampler
 CLASS_OPTIONS = {
     "classes": 0,  # number of classes; 0: that of the dataset's class names
     "loss": "cross_entropy",  # or focal; mse or emd (earth mover's distance of ordered classes) for classification
     "gamma": 2.0,  # focal loss only: exponent of the down-weighting of well-classified examples
     "label_smoothing": 0.0,
-    "class_weights": (),  # one weight per class; empty: all 1
+    # One weight per class; empty: all 1; "balanced", for classification only: see `balanced_weights`.
+    "class_weights": (),
     "weight": 1.0,  # weight of this task's mean loss in the sum over tasks
 }
 TARGET_OPTIONS: dict[str, dict[str, Any]] = {
@@ -34,6 +36,7 @@ TARGET_OPTIONS: dict[str, dict[str, Any]] = {
     "regression": {
         "loss": "mse",  # or mae, huber
         "scale": "standard",  # standardise on the training rows; log: their logarithm; none. Metrics are in data units
+        "metrics": (),  # further metrics: sentiment, accuracies of targets in [-3, 3], see `metrics.sentiment`
         "weight": 1.0,
     },
 }
@@ -59,6 +62,43 @@ class Scale:
 
 
 UNSCALED = Scale()
+
+
+def is_balanced(options: Options) -> bool:
+    """Returns whether a target's class weights follow from its training rows; a flag gives the word as a tuple."""
+    return options.get("class_weights") in (BALANCED, (BALANCED,))
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """Returns the weight of each class, n / (C n_c) for n rows, n_c of them of the class, and C classes with rows.
+
+    It is scikit-learn's `class_weight="balanced"`; a class without rows has the weight 0.
+
+    Args:
+      labels: the class `[n]` of each row.
+      classes: the number of classes.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    present = counts > 0
+    return tuple(np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0).tolist())
+
+
+def read_labels(values: Iterable[Any], options: Options, classes: int, path: str) -> np.ndarray:
+    """Returns the classes `[n]` of the raw values of a classification target.
+
+    Args:
+      values: the raw values.
+      options: the target's options.
+      classes: the number of classes.
+      path: the target's config key, for error messages.
+
+    Raises:
+      UserError: a value is not one of the classes.
+    """
+    try:
+        return np.array([_class(value, options, classes, None) for value in values], np.int64)
+    except ValueError as error:
+        raise UserError(f"{error}; correct the data or the target", path=path) from error
 
 
 def fit_scale(values: Iterable[Any], options: Options, path: str) -> Scale:
@@ -184,6 +224,8 @@ def _number(value: Any, options: Options, _: int, scale: Scale | None) -> np.nda
     number = np.asarray(_number_or_nan(value) if np.ndim(value) == 0 else value)
     if number.ndim or not np.isfinite(number):
         raise ValueError(f"a regression target must be one finite number, got {value!r}")
+    if "sentiment" in options.get("metrics", ()) and abs(number) > 3:
+        raise ValueError(f"must be in [-3, 3] for metrics=sentiment, got {value!r}")
     if scale is None:
         return number.astype(np.float32)
     if scale.log and number <= 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmfusion.inference.trained_model import TrainedModel, check_request
+from mmfusion.inference.trained_model import SPLITS, TrainedModel, check_request
 from mmfusion.training.restore import open_run, read_config
 
 
@@ -15,17 +15,21 @@ def evaluate(
     split: str = "test",
     modalities: Collection[str] | None = None,
     overrides: Callable[[ConfigDict], None] | None = None,
+    *,
+    data: str = "",
+    data_dir: str | Path = "",
 ) -> dict[str, Any]:
-    """Returns the metrics of a run's best checkpoint on a split.
+    """Returns the metrics of a run's best checkpoint on a split of its dataset or of another one.
 
     Args:
       workdir: the run's directory.
-      split: `train`, `valid` or `test`.
-      modalities: modalities to keep; the others count as absent. None keeps all.
+      split, modalities, data, data_dir: see `TrainedModel.evaluate`.
       overrides: modifies the config in place, such as `data.dir`.
 
     Raises:
-      UserError: no such run, split or modality.
+      UserError: no such run, split or modality, or as `TrainedModel.evaluate` does.
     """
-    check_request(read_config(workdir).data.modalities, split, modalities)
-    return TrainedModel(open_run(workdir, [split], overrides)).evaluate(split, modalities)
+    known = read_config(workdir).data.modalities
+    check_request(known, split if not data else SPLITS[0], modalities)
+    model = TrainedModel(open_run(workdir, [] if data else [split], overrides))
+    return model.evaluate(split, modalities, data=data, data_dir=data_dir)

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmfusion.data import dataset as datasets
+from mmfusion.data import sources
 from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import empty_batch
 from mmfusion.data.split import Split
@@ -89,28 +90,42 @@ class TrainedModel:
         """The parameters as a tree of NumPy arrays."""
         return self._run.setup.partitioner.to_host(self._run.state.params)
 
-    def evaluate(self, split: str = "test", modalities: Collection[str] | None = None) -> dict[str, Any]:
-        """Returns the metrics on a split of the run's dataset.
+    def evaluate(
+        self,
+        split: str = "test",
+        modalities: Collection[str] | None = None,
+        *,
+        data: str = "",
+        data_dir: str | Path = "",
+    ) -> dict[str, Any]:
+        """Returns the metrics on a split of the run's dataset, or of another one with the same features and classes.
+
+        Rows that have none of the modalities do not count, as `predict` has an error for them.
 
         Args:
-          split: `train`, `valid` or `test`; loaded on first use.
+          split: `train`, `valid` or `test`, loaded on first use; of another dataset a split expression, `test[:50%]`.
           modalities: modalities to keep; the others count as absent in every row. None keeps all.
+          data: the name of another dataset; empty: the run's own.
+          data_dir: where the other dataset is prepared; empty: where that of the run is.
 
         Returns:
-          `split`, `modalities`, `step`, and the metrics of `result.json`: `accuracy`, `loss`, ...
+          `data`, `split`, `modalities`, `step`, the number of `rows` and of those that count as `examples`, and the
+          metrics of `result.json`: `accuracy`, `loss`, ...
 
         Raises:
-          UserError: no such split or modality, or the dataset cannot be opened.
+          UserError: no such split or modality, the dataset cannot be opened or has other classes, or no row counts.
         """
         config, setup = self._run.config, self._run.setup
-        check_request(config.data.modalities, split, modalities)
-        if split not in self._splits:
+        check_request(config.data.modalities, split if not data else SPLITS[0], modalities)
+        if data:
+            rows = self._other_split(data, str(data_dir), split)
+        elif split not in self._splits:
             dataset = datasets.load(config.data, seed=config.seed, splits=(split,), saved=self._run.dataset.saved())
             self._splits |= dataset.splits
         collected = collect(
             self._eval_step,
             self._run.state,
-            self._splits[split],
+            rows if data else self._splits[split],
             setup,
             batch_size=config.batch_size,
             workers=config.data.workers,
@@ -118,7 +133,21 @@ class TrainedModel:
             max_bad_fraction=config.data.max_bad_fraction,
         )
         kept = sorted(config.data.modalities if modalities is None else modalities)
-        return {"split": split, "modalities": kept, "step": self.step, **score(collected, setup.tasks)}
+        scores = score(collected, setup.tasks, skip_empty=True)
+        if not scores["examples"]:
+            raise UserError(f"none of the {scores['rows']} rows of {split!r} has any", path="modalities", value=kept)
+        name = data or self._run.dataset.name
+        return {"data": name, "split": split, "modalities": kept, "step": self.step, **scores}
+
+    def _other_split(self, name: str, data_dir: str, expression: str) -> Split:
+        """Returns a split of another dataset, read as the run's own."""
+        config = self._run.config
+        data = dataclasses.replace(
+            config.data, name=name, fallback_name="", dir=data_dir or config.data.dir, test=expression
+        )
+        sources.check_name(name, data.dir)
+        saved = {**self._run.dataset.saved(), "name": name}
+        return datasets.load(data, seed=config.seed, splits=("test",), saved=saved).splits["test"]
 
     def predict(self, rows: Iterable[Row], folder: str | Path = ".") -> Predictions:
         """Returns labels and probabilities, or values, for rows; a row whose output is not finite has an error.

@@ -28,6 +28,7 @@ class Task:
       label_smoothing: share of the target's mass spread evenly, in [0, 1); 0 for regression.
       class_weights: one weight a class or label, or `()` for all 1.
       weight: factor of this task's mean loss in the sum over tasks; the step applies it.
+      metrics: groups of further metrics of a regression task, keys of `metrics.REGRESSION_GROUPS`.
       scale: of a regression target, from the units of the data to those of the loss.
     """
 
@@ -38,6 +39,7 @@ class Task:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     weight: float = 1.0
+    metrics: tuple[str, ...] = ()
     scale: Scale = UNSCALED
 
     def __post_init__(self):
@@ -69,7 +71,7 @@ def task_weight(target: jax.Array, weight: jax.Array, spec: Task) -> jax.Array:
 
     Args:
       target: class `[B]` int32, labels `[B, C]`, or regression `[B]`.
-      weight: `[B]` float32, 0 on padding.
+      weight: `[B]` float32, 0 on padding, see `Batch.loss_weight`.
       spec: the task.
     """
     weight = weight.astype(jnp.float32)
@@ -150,10 +152,10 @@ class TaskLoss(Term):
     spec: Task
 
     def count(self, batch: Batch) -> jax.Array:
-        return jnp.sum(task_weight(batch.targets[self.task], batch.weight, self.spec))
+        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight, self.spec))
 
     def total(self, context: Context) -> jax.Array:
-        weight = task_weight(context.batch.targets[self.task], context.batch.weight, self.spec)
+        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight, self.spec)
         logits = context.outputs.logits[self.task]
         return context.target_sum(self.task, weight, lambda targets: task_loss(logits, targets, self.spec))
 

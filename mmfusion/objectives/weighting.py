@@ -27,7 +27,7 @@ class HalfLogVariance(Term):
     spec: Task
 
     def count(self, batch: Batch) -> jax.Array:
-        return jnp.sum(task_weight(batch.targets[self.task], batch.weight, self.spec))
+        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight, self.spec))
 
     def total(self, context: Context) -> jax.Array:
         return self.count(context.batch) * context.params[LOG_VARIANCE + self.task] / 2
@@ -78,7 +78,7 @@ class HeadSlope(Term):
 
     def total(self, context: Context) -> jax.Array:
         kernel = context.params[f"heads_{self.task}"]["kernel"]
-        weight = task_weight(context.batch.targets[self.task], context.batch.weight, self.spec)
+        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight, self.spec)
         weight = weight / jnp.maximum(context.counts[f"task/{self.task}"], 1e-9)
 
         def loss(logits: jax.Array) -> jax.Array:

@@ -94,6 +94,7 @@ def _lion(learning_rate, b1, b2, weight_decay):
     return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=_decays)
 
 
+# weight_decay is multiplied by the learning rate: a step takes the share learning_rate x weight_decay of each kernel.
 OPTIMIZERS = {
     "sgd": (_sgd, {"weight_decay": 0.0}),
     "momentum": (_sgd, {"momentum": 0.9, "weight_decay": 0.0}),

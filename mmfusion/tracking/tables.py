@@ -34,7 +34,7 @@ def results_table(metrics: Mapping[str, Mapping]) -> Table:
     """Returns a table with a row per metric and a column per split, without nested metrics (per class, confusion).
 
     Args:
-      metrics: metrics by name, by split.
+      metrics: metrics by name, by split; `examples`, those that count, are shown as a share of the `rows`.
     """
     names = dict.fromkeys(n for s in metrics.values() for n, v in s.items() if v is None or np.isscalar(v))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -42,5 +42,10 @@ def results_table(metrics: Mapping[str, Mapping]) -> Table:
     for split in metrics:
         table.add_column(Text(split), justify="right", no_wrap=True)
     for name in names:
+        if name == "rows":
+            continue
+        if name == "examples" and "rows" in names:
+            table.add_row(name, *(f"{values[name]:,} of {values['rows']:,}" for values in metrics.values()))
+            continue
         table.add_row(Text(name), *(format_metric(to_builtin(values.get(name))) for values in metrics.values()))
     return table

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmfusion.data.batch import Batch
 from mmfusion.models.model import FusionModel
@@ -25,17 +26,22 @@ def eval_step(
     axis_name: str | None,
     heads: bool = False,
 ) -> dict[str, Any]:
-    """Returns `logits`, `targets`, `loss` and `loss_weight` per task, `weight` and `id`, `[B, ...]` of all devices.
+    """Returns the outputs of every row of all devices, `[B, ...]`.
 
-    With `heads`, also the losses of each modality's own head: `unimodal` per task and modality `[B]`, and `present`.
+    They are `logits`, `targets`, `loss` and `loss_weight` per task, `weight`, `id`, and `any_present`: whether a row
+    has a modality. With `heads`, also the losses of each modality's own head: `unimodal` per task and modality, and
+    `present`.
     """
     outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
     result = {
         "logits": outputs.logits,
         "loss": {task: task_loss(outputs.logits[task], batch.targets[task], spec) for task, spec in tasks.items()},
-        "loss_weight": {task: task_weight(batch.targets[task], batch.weight, spec) for task, spec in tasks.items()},
+        "loss_weight": {
+            task: task_weight(batch.targets[task], batch.loss_weight, spec) for task, spec in tasks.items()
+        },
         "targets": batch.targets,
         "weight": batch.weight,
+        "any_present": jnp.stack(list(batch.present.values())).any(axis=0),
         "id": batch.id,
     }
     if heads:

@@ -38,8 +38,8 @@ def collect(
       max_bad_fraction: share of rows that may be unreadable.
 
     Returns:
-      `logits`, `targets`, `loss` and `loss_weight` per task, `weight` and `id`, all `[n, ...]` of every host's rows,
-      padding and unreadable rows left out.
+      `logits`, `targets`, `loss` and `loss_weight` per task, `weight`, `any_present` and `id`, all `[n, ...]` of every
+      host's rows, padding and unreadable rows left out.
 
     Raises:
       UserError: too many rows cannot be read.
@@ -65,9 +65,20 @@ def without(batch: Batch, modalities: Collection[str] | None) -> Batch:
     return batch.replace(present={m: p & (m in modalities) for m, p in batch.present.items()})
 
 
-def score(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Returns the metrics of what `collect` returned: of the one task, or `TASK/metric` of each, and `loss` of all."""
-    scores: dict[str, Any] = {"loss": 0.0, "examples": int(collected["weight"].sum())}
+def score(collected: Mapping[str, Any], tasks: Mapping[str, Task], *, skip_empty: bool = False) -> dict[str, Any]:
+    """Returns the metrics of what `collect` returned: of the one task, or `TASK/metric` of each, and `loss` of all.
+
+    Args:
+      collected: the outputs.
+      tasks: of the run.
+      skip_empty: whether a row without any modality does not count, as `predict` has an error for it; `rows` is then
+        the number of rows, and `examples` of those that count.
+    """
+    scores: dict[str, Any] = {}
+    if skip_empty:
+        scores["rows"] = len(collected["weight"])
+        collected = jax.tree.map(lambda x: x[collected["any_present"]], collected)
+    scores |= {"loss": 0.0, "examples": int(collected["weight"].sum())}
     for task, spec in tasks.items():
         logits, targets = collected["logits"][task], collected["targets"][task]
         if spec.kind == "regression":
@@ -75,6 +86,8 @@ def score(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, 
         weight = collected["loss_weight"][task]
         loss = float(np.sum(weight * collected["loss"][task], dtype=np.float64) / max(weight.sum(), 1e-9))
         own = {**SCORES[spec.kind](logits, targets, collected["weight"]), "loss": loss}
+        for group in spec.metrics:
+            own |= metrics.REGRESSION_SCORES[group](logits, targets, collected["weight"])
         scores["loss"] += spec.weight * loss
         if len(tasks) == 1:
             scores |= own

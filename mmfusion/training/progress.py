@@ -5,6 +5,7 @@ K steps a call.
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ class Progress:
       head_losses: the (training, validation) loss of each head at the last validation, where loss weights need it.
       bad_steps: counts of steps that were bad, see `recovery.no_bad_steps`.
       rollbacks: how often the run rolled back to an earlier checkpoint because of them.
+      best_score: the best validation score so far, higher is better; None before there is one.
+      without_improvement: validations since then.
+      stopped: why training ended before its last step; empty while it has not.
     """
 
     step: int = 0
@@ -45,6 +49,24 @@ class Progress:
     head_losses: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     bad_steps: dict[str, int] = dataclasses.field(default_factory=recovery.no_bad_steps)
     rollbacks: int = 0
+    best_score: float | None = None
+    without_improvement: int = 0
+    stopped: str = ""
+
+    def is_finished(self, config: RunConfig) -> bool:
+        """Returns whether no further step is to be taken."""
+        return bool(self.stopped) or self.step >= config.steps
+
+    def stop_early_if_due(self, config: RunConfig, score: float) -> None:
+        """Counts a validation with this score, higher is better, and stops after `config.early_stopping` in vain."""
+        if not config.early_stopping:
+            return
+        if math.isfinite(score) and (self.best_score is None or score > self.best_score):
+            self.best_score, self.without_improvement = score, 0
+            return
+        self.without_improvement += 1
+        if self.without_improvement >= config.early_stopping and self.step < config.steps:
+            self.stopped = f"{config.select} has not improved in {self.without_improvement} validations"
 
     def learning_rates(self, config: RunConfig, k: int) -> np.ndarray:
         """Returns the learning rates `[K]` float32 of the next `k` steps."""

@@ -84,9 +84,7 @@ def report(error: TooManyBadSteps, directory: RunDir, config: RunConfig, train: 
     earlier = [{"step": step, "wrong": UNKNOWN} for step in range(error.first, error.steps[0]["step"])]
     updates = []
     for update in (*earlier, *error.steps):
-        positions = pipeline.train_positions(
-            config.seed, update["step"] - 1, size=len(train), batch_size=config.batch_size
-        )
+        positions = pipeline.batch_positions(train, config.seed, update["step"] - 1, config.batch_size)
         updates.append({**update, "ids": train.take(positions).id.tolist()})
     if jax.process_index() == 0:
         write_json(directory.folder / FILE, {"first": error.first, "rollbacks": error.rollbacks, "updates": updates})

@@ -24,6 +24,7 @@ from mmfusion.data.split import Split
 from mmfusion.distributed import hosts
 from mmfusion.errors import Preempted
 from mmfusion.files import write_json
+from mmfusion.metrics import without_class_lists
 from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.run_dir import RunDir
 from mmfusion.tracking.tables import results_table
@@ -31,6 +32,8 @@ from mmfusion.training.evaluation import collect, head_losses, score
 from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.setup import TrainSetup
 from mmfusion.training.state import TrainState
+
+EARLY = 0.05  # share of the steps after which a regression is to explain more than the mean does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class TrainRun:
       environment: see `provenance.environment`.
       started: `time.monotonic()` as the first attempt began.
       profile: trace a few early calls.
-      higher_is_better: whether a higher value of the metric that selects the checkpoint is better.
+      higher_is_better: whether a higher value of the metric that selects the checkpoint is better; None: none does.
     """
 
     config: RunConfig
@@ -82,7 +85,7 @@ class TrainRun:
     environment: dict[str, Any]
     started: float
     profile: bool
-    higher_is_better: bool
+    higher_is_better: bool | None
 
     def __post_init__(self):
         self._eval_step = self.setup.compile_eval_step()
@@ -94,7 +97,11 @@ class TrainRun:
     def calls(self) -> Iterator[Call]:
         """Yields what is left of the run, one compiled call at a time."""
         split, config = self.dataset.splits["train"], self.config
+        if self.progress.stopped:
+            return
         for host, device in read_calls(split, config, self.setup, first=self.progress.step, k=self.k):
+            if self.progress.stopped:  # by the validation after the call before
+                return
             yield Call(host, device, self.progress.learning_rates(config, self.k))
 
     def advance(self, call: Call, state: TrainState, metrics: Any) -> None:
@@ -153,8 +160,9 @@ class TrainRun:
         assert restored is not None  # the last step was saved
         host_state, chosen = restored
         self.state = setup.partitioner.put_state(host_state)
-        scores = {split: score(self._evaluate(split), setup.tasks) for split in ("valid", "test")}
-        self.log.log(chosen["step"], scores["test"], "test")
+        scores = {split: score(self._evaluate(split), setup.tasks, skip_empty=True) for split in ("valid", "test")}
+        scores["valid"] = without_class_lists(scores["valid"])
+        self.log.log(chosen["step"], without_class_lists(scores["test"]), "test")
         speed = progress.training_examples / max(progress.training_seconds, 1e-9)
         result = scores | {
             "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
@@ -163,7 +171,8 @@ class TrainRun:
             "seconds_to_first_step": progress.seconds_to_first_step,
             "seed": self.config.seed,
             "config": self.config_values,
-            "steps": self.config.steps,
+            "steps": progress.step,
+            "stopped": progress.stopped,
             "best_step": chosen["step"],
             "skipped": progress.bad_steps["skipped"],
             "spikes": progress.bad_steps["spikes"],
@@ -179,11 +188,18 @@ class TrainRun:
         self.log.print(results_table(scores))
         return result
 
-    def _validate(self) -> float:
+    def _validate(self) -> float | None:
         rows = self._evaluate("valid")
-        scores = score(rows, self.setup.tasks)
-        self.log.log(self.progress.step, scores, "valid")
-        selection_score = selection_value(scores, self.config.select, self.higher_is_better)
+        scores = score(rows, self.setup.tasks, skip_empty=True)
+        self.log.log(self.progress.step, without_class_lists(scores), "valid")
+        self._warn_below_the_mean(scores)
+        selection_score = None
+        if self.higher_is_better is not None:
+            selection_score = selection_value(scores, self.config.select, self.higher_is_better)
+            self.progress.stop_early_if_due(self.config, selection_score)
+        if self.progress.stopped:
+            at = f"step {self.progress.step} of {self.config.steps}"
+            self.log.print(f"train  stopped at {at}: {self.progress.stopped}")
         if self.config.optim.schedule.name == "plateau":
             self.progress.plateau = optim.plateau_update(
                 self.progress.plateau, selection_score, self.config.optim.schedule.to_dict(), higher_is_better=True
@@ -191,6 +207,20 @@ class TrainRun:
         if self.setup.spec.objectives.need_head_losses:
             self._update_loss_weights(rows)
         return selection_score
+
+    def _warn_below_the_mean(self, scores: dict[str, Any]) -> None:
+        """Warns of regression tasks with R² < 0, once: at the first validation at or after 5 % of the steps."""
+        config, step, tasks = self.config, self.progress.step, self.setup.tasks
+        previous = (step - 1) // config.eval_every * config.eval_every  # step of the validation before
+        if not previous < EARLY * config.steps <= step:
+            return
+        for task, spec in tasks.items():
+            r2 = scores["r2" if len(tasks) == 1 else f"{task}/r2"] if spec.kind == "regression" else None
+            if r2 is not None and r2 < 0:
+                self.log.print(
+                    f"train  warning: the prediction of {task!r} explains less than the mean of its targets would (R2 "
+                    f"{r2:.2f} at step {step}): try another learning rate, or config.data.targets.{task}.scale"
+                )
 
     def _evaluate(self, split: str) -> dict[str, Any]:
         return self._collect(self.dataset.splits[split], self.config.data.max_bad_fraction)

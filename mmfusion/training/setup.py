@@ -105,7 +105,7 @@ def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
     hosts.connect(partitioner.mesh)
     dtype = _dtype(run.model.dtype, partitioner.platform)
     frozen = freezing.make(run.model.encoders, run.steps)
-    tasks = make_tasks(run.data.targets, dataset.reader.outputs, dataset.reader.scales)
+    tasks = make_tasks(run.data.targets, dataset.reader.outputs, dataset.reader.scales, dataset.class_weights)
     encoders = {m: section.to_dict() for m, section in run.model.encoders.items()}
     kwargs = {
         "width": run.model.width, "dtype": dtype, "axis_name": partitioner.axis_name,
@@ -151,19 +151,20 @@ def make_optimizer(run: RunConfig, frozen: freezing.Freezing) -> optax.GradientT
 
 
 def make_tasks(
-    targets: Mapping[str, TargetConfig], outputs: Mapping[str, int], scales: Mapping[str, Scale] = MappingProxyType({})
+    targets: Mapping[str, TargetConfig],
+    outputs: Mapping[str, int],
+    scales: Mapping[str, Scale] = MappingProxyType({}),
+    class_weights: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
 ) -> dict[str, Task]:
-    """Returns a Task for each target of a config."""
+    """Returns a Task for each target of a config; `class_weights` are those that depend on the data."""
     fields = {field.name for field in dataclasses.fields(Task)} - {"kind", "outputs", "scale"}
-    return {
-        name: Task(
-            target.kind,
-            outputs[name],
-            **{key: x for key, x in target.options.items() if key in fields},
-            scale=scales.get(name, UNSCALED),
-        )
-        for name, target in targets.items()
-    }
+    tasks = {}
+    for name, target in targets.items():
+        options: dict[str, Any] = {key: x for key, x in target.options.items() if key in fields}
+        if name in class_weights:
+            options["class_weights"] = class_weights[name]
+        tasks[name] = Task(target.kind, outputs[name], **options, scale=scales.get(name, UNSCALED))
+    return tasks
 
 
 def _dtype(name: str, platform: str) -> Any:

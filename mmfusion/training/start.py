@@ -72,7 +72,7 @@ def start_run(
         hosts.check_shared(workdir)
     with contextlib.closing(checkpoints):
         state, progress, saved_meta, notes = restore_or_initialise(run, directory, dataset, setup, checkpoints)
-        if progress.step >= run.steps and (workdir / "result.json").exists():
+        if progress.is_finished(run) and (workdir / "result.json").exists():
             if primary:
                 print(f"train  finished before, at step {progress.step}; see {directory.name}/result.json")
             yield configs.read_json(workdir / "result.json")
@@ -102,7 +102,7 @@ def start_run(
             meter = Meter(log, run, dataset.splits["train"], progress)
             yield TrainRun(
                 run, values, directory, dataset, setup, state, progress, k, checkpoints, log, saver, meter, trace, meta,
-                environment, started, profile, configs.selectable(config)[run.select],
+                environment, started, profile, configs.selectable(config).get(run.select),
             )  # fmt: skip
 
 

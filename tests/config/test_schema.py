@@ -250,6 +250,59 @@ def test_select_must_be_a_metric_of_the_targets():
         assert configs.selectable(config)[name] is higher
 
 
+def test_select_last_needs_no_metric():
+    config = quickstart_with("select", "last")
+    check(config)
+    assert configs.selected_metric(config) == "accuracy"
+    tiny.put(config, "early_stopping", 3)
+    with rejects("config.early_stopping", 3, says="config.select is 'last'"):
+        check(config)
+    config = quickstart_with("select", "last")
+    configs.choose(config, "optim.schedule", "plateau")
+    with rejects("config.optim.schedule.name", "plateau", says="config.select is 'last'"):
+        check(config)
+
+
+def test_sentiment_metrics_are_selectable_where_a_target_has_them():
+    config = tiny.config()
+    with config.unlocked():
+        config.data.targets.label = defaults.target("regression", "label")
+        config.select = "acc7"
+    with rejects("config.select", "acc7", "mae"):
+        check(config)
+    tiny.put(config, "data.targets.label.metrics", ("sentiment",))
+    check(config)
+    assert configs.selectable(config)["acc2_nonzero"] is True
+    tiny.put(config, "data.targets.label.metrics", ("sentimental",))
+    with rejects("config.data.targets.label.metrics", "sentimental", "sentiment"):
+        check(config)
+
+
+@pytest.mark.parametrize("value", ["balanced", ("balanced",), (1, 2.5)])
+def test_class_weights_may_be_balanced(value):
+    config = quickstart_with("data.targets.label.class_weights", value)
+    check(config)
+    check(configs.from_json(configs.to_json(config)))
+
+
+@pytest.mark.parametrize("value", ["balance", ("balance",), ("balanced", 1.0)])
+def test_class_weights_reject_other_words(value):
+    with rejects("config.data.targets.label.class_weights", value, says="tuple"):
+        check(quickstart_with("data.targets.label.class_weights", value))
+
+
+def test_balanced_classes_need_exclusive_classes():
+    config = tiny.config()
+    with config.unlocked():
+        config.data.targets.label = defaults.target("multilabel", "label", classes=3, class_weights="balanced")
+    with rejects("config.data.targets.label.class_weights", "balanced", says="one weight per label"):
+        check(config)
+    tiny.put(config, "data.targets.label.class_weights", ())
+    tiny.put(config, "data.sampler", "balanced")
+    with rejects("config.data.sampler", "balanced", says="has 0"):
+        check(config)
+
+
 @pytest.mark.parametrize("fusion", ["tmc", "qmf"])
 def test_check_requires_classification_for_tmc_and_qmf(fusion):
     config = tiny.config(f"fusion={fusion}")
@@ -329,6 +382,7 @@ def test_from_json_sets_newer_options_to_their_defaults(tmp_path):
     config = quickstart.get_config("fusion=co_attention")
     older = configs.to_json(config)
     del older["model"]["encoders"]["image"]["kernel"], older["model"]["fusion"]["heads"]
+    del older["data"]["targets"]["label"]["gamma"], older["early_stopping"], older["data"]["sampler"]
     assert configs.from_json(older) == config
     (tmp_path / "config.json").write_text(json.dumps(older))
     workdir = run_dir.RunDir(str(tmp_path), tmp_path, tmp_path / "checkpoints")

@@ -9,6 +9,7 @@ import pytest
 from mmfusion.distributed import mesh
 from mmfusion.inference.evaluate import evaluate
 from mmfusion.inference.predict import predict
+from mmfusion.inference.trained_model import load
 from mmfusion.metrics import METRICS
 from mmfusion.training.evaluation import collect
 from mmfusion.training.loop import train
@@ -132,8 +133,9 @@ def test_evaluate_command_prints_a_table_and_writes_json(trained, command):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     process = command("experiments.evaluate", f"--workdir={workdir}", "--modalities=text", COLUMNS="200")
     assert (process.returncode, process.stderr) == (0, "")
-    written = json.loads((workdir / "evaluation.json").read_text())
+    (written,) = json.loads((workdir / "evaluation.json").read_text())
     assert (written["split"], written["modalities"], written["examples"]) == ("test", ["text"], 64)
+    assert (written["data"], written["rows"]) == ("shapes/match", 64)
     assert written["step"] == result["best_step"]
     assert set(metrics(written)) == set(METRICS["classification"])
     assert "test: text" in process.stdout
@@ -154,6 +156,61 @@ def test_evaluate_command_prints_a_table_and_writes_json(trained, command):
 def test_evaluate_suggests_the_nearest_split_or_modality(options, path, value, suggestion, trained):
     with rejects(path, value, suggestion):
         evaluate(trained[0], **options)
+
+
+@pytest.fixture(scope="module")
+def planted_run(tmp_path_factory):
+    """Returns the directory and the result of a run on 40 planted rows, of which 5 test rows have no image."""
+    workdir = tmp_path_factory.mktemp("planted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        planted.plant(patch, train=PLANTED, test=SPARSE)
+        return workdir, train(planted.config("image+text", data__max_bad_fraction=0.2), workdir)
+
+
+PLANTED = [planted.row(i) for i in range(40)]
+SPARSE = [planted.row(i, **({"image": None} if i < 5 else {})) for i in range(20)]
+
+
+@pytest.mark.loop
+def test_evaluate_counts_only_rows_that_have_a_modality(planted_run, monkeypatch):
+    planted.plant(monkeypatch, train=PLANTED, test=SPARSE)
+    model = load(planted_run[0])
+    scores = model.evaluate(modalities=["image"])
+    assert (scores["examples"], scores["rows"]) == (15, 20)
+    assert (model.evaluate()["examples"], planted_run[1]["test"]["rows"]) == (20, 20)
+    predicted = model.predict([{"image": row["image"]} for row in SPARSE])
+    assert [bool(error) for error in predicted.errors] == [i < 5 for i in range(20)]
+    right = [predicted.tasks["label"].labels[i] == ("no", "yes")[SPARSE[i]["label"]] for i in range(5, 20)]
+    assert scores["accuracy"] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.loop
+def test_evaluate_rejects_a_split_without_the_modality(planted_run, monkeypatch):
+    def streamed(config):  # rows in memory are checked as they are read
+        config.data.memory_gb = 0.0
+
+    planted.plant(monkeypatch, none=SPARSE[:5])
+    with rejects("modalities", ["image"], says="none of the 5 rows of 'none' has any"):
+        evaluate(planted_run[0], "none", ["image"], streamed, data="planted")
+
+
+@pytest.mark.loop
+def test_evaluate_reads_another_dataset_as_the_runs_own(planted_run, monkeypatch):
+    workdir, result = planted_run
+    planted.plant(monkeypatch, other=SPARSE, more=[planted.row(i) for i in range(50, 57)])
+    scores = evaluate(workdir, "other", data="planted")
+    assert (scores["data"], scores["split"]) == ("planted", "other")
+    assert metrics(scores) == pytest.approx(metrics(result["test"]), rel=1e-6)
+    assert evaluate(workdir, "more", data="planted")["rows"] == 7
+
+
+@pytest.mark.loop
+@pytest.mark.parametrize("names", [("yes", "no"), ("no", "yes", "maybe"), ("no",)])
+def test_evaluate_rejects_other_classes(names, planted_run, monkeypatch):
+    planted.plant(monkeypatch, {"label": names}, train=PLANTED, test=SPARSE, other=SPARSE)
+    for split, data in (("other", "planted"), ("test", "")):  # another dataset, and the run's own prepared again
+        with rejects("config.data.name", "planted", says=f"has the classes {', '.join(names)} of the target 'label'"):
+            evaluate(planted_run[0], split, data=data)
 
 
 @pytest.mark.loop
@@ -200,7 +257,7 @@ def test_tasks_of_every_type_are_trained_and_predicted_together(monkeypatch, tmp
     for split in ("valid", "test"):
         scores = result[split]
         names = {f"{task}/{name}" for task, metric_names in expected.items() for name in metric_names}
-        assert set(scores) == names | {"loss", "examples"}
+        assert set(scores) == names | {"loss", "examples", "rows"}
         total = scores["label/loss"] + scores["tags/loss"] + 0.5 * scores["amount/loss"]
         assert scores["loss"] == pytest.approx(total)
         assert scores["amount/loss"] == pytest.approx((scores["amount/rmse"] / scale.std) ** 2, rel=1e-4)

@@ -18,3 +18,10 @@ def test_tables_show_totals_and_omit_nested_scores():
     rows = [line.split() for line in screen.file.getvalue().splitlines() if line.strip()]
     assert rows[0] == ["valid", "test"]
     assert rows[2:] == [["accuracy", "0.5000", "0.2500"], ["auroc", "–", "–"]]
+
+
+def test_results_table_shows_which_rows_count():
+    screen = console()
+    screen.print(tables.results_table({"test": {"rows": 1064, "examples": 60}}))
+    rows = [line.split() for line in screen.file.getvalue().splitlines() if line.strip()]
+    assert rows[2:] == [["examples", "60", "of", "1,064"]]

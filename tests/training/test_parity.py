@@ -18,7 +18,10 @@ from tests import storage, ways
 from tests.processes import Started
 
 Result = dict[str, np.ndarray]
-EIGHT = ("pmap", "jit", "concat accumulated scanned", "batch norm", "batch norm jit", "mesh", "loop 1 2 1")
+EIGHT = (
+    "pmap", "jit", "concat accumulated scanned", "weighted accumulated", "batch norm", "batch norm jit", "mesh",
+    "loop 1 2 1",
+)  # fmt: skip
 HOSTS = ("pmap", "jit", "loop", "loop failing", "loop going back", "loop in a bucket", "loop blended fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 TWO = "--xla_force_host_platform_device_count=2"
@@ -114,10 +117,22 @@ def test_micro_batches_and_steps_per_call(one: Callable[[str], Result], way: str
     agree(one(way), one("concat"))
 
 
+@pytest.mark.loop
+def test_weights_of_rows_change_the_loss_alike_in_micro_batches(one: Callable[[str], Result]):
+    agree(one("weighted accumulated"), one("weighted"))
+    assert np.abs(one("weighted")["losses"] - one("concat")["losses"]).min() > 1e-3
+    examples = ways.SCORES.index("examples")
+    assert one("weighted")["scores"][examples] == one("concat")["scores"][examples]  # also rows of weight 0
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("way", "alone"), [("pmap", "pmap"), ("jit", "pmap"), ("concat accumulated scanned", "concat")]
-)
+    ("way", "alone"),
+    [
+        ("pmap", "pmap"), ("jit", "pmap"), ("concat accumulated scanned", "concat"),
+        ("weighted accumulated", "weighted"),
+    ],
+)  # fmt: skip
 def test_eight_devices(eight: dict[str, Result], one: Callable[[str], Result], way: str, alone: str):
     agree(eight[way], one(alone))
 

@@ -103,12 +103,12 @@ def step_cost(run: Run) -> dict[str, float | None]:
 
 
 def compared_metric(config: ConfigDict) -> str:
-    """Returns the metric that runs of a config are compared by: `select`, or the first metric if that is a loss.
+    """Returns the metric that runs of a config are compared by: `select`, or the first if that is none or a loss.
 
     Losses are not comparable, as strategies may add terms of their own.
     """
-    metrics = configs.selectable(config)
-    return next(iter(metrics)) if config.select.rpartition("/")[2] == "loss" else config.select
+    metric = configs.selected_metric(config)
+    return next(iter(configs.selectable(config))) if metric.rpartition("/")[2] == "loss" else metric
 
 
 def sample_rows(split: Split, rows: int) -> Batch:
