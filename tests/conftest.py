@@ -84,6 +84,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: ("process" not in tiers_of[item.path], "loop" not in tiers_of[item.path]))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names long bytes without their content, which may differ between workers, such as the time in a gzip file."""
+    return "bytes" if isinstance(val, bytes) and len(val) > 40 else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Notes what a test starts, its fixtures included."""

@@ -30,7 +30,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`]+)`")
 LAUNCHERS = {"train": "experiments.train", "ablate": "experiments.ablate"}  # prefixes of scripts in experiments/launch
-PLACEHOLDERS = re.compile(r"configs/(?:X\.py|CONFIG\b(?:\.py)?)")
+PLACEHOLDERS = re.compile(r"configs/(?:X\.py|CONFIG\b(?:\.py)?)|\bmy\.py")
 QUICKSTART = "configs/quickstart.py"
 
 
