@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Names long bytes without their content, which may differ between workers, such as the time in a gzip file."""
-    return "bytes" if isinstance(val, bytes) and len(val) > 40 else None
+    return "bytes" if isinstance(val, bytes) and len(val) > 30 else None
 
 
 @pytest.hookimpl(wrapper=True)
