@@ -19,6 +19,7 @@ from mmfusion.version import __version__
 if TYPE_CHECKING:
     from mmfusion.analysis.run_ablation import AblationResult, ablate
     from mmfusion.config.files import load_file as load_config
+    from mmfusion.config.own_data import Dataset
     from mmfusion.data.modalities import MODALITY_TYPES
     from mmfusion.errors import Preempted, UserError
     from mmfusion.inference.predictions import Predictions, TaskPredictions
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _MODULES = {  # name -> module, or module:name
     "AblationResult": "mmfusion.analysis.run_ablation",
     "Attention": "mmfusion.inference.trained_model",
+    "Dataset": "mmfusion.config.own_data",
     "ENCODERS": "mmfusion.models.encoders",
     "FUSIONS": "mmfusion.models.fusion",
     "Features": "mmfusion.inference.trained_model",
@@ -54,6 +56,7 @@ __all__ = [
     "OBJECTIVES",
     "AblationResult",
     "Attention",
+    "Dataset",
     "Features",
     "Predictions",
     "Preempted",

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from PIL import Image
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -92,8 +91,9 @@ def _draw(axis: Axes, section: Any, row: dict[str, Any], folder: Path) -> None:
     elif is_missing(value):
         _write(axis, "absent")
     elif section.kind == "image":
-        pixels = image.decode(Path(folder, value).read_bytes(), tuple(section.size), section.channels)
-        axis.imshow(Image.fromarray(pixels.squeeze().astype(np.uint8)), cmap="gray")
+        data = value if isinstance(value, np.ndarray) else Path(folder, value).read_bytes()
+        pixels = image.decode(data, tuple(section.size), section.channels)  # [H, W, C]
+        axis.imshow(pixels[:, :, :3] if section.channels >= 3 else pixels[:, :, 0], cmap="gray")
         axis.set_anchor("NW")
         axis.set_axis_off()
     elif section.kind == "audio":

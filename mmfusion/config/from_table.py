@@ -169,21 +169,25 @@ def _values(table: TableFile, name: str) -> list[Any]:
     return [values[int(i)] for i in np.linspace(0, len(values) - 1, min(SAMPLE, len(values))).round()]
 
 
+GREY = ("L", "1", "I", "I;16", "I;16B", "F")  # Pillow's modes of one channel
 Sections = tuple[ConfigDict, ConfigDict]
 
 
 def _image(modality: str, names: Sequence[str], columns: Mapping[str, Column], table: TableFile) -> Sections:
-    sizes, modes = [], Counter()
+    sizes, channels = [], 1
     for value in _values(table, names[0]):
+        if isinstance(value, np.ndarray):
+            sizes.append(value.shape[1::-1])
+            channels = max(channels, *value.shape[2:])
+            continue
         with contextlib.suppress(OSError), Image.open(Path(table.path.parent, value)) as image:
             sizes.append(image.size)
-            modes[image.mode] += 1
+            channels = max(channels, 1 if image.mode in GREY else 3)
     if not sizes:
         raise UserError("no image can be read", path=f"column {names[0]}")
     width, height = np.median(sizes, axis=0)
     scale = min(1.0, MAX_PIXELS / max(width, height))
     size = (max(8, round(height * scale)), max(8, round(width * scale)))
-    channels = 1 if set(modes) <= {"L", "1", "I;16", "I", "F"} else 3
     section = defaults.modality("image", names[0], size=size, channels=channels)
     return section, defaults.encoder(modality, "cnn", norm="batch")
 

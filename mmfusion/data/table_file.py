@@ -1,7 +1,7 @@
-"""Reads tables from files: CSV, TSV, JSON Lines, JSON and Parquet, as rows of raw values.
+"""Reads tables from files: CSV, TSV, JSON Lines, JSON, Parquet and NPZ, as rows of raw values.
 
-Rows are streamed in constant memory, except those of a JSON list. A row that cannot be read has an error in its place;
-a file that cannot be read row by row is refused.
+Rows are streamed in constant memory, except those of a JSON list and of NumPy arrays. A row that cannot be read has an
+error in its place; a file that cannot be read row by row is refused.
 """
 
 import codecs
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mmfusion.data.array_file import open_npz
 from mmfusion.data.parquet_file import open_parquet
 from mmfusion.errors import UserError, one_line
 
@@ -74,8 +75,9 @@ def open_table(path: str | os.PathLike, label: str = "") -> Table:
       become columns `OUTER/INNER`, and a missing key is None. The columns are the keys of the first 1000 rows.
     - `.parquet`: values keep their types, lists are NumPy arrays, dates and times are datetime64 (UTC), and structs
       become columns `OUTER/INNER`.
+    - `.npz`: a NumPy array per column, with the row on axis 0.
 
-    All but Parquet may be compressed by gzip (`.csv.gz`).
+    All but Parquet and NPZ may be compressed by gzip (`.csv.gz`).
 
     Args:
       path: the file.
@@ -87,7 +89,7 @@ def open_table(path: str | os.PathLike, label: str = "") -> Table:
     path = Path(path)
     label = label or str(path)
     extension = Path(path.name.lower().removesuffix(".gz")).suffix
-    if extension not in FORMATS or (extension == ".parquet" and path.suffix.lower() == ".gz"):
+    if extension not in FORMATS or (extension in (".parquet", ".npz") and path.suffix.lower() == ".gz"):
         raise UserError("no such format of a table", path=label, choices=FORMATS)
     with _read_errors(label):
         regular = stat.S_ISREG(os.stat(path).st_mode)  # reading a pipe would wait
@@ -314,4 +316,5 @@ FORMATS: dict[str, Callable[[Path, str], Opened]] = {
     ".ndjson": _open_json_lines,
     ".json": _open_json,
     ".parquet": open_parquet,
+    ".npz": open_npz,
 }

@@ -74,6 +74,8 @@ def _describe(name: str, values: Sequence[Any], folder: Path) -> Column:
     missing = len(values) - len(present)
     if not present:
         return Column(name, "empty", missing, 0, "no value")
+    if all(isinstance(value, np.ndarray) and value.ndim > 1 for value in present):
+        return _describe_arrays(name, present, missing)
     parsed = [parse_list(value) for value in present]
     if all(isinstance(value, list) for value in parsed):
         return _describe_lists(name, parsed, missing, folder)
@@ -92,6 +94,17 @@ def _describe(name: str, values: Sequence[Any], folder: Path) -> Column:
     if all(number is not None for number in numbers) and not set(forms) <= {"true", "false"}:
         return _describe_numbers(name, [n for n in numbers if n is not None], missing, distinct)
     return _describe_strings(name, forms, missing, distinct)
+
+
+def _describe_arrays(name: str, arrays: Sequence[np.ndarray], missing: int) -> Column:
+    shapes = sorted({array.shape for array in arrays})
+    first = arrays[0]
+    about = f"arrays {first.dtype} {list(shapes[0])}" + (f" to {list(shapes[-1])}" if len(shapes) > 1 else "")
+    if first.ndim == 2:
+        kind = "image" if first.dtype == np.uint8 else "sequence"
+    else:
+        kind = "image" if first.ndim == 3 else "images"
+    return Column(name, kind, missing, len(arrays), about)
 
 
 def parse_list(value: Any) -> Any:
