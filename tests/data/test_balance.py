@@ -121,3 +121,8 @@ def test_row_weight_that_is_no_weight_is_an_error_of_the_row(monkeypatch, value)
 def test_row_weight_needs_a_feature_of_the_dataset(monkeypatch):
     with rejects("config.data.weight_feature", "importanc", "importance"):
         load(monkeypatch, [planted.row(i, importance=1.0) for i in range(40)], data__weight_feature="importanc")
+
+
+def test_row_weight_of_zero_in_every_row_is_refused(monkeypatch):
+    with rejects("config.data.weight_feature", "importance", says="0 in every row of split 'train'"):
+        load(monkeypatch, [planted.row(i, importance=0) for i in range(40)], data__weight_feature="importance")
