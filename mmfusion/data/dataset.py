@@ -348,6 +348,9 @@ def _decoded_split(
         return split
     arrays = dataclasses.replace(split, source=digested or rows).decode(np.arange(len(ids)))
     check_bad(split, split.bad, config.max_bad_fraction)
+    if arrays.row_weight is not None and not arrays.row_weight.any():
+        message = f"is 0 in every row of split {name!r}"
+        raise UserError(message, path="config.data.weight_feature", value=config.weight_feature)
     for modality, present in arrays.present.items():
         if not present.any():
             raise UserError(

@@ -97,10 +97,8 @@ class TrainRun:
     def calls(self) -> Iterator[Call]:
         """Yields what is left of the run, one compiled call at a time."""
         split, config = self.dataset.splits["train"], self.config
-        if self.progress.stopped:
-            return
         for host, device in read_calls(split, config, self.setup, first=self.progress.step, k=self.k):
-            if self.progress.stopped:  # by the validation after the call before
+            if self.progress.stopped:  # at the last validation, maybe before the run was resumed
                 return
             yield Call(host, device, self.progress.learning_rates(config, self.k))
 

@@ -7,6 +7,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from mmfusion import config as configs
 from mmfusion.data import dataset, pipeline, targets
 from mmfusion.data.split import rows_by_class
+from mmfusion.training.evaluation import collect
+from mmfusion.training.loop import train
+from mmfusion.training.restore import open_run
 from tests import planted
 from tests.data.test_pipeline import assert_same_batch
 from tests.errors import rejects
@@ -121,3 +124,33 @@ def test_row_weight_that_is_no_weight_is_an_error_of_the_row(monkeypatch, value)
 def test_row_weight_needs_a_feature_of_the_dataset(monkeypatch):
     with rejects("config.data.weight_feature", "importanc", "importance"):
         load(monkeypatch, [planted.row(i, importance=1.0) for i in range(40)], data__weight_feature="importanc")
+
+
+def test_row_weight_of_zero_in_every_row_is_refused(monkeypatch):
+    with rejects("config.data.weight_feature", "importance", says="0 in every row of split 'train'"):
+        load(monkeypatch, [planted.row(i, importance=0) for i in range(40)], data__weight_feature="importance")
+
+
+# --- A run ---
+
+
+@pytest.mark.loop
+def test_run_trains_on_balanced_and_weighted_rows(monkeypatch, tmp_path):
+    rows = [planted.row(i, label=int(i % 5 == 0), importance=1 + i % 3) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=rows[:20])
+    config = planted.config(
+        "text", data__targets__label__class_weights="balanced", data__sampler="balanced",
+        data__weight_feature="importance", data__allow_leakage=True,
+    )  # fmt: skip
+    result = train(config, tmp_path / "run")
+    run = open_run(tmp_path / "run", ["test"])
+    weights = np.array(run.setup.tasks["label"].class_weights)
+    assert weights[1] > 1 > weights[0] > 0
+    collected = collect(run.setup.compile_eval_step(), run.state, run.dataset.splits["test"], run.setup, batch_size=8)
+    labels, importance = (np.array([row[name] for row in rows[:20]]) for name in ("label", "importance"))
+    expected = weights[labels] * importance
+    np.testing.assert_allclose(collected["loss_weight"]["label"], expected, rtol=1e-6)
+    loss = np.average(collected["loss"]["label"], weights=expected)
+    right = collected["logits"]["label"].argmax(1) == labels
+    assert result["test"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert result["test"]["accuracy"] == pytest.approx(right.mean())  # every row counts once
