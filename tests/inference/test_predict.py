@@ -63,7 +63,7 @@ def probabilities(rows, names):
 @pytest.mark.loop
 def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
     workdir, _, names, expected = run
-    assert predict(workdir, table(), tmp_path / "out.csv") == (20, 20, [])
+    assert predict(workdir, table(), tmp_path / "out.csv", calibrated=False) == (20, 20, [])
     rows = read(tmp_path / "out.csv")
     assert list(rows[0]) == ["row", "note", "label", "label: false", "label: true", "error"]
     assert [row["note"] for row in rows] == [str(i) for i in range(20)]
@@ -78,7 +78,8 @@ def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
 @pytest.mark.parametrize("column", ["text", "sentence"])
 def test_predict_allow_missing_treats_a_missing_column_as_an_absent_modality(column, run, table, tmp_path):
     workdir, _, names, expected = run
-    predicted = predict(workdir, table(columns=(column,)), tmp_path / "out.csv", allow_missing=True)
+    source = table(columns=(column,))
+    predicted = predict(workdir, source, tmp_path / "out.csv", allow_missing=True, calibrated=False)
     assert predicted == (20, 20, [])
     np.testing.assert_allclose(probabilities(read(tmp_path / "out.csv"), names), expected["text",], atol=2e-6)
 
@@ -95,7 +96,7 @@ def test_predict_reports_invalid_rows_and_keeps_the_others(run, table, tmp_path)
         18: {"image": "", "text": " "},
     }
     changes = {**invalid, 4: {"image": ""}, 9: {"note": 'a "quoted",\nbroken line'}}
-    predicted, total, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv")
+    predicted, total, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv", calibrated=False)
     assert (predicted, total) == (16, 20)
     assert [error.partition(":")[0] for error in errors] == [f"row {i}" for i in invalid]
     rows = read(tmp_path / "out.csv")

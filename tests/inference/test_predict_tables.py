@@ -154,14 +154,14 @@ def test_predict_is_the_same_for_any_batch_size(batch_size, workdir, expected, t
 def test_predict_reads_a_batch_at_a_time(workdir, tmp_path, monkeypatch):
     sizes, original = [], TrainedModel.predict
 
-    def recorded(self, batch, folder):
+    def recorded(self, batch, *args, **options):
         sizes.append(len(batch))
-        return original(self, batch, folder)
+        return original(self, batch, *args, **options)
 
     monkeypatch.setattr(TrainedModel, "predict", recorded)
     WRITERS["a.jsonl"](tmp_path / "a.jsonl", rows())
     predict(workdir, tmp_path / "a.jsonl", tmp_path / "out.csv")
-    assert sizes == [BATCH, BATCH, 20 - 2 * BATCH]
+    assert sizes == [0, BATCH, BATCH, 20 - 2 * BATCH]  # the first gives the columns
 
 
 def test_predict_refuses_a_table_that_is_damaged_at_its_end_before_it_predicts(workdir, tmp_path, monkeypatch):
