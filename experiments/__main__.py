@@ -12,6 +12,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "export",
     "ablate",
     "compare",
     "baselines",
