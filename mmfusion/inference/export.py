@@ -107,7 +107,7 @@ def _write(run: Run, calibration: Mapping[str, Calibration], result: Mapping[str
 def flat_weights(run: Run) -> dict[str, np.ndarray]:
     """Returns the parameters and batch statistics by their path, such as `params/heads_label/kernel`."""
     host = run.setup.partitioner.to_host({"params": run.state.params, "batch_stats": run.state.batch_stats})
-    return {name: np.ascontiguousarray(x) for name, x in traverse_util.flatten_dict(host, sep="/").items()}
+    return {name: np.asarray(x, order="C") for name, x in traverse_util.flatten_dict(host, sep="/").items()}
 
 
 def lower(run: Run, weights: Mapping[str, np.ndarray], calibration: Mapping[str, Calibration]) -> jax.export.Exported:

@@ -70,6 +70,7 @@ def workdir(tmp_path_factory):
             "table", "x+v+city+day", categorical=("city",), dates=("day",)
         )
         config.model.encoders.numbers = defaults.encoder("table", "table_mlp", hidden=(8,))
+        config.model.fusion = defaults.fusion("weighted")  # has scalar parameters
     folder = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         examples = [planted.row(i, **numbers(i)) for i in range(40)]

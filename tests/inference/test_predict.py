@@ -171,6 +171,21 @@ def test_predict_command_prints_errors_and_counts(run, table, command, tmp_path)
     assert len(read(tmp_path / "out.csv")) == 20
 
 
+def test_predict_command_passes_its_options_on(run, table, command, tmp_path):
+    arguments = (f"--workdir={run[0]}", f"--input={table()}", f"--output={tmp_path}/out.csv")
+    process = command("experiments.predict", *arguments, "--calibrated=false", "--sets=0.8", "--contributions")
+    assert (process.returncode, process.stderr) == (0, "")
+    rows = read(tmp_path / "out.csv")
+    assert list(rows[0]) == [
+        "row", "note", "label", "label: false", "label: true", "label: set", "label: contribution of image",
+        "label: contribution of text", "error",
+    ]  # fmt: skip
+    np.testing.assert_allclose(probabilities(rows, run[2]), run[3][None], atol=2e-6)
+    process = command("experiments.predict", *arguments, "--intervals=0.9")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert "needs a regression task (label is classification)" in process.stderr
+
+
 def test_predict_command_without_any_predicted_row_exits_2_and_writes_the_reasons(run, command, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": ""}\n{"text": null}\n')
     arguments = (f"--workdir={run[0]}", f"--input={tmp_path}/rows.jsonl", f"--output={tmp_path}/out.csv")

@@ -1,5 +1,7 @@
 """Calibration, conformal prediction and contributions, on logits with known answers; nothing is trained."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,7 +9,8 @@ from scipy.special import softmax
 
 from mmfusion.data.targets import Scale
 from mmfusion.inference.contributions import contributions, needed_subsets
-from mmfusion.inference.predictions import Uncertainty, predictions, uncertainties
+from mmfusion.inference.predict import _header
+from mmfusion.inference.predictions import Predictions, Uncertainty, predictions, uncertainties
 from mmfusion.objectives import Task
 from mmfusion.training import calibration
 from mmfusion.training.calibration import Calibration
@@ -143,6 +146,15 @@ def test_uncertainties_refuse_what_the_run_cannot_give():
             uncertainties({"t": CLASSES}, fitted, sets=coverage)
     with rejects("intervals", 0.5, says="needs a regression task (t is classification)"):
         uncertainties({"t": CLASSES}, fitted, intervals=0.5)
+
+
+def test_predict_refuses_a_class_with_the_name_of_an_added_column():
+    fitted = {"t": Calibration(1.0, np.linspace(0, 1, 20))}
+    added = uncertainties({"t": CLASSES}, fitted, sets=0.8)
+    for uncertainty, refused in ((added, True), ({"t": Uncertainty()}, False)):
+        task = predicted(np.zeros((0, 3)), CLASSES, uncertainty, names=("a", "set", "b"))
+        with rejects("t: set", None, says="several columns") if refused else contextlib.nullcontext():
+            assert _header(Predictions({"t": task}, [])) == ["t", "t: a", "t: set", "t: b", "error"]
 
 
 def test_contributions_are_shapley_values_of_each_row():
