@@ -80,7 +80,7 @@ def _scores(run: Run, result: Mapping[str, Any] | None) -> str:
     return "\n".join(lines) + (
         "\n\nThe interval of an accuracy is Wilson's, over the test examples of this one run; it does not include the "
         "variation between seeds. Of the other metrics none was computed. The checkpoint was selected on validation, "
-        "so that validation scores are optimistic."
+        "so that validation scores are optimistic. Losses, NLL, Brier score and ECE are those before calibration."
     )
 
 
@@ -125,7 +125,7 @@ def _limits(run: Run, result: Mapping[str, Any] | None) -> str:
         "to mislead, and differences between groups of people.",
         "Inputs of a kind that training did not have get a label and a probability like any other.",
     ]
-    if not run.config.data.missing:
+    if not run.config.data.missing and len(run.config.data.modalities) > 1:
         lines.append("Training had no modalities removed, so that predictions without one are less reliable.")
     if unreadable:
         lines.append(f"Unreadable examples were left out: {unreadable}.")
