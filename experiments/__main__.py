@@ -13,6 +13,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "export",
     "ablate",
     "compare",
     "baselines",

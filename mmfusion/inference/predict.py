@@ -5,7 +5,8 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ from mmfusion.data.table_file import Table, open_table
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin
 from mmfusion.inference.columns import Columns, bind, names_read, read_row
-from mmfusion.inference.predictions import Predictions
+from mmfusion.inference.predictions import Predictions, TaskPredictions
 from mmfusion.inference.trained_model import TrainedModel
 from mmfusion.training.restore import open_run
 
@@ -23,7 +24,7 @@ REPORTED = 10  # rows with an error that are returned; the output has all of the
 
 
 def predict(
-    workdir: str | Path, source: str | Path, target: str | Path, *, allow_missing: bool = False
+    workdir: str | Path, source: str | Path, target: str | Path, *, allow_missing: bool = False, **options: Any
 ) -> tuple[int, int, list[str]]:
     """Predicts every row of a table, in constant memory.
 
@@ -37,15 +38,17 @@ def predict(
       workdir: the run's directory.
       source: a file of `data.table_file`: CSV, TSV, JSON Lines, JSON or Parquet.
       target: the CSV file to write, atomically: the row's number from 0, the columns that the run does not read, each
-        task's label (or value) and class probabilities, and `error`: why the row could not be predicted.
+        task's label (or value) and class probabilities, what `options` request, and `error`: why the row could not be
+        predicted.
       allow_missing: whether the table may lack columns of the run, which then count as absent.
+      **options: `calibrated`, `intervals`, `sets` and `contributions` of `TrainedModel.predict`.
 
     Returns:
       The number of predicted rows, the number of all rows, and a line for each of the first ten rows with an error.
 
     Raises:
-      UserError: no such run or file, a damaged file, or a missing column; or no row could be predicted, in which case
-        the output has the reasons.
+      UserError: no such run or file, a damaged file, a missing column, or an option that the run cannot give; or no row
+        could be predicted, in which case the output has the reasons.
     """
     source, target, label = Path(source), Path(target), f"--input={source}"
     if target.is_dir() or not target.parent.is_dir():
@@ -57,11 +60,13 @@ def predict(
     bound = bind(run.dataset.reader, table.columns, label, allow_missing=allow_missing)
     for _ in table:  # a file that is damaged further down is refused before hours of predictions
         pass
+    model = TrainedModel(run)
+    header = _header(model.predict([], **options))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            rows = _predicted_rows(TrainedModel(run), table, bound, run.config.batch_size)
-            predicted, total, errors = _write(file, rows, table.columns, names_read(bound), run.dataset.class_names)
+            rows = _predicted_rows(model, table, bound, run.config.batch_size, options)
+            predicted, total, errors = _write(file, rows, table.columns, names_read(bound), header)
         temporary.replace(target)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", path=f"--output={target}") from error
@@ -73,13 +78,13 @@ def predict(
 
 
 def _predicted_rows(
-    model: TrainedModel, table: Table, bound: Columns, batch_size: int
+    model: TrainedModel, table: Table, bound: Columns, batch_size: int, options: Mapping[str, Any]
 ) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
     """Yields each row's number, its values in the table, and the cells of its predictions with its error."""
     rows = iter(table)
     while batch := list(itertools.islice(rows, batch_size)):
         readable = [read_row(bound, row) for _, row, _ in batch if row is not None]
-        cells = _cells(model.predict(readable, table.path.parent)) if readable else iter(())
+        cells = _cells(model.predict(readable, table.path.parent, **options)) if readable else iter(())
         for number, row, error in batch:
             yield (number, {}, {"error": error}) if row is None else (number, row, next(cells))
 
@@ -89,10 +94,9 @@ def _write(
     rows: Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]],
     columns: Sequence[str],
     read: Collection[str],
-    class_names: Mapping[str, Sequence[str]],
+    predictions: Sequence[str],
 ) -> tuple[int, int, list[str]]:
     """Writes the output; for the result see `predict`."""
-    predictions = _header(class_names)
     carried = _carried(columns, read, {"row", *predictions})
     writer = csv.DictWriter(file, ["row", *carried.values(), *predictions])
     writer.writeheader()
@@ -107,11 +111,29 @@ def _write(
     return predicted, total, errors
 
 
-def _header(class_names: Mapping[str, Sequence[str]]) -> list[str]:
-    header = []
-    for task, names in class_names.items():
-        header += [task, *(f"{task}: {name}" for name in names)]
+def _header(predicted: Predictions) -> list[str]:
+    """Returns the columns of predictions; raises UserError if a class has the name of another column."""
+    header: list[str] = []
+    for name, task in predicted.tasks.items():
+        header += [name, *(f"{name}: {class_name}" for class_name in task.classes), *_added(name, task)]
+    (column, count), *_ = Counter(header).most_common(1)
+    if count > 1:
+        raise UserError("would be the name of several columns: a class has the name of another column", path=column)
     return [*header, "error"]
+
+
+def _added(name: str, task: TaskPredictions) -> dict[str, Callable[[int], str]]:
+    """Returns per column that was requested, the function of a row's position to its cell."""
+    added: dict[str, Callable[[int], str]] = {}
+    if task.intervals is not None:
+        ends = task.intervals
+        added |= {f"{name}: low": lambda i: f"{ends[i, 0]:.6g}", f"{name}: high": lambda i: f"{ends[i, 1]:.6g}"}
+    if task.sets is not None:
+        sets = task.sets
+        added[f"{name}: set"] = lambda i: "|".join(sets[i] or ())
+    for modality, share in (task.contributions or {}).items():
+        added[f"{name}: contribution of {modality}"] = lambda i, share=share: f"{share[i]:.6g}"
+    return added
 
 
 def _carried(columns: Sequence[str], read: Collection[str], taken: Collection[str]) -> dict[str, str]:
@@ -147,4 +169,5 @@ def _cells(predicted: Predictions) -> Iterator[dict[str, Any]]:
                 cells[name] = label if isinstance(label, str) else "|".join(label)
                 shares = zip(task.classes, task.probabilities[i], strict=True)
                 cells |= {f"{name}: {class_name}": f"{share:.6f}" for class_name, share in shares}
+            cells |= {column: cell(i) for column, cell in _added(name, task).items()}
         yield {**cells, "error": error}

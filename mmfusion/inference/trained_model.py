@@ -22,10 +22,13 @@ from mmfusion.data.decoding import empty_batch
 from mmfusion.data.split import Split
 from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
-from mmfusion.inference.predictions import Predictions, predictions
+from mmfusion.inference.calibration import load_calibration
+from mmfusion.inference.contributions import needed_subsets
+from mmfusion.inference.predictions import Predictions, Uncertainty, predictions, uncertainties
 from mmfusion.inference.rows import Row
 from mmfusion.models.layers import masked_mean
-from mmfusion.training.evaluation import collect, score
+from mmfusion.training.calibration import Calibration
+from mmfusion.training.evaluation import collect, score, without
 from mmfusion.training.restore import Run, open_run
 
 SPLITS = ("train", "valid", "test")
@@ -149,27 +152,42 @@ class TrainedModel:
         saved = {**self._run.dataset.saved(), "name": name}
         return datasets.load(data, seed=config.seed, splits=("test",), saved=saved).splits["test"]
 
-    def predict(self, rows: Iterable[Row], folder: str | Path = ".") -> Predictions:
+    def predict(
+        self,
+        rows: Iterable[Row],
+        folder: str | Path = ".",
+        *,
+        calibrated: bool = True,
+        intervals: float | None = None,
+        sets: float | None = None,
+        contributions: bool = False,
+    ) -> Predictions:
         """Returns labels and probabilities, or values, for rows; a row whose output is not finite has an error.
 
         Args:
           rows: see the class docstring.
           folder: the folder that file paths are relative to.
+          calibrated: whether probabilities are calibrated with the temperature fitted on validation; labels are the
+            same with and without it.
+          intervals: coverage, such as 0.9, of intervals for regression tasks, split-conformal on validation.
+          sets: coverage of sets of classes for classification tasks, split-conformal on validation.
+          contributions: whether to compute each modality's contribution to each prediction, see `contributions.py`.
 
         Raises:
-          UserError: no row has a modality of the model, or a key is a misspelt modality that every row lacks.
+          UserError: no row has a modality of the model, or a key is a misspelt modality that every row lacks; or the
+            run cannot be calibrated, or has too few validation examples for a coverage.
         """
         rows = self._checked(rows)
-        outputs, errors = self._apply(self._eval_step, rows, folder, keep=("logits",))
-        tasks = self._run.setup.tasks
-        types = {task: spec.kind for task, spec in tasks.items()}
-        # Of regression tasks in the units of the data; classes have no scale.
-        logits = {task: tasks[task].scale.invert(values) for task, values in outputs["logits"].items()}
-        return predictions(logits, types, self._run.dataset.class_names, errors)
+        uncertainty = self._uncertainties(calibrated, intervals, sets)
+        names = tuple(sorted(self._run.config.data.modalities))
+        subsets = needed_subsets(names) if contributions else [names]
+        outputs, errors = self._apply(self._eval_step, rows, folder, keep=("logits",), subsets=subsets)
+        logits = {kept: output["logits"] for kept, output in zip(subsets, outputs, strict=True)}
+        return predictions(logits, self._run.setup.tasks, self._run.dataset.class_names, errors, uncertainty)
 
     def features(self, rows: Iterable[Row], folder: str | Path = ".") -> Features:
         """Returns the fused features and each modality's embedding; for arguments and errors see `predict`."""
-        outputs, errors = self._apply(
+        (outputs,), errors = self._apply(
             self._inspect_step, self._checked(rows), folder, keep=("fused", "pooled", "present")
         )
         return Features(
@@ -184,7 +202,7 @@ class TrainedModel:
 
         Weights of absent modalities and of padded positions are zero.
         """
-        outputs, errors = self._apply(self._inspect_step, self._checked(rows), folder, keep=("attention",))
+        (outputs,), errors = self._apply(self._inspect_step, self._checked(rows), folder, keep=("attention",))
         return Attention(_nan_where_bad(outputs["attention"], errors), errors)
 
     def _checked(self, rows: Iterable[Row]) -> Sequence[Row]:
@@ -197,19 +215,43 @@ class TrainedModel:
         return rows
 
     def _apply(
-        self, step: Callable[..., dict[str, Any]], rows: Sequence[Row], folder: str | Path, keep: Sequence[str]
-    ) -> tuple[dict[str, Any], list[str]]:
-        """Returns the outputs `keep` of a compiled step for all rows, and the rows' errors."""
-        run, outputs, errors = self._run, [], []
+        self,
+        step: Callable[..., dict[str, Any]],
+        rows: Sequence[Row],
+        folder: str | Path,
+        keep: Sequence[str],
+        subsets: Sequence[Collection[str] | None] = (None,),
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Returns the outputs `keep` of a compiled step for all rows, with each subset of modalities, and the errors.
+
+        Rows are decoded once; None is the subset of all modalities.
+        """
+        run, errors = self._run, []
+        outputs: list[list[dict[str, Any]]] = [[] for _ in subsets]
         reader, size = run.dataset.reader, run.config.batch_size
         # Without rows, a batch of padding gives the shapes of the outputs.
         batches = input_rows.batches(reader, rows, size, folder) if rows else [(empty_batch(reader, size), [])]
         for batch, bad in batches:
-            output = step(run.state.params, run.state.batch_stats, run.setup.partitioner.put_batch(batch))
             count = len(bad)
-            outputs.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], {name: output[name] for name in keep}))
+            for results, kept in zip(outputs, subsets, strict=True):
+                device_batch = run.setup.partitioner.put_batch(without(batch, kept))
+                output = step(run.state.params, run.state.batch_stats, device_batch)
+                results.append(
+                    jax.tree.map(lambda x, n=count: np.asarray(x)[:n], {name: output[name] for name in keep})
+                )
             errors += bad
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs), errors
+        return [jax.tree.map(lambda *parts: np.concatenate(parts), *results) for results in outputs], errors
+
+    def _uncertainties(self, calibrated: bool, intervals: float | None, sets: float | None) -> dict[str, Uncertainty]:
+        tasks = self._run.setup.tasks
+        has_classes = any(spec.kind != "regression" for spec in tasks.values())
+        needed = (calibrated and has_classes) or intervals is not None or sets is not None
+        calibration = self._calibration if needed else {}
+        return uncertainties(tasks, calibration, calibrated=calibrated and needed, intervals=intervals, sets=sets)
+
+    @functools.cached_property
+    def _calibration(self) -> dict[str, Calibration]:
+        return load_calibration(self._run)
 
     @functools.cached_property
     def _eval_step(self) -> Callable[..., dict[str, Any]]:

@@ -20,8 +20,9 @@ from mmfusion.training.setup import TrainSetup, build_setup
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run at its best checkpoint; `config_dict` is its config as it was given."""
+    """A trained run at its best checkpoint; `workdir` and `config_dict`, its config, are as they were given."""
 
+    workdir: str
     config: RunConfig
     config_dict: ConfigDict
     dataset: Dataset
@@ -72,7 +73,7 @@ def open_run(
         dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
         setup = build_setup(config, dataset)
         state, _ = checkpoints.restore(step, setup.state_shapes())
-        return Run(config, config_dict, dataset, setup, setup.partitioner.put_state(state), step)
+        return Run(str(workdir), config, config_dict, dataset, setup, setup.partitioner.put_state(state), step)
 
     run = checkpoints.first_valid(read, best=True)
     checkpoints.close()

@@ -28,6 +28,7 @@ from mmfusion.metrics import without_class_lists
 from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.run_dir import RunDir
 from mmfusion.tracking.tables import results_table
+from mmfusion.training import calibration
 from mmfusion.training.evaluation import collect, head_losses, score
 from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.setup import TrainSetup
@@ -147,7 +148,7 @@ class TrainRun:
         self.meter.start(progress.step)
 
     def test(self, *, alone: bool = True) -> dict[str, Any]:
-        """Tests the checkpoint that validation chose, once; writes and returns `result.json`.
+        """Tests the checkpoint that validation chose, once; writes `calibration.json`, and returns `result.json`.
 
         Args:
           alone: whether the steps ran by themselves, so that their time is that of this run.
@@ -158,7 +159,8 @@ class TrainRun:
         assert restored is not None  # the last step was saved
         host_state, chosen = restored
         self.state = setup.partitioner.put_state(host_state)
-        scores = {split: score(self._evaluate(split), setup.tasks, skip_empty=True) for split in ("valid", "test")}
+        rows = {split: self._evaluate(split) for split in ("valid", "test")}
+        scores = {split: score(rows[split], setup.tasks, skip_empty=True) for split in rows}
         scores["valid"] = without_class_lists(scores["valid"])
         self.log.log(chosen["step"], without_class_lists(scores["test"]), "test")
         speed = progress.training_examples / max(progress.training_seconds, 1e-9)
@@ -182,6 +184,8 @@ class TrainRun:
         }
         self.log.sync()
         if setup.partitioner.host_index == 0:
+            fitted = calibration.to_json(calibration.fit(rows["valid"], setup.tasks), chosen["step"])
+            write_json(self.directory.folder / calibration.FILE, fitted)
             write_json(self.directory.folder / "result.json", result)
         self.log.print(results_table(scores))
         return result

@@ -9,7 +9,8 @@ from mmfusion.data.modality_type import ModalityType
 from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
 from mmfusion.inference.columns import bind, names_read, read_row
-from mmfusion.inference.predictions import NOT_FINITE, predictions
+from mmfusion.inference.predictions import NOT_FINITE, Uncertainty, predictions
+from mmfusion.objectives import Task
 from tests.errors import rejects
 
 MODALITIES = {
@@ -138,15 +139,17 @@ def test_keys_that_no_modality_reads_are_ignored_unless_there_are_no_others():
         input_rows.check_columns(READER, ["id"], "rows")
 
 
+TASKS = {"c": Task("classification", 2), "m": Task("multilabel", 2), "r": Task("regression", 1)}
+NAMES = {"c": ("a", "b"), "m": ("a", "b"), "r": ()}
+
+
 def test_predictions_of_logits_are_known_probabilities():
     logits = {
         "c": np.array([[0, np.log(3)], [1e4, -1e4]]), "m": np.array([[0, np.log(3)], [-1e4, 1e4]]),
         "r": np.array([[2.5], [-1]]),
     }  # fmt: skip
-    types = {"c": "classification", "m": "multilabel", "r": "regression"}
-    names = {"c": ("a", "b"), "m": ("a", "b"), "r": ()}
     with np.errstate(all="raise", under="ignore"):
-        found = predictions(logits, types, names, ["", ""])
+        found = predictions({("x",): logits}, TASKS, NAMES, ["", ""], dict.fromkeys(TASKS, Uncertainty()))
     np.testing.assert_allclose(found.tasks["c"].probabilities, [[0.25, 0.75], [1, 0]])
     np.testing.assert_allclose(found.tasks["m"].probabilities, [[0.5, 0.75], [0, 1]])
     np.testing.assert_array_equal(found.tasks["r"].values, [2.5, -1])
@@ -158,8 +161,8 @@ def test_predictions_of_logits_are_known_probabilities():
 def test_predictions_of_logits_that_are_not_finite_are_errors(task, value):
     logits = {"c": np.zeros((3, 2), np.float32), "m": np.zeros((3, 2), np.float32), "r": np.zeros((3, 1), np.float32)}
     logits[task][1, -1] = value
-    types = {"c": "classification", "m": "multilabel", "r": "regression"}
-    found = predictions(logits, types, {"c": ("a", "b"), "m": ("a", "b"), "r": ()}, ["unreadable", "", ""])
+    plain = dict.fromkeys(TASKS, Uncertainty())
+    found = predictions({("x",): logits}, TASKS, NAMES, ["unreadable", "", ""], plain)
     assert found.errors == ["unreadable", NOT_FINITE, ""]
     for part in found.tasks.values():
         values = part.values if part.probabilities is None else part.probabilities[:, 0]

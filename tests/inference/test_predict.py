@@ -63,7 +63,7 @@ def probabilities(rows, names):
 @pytest.mark.loop
 def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
     workdir, _, names, expected = run
-    assert predict(workdir, table(), tmp_path / "out.csv") == (20, 20, [])
+    assert predict(workdir, table(), tmp_path / "out.csv", calibrated=False) == (20, 20, [])
     rows = read(tmp_path / "out.csv")
     assert list(rows[0]) == ["row", "note", "label", "label: false", "label: true", "error"]
     assert [row["note"] for row in rows] == [str(i) for i in range(20)]
@@ -78,7 +78,8 @@ def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
 @pytest.mark.parametrize("column", ["text", "sentence"])
 def test_predict_allow_missing_treats_a_missing_column_as_an_absent_modality(column, run, table, tmp_path):
     workdir, _, names, expected = run
-    predicted = predict(workdir, table(columns=(column,)), tmp_path / "out.csv", allow_missing=True)
+    source = table(columns=(column,))
+    predicted = predict(workdir, source, tmp_path / "out.csv", allow_missing=True, calibrated=False)
     assert predicted == (20, 20, [])
     np.testing.assert_allclose(probabilities(read(tmp_path / "out.csv"), names), expected["text",], atol=2e-6)
 
@@ -95,7 +96,7 @@ def test_predict_reports_invalid_rows_and_keeps_the_others(run, table, tmp_path)
         18: {"image": "", "text": " "},
     }
     changes = {**invalid, 4: {"image": ""}, 9: {"note": 'a "quoted",\nbroken line'}}
-    predicted, total, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv")
+    predicted, total, errors = predict(workdir, table(changes=changes), tmp_path / "out.csv", calibrated=False)
     assert (predicted, total) == (16, 20)
     assert [error.partition(":")[0] for error in errors] == [f"row {i}" for i in invalid]
     rows = read(tmp_path / "out.csv")
@@ -168,6 +169,21 @@ def test_predict_command_prints_errors_and_counts(run, table, command, tmp_path)
     assert "row 3: " in process.stdout
     assert f"{tmp_path}/out.csv: 19 of 20 rows predicted, 1 with an error (column error)\n" in process.stdout
     assert len(read(tmp_path / "out.csv")) == 20
+
+
+def test_predict_command_passes_its_options_on(run, table, command, tmp_path):
+    arguments = (f"--workdir={run[0]}", f"--input={table()}", f"--output={tmp_path}/out.csv")
+    process = command("experiments.predict", *arguments, "--calibrated=false", "--sets=0.8", "--contributions")
+    assert (process.returncode, process.stderr) == (0, "")
+    rows = read(tmp_path / "out.csv")
+    assert list(rows[0]) == [
+        "row", "note", "label", "label: false", "label: true", "label: set", "label: contribution of image",
+        "label: contribution of text", "error",
+    ]  # fmt: skip
+    np.testing.assert_allclose(probabilities(rows, run[2]), run[3][None], atol=2e-6)
+    process = command("experiments.predict", *arguments, "--intervals=0.9")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert "needs a regression task (label is classification)" in process.stderr
 
 
 def test_predict_command_without_any_predicted_row_exits_2_and_writes_the_reasons(run, command, tmp_path):

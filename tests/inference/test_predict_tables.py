@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -154,14 +155,14 @@ def test_predict_is_the_same_for_any_batch_size(batch_size, workdir, expected, t
 def test_predict_reads_a_batch_at_a_time(workdir, tmp_path, monkeypatch):
     sizes, original = [], TrainedModel.predict
 
-    def recorded(self, batch, folder):
+    def recorded(self, batch, *args, **options):
         sizes.append(len(batch))
-        return original(self, batch, folder)
+        return original(self, batch, *args, **options)
 
     monkeypatch.setattr(TrainedModel, "predict", recorded)
     WRITERS["a.jsonl"](tmp_path / "a.jsonl", rows())
     predict(workdir, tmp_path / "a.jsonl", tmp_path / "out.csv")
-    assert sizes == [BATCH, BATCH, 20 - 2 * BATCH]
+    assert sizes == [0, BATCH, BATCH, 20 - 2 * BATCH]  # the first gives the columns
 
 
 def test_predict_refuses_a_table_that_is_damaged_at_its_end_before_it_predicts(workdir, tmp_path, monkeypatch):
@@ -269,3 +270,92 @@ def test_predict_of_outputs_that_are_not_finite_are_errors(workdir, tmp_path, mo
     found = read(tmp_path / "out.csv")
     assert [row["error"] for row in found] == ["the model's output is not finite"] * 20
     assert not any(row[name] for row in found for name in PREDICTIONS[:-1])
+
+
+ADDED = {
+    "amount": ["amount: low", "amount: high", *(f"amount: contribution of {m}" for m in ("audio", "numbers", "text"))],
+    "label": ["label: set", *(f"label: contribution of {m}" for m in ("audio", "numbers", "text"))],
+}
+OPTIONS = {"intervals": 0.7, "sets": 0.7, "contributions": True}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_predict_options_add_columns_that_are_the_same_for_any_batch_size(
+    batch_size, workdir, expected, tmp_path, monkeypatch
+):
+    found = TrainedModel(open_run(workdir, [])).predict(rows(), **OPTIONS)
+
+    def open_with_batch_size(workdir, splits):
+        return open_run(workdir, splits, lambda config: tiny.put(config, "batch_size", batch_size))
+
+    monkeypatch.setattr(predicting, "open_run", open_with_batch_size)
+    WRITERS["a.jsonl"](tmp_path / "a.jsonl", rows())
+    assert predict(workdir, tmp_path / "a.jsonl", tmp_path / "out.csv", **OPTIONS) == (20, 20, [])
+    written = read(tmp_path / "out.csv")
+    check(written, expected, range(20))
+    assert [name for name in written[0] if name.startswith("amount")] == ["amount", *ADDED["amount"]]
+    assert [name for name in written[0] if name.startswith("label")] == [
+        "label", "label: no", "label: yes", *ADDED["label"]
+    ]  # fmt: skip
+    for i, row in enumerate(written):
+        ends = found.tasks["amount"].intervals[i]
+        np.testing.assert_allclose([float(row["amount: low"]), float(row["amount: high"])], ends, rtol=1e-4, atol=1e-5)
+        assert row["label: set"].split("|")[0] == row["label"]
+        for task in ("amount", "label", "tags"):
+            for m, share in found.tasks[task].contributions.items():
+                assert float(row[f"{task}: contribution of {m}"]) == pytest.approx(share[i], rel=1e-3, abs=1e-5)
+
+
+def test_predict_contributions_sum_to_the_difference_from_no_modality(workdir):
+    model = TrainedModel(open_run(workdir, []))
+    found = model.predict(rows(), contributions=True).tasks
+    run = model._run
+    nothing = model._apply(model._eval_step, rows(), ".", keep=("logits",), subsets=[()])[0][0]["logits"]
+    base = run.setup.tasks["amount"].scale.invert(nothing["amount"][:, 0])
+    np.testing.assert_allclose(sum(found["amount"].contributions.values()), found["amount"].values - base, atol=1e-5)
+    for m, i in (("text", 3), ("audio", 3), ("numbers", 4)):  # absent
+        assert all(abs(task.contributions[m][i]) < 1e-6 for task in found.values())
+    assert all(np.abs(task.contributions["text"]).max() > 1e-5 for task in found.values())
+
+
+def test_predict_calibrated_changes_probabilities_only(workdir, expected):
+    raw = TrainedModel(open_run(workdir, [])).predict(rows(), calibrated=False)
+    fitted = json.loads((workdir / "calibration.json").read_text())
+    assert fitted["step"] == open_run(workdir, []).step and len(fitted["tasks"]["amount"]["scores"]) == 12
+    for name, task in raw.tasks.items():
+        assert task.labels == expected.tasks[name].labels
+        temperature = fitted["tasks"][name]["temperature"]
+        if name == "label":
+            odds = [np.log(t.probabilities[:, 1] / t.probabilities[:, 0]) for t in (task, expected.tasks[name])]
+            np.testing.assert_allclose(odds[0] / temperature, odds[1], rtol=1e-5)
+    np.testing.assert_array_equal(raw.tasks["amount"].values, expected.tasks["amount"].values)
+
+
+def test_predict_fits_a_missing_or_outdated_calibration_again(workdir, expected, tmp_path, monkeypatch):
+    shutil.copytree(workdir, tmp_path / "run")
+    file = tmp_path / "run" / "calibration.json"
+    before = json.loads(file.read_text())
+    examples = [planted.row(i, **numbers(i)) for i in range(40)]
+    planted.plant(monkeypatch, train=examples, test=examples[:20])
+    for content in ("", json.dumps({**before, "step": 1, "tasks": {}})):
+        file.write_text(content) if content else file.unlink()
+        found = TrainedModel(open_run(tmp_path / "run", [])).predict(rows())
+        np.testing.assert_allclose(found.tasks["label"].probabilities, expected.tasks["label"].probabilities, rtol=1e-5)
+        assert json.loads(file.read_text())["step"] == before["step"]
+        for task, values in json.loads(file.read_text())["tasks"].items():
+            np.testing.assert_allclose(values["scores"], before["tasks"][task]["scores"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": 2, "tasks": {}}', '{"step": 2, "tasks": {"label": 1}}'])
+def test_predict_refuses_a_damaged_calibration(content, workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "calibration.json").write_text(content)
+    with rejects(tmp_path / "run" / "calibration.json", None):
+        TrainedModel(open_run(tmp_path / "run", [])).predict(rows())
+
+
+def test_predict_refuses_options_before_it_writes(workdir, tmp_path):
+    WRITERS["a.jsonl"](tmp_path / "a.jsonl", rows())
+    with rejects("intervals", 0.95, says="needs at least 19 validation examples of amount, the run has 12"):
+        predict(workdir, tmp_path / "a.jsonl", tmp_path / "out.csv", intervals=0.95)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

@@ -1,44 +1,11 @@
-"""Attribution of a score to modalities: Shapley values over subsets, and the perceptual score by permutation.
+"""Attribution of a score to modalities by permutation: the perceptual score.
 
-n examples · C classes · M modalities
+n examples
 """
 
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-
-
-def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """Returns all 2^M subsets in sorted order, from the empty one to all."""
-    names = sorted(modalities)
-    return [subset for size in range(len(names) + 1) for subset in itertools.combinations(names, size)]
-
-
-def shapley(value: Mapping[tuple[str, ...], float]) -> dict[str, float]:
-    """Returns each modality's Shapley value (Shapley 1953): its mean gain over all orders of adding modalities.
-
-    Σ_m φ_m = V(all) - V(none).
-
-    Args:
-      value: score V of each subset that `subsets` returns.
-
-    Raises:
-      ValueError: a subset is missing.
-    """
-    names = max(value, key=len, default=())
-    if missing := [subset for subset in subsets(names) if subset not in value]:
-        raise ValueError(f"Shapley values need every subset; missing {missing}")
-    result = {}
-    for m in names:
-        gains = [
-            math.factorial(len(without)) * math.factorial(len(names) - len(without) - 1) / math.factorial(len(names))
-            * (value[tuple(sorted((*without, m)))] - value[without])
-            for without in subsets(names) if m not in without
-        ]  # fmt: skip
-        result[m] = math.fsum(gains)
-    return result
 
 
 def perceptual(

@@ -1,4 +1,4 @@
-"""Calibration of a classifier: reliability bins, expected calibration error, and temperature scaling.
+"""Calibration of a classifier: reliability bins and the expected calibration error.
 
 n examples · C classes
 """
@@ -6,11 +6,9 @@ n examples · C classes
 import dataclasses
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 BINS = 15
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +44,3 @@ def reliability(logits: np.ndarray, targets: np.ndarray, *, equal_mass: bool = F
     filled = count > 0
     means = [np.bincount(bins, values, BINS)[filled] / count[filled] for values in (confidence, correct)]
     return Reliability(count[filled], *means)
-
-
-def nll(logits: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> float:
-    """Returns the mean negative log-likelihood in nats of logits `[n, C]` divided by a temperature."""
-    scaled = log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)
-    return float(-scaled[np.arange(len(targets)), targets].mean())
-
-
-def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the temperature that minimises the NLL on validation (Guo et al. 2017, arXiv:1706.04599).
-
-    Args:
-      logits: `[n, C]` of the validation split.
-      targets: class `[n]`.
-    """
-    found = minimize_scalar(
-        lambda log: nll(logits, targets, np.exp(log)), method="bounded",
-        bounds=np.log([MIN_TEMPERATURE, MAX_TEMPERATURE]),
-        options={"xatol": 1e-6},
-    )  # fmt: skip
-    return float(np.exp(found.x))

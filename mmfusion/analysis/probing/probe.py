@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
+from mmfusion import shapley, uncertainty
 from mmfusion.analysis.gate.token_model import Given
 from mmfusion.analysis.probing import attribution, calibration, corruption, emap
 from mmfusion.data.batch import Batch
@@ -66,7 +67,7 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
         "metric": probe.metric,
         "sign": probe.sign,
         "subsets": {"+".join(kept): value for kept, value in subsets.items()},
-        "shapley": attribution.shapley(subsets),
+        "shapley": shapley.shapley(subsets),
         "rows": len(encoded.id),
         "paired": min(PAIRED, len(encoded.id)),
         "corrupted": len(raw.id),
@@ -211,7 +212,7 @@ def _subsets(
     """Yields each subset of the modalities and the outputs on the test split with only these modalities present."""
     run, modalities = probe.run, tuple(sorted(probe.run.dataset.reader.modalities))
     yield modalities, full
-    subsets = [kept for kept in attribution.subsets(modalities) if kept != modalities]
+    subsets = [kept for kept in shapley.subsets(modalities) if kept != modalities]
     if run.setup.model.joins:  # joined modalities share tokens, so they must be masked before the encoder
         yield from ((kept, _evaluate(run, run_eval, "test", kept)) for kept in subsets)
         return
@@ -265,12 +266,12 @@ def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
 
 def _calibration(valid: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
     """Returns the temperature fitted on validation logits `[n, C]` and targets `[n]`, and the calibration on test."""
-    temperature = calibration.temperature(*valid)
+    temperature = uncertainty.temperature(*valid)
     result: dict[str, Any] = {"temperature": temperature}
     for when, logits in (("before", test[0]), ("after", test[0] / temperature)):
         bins = calibration.reliability(logits, test[1])
         result[when] = {
-            "nll": calibration.nll(logits, test[1]),
+            "nll": uncertainty.nll(logits, test[1]),
             "ece": bins.error,
             "ece_equal_mass": calibration.reliability(logits, test[1], equal_mass=True).error,
             "bins": {name: value.tolist() for name, value in dataclasses.asdict(bins).items()},

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from mmfusion import shapley, uncertainty
 from mmfusion.analysis.probing import attribution, calibration, emap, pid
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -13,8 +14,8 @@ RANDOM = np.random.default_rng(0)
 
 
 def test_shapley_values_are_mean_gains_over_all_orders():
-    value = {s: float(RANDOM.normal()) for s in attribution.subsets("abc")}
-    phi = attribution.shapley(value)
+    value = {s: float(RANDOM.normal()) for s in shapley.subsets("abc")}
+    phi = shapley.shapley(value)
     assert sum(phi.values()) == pytest.approx(value["a", "b", "c"] - value[()])
     orders = list(itertools.permutations("abc"))
     for m in "abc":
@@ -26,10 +27,10 @@ def test_shapley_values_match_xor_copy_and_a_single_modality():
     xor = {(): 0.5, ("a",): 0.5, ("b",): 0.5, ("a", "b"): 1.0}
     copy = {(): 0.5, ("a",): 1.0, ("b",): 1.0, ("a", "b"): 1.0}
     single = {(): 0.5, ("a",): 1.0, ("b",): 0.5, ("a", "b"): 1.0}
-    assert attribution.shapley(xor) == attribution.shapley(copy) == {"a": 0.25, "b": 0.25}
-    assert attribution.shapley(single) == {"a": 0.5, "b": 0.0}
+    assert shapley.shapley(xor) == shapley.shapley(copy) == {"a": 0.25, "b": 0.25}
+    assert shapley.shapley(single) == {"a": 0.5, "b": 0.0}
     with pytest.raises(ValueError, match=r"missing \[\('b',\)\]"):
-        attribution.shapley({(): 0.5, ("a",): 1.0, ("a", "b"): 1.0})
+        shapley.shapley({(): 0.5, ("a",): 1.0, ("a", "b"): 1.0})
 
 
 def test_perceptual_score_of_an_unused_modality_is_zero():
@@ -115,7 +116,7 @@ def test_calibrated_model_has_zero_error_and_temperature_one(equal_mass):
     found = calibration.reliability(logits, targets, equal_mass=equal_mass)
     assert found.error < 0.005
     assert found.count.sum() == len(targets)
-    assert calibration.temperature(logits, targets) == pytest.approx(1.0, abs=0.02)
+    assert uncertainty.temperature(logits, targets) == pytest.approx(1.0, abs=0.02)
     if equal_mass:
         assert np.ptp(found.count) <= 1
 
@@ -124,9 +125,9 @@ def test_temperature_corrects_overconfidence():
     logits, targets = calibrated_predictions()
     overconfident = 3.0 * logits
     assert calibration.reliability(overconfident, targets).error > 0.05
-    found = calibration.temperature(overconfident, targets)
+    found = uncertainty.temperature(overconfident, targets)
     assert found == pytest.approx(3.0, abs=0.05)
-    assert calibration.nll(overconfident, targets, found) < calibration.nll(overconfident, targets)
+    assert uncertainty.nll(overconfident, targets, found) < uncertainty.nll(overconfident, targets)
     assert calibration.reliability(overconfident / found, targets).error < 0.005
 
 
@@ -136,4 +137,4 @@ def test_calibration_error_equals_the_ece_metric():
     logits, targets = calibrated_predictions(500)
     scores = metrics.classification(logits, targets, np.ones(500))
     assert calibration.reliability(logits, targets).error == pytest.approx(scores["ece"])
-    assert calibration.nll(logits, targets) == pytest.approx(scores["nll"])
+    assert uncertainty.nll(logits, targets) == pytest.approx(scores["nll"])

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from mmfusion.analysis.probing import attention, attribution
+from mmfusion import shapley
+from mmfusion.analysis.probing import attention
 from mmfusion.analysis.probing.probe import Probe, compared_metric, permute_rows, probe_run, sample_rows
 from mmfusion.training.evaluation import collect, score
 from mmfusion.training.loop import train
@@ -121,4 +122,4 @@ def test_attention_examples_contain_decoded_inputs_and_weights(trained):
         weights = example.attention["text", "image"]  # [N_query, N_key]
         assert weights.shape[0] == len(example.inputs["text"])
         np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-3)
-    assert attribution.subsets(["a"]) == [(), ("a",)]
+    assert shapley.subsets(["a"]) == [(), ("a",)]

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from mmfusion import shapley
 from mmfusion.analysis import report
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
@@ -17,7 +18,7 @@ from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import claims
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.outcome import Outcome
-from mmfusion.analysis.probing import attention, attribution, calibration
+from mmfusion.analysis.probing import attention, calibration
 from mmfusion.analysis.probing.attention import ExampleView
 from mmfusion.analysis.report import aggregation, example_views, plots, tables
 from mmfusion.analysis.report.context import ReportContext
@@ -37,7 +38,7 @@ def scores(method, seed, level):
 
 
 def probe_result(level, sign, seed, names=NAMES):
-    subsets = {kept: sign * (level * len(kept) / len(names) + 0.01 * seed) for kept in attribution.subsets(names)}
+    subsets = {kept: sign * (level * len(kept) / len(names) + 0.01 * seed) for kept in shapley.subsets(names)}
     bins = {"count": [10, 20], "confidence": [0.61, 0.95], "accuracy": [0.5, 0.9]}
     half = {"nll": 0.3, "ece": 0.05, "ece_equal_mass": 0.04, "bins": bins}
     pair = {"whole": [sign * level] * 3, "additive": [sign * level / 2] * 3}
@@ -45,7 +46,7 @@ def probe_result(level, sign, seed, names=NAMES):
         "metric": "accuracy" if sign > 0 else "nll", "sign": sign, "severities": [0.0, 0.5, 1.0],
         "rows": 64, "paired": 32, "corrupted": 16,
         "subsets": {"+".join(kept): value for kept, value in subsets.items()},
-        "shapley": attribution.shapley(subsets),
+        "shapley": shapley.shapley(subsets),
         "missing": {"0.0": sign * level, "0.5": sign * level / 2},
         "perceptual": dict.fromkeys(names, 0.2 + 0.01 * seed) if sign > 0 else {},
         "interaction": {"image": pair} if len(names) > 1 else {},

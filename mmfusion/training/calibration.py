@@ -1,0 +1,77 @@
+"""The calibration of a run, fitted to its validation split: temperatures and conformal scores, saved with the run.
+
+n examples · C classes
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from mmfusion import uncertainty
+from mmfusion.objectives import Task
+
+FILE = "calibration.json"
+MAX_EXAMPLES = 10_000  # validation examples that it is fitted to at most, evenly spaced
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The calibration of one task.
+
+    Attributes:
+      temperature: divides the logits of class tasks; 1 where validation determines none, as where every example is
+        right and the likelihood has no maximum.
+      scores: conformal scores `[n]` of validation examples, in ascending order. Of a regression task |y - prediction|
+        in the units of the loss, of classification 1 - p_y with p of the uncalibrated logits, so that they are
+        independent of the temperature, which is fitted to the same examples. Empty for multi-label tasks.
+    """
+
+    temperature: float
+    scores: np.ndarray
+
+
+def fit(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Calibration]:
+    """Returns the calibration of each task.
+
+    Args:
+      collected: what `evaluation.collect` returned of the validation split.
+      tasks: of the run.
+    """
+    result = {}
+    for task, spec in tasks.items():
+        logits, targets = collected["logits"][task], collected["targets"][task]
+        labelled = np.flatnonzero((collected["loss_weight"][task] > 0) & np.isfinite(logits).all(axis=1))
+        kept = labelled[np.linspace(0, len(labelled) - 1, min(MAX_EXAMPLES, len(labelled))).round().astype(int)]
+        result[task] = _fit_task(np.asarray(logits[kept], np.float64), targets[kept], spec.kind)
+    return result
+
+
+def _fit_task(logits: np.ndarray, targets: np.ndarray, kind: str) -> Calibration:
+    if kind == "regression":
+        return Calibration(1.0, np.sort(np.abs(logits[:, 0] - targets)))
+    temperature = uncertainty.temperature(logits, targets) if len(targets) else 1.0
+    if not uncertainty.MIN_TEMPERATURE * 1.01 < temperature < uncertainty.MAX_TEMPERATURE / 1.01:
+        temperature = 1.0
+    if kind == "multilabel":
+        return Calibration(temperature, np.zeros(0))
+    return Calibration(temperature, np.sort(1 - softmax(logits, axis=1)[np.arange(len(targets)), targets]))
+
+
+def to_json(calibration: Mapping[str, Calibration], step: int) -> dict[str, Any]:
+    """Returns the content of `calibration.json`, fitted with the checkpoint of a step."""
+    tasks = {
+        task: {"temperature": each.temperature, "scores": [float(f"{score:.8g}") for score in each.scores]}
+        for task, each in calibration.items()
+    }
+    return {"step": step, "tasks": tasks}
+
+
+def from_json(content: Mapping[str, Any]) -> dict[str, Calibration]:
+    """Returns the calibration of the content of `calibration.json`."""
+    return {
+        task: Calibration(float(each["temperature"]), np.array(each["scores"], np.float64))
+        for task, each in content["tasks"].items()
+    }
