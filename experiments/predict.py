@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
         INPUT.value,
         OUTPUT.value,
         allow_missing=ALLOW_MISSING.value,
+        report=print,
         calibrated=CALIBRATED.value,
         intervals=INTERVALS.value,
         sets=SETS.value,

@@ -114,7 +114,7 @@ def load(
         config.name, config.fallback_name, data_dir=config.dir, manual_dir=config.manual_dir
     )
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
-    opened = _open(config, name, needed, seed)
+    opened = _open(config, name, needed, seed, saved)
     leakage.check(config, opened)
     ids = split_ids(config, opened)
     if saved:
@@ -170,10 +170,12 @@ def load(
     )
 
 
-def _open(config: "DataConfig", name: str, splits: Sequence[str], seed: int) -> dict[str, Source]:
+def _open(
+    config: "DataConfig", name: str, splits: Sequence[str], seed: int, saved: Mapping[str, Any] | None
+) -> dict[str, Source]:
     """Returns the source of each split with cached rows; splits with the same TFDS expression share a source."""
     if is_table(config.name):
-        source = open_table_source(config)
+        source = open_table_source(config, saved["class_names"] if saved else None)
         _check_features(config, source)
         source = dataclasses.replace(source, rows=CachedRows(source.rows))
         return dict.fromkeys(splits, source)

@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmfusion.data import leakage
+from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import Reader
 from mmfusion.data.modalities import modality_type
 from mmfusion.data.split import Split
@@ -38,7 +39,7 @@ def notes(
         ]
         lines += _copies(first, second, len(splits[second]), leakage.duplicates(*digests))
     for name, split in in_memory.items():
-        if name != "train":
+        if name != "train" and split.arrays is not None:
             lines += _unknown(name, split.arrays, reader)
     return tuple(lines)
 
@@ -65,15 +66,27 @@ def _copies(first: str, second: str, total: int, counts: dict[str, int]) -> Iter
         yield f"{counts['rows']:,} of the {total:,} rows of {second} are exact copies of rows of {first} ({parts})"
 
 
-def _unknown(split: str, arrays: Any, reader: Reader) -> Iterator[str]:
+def _unknown(split: str, arrays: Batch, reader: Reader) -> Iterator[str]:
+    for (modality, what), counts in count_unknown(arrays, reader).items():
+        if line := describe_unknown(modality, what, *counts):
+            yield f"{split}: {line}"
+
+
+def count_unknown(batch: Batch, reader: Reader) -> dict[tuple[str, str], tuple[int, int]]:
+    """Returns per modality and kind of value how many values its fitted state does not know, and of how many.
+
+    Args:
+      batch: decoded rows, on the host.
+      reader: the reader that decoded them.
+    """
+    result = {}
     for modality, options in reader.modalities.items():
-        count_unknown = modality_type(options["kind"]).unknown
-        if count_unknown is None:
-            continue
-        inputs, mask = (np.asarray(x[modality]) for x in (arrays.inputs, arrays.mask))
-        for what, counts in count_unknown(inputs, mask, options, reader.fitted[modality]).items():
-            if line := describe_unknown(modality, what, *counts):
-                yield f"{split}: {line}"
+        count = modality_type(options["kind"]).unknown
+        if count is not None:
+            inputs, mask = np.asarray(batch.inputs[modality]), np.asarray(batch.mask[modality])
+            counts = count(inputs, mask, options, reader.fitted[modality])
+            result |= {(modality, what): pair for what, pair in counts.items()}
+    return result
 
 
 def describe_unknown(modality: str, what: str, unknown: int, total: int) -> str:

@@ -94,8 +94,12 @@ class TableRows(Sequence):
         return values
 
 
-def open_table_source(config: "DataConfig") -> Source:
+def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[str]] | None = None) -> Source:
     """Opens the table of a config; its rows are those of all splits, which `members` tells apart.
+
+    Args:
+      config: the `data` section of a config.
+      class_names: per task the classes of a run; None: the values of the labels in the training rows.
 
     Raises:
       UserError: the table cannot be read, too many of its rows cannot, or its column `split` has another value.
@@ -116,7 +120,12 @@ def open_table_source(config: "DataConfig") -> Source:
         )
     labelled = _labelled(table, config)
     members = _members(table, labelled, config)
-    class_names = _class_names(table, members["train"], config)
+    if class_names is None:
+        names = _class_names(table, members["train"], config)
+    else:
+        names = {
+            target.feature: tuple(class_names[task]) for task, target in config.targets.items() if class_names[task]
+        }
     files = {
         name: _reader(table.path.parent, several=section.kind == "images")
         for section in config.modalities.values()
@@ -124,13 +133,13 @@ def open_table_source(config: "DataConfig") -> Source:
         if section.kind in FILE_KINDS and name in table.columns
     }
     labels = {
-        target.feature: _labeller(target.kind, class_names.get(target.feature, ()))
+        target.feature: _labeller(target.kind, names.get(target.feature, ()))
         for target in config.targets.values()
         if target.feature in table.columns
     }
     return Source(
         TableRows(table.rows, {**files, **labels}),
-        class_names,
+        names,
         f"{table.path.name}:{table.digest}",
         members=members,
         rejected=table.rejected,
@@ -173,6 +182,7 @@ def _members(table: TableFile, labelled: np.ndarray, config: "DataConfig") -> di
     classes = [target.feature for target in config.targets.values() if target.kind == "classification"]
     labels = [canonical(table.rows[i][classes[0]]) for i in ids] if classes else None
     test = holdout_split((f"test {group}" for group in groups), config.test_fraction, labels)
+    test |= config.test_fraction >= 1  # another table, to evaluate a run on
     return {"train": ids[~test], "valid": ids[:0], "test": ids[test]}
 
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mmfusion.data.summary import describe_unknown
 from mmfusion.data.table_file import Table, open_table
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin
@@ -24,15 +25,20 @@ REPORTED = 10  # rows with an error that are returned; the output has all of the
 
 
 def predict(
-    workdir: str | Path, source: str | Path, target: str | Path, *, allow_missing: bool = False, **options: Any
+    workdir: str | Path,
+    source: str | Path,
+    target: str | Path,
+    *,
+    allow_missing: bool = False,
+    report: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> tuple[int, int, list[str]]:
     """Predicts every row of a table, in constant memory.
 
     The table has a column per modality, named after the modality or its feature: text, or the path of an image, audio
     or video file, relative to the table. A table modality has a column per feature; a vector is a list (as JSON in
     CSV), or the columns NAME_0, NAME_1, ...; sequences, paths of several images, and nodes and edges of a graph are
-    lists. An empty cell or a null is an absent
-    modality.
+    lists. An empty cell or a null is an absent modality.
 
     Args:
       workdir: the run's directory.
@@ -41,6 +47,7 @@ def predict(
         task's label (or value) and class probabilities, what `options` request, and `error`: why the row could not be
         predicted.
       allow_missing: whether the table may lack columns of the run, which then count as absent.
+      report: given lines about words and categories that training did not have; None: not reported.
       **options: `calibrated`, `intervals`, `sets` and `contributions` of `TrainedModel.predict`.
 
     Returns:
@@ -65,26 +72,37 @@ def predict(
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            rows = _predicted_rows(model, table, bound, run.config.batch_size, options)
+            unknown: Counter = Counter()
+            rows = _predicted_rows(model, table, bound, run.config.batch_size, options, unknown)
             predicted, total, errors = _write(file, rows, table.columns, names_read(bound), header)
         temporary.replace(target)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", path=f"--output={target}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    if report:
+        for modality, what in sorted({key[:2] for key in unknown}):
+            if line := describe_unknown(modality, what, unknown[modality, what, 0], unknown[modality, what, 1]):
+                report(line)
     if total and not predicted:
         raise UserError(f"no row could be predicted; column error of {target} says why ({errors[0]})", path=label)
     return predicted, total, errors
 
 
 def _predicted_rows(
-    model: TrainedModel, table: Table, bound: Columns, batch_size: int, options: Mapping[str, Any]
+    model: TrainedModel, table: Table, bound: Columns, batch_size: int, options: Mapping[str, Any], unknown: Counter
 ) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
-    """Yields each row's number, its values in the table, and the cells of its predictions with its error."""
+    """Yields each row's number, its values in the table, and the cells of its predictions with its error.
+
+    Adds unknown values, and all values, to `unknown` under (modality, what, 0) and (modality, what, 1).
+    """
     rows = iter(table)
     while batch := list(itertools.islice(rows, batch_size)):
         readable = [read_row(bound, row) for _, row, _ in batch if row is not None]
-        cells = _cells(model.predict(readable, table.path.parent, **options)) if readable else iter(())
+        found = model.predict(readable, table.path.parent, **options)
+        for key, counts in found.unknown.items():
+            unknown.update({(*key, 0): counts[0], (*key, 1): counts[1]})
+        cells = _cells(found)
         for number, row, error in batch:
             yield (number, {}, {"error": error}) if row is None else (number, row, next(cells))
 

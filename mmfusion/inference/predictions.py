@@ -56,10 +56,12 @@ class Predictions:
     Attributes:
       tasks: predictions by task.
       errors: per row the reason why it could not be predicted, "" for a predicted row.
+      unknown: (modality, `words` or a column) -> how many values training did not have, and of how many.
     """
 
     tasks: dict[str, TaskPredictions]
     errors: list[str]
+    unknown: dict[tuple[str, str], tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.errors)

@@ -5,6 +5,7 @@ n rows · B batch · N positions · D width
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mmfusion.data import sources
 from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import empty_batch
 from mmfusion.data.split import Split
+from mmfusion.data.summary import count_unknown
 from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
 from mmfusion.inference.calibration import load_calibration
@@ -146,9 +148,15 @@ class TrainedModel:
         """Returns a split of another dataset, read as the run's own."""
         config = self._run.config
         data = dataclasses.replace(
-            config.data, name=name, fallback_name="", dir=data_dir or config.data.dir, test=expression
+            config.data,
+            name=name,
+            fallback_name="",
+            dir=data_dir or config.data.dir,
+            test=expression,
+            test_fraction=1.0,
         )
-        sources.check_name(name, data.dir)
+        if not is_table(name):
+            sources.check_name(name, data.dir)
         saved = {**self._run.dataset.saved(), "name": name}
         return datasets.load(data, seed=config.seed, splits=("test",), saved=saved).splits["test"]
 
@@ -181,9 +189,12 @@ class TrainedModel:
         uncertainty = self._uncertainties(calibrated, intervals, sets)
         names = tuple(sorted(self._run.config.data.modalities))
         subsets = needed_subsets(names) if contributions else [names]
-        outputs, errors = self._apply(self._eval_step, rows, folder, keep=("logits",), subsets=subsets)
+        unknown: Counter = Counter()
+        outputs, errors = self._apply(self._eval_step, rows, folder, ("logits",), subsets, unknown)
         logits = {kept: output["logits"] for kept, output in zip(subsets, outputs, strict=True)}
-        return predictions(logits, self._run.setup.tasks, self._run.dataset.class_names, errors, uncertainty)
+        found = predictions(logits, self._run.setup.tasks, self._run.dataset.class_names, errors, uncertainty)
+        keys = {key[:2] for key in unknown}
+        return dataclasses.replace(found, unknown={key: (unknown[*key, 0], unknown[*key, 1]) for key in sorted(keys)})
 
     def features(self, rows: Iterable[Row], folder: str | Path = ".") -> Features:
         """Returns the fused features and each modality's embedding; for arguments and errors see `predict`."""
@@ -221,10 +232,12 @@ class TrainedModel:
         folder: str | Path,
         keep: Sequence[str],
         subsets: Sequence[Collection[str] | None] = (None,),
+        unknown: Counter | None = None,
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """Returns the outputs `keep` of a compiled step for all rows, with each subset of modalities, and the errors.
 
-        Rows are decoded once; None is the subset of all modalities.
+        Rows are decoded once; None is the subset of all modalities. Unknown values, and all values, are added to
+        `unknown` under (modality, what, 0) and (modality, what, 1).
         """
         run, errors = self._run, []
         outputs: list[list[dict[str, Any]]] = [[] for _ in subsets]
@@ -233,6 +246,9 @@ class TrainedModel:
         batches = input_rows.batches(reader, rows, size, folder) if rows else [(empty_batch(reader, size), [])]
         for batch, bad in batches:
             count = len(bad)
+            if unknown is not None:
+                for key, counts in count_unknown(batch, reader).items():
+                    unknown.update({(*key, 0): counts[0], (*key, 1): counts[1]})
             for results, kept in zip(outputs, subsets, strict=True):
                 device_batch = run.setup.partitioner.put_batch(without(batch, kept))
                 output = step(run.state.params, run.state.batch_stats, device_batch)
