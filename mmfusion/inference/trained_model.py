@@ -22,6 +22,7 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import empty_batch
 from mmfusion.data.split import Split
 from mmfusion.data.summary import count_unknown
+from mmfusion.data.table_dataset import is_table
 from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
 from mmfusion.inference.calibration import load_calibration

@@ -52,6 +52,14 @@ def test_inspect_shows_columns_and_writes_a_config_and_a_picture(path, tmp_path,
                         f"--output={tmp_path / 'out.csv'}")  # fmt: skip
     assert predicted.returncode == 0, predicted.stderr
     assert "60 of 60 rows predicted" in predicted.stdout
+    other = tmp_path / "other.jsonl"  # of one class only, with a category that training did not have
+    other.write_text("\n".join(json.dumps({**row, "sold": "unclear"}) for row in ROWS if row["label"] == "pos"))
+    evaluated = command("experiments.evaluate", f"--workdir={tmp_path / 'run'}", f"--data={other}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "30" in evaluated.stdout
+    predicted = command("experiments.predict", f"--workdir={tmp_path / 'run'}", f"--input={other}",
+                        f"--output={tmp_path / 'out.csv'}")  # fmt: skip
+    assert "30 of 30 values of table column 'sold' are unknown categories" in predicted.stdout, predicted
 
 
 def test_inspect_refuses_in_one_line(path, tmp_path, command):
