@@ -238,7 +238,7 @@ def _combined() -> Iterator[Case]:
         "three_pictures:tasks=label+shown,objectives=uncertainty+gradient_blending+modality_dropout",
         IMAGES, MISSING, {"eval_every": 5},
     )  # fmt: skip
-    number = {"kind": "regression", "feature": "num_informative", "loss": "huber", "weight": 0.5}
+    number = {"kind": "regression", "feature": "num_informative", **_NUMBER}
     yield from both(
         "together/a class and a number",
         "three_pictures:tasks=label+shown,objectives=uncertainty+unimodal+contrastive",
@@ -465,7 +465,7 @@ def few_cases() -> list[Case]:
     batch = {**for_encoder("image", norm="batch"), "optim.name": "sgd", "optim.learning_rate": 0.03}
     frozen = {**for_encoder("image", freeze=3, layer_decay=0.5), "optim.name": "momentum"}
     frozen |= {"optim.schedule.name": "step", "optim.schedule.warmup_steps": None}
-    number = {"kind": "regression", "feature": "label", "loss": "huber", "weight": 0.5}
+    number = {"kind": "regression", "feature": "label", **_NUMBER}
     two = {"data.targets": {"label": {**_CLASS, "label_smoothing": 0.1}, "number": number}, "select": "label/accuracy"}
     some = "objectives=gradnorm+ogm_ge+mixup+modality_dropout"
     mesh = {"parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2}
@@ -481,6 +481,7 @@ def few_cases() -> list[Case]:
     ]
 
 
+_NUMBER = {"loss": "huber", "scale": "none", "metrics": (), "weight": 0.5}
 _CLASS = {
     "kind": "classification",
     "feature": "label",

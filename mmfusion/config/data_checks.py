@@ -39,6 +39,9 @@ def _check_dataset(data: DataConfig) -> None:
     if data.valid and data.group:
         message = "has no effect where config.data.valid names a split; leave one of them empty"
         raise UserError(message, path="config.data.group", value=data.group)
+    if data.test_fraction != DataConfig.test_fraction and not is_table(data.name):
+        message = "has an effect on tables only; give a slice as config.data.test"
+        raise UserError(message, path="config.data.test_fraction", value=data.test_fraction)
     for section, noun in (("modalities", "modality"), ("targets", "target")):
         if not getattr(data, section):
             raise UserError(f"must have at least one {noun}", path=f"config.data.{section}")

@@ -196,8 +196,19 @@ def _shape(options: Options, _: Tokenizer) -> tuple[tuple[int, ...], Any, int]:
     return (options["length"],), np.int32, options["length"]
 
 
+def _strict(value: Any) -> str:
+    """Returns a text value as `str`; raises ValueError for bytes that are not UTF-8, such as those of an image."""
+    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not text in UTF-8: {value[:12]!r}...") from error
+    return as_string(value)
+
+
 def _decode(value: Any, options: Options, tokenizer: Tokenizer) -> Decoded:
-    ids, mask = encode(tokenizer, [as_string(value)], options["length"])
+    ids, mask = encode(tokenizer, [_strict(value)], options["length"])
     return (ids[0], mask[0]) if mask.any() else None
 
 

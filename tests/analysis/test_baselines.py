@@ -257,7 +257,10 @@ def test_baselines_reject_unknown_names_and_absent_modalities():
 
 @pytest.mark.parametrize(
     ("label", "dominant"),
-    [(lambda bright, word: bright, "unique_1"), (lambda bright, word: bright ^ word, "synergy")],
+    [
+        pytest.param(lambda bright, word: bright, "unique_1", marks=pytest.mark.thorough),
+        (lambda bright, word: bright ^ word, "synergy"),
+    ],
     ids=["unique", "synergy"],
 )
 def test_information_decomposition_of_datasets_finds_the_dominant_part(label, dominant, monkeypatch):

@@ -291,7 +291,7 @@ def test_train_continues_while_few_saves_fail(tmp_path, monkeypatch, capsys):
 
     planted.plant(monkeypatch, train=ROWS, test=ROWS[:20])
     monkeypatch.setattr(ocp.CheckpointManager, "save", full_for_two_saves)
-    config = planted.config()
+    config = planted.config(optim__learning_rate=3.0)  # diverges, so that step 2 is the best
     with config.unlocked():
         config.steps, config.eval_every, config.checkpoint_every, config.recovery.failed_saves = 6, 2, 2, 1
     with rejects(tmp_path / "one" / "checkpoints", None, says="No space left on device"):

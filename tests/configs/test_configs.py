@@ -28,6 +28,7 @@ from mmfusion.models.fusion import FUSIONS
 from mmfusion.objectives import Task
 from mmfusion.training import setup as training_setup
 from mmfusion.training.loop import train
+from mmfusion.training.run import read_calls
 from tests import key_reads, tiny, tracing
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
@@ -39,6 +40,7 @@ from tests.training.test_resume import assert_same_run
 RENAMED = {"three_pictures": "three_images", "sound_pictures": "audio_images"}
 NOT_CONFIGS = {"__init__", "table", *RENAMED}  # table needs one: see tests/experiments/test_inspect.py
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NOT_CONFIGS)
+TRAINED = {"quickstart", "easy_vqa", "three_images"}  # the thorough tests train the others
 # Fixtures that make small archives of the same layout, by dataset.
 MINIATURES = {
     "easy_vqa": "small_easy_vqa",
@@ -108,6 +110,7 @@ def unread_keys(config: ConfigDict, workdir: Path) -> set[str]:
         result = train(config, workdir)
     assert np.isfinite(result["test"]["loss"])
     read |= {"recovery.rollbacks"}  # after a bad step: see tests/training/test_recovery.py
+    read |= {"data.test_fraction"}  # of tables: see tests/data/test_table_dataset.py
     if config.data.valid:
         read |= {"data.group", "data.valid_fraction"}  # no split is held out
     for name, modality in config.data.modalities.items():
@@ -117,8 +120,23 @@ def unread_keys(config: ConfigDict, workdir: Path) -> set[str]:
     return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(keyword_sections)}
 
 
+@pytest.mark.parametrize("name", sorted({*CONFIGS} - TRAINED))
+def test_config_is_built_and_stepped(name: str, prepare_data: Any):
+    config = prepare_data(shrink(get_config(name)))
+    configs.check(config, devices=1)
+    run = configs.read(config)
+    data = datasets.load(run.data, seed=run.seed, splits=("train",))
+    setup = training_setup.build_setup(run, data)
+    state, step = setup.init_state(run.seed), setup.compile_train_step()
+    _, batches = next(read_calls(data.splits["train"], run, setup, first=0, k=1))
+    state, metrics = step(state, batches, setup.partitioner.replicate(np.full(1, 1e-3, np.float32)))
+    assert int(state.step) == 1 and np.isfinite(metrics["loss"]).all()
+
+
 @pytest.mark.loop
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in TRAINED else pytest.mark.thorough) for name in CONFIGS]
+)
 def test_config_trains_and_reads_every_key(name: str, prepare_data: Any, tmp_path: Path):
     config = get_config(name)
     configs.check(config, devices=1)

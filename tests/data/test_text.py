@@ -173,3 +173,12 @@ def test_text_augment_drops_tokens_at_the_rate_per_row():
     assert len({row.tobytes() for row in dropped}) == 20
     np.testing.assert_array_equal(text.augment(ids[3:5], keys[3:5], {"drop": 0.3}), dropped[3:5])
     assert text.augment(ids, keys, {"drop": 0.0}) is ids
+
+
+def test_text_refuses_bytes_that_are_no_text():
+    tokenizer = text.train_tokenizer(["a cat"], "word", 10)
+    options = {**text.TYPE.options, "length": 4}
+    assert text.TYPE.decode("a cät".encode(), options, tokenizer)[1].sum() == 2
+    for data in (b"\x89PNG\r\n\x1a\n", "café".encode("latin-1")):
+        with pytest.raises(ValueError, match="not text in UTF-8"):
+            text.TYPE.decode(data, options, tokenizer)

@@ -60,7 +60,9 @@ MODULES = [("contrastive", "cca", "adversarial", "mvae"), ("mmvae",), ("gan",)]
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("names", MODULES)
+@pytest.mark.parametrize(
+    "names", [pytest.param(names, marks=pytest.mark.thorough if i else ()) for i, names in enumerate(MODULES)]
+)
 def test_objectives_log_their_losses(rows, tmp_path, names):
     train(config(*names), tmp_path / "run")
     for line in logged(tmp_path / "run"):
