@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmfusion.shapley import shapley, subsets
+from mmfusion.inference.shapley import shapley, subsets
 
 MAX_SHAPLEY = 4  # modalities; more take 2^M evaluations
 

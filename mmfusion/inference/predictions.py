@@ -15,7 +15,7 @@ from mmfusion.errors import UserError
 from mmfusion.inference.contributions import Subset, contributions
 from mmfusion.objectives import Task
 from mmfusion.training.calibration import Calibration
-from mmfusion.uncertainty import conformal_quantile, examples_needed
+from mmfusion.training.uncertainty import conformal_quantile, examples_needed
 
 NOT_FINITE = "the model's output is not finite"
 THRESHOLD = 0.5  # minimum probability of a predicted class in multi-label tasks

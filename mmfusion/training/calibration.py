@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from mmfusion import uncertainty
 from mmfusion.objectives import Task
+from mmfusion.training import uncertainty
 
 FILE = "calibration.json"
 MAX_EXAMPLES = 10_000  # validation examples that it is fitted to at most, evenly spaced

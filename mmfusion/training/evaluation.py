@@ -1,17 +1,20 @@
 """A run, a split, a subset of modalities -> metrics."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from mmfusion import metrics
+from mmfusion.config.fields import RunConfig
 from mmfusion.data import pipeline
 from mmfusion.data.batch import Batch
 from mmfusion.data.split import Split, check_bad
 from mmfusion.objectives import Task
 from mmfusion.training.setup import TrainSetup
+
+EARLY = 0.05  # share of the steps after which a regression is to explain more than the mean does
 
 
 def collect(
@@ -94,6 +97,22 @@ def score(collected: Mapping[str, Any], tasks: Mapping[str, Task], *, skip_empty
         else:
             scores |= {f"{task}/{name}": value for name, value in own.items()}
     return scores
+
+
+def worse_than_mean(
+    scores: Mapping[str, Any], tasks: Mapping[str, Task], step: int, config: RunConfig
+) -> Iterator[str]:
+    """Yields a warning for each regression task with R² < 0, once: at the first validation from 5 % of the steps on."""
+    previous = (step - 1) // config.eval_every * config.eval_every  # step of the validation before
+    if not previous < EARLY * config.steps <= step:
+        return
+    for task, spec in tasks.items():
+        r2 = scores["r2" if len(tasks) == 1 else f"{task}/r2"] if spec.kind == "regression" else None
+        if r2 is not None and r2 < 0:
+            yield (
+                f"train  warning: the prediction of {task!r} explains less than the mean of its targets would (R2 "
+                f"{r2:.2f} at step {step}): try another learning rate, or config.data.targets.{task}.scale"
+            )
 
 
 def head_losses(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float]:

@@ -29,12 +29,10 @@ from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.run_dir import RunDir
 from mmfusion.tracking.tables import results_table
 from mmfusion.training import calibration
-from mmfusion.training.evaluation import collect, head_losses, score
+from mmfusion.training.evaluation import collect, head_losses, score, worse_than_mean
 from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.setup import TrainSetup
 from mmfusion.training.state import TrainState
-
-EARLY = 0.05  # share of the steps after which a regression is to explain more than the mean does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +192,8 @@ class TrainRun:
         rows = self._evaluate("valid")
         scores = score(rows, self.setup.tasks, skip_empty=True)
         self.log.log(self.progress.step, without_class_lists(scores), "valid")
-        self._warn_below_the_mean(scores)
+        for line in worse_than_mean(scores, self.setup.tasks, self.progress.step, self.config):
+            self.log.print(line)
         selection_score = None
         if self.higher_is_better is not None:
             selection_score = selection_value(scores, self.config.select, self.higher_is_better)
@@ -209,20 +208,6 @@ class TrainRun:
         if self.setup.spec.objectives.need_head_losses:
             self._update_loss_weights(rows)
         return selection_score
-
-    def _warn_below_the_mean(self, scores: dict[str, Any]) -> None:
-        """Warns of regression tasks with R² < 0, once: at the first validation at or after 5 % of the steps."""
-        config, step, tasks = self.config, self.progress.step, self.setup.tasks
-        previous = (step - 1) // config.eval_every * config.eval_every  # step of the validation before
-        if not previous < EARLY * config.steps <= step:
-            return
-        for task, spec in tasks.items():
-            r2 = scores["r2" if len(tasks) == 1 else f"{task}/r2"] if spec.kind == "regression" else None
-            if r2 is not None and r2 < 0:
-                self.log.print(
-                    f"train  warning: the prediction of {task!r} explains less than the mean of its targets would (R2 "
-                    f"{r2:.2f} at step {step}): try another learning rate, or config.data.targets.{task}.scale"
-                )
 
     def _evaluate(self, split: str) -> dict[str, Any]:
         return self._collect(self.dataset.splits[split], self.config.data.max_bad_fraction)

@@ -120,6 +120,7 @@ def unread_keys(config: ConfigDict, workdir: Path) -> set[str]:
     return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(keyword_sections)}
 
 
+@pytest.mark.loop
 @pytest.mark.parametrize("name", sorted({*CONFIGS} - TRAINED))
 def test_config_is_built_and_stepped(name: str, prepare_data: Any):
     config = prepare_data(shrink(get_config(name)))

@@ -14,7 +14,7 @@ from mmfusion.inference.predictions import Predictions, Uncertainty, predictions
 from mmfusion.objectives import Task
 from mmfusion.training import calibration
 from mmfusion.training.calibration import Calibration
-from mmfusion.uncertainty import conformal_quantile, examples_needed, nll
+from mmfusion.training.uncertainty import conformal_quantile, examples_needed, nll
 from tests.errors import rejects
 
 CLASSES = Task("classification", 3)

@@ -16,12 +16,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion import shapley, uncertainty
 from mmfusion.analysis.gate.token_model import Given
 from mmfusion.analysis.probing import attribution, calibration, corruption, emap
 from mmfusion.data.batch import Batch
 from mmfusion.data.missing import drop_modalities
 from mmfusion.data.split import Split
+from mmfusion.inference import shapley
+from mmfusion.training import uncertainty
 from mmfusion.training.eval_step import eval_step
 from mmfusion.training.evaluation import collect, score, without
 from mmfusion.training.restore import Run, open_run

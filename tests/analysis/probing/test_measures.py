@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from mmfusion import shapley, uncertainty
 from mmfusion.analysis.probing import attribution, calibration, emap, pid
+from mmfusion.inference import shapley
+from mmfusion.training import uncertainty
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from mmfusion import shapley
 from mmfusion.analysis.probing import attention
 from mmfusion.analysis.probing.probe import Probe, compared_metric, permute_rows, probe_run, sample_rows
+from mmfusion.inference import shapley
 from mmfusion.training.evaluation import collect, score
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run

@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import pytest
 
-from mmfusion import shapley
 from mmfusion.analysis import report
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
@@ -24,6 +23,7 @@ from mmfusion.analysis.report import aggregation, example_views, plots, tables
 from mmfusion.analysis.report.context import ReportContext
 from mmfusion.analysis.report.sections import SECTIONS
 from mmfusion.errors import UserError
+from mmfusion.inference import shapley
 from tests import tiny
 
 SEEDS = 8  # the fewest seeds that distinguish three strategies from a fourth
