@@ -1,6 +1,5 @@
 """Opens the dataset of a config: its splits, read in batches, and the description that a run saves of its data."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -9,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.data import features, leakage, sources, summary, targets
+from mmfusion.data import features, fitting, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
 from mmfusion.data.decoding import Reader
 from mmfusion.data.holdout import split_ids
-from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_type, raw_value
+from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_type
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, Rows, uncached
 from mmfusion.data.sources import Source
@@ -126,8 +125,8 @@ def load(
         _check_classes(config, tasks, modalities, opened, class_names, feature_classes)
     else:
         class_names = _class_names(tasks, opened["train"].class_names)
-        feature_classes = _feature_classes(modalities, opened["train"])
-        fitted, scales = _fit(modalities, tasks, opened["train"], ids["train"])
+        feature_classes = fitting.feature_classes(modalities, opened["train"])
+        fitted, scales = fitting.fit(modalities, tasks, opened["train"], ids["train"])
         class_weights = {
             task: targets.balanced_weights(_labels(task, options, opened, ids, class_names), len(class_names[task]))
             for task, options in tasks.items()
@@ -299,45 +298,6 @@ def _check_classes(
 
 def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _feature_classes(modalities: Mapping[str, Options], source: Source) -> dict[str, tuple[str, ...]]:
-    """Returns the class names of the class features that modalities are read from by name."""
-    named = [options for options in modalities.values() if modality_type(options["kind"]).class_names]
-    read = {name for options in named for name in feature_names(options)}
-    return {name: names for name, names in source.class_names.items() if name in read}
-
-
-def _fit(
-    modalities: Mapping[str, Options], tasks: Mapping[str, Options], source: Source, train: np.ndarray
-) -> tuple[dict[str, str], dict[str, targets.Scale]]:
-    """Returns the state fitted to the training rows of each modality, and the scales of regression targets."""
-    kinds = {m: modality_type(options["kind"]) for m, options in modalities.items()}
-    needed = {m: set(_evenly(train, kind.fit_rows)) for m, kind in kinds.items() if kind.fit}
-    regressions = {task: options for task, options in tasks.items() if options["kind"] == "regression"}
-    labelled = set(_evenly(train, targets.FIT_ROWS)) if regressions else set()
-    inputs: dict[str, list[Any]] = {m: [] for m in needed}
-    labels: dict[str, list[Any]] = {task: [] for task in regressions}
-    for i in sorted(labelled.union(*needed.values())):
-        row = source.rows[i]
-        for m in needed:
-            if i in needed[m]:
-                with contextlib.suppress(OSError):  # a file that cannot be read is reported as its row is decoded
-                    inputs[m].append(raw_value(row, modalities[m], source.class_names))
-        for task, options in regressions.items():
-            if i in labelled:
-                labels[task].append(row[options["feature"]])
-    fitted = {m: kind.fit(inputs[m], modalities[m]) for m, kind in kinds.items() if kind.fit}
-    scales = {
-        task: targets.fit_scale(labels[task], options, f"config.data.targets.{task}")
-        for task, options in regressions.items()
-    }
-    return {m: string for m, string in fitted.items() if string}, scales
-
-
-def _evenly(ids: np.ndarray, count: int) -> list[int]:
-    """Returns at most `count` evenly spaced ids."""
-    return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)].tolist()
 
 
 def _decoded_split(

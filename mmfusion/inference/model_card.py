@@ -1,4 +1,4 @@
-"""The model card of an exported run: what is known of its data, scores and limits, and what is not."""
+"""The model card of an exported run: its data, scores and known limits."""
 
 import importlib.metadata
 import platform
