@@ -10,6 +10,7 @@ from mmfusion.errors import nearest
 
 COMMANDS = (
     "inspect",
+    "to_table",
     "train",
     "evaluate",
     "predict",

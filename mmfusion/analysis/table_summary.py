@@ -56,7 +56,9 @@ def summary_lines(proposal: Proposal, config: ConfigDict) -> Iterator[str]:
             rest = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
             yield f"{task:<8}{len(names)} classes: {common}{rest}"
         else:
-            yield f"{task:<8}{proposal.columns[feature].about}"
+            about = proposal.columns[feature].about
+            hint = "; --task=classification reads them as classes" if about.startswith("integers") else ""
+            yield f"{task:<8}to be predicted as numbers: {about}{hint}"
     for split in data.splits.values():
         for reason in list(split.bad.values())[:3]:
             yield f"bad     {split.name}: {reason}"

@@ -170,14 +170,22 @@ def _number(form: str) -> float | None:
 
 
 def target_kind(column: Column, values: Sequence[Any]) -> str:
-    """Returns the type of target that suits a label column: `classification`, `multilabel` or `regression`."""
+    """Returns the type of target that suits a label column: `classification`, `multilabel` or `regression`.
+
+    Integers are classes if few, or if they are numbered without a gap and about equally frequent.
+    """
     if column.kind in ("labels", "vector"):
         return "multilabel"
     if column.kind != "number":
         return "classification"
     numbers = [float(canonical(value)) for value in values if not is_missing(value)]
-    few = column.distinct <= max(CLASSES, len(numbers) // 100)
-    return "classification" if few and all(number.is_integer() for number in numbers) else "regression"
+    if not all(number.is_integer() for number in numbers):
+        return "regression"
+    counts = Counter(numbers)
+    numbered = min(counts) in (0, 1) and max(counts) - min(counts) + 1 == len(counts) <= len(numbers) / 3
+    even = max(counts.values()) <= 2 * min(counts.values())
+    few = len(counts) <= max(CLASSES, len(numbers) // 100)
+    return "classification" if few or (numbered and even) else "regression"
 
 
 def gives_away(rows: Sequence[Mapping[str, Any]], column: Column, label: str) -> bool:

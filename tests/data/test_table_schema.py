@@ -66,6 +66,8 @@ def test_describe_finds_files_and_says_which_are_missing(tmp_path):
         ([True, False] * 20, "classification"),
         ([i * 1000 + 7 for i in range(N)], "regression"),
         ([0.5, 1.0] * 20, "regression"),
+        ([i % 99 for i in range(6 * 99)], "classification"),
+        ([0] * 100 + [i % 99 for i in range(6 * 99)], "regression"),
         ([["a"], ["a", "b"]] * 20, "multilabel"),
         ([[0, 1, 1], [1, 0, 0]] * 20, "multilabel"),
     ],
