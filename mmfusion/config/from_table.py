@@ -154,7 +154,7 @@ def _set(
         section, encoder = SECTIONS.get(kind, _table)(modality, names, columns, table)
         data.modalities[modality], config.model.encoders[modality] = section, encoder
     rows = splits.count("train") or round(len(table.rows) * 0.72)
-    config.batch_size = min(BATCH, max(8, rows // 10))
+    config.batch_size = 2 ** int(np.log2(np.clip(rows // 10, 8, BATCH)))
     config.steps = int(np.clip(EPOCHS * rows / config.batch_size, *STEPS))
     config.eval_every = config.checkpoint_every = max(1, config.steps // 10)
     config.optim = defaults.optimizer("adamw", 1e-3, schedule_options={"warmup_steps": min(100, config.steps // 10)})
