@@ -60,6 +60,12 @@ class DataConfig:
         4.0, "a split that takes more memory once decoded is streamed instead", unit="GB", resume="resource"
     )
     workers: int = key(0, "processes that read a streamed split; 0: threads", resume="resource")
+    cache: str = key(
+        "auto",
+        "folder that keeps decoded rows between runs, memory-mapped, if decoding takes more than seconds; auto: "
+        "~/.cache/mmfusion/rows; off: rows are decoded by every run",
+        resume="resource",
+    )
     max_bad_fraction: float = key(0.01, "share of unreadable rows that is tolerated; they get weight 0", below=1)
     allow_leakage: bool = key(False, "accept a target among the inputs, and splits that have rows in common")
     missing: float = key(
