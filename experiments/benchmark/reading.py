@@ -1,9 +1,10 @@
 """Measures how fast a table with paths of images is read: the first time, against a bare loop of decoding, and again.
 
-`python -m experiments.benchmark.reading [--rows=20000] [--size=32] [--rounds=3] [--output=FILE.json]`. The bare loop opens
-each file with Pillow and makes it an array, by a pool of as many processes. Both read files that are in the page cache,
-and take turns. Memory is that of all processes, of the first and second reading: private pages, and with the pages
-of mapped files, which the kernel takes back when others need them.
+`python -m experiments.benchmark.reading [--rows=20000] [--size=32] [--rounds=3] [--output=FILE.json]`
+
+The bare loop opens each file with Pillow and makes it an array, by a pool of as many processes. Both read files that
+are in the page cache, and take turns. Memory is that of all processes, of the first and second reading: private pages,
+and with the pages of mapped files, which the kernel takes back when others need them.
 """
 
 import concurrent.futures

@@ -69,6 +69,11 @@ class Cache:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def auto_folder() -> Path:
+    """Returns the folder of `config.data.cache=auto`; raises RuntimeError without a home directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmfusion" / "rows"
+
+
 def open_cache(setting: str) -> Cache:
     """Returns the cache of `config.data.cache`; without a writable home directory, `auto` keeps nothing.
 
@@ -78,8 +83,7 @@ def open_cache(setting: str) -> Cache:
     if setting == OFF:
         return Cache(None)
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = (home / "mmfusion" / "rows" if setting == AUTO else Path(setting)).expanduser().absolute()
+        folder = (auto_folder() if setting == AUTO else Path(setting)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
         if setting == AUTO:

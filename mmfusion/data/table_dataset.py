@@ -258,7 +258,8 @@ def _describe_files(table: TableFile, readers: Mapping[str, functools.partial]) 
     yield folder
     for name, reader in sorted(readers.items()):
         for row in table.rows:
-            for path in parse_list(row[name]) if reader.func is _read_files else [row[name]]:
+            value = row[name]
+            for path in parse_list(value) if reader.func is _read_files and not is_missing(value) else [value]:
                 if isinstance(path, str):
                     yield f"{path}\0{files.describe(os.path.join(folder, path))}"
 
