@@ -96,6 +96,15 @@ def _is_result(name: str) -> bool:
     return name.rpartition("/")[2] == "result.json"
 
 
+def describe(path: str) -> str:
+    """Returns the size and the times of a file, which change when its content does; empty if it cannot be read."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL character
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # ctime: also where a copy keeps its mtime
+
+
 def sync(folder: str | os.PathLike) -> None:
     """Flushes all files of a folder, their names and the folder's own name to the disk."""
     for parent, _, names in os.walk(folder, topdown=False):

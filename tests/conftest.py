@@ -124,6 +124,16 @@ def initialised_by_operation() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(shared_dir: Path) -> Iterator[None]:
+    """Keeps what is computed from rows in a folder of this pytest run instead of the home directory."""
+    from mmfusion.data import cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "auto_folder", lambda: shared_dir / "rows")
+        yield
+
+
 @pytest.fixture(scope="module")
 def traced_once() -> Iterator[None]:
     """A module that asks for it traces each config's steps once, however often its tests train it."""

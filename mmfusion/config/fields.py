@@ -57,9 +57,18 @@ class DataConfig:
         "by itself, of a pair those with the same second row together",
     )
     memory_gb: float = key(
-        4.0, "a split that takes more memory once decoded is streamed instead", unit="GB", resume="resource"
+        4.0,
+        "a split that `cache` does not keep and that takes more memory once decoded is streamed",
+        unit="GB",
+        resume="resource",
     )
     workers: int = key(0, "processes that read a streamed split; 0: threads", resume="resource")
+    cache: str = key(
+        "auto",
+        "folder that keeps rows which take more than 5 s to decode, memory-mapped, for 30 days after their last use; "
+        "auto: ~/.cache/mmfusion/rows; off: none",
+        resume="resource",
+    )
     max_bad_fraction: float = key(0.01, "share of unreadable rows that is tolerated; they get weight 0", below=1)
     allow_leakage: bool = key(False, "accept a target among the inputs, and splits that have rows in common")
     missing: float = key(

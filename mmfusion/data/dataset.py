@@ -10,13 +10,15 @@ import numpy as np
 
 from mmfusion.data import features, fitting, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
+from mmfusion.data.cache import open_cache, source_key
+from mmfusion.data.decoded import decode
 from mmfusion.data.decoding import Reader
 from mmfusion.data.holdout import split_ids
 from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_type
 from mmfusion.data.modality_type import Options
-from mmfusion.data.rows import CachedRows, Rows, uncached
+from mmfusion.data.rows import CachedRows, uncached
 from mmfusion.data.sources import Source
-from mmfusion.data.split import Split, check_bad, rows_by_class
+from mmfusion.data.split import Split, rows_by_class
 from mmfusion.data.table_dataset import is_table, open_table_source
 from mmfusion.errors import UserError
 
@@ -115,7 +117,20 @@ def load(
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = _open(config, name, needed, seed, saved)
     leakage.check(config, opened)
-    ids = split_ids(config, opened)
+    cache = open_cache(config.cache)
+    row_keys = {split: source_key(source, modalities) if cache.folder else None for split, source in opened.items()}
+    ids = {
+        split: np.array(numbers)
+        for split, numbers in cache.remember(
+            ["ids", *row_keys.values(), _split_options(config, opened)],
+            lambda: {split: numbers.tolist() for split, numbers in split_ids(config, opened).items()},
+        ).items()
+    }
+
+    def labels(task: str) -> np.ndarray:
+        key = ["labels", row_keys["train"], _digest(ids["train"].tolist()), tasks[task], class_names[task]]
+        return np.array(cache.remember(key, lambda: _labels(task, tasks[task], opened, ids, class_names).tolist()))
+
     if saved:
         class_names = {task: tuple(names) for task, names in saved["class_names"].items()}
         fitted = dict(saved["learned"])
@@ -126,9 +141,11 @@ def load(
     else:
         class_names = _class_names(tasks, opened["train"].class_names)
         feature_classes = fitting.feature_classes(modalities, opened["train"])
-        fitted, scales = fitting.fit(modalities, tasks, opened["train"], ids["train"])
+        key = ["fitted", row_keys["train"], _digest(ids["train"].tolist()), modalities, tasks]
+        fitted, scales = cache.remember(key, lambda: fitting.fit(modalities, tasks, opened["train"], ids["train"]))
+        scales = {task: targets.Scale(**scale) for task, scale in scales.items()}
         class_weights = {
-            task: targets.balanced_weights(_labels(task, options, opened, ids, class_names), len(class_names[task]))
+            task: targets.balanced_weights(labels(task), len(class_names[task]))
             for task, options in tasks.items()
             if targets.is_balanced(options)
         }
@@ -145,18 +162,18 @@ def load(
         {split: opened[split].version for split in sorted(needed)},
         {split: _digest(ids[split].tolist()) for split in sorted(needed)},
     ]
-    digested = {} if saved else {split: leakage.DigestedRows(opened[split].rows, modalities) for split in splits}
-    decoded = {
-        split: _decoded_split(split, ids[split], opened[split].rows, reader, config, digested.get(split))
+    read = {
+        split: Split(split, ids[split], uncached(opened[split].rows), reader, None, {}, _missing(config, split))
         for split in splits
     }
+    keys = {split: _decoded_key(read[split], row_keys[split], fitted) for split in splits}
+    decoded, digests = decode(read, keys, {split: opened[split].rows for split in splits}, config, cache)
     if config.sampler == targets.BALANCED and "train" in decoded:
         task = next(task for task, options in tasks.items() if options["kind"] == "classification")
-        classes = rows_by_class(_labels(task, tasks[task], opened, ids, class_names))
-        decoded["train"] = dataclasses.replace(decoded["train"], classes=classes)
+        decoded["train"] = dataclasses.replace(decoded["train"], classes=rows_by_class(labels(task)))
     return Dataset(
         splits=decoded,
-        notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digested, reader),
+        notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digests, reader),
         rejected=_rejected(opened, decoded),
         class_weights=class_weights,
         reader=reader,
@@ -176,7 +193,6 @@ def _open(
     if is_table(config.name):
         source = open_table_source(config, saved["class_names"] if saved else None)
         _check_features(config, source)
-        source = dataclasses.replace(source, rows=CachedRows(source.rows))
         return dict.fromkeys(splits, source)
     expressions = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
     opened = {}
@@ -258,6 +274,32 @@ def _class_names(
     return class_names
 
 
+def _split_options(config: "DataConfig", opened: Mapping[str, Source]) -> list[Any]:
+    """Returns what the ids of splits depend on beside the rows."""
+    members = {
+        split: source.members and _digest({k: v.tolist() for k, v in source.members.items()})
+        for split, source in opened.items()
+    }
+    classes = [target.feature for target in config.targets.values() if target.kind == "classification"]
+    return [list(opened), members, config.valid, config.valid_fraction, config.group, classes]
+
+
+def _missing(config: "DataConfig", split: str) -> float:
+    return config.missing if split == "train" else 0.0
+
+
+def _decoded_key(split: Split, row_key: Any, fitted: Mapping[str, str]) -> list[Any]:
+    """Returns what the decoded rows of a split depend on; augmentation is done later, on the device."""
+    reader = split.reader
+    modalities = {
+        m: {name: value for name, value in options.items() if name != "augment"}
+        for m, options in reader.modalities.items()
+    }
+    scales = {task: dataclasses.asdict(scale) for task, scale in reader.scales.items()}
+    described = [modalities, reader.targets, reader.outputs, fitted, reader.class_names, scales, reader.weight_feature]
+    return ["decoded", row_key, split.name, _digest(split.ids.tolist()), split.missing, described]
+
+
 def _labels(
     task: str,
     options: Options,
@@ -298,25 +340,3 @@ def _check_classes(
 
 def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _decoded_split(
-    name: str, ids: np.ndarray, rows: Rows, reader: Reader, config: "DataConfig", digested: Rows | None
-) -> Split:
-    """Returns a split, decoded if it fits in memory; it is then read through `digested` if given."""
-    missing = config.missing if name == "train" else 0.0
-    split = Split(name, ids, uncached(rows), reader, None, {}, missing)
-    if len(ids) * reader.bytes_per_row() > config.memory_gb * 1e9:
-        return split
-    arrays = dataclasses.replace(split, source=digested or rows).decode(np.arange(len(ids)))
-    check_bad(split, split.bad, config.max_bad_fraction)
-    if arrays.row_weight is not None and not arrays.row_weight.any():
-        message = f"is 0 in every row of split {name!r}"
-        raise UserError(message, path="config.data.weight_feature", value=config.weight_feature)
-    for modality, present in arrays.present.items():
-        if not present.any():
-            raise UserError(
-                f"absent in every row of split {name!r}; correct its feature, or leave it out with :modalities=...",
-                path=f"config.data.modalities.{modality}",
-            )
-    return dataclasses.replace(split, arrays=arrays)

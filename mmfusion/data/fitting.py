@@ -1,6 +1,7 @@
 """What is fitted to the training rows before they are decoded: vocabularies, columns of tables, scales of targets."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,8 @@ def feature_classes(modalities: Mapping[str, Options], source: Source) -> dict[s
 
 def fit(
     modalities: Mapping[str, Options], tasks: Mapping[str, Options], source: Source, train: np.ndarray
-) -> tuple[dict[str, str], dict[str, targets.Scale]]:
-    """Returns the state fitted to the training rows of each modality, and the scales of regression targets."""
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Returns, as JSON values, the state fitted to the training rows of each modality and the scales of targets."""
     kinds = {m: modality_type(options["kind"]) for m, options in modalities.items()}
     needed = {m: set(_evenly(train, kind.fit_rows)) for m, kind in kinds.items() if kind.fit}
     regressions = {task: options for task, options in tasks.items() if options["kind"] == "regression"}
@@ -40,7 +41,7 @@ def fit(
                 labels[task].append(row[options["feature"]])
     fitted = {m: kind.fit(inputs[m], modalities[m]) for m, kind in kinds.items() if kind.fit}
     scales = {
-        task: targets.fit_scale(labels[task], options, f"config.data.targets.{task}")
+        task: dataclasses.asdict(targets.fit_scale(labels[task], options, f"config.data.targets.{task}"))
         for task, options in regressions.items()
     }
     return {m: string for m, string in fitted.items() if string}, scales

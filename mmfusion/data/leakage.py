@@ -9,7 +9,7 @@ import xxhash
 
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.modality_type import Options
-from mmfusion.data.rows import Rows, content
+from mmfusion.data.rows import Rows, content, iterate
 from mmfusion.data.sources import Source
 from mmfusion.data.table_schema import is_missing
 from mmfusion.errors import UserError
@@ -55,25 +55,29 @@ def _common(first: Source, second: Source) -> int:
 
 
 class DigestedRows(Sequence):
-    """Rows that note a digest of each modality's raw value as they are read; 0 for a value of None or no length.
-
-    Attributes:
-      digests: per modality `[n]` uint64, 0 for rows not read yet.
-    """
+    """Rows that note a digest of each modality's raw value as they are read."""
 
     def __init__(self, rows: Rows, modalities: Mapping[str, Options]):
         self._rows = rows
         self._features = {modality: feature_names(options) for modality, options in modalities.items()}
-        self.digests = {modality: np.zeros(len(rows), np.uint64) for modality in modalities}
+        self._digests: dict[str, dict[int, int]] = {modality: {} for modality in modalities}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        values = self._rows[row]
-        for modality, names in self._features.items():
-            self.digests[modality][row] = _digest([values[name] for name in names])
-        return values
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        read = [dict(values) for values in iterate(self._rows, np.array(rows))]
+        for row, values in zip(rows, read, strict=True):
+            for modality, names in self._features.items():
+                self._digests[modality][row] = _digest([values[name] for name in names])
+        return read
+
+    def digests(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns per modality the digests `[n]` uint64 of rows that have been read, 0 where there is no value."""
+        return {m: np.array([seen[i] for i in ids.tolist()], np.uint64) for m, seen in self._digests.items()}
 
 
 def _digest(values: Sequence[Any]) -> int:

@@ -20,7 +20,7 @@ class Rows(Protocol):
     """Raw rows (feature -> value) by index; an optional `__getitems__` reads several rows at once."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, row: int, /) -> dict[str, Any]: ...
+    def __getitem__(self, row: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +92,13 @@ class CachedRows(Sequence):
 
     def __init__(self, rows: Rows):
         self.rows = rows
-        self._chunks: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._chunks: OrderedDict[int, list[Mapping[str, Any]]] = OrderedDict()
         self._bytes: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
         chunk, offset = divmod(range(len(self))[row], ROWS)
         if chunk not in self._chunks:
             self._read(chunk)
@@ -113,7 +113,7 @@ class CachedRows(Sequence):
             del self._bytes[oldest]
 
 
-def iterate(rows: Rows, indices: np.ndarray) -> Iterator[dict[str, Any]]:
+def iterate(rows: Rows, indices: np.ndarray) -> Iterator[Mapping[str, Any]]:
     """Yields the rows at `indices` `[n]`, read in chunks if `rows` has `__getitems__`."""
     read_chunk = getattr(rows, "__getitems__", None)
     for start in range(0, len(indices), ROWS):

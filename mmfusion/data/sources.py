@@ -4,14 +4,18 @@ A row is a dict of raw features as stored (images remain encoded), with the same
 """
 
 import dataclasses
+import functools
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
+import xxhash
 from etils import epath
 
+from mmfusion import files
 from mmfusion.data import builders
 from mmfusion.data.features import Feature, from_tfds
 from mmfusion.data.preparation import builder_class, current_name, make_builder, prepared_builder
@@ -35,6 +39,7 @@ class Source:
       members: the ids of the rows of each split, if `rows` are those of all splits; None: all rows are of one split.
       notes: lines about the rows for the user.
       rejected: id -> reason, of rows that could not be read and are in no split.
+      describe_files: yields the names, sizes and times of the files that the rows are read from; None: unknown.
     """
 
     rows: Rows
@@ -45,6 +50,17 @@ class Source:
     members: Mapping[str, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     rejected: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    describe_files: Callable[[], Iterable[str]] | None = None
+
+    @functools.cached_property
+    def file_digest(self) -> str:
+        """A digest of `describe_files`; empty: unknown."""
+        if self.describe_files is None:
+            return ""
+        digest = xxhash.xxh3_128()
+        for text in self.describe_files():
+            digest.update(f"{text}\n".encode(errors="surrogatepass"))
+        return digest.hexdigest()
 
 
 def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: int) -> Source:
@@ -86,11 +102,11 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
             path="config.data.dir",
             value=data_dir or None,
         ) from error
-    features = from_tfds(stored)
+    features, folder = from_tfds(stored), str(builder.data_dir)
     splits = builder.info.splits  # empty in TFDS's mock data
     instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits) if splits else ()
     return Source(
-        PreparedRows(rows, str(builder.data_dir), features),
+        PreparedRows(rows, folder, features),
         {
             name: feature.class_names
             for name, feature in features.items()
@@ -102,7 +118,13 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
             (f"{builder.info.full_name}:{i.splitname}", i.from_ or 0, i.to or splits[i.splitname].num_examples)
             for i in instructions
         ),
+        describe_files=functools.partial(_describe_files, folder) if os.path.isdir(folder) else None,
     )
+
+
+def _describe_files(folder: str) -> list[str]:
+    """Returns the name, size and times of each file of a prepared dataset."""
+    return [folder, *(f"{name}\0{files.describe(os.path.join(folder, name))}" for name in sorted(os.listdir(folder)))]
 
 
 def available_name(name: str, fallback_name: str, *, data_dir: str, manual_dir: str) -> str:
@@ -200,6 +222,7 @@ def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> 
         partner = _partners_by_label(first, second, seed)
         version += f":seed={seed}"
     taken = {*first.features, *first.class_names}
+    known = first.describe_files is not None and second.describe_files is not None
 
     def join(own: Mapping[str, T], other: Mapping[str, T]) -> dict[str, T]:
         return {**{f"{prefix}/{name}" if name in taken else name: value for name, value in other.items()}, **own}
@@ -210,6 +233,7 @@ def _pair(first: Source, second: Source, *, by: str, prefix: str, seed: int) -> 
         version,
         join(first.features, second.features),
         first.slices + second.slices,
+        describe_files=(lambda: [first.file_digest, second.file_digest]) if known else None,
     )
 
 

@@ -19,26 +19,26 @@ UNKNOWN_WORDS = 0.2  # share from which unknown words are reported
 
 
 def notes(
-    config: "DataConfig", splits: Mapping[str, Split], rows: Mapping[str, leakage.DigestedRows], reader: Reader
+    config: "DataConfig",
+    splits: Mapping[str, Split],
+    digests: Mapping[str, Mapping[str, np.ndarray]],
+    reader: Reader,
 ) -> tuple[str, ...]:
     """Returns the lines.
 
     Args:
       config: the `data` section of a config.
       splits: the splits; of a streamed split nothing is said, as its rows have not been read.
-      rows: per split the rows that it was decoded from, with their digests.
+      digests: per other split and modality the digests `[n]` of its rows' raw values, see `leakage.DigestedRows`.
       reader: the reader of the splits.
     """
-    in_memory = {name: split for name, split in splits.items() if split.arrays is not None}
+    decoded = {name: split for name, split in splits.items() if split.arrays is not None}
     lines = []
     if "valid" in splits and not config.valid:
         lines.append(_held_out(config, splits))
-    for first, second in itertools.combinations(in_memory, 2):
-        digests = [
-            {m: values[splits[name].ids] for m, values in rows[name].digests.items()} for name in (first, second)
-        ]
-        lines += _copies(first, second, len(splits[second]), leakage.duplicates(*digests))
-    for name, split in in_memory.items():
+    for first, second in itertools.combinations(decoded, 2):
+        lines += _copies(first, second, len(splits[second]), leakage.duplicates(digests[first], digests[second]))
+    for name, split in decoded.items():
         if name != "train" and split.arrays is not None:
             lines += _unknown(name, split.arrays, reader)
     return tuple(lines)

@@ -4,6 +4,7 @@ F columns
 """
 
 import datetime
+import functools
 import json
 import math
 from collections import Counter
@@ -33,7 +34,12 @@ def canonical(value: Any) -> str:
         value = value.item()
     if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
         return ""
-    text = as_string(value).strip()
+    return _canonical_text(as_string(value))
+
+
+@functools.lru_cache(maxsize=1 << 14)  # categories repeat
+def _canonical_text(text: str) -> str:
+    text = text.strip()
     if text.lower() in ("true", "false"):
         return text.lower()
     try:

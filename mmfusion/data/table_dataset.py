@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
+from mmfusion import files
 from mmfusion.data.holdout import holdout_split
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.sources import Source
@@ -75,23 +76,45 @@ def _read_table(path: Path, modified: int, size: int) -> TableFile:
     return TableFile(path, table.columns, rows, rejected, xxhash.xxh3_64(path.read_bytes()).hexdigest())
 
 
+class TableRow(Mapping):
+    """A row of a table; its files are read when their columns are."""
+
+    def __init__(self, values: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any]]):
+        self._values, self._convert = values, convert
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        return self._convert[name](value) if name in self._convert else value
+
+
 class TableRows(Sequence):
     """The rows of a table with the content of files and the numbers of classes.
 
     A file that cannot be read is an OSError in its place, which makes its row unreadable.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], convert: Mapping[str, Callable[[Any], Any]]):
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]] | Mapping[int, Mapping[str, Any]],
+        convert: Mapping[str, Callable[[Any], Any]],
+    ):
         self._rows, self._convert = rows, convert
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        values = dict(self._rows[row])
-        for name, convert in self._convert.items():
-            values[name] = convert(values[name])
-        return values
+    def __getitem__(self, row: int) -> TableRow:
+        return TableRow(self._rows[row], self._convert)
+
+    def part(self, ids: Sequence[int]) -> "TableRows":
+        """Returns the rows of these ids alone, under the same ids, for another process."""
+        return TableRows({i: self._rows[i] for i in ids}, self._convert)
 
 
 def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[str]] | None = None) -> Source:
@@ -126,8 +149,8 @@ def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[s
         names = {
             target.feature: tuple(class_names[task]) for task, target in config.targets.items() if class_names[task]
         }
-    files = {
-        name: _reader(table.path.parent, several=section.kind == "images")
+    readers = {
+        name: functools.partial(_read_files if section.kind == "images" else _read_file, str(table.path.parent))
         for section in config.modalities.values()
         for name in feature_names(section.to_dict())
         if section.kind in FILE_KINDS and name in table.columns
@@ -138,12 +161,13 @@ def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[s
         if target.feature in table.columns
     }
     return Source(
-        TableRows(table.rows, {**files, **labels}),
+        TableRows(table.rows, {**readers, **labels}),
         names,
         f"{table.path.name}:{table.digest}",
         members=members,
         rejected=table.rejected,
         notes=_notes(table, labelled),
+        describe_files=functools.partial(_describe_files, table, readers),
     )
 
 
@@ -209,36 +233,47 @@ def _class_order(name: str) -> tuple[bool, float, str]:
         return True, 0.0, name
 
 
-def _reader(folder: Path, several: bool) -> Callable[[Any], Any]:
-    def read(value: Any) -> Any:
-        if is_missing(value):
-            return None
-        if not isinstance(value, str):
-            return value  # pixels or samples, of a Parquet table
-        try:
-            return (folder / value).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL character in a path
-            return OSError(f"{value}: {getattr(error, 'strerror', None) or error}")
+def _read_file(folder: str, value: Any) -> Any:
+    if is_missing(value):
+        return None
+    if not isinstance(value, str):
+        return value  # pixels or samples, of a Parquet table
+    try:
+        with open(os.path.join(folder, value), "rb", buffering=0) as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in a path
+        return OSError(f"{value}: {getattr(error, 'strerror', None) or error}")
 
-    def read_several(value: Any) -> Any:
-        if is_missing(value):
-            return None
-        contents = [read(path) for path in parse_list(value)]
-        return next((content for content in contents if isinstance(content, OSError)), contents)
 
-    return read_several if several else read
+def _read_files(folder: str, value: Any) -> Any:
+    if is_missing(value):
+        return None
+    contents = [_read_file(folder, path) for path in parse_list(value)]
+    return next((content for content in contents if isinstance(content, OSError)), contents)
+
+
+def _describe_files(table: TableFile, readers: Mapping[str, functools.partial]) -> Iterator[str]:
+    """Yields the folder, and the name, size and times of each file in the columns that have a reader."""
+    folder = str(table.path.parent)
+    yield folder
+    for name, reader in sorted(readers.items()):
+        for row in table.rows:
+            value = row[name]
+            for path in parse_list(value) if reader.func is _read_files and not is_missing(value) else [value]:
+                if isinstance(path, str):
+                    yield f"{path}\0{files.describe(os.path.join(folder, path))}"
 
 
 def _labeller(kind: str, names: tuple[str, ...]) -> Callable[[Any], Any]:
     index = {name: number for number, name in enumerate(names)}
+    return functools.partial(_read_labels if kind == "multilabel" else _read_label, index)
 
-    def number(value: Any) -> int:
-        return index.get(canonical(value), -1)  # -1, a class that train does not have, is refused as it is read
 
-    def label(value: Any) -> Any:
-        if kind == "multilabel":
-            values = parse_list(value)
-            return [number(item) for item in values] if names else np.asarray(values)
-        return number(value) if names else canonical(value)
+def _read_label(index: Mapping[str, int], value: Any) -> Any:
+    # -1, a class that train does not have, is refused as it is read.
+    return index.get(canonical(value), -1) if index else canonical(value)
 
-    return label
+
+def _read_labels(index: Mapping[str, int], value: Any) -> Any:
+    values = parse_list(value)
+    return [_read_label(index, item) for item in values] if index else np.asarray(values)
