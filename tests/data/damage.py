@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-FEW = settings(database=None, deadline=None, derandomize=True, max_examples=60)
+FEW = settings(database=None, deadline=None, derandomize=True, max_examples=100)
 MANY = settings(FEW, max_examples=1000)  # in thorough tests
 
 POSITIONS = st.integers(0, 2**20)  # taken modulo the length
@@ -56,6 +56,11 @@ CHANGES = st.one_of(
     st.builds(_remove, POSITIONS, st.integers(1, 64)),
 )
 DAMAGE = st.lists(CHANGES, min_size=1, max_size=4)
+
+
+def few_and_many(check: Callable[..., None], *strategies: st.SearchStrategy) -> tuple[Callable, Callable]:
+    """Returns a check with a few random arguments, and with as many as a thorough test has."""
+    return FEW(given(*strategies)(check)), MANY(given(*strategies)(check))
 
 
 def damaged(data: bytes, changes: list[Callable[[bytes], bytes]]) -> bytes:

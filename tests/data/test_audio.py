@@ -1,4 +1,3 @@
-import contextlib
 import io
 import itertools
 import struct
@@ -354,9 +353,7 @@ def test_audio_decode_rejects_bytes_between_mp3_frames():
     assert len(audio.decode(data + b"\1" * 64, RATE)) == samples  # behind the declared number of frames
 
 
-def test_audio_decode_prints_nothing_where_libsndfile_seeks_before_the_start(capfd):
-    data = bytearray(encode(TONE, "CAF"))
-    for position in range(8, 80):
-        with contextlib.suppress(ValueError):
-            audio.decode(bytes(data[:position] + b"\xff" * 8 + data[position + 8 :]), RATE)
-    assert "Traceback" not in capfd.readouterr().err
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_audio_decode_prints_nothing_where_libsndfile_seeks_before_the_start():
+    with pytest.raises(ValueError, match="not a recording"):
+        audio.decode(AIFF.replace(b"SSND", b"SfND"), RATE)
