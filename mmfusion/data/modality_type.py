@@ -18,11 +18,13 @@ def is_missing(value: Any) -> bool:
     Raises:
       ValueError: it has no length, as a number.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return True
     try:
         return len(value) == 0
     except TypeError as error:
+        if isinstance(value, float) and math.isnan(value):
+            return True
         raise ValueError(f"must not be a single {type(value).__name__}") from error
 
 
