@@ -23,7 +23,7 @@ def is_missing(value: Any) -> bool:
     try:
         return len(value) == 0
     except TypeError as error:
-        if isinstance(value, float) and math.isnan(value):
+        if isinstance(value, float | np.floating) and math.isnan(value):
             return True
         raise ValueError(f"must not be a single {type(value).__name__}") from error
 

@@ -32,7 +32,7 @@ OPTIONS = {
 def as_string(value: Any) -> str:
     """Returns a text value as `str`; None and NaN are the empty text. Raises UserError for lists and arrays."""
     value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # NaN is a missing value of pandas
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):  # NaN is missing in pandas
         return ""
     if isinstance(value, np.ndarray):
         raise UserError(f"a text or group must be one string, got an array {value.dtype}{list(value.shape)}")
