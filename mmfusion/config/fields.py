@@ -208,6 +208,7 @@ class RunConfig:
         0, "validations in a row without a better value of `select` after which training ends; 0: off",
         unit="validations",
     )  # fmt: skip
+    tracking: str = key("tensorboard", "sinks of metrics: tensorboard, wandb, mlflow, joined by +", resume="resource")
     deterministic: bool = key(False, "bitwise reproducible on a GPU, too, which is slower; a CPU always is")
     data: DataConfig = section(DataConfig, "the dataset")
     model: ModelConfig = section(ModelConfig, "the model")

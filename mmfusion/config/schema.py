@@ -11,6 +11,7 @@ from mmfusion.config.keys import declared_keys, key_of
 from mmfusion.errors import UserError
 from mmfusion.metrics import METRICS, REGRESSION_GROUPS
 from mmfusion.objectives import check_objectives, group_size
+from mmfusion.tracking.sinks import check_tracking
 
 
 def _resumable(reason: str) -> tuple[str, ...]:
@@ -57,6 +58,7 @@ def check(config: ConfigDict, devices: int | None = None, hosts: int = 1) -> Non
     check_data(run)
     check_encoders(run)
     _check_select(run)
+    check_tracking(run.tracking)
     _check_devices(run, group_size(run), jax.device_count() if devices is None else devices, hosts)
 
 

@@ -3,18 +3,19 @@
 S samples.
 """
 
+import contextlib
 import io
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import soundfile
 
 from mmfusion.data.audio_files import FORMATS, complete, mp3_samples
-from mmfusion.data.modality_type import Decoded, ModalityType, Options
+from mmfusion.data.modality_type import Decoded, ModalityType, Options, is_missing
 
 RATES = (1_000, 384_000)  # Hz, the lowest and highest sampling rate of a file
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's number of frames of a FLAC stream
@@ -63,9 +64,19 @@ def decode(
     return waveform.astype(np.float32, copy=False)
 
 
+class _Seekable(io.BytesIO):
+    """Bytes in which libsndfile may seek before the start; soundfile prints the traceback of an error there."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        with contextlib.suppress(ValueError):
+            return super().seek(offset, whence)
+        return -1
+
+
 def _from_array(data: np.ndarray, max_samples: int) -> np.ndarray:
-    if data.ndim not in (1, 2) or data.dtype.kind not in "if":
-        raise ValueError(f"samples are {data.dtype}{list(data.shape)}, not integer or float [S] or [S, channels]")
+    if data.ndim not in (1, 2) or data.dtype.kind not in "if" or data.dtype == np.int8:
+        given = f"{data.dtype}{list(data.shape)}"
+        raise ValueError(f"samples are {given}, not 16-bit integers or floats [S] or [S, channels]")
     if data.size > max_samples:
         raise ValueError(f"{data.size} samples, more than the limit of {max_samples}")
     if not data.size:
@@ -101,7 +112,7 @@ def _check_amplitude(samples: np.ndarray) -> None:
 def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.ndarray, int]:
     try:
         data = complete(data if isinstance(data, bytes) else pathlib.Path(data).read_bytes())
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Seekable(data)) as file:
             if file.format not in FORMATS or not file.seekable():
                 raise ValueError(f"{file.format} {file.subtype} is not supported: convert it to WAV or FLAC")
             if file.frames == UNKNOWN_FRAMES:
@@ -141,8 +152,10 @@ def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
 
 
 def _decode(value: Any, options: Options, _: None) -> Decoded:
-    if value is None or len(value) == 0:
+    if is_missing(value):
         return None
+    if isinstance(value, Mapping):
+        raise ValueError(f"must be a recording or samples, got a {type(value).__name__}")
     waveform = decode(value, options["rate"], source_rate=options["stored_rate"] or None)
     waveform, mask = pad(waveform, round(options["seconds"] * options["rate"]))
     return (waveform, mask) if mask.any() else None

@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+import zlib
 from typing import Literal
 
 # Formats whose truncation is detected: by `complete`, or for FLAC and MP3 as they are read.
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 
 
@@ -67,10 +69,7 @@ def complete(data: bytes) -> bytes:
     elif data[:8] == b"NIST_1A\n":
         return data[: _nist_end(data)]
     elif data[:4] == b"OggS":
-        page = data[data.rfind(b"OggS") :]  # flags in byte 5, segment count in 26, segment lengths from 27
-        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        if not whole or not page[5] & 4:
-            raise ValueError("truncated: the last page is missing")
+        _check_ogg(data)
     return data
 
 
@@ -119,6 +118,36 @@ def _samples_end(data: bytes, layout: Chunks) -> int | None:
     return end
 
 
+def _check_ogg(data: bytes) -> None:
+    """Raises ValueError unless an Ogg file is a row of pages with their checksums, without a gap, up to a last one.
+
+    libsndfile skips pages that are damaged or missing (RFC 3533: the layout of a page).
+    """
+    position, following, ended = 0, {}, False
+    while position < len(data):
+        _check_end(data, position + 27)
+        if data[position : position + 4] != b"OggS":
+            raise ValueError(f"damaged: no Ogg page at byte {position}")
+        segments = position + 27 + data[position + 26]
+        end = segments + sum(data[position + 27 : segments])
+        _check_end(data, max(end, segments))
+        page, serial = data[position:end], data[position + 14 : position + 18]
+        number, checksum = (int.from_bytes(page[i : i + 4], "little") for i in (18, 22))
+        if checksum != ogg_checksum(page[:22] + bytes(4) + page[26:]):
+            raise ValueError(f"damaged: the checksum of the Ogg page at byte {position} does not match")
+        if number != following.setdefault(serial, number):
+            raise ValueError(f"damaged: Ogg pages before byte {position} are missing")
+        following[serial], ended, position = number + 1, bool(page[5] & 4), end
+    if not ended:
+        raise ValueError("truncated: the last page is missing")
+
+
+def ogg_checksum(page: bytes) -> int:
+    """Returns the CRC-32 of an Ogg page: zlib's with the bits of each byte, and of the result, in reverse order."""
+    crc = zlib.crc32(page.translate(REVERSED), 2**32 - 1) ^ 2**32 - 1  # so that it starts from 0, and is not inverted
+    return int(f"{crc:032b}"[::-1], 2)
+
+
 def _nist_end(data: bytes) -> int | None:
     """Returns where the samples of a complete NIST SPHERE file end; None if its text header does not say that."""
     header = int(data[8:16]) if data[8:16].strip().isdigit() else 1024  # the second line is the header's length
@@ -136,6 +165,9 @@ MP3_BIT_RATES = {
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+MP3_DECLARES = re.compile(  # bit 0 of the flags after the name says whether the number of frames follows
+    rb"(?:Xing|Info)(?:\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....))?|VBRI(?:.{10}(....))?", re.DOTALL
+)
 MP3_RATES = (44_100, 48_000, 32_000)
 
 
@@ -148,15 +180,17 @@ def mp3_samples(data: bytes) -> int | None:
       data: the file's bytes.
 
     Raises:
-      ValueError: the last frame is incomplete, or there are bytes that are not frames.
+      ValueError: a frame is incomplete, or there are bytes between frames, which libsndfile would skip.
     """
     position, samples = 0, 0
     if data[:3] == b"ID3":  # size without its 10-byte header in four bytes of 7 bits
         position = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    if re.search(rb"Xing|Info|VBRI", data[position : position + 64]):
-        return None
+    declares = MP3_DECLARES.search(data[position : position + 80])  # the first frame, which then has no samples
+    frames = declares and (declares[1] or declares[2])
+    left = 1 + int.from_bytes(frames) if frames else len(data)  # what follows so many frames is not read
     while (
-        position < len(data)
+        left > 0
+        and position < len(data)
         and data[position : position + 3] != b"TAG"
         and data[position : position + 8] != b"APETAGEX"
     ):
@@ -171,5 +205,6 @@ def mp3_samples(data: bytes) -> int | None:
         kbits, hertz = MP3_BIT_RATES[version or 2][third >> 4], MP3_RATES[rate] >> (0, 1, 2)[(3, 2, 0).index(version)]
         position += (144_000 if version == 3 else 72_000) * kbits // hertz + (third >> 1 & 1)
         samples += 1152 if version == 3 else 576
+        left -= 1
     _check_end(data, position)
-    return samples
+    return None if declares else samples

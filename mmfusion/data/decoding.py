@@ -12,6 +12,7 @@ from mmfusion.data.modalities import modality_type, raw_value
 from mmfusion.data.modality_type import Options
 from mmfusion.data.targets import Scale
 from mmfusion.data.targets import decode as decode_target
+from mmfusion.errors import UserError
 
 
 class BadRow(ValueError):
@@ -82,7 +83,7 @@ class Reader:
             try:
                 value = raw_value(row, options, self.class_names)
                 values[name] = modality_type(options["kind"]).decode(value, options, self.fitted.get(name))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, UserError) as error:
                 raise BadRow(f"row {row_id}, {name}: {error}") from error
         targets = {}
         for task, options in self.targets.items():

@@ -3,12 +3,12 @@
 N nodes · F features per node · e edges
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mmfusion.data import numeric
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
 
 EDGES = ("pairs", "matrix")
@@ -43,32 +43,33 @@ def _decode(value: Mapping[str, Any], options: Options, _: None) -> Decoded:
 
 
 def _parse(value: Mapping[str, Any], options: Options) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Returns nodes `[n, F]` and edges, both None without nodes; strings are parsed as JSON."""
-    try:
-        nodes, edges = (
-            json.loads(value[name]) if isinstance(value[name], (str, bytes)) and value[name] else value[name]
-            for name in options["feature"].split("+")
-        )
-        if nodes is None or len(nodes) == 0:
-            return None, None
-        nodes = np.asarray(nodes, np.float32).reshape(len(nodes), -1)
-        edges = None if edges is None or len(edges) == 0 else np.asarray(edges, np.float32)
-    except (TypeError, RecursionError) as error:  # JSON with another structure
-        raise ValueError("nodes and edges of a graph must be lists of numbers") from error
+    """Returns nodes `[n, F]` and edges, each None if it has no number; strings are parsed as JSON."""
+    nodes, edges = (
+        numeric.read(value[name], f"a list of numbers in {name!r}") for name in options["feature"].split("+")
+    )
+    if nodes is None:
+        return None, None
+    if nodes.ndim not in (1, 2):
+        raise ValueError(f"nodes are an array {list(nodes.shape)}, not [n, {options['features']}]")
     if not (np.isfinite(nodes).all() and (edges is None or np.isfinite(edges).all())):
         raise ValueError("a graph has values that are not finite")
-    return nodes, edges
+    return nodes.reshape(len(nodes), -1), edges
 
 
 def _adjacency(edges: np.ndarray | None, count: int, form: str) -> np.ndarray:
     weights = np.zeros((count, count), np.float32)
+    if edges is None:
+        return weights
     if form == "matrix":
-        weights[:] = 0 if edges is None else edges  # raises ValueError for another shape
-    elif edges is not None:
-        first, second = edges.astype(np.int64).T
-        if (edges % 1).any() or not 0 <= min(first.min(), second.min()) <= max(first.max(), second.max()) < count:
-            raise ValueError(f"an edge names a node outside 0 to {count - 1}")
-        weights[first, second] = weights[second, first] = 1
+        if edges.shape != weights.shape:
+            raise ValueError(f"edges are an array {list(edges.shape)}, not a matrix [{count}, {count}]")
+        return edges
+    if edges.ndim != 2 or edges.shape[1] != 2:
+        raise ValueError(f"edges are an array {list(edges.shape)}, not pairs of nodes [e, 2]")
+    if (edges % 1).any() or not 0 <= edges.min() <= edges.max() < count:
+        raise ValueError(f"an edge names a node outside 0 to {count - 1}")
+    first, second = edges.astype(np.int64).T
+    weights[first, second] = weights[second, first] = 1
     return weights
 
 

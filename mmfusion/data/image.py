@@ -19,8 +19,8 @@ from PIL import Image
 
 from mmfusion.data import image_files, image_range
 from mmfusion.data.image_range import Range
-from mmfusion.data.modality_type import Decoded, ModalityType, Options
-from mmfusion.errors import UserError
+from mmfusion.data.modality_type import Decoded, ModalityType, Options, is_missing
+from mmfusion.errors import UserError, one_line
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # excludes formats that run an interpreter, such as EPS
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -89,11 +89,11 @@ def _errors_of(data: bytes | np.ndarray) -> Iterator[None]:
         raise
     # Pillow's format plugins raise many exception types (struct, zlib, index, syntax) for corrupt bytes.
     except Exception as error:
-        reason = f"{error}"
+        reason = one_line(error, 200)
         if isinstance(error, Image.UnidentifiedImageError):
             is_tiff = data[:4] in (b"II*\0", b"MM\0*")
             reason = "a TIFF file whose bands, bits or compression are not supported" if is_tiff else "not an image"
-        raise ValueError("empty" if len(data) == 0 else reason[:200]) from error
+        raise ValueError("empty" if len(data) == 0 else reason) from error
 
 
 def _open(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarray | Image.Image:
@@ -105,6 +105,9 @@ def _open(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarra
         if data.shape[2] != channels and (data.shape[0] == channels or max(data.shape[2], channels) > max(MODES)):
             raise ValueError(f"pixels are {list(data.shape)}, not [h, w, c] with {channels} channels")
         return data
+    if not isinstance(data, bytes):
+        raise ValueError(f"must be a file or pixels, got {type(data).__name__}")
+    image_files.check_complete(data)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
@@ -227,7 +230,7 @@ def _shape(options: Options, fitted: Range | None) -> tuple[tuple[int, ...], Any
 
 
 def _decode(value: Any, options: Options, fitted: Range | None) -> Decoded:
-    if value is None or len(value) == 0:
+    if is_missing(value):
         return None
     pixels = decode(value, tuple(options["size"]), options["channels"], value_range=_range(options, fitted))
     return pixels, np.ones(1, bool)
@@ -242,8 +245,8 @@ def _fit(values: Sequence[Any], options: Options) -> str:
     """Returns as JSON the range of the images and their most frequent depth; empty for 8 bits without the option."""
     samples: dict[str, list[np.ndarray]] = defaultdict(list)
     for value in values:
-        if value is not None and len(value):
-            with contextlib.suppress(ValueError):  # unreadable images are reported when all rows are decoded
+        with contextlib.suppress(ValueError):  # unreadable images are reported when all rows are decoded
+            if not is_missing(value):
                 depth, sampled = _sample(value, options)
                 samples[depth].append(sampled)
     depth = max(samples, key=lambda depth: len(samples[depth]), default="")

@@ -6,6 +6,7 @@ h w pixels · c channels
 import contextlib
 import io
 import sys
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,56 @@ BOTH_BYTES = {
 }
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF tags
 SAMPLE_FORMATS = {1: "uint", 2: "int", 3: "float"}
+
+
+def check_complete(data: bytes) -> None:
+    """Raises ValueError if a file is damaged in a way that can be detected, and that Pillow does not look for.
+
+    Pillow reads a PNG file up to its last row, and so not the checksum at the end; a text PGM or PPM file may have lost
+    digits of its last value.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        _check_png(data)
+    elif data[:2] in (b"P2", b"P3") and not data[-1:].isspace():
+        raise ValueError("truncated, or without white space after its last value")
+
+
+def _check_png(data: bytes) -> None:
+    """Raises ValueError unless a PNG file is complete, and each of its chunks has the checksum that it declares."""
+    view, position, name = memoryview(data), 8, b""
+    while name != b"IEND":
+        size, name = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
+        end = position + 12 + size  # length, name and checksum have 4 bytes each
+        if end > len(data):
+            raise ValueError(f"truncated: {len(data)} of at least {end} bytes")
+        if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            raise ValueError(f"damaged: the checksum of chunk {name!r} does not match")
+        position = end
+
+
+def check_gif(data: bytes) -> None:
+    """Raises ValueError unless a GIF file is complete; Pillow takes one cut between frames as a shorter animation."""
+
+    def after_table(flags_at: int, start: int) -> int:
+        flags = byte(flags_at)
+        return start + (3 << (flags & 7) + 1 if flags & 128 else 0)  # a table of colours
+
+    def byte(position: int) -> int:
+        if position >= len(data):
+            raise ValueError(f"truncated: {len(data)} bytes without an end")
+        return data[position]
+
+    position = after_table(10, 13)
+    while (block := byte(position)) != 0x3B:
+        if block == 0x2C:  # an image: 9 bytes, a table, and the code size
+            position = after_table(position + 9, position + 10) + 1
+        elif block == 0x21:  # an extension
+            position += 2
+        else:
+            raise ValueError(f"no GIF block at byte {position}")
+        while size := byte(position):
+            position += 1 + size
+        position += 1
 
 
 def depth_of(image: np.ndarray | Image.Image) -> str:

@@ -43,7 +43,7 @@ def check_values(pixels: np.ndarray) -> None:
     if pixels.dtype.kind == "f":
         if not np.isfinite(pixels).all():
             raise ValueError("pixels are not finite")
-        if (largest := np.abs(pixels).max()) > LARGEST:
+        if (largest := float(np.abs(pixels).max())) > LARGEST:
             raise ValueError(f"pixels reach {largest:.3g}, which is no brightness")
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmfusion.data import image
-from mmfusion.data.modality_type import Decoded, ModalityType, Options
+from mmfusion.data.modality_type import Decoded, ModalityType, Options, is_missing
 
 POOLS = ("none", "mean")
 OPTIONS = {
@@ -34,7 +34,7 @@ def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
 
 def _decode(value: Any, options: Options, _: None) -> Decoded:
     """Decodes a list of images, or pixels `[k, h, w, c]`; an image that is None or empty is masked in its place."""
-    if value is None or (hasattr(value, "__len__") and len(value) == 0):
+    if is_missing(value):
         return None
     if isinstance(value, np.ndarray) and value.dtype == object:
         value = value.tolist()
@@ -45,11 +45,11 @@ def _decode(value: Any, options: Options, _: None) -> Decoded:
     pixels = np.zeros((options["count"], *size, channels), np.uint8)  # [K, H, W, C]
     mask = np.zeros(options["count"], bool)
     for i in range(min(len(value), options["count"])):
-        if value[i] is not None and len(value[i]):
-            try:
+        try:
+            if not is_missing(value[i]):
                 pixels[i], mask[i] = image.decode(value[i], size, channels), True
-            except ValueError as error:
-                raise ValueError(f"image {i}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"image {i}: {error}") from error
     return (pixels, mask) if mask.any() else None
 
 

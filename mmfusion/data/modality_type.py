@@ -1,6 +1,7 @@
 """The contract of a modality type, which decodes a raw value into an array of fixed shape and a mask."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,22 @@ import numpy as np
 
 Options = Mapping[str, Any]
 Decoded = tuple[np.ndarray, np.ndarray] | None  # an input and its mask [N]; None: the value is absent
+
+
+def is_missing(value: Any) -> bool:
+    """Returns whether a raw value is absent: None, NaN, or without elements.
+
+    Raises:
+      ValueError: it has no length, as a number.
+    """
+    if value is None:
+        return True
+    try:
+        return len(value) == 0
+    except TypeError as error:
+        if isinstance(value, float | np.floating) and math.isnan(value):
+            return True
+        raise ValueError(f"must not be a single {type(value).__name__}") from error
 
 
 def _no_encoder_kwargs(options: Options, fitted: Any) -> dict[str, Any]:

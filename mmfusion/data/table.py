@@ -68,12 +68,17 @@ def _numbers(value: Any) -> np.ndarray:
 def _date(value: Any) -> np.ndarray:
     """Returns the time in days since 1970, and sine and cosine of its phase in the year, the week and the day `[7]`."""
     if isinstance(value, (np.datetime64, np.ndarray)) and np.asarray(value).dtype.kind == "M":
-        seconds = np.asarray(value).astype("datetime64[us]").astype(np.float64) / 1e6
-        seconds = np.nan if np.isnat(np.asarray(value)) else float(seconds)
+        time = np.asarray(value)
+        if time.size != 1:
+            raise ValueError(f"must be one date, got an array {list(time.shape)}")
+        seconds = np.nan if np.isnat(time).all() else time.astype("datetime64[us]").astype(np.float64).item() / 1e6
     elif isinstance(value, (str, bytes)):
         seconds = _parse_date(as_string(value).strip())
     else:
-        seconds = float(_numbers(value)[0])
+        numbers = _numbers(value)
+        if numbers.size != 1:
+            raise ValueError(f"must be one date, got an array {list(numbers.shape)}")
+        seconds = numbers.item()
     phases = [2 * np.pi * ((seconds - (MONDAY if period == 7 * DAY else 0)) % period) / period for period in PERIODS]
     return np.array([seconds / DAY, *(f(phase) for phase in phases for f in (np.sin, np.cos))])
 
@@ -82,7 +87,7 @@ def _parse_date(text: str) -> float:
     if not text:
         return np.nan
     try:
-        return float(text)
+        return _numbers(text).item()
     except ValueError:
         pass
     try:

@@ -4,6 +4,7 @@ B batch · T positions
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,10 +30,10 @@ OPTIONS = {
 
 
 def as_string(value: Any) -> str:
-    """Returns a text value as `str`; None is the empty text. Raises UserError for a list or an array with axes."""
-    if value is None:
-        return ""
+    """Returns a text value as `str`; None and NaN are the empty text. Raises UserError for lists and arrays."""
     value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):  # NaN is missing in pandas
+        return ""
     if isinstance(value, np.ndarray):
         raise UserError(f"a text or group must be one string, got an array {value.dtype}{list(value.shape)}")
     if isinstance(value, (list, tuple, Mapping)):

@@ -4,14 +4,15 @@ B batch · T frames · H W image · C channels.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmfusion.data import image, image_files, image_range
-from mmfusion.data.modality_type import Decoded, ModalityType, Options
+from mmfusion.data.modality_type import Decoded, ModalityType, Options, is_missing
+from mmfusion.errors import one_line
 
 OPTIONS = {
     "frames": 8,  # longer videos are subsampled at even intervals, shorter ones padded at the end
@@ -39,11 +40,15 @@ def decode_animation(
       ValueError: the data are corrupt, too large or deeper than 8 bits; the message is short.
     """
     try:
+        image_files.check_complete(data)
+        if data[:3] == b"GIF":
+            image_files.check_gif(data)
         animation, frames = Image.open(io.BytesIO(data), formats=image.FORMATS), []
         count = getattr(animation, "n_frames", 1)
-        if count * animation.width * animation.height > max_pixels:
-            shape = f"{animation.width} x {animation.height}"
-            raise ValueError(f"{count} frames of {shape} pixels, over the limit of {max_pixels}")
+        pixels = animation.width * animation.height
+        if count * pixels > max_pixels or pixels > image.MAX_PIXELS:
+            shape, limit = f"{animation.width} x {animation.height}", f"{max_pixels}, or {image.MAX_PIXELS} a frame"
+            raise ValueError(f"{count} frames of {shape} pixels, over the limit of {limit}")
         for i in select(count):
             animation.seek(i)
             image_range.check_depth(image_files.depth_of(animation), None)
@@ -51,7 +56,7 @@ def decode_animation(
         return frames
     # Pillow's format plugins raise many exception types for corrupt bytes.
     except Exception as error:
-        raise ValueError(f"not an animated image: {error}"[:200]) from error
+        raise ValueError(f"not an animated image: {one_line(error, 170)}") from error
 
 
 def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
@@ -60,8 +65,12 @@ def _shape(options: Options, _: None) -> tuple[tuple[int, ...], Any, int]:
 
 def _decode(value: Any, options: Options, _: None) -> Decoded:
     """Decodes frames given as pixels `[t, H, W, C]`, as encoded images, or as the bytes of one animated image."""
-    if value is None or len(value) == 0:
+    if is_missing(value):
         return None
+    if isinstance(value, str | Mapping) or not hasattr(value, "__getitem__"):
+        raise ValueError(f"must be frames or an animated image, got {type(value).__name__}")
+    if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] <= max(image.MODES):
+        raise ValueError(f"an array {list(value.shape)} is an image, not frames [t, h, w] or [t, h, w, c]")
     frame_count, size, channels = options["frames"], tuple(options["size"]), options["channels"]
 
     def select(count: int) -> list[int]:

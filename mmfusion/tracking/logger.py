@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, TensorBoard events, and a progress bar or plain lines on the terminal."""
+"""The log of a run: metrics.jsonl, the sinks of its config, and a progress bar or plain lines on the terminal."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mmfusion.files import DISK_FULL, AppendFile, remove_temporary_files, sync_file, to_builtin, write_text
-from mmfusion.tracking.tensorboard import EventWriter
+from mmfusion.tracking.sinks import open_sinks
 
 LINE_METRICS = ("loss", "accuracy", "macro_f1", "auroc", "ece", "rmse", "r2")  # printed; metrics.jsonl has all of them
 
 
 class Logger:
-    """Writes one line of `metrics.jsonl` and the same scalars to TensorBoard per call, and shows the progress.
+    """Writes one line of `metrics.jsonl` and the same scalars to the sinks per call, and shows the progress.
 
     On a terminal the `train` split drives a progress bar; elsewhere every `plain_every`-th call prints one plain line.
     Other splits print a line each. A host that is not primary writes and prints nothing.
@@ -30,6 +30,7 @@ class Logger:
       resume_step: the step the run continues from; lines of later steps and an incomplete last line are dropped.
       total_steps: of the whole run, for the bar and the time left.
       plain_every: calls per plain line.
+      config: of the run, as JSON values, for the sinks that it names; without any, TensorBoard is the sink.
       console: a rich console; the default writes to standard output.
     """
 
@@ -41,6 +42,7 @@ class Logger:
         *,
         total_steps: int,
         plain_every: int = 1,
+        config: Mapping[str, Any] | None = None,
         console: Console | None = None,
     ):
         self.primary = primary
@@ -57,7 +59,7 @@ class Logger:
         remove_temporary_files(self._workdir)
         _drop_after(path, resume_step)
         self._lines, self._failing = AppendFile(path), False
-        self._events = EventWriter(self._workdir, resume_step=resume_step if resumed else None)
+        self._sinks = open_sinks(config or {}, self._workdir, resume_step if resumed else None, self.print)
         self._bar: Progress | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = _progress_bar(self._console)
@@ -92,10 +94,11 @@ class Logger:
             self._lines.write(line.encode())
         except OSError as error:
             failure = error
-        try:
-            self._events.write_scalars(step, scalars)
-        except OSError as error:
-            failure = error
+        for sink in self._sinks:
+            try:
+                sink.write_scalars(step, scalars)
+            except OSError as error:
+                failure = error
         if failure and not self._failing:
             self.print(f"{split:>5}  warning: cannot write the log: {failure.strerror}; it is kept and written later")
         self._failing = failure is not None
@@ -126,19 +129,20 @@ class Logger:
             self._lines.sync()
             sync_file(self._workdir)
 
-    def close(self) -> None:
-        """Ends the progress bar and closes the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the progress bar, and closes the files and the sinks, which are told whether the run `failed`."""
         if self.primary:
             if self._bar:
                 self._bar.stop()
             self._lines.close()
-            self._events.close()
+            for sink in self._sinks:
+                sink.close(failed=failed)
 
     def __enter__(self) -> "Logger":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        self.close(failed=error is not None)
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:

@@ -58,7 +58,9 @@ def open_run_dir(workdir: str | os.PathLike) -> Iterator[RunDir]:
         return
     with tempfile.TemporaryDirectory(prefix="mmfusion-") as folder:
         bucket = epath.Path(str(workdir).rstrip("/"))
-        directory = RunDir(str(workdir), Path(folder), bucket / "checkpoints", bucket)
+        local = Path(folder) / bucket.name  # some sinks name the run like its directory
+        local.mkdir()
+        directory = RunDir(str(workdir), local, bucket / "checkpoints", bucket)
         with storage_errors(directory.name):
             remote = RemoteFolder(str(bucket), directory.folder)
             remote.download(remote.names(recursive=False))

@@ -47,7 +47,7 @@ class EventWriter:
         length = struct.pack("<Q", len(data))
         self._file.write(length + _masked_crc32c(length) + data + _masked_crc32c(data))  # one TFRecord
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Closes the file; records that still cannot be written are lost."""
         self._file.close()
 

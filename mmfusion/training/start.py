@@ -85,7 +85,7 @@ def start_run(
         meta = {"data": dataset.saved(), "config": values, "made_with": provenance.code(environment)}
         every = max(1, PLAIN_LINES // run.log_every)
         with (
-            Logger(workdir, primary, progress.step, total_steps=run.steps, plain_every=every) as log,
+            Logger(workdir, primary, progress.step, total_steps=run.steps, plain_every=every, config=values) as log,
             contextlib.closing(Trace(workdir / "profile")) as trace,
         ):
             if bad_steps:

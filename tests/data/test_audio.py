@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from mmfusion.data import audio
-from mmfusion.data.audio_files import mp3_samples
+from mmfusion.data.audio_files import mp3_samples, ogg_checksum
 
 RATE = 8000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)  # one second of A4
@@ -140,6 +140,8 @@ def wav_with_rate(rate):
         (np.array([2**15]), "16-bit"),
         (np.zeros((2, 2, 2), np.float32), "float32"),
         (np.zeros(4, bool), "bool"),
+        (np.zeros(4, np.int8), "int8"),  # 8-bit samples are not 16-bit PCM
+        (np.zeros(4, np.uint16), "uint16"),
     ],
     ids=itertools.count(),  # encoded bytes contain a timestamp, so they cannot be ids
 )
@@ -328,3 +330,30 @@ def test_audio_pad_pads_and_truncates_with_a_mask():
     assert mask.all()
     assert waveform.dtype == np.float32
     assert not audio.pad(np.zeros(0, np.float32), 2)[1].any()
+
+
+def test_audio_decode_detects_missing_and_damaged_ogg_pages():
+    data = encode(np.random.default_rng(0).normal(size=40_000) * 0.1, "OGG")
+    pages = [i for i in range(len(data)) if data.startswith(b"OggS", i)]
+    assert ogg_checksum(b"123456789") == 0x89A1897F  # CRC-32 as of Ogg, from the catalogue of CRC algorithms
+    for first, last in itertools.pairwise(pages[2:]):
+        with pytest.raises(ValueError, match=f"damaged: Ogg pages before byte {first} are missing"):
+            audio.decode(data[:first] + data[last:], RATE)
+        with pytest.raises(ValueError, match=f"the checksum of the Ogg page at byte {first} does not match"):
+            audio.decode(patched(data, first + 100, bytes([data[first + 100] ^ 1])), RATE)
+        with pytest.raises(ValueError, match=f"no Ogg page at byte {first}"):
+            audio.decode(data[:first] + bytes(40) + data[first:], RATE)
+
+
+def test_audio_decode_rejects_bytes_between_mp3_frames():
+    data, first, samples = mp3("CONSTANT")
+    for position in (first, first + 300, len(data) // 2):
+        with pytest.raises(ValueError, match=r"no MP3 frame at byte|truncated|not a recording"):
+            audio.decode(data[:position] + b"\1" * 64 + data[position:], RATE)
+    assert len(audio.decode(data + b"\1" * 64, RATE)) == samples  # behind the declared number of frames
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_audio_decode_prints_nothing_where_libsndfile_seeks_before_the_start():
+    with pytest.raises(ValueError, match="not a recording"):
+        audio.decode(AIFF.replace(b"SSND", b"SfND"), RATE)

@@ -71,10 +71,36 @@ def test_video_decode_turns_frames_upright():
 
 @pytest.mark.parametrize("stored", ["animation", "files", "pixels"])
 def test_video_decode_rejects_frames_deeper_than_8_bits(stored):
-    frames = [np.full((4, 4), 1000 * i, np.uint16) for i in range(3)]
+    frames = [np.full((6, 6), 1000 * i, np.uint16) for i in range(3)]
     values = {"animation": stack(frames), "files": [png(frame) for frame in frames], "pixels": np.stack(frames)}
     with pytest.raises(ValueError, match="uint16 pixels"):
-        MODALITY_TYPES["video"].decode(values[stored], options("video", size=(4, 4)), None)
+        MODALITY_TYPES["video"].decode(values[stored], options("video", size=(6, 6)), None)
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 3), (6, 8, 1), (3, 8, 4)])
+def test_video_decode_does_not_read_an_image_as_frames(shape):
+    with pytest.raises(ValueError, match="is an image, not frames"):
+        MODALITY_TYPES["video"].decode(np.zeros(shape, np.uint8), options("video", size=(6, 8)), None)
+
+
+def test_video_decode_rejects_a_gif_cut_anywhere():
+    frames = [Image.fromarray(np.full((6, 8), 60 * i, np.uint8)) for i in range(4)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    data, as_video = file.getvalue(), options("video", frames=4, size=(6, 8))
+    assert MODALITY_TYPES["video"].decode(data, as_video, None)[1].all()
+    assert MODALITY_TYPES["video"].decode(data + b"more", as_video, None)[1].all()
+    for cut in range(1, len(data)):  # Pillow reads those cut between frames as shorter animations
+        with pytest.raises(ValueError, match=r"truncated|no GIF block|not an animated image"):
+            MODALITY_TYPES["video"].decode(data[:cut], as_video, None)
+
+
+def test_video_decode_limits_the_pixels_of_a_frame(monkeypatch):
+    file = io.BytesIO()
+    Image.new("1", (9000, 6000)).save(file, "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="1 frames of 9000 x 6000 pixels, over the limit of 2000000000, or 50000000 a"):
+        MODALITY_TYPES["video"].decode(file.getvalue(), options("video"), None)
 
 
 def stack(frames):
@@ -173,15 +199,25 @@ def test_graph_decode_accepts_no_edges_and_a_weight_matrix():
         ({"nodes": NODES * 2}, "6 nodes"),
         ({"edges": [[0, 3]]}, "outside 0 to 2"),
         ({"edges": [[-1, 0]]}, "outside 0 to 2"),
-        ({"nodes": "no JSON"}, "Expecting value"),
-        ({"nodes": '{"a": 1}'}, "must be lists of numbers"),
-        ({"nodes": "5"}, "must be lists of numbers"),
-        ({"nodes": "[" * 100_000}, "must be lists of numbers"),
+        ({"nodes": "no JSON"}, "must be a list of numbers in 'nodes', got no JSON"),
+        ({"nodes": '{"a": 1}'}, "must be a list of numbers"),
+        ({"nodes": "5"}, r"nodes are an array \[\], not \[n, 2\]"),
+        ({"nodes": "[" * 100_000}, "must be a list of numbers"),
+        ({"nodes": np.ones((3, 2), complex)}, "must be a list of numbers"),  # NumPy would drop the imaginary part
+        ({"nodes": np.ones((3, 1, 2))}, r"nodes are an array \[3, 1, 2\], not \[n, 2\]"),
         ({"nodes": "[[null, 1]]"}, "not finite"),
-        ({"edges": '{"a": 1}'}, "must be lists of numbers"),
+        ({"edges": '{"a": 1}'}, "must be a list of numbers"),
+        ({"edges": np.zeros((2, 3), int)}, r"edges are an array \[2, 3\], not pairs of nodes \[e, 2\]"),
+        ({"edges": np.zeros(2, int)}, r"edges are an array \[2\], not pairs"),
         ({"edges": [[0, 1.9]]}, "outside 0 to 2"),
     ],
 )
 def test_graph_decode_rejects_invalid_graphs(changes, message):
     with pytest.raises(ValueError, match=message):
         MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": [], **changes}, GRAPH, None)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1), (1, 1)])
+def test_graph_decode_does_not_broadcast_a_matrix_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"not a matrix \[3, 3\]"):
+        MODALITY_TYPES["graph"].decode({"nodes": NODES, "edges": np.ones(shape)}, {**GRAPH, "edges": "matrix"}, None)

@@ -121,3 +121,14 @@ def test_table_refuses_values_that_are_no_numbers(value):
     with pytest.raises(ValueError, match=r"^column 'v': must be a finite number, or a list .*, got ") as raised:
         decode_unscaled(value, 1)
     assert len(str(raised.value)) < 200 and "\n" not in str(raised.value)
+
+
+DAYS = np.array(["2024-01-01", "2024-01-02"], "M8[D]")
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], DAYS, "inf", "1e300"])
+def test_table_rejects_dates_that_are_not_one_time(value):
+    decode, _, _ = fit([{"day": "2024-01-01"}, {"day": "2024-01-02"}], dates=("day",))
+    with pytest.raises(ValueError, match=r"must be one date, got an array \[2\]|is not a date in ISO 8601"):
+        decode({"day": value})
+    np.testing.assert_array_equal(decode({"day": DAYS[:1]})[0], decode({"day": "2024-01-01"})[0])

@@ -7,13 +7,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmfusion.data.table_file import FORMATS, open_table
 from mmfusion.errors import UserError
+from tests.data.damage import few_and_many
 
-EXAMPLES = settings(database=None, deadline=None, derandomize=True, max_examples=100)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 NAMES = st.lists(TEXT.filter(str.strip), min_size=2, max_size=4, unique=True)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -33,9 +32,7 @@ def read(path: Path):
     return table.columns, [row for _, row, _ in rows]
 
 
-@EXAMPLES
-@given(data=st.data(), names=NAMES, encoding=ENCODINGS, separator=st.sampled_from([(".csv", ","), (".tsv", "\t")]))
-def test_random_csv_is_read_back_exactly(folder, data, names, encoding, separator):
+def check_csv(folder, data, names, encoding, separator):
     extension, delimiter = separator
     rows = data.draw(st.lists(st.lists(TEXT, min_size=len(names), max_size=len(names)), max_size=5))
     with (folder / f"a{extension}").open("w", newline="", encoding=encoding) as file:
@@ -44,9 +41,7 @@ def test_random_csv_is_read_back_exactly(folder, data, names, encoding, separato
         assert read(folder / f"a{extension}") == (names, [dict(zip(names, row, strict=True)) for row in rows])
 
 
-@EXAMPLES
-@given(data=st.data(), names=NAMES, encoding=ENCODINGS, extension=st.sampled_from([".jsonl", ".json"]))
-def test_random_json_is_read_back_exactly(folder, data, names, encoding, extension):
+def check_json(folder, data, names, encoding, extension):
     values = SCALARS | st.lists(SCALARS, max_size=3)
     cells = data.draw(st.lists(st.lists(values, min_size=len(names), max_size=len(names)), min_size=1, max_size=5))
     rows = [dict(zip(names, row, strict=True)) for row in cells]
@@ -63,12 +58,7 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
-@EXAMPLES
-@given(
-    content=st.lists(FRAGMENTS | st.binary(max_size=4), max_size=30).map(b"".join),
-    extension=st.sampled_from([*FORMATS, ".csv.gz", ".jsonl.gz"]),
-)
-def test_random_bytes_are_rows_or_errors(folder, content, extension):
+def check_bytes(folder, content, extension):
     (folder / f"b{extension}").write_bytes(content)
     try:
         table = open_table(folder / f"b{extension}")
@@ -81,9 +71,7 @@ def test_random_bytes_are_rows_or_errors(folder, content, extension):
         assert (row is None) == bool(error) and (row is None or list(row) == table.columns)
 
 
-@EXAMPLES
-@given(content=st.binary(max_size=200), position=st.integers(0, 10_000))
-def test_random_damage_of_parquet_is_rows_or_errors(folder, content, position):
+def check_parquet(folder, content, position):
     import pyarrow
     from pyarrow import parquet
 
@@ -99,3 +87,21 @@ def test_random_damage_of_parquet_is_rows_or_errors(folder, content, position):
     except UserError:
         return
     assert all((row is None) == bool(error) for _, row, error in rows)
+
+
+EXTENSIONS = st.sampled_from([*FORMATS, ".csv.gz", ".jsonl.gz"])
+CSV = st.sampled_from([(".csv", ","), (".tsv", "\t")])
+JSON = st.sampled_from([".jsonl", ".json"])
+CONTENTS = st.lists(FRAGMENTS | st.binary(max_size=4), max_size=30).map(b"".join)
+test_random_csv_is_read_back_exactly, many_csv = few_and_many(check_csv, st.data(), NAMES, ENCODINGS, CSV)
+test_random_json_is_read_back_exactly, many_json = few_and_many(check_json, st.data(), NAMES, ENCODINGS, JSON)
+test_random_bytes_are_rows_or_errors, many_bytes = few_and_many(check_bytes, CONTENTS, EXTENSIONS)
+test_random_damage_of_parquet_is_rows_or_errors, many_parquet = few_and_many(
+    check_parquet, st.binary(max_size=200), st.integers(0, 10_000)
+)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("check", [many_csv, many_json, many_bytes, many_parquet])
+def test_1000_random_tables_are_read_back_or_refused(folder, check):
+    check(folder)

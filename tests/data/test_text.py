@@ -182,3 +182,10 @@ def test_text_refuses_bytes_that_are_no_text():
     for data in (b"\x89PNG\r\n\x1a\n", "café".encode("latin-1")):
         with pytest.raises(ValueError, match="not text in UTF-8"):
             text.TYPE.decode(data, options, tokenizer)
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", float("nan"), np.float32("nan"), np.float64("nan")])
+def test_text_that_is_missing_is_absent(missing):
+    fitted = text.TYPE.load(text.TYPE.fit(["a nan cat", missing], text.OPTIONS))
+    assert text.TYPE.decode(missing, text.OPTIONS, fitted) is None
+    assert text.TYPE.decode("nan", text.OPTIONS, fitted) is not None
