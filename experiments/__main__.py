@@ -13,6 +13,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "demo",
     "export",
     "ablate",
     "compare",
