@@ -106,23 +106,14 @@ def component(gradio: Any, field: Field) -> Any:
     if field.form == "choice":
         return gradio.Dropdown(list(field.choices), label=label, value=None)
     if field.form == "image":
-        return _plain_image(gradio)(label=label, sources=["upload", "clipboard", "webcam"], height=240)
+        image = gradio.Image(label=label, type="filepath", sources=["upload", "clipboard", "webcam"], height=240)
+        # Its conversion would lose 16-bit values, and fail on a damaged file before the model says what is wrong.
+        image.preprocess = lambda payload: None if payload is None else payload.path
+        return image
     if field.form == "audio":
         return gradio.Audio(label=label, type="filepath", sources=["upload", "microphone"])
     label = f"{label}: {hint}" if hint else label
     return gradio.File(label=label, file_count="multiple" if field.form == "files" else "single", height=120)
-
-
-def _plain_image(gradio: Any) -> Any:
-    """Returns Gradio's image input without its conversion, which loses 16-bit values and fails on damaged files."""
-
-    class Image(gradio.Image):
-        is_template = True  # shown as its parent class
-
-        def preprocess(self, payload: Any) -> str | None:
-            return None if payload is None else payload.path
-
-    return Image
 
 
 def theme(gradio: Any) -> Any:
