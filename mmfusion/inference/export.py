@@ -3,10 +3,8 @@
 B batch · N positions · C classes
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,10 +22,10 @@ from safetensors.numpy import save_file
 from mmfusion.config import read_json
 from mmfusion.data.batch import Batch
 from mmfusion.data.modalities import feature_names
-from mmfusion.errors import UserError
 from mmfusion.files import write_json
 from mmfusion.inference.calibration import load_calibration
 from mmfusion.inference.model_card import model_card
+from mmfusion.inference.output_folder import check_new, new_folder
 from mmfusion.objectives import Task
 from mmfusion.training.calibration import Calibration
 from mmfusion.training.restore import Run, open_run
@@ -60,26 +58,13 @@ def export(workdir: str | Path, output: str | Path) -> list[str]:
     """
     target = Path(output)
     label = f"--output={target}"
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError("exists; give a folder that does not, or is empty", path=label)
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {target.parent}", path=label)
+    check_new(target, label)
     run = open_run(workdir, [], _on_one_device)
     calibration = load_calibration(run)
     path = epath.Path(workdir) / "result.json"
     result = read_json(path) if path.is_file() else None
-    temporary = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}")
-    try:
-        temporary.mkdir()
-        platforms = _write(run, calibration, result, temporary)
-        with contextlib.suppress(FileNotFoundError):
-            target.rmdir()  # it is empty
-        temporary.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", path=label) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return platforms
+    with new_folder(target, label) as folder:
+        return _write(run, calibration, result, folder)
 
 
 def _on_one_device(config: ConfigDict) -> None:

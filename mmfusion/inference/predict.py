@@ -18,9 +18,11 @@ from mmfusion.errors import UserError
 from mmfusion.files import to_builtin
 from mmfusion.inference.columns import Columns, bind, names_read, read_row
 from mmfusion.inference.predictions import Predictions, TaskPredictions
+from mmfusion.inference.rows import Row
 from mmfusion.inference.trained_model import TrainedModel
 from mmfusion.training.restore import open_run
 
+EXPLAIN_ROWS = 32  # a row takes about a hundred gradients
 REPORTED = 10  # rows with an error that are returned; the output has all of them
 
 
@@ -31,6 +33,8 @@ def predict(
     *,
     allow_missing: bool = False,
     report: Callable[[str], None] | None = None,
+    explain: Callable[[TrainedModel, Mapping[int, Row], Path, int], None] | None = None,
+    explain_rows: int = EXPLAIN_ROWS,
     **options: Any,
 ) -> tuple[int, int, list[str]]:
     """Predicts every row of a table, in constant memory.
@@ -48,6 +52,9 @@ def predict(
         predicted.
       allow_missing: whether the table may lack columns of the run, which then count as absent.
       report: given lines about words and categories that training did not have; None: not reported.
+      explain: called when the output is written, with the model, the first predicted rows by number, the folder of
+        their files, and the number of predicted rows.
+      explain_rows: the number of rows that `explain` is given at most.
       **options: `calibrated`, `intervals`, `sets` and `contributions` of `TrainedModel.predict`.
 
     Returns:
@@ -70,10 +77,12 @@ def predict(
     model = TrainedModel(run)
     header = _header(model.predict([], **options))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    kept: dict[int, Row] = {}
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             unknown: Counter = Counter()
             rows = _predicted_rows(model, table, bound, run.config.batch_size, options, unknown)
+            rows = _keep_first(rows, bound, explain_rows if explain else 0, kept)
             predicted, total, errors = _write(file, rows, table.columns, names_read(bound), header)
         temporary.replace(target)
     except OSError as error:
@@ -86,7 +95,19 @@ def predict(
                 report(line)
     if total and not predicted:
         raise UserError(f"no row could be predicted; column error of {target} says why ({errors[0]})", path=label)
+    if explain and kept:
+        explain(model, kept, source.parent, predicted)
     return predicted, total, errors
+
+
+def _keep_first(
+    rows: Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]], bound: Columns, limit: int, kept: dict[int, Row]
+) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
+    """Yields the rows, and adds the first ones without an error to `kept`, as the model takes them."""
+    for number, row, cells in rows:
+        if len(kept) < limit and not cells["error"]:
+            kept[number] = read_row(bound, row)
+        yield number, row, cells
 
 
 def _predicted_rows(

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mmfusion.data import dataset as datasets
 from mmfusion.data import sources
 from mmfusion.data.batch import Batch
-from mmfusion.data.decoding import empty_batch
+from mmfusion.data.decoding import Reader, empty_batch
 from mmfusion.data.split import Split
 from mmfusion.data.summary import count_unknown
 from mmfusion.data.table_dataset import is_table
@@ -27,6 +27,7 @@ from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
 from mmfusion.inference.calibration import load_calibration
 from mmfusion.inference.contributions import needed_subsets
+from mmfusion.inference.explanations import Explainer, Explanation
 from mmfusion.inference.predictions import Predictions, Uncertainty, predictions, uncertainties
 from mmfusion.inference.rows import Row
 from mmfusion.models.layers import masked_mean
@@ -85,6 +86,11 @@ class TrainedModel:
     def config(self) -> ConfigDict:
         """The run's config, locked."""
         return self._run.config_dict
+
+    @property
+    def reader(self) -> Reader:
+        """The modalities with their options and fitted state."""
+        return self._run.dataset.reader
 
     @property
     def step(self) -> int:
@@ -217,6 +223,10 @@ class TrainedModel:
         (outputs,), errors = self._apply(self._inspect_step, self._checked(rows), folder, keep=("attention",))
         return Attention(_nan_where_bad(outputs["attention"], errors), errors)
 
+    def explain(self, rows: Iterable[Row], folder: str | Path = ".") -> list[Explanation]:
+        """Returns what each row's predictions are attributed to; for arguments and errors see `predict`."""
+        return self._explainer.explain(self._checked(rows), folder)
+
     def _checked(self, rows: Iterable[Row]) -> Sequence[Row]:
         if isinstance(rows, dict):
             raise UserError("must be a sequence of mappings, one per row; got one mapping", path="rows")
@@ -269,6 +279,10 @@ class TrainedModel:
     @functools.cached_property
     def _calibration(self) -> dict[str, Calibration]:
         return load_calibration(self._run)
+
+    @functools.cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self._run)
 
     @functools.cached_property
     def _eval_step(self) -> Callable[..., dict[str, Any]]:

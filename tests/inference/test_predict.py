@@ -112,6 +112,21 @@ def test_predict_reports_invalid_rows_and_keeps_the_others(run, table, tmp_path)
 
 
 @pytest.mark.loop
+def test_predict_explains_the_first_predicted_rows_after_the_output_is_written(run, table, tmp_path):
+    given = []
+
+    def explain(model, rows, folder, predicted):
+        given.append((rows, folder, predicted, len(read(tmp_path / "out.csv"))))
+        assert not any(model.predict(list(rows.values()), folder).errors)
+
+    source = table(changes={1: {"image": "nowhere.png"}})
+    predict(run[0], source, tmp_path / "out.csv", explain=explain, explain_rows=3)
+    ((rows, *rest),) = given
+    assert list(rows) == [0, 2, 3] and rest == [tmp_path, 19, 20]
+    assert rows[2]["image"] == "my images/2.png" and rows[2]["text"] == run[1][2]["sentence"].decode()
+
+
+@pytest.mark.loop
 def test_predict_of_an_empty_table_writes_an_empty_table(run, tmp_path):
     (tmp_path / "rows.csv").write_text("text,image\n")
     assert predict(run[0], tmp_path / "rows.csv", tmp_path / "out.csv") == (0, 0, [])
@@ -173,14 +188,23 @@ def test_predict_command_prints_errors_and_counts(run, table, command, tmp_path)
 
 def test_predict_command_passes_its_options_on(run, table, command, tmp_path):
     arguments = (f"--workdir={run[0]}", f"--input={table()}", f"--output={tmp_path}/out.csv")
-    process = command("experiments.predict", *arguments, "--calibrated=false", "--sets=0.8", "--contributions")
+    explain = (f"--explain={tmp_path}/why", "--explain_rows=2")
+    process = command(
+        "experiments.predict", *arguments, "--calibrated=false", "--sets=0.8", "--contributions", *explain
+    )
     assert (process.returncode, process.stderr) == (0, "")
+    assert (
+        f"{tmp_path}/why/index.html: 2 of 20 predicted rows explained; --explain_rows=N explains more" in process.stdout
+    )
+    assert {path.stem for path in (tmp_path / "why").glob("*.html")} == {"index", "row_00000", "row_00001"}
     rows = read(tmp_path / "out.csv")
     assert list(rows[0]) == [
         "row", "note", "label", "label: false", "label: true", "label: set", "label: contribution of image",
         "label: contribution of text", "error",
     ]  # fmt: skip
     np.testing.assert_allclose(probabilities(rows, run[2]), run[3][None], atol=2e-6)
+    process = command("experiments.predict", *arguments, *explain)
+    assert process.returncode == 2 and f"--explain={tmp_path}/why: exists" in process.stderr
     process = command("experiments.predict", *arguments, "--intervals=0.9")
     assert process.returncode == 2 and process.stderr.count("\n") == 1
     assert "needs a regression task (label is classification)" in process.stderr

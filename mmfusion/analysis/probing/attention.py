@@ -61,7 +61,7 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[ExampleView]:
         }
         absent = {m for m in reader.modalities if m not in present}
         weights = {
-            (q, k): _without_padding(_without_padding(w[i], masks.get(q), 0), masks.get(k), 1)
+            (q, k): without_padding(without_padding(w[i], masks.get(q), 0), masks.get(k), 1)
             for (q, k), w in attention.items()
             if not absent & {q, k}
         }
@@ -72,7 +72,7 @@ def examples(workdir: str | Path, count: int = EXAMPLES) -> list[ExampleView]:
     return views
 
 
-def _without_padding(weights: np.ndarray, mask: np.ndarray | jax.Array | None, axis: int) -> np.ndarray:
+def without_padding(weights: np.ndarray, mask: np.ndarray | jax.Array | None, axis: int) -> np.ndarray:
     """Returns the weights without padded tokens if there is one token per position."""
     if mask is None or weights.shape[axis] != len(mask):
         return weights

@@ -94,11 +94,11 @@ def _image(modality: str, pixels: np.ndarray, weights: np.ndarray | None, _: Map
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     shape = None if weights is None else grid(len(weights), (pixels.shape[0], pixels.shape[1]))
     if weights is None or shape is None:
-        return ModalityView(modality, image=_data_url(image))
+        return ModalityView(modality, image=data_url(image))
     attention = _relative(weights).reshape(shape)  # [h, w]
     heat = np.dstack([*(np.full(shape, colour, np.uint8) for colour in HEAT_COLOUR), np.uint8(200 * attention)])
     overlay = Image.fromarray(heat).resize(image.size, Image.Resampling.BICUBIC)
-    return ModalityView(modality, image=_data_url(image), heat=_data_url(overlay))
+    return ModalityView(modality, image=data_url(image), heat=data_url(overlay))
 
 
 def grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -119,6 +119,18 @@ def _words(modality: str, words: list[str], weights: np.ndarray | None, _: Mappi
 def _waveform(
     modality: str, samples: np.ndarray, weights: np.ndarray | None, options: Mapping[str, Any]
 ) -> ModalityView:
+    width, wave = WAVE_SIZE[0], waveform_path(samples)
+    if weights is None:
+        return ModalityView(modality, wave=wave)
+    # Tokens also cover the padding, which is not plotted.
+    real = math.ceil(len(weights) * min(1.0, len(samples) / (options["rate"] * options["seconds"])))
+    attention = _relative(weights[:real])
+    spans = [(k * width / real, width / real, share) for k, share in enumerate(attention.tolist())]
+    return ModalityView(modality, wave=wave, spans=tuple(spans))
+
+
+def waveform_path(samples: np.ndarray) -> str:
+    """Returns the SVG path of a waveform `[S]`, in a box of `WAVE_SIZE`."""
     width, height = WAVE_SIZE
     columns = np.array_split(np.asarray(samples, np.float64), min(WAVE_COLUMNS, len(samples)))
     peak = max(np.abs(samples).max(), 1e-9)
@@ -130,14 +142,7 @@ def _waveform(
         ]
         for end in (np.max, np.min)
     )
-    wave = f"M{'L'.join([*above, *reversed(below)])}Z"
-    if weights is None:
-        return ModalityView(modality, wave=wave)
-    # Tokens also cover the padding, which is not plotted.
-    real = math.ceil(len(weights) * min(1.0, len(samples) / (options["rate"] * options["seconds"])))
-    attention = _relative(weights[:real])
-    spans = [(k * width / real, width / real, share) for k, share in enumerate(attention.tolist())]
-    return ModalityView(modality, wave=wave, spans=tuple(spans))
+    return f"M{'L'.join([*above, *reversed(below)])}Z"
 
 
 def _video(modality: str, frames: np.ndarray, weights: np.ndarray | None, options: Mapping[str, Any]) -> ModalityView:
@@ -150,7 +155,8 @@ def _relative(weights: np.ndarray) -> np.ndarray:
     return weights / max(weights.max(), 1e-12)
 
 
-def _data_url(image: Image.Image) -> str:
+def data_url(image: Image.Image) -> str:
+    """Returns an image as the URL of a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
