@@ -11,7 +11,7 @@ import numpy as np
 from mmfusion.data import features, fitting, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
 from mmfusion.data.decoding import Reader
-from mmfusion.data.holdout import split_ids
+from mmfusion.data.holdout import fold_values, makes_test, split_ids
 from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_type
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, Rows, uncached
@@ -109,13 +109,11 @@ def load(
     """
     modalities = {m: section.to_dict() for m, section in config.modalities.items()}
     tasks = {task: section.to_dict() for task, section in config.targets.items()}
-    name = (saved or {}).get("name") or sources.available_name(
-        config.name, config.fallback_name, data_dir=config.dir, manual_dir=config.manual_dir
-    )
+    name = (saved or {}).get("name") or _available_name(config)
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = _open(config, name, needed, seed, saved)
     leakage.check(config, opened)
-    ids = split_ids(config, opened)
+    ids, division_notes = split_ids(config, opened)
     if saved:
         class_names = {task: tuple(names) for task, names in saved["class_names"].items()}
         fitted = dict(saved["learned"])
@@ -156,7 +154,9 @@ def load(
         decoded["train"] = dataclasses.replace(decoded["train"], classes=classes)
     return Dataset(
         splits=decoded,
-        notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digested, reader),
+        notes=()
+        if saved
+        else opened["train"].notes + division_notes + summary.notes(config, decoded, digested, reader),
         rejected=_rejected(opened, decoded),
         class_weights=class_weights,
         reader=reader,
@@ -169,6 +169,24 @@ def load(
     )
 
 
+def fold_numbers(config: "DataConfig") -> list[int]:
+    """Returns the values that `config.fold` may have; empty where the data is not divided into folds.
+
+    Args:
+      config: the `data` section of a config.
+
+    Raises:
+      UserError: the data is not available, or `fold_by` does not give folds.
+    """
+    if not config.fold_by:
+        return list(range(config.folds))
+    return list(fold_values(config, _open(config, _available_name(config), ("train",), 0, None)["train"]))
+
+
+def _available_name(config: "DataConfig") -> str:
+    return sources.available_name(config.name, config.fallback_name, data_dir=config.dir, manual_dir=config.manual_dir)
+
+
 def _open(
     config: "DataConfig", name: str, splits: Sequence[str], seed: int, saved: Mapping[str, Any] | None
 ) -> dict[str, Source]:
@@ -178,7 +196,8 @@ def _open(
         _check_features(config, source)
         source = dataclasses.replace(source, rows=CachedRows(source.rows))
         return dict.fromkeys(splits, source)
-    expressions = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
+    test = config.train if makes_test(config) else config.test
+    expressions = {"train": config.train, "valid": config.valid or config.train, "test": test}
     opened = {}
     for expression in dict.fromkeys(expressions[split] for split in splits):
         source = sources.open_source(name, expression, data_dir=config.dir, manual_dir=config.manual_dir, seed=seed)
