@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from ml_collections import ConfigDict
 from mmfusion import config as configs
 from mmfusion.analysis import baselines
 from mmfusion.analysis.ablation import runner
-from mmfusion.analysis.ablation.plan import Plan, Trial, code_digest
+from mmfusion.analysis.ablation.plan import Plan, Trial, code_digest, fold_of
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import Claims, claims
 from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.claims.significance import FOLDS, SEEDS
 from mmfusion.analysis.probing import pid
 from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
@@ -85,27 +87,64 @@ def read_outputs(plan: Plan, directory: Path, name: str = runner.RESULT) -> tupl
 
 
 def classical_baselines(
-    config: ConfigDict, metric: str, seeds: int, directory: Path
+    config: ConfigDict, metric: str, seeds: int, directory: Path, folds: Sequence[int] = ()
 ) -> tuple[list[MethodResult], dict[str, Any]]:
     """Returns the results of classical baselines, and the partial information decomposition of two modalities.
 
-    Both are computed once and cached in `baselines_METRIC.json`; the decomposition is in bits. A baseline's score does
-    not depend on the seed, and is repeated for every seed. Baselines that the metric cannot score are left out.
+    Both are computed once and cached in `baselines_METRIC.json`, in each fold by itself; the decomposition is in bits,
+    and that of the first fold. A baseline's score does not depend on the seed, and is repeated for every seed.
+    Baselines that the metric cannot score are left out.
 
     Args:
       config: the config of a trial with all modalities.
       metric: the metric that methods are compared by.
       seeds: the number of seeds of the plan.
       directory: the ablation's directory.
+      folds: the folds of the plan; empty without folds.
     """
-    path = directory / f"baselines_{metric.replace('/', '_')}.json"
+    contents = [_cached_baselines(config, metric, directory, fold) for fold in folds or (None,)]
+    name = metric.rpartition("/")[2]
+    examples = [content.get("examples", {}) for content in contents]
+    ratio = statistics.fmean(each["test"] / each["train"] for each in examples) if folds else 0.0
+    results = [
+        MethodResult(
+            method=f"{rows[0]['name']}, {'+'.join(rows[0]['modalities'])}"
+            if rows[0]["modalities"]
+            else rows[0]["name"],
+            unimodal_baseline=len(rows[0]["modalities"]) < len(config.data.modalities),
+            selected=selection.common([row["selected"] for row in rows]),
+            trials=(),
+            seeds=tuple(range(seeds)) * len(rows),
+            failed_seeds=(),
+            valid=tuple(row["valid"] for row in rows for _ in range(seeds)),
+            test=tuple(row["test"] for row in rows for _ in range(seeds)),
+            parameters=None,
+            folds=tuple(fold for fold in folds for _ in range(seeds)),
+            test_over_train=ratio,
+        )
+        for rows in zip(*(content["baselines"] for content in contents), strict=True)
+        if all(row["metric"] == name and None not in (row["valid"], row["test"]) for row in rows)
+    ]
+    return results, contents[0]["information"]
+
+
+def _cached_baselines(config: ConfigDict, metric: str, directory: Path, fold: int | None) -> dict[str, Any]:
+    """Returns the baselines and the decomposition in a fold, or without folds, from their file if there is one."""
+    suffix = "" if fold is None else f"_fold={fold}"
+    path = directory / f"baselines_{metric.replace('/', '_')}{suffix}.json"
     prefix, _, name = metric.rpartition("/")
     task = prefix or next(iter(config.data.targets))
     if not path.exists():
+        if fold is not None:
+            config = config.copy_and_resolve_references()
+            with config.unlocked():
+                config.data.fold = fold
         dataset = load(configs.read(config).data, seed=0)
         found = baselines.baselines(dataset, task, name)
         content: dict[str, Any] = {
             "rows": dataset.rows,
+            "fold": fold,
+            "examples": {split: len(rows) for split, rows in dataset.splits.items()},
             "baselines": [dataclasses.asdict(baseline) for baseline in found],
             "information": {},
         }
@@ -113,23 +152,7 @@ def classical_baselines(
             train, permuted = pid.of_dataset(dataset, task)
             content["information"] = {"train": dataclasses.asdict(train), "chance": dataclasses.asdict(permuted)}
         write_json(path, to_builtin(content))
-    cached = configs.read_json(path)
-    results = [
-        MethodResult(
-            method=f"{row['name']}, {'+'.join(row['modalities'])}" if row["modalities"] else row["name"],
-            unimodal_baseline=len(row["modalities"]) < len(config.data.modalities),
-            selected=row["selected"],
-            trials=(),
-            seeds=tuple(range(seeds)),
-            failed_seeds=(),
-            valid=(row["valid"],) * seeds,
-            test=(row["test"],) * seeds,
-            parameters=None,
-        )
-        for row in cached["baselines"]
-        if row["metric"] == name and None not in (row["valid"], row["test"])
-    ]
-    return results, cached["information"]
+    return configs.read_json(path)
 
 
 def conclude(
@@ -166,6 +189,7 @@ def conclude(
     content = {
         "metric": metric,
         "higher_is_better": higher,
+        "statistics_over": FOLDS if any(fold_of(trial) is not None for trial in plan.trials) else SEEDS,
         "published": outcome.published,
         "methods": [dataclasses.asdict(result) for result in outcome.methods],
         **dataclasses.asdict(supported),
@@ -189,17 +213,19 @@ def _probe_trial(trial: Trial, folder: Path, metric: str, output: str) -> None:
 
 def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
     """Raises UserError if a trial or the classical baselines used other data than the first trial."""
-    first: dict[int, tuple[str, str]] = {}  # pairing seed -> a trial and the digest of its rows
+    first: dict[Any, tuple[str, str]] = {}  # (pairing seed, fold) -> a trial and the digest of its rows
     for trial in plan.trials:
         if trial.name in results:
             pairing = trial.config["seed"] if trial.config["data"]["name"].startswith("pair:") else 0
             rows = results[trial.name]["data"]["rows"]
-            name, expected = first.setdefault(pairing, (trial.name, rows))
+            name, expected = first.setdefault((pairing, fold_of(trial)), (trial.name, rows))
             if rows != expected:
                 raise UserError(_data_changed(name, trial.name))
     for path in directory.glob("baselines_*.json"):
-        if 0 in first and configs.read_json(path)["rows"] != first[0][1]:
-            raise UserError(_data_changed(first[0][0], path.name))
+        content = configs.read_json(path)
+        name, expected = first.get((0, content.get("fold")), ("", content["rows"]))
+        if content["rows"] != expected:
+            raise UserError(_data_changed(name, path.name))
 
 
 def _data_changed(name: str, other: str) -> str:
@@ -222,7 +248,8 @@ def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Ma
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     heads = [f"{split}/{name}" for split, name in scores]
-    writer.writerow(["trial", "method", "seed", *keys, *heads, *totals, "error"])
+    has_folds = any(fold_of(trial) is not None for trial in plan.trials)
+    writer.writerow(["trial", "method", "seed", *["fold"] * has_folds, *keys, *heads, *totals, "error"])
     for trial in plan.trials:
         result = results.get(trial.name)
         cells = [""] * (len(scores) + len(totals))
@@ -230,5 +257,6 @@ def _write_runs(plan: Plan, results: Mapping[str, Mapping[str, Any]], errors: Ma
             cells = [*(result[split].get(name) for split, name in scores), *(result[key] for key in totals)]
         values = [trial.hyperparameters.get(key, "") for key in keys]
         error = errors.get(trial.name, "")
-        writer.writerow([trial.name, trial.method, trial.config["seed"], *values, *cells, error])
+        cell = [trial.config["seed"], *[fold_of(trial)] * has_folds]
+        writer.writerow([trial.name, trial.method, *cell, *values, *cells, error])
     write_text(path, file.getvalue())

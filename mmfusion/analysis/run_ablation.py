@@ -27,6 +27,7 @@ from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
 from mmfusion.config import defaults
 from mmfusion.config.files import load_file, set_values
+from mmfusion.data.dataset import fold_numbers
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import fusion_classes
 
@@ -65,7 +66,7 @@ class Request:
     Attributes:
       make: (strategy or "", seed, modalities or "") -> config.
       fusions: names of strategies.
-      seeds: the number of seeds per method.
+      seeds: the number of seeds per method, and with folds per fold.
       vary: config key -> values; keys of the optimizer are selected on validation, other keys define further methods.
       match: the cost to equalise by choice of width, `parameters` or `flops`; `none` keeps the config's width.
       metric: the metric to select and compare by; "": the config's.
@@ -135,7 +136,8 @@ def run_ablation(request: Request, execution: Execution) -> Outcome | None:
     if not _run_trials(saved, own, metric, shared, execution):
         return None
     example = request.make(request.fusions[0], 0, "")
-    rows, information = outcomes.classical_baselines(example, metric, request.seeds, execution.directory)
+    folds = tuple(dict.fromkeys(fold for trial in saved.trials if (fold := plan.fold_of(trial)) is not None))
+    rows, information = outcomes.classical_baselines(example, metric, request.seeds, execution.directory, folds)
     outcome = outcomes.conclude(saved, execution.directory, metric, rows, information, request.published)
     report.write(outcome, saved, execution.directory, execution.command, execution.train_command, execution.latex)
     shared.upload()
@@ -152,10 +154,23 @@ def make_plan(request: Request, progress: Progress) -> tuple[Plan, str]:
     if request.match != "none":
         make, target, matches = budget.match_widths(make, request.fusions, request.match)
         progress.matched(matches, request.match, target)
-    planned = plan.build(make, request.fusions, request.seeds, request.vary)
+    planned = plan.build(make, request.fusions, request.seeds, request.vary, _folds(example))
     for trial in planned.trials:
         configs.check(configs.from_json(trial.config), jax.device_count())
     return planned, metric
+
+
+def _folds(example: ConfigDict) -> list[int]:
+    """Returns the folds of a config's data, each of which is tested on; empty without folds."""
+    data = configs.read(example).data
+    if not (data.folds or data.fold_by):
+        return []
+    configs.check(example, jax.device_count())
+    folds = fold_numbers(data)
+    if data.fold not in (0, folds[0]):
+        message = "an ablation tests on every fold; leave it out"
+        raise UserError(message, path="config.data.fold", value=data.fold)
+    return folds
 
 
 def _run_trials(saved: Plan, own: Sequence[Trial], metric: str, shared: RemoteCopy, execution: Execution) -> bool:
@@ -226,15 +241,17 @@ class AblationResult:
         """One dict per method, best mean test score first.
 
         Keys: `method`, `mean` and `std` over seeds (None with no finished seed, or with fewer than two), `test` (a
-        score per seed), `seeds`, `chosen` (the values selected on validation) and `parameters`.
+        score per run), `seeds`, `folds` (of each run; empty without folds), `chosen` (the values selected on
+        validation) and `parameters`. With folds, mean and std are over the means of the folds.
         """
         rows = [
             {
                 "method": row.method,
-                "mean": statistics.fmean(row.test) if row.test else None,
-                "std": statistics.stdev(row.test) if len(row.test) > 1 else None,
+                "mean": row.mean if row.test else None,
+                "std": statistics.stdev(row.units) if len(row.units) > 1 else None,
                 "test": list(row.test),
                 "seeds": list(row.seeds),
+                "folds": list(row.folds),
                 "chosen": dict(row.selected),
                 "parameters": row.parameters,
             }
@@ -264,7 +281,8 @@ def ablate(
     """Compares fusion strategies over seeds; the same call resumes an interrupted ablation.
 
     Every strategy and each modality alone is trained with the same seeds. A varied learning rate is selected on
-    validation for each method. Fewer than six seeds support no claim.
+    validation for each method. Fewer than six seeds support no claim. A config whose data has folds
+    (`data.folds`, `data.fold_by`) is tested on each of them with every seed, and judged over folds.
 
     Args:
       config: a config, or a config file, `path/to/X.py[:arg=value,...]`.

@@ -36,15 +36,41 @@ def _check_dataset(data: DataConfig) -> None:
     if not data.valid and not data.valid_fraction:
         message = "must be above 0, or config.data.valid must name a split"
         raise UserError(message, path="config.data.valid_fraction", value=data.valid_fraction)
-    if data.valid and data.group:
+    if data.valid and data.group and not data.folds:
         message = "has no effect where config.data.valid names a split; leave one of them empty"
         raise UserError(message, path="config.data.group", value=data.group)
-    if data.test_fraction != DataConfig.test_fraction and not is_table(data.name):
+    if data.test_fraction != DataConfig.test_fraction and not (is_table(data.name) or data.time):
         message = "has an effect on tables only; give a slice as config.data.test"
         raise UserError(message, path="config.data.test_fraction", value=data.test_fraction)
+    _check_division(data)
     for section, noun in (("modalities", "modality"), ("targets", "target")):
         if not getattr(data, section):
             raise UserError(f"must have at least one {noun}", path=f"config.data.{section}")
+
+
+def _check_division(data: DataConfig) -> None:
+    """Raises UserError where folds or a time contradict each other, or leave another key without effect."""
+    ways = [key for key in ("folds", "fold_by", "time") if getattr(data, key)]
+    if len(ways) > 1:
+        message = f"cannot be combined with config.data.{ways[0]}: give one of folds, fold_by and time"
+        raise UserError(message, path=f"config.data.{ways[1]}", value=getattr(data, ways[1]))
+    if data.folds == 1:
+        raise UserError("must be 0, or at least 2", path="config.data.folds", value=data.folds)
+    if data.folds and data.fold >= data.folds:
+        raise UserError(f"must be below {data.folds}, config.data.folds", path="config.data.fold", value=data.fold)
+    if data.fold and not (data.folds or data.fold_by):
+        message = "has no effect without config.data.folds or config.data.fold_by"
+        raise UserError(message, path="config.data.fold", value=data.fold)
+    if not ways:
+        return
+    unread = {"test": "test"}
+    unread |= {"valid": "", "group": ""} if data.time else {"test_fraction": DataConfig.test_fraction}
+    for key, default in unread.items():
+        if getattr(data, key) != default:
+            message = f"has no effect with config.data.{ways[0]}, which divides the rows of train; leave it {default!r}"
+            raise UserError(message, path=f"config.data.{key}", value=getattr(data, key))
+    if data.time and not data.test_fraction:
+        raise UserError("must be above 0 with config.data.time", path="config.data.test_fraction", value=0.0)
 
 
 def _check_modality(name: str, modality: ModalityConfig) -> None:

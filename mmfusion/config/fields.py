@@ -48,19 +48,18 @@ class DataConfig:
     valid: str = key("", "TFDS split expression of the validation split; empty: held out from train")
     test: str = key("test", "TFDS split expression of the test split")
     valid_fraction: float = key(0.1, "share of train's groups that is held out for validation", below=1)
-    test_fraction: float = key(
-        0.2, "of a table without a column `split`: share of its groups that are the test split", below=1
-    )
+    test_fraction: float = key(0.2, "share held out as test: of a table's groups, or of the rows by `time`", below=1)
     group: str = key(
         "",
-        "rows with the same value of this feature are all in train or all in the held-out valid split; empty: each row "
-        "by itself, of a pair those with the same second row together",
+        "rows with the same value of this feature stay together where rows are held out for valid or test; empty: each "
+        "row by itself, of a pair those with the same second row together",
     )
+    folds: int = key(0, "folds that train is divided into by class and `group`; one is the test split; 0: none")
+    fold_by: str = key("", "a feature whose values are the folds: `fold`, or to leave one group out `group`")
+    fold: int = key(0, "the fold that is the test split: its number from 0 on, or its whole-number value in `fold_by`")
+    time: str = key("", "a feature, dates or numbers: the latest rows of train are the test split, those before valid")
     memory_gb: float = key(
-        4.0,
-        "a split that `cache` does not keep and that takes more memory once decoded is streamed",
-        unit="GB",
-        resume="resource",
+        4.0, "a split not kept by `cache` that takes more once decoded is streamed", unit="GB", resume="resource"
     )
     workers: int = key(0, "processes that read a streamed split; 0: threads", resume="resource")
     cache: str = key(

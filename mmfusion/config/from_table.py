@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mmfusion.config import defaults
+from mmfusion.config.fields import read
+from mmfusion.data.dataset import fold_numbers
 from mmfusion.data.table import canonical
 from mmfusion.data.table_dataset import SPLIT_COLUMN, SPLIT_NAMES, TableFile, read_table
 from mmfusion.data.table_schema import Column, describe, gives_away, is_missing, parse_list, target_kind
 from mmfusion.errors import UserError
 
-ROLES = (SPLIT_COLUMN, "group", "fold")  # columns that are read as such
+ROLES = (SPLIT_COLUMN, "group", "fold")  # columns that are read as such, the last two unless they are chosen as inputs
 LABELS = ("label", "target", "class", "y")  # columns that are the label where none is named
 SAMPLE = 300  # files whose size is read
 EPOCHS, STEPS = 60, (1000, 4000)  # passes over the training rows; bounds of the number of steps
@@ -62,7 +64,10 @@ def propose(config: ConfigDict, path: str, label: str = "", columns: Sequence[st
         raise UserError("has no rows", path=path)
     described = describe(table.rows, table.columns, table.path.parent)
     labels = _labels(table, label)
-    roles = dict.fromkeys(labels, "label") | {name: name for name in ROLES if name in described and name not in labels}
+    taken = {*labels, *columns} - {SPLIT_COLUMN}
+    roles = dict.fromkeys(labels, "label") | {name: name for name in ROLES if name in described and name not in taken}
+    if "fold" in roles and described["fold"].distinct < 2:
+        roles["fold"] = "not read: it has one value"
     for name in columns:
         if name not in described:
             raise UserError("no such column", path="columns", value=name, choices=described)
@@ -78,7 +83,7 @@ def propose(config: ConfigDict, path: str, label: str = "", columns: Sequence[st
         raise UserError("has no column that could be an input", path=path)
     modalities = _modalities(inputs)
     roles |= {name: modality for modality, members in modalities.items() for name in members}
-    _set(config, table, described, labels, modalities, task)
+    _set(config, table, described, labels, modalities, task, roles)
     return Proposal(table, described, roles)
 
 
@@ -136,12 +141,13 @@ def _set(
     labels: Sequence[str],
     modalities: Mapping[str, Sequence[str]],
     task: str,
+    roles: Mapping[str, str],
 ) -> None:
     data = config.data
     data.name = str(table.path)
     splits = [SPLIT_NAMES.get(canonical(row[SPLIT_COLUMN]).lower()) for row in table.rows if SPLIT_COLUMN in row]
     data.valid = "valid" if "valid" in splits else ""
-    data.group = "group" if "group" in columns and not data.valid else ""
+    data.group = "group" if roles.get("group") == "group" and not data.valid else ""
     for name in labels:
         values = [row[name] for row in table.rows]
         kind = task or target_kind(columns[name], values)
@@ -149,6 +155,9 @@ def _set(
         if columns[name].kind == "vector":
             options = {"classes": int(columns[name].about.split()[0]), "encoding": "multi_hot"}
         data.targets[_modality_name(name, "label", data.targets)] = defaults.target(kind, name, **options)
+    if roles.get("fold") == "fold":
+        data.fold_by = "fold"
+        data.fold = fold_numbers(read(config).data)[0]
     for modality, names in modalities.items():
         kind = columns[names[0]].kind
         section, encoder = SECTIONS.get(kind, _table)(modality, names, columns, table)

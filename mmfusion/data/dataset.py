@@ -10,10 +10,10 @@ import numpy as np
 
 from mmfusion.data import features, fitting, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
-from mmfusion.data.cache import open_cache, source_key
+from mmfusion.data.cache import Cache, open_cache, source_key
 from mmfusion.data.decoded import decode
 from mmfusion.data.decoding import Reader
-from mmfusion.data.holdout import split_ids
+from mmfusion.data.holdout import fold_values, makes_test, split_ids
 from mmfusion.data.modalities import MODALITY_TYPES, feature_names, modality_type
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import CachedRows, uncached
@@ -111,21 +111,13 @@ def load(
     """
     modalities = {m: section.to_dict() for m, section in config.modalities.items()}
     tasks = {task: section.to_dict() for task, section in config.targets.items()}
-    name = (saved or {}).get("name") or sources.available_name(
-        config.name, config.fallback_name, data_dir=config.dir, manual_dir=config.manual_dir
-    )
+    name = (saved or {}).get("name") or _available_name(config)
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = _open(config, name, needed, seed, saved)
     leakage.check(config, opened)
     cache = open_cache(config.cache)
     row_keys = {split: source_key(source, modalities) if cache.folder else None for split, source in opened.items()}
-    ids = {
-        split: np.array(numbers)
-        for split, numbers in cache.remember(
-            ["ids", *row_keys.values(), _split_options(config, opened)],
-            lambda: {split: numbers.tolist() for split, numbers in split_ids(config, opened).items()},
-        ).items()
-    }
+    ids, division_notes = _split_ids(config, opened, row_keys, cache)
 
     def labels(task: str) -> np.ndarray:
         key = ["labels", row_keys["train"], _digest(ids["train"].tolist()), tasks[task], class_names[task]]
@@ -173,7 +165,7 @@ def load(
         decoded["train"] = dataclasses.replace(decoded["train"], classes=rows_by_class(labels(task)))
     return Dataset(
         splits=decoded,
-        notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digests, reader),
+        notes=() if saved else opened["train"].notes + division_notes + summary.notes(config, decoded, digests, reader),
         rejected=_rejected(opened, decoded),
         class_weights=class_weights,
         reader=reader,
@@ -186,6 +178,24 @@ def load(
     )
 
 
+def fold_numbers(config: "DataConfig") -> list[int]:
+    """Returns the values that `config.fold` may have; empty where the data is not divided into folds.
+
+    Args:
+      config: the `data` section of a config.
+
+    Raises:
+      UserError: the data is not available, or `fold_by` does not give folds.
+    """
+    if not config.fold_by:
+        return list(range(config.folds))
+    return list(fold_values(config, _open(config, _available_name(config), ("train",), 0, None)["train"]))
+
+
+def _available_name(config: "DataConfig") -> str:
+    return sources.available_name(config.name, config.fallback_name, data_dir=config.dir, manual_dir=config.manual_dir)
+
+
 def _open(
     config: "DataConfig", name: str, splits: Sequence[str], seed: int, saved: Mapping[str, Any] | None
 ) -> dict[str, Source]:
@@ -194,7 +204,8 @@ def _open(
         source = open_table_source(config, saved["class_names"] if saved else None)
         _check_features(config, source)
         return dict.fromkeys(splits, source)
-    expressions = {"train": config.train, "valid": config.valid or config.train, "test": config.test}
+    test = config.train if makes_test(config) else config.test
+    expressions = {"train": config.train, "valid": config.valid or config.train, "test": test}
     opened = {}
     for expression in dict.fromkeys(expressions[split] for split in splits):
         source = sources.open_source(name, expression, data_dir=config.dir, manual_dir=config.manual_dir, seed=seed)
@@ -274,14 +285,24 @@ def _class_names(
     return class_names
 
 
-def _split_options(config: "DataConfig", opened: Mapping[str, Source]) -> list[Any]:
-    """Returns what the ids of splits depend on beside the rows."""
+def _split_ids(
+    config: "DataConfig", opened: Mapping[str, Source], row_keys: Mapping[str, Any], cache: Cache
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns what `split_ids` does, from the cache if it is there."""
     members = {
         split: source.members and _digest({k: v.tolist() for k, v in source.members.items()})
         for split, source in opened.items()
     }
     classes = [target.feature for target in config.targets.values() if target.kind == "classification"]
-    return [list(opened), members, config.valid, config.valid_fraction, config.group, classes]
+    division = [config.folds, config.fold_by, config.fold, config.time, config.test_fraction]
+    options = [list(opened), members, config.valid, config.valid_fraction, config.group, division, classes]
+
+    def compute() -> list[Any]:
+        ids, notes = split_ids(config, opened)
+        return [{split: numbers.tolist() for split, numbers in ids.items()}, list(notes)]
+
+    ids, notes = cache.remember(["ids", *row_keys.values(), options], compute)
+    return {split: np.array(numbers) for split, numbers in ids.items()}, tuple(notes)
 
 
 def _missing(config: "DataConfig", split: str) -> float:

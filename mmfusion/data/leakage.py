@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
+from mmfusion.data.holdout import makes_test
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.modality_type import Options
 from mmfusion.data.rows import Rows, content, iterate
@@ -25,7 +26,7 @@ def check(config: "DataConfig", opened: Mapping[str, Source]) -> None:
 
     Args:
       config: the `data` section of a config.
-      opened: the source of each split; validation rows that are held out of train have the source of train.
+      opened: the source of each split; validation and test rows that are held out of train have its source.
 
     Raises:
       UserError: a target is an input, or two splits overlap.
@@ -38,7 +39,8 @@ def check(config: "DataConfig", opened: Mapping[str, Source]) -> None:
             if name in targets:
                 message = f"is the target of task {targets[name]!r}, too; leave it out of the inputs, or {ALLOW}"
                 raise UserError(message, path=f"config.data.modalities.{modality}.feature", value=name)
-    apart = [split for split in opened if split != "valid" or config.valid]
+    of_train = {"valid": not config.valid, "test": makes_test(config)}
+    apart = [split for split in opened if not of_train.get(split)]
     for first, second in itertools.combinations(apart, 2):
         if rows := _common(opened[first], opened[second]):
             message = f"has {rows} rows in common with {first}; give splits without common rows, or {ALLOW}"

@@ -121,6 +121,12 @@ def iterate(rows: Rows, indices: np.ndarray) -> Iterator[Mapping[str, Any]]:
         yield from read_chunk(chunk) if read_chunk else (rows[index] for index in chunk)
 
 
+def feature_values(rows: Rows, ids: np.ndarray, name: str) -> list[Any]:
+    """Returns a feature's values in the rows `ids` `[n]`; a table reads no files for them."""
+    read_column = getattr(uncached(rows), "column", None)
+    return read_column(name, ids) if read_column else [rows[i][name] for i in ids.tolist()]
+
+
 def uncached(rows: Rows) -> Rows:
     """Returns the rows without a cache."""
     return rows.rows if isinstance(rows, CachedRows) else rows

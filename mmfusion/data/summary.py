@@ -1,7 +1,7 @@
 """Lines about a dataset that a new run prints: held-out rows, copies in several splits, and unknown values."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from mmfusion.data import leakage
 from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import Reader
+from mmfusion.data.holdout import makes_test
 from mmfusion.data.modalities import modality_type
 from mmfusion.data.split import Split
 
@@ -36,6 +37,8 @@ def notes(
     lines = []
     if "valid" in splits and not config.valid:
         lines.append(_held_out(config, splits))
+    if "test" in splits and makes_test(config):
+        lines += _without_rows(config, splits, ("train", "test"))
     for first, second in itertools.combinations(decoded, 2):
         lines += _copies(first, second, len(splits[second]), leakage.duplicates(digests[first], digests[second]))
     for name, split in decoded.items():
@@ -47,16 +50,21 @@ def notes(
 def _held_out(config: "DataConfig", splits: Mapping[str, Split]) -> str:
     line = f"valid is {len(splits['valid']):,} rows held out of train"
     line += f", by groups of {config.group!r}" if config.group else ""
+    line += ", the latest ones" if config.time else ""
+    return "; ".join([line, *_without_rows(config, splits, ("valid",))])
+
+
+def _without_rows(config: "DataConfig", splits: Mapping[str, Split], names: Sequence[str]) -> Iterator[str]:
+    """Yields how many classes of each task have no row in a split, of those that train, valid or test has."""
     for task, target in config.targets.items():
-        arrays = [splits[name].arrays for name in ("train", "valid") if name in splits]
-        labels = [np.unique(batch.targets[task][batch.weight > 0]) for batch in arrays if batch is not None]
-        if target.kind != "classification" or len(labels) < 2:
+        arrays = {name: split.arrays for name, split in splits.items() if split.arrays is not None}
+        labels = {name: np.unique(batch.targets[task][batch.weight > 0]) for name, batch in arrays.items()}
+        if target.kind != "classification" or not labels:
             continue
-        train, valid = labels
-        missing = np.setdiff1d(train, valid)
-        if missing.size:
-            line += f"; {missing.size} of the {train.size} classes of {task!r} have no row in it"
-    return line
+        every = np.unique(np.concatenate(list(labels.values())))
+        for name in names:
+            if missing := len(np.setdiff1d(every, labels.get(name, every))):
+                yield f"{missing} of the {len(every)} classes of {task!r} have no row in {name}"
 
 
 def _copies(first: str, second: str, total: int, counts: dict[str, int]) -> Iterator[str]:

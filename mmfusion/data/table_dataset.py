@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from mmfusion import files
-from mmfusion.data.holdout import holdout_split
+from mmfusion.data.holdout import holdout_split, makes_test
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.sources import Source
 from mmfusion.data.table import canonical
@@ -116,6 +116,11 @@ class TableRows(Sequence):
         """Returns the rows of these ids alone, under the same ids, for another process."""
         return TableRows({i: self._rows[i] for i in ids}, self._convert)
 
+    def column(self, name: str, ids: np.ndarray) -> list[Any]:
+        """Returns the values of one column in the rows `ids` `[n]`."""
+        convert = self._convert.get(name, lambda value: value)
+        return [convert(self._rows[i][name]) for i in ids.tolist()]
+
 
 def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[str]] | None = None) -> Source:
     """Opens the table of a config; its rows are those of all splits, which `members` tells apart.
@@ -166,7 +171,7 @@ def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[s
         f"{table.path.name}:{table.digest}",
         members=members,
         rejected=table.rejected,
-        notes=_notes(table, labelled),
+        notes=_notes(table, labelled) + _split_notes(table, members, config),
         describe_files=functools.partial(_describe_files, table, readers),
     )
 
@@ -188,8 +193,25 @@ def _notes(table: TableFile, labelled: np.ndarray) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _split_notes(table: TableFile, members: Mapping[str, np.ndarray], config: "DataConfig") -> tuple[str, ...]:
+    """Returns a line on where the test split is from, unless it is made of the rows of train."""
+    test = len(members["test"])
+    if SPLIT_COLUMN in table.columns:
+        return (f"test is {test:,} rows of the column {SPLIT_COLUMN!r}",) if not makes_test(config) else ()
+    if makes_test(config):
+        return ()
+    line = f"test is {test:,} rows held out of the table"
+    line += (
+        ", stratified by class" if any(target.kind == "classification" for target in config.targets.values()) else ""
+    )
+    return (line + (f", by groups of {config.group!r}" if config.group else ""),)
+
+
 def _members(table: TableFile, labelled: np.ndarray, config: "DataConfig") -> dict[str, np.ndarray]:
-    """Returns the ids of each split: of the column `split`, or a test split made of groups and stratified."""
+    """Returns the ids of each split: of the column `split`, or a test split made of groups and stratified.
+
+    Where the test split is made of rows of train, all rows without a column `split` are train.
+    """
     ids = np.flatnonzero(labelled)
     if SPLIT_COLUMN in table.columns:
         names = [canonical(table.rows[i][SPLIT_COLUMN]).lower() for i in ids]
@@ -198,10 +220,17 @@ def _members(table: TableFile, labelled: np.ndarray, config: "DataConfig") -> di
             value = min(unknown)
             raise UserError("names no split", path="column split", value=value, choices=("train", "valid", "test"))
         splits = np.array([SPLIT_NAMES[name] for name in names])
+        if "valid" in splits and config.time:
+            message = (
+                "makes the split valid itself, and the column split of the table has such rows; leave out one of them"
+            )
+            raise UserError(message, path="config.data.time", value=config.time)
         if "valid" in splits and not config.valid:
             message = "must be 'valid', as the column split of the table has such rows"
             raise UserError(message, path="config.data.valid", value=config.valid)
         return {split: ids[splits == split] for split in ("train", "valid", "test")}
+    if makes_test(config):
+        return {"train": ids, "valid": ids[:0], "test": ids[:0]}
     groups = [canonical(table.rows[i][config.group]) for i in ids] if config.group else [str(i) for i in ids]
     classes = [target.feature for target in config.targets.values() if target.kind == "classification"]
     labels = [canonical(table.rows[i][classes[0]]) for i in ids] if classes else None

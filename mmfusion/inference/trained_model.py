@@ -161,6 +161,9 @@ class TrainedModel:
             dir=data_dir or config.data.dir,
             test=expression,
             test_fraction=1.0,
+            folds=0,
+            fold_by="",
+            time="",
         )
         if not is_table(name):
             sources.check_name(name, data.dir)

@@ -4,6 +4,7 @@ import pytest
 
 from configs import quickstart
 from mmfusion.config import defaults
+from tests import tiny
 from tests.config.test_schema import SHIPPED, check, quickstart_with
 from tests.errors import rejects
 
@@ -117,4 +118,41 @@ def test_encoders_must_match_the_modalities():
     with config.unlocked():
         del config.model.encoders["text"]
     with rejects("config.model.encoders", None, says="encoders of image, and config.data.modalities has image, text"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "fact"),
+    [
+        ({"folds": 1}, "folds", "at least 2"),
+        ({"folds": 3, "fold": 3}, "fold", "below 3"),
+        ({"fold": 1}, "fold", "no effect without"),
+        ({"folds": 3, "fold_by": "group"}, "fold_by", "cannot be combined with config.data.folds"),
+        ({"fold_by": "group", "time": "date"}, "time", "cannot be combined with config.data.fold_by"),
+        ({"folds": 3, "test": "test[:50%]"}, "test", "leave it 'test'"),
+        ({"fold_by": "group", "test_fraction": 0.1}, "test_fraction", "tables only"),
+        ({"name": "my.csv", "folds": 3, "test_fraction": 0.1}, "test_fraction", "leave it 0.2"),
+        ({"time": "date", "valid": "validation", "group": ""}, "valid", "no effect with config.data.time"),
+        ({"time": "date"}, "group", "no effect with config.data.time"),
+        ({"time": "date", "group": "", "test_fraction": 0.0}, "test_fraction", "above 0"),
+        ({"fold_by": "group", "valid": "validation"}, "group", "config.data.valid"),
+    ],
+)
+def test_division_rejects_keys_without_effect(changes, key, fact):
+    config = quickstart.get_config()
+    for name, value in changes.items():
+        tiny.put(config, f"data.{name}", value)
+    with rejects(f"config.data.{key}", config.data[key], says=fact):
+        check(config)
+
+
+def test_division_keeps_keys_that_have_an_effect():
+    for changes in (
+        {"folds": 3, "fold": 2, "valid": "validation"},
+        {"fold_by": "group", "fold": 7},
+        {"time": "date", "test_fraction": 0.3, "group": ""},
+    ):
+        config = quickstart.get_config()
+        for name, value in changes.items():
+            tiny.put(config, f"data.{name}", value)
         check(config)

@@ -24,7 +24,10 @@ SEARCH_PREFIX = "optim."  # values of these keys are selected on validation; any
 MODALITIES = "modalities"  # not a config key; values such as image+text
 OBJECTIVES = "objectives"  # not a config key; values such as mvae+unimodal, or none
 FUSION_KEYS = (MODALITIES, OBJECTIVES, "model.fusion.")  # they do not apply to a unimodal baseline
-TEST_SET_KEYS = ("name", "train", "valid", "test", "valid_fraction", "group", "targets")  # of config.data
+TEST_SET_KEYS = (  # of config.data
+    "name", "train", "valid", "test", "valid_fraction", "test_fraction", "group", "folds", "fold_by", "fold", "time",
+    "targets",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Trial:
       variation: the values, other than the strategy, that define the method.
       unimodal_baseline: whether the method has one of several modalities.
       hyperparameters: the values, by config key, that are selected on validation.
-      config: the complete config as JSON; trials are paired by its seed.
+      config: the complete config as JSON; trials are paired by its seed, and its fold if there are folds.
     """
 
     name: str
@@ -61,8 +64,20 @@ class Plan:
 MakeConfig = Callable[[str, int, str], ConfigDict]  # (fusion or "", seed, modalities or "") -> config
 
 
-def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[str, Sequence[Any]]) -> Plan:
-    """Plans fusions × seeds × values, and each modality alone as a unimodal baseline, seed by seed.
+def fold_of(trial: Trial) -> int | None:
+    """Returns the fold that a trial is tested on; None without folds."""
+    data = trial.config["data"]
+    return data["fold"] if data.get("folds") or data.get("fold_by") else None
+
+
+def build(
+    make: MakeConfig,
+    fusions: Sequence[str],
+    seeds: int,
+    vary: Mapping[str, Sequence[Any]],
+    folds: Sequence[int] = (),
+) -> Plan:
+    """Plans folds × seeds × fusions × values, and each modality alone as a unimodal baseline, fold by fold.
 
     Args:
       make: returns the config for a strategy (empty: the config's own), a seed, and modalities (`image+text`; empty:
@@ -73,6 +88,7 @@ def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[st
         The key `modalities` sets the modalities of the strategies (`image+text`), `objectives` adds objectives with
         their defaults to the config's own (`mvae+unimodal`, `none`). A unimodal baseline ignores the keys that it does
         not have.
+      folds: the folds, each of which is the test split of all methods and seeds; empty: without folds.
 
     Raises:
       UserError: there is nothing to run, a key does not exist or changes the test set, or two methods have the same
@@ -90,10 +106,11 @@ def build(make: MakeConfig, fusions: Sequence[str], seeds: int, vary: Mapping[st
     if len(modalities) > 1:
         methods += [(f"{m} alone", "", m) for m in modalities]
     trials: dict[str, Trial] = {}
-    for seed, (title, fusion, modality), values in itertools.product(
-        range(seeds), methods, itertools.product(*vary.values())
+    for fold, seed, (title, fusion, modality), values in itertools.product(
+        folds or (None,), range(seeds), methods, itertools.product(*vary.values())
     ):
-        trial = _trial(make, title, fusion, modality, seed, dict(zip(vary, values, strict=True)), len(modalities))
+        own = dict(zip(vary, values, strict=True))
+        trial = _trial(make, title, fusion, modality, seed, own, len(modalities), fold)
         if trial.name in trials and not modality:  # a unimodal baseline may ignore the key in which two trials differ
             raise UserError("two trials of the plan are the same: a strategy or a value is given twice")
         trials[trial.name] = trial
@@ -112,9 +129,18 @@ def trial_source(source: str, fusion: str, seed: int) -> str:
 
 
 def _trial(
-    make: MakeConfig, title: str, fusion: str, modality: str, seed: int, values: dict[str, Any], num_modalities: int
+    make: MakeConfig,
+    title: str,
+    fusion: str,
+    modality: str,
+    seed: int,
+    values: dict[str, Any],
+    num_modalities: int,
+    fold: int | None,
 ) -> Trial:
     config = make(fusion, seed, modality or values.get(MODALITIES, ""))
+    if fold is not None:
+        _set_key(config, "data.fold", fold)
     for key in sorted(values, key=lambda key: not key.endswith(".name")):  # names first, as they replace other keys
         if modality and (key.startswith(FUSION_KEYS) or not _has_key(config, key)):
             del values[key]
@@ -125,7 +151,8 @@ def _trial(
     hyperparameters = {key: value for key, value in values.items() if key.startswith(SEARCH_PREFIX)}
     variation = " ".join(f"{key}={value}" for key, value in values.items() if key not in hyperparameters)
     method = " ".join(filter(None, [title, variation]))
-    name = _file_name("_".join([method, *(f"{key}={value}" for key, value in hyperparameters.items()), f"seed={seed}"]))
+    cell = [f"seed={seed}"] if fold is None else [f"seed={seed}", f"fold={fold}"]
+    name = _file_name("_".join([method, *(f"{key}={value}" for key, value in hyperparameters.items()), *cell]))
     unimodal_baseline = len(config.data.modalities) == 1 < num_modalities
     return Trial(name, method, fusion, variation, unimodal_baseline, hyperparameters, configs.to_json(config))
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from mmfusion.analysis.ablation.plan import REFERENCE
 from mmfusion.analysis.claims import selection
+from mmfusion.analysis.claims.folds import MIN_FOLDS
 from mmfusion.analysis.claims.probes import information_claim, modalities_of, probe_claims
 from mmfusion.analysis.claims.selection import Difference, MethodResult
-from mmfusion.analysis.claims.significance import BETTER, INCONCLUSIVE, WORSE, min_pairs
+from mmfusion.analysis.claims.significance import BETTER, INCONCLUSIVE, SEEDS, WORSE, min_pairs
 from mmfusion.analysis.claims.statement import (
     MIN_SEEDS,
     NO_RESULT,
@@ -29,6 +30,20 @@ RULE = (
     "modality or interaction is tested for an effect; by the max-T permutation method (Westfall and Young) where the "
     "best strategy is compared with the best unimodal or classical baseline. An effect is `negligible` where its 95 % "
     "intervals, by the bootstrap and by Student's t, lie within 1 % of the score."
+)
+RULE_OVER_FOLDS = (
+    "Each fold is the test split once. In each fold by itself, each method's hyperparameters are selected from one "
+    "search space by their mean validation {metric}; those that fail on fewer seeds rank first. The best strategy and "
+    "the best baseline are selected by validation over all folds. Scores are means over the seeds of a fold, and "
+    "differences are paired by fold. Folds have training rows in common and are not independent: intervals and p "
+    "values are those of the corrected resampled t (Nadeau and Bengio 2003), in which the variance of a mean over J "
+    "folds is the sample variance times 1/J + n_test/n_train. They describe the variation over training rows, test "
+    "rows and seeds of this data. `better` requires p < 0.05 after correction for multiple comparisons, `worse` is "
+    "the mirror image, and everything else is `inconclusive`. p values are corrected by Holm's method where each "
+    "strategy is compared with {reference} or with the best unimodal baseline, and where each modality or interaction "
+    "is tested for an effect; and by Bonferroni's method, for every pair of a strategy and a baseline, where the best "
+    "strategy is compared with the best unimodal or classical baseline, as validation rows of one fold are test rows "
+    "of another. An effect is `negligible` where its 95 % interval lies within 1 % of the score."
 )
 INPUT_FREE = ("majority", "mean")  # classical baselines
 
@@ -74,17 +89,24 @@ def claims(
     """
     references = {method: result for method, result in selection.references(results).items() if result.test}
     names = {result.method for result in references.values()}
-    rule = RULE.format(metric=metric, reference=names.pop() if len(names) == 1 else REFERENCE)
+    over_folds = any(result.folds or result.failed_folds for result in results)
+    rule = (RULE_OVER_FOLDS if over_folds else RULE).format(
+        metric=metric, reference=names.pop() if len(names) == 1 else REFERENCE
+    )
     fused = [result for result in results if not result.unimodal_baseline]
     best = selection.best(fused, higher)
     if best is None:
         return Claims(rule, "No claims: no run of a fusion strategy has a score.")
-    if len(best.seeds) < 2:
+    if over_folds and len(best.units) < MIN_FOLDS:
+        found = f"{best.method} has a score in {len(best.units)} folds"
+        none = f"No claims: {found}, and a difference needs at least {MIN_FOLDS}."
+        return Claims(rule, none, best=best.method)
+    if not over_folds and len(best.seeds) < 2:
         reason = f"{best.method} has a score on {len(best.seeds)} of its seeds" if best.failed_seeds else "one seed"
         none = f"No claims: {reason}; a difference needs at least {MIN_SEEDS} (--seeds={MIN_SEEDS})."
         return Claims(rule, none, best=best.method)
     statements: list[Statement] = []
-    if len(best.seeds) < MIN_SEEDS:
+    if not over_folds and len(best.seeds) < MIN_SEEDS:
         text = f"{len(best.seeds)} seeds cannot show a difference: below {MIN_SEEDS} no test reaches p < 0.05."
         statements.append(Statement("seeds", INCONCLUSIVE, text))
     scored = [result for result in fused if result.test]
@@ -104,7 +126,8 @@ def claims(
     pairs = [(result, references[result.method]) for result in scored if result.method in references]
     against_reference = selection.differences(pairs, higher)
     statements += _strategy_claims(against_reference)
-    probed = [probes[name] for name in best.trials if name in probes]
+    cells = zip(best.trials, best.folds or [None] * len(best.trials), strict=True)
+    probed = [{**probes[name], "fold": fold} for name, fold in cells if name in probes]
     statements += probe_claims(best, probed)
     modalities = modalities_of(probed[0]) if probed else []
     if information and len(modalities) == 2:
@@ -140,7 +163,8 @@ def _strategy_claims(differences: Sequence[Difference]) -> list[Statement]:
     statements = []
     others = {difference.other for difference in differences}
     reference = others.pop() if len(others) == 1 else REFERENCE
-    pairs = [difference.comparison.n for difference in differences if difference.comparison]
+    # No number of folds is too few for Student's t.
+    pairs = [d.comparison.n for d in differences if d.comparison and d.comparison.over == SEEDS]
     few = needed_after_holm(len(pairs), max(pairs), "comparisons") if pairs else ""
     if few:
         text = (
@@ -169,11 +193,14 @@ def _seeds_needed(group: Sequence[Difference]) -> str:
 
 
 def _without_failed(difference: Difference) -> str:
+    if difference.failed_folds:
+        folds = enumerate_names([str(fold) for fold in difference.failed_folds])
+        return f" (without the seeds of fold {folds} where one of the two failed)"
     seeds = enumerate_names([str(seed) for seed in difference.failed_seeds]) if difference.failed_seeds else ""
     return f" (without seed {seeds}, where one of the two failed)" if seeds else ""
 
 
 def _describe(difference: Difference, higher: bool) -> str:
     if difference.comparison is None or difference.p is None:
-        return "fewer than two seeds can be paired"
+        return "too few seeds or folds can be paired"
     return describe_difference(difference.comparison, difference.p, higher) + _without_failed(difference)

@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmfusion.analysis.claims.folds import MIN_FOLDS, compare_folds, fold_means
 from mmfusion.analysis.claims.selection import MethodResult
-from mmfusion.analysis.claims.significance import BETTER, LEVEL, WORSE, Comparison, compare, holm, verdict
+from mmfusion.analysis.claims.significance import BETTER, FOLDS, LEVEL, WORSE, Comparison, compare, holm, verdict
 from mmfusion.analysis.claims.statement import (
     MIN_SEEDS,
     NEGLIGIBLE,
@@ -18,7 +19,7 @@ from mmfusion.analysis.claims.statement import (
 
 EQUIVALENCE = 0.01  # share of the score below which an effect is negligible
 
-Probes = Sequence[Mapping[str, Any]]  # one per seed of a method
+Probes = Sequence[Mapping[str, Any]]  # one per run of a method, with its `fold`; None without folds
 
 
 def probe_claims(best: MethodResult, probes: Probes) -> list[Statement]:
@@ -34,7 +35,8 @@ def probe_claims(best: MethodResult, probes: Probes) -> list[Statement]:
         ("subsets", "The score without a modality", _missing),
     ):
         defined = [probe for probe in probes if probe[key] and None not in _leaves(probe[key])]
-        if len(defined) > 1:
+        enough = len({probe["fold"] for probe in defined}) >= MIN_FOLDS if best.folds else len(defined) > 1
+        if enough:
             statements += make(best, defined)
         undefined = len(probes) - len(defined)
         if undefined and multimodal:
@@ -72,7 +74,7 @@ def _interaction(best: MethodResult, probes: Probes) -> list[Statement]:
         [[statistics.fmean(probe["interaction"][m][key]) for probe in probes] for key in ("whole", "additive")]
         for m in names
     ]
-    comparisons = [compare(whole, additive) for whole, additive in scores]
+    comparisons = [_compare(best, probes, whole, additive) for whole, additive in scores]
     corrected = holm([comparison.p for comparison in comparisons])
     statements = []
     for m, comparison, p, (whole, additive) in zip(names, comparisons, corrected, scores, strict=True):
@@ -89,7 +91,7 @@ def _interaction(best: MethodResult, probes: Probes) -> list[Statement]:
         text = (
             f"{best.method} {claim}: {projection} scores {as_well}{sign * statistics.fmean(additive):.4f}, against "
             f"{sign * statistics.fmean(whole):.4f} of the model itself ({metric} on {probes[0]['paired']} test "
-            f"examples, drawn for each seed); {describe_difference(comparison, p)}."
+            f"examples, drawn for each run); {describe_difference(comparison, p)}."
         )
         statements.append(Statement("interaction", found, text, comparison))
     return statements
@@ -98,7 +100,8 @@ def _interaction(best: MethodResult, probes: Probes) -> list[Statement]:
 def _modalities(best: MethodResult, probes: Probes) -> list[Statement]:
     """Returns for each modality the share of the best method's score that permuting it costs."""
     names, metric = sorted(probes[0]["perceptual"]), probes[0]["metric"]
-    comparisons = [compare([probe["perceptual"][m] for probe in probes], [0.0] * len(probes)) for m in names]
+    none = [0.0] * len(probes)
+    comparisons = [_compare(best, probes, [probe["perceptual"][m] for probe in probes], none) for m in names]
     corrected = holm([comparison.p for comparison in comparisons])
     statements = []
     for m, comparison, p in zip(names, comparisons, corrected, strict=True):
@@ -106,21 +109,34 @@ def _modalities(best: MethodResult, probes: Probes) -> list[Statement]:
         low, high = (100 * end for end in comparison.interval)
         text = (
             f"Permuting {m} costs {best.method} {100 * comparison.difference:.1f} % of its {metric} (95 % CI {low:.1f} "
-            f"to {high:.1f} %, p = {p:.3g}, {probes[0]['rows']} test examples). "
+            f"to {high:.1f} %, p = {p:.3g}, {_sample(probes, comparison)}). "
         )
         text += {
             BETTER: f"{best.method} uses {m}.",
             NEGLIGIBLE: f"{m} contributes nothing: the interval lies within ±{100 * EQUIVALENCE:.0f} %.",
             WORSE: f"{best.method} scores better with {m} permuted.",
-        }.get(found, _inconclusive(p, len(names), comparison.n))
+        }.get(found, _inconclusive(p, len(names), comparison))
         statements.append(Statement("modality", found, text, comparison))
     return statements
 
 
-def _inconclusive(p: float, modalities: int, seeds: int) -> str:
+def _compare(best: MethodResult, probes: Probes, first: list[float], second: list[float]) -> Comparison:
+    """Compares two values of each probed run, over seeds or over the means of each fold."""
+    if not best.folds:
+        return compare(first, second)
+    folds = [probe["fold"] for probe in probes]
+    return compare_folds(fold_means(first, folds), fold_means(second, folds), best.test_over_train)
+
+
+def _sample(probes: Probes, comparison: Comparison) -> str:
+    folds = f" in each of {comparison.n} folds, corrected resampled t" if comparison.over == FOLDS else ""
+    return f"{probes[0]['rows']} test examples{folds}"
+
+
+def _inconclusive(p: float, modalities: int, comparison: Comparison) -> str:
     if p < 1 - LEVEL:
         return "Inconclusive: the bootstrap intervals do not support an effect."
-    few = needed_after_holm(modalities, seeds, "modalities")
+    few = needed_after_holm(modalities, comparison.n, "modalities") if comparison.over != FOLDS else ""
     return f"Not significant after Holm's correction{f': {few}' if few else ''}."
 
 
@@ -141,7 +157,7 @@ def _missing(best: MethodResult, probes: Probes) -> list[Statement]:
 def effect_verdict(comparison: Comparison, p: float, score: float) -> str:
     """Returns `negligible` if both 95 % intervals lie within EQUIVALENCE of the score, otherwise the verdict."""
     ends = (*comparison.interval, *comparison.normal_interval)
-    if comparison.n >= MIN_SEEDS and max(map(abs, ends)) < EQUIVALENCE * abs(score):
+    if (comparison.n >= MIN_SEEDS or comparison.over == FOLDS) and max(map(abs, ends)) < EQUIVALENCE * abs(score):
         return NEGLIGIBLE
     return verdict(comparison, p)
 

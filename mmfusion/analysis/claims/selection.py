@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 
 from mmfusion import config as configs
-from mmfusion.analysis.ablation.plan import REFERENCE, Trial
+from mmfusion.analysis.ablation.plan import REFERENCE, Trial, fold_of
+from mmfusion.analysis.claims.folds import MIN_FOLDS, compare_folds, corrected_interval, fold_means
 from mmfusion.analysis.claims.significance import (
+    FOLDS,
     INCONCLUSIVE,
     Comparison,
     compare,
     holm,
+    mean_interval,
     seeds_needed,
     sign_flip_of_selected,
     verdict,
 )
 from mmfusion.errors import UserError
+
+BY_FOLD = "by fold"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,9 @@ class MethodResult:
       parameters: the number of parameters of the model.
       fusion: see `Trial`.
       variation: see `Trial`.
+      folds: the folds of `trials`; empty without folds.
+      failed_folds: the folds of `failed_seeds`.
+      test_over_train: over folds, the mean number of test rows divided by that of training rows.
     """
 
     method: str
@@ -54,11 +62,33 @@ class MethodResult:
     parameters: int | None
     fusion: str = ""
     variation: str = ""
+    folds: tuple[int, ...] = ()
+    failed_folds: tuple[int, ...] = ()
+    test_over_train: float = 0.0
 
     @property
     def mean(self) -> float:
-        """The mean test score; NaN without a score."""
-        return statistics.fmean(self.test) if self.test else math.nan
+        """The mean test score, over folds of the means of each fold; NaN without a score."""
+        return statistics.fmean(self.units) if self.test else math.nan
+
+    @property
+    def cells(self) -> tuple[Any, ...]:
+        """What pairs the runs of two methods: their seeds, or their folds and seeds."""
+        return tuple(zip(self.folds, self.seeds, strict=True)) if self.folds else self.seeds
+
+    @property
+    def units(self) -> list[float]:
+        """The test scores that statistics are made of: of each seed, or the mean of each fold."""
+        return fold_means(self.test, self.folds) if self.folds else list(self.test)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean test score; None with fewer than two seeds or folds."""
+        if len(self.units) < 2:
+            return None
+        if self.folds:
+            return corrected_interval(self.units, self.test_over_train)
+        return mean_interval(np.array(self.test))
 
     @property
     def is_reference(self) -> bool:
@@ -68,7 +98,7 @@ class MethodResult:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """The difference of two methods over the seeds that both finished.
+    """The difference of two methods over the seeds, or the folds, that both finished.
 
     Attributes:
       method: the method's name.
@@ -78,6 +108,7 @@ class Difference:
       verdict: `better`, `worse` or `inconclusive`.
       seeds_needed: the number of seeds that would detect the observed difference; None above 1,000.
       failed_seeds: seeds on which either method failed, which the comparison leaves out.
+      failed_folds: over folds, those in which either method failed on a seed, which the comparison leaves out.
     """
 
     method: str
@@ -87,6 +118,7 @@ class Difference:
     verdict: str
     seeds_needed: int | None
     failed_seeds: tuple[int, ...] = ()
+    failed_folds: tuple[int, ...] = ()
 
 
 def references(results: Sequence[MethodResult]) -> dict[str, MethodResult]:
@@ -122,7 +154,8 @@ def method_results(
 ) -> list[MethodResult]:
     """Returns a result per method, in the plan's order, at the hyperparameters with the best mean validation score.
 
-    Hyperparameters that fail on fewer seeds rank first, regardless of their scores.
+    Hyperparameters that fail on fewer seeds rank first, regardless of their scores. In each fold they are selected by
+    themselves, as the validation rows of one fold are test rows of another.
 
     Args:
       trials: the trials of the plan.
@@ -130,9 +163,11 @@ def method_results(
       metric: the metric that methods are selected and compared by.
     """
     higher = direction(trials, metric)
-    search_space: dict[str, dict[str, list[Trial]]] = {}  # method -> hyperparameters -> a trial per seed
+    # method -> fold -> hyperparameters -> a trial per seed
+    search_space: dict[str, dict[int | None, dict[str, list[Trial]]]] = {}
     for trial in trials:
-        search_space.setdefault(trial.method, {}).setdefault(repr(trial.hyperparameters), []).append(trial)
+        folds = search_space.setdefault(trial.method, {})
+        folds.setdefault(fold_of(trial), {}).setdefault(repr(trial.hyperparameters), []).append(trial)
 
     def score(trial: Trial, split: str) -> float | None:
         value = results.get(trial.name, {}).get(split, {}).get(metric)
@@ -144,26 +179,44 @@ def method_results(
         return len(scores), mean if higher else -mean
 
     found = []
-    for method, candidates in search_space.items():
-        best = max(candidates.values(), key=rank)  # the first one in case of a tie
+    for method, folds in search_space.items():
+        chosen = [max(candidates.values(), key=rank) for candidates in folds.values()]  # the first in case of a tie
+        best = [trial for candidate in chosen for trial in candidate]
         scores = {trial.name: (score(trial, "valid"), score(trial, "test")) for trial in best}
         finished = [trial for trial in best if None not in scores[trial.name]]
+        failed = [trial for trial in best if trial not in finished]
+        ratios = [_test_over_train(results[trial.name]) for trial in finished if fold_of(trial) is not None]
         found.append(
             MethodResult(
                 method=method,
                 unimodal_baseline=best[0].unimodal_baseline,
-                selected=best[0].hyperparameters,
+                selected=common([candidate[0].hyperparameters for candidate in chosen]),
                 trials=tuple(trial.name for trial in finished),
                 seeds=tuple(trial.config["seed"] for trial in finished),
-                failed_seeds=tuple(trial.config["seed"] for trial in best if trial not in finished),
+                failed_seeds=tuple(trial.config["seed"] for trial in failed),
                 valid=tuple(_defined(valid for valid, _ in scores.values())),
                 test=tuple(_defined(scores[trial.name][1] for trial in finished)),
                 parameters=results[finished[0].name]["parameters"] if finished else None,
                 fusion=best[0].fusion,
                 variation=best[0].variation,
+                folds=tuple(fold for trial in finished if (fold := fold_of(trial)) is not None),
+                failed_folds=tuple(fold for trial in failed if (fold := fold_of(trial)) is not None),
+                test_over_train=statistics.fmean(ratios) if ratios else 0.0,
             )
         )
     return found
+
+
+def _test_over_train(result: Mapping[str, Any]) -> float:
+    examples = result["data"]["examples"]
+    return examples["test"] / examples["train"]
+
+
+def common(selected: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the hyperparameters that all folds selected; `by fold` where they differ."""
+    return {
+        key: value if all(each[key] == value for each in selected) else BY_FOLD for key, value in selected[0].items()
+    }
 
 
 def _defined(scores) -> list[float]:
@@ -171,14 +224,13 @@ def _defined(scores) -> list[float]:
 
 
 def differences(pairs: Sequence[tuple[MethodResult, MethodResult]], higher: bool) -> list[Difference]:
-    """Compares pairs of methods over seeds; p values are corrected for the number of pairs (Holm).
+    """Compares pairs of methods over seeds or folds; p values are corrected for the number of pairs (Holm).
 
     Args:
       pairs: a method and the method that it is compared with.
       higher: whether a higher score is better.
     """
-    scores = [_paired(result, other, higher) for result, other in pairs]
-    comparisons = [compare(a, b) if len(a) > 1 else None for a, b in scores]
+    comparisons = [_compare(result, other, higher) for result, other in pairs]
     corrected = iter(holm([comparison.p for comparison in comparisons if comparison]))
     count = sum(comparison is not None for comparison in comparisons)
     return [
@@ -196,6 +248,8 @@ def selected_difference(
 ) -> Difference:
     """Compares two methods, each selected among several candidates; p is valid for any selection.
 
+    Over folds it is corrected for every pair of candidates (Bonferroni), as signs of folds must not be flipped.
+
     Args:
       candidates: the methods that `result` was selected from.
       other_candidates: the methods that `other` was selected from.
@@ -203,9 +257,12 @@ def selected_difference(
       other: the method that it is compared with.
       higher: whether a higher score is better.
     """
-    a, b = _paired(result, other, higher)
-    if len(a) < 2:
+    comparison = _compare(result, other, higher)
+    if comparison is None:
         return _difference(result, other, None, None, 1)
+    if comparison.over == FOLDS:
+        count = len(candidates) * len(other_candidates)
+        return _difference(result, other, comparison, min(1.0, count * comparison.p), count)
     pairs = [(first, second) for first in candidates for second in other_candidates]
     seeds = sorted({seed for first, second in pairs for seed in set(first.seeds) & set(second.seeds)})
     sign = 1.0 if higher else -1.0
@@ -216,7 +273,7 @@ def selected_difference(
             if seed in scores and seed in other_scores:
                 table[i, j] = sign * (scores[seed] - other_scores[seed])
     (selected,) = (i for i, (first, second) in enumerate(pairs) if first is result and second is other)
-    return _difference(result, other, compare(a, b), sign_flip_of_selected(table, selected), len(candidates))
+    return _difference(result, other, comparison, sign_flip_of_selected(table, selected), len(candidates))
 
 
 def best(results: Sequence[MethodResult], higher: bool, *, fewest_failures_first: bool = True) -> MethodResult | None:
@@ -239,20 +296,37 @@ def best(results: Sequence[MethodResult], higher: bool, *, fewest_failures_first
 
 
 def _paired(result: MethodResult, other: MethodResult, higher: bool) -> tuple[list[float], list[float]]:
-    """Returns the test scores on the seeds that both finished, signed so that higher is better."""
+    """Returns the test scores on the seeds that both finished, signed so that higher is better.
+
+    Over folds they are means of each fold over the seeds that both finished in it.
+    """
     sign = 1.0 if higher else -1.0
-    scores, other_scores = (dict(zip(x.seeds, x.test, strict=True)) for x in (result, other))
-    seeds = sorted(set(scores) & set(other_scores))
-    return [sign * scores[seed] for seed in seeds], [sign * other_scores[seed] for seed in seeds]
+    scores, other_scores = (dict(zip(x.cells, x.test, strict=True)) for x in (result, other))
+    cells = sorted(set(scores) & set(other_scores))
+    paired = [[sign * found[cell] for cell in cells] for found in (scores, other_scores)]
+    if result.folds:
+        paired = [fold_means(values, [fold for fold, _ in cells]) for values in paired]
+    return paired[0], paired[1]
+
+
+def _compare(result: MethodResult, other: MethodResult, higher: bool) -> Comparison | None:
+    """Returns the comparison of two methods; None with fewer than two seeds or `MIN_FOLDS` folds."""
+    a, b = _paired(result, other, higher)
+    if len(a) < (MIN_FOLDS if result.folds else 2):
+        return None
+    return compare_folds(a, b, max(result.test_over_train, other.test_over_train)) if result.folds else compare(a, b)
 
 
 def _difference(
     result: MethodResult, other: MethodResult, comparison: Comparison | None, p: float | None, count: int
 ) -> Difference:
-    failed = tuple(sorted({*result.failed_seeds, *other.failed_seeds}))
+    folds = tuple(sorted({*result.failed_folds, *other.failed_folds}))
+    failed = () if folds else tuple(sorted({*result.failed_seeds, *other.failed_seeds}))
     if comparison is None or p is None:
-        return Difference(result.method, other.method, None, None, INCONCLUSIVE, None, failed)
+        return Difference(result.method, other.method, None, None, INCONCLUSIVE, None, failed, folds)
     found = verdict(comparison, p)
+    if comparison.over == FOLDS:
+        return Difference(result.method, other.method, comparison, p, found, None, failed, folds)
     a, b = _paired(result, other, higher=True)  # `seeds_needed` ignores the sign of the differences
     needed = seeds_needed(np.subtract(a, b), count) if found == INCONCLUSIVE else None
     return Difference(result.method, other.method, comparison, p, found, needed, failed)

@@ -1,6 +1,6 @@
 """Statistics of paired runs: a difference with its interval, an exact test, multiple comparisons, and a verdict.
 
-Runs are paired by seed. n is the number of pairs.
+Runs are paired by seed. n is the number of pairs. Runs paired by fold are not independent: see `folds.py`.
 """
 
 import dataclasses
@@ -18,20 +18,24 @@ LEVEL = 0.95  # confidence level of intervals
 MEANINGFUL = 0.75  # P(A>B) of a meaningful difference (Bouthillier et al. 2021)
 POWER = 0.8
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
+SEEDS, FOLDS = "seeds", "folds"
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A comparison of A with B over paired seeds.
+    """A comparison of A with B over paired seeds, or over folds.
 
     Attributes:
       difference: the mean of A - B.
-      interval: 95 % BCa bootstrap interval of the difference.
-      normal_interval: 95 % Student's t interval of the difference, which is wider with few pairs.
-      p: two-sided p of the exact sign-flip test, not corrected for multiple comparisons.
+      interval: 95 % BCa bootstrap interval of the difference; over folds, of the corrected resampled t.
+      normal_interval: 95 % Student's t interval of the difference, which is wider with few pairs; over folds the same.
+      p: two-sided p of the exact sign-flip test, or over folds of the corrected resampled t, not corrected for multiple
+        comparisons.
       better: P(A>B); a tie counts one half.
-      better_interval: 95 % bootstrap interval of P(A>B).
+      better_interval: 95 % bootstrap interval of P(A>B); None over folds.
       n: the number of pairs.
+      over: what the pairs are: `seeds` or `folds`.
+      variance_factor: over folds, the factor of the sample variance in the variance of the mean.
     """
 
     difference: float
@@ -39,8 +43,10 @@ class Comparison:
     normal_interval: tuple[float, float]
     p: float
     better: float
-    better_interval: tuple[float, float]
+    better_interval: tuple[float, float] | None
     n: int
+    over: str = SEEDS
+    variance_factor: float | None = None
 
 
 def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
@@ -150,9 +156,12 @@ def verdict(comparison: Comparison, p: float) -> str:
     """Returns `better`, `worse` or `inconclusive`.
 
     `better` requires a corrected p below 0.05, an interval of the difference above 0, and an interval of P(A>B) that
-    lies above 0.5 and reaches 0.75 (Bouthillier et al. 2021, arXiv:2103.03098). `worse` is the mirror image.
+    lies above 0.5 and reaches 0.75 (Bouthillier et al. 2021, arXiv:2103.03098). `worse` is the mirror image. Over folds
+    P(A>B) has no interval, and p and the interval of the difference decide.
     """
-    (low, high), (better_low, better_high) = comparison.interval, comparison.better_interval
+    (low, high), (better_low, better_high) = comparison.interval, comparison.better_interval or (0.0, 1.0)
+    if comparison.better_interval is None:
+        return INCONCLUSIVE if p >= 1 - LEVEL or low <= 0 <= high else BETTER if low > 0 else WORSE
     if p < 1 - LEVEL and low > 0 and better_low > 0.5 and better_high > MEANINGFUL:
         return BETTER
     if p < 1 - LEVEL and high < 0 and better_high < 0.5 and better_low < 1 - MEANINGFUL:

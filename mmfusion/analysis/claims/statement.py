@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mmfusion.analysis.claims.significance import Comparison, min_pairs
+from mmfusion.analysis.claims.significance import FOLDS, Comparison, min_pairs
 
 NEGLIGIBLE, NO_RESULT = "negligible", "no result"  # verdicts in addition to better, worse and inconclusive
 MIN_SEEDS = min_pairs(1)
@@ -35,8 +35,10 @@ def describe_difference(comparison: Comparison, p: float, higher: bool = True) -
     """Returns a difference with its interval and its corrected p."""
     low, high = comparison.interval
     sign = "" if higher else " (lower is better; the sign is reversed)"
+    by = ", corrected resampled t" if comparison.over == FOLDS else ""
     return (
-        f"{comparison.difference:+.4f}{sign} over {comparison.n} seeds (95 % CI {low:+.4f} to {high:+.4f}, p = {p:.3g})"
+        f"{comparison.difference:+.4f}{sign} over {comparison.n} {comparison.over} (95 % CI {low:+.4f} to {high:+.4f}, "
+        f"p = {p:.3g}{by})"
     )
 
 

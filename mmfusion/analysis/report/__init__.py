@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from mmfusion.analysis.ablation.budget import TOLERANCE
-from mmfusion.analysis.ablation.plan import Plan, Trial
+from mmfusion.analysis.ablation.plan import Plan, Trial, fold_of
 from mmfusion.analysis.claims.statement import Statement
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.report import aggregation, tables
@@ -130,7 +130,9 @@ def facts(context: ReportContext, command: str) -> dict[str, str]:
         found["Examples"] = ", ".join(f"{count:,} {split}" for split, count in counts[0].items())
     failed = f", {len(outcome.errors)} failed" if outcome.errors else ""
     plural = "s" if len(seeds) > 1 else ""
-    found["Runs"] = f"{len(trials)} trials of {len(methods)} methods and {len(seeds)} seed{plural}{failed}"
+    folds = len({fold_of(trial) for trial in trials} - {None})
+    cells = f", {folds} folds" if folds else ""
+    found["Runs"] = f"{len(trials)} trials of {len(methods)} methods{cells} and {len(seeds)} seed{plural}{failed}"
     found["Training"] = f"{config['steps']:,} steps, batch size {config['batch_size']}, {config['optim']['name']}"
     if path := _flag(command, "config"):
         found["Config"] = path
@@ -190,13 +192,13 @@ def made_with(context: ReportContext) -> dict[str, list[str]]:
 
 
 def runs(context: ReportContext, train: Callable[[Trial], str]) -> Table:
-    """Returns the command that trains each method's first run; other runs differ in the seed only."""
+    """Returns the command that trains each method's first run; other runs differ in seed and fold only."""
     rows: dict[str, list[tuple[Text, ...]]] = {}
     for group, lines in context.groups.items():
         for line in lines if group in (FUSED, UNIMODAL) else ():
             command = train(context.trials[line.result.trials[0]]) if line.result.trials else tables.NONE
             rows.setdefault(group, []).append((Text(line.result.method), Text(command)))
-    heads = (Text("Method"), Text("Command", "of its first seed; give it a --workdir of its own"))
+    heads = (Text("Method"), Text("Command", "of its first run; give it a --workdir of its own"))
     return Table(heads, rows, text_columns=("Method", "Command"))
 
 
@@ -205,8 +207,8 @@ def _legend(context: ReportContext) -> str:
     better = "highest" if context.outcome.higher else "lowest"
     sign = "" if context.outcome.higher else " Differences are signed so that positive is better."
     return (
-        f"Test {context.outcome.metric}: mean over seeds and 95 % BCa bootstrap interval; {better} first. Differences "
-        f"are paired by seed; p values are corrected by Holm's method.{sign}"
+        f"Test {context.outcome.metric}: mean over {context.over} and {context.interval}; {better} first. Differences "
+        f"are paired by {context.over[:-1]}; p values are corrected by Holm's method.{sign}"
     )
 
 

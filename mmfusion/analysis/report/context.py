@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfusion.analysis.ablation.plan import REFERENCE, Plan, Trial
+from mmfusion.analysis.ablation.plan import REFERENCE, Plan, Trial, fold_of
 from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.claims.significance import FOLDS, SEEDS
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.report.tables import FUSED, Line
 from mmfusion.analysis.report.theme import Style, method_styles
@@ -28,6 +29,16 @@ class ReportContext:
     def trials(self) -> dict[str, Trial]:
         """The plan's trials by name."""
         return {trial.name: trial for trial in self.plan.trials}
+
+    @property
+    def over(self) -> str:
+        """What statistics are over: `seeds` or `folds`."""
+        return FOLDS if any(fold_of(trial) is not None for trial in self.plan.trials) else SEEDS
+
+    @property
+    def interval(self) -> str:
+        """What the intervals of means are."""
+        return "95 % interval of the corrected resampled t" if self.over == FOLDS else "95 % BCa bootstrap interval"
 
     @property
     def fused(self) -> list[MethodResult]:

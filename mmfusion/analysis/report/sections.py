@@ -18,7 +18,7 @@ from mmfusion.models.fusion import FUSIONS
 from mmfusion.registry import lookup
 
 MAX_OPEN_ROWS = 16  # longer tables are collapsed
-SEEDS = "lines span the lowest to the highest seed"
+RUNS = "lines span the lowest to the highest run"
 
 
 class SectionUnavailable(Exception):
@@ -63,13 +63,13 @@ def _differences(context: ReportContext) -> Section:
     sign = "" if context.outcome.higher else ", signed so that positive is better"
     panels = {other: {d.method: d for d in found} for other, found in comparisons(context.outcome).items()}
     if not panels:
-        raise SectionUnavailable("no two methods can be compared over seeds")
+        raise SectionUnavailable(f"no two methods can be compared over {context.over}")
     metric = context.outcome.metric
     figure = plots.forest([result.method for result in context.fused], panels, f"difference in test {metric}")
     caption = (
-        f"Differences in test {metric}{sign}, from {' and from '.join(panels)}, paired by seed: mean and 95 % BCa "
-        "interval. Right of 0 the strategy is better. A verdict requires more than the interval (see How methods are "
-        "selected and compared). An arrow with a number lies beyond the axis."
+        f"Differences in test {metric}{sign}, from {' and from '.join(panels)}, paired by {context.over[:-1]}: mean "
+        f"and {context.interval}. Right of 0 the strategy is better. A verdict requires more than the interval (see "
+        "How methods are selected and compared). An arrow with a number lies beyond the axis."
     )
     return Section(figure, caption, differences(context.outcome), "All differences with their tests", expanded=False)
 
@@ -88,8 +88,8 @@ def _cost(context: ReportContext) -> Section:
         raise SectionUnavailable("no fusion strategy has a score")
     devices = "; ".join(aggregation.provenance(outcome).get("Device", []))
     caption = (
-        f"Test {outcome.metric} (mean and 95 % BCa interval over seeds) against the number of parameters, and against "
-        f"training speed{f' on {devices}' if devices else ''}. An open triangle lies beyond the axis."
+        f"Test {outcome.metric} (mean and {context.interval} over {context.over}) against the number of parameters, "
+        f"and against training speed{f' on {devices}' if devices else ''}. An open triangle lies beyond the axis."
     )
     if any(method not in context.styles for method in found):
         caption += f" Coloured: the {MAX_PLOTTED} best on validation, and {REFERENCE}."
@@ -112,7 +112,7 @@ def _cost(context: ReportContext) -> Section:
         if result.method in found
     ]
     figure = curves.cost(found, context.styles, outcome.metric)
-    return Section(figure, caption, Table(heads, {FUSED: rows}), "Cost, mean over seeds", len(rows) <= MAX_OPEN_ROWS)
+    return Section(figure, caption, Table(heads, {FUSED: rows}), "Cost, mean over runs", len(rows) <= MAX_OPEN_ROWS)
 
 
 def _missing(context: ReportContext) -> Section:
@@ -128,7 +128,7 @@ def _missing(context: ReportContext) -> Section:
     }
     panels = {"only these present": present}
     caption = (
-        f"Test {metric} with modalities missing, mean over seeds: with only the modalities of a column present in all "
+        f"Test {metric} with modalities missing, mean over runs: with only the modalities of a column present in all "
         "test examples"
     )
     if missing:
@@ -156,7 +156,7 @@ def _contribution(context: ReportContext) -> Section:
     )
     if len(panels) > 1:
         caption += " Perceptual score: the share of the score that is lost when the modality is permuted over examples."
-    return Section(plots.bars(panels), f"{caption} Bars are means over seeds; {SEEDS}.")
+    return Section(plots.bars(panels), f"{caption} Bars are means over runs; {RUNS}.")
 
 
 def _interaction(context: ReportContext) -> Section:
@@ -166,7 +166,7 @@ def _interaction(context: ReportContext) -> Section:
     parts = f"{names[0]} and of {names[1]}" if len(names) == 2 else "one modality and of the rest"
     caption = (
         f"Test {metric} of the model, and of its empirical additive projection (EMAP), the least-squares fit by a sum "
-        f"of functions of {parts}; mean over seeds and samples of test examples. The gap is due to cross-modal "
+        f"of functions of {parts}; mean over runs and samples of test examples. The gap is due to cross-modal "
         "interaction."
     )
     return Section(plots.interaction(aggregation.interactions(context.fused, context.outcome), metric), caption)
@@ -177,7 +177,7 @@ def _corruption(context: ReportContext) -> Section:
     metric, sign = aggregation.probe_metric(context.outcome)
     severities = probe["severities"]
     caption = (
-        f"Test {metric} with one modality corrupted, mean over seeds, on {probe['corrupted']:,} test examples that are "
+        f"Test {metric} with one modality corrupted, mean over runs, on {probe['corrupted']:,} test examples that are "
         f"the same for all methods.{context.plotted_note}"
     )
     areas = {
@@ -210,11 +210,11 @@ def _calibration(context: ReportContext) -> Section:
     calibrated = [r for r in context.ranked if any(aggregation.calibrations(r, context.outcome, t) for t in tasks)]
     if not calibrated:
         raise SectionUnavailable("no target is a single label")
-    best, panels, groups, seeds = calibrated[0], {}, {}, 0
+    best, panels, groups, count = calibrated[0], {}, {}, 0
     for task in tasks:
         prefix = f"{task}, " if len(tasks) > 1 else ""
         runs = aggregation.calibrations(best, context.outcome, task)
-        seeds = len(runs)
+        count = len(runs)
         for when in ("before", "after"):
             error = number(aggregation.span(run[when]["ece"] for run in runs).mean)
             panels[f"{prefix}{when} scaling: ECE {error}"] = aggregation.pooled(runs, when)
@@ -226,10 +226,10 @@ def _calibration(context: ReportContext) -> Section:
     heads += [Text(name, when) for name in ("ECE", "ECE, equal mass", "NLL") for when in ("before", "after")]
     caption = (
         f"Reliability of {best.method}, the best on validation, before and after its logits are divided by the "
-        f"temperature fitted on validation: accuracy in 15 bins of confidence, over all {seeds} seeds together, and "
+        f"temperature fitted on validation: accuracy in 15 bins of confidence, over all {count} runs together, and "
         "below it the share of examples. On the dashed line, confidence equals accuracy."
     )
-    title = "Temperature, and calibration before and after scaling; mean over seeds"
+    title = "Temperature, and calibration before and after scaling; mean over runs"
     table, expanded = Table(tuple(heads), groups), len(context.fused) <= MAX_OPEN_ROWS
     return Section(curves.reliability(panels), caption, table, title, expanded)
 
@@ -254,7 +254,8 @@ def _examples(context: ReportContext) -> Section:
     (target,) = targets.values()
     cards = tuple(example_card(view, context.modalities, target["kind"] == "classification") for view in views)
     role = "the best" if result is context.ranked[0] else "the best with attention"
-    model = f"{result.method} ({role} on validation, seed {result.seeds[0]})"
+    fold = f", fold {result.folds[0]}" if result.folds else ""
+    model = f"{result.method} ({role} on validation, seed {result.seeds[0]}{fold})"
     if any(view.attention for view in views):
         caption = (
             f"Attention of {model} on {len(cards)} test examples drawn at random: the weight that each token receives, "
@@ -296,7 +297,7 @@ def _training(context: ReportContext) -> Section:
             found[result.method] = curve
     if not found:
         raise SectionUnavailable("no run has validations in its metrics.jsonl")
-    caption = f"Validation {metric} during training: mean over seeds; bands span the lowest to the highest seed."
+    caption = f"Validation {metric} during training: mean over runs; bands span the lowest to the highest run."
     return Section(curves.training(found, context.styles, metric), caption + context.plotted_note)
 
 

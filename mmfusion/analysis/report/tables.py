@@ -6,11 +6,8 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from mmfusion.analysis.ablation.plan import REFERENCE, Plan
 from mmfusion.analysis.claims.selection import Difference, MethodResult
-from mmfusion.analysis.claims.significance import mean_interval
 from mmfusion.analysis.outcome import Outcome
 
 NONE = "–"
@@ -55,7 +52,7 @@ class Line:
 
     Attributes:
       result: of the method.
-      interval: of the mean test score over seeds; None with fewer than two, and for baselines without seeds.
+      interval: of the mean test score over seeds or folds; None with fewer than two, and for classical baselines.
       against: its differences, by the name of the method that it is compared with.
     """
 
@@ -93,8 +90,8 @@ def lines(outcome: Outcome, plan: Plan) -> dict[str, list[Line]]:
             group = PUBLISHED
         elif result.method not in planned:
             group = CLASSICAL
-        has_interval = len(result.test) > 1 and group != CLASSICAL
-        interval = mean_interval(np.array(result.test)) if has_interval else None
+        has_interval = group != CLASSICAL or result.folds
+        interval = result.interval if has_interval else None
         groups[group].append(Line(result, interval, against.get(result.method, {})))
     return {group: found for group, found in groups.items() if found}
 
@@ -122,11 +119,11 @@ def methods(outcome: Outcome, plan: Plan, groups: Mapping[str, Sequence[Line]], 
     heads = [
         Text("Method"),
         Text(f"Test {outcome.metric}", "mean, 95 % interval"),
-        Text("Worst", "seed"),
+        Text("Worst", "run"),
         Text("Valid", "mean"),
         Text("Selected"),
         Text("Parameters"),
-        Text("Seeds"),
+        Text("Runs"),
     ]
     for other in others:
         heads += [Text(f"Against {other}", "difference"), Text("Verdict", "p, corrected")]
@@ -160,7 +157,7 @@ def _difference_cells(difference: Difference) -> tuple[Text, ...]:
         numbers = (
             score(comparison.difference, comparison.interval, "+"),
             Text(probability(difference.p)),
-            Text(f"{comparison.better:.2f}", interval=tuple(f"{end:.2f}" for end in comparison.better_interval)),
+            Text(f"{comparison.better:.2f}", interval=tuple(f"{end:.2f}" for end in comparison.better_interval or ())),
             Text(str(comparison.n)),
         )
     needed = Text(str(difference.seeds_needed) if difference.seeds_needed else NONE)
@@ -184,16 +181,19 @@ def _method_cells(
         worst = (min if outcome.higher else max)(result.test, default=None)
         parameters = NONE if result.parameters is None else f"{result.parameters:,}"
         cells += [Text(number(worst)), Text(valid), Text(first, ", ".join(rest)), Text(parameters)]
-        cells.append(Text(str(len(result.seeds)), _failed(result.failed_seeds)))
+        cells.append(Text(str(len(result.seeds)), _failed(result)))
     for other in others:
         cells += _comparison_cells(line.against.get(other))
     return tuple(cells)
 
 
-def _failed(seeds: Sequence[int]) -> str:
+def _failed(result: MethodResult) -> str:
+    seeds = result.failed_seeds
     if not seeds:
         return ""
-    return f"{len(seeds)} failed" if len(seeds) >= MAX_NAMED else f"failed: {', '.join(map(str, seeds))}"
+    if result.failed_folds or len(seeds) >= MAX_NAMED:
+        return f"{len(seeds)} failed"
+    return f"failed: {', '.join(map(str, seeds))}"
 
 
 def _comparison_cells(difference: Difference | None) -> tuple[Text, Text]:

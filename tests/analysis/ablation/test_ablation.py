@@ -14,11 +14,14 @@ import jax
 import pytest
 
 from mmfusion import config as configs
+from mmfusion.analysis import baselines, run_ablation
 from mmfusion.analysis import outcome as outcomes
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.probing import pid
+from mmfusion.analysis.run_ablation import Request
 from mmfusion.errors import Preempted, UserError
-from tests import tiny
+from tests import planted, tiny
 from tests.errors import rejects
 
 
@@ -63,12 +66,30 @@ def _only(modality, fusion, seed, _):
         (["gmu"], 1, {"optim.learning_rat": [1e-3]}, "--vary", "gmu"),
         (["concat"], 1, {"model.fusion.heads": [2]}, "--vary", "concat"),
         (["concat"], 1, {"data.name": ["a", "b"]}, "--vary", "test set"),
+        (["concat"], 1, {"data.fold": [0, 1]}, "--vary", "test set"),
         (["concat"], 1, {"data.targets.label.kind": ["x"]}, "--vary", "test set"),
     ],
 )
 def test_plan_rejects_invalid_arguments(fusions, seeds, vary, path, fact):
     with rejects(path, next(iter(vary)) if path else None, says=fact):
         plans.build(make, fusions, seeds, vary)
+
+
+def test_plan_runs_every_method_and_seed_in_every_fold():
+    plan = plans.build(functools.partial(make, **{"data.folds": 3}), ["gmu", "concat"], 2, {}, folds=[0, 1, 2])
+    assert len(plan.trials) == len({trial.name for trial in plan.trials}) == 3 * 2 * 4
+    assert [plans.fold_of(trial) for trial in plan.trials] == [0] * 8 + [1] * 8 + [2] * 8  # data is opened once a fold
+    assert plan.trials[-1].name == "text-alone_seed=1_fold=2" and plan.trials[-1].config["data"]["fold"] == 2
+    assert {plans.fold_of(trial) for trial in plans.build(make, ["gmu"], 1, {}).trials} == {None}
+
+
+def test_ablation_tests_on_every_fold_and_takes_no_other():
+    request = Request(functools.partial(make, **{"data.folds": 3, "data.test": "test"}), ["gmu"], 1)
+    planned, _ = run_ablation.make_plan(request, run_ablation.Silent())
+    assert [plans.fold_of(trial) for trial in planned.trials] == [0] * 3 + [1] * 3 + [2] * 3
+    request = Request(functools.partial(make, **{"data.folds": 3, "data.fold": 2, "data.test": "test"}), ["gmu"], 1)
+    with rejects("config.data.fold", 2, says="every fold"):
+        run_ablation.make_plan(request, run_ablation.Silent())
 
 
 def test_plan_save_rejects_another_plan_or_code(tmp_path, monkeypatch):
@@ -140,6 +161,44 @@ def test_outcome_rejects_trials_on_different_data(tmp_path):
     write_trial_file(tmp_path, plan.trials[-1], "result.json", result("new"))
     with pytest.raises(UserError, match=r"the data changed .*: gmu_seed=0 and text-alone_seed=1 differ"):
         outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
+
+
+def test_outcome_over_folds_expects_the_same_data_within_a_fold(tmp_path):
+    plan = plans.build(functools.partial(make, **{"data.folds": 3}), ["gmu", "concat"], 1, {}, folds=[0, 1, 2])
+    for i, trial in enumerate(plan.trials):
+        content = result(f"rows of fold {plans.fold_of(trial)}")
+        content["data"]["examples"] = {"train": 40, "valid": 4, "test": 20}
+        content["test"] = content["valid"] = {"accuracy": 0.5 + (i % 7) / 100, "loss": 1.0}
+        write_trial_file(tmp_path, trial, "result.json", content)
+    outcome = outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
+    assert [row.folds for row in outcome.methods] == [(0, 1, 2)] * 4 and outcome.methods[0].test_over_train == 0.5
+    content = json.loads((tmp_path / "claims.json").read_text())
+    assert content["statistics_over"] == "folds" and "corrected resampled t" in content["rule"]
+    assert {one["comparison"]["over"] for one in content["against_reference"]} == {"folds"}
+    assert (tmp_path / "runs.csv").read_text().splitlines()[0].startswith("trial,method,seed,fold,")
+    write_trial_file(tmp_path, plan.trials[-1], "result.json", result("new"))
+    with pytest.raises(UserError, match=r"the data changed .*: gmu_seed=0_fold=2 and text-alone_seed=0_fold=2 differ"):
+        outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
+
+
+def test_classical_baselines_are_fitted_in_each_fold(tmp_path, monkeypatch):
+    fitted = []
+
+    def fit(dataset, task, metric):
+        fitted.append(dataset.splits["test"].ids.tolist())
+        score = len(fitted) / 10
+        return [baselines.Baseline("linear_svm", ("text",), metric, {"C": score}, score, score, 0.0)]
+
+    planted.plant(monkeypatch, train=[planted.row(i) for i in range(30)])
+    monkeypatch.setattr(baselines, "baselines", fit)
+    config = planted.config("text+image", data__folds=3, select="accuracy")
+    monkeypatch.setattr(outcomes.pid, "of_dataset", lambda *_: (pid.Decomposition(0.0, 0.0, 0.0, 0.0),) * 2)
+    (found,), _ = outcomes.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    assert sorted(row for fold in fitted for row in fold) == list(range(30))
+    assert found.test == (0.1, 0.1, 0.2, 0.2, 0.3, 0.3) and found.folds == (0, 0, 1, 1, 2, 2)
+    assert found.seeds == (0, 1) * 3 and found.selected == {"C": "by fold"} and 0.5 < found.test_over_train < 0.8
+    outcomes.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    assert len(fitted) == 3  # read from their files
 
 
 def test_selected_trials_exclude_strategies_with_unfinished_trials(tmp_path):
