@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.data import features, fitting, leakage, sources, summary, targets
+from mmfusion.data import features, fitting, labels, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
 from mmfusion.data.decoding import Reader
 from mmfusion.data.holdout import split_ids
@@ -127,11 +127,12 @@ def load(
         class_names = _class_names(tasks, opened["train"].class_names)
         feature_classes = fitting.feature_classes(modalities, opened["train"])
         fitted, scales = fitting.fit(modalities, tasks, opened["train"], ids["train"])
-        class_weights = {
-            task: targets.balanced_weights(_labels(task, options, opened, ids, class_names), len(class_names[task]))
-            for task, options in tasks.items()
-            if targets.is_balanced(options)
-        }
+        class_weights = {}
+        for task, options in tasks.items():
+            if targets.is_balanced(options):
+                count = len(class_names[task])
+                classes = labels.class_labels(task, options, opened["train"], ids["train"], count)
+                class_weights[task] = targets.balanced_weights(classes[classes >= 0], count)
     reader = Reader(
         modalities=modalities,
         targets={task: _with_encoding(task, options, opened, class_names) for task, options in tasks.items()},
@@ -140,23 +141,26 @@ def load(
         class_names=feature_classes,
         scales=scales,
         weight_feature=config.weight_feature,
+        unknown_class=labels.unknown_classes(tasks, next(iter(opened.values()))) if opened else {},
     )
     described_rows = [
         {split: opened[split].version for split in sorted(needed)},
         {split: _digest(ids[split].tolist()) for split in sorted(needed)},
     ]
     digested = {} if saved else {split: leakage.DigestedRows(opened[split].rows, modalities) for split in splits}
-    decoded = {
-        split: _decoded_split(split, ids[split], opened[split].rows, reader, config, digested.get(split))
-        for split in splits
-    }
+    decoded = {}
+    for split in splits:
+        unlabelled = labels.unlabelled_tasks(tasks, opened[split].rows, ids[split], split)
+        own = dataclasses.replace(reader, unlabelled=unlabelled)
+        decoded[split] = _decoded_split(split, ids[split], opened[split].rows, own, config, digested.get(split))
     if config.sampler == targets.BALANCED and "train" in decoded:
         task = next(task for task, options in tasks.items() if options["kind"] == "classification")
-        classes = rows_by_class(_labels(task, tasks[task], opened, ids, class_names))
-        decoded["train"] = dataclasses.replace(decoded["train"], classes=classes)
+        train, count = decoded["train"], len(class_names[task])
+        classes = rows_by_class(labels.class_labels(task, tasks[task], opened["train"], train.ids, count))
+        decoded["train"] = dataclasses.replace(train, classes=classes)
     return Dataset(
         splits=decoded,
-        notes=() if saved else opened["train"].notes + summary.notes(config, decoded, digested, reader),
+        notes=() if saved else _notes(config, opened["train"], decoded, ids, digested, reader),
         rejected=_rejected(opened, decoded),
         class_weights=class_weights,
         reader=reader,
@@ -194,6 +198,18 @@ def _rejected(opened: Mapping[str, Source], splits: Mapping[str, Split]) -> tupl
             modality, _, message = reason.partition(", ")[2].partition(": ")
             rejected.add((row, modality, message))
     return tuple(sorted(rejected))
+
+
+def _notes(
+    config: "DataConfig",
+    train: Source,
+    splits: Mapping[str, Split],
+    ids: Mapping[str, np.ndarray],
+    digested: Mapping[str, leakage.DigestedRows],
+    reader: Reader,
+) -> tuple[str, ...]:
+    about_labels = labels.notes(splits, {split: len(ids[split]) for split in splits})
+    return (*train.notes, *about_labels, *summary.notes(config, splits, digested, reader))
 
 
 def _digest(description: Any) -> str:
@@ -258,19 +274,6 @@ def _class_names(
     return class_names
 
 
-def _labels(
-    task: str,
-    options: Options,
-    opened: Mapping[str, Source],
-    ids: Mapping[str, np.ndarray],
-    class_names: Mapping[str, Sequence[str]],
-) -> np.ndarray:
-    """Returns the class `[n]` of every training row, also of those that cannot be read."""
-    rows, feature = opened["train"].rows, options["feature"]
-    values = (row[feature] for row in row_sequences.iterate(rows, ids["train"]))
-    return targets.read_labels(values, options, len(class_names[task]), f"config.data.targets.{task}")
-
-
 def _check_classes(
     config: "DataConfig",
     tasks: Mapping[str, Options],
@@ -309,6 +312,7 @@ def _decoded_split(
     if len(ids) * reader.bytes_per_row() > config.memory_gb * 1e9:
         return split
     arrays = dataclasses.replace(split, source=digested or rows).decode(np.arange(len(ids)))
+    split, arrays = labels.drop_unlabelled(split, arrays)
     check_bad(split, split.bad, config.max_bad_fraction)
     if arrays.row_weight is not None and not arrays.row_weight.any():
         message = f"is 0 in every row of split {name!r}"

@@ -49,7 +49,9 @@ def _held_out(config: "DataConfig", splits: Mapping[str, Split]) -> str:
     line += f", by groups of {config.group!r}" if config.group else ""
     for task, target in config.targets.items():
         arrays = [splits[name].arrays for name in ("train", "valid") if name in splits]
-        labels = [np.unique(batch.targets[task][batch.weight > 0]) for batch in arrays if batch is not None]
+        labels = [
+            np.unique(batch.targets[task][batch.metric_weight(task) > 0]) for batch in arrays if batch is not None
+        ]
         if target.kind != "classification" or len(labels) < 2:
             continue
         train, valid = labels
