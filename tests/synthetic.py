@@ -47,8 +47,11 @@ def config(changes: dict[str, Any] | None = None, fusion: str = "co_attention") 
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Returns raw rows: a quarter has no image, a quarter no text, an eighth is unreadable (weight 0)."""
-    random = np.random.default_rng(seed)
+    """Returns raw rows: a quarter has no image, a quarter no text, an eighth is unreadable (weight 0).
+
+    A third has no `sparse` label, a half no `amount`, and a few have neither.
+    """
+    random, amounts = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     result = []
     for number in range(count):
         pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
@@ -58,16 +61,21 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         image = b"no image" if number % 32 < 4 else None if absent == 0 else pixels
         sentence = "" if absent == 1 else " ".join(words)
         label = int(random.integers(len(CLASSES)))
-        result.append({"image": image, "sentence": sentence, "label": label, "importance": number % 5 / 2})
+        partly = {
+            "sparse": None if amounts.random() < 1 / 3 else label,
+            "amount": None if number % 16 < 8 else float(amounts.normal()),
+        }
+        result.append({"image": image, "sentence": sentence, "label": label, "importance": number % 5 / 2, **partly})
     return result
 
 
 def dataset(config: ConfigDict, sizes: dict[str, int], *, in_memory: bool = True) -> Dataset:
     """Returns the dataset of a config with `sizes` rows per split, streamed from `rows` unless `in_memory`."""
+    targets = config.data.targets
     reader = Reader(
         modalities=config.data.modalities.to_dict(),
-        targets=config.data.targets.to_dict(),
-        outputs={"label": len(CLASSES)},
+        targets=targets.to_dict(),
+        outputs={task: 1 if target.kind == "regression" else len(CLASSES) for task, target in targets.items()},
         fitted={"text": text.train_tokenizer([" ".join(WORDS)], "word", 20)},
         weight_feature=config.data.weight_feature,
     )

@@ -35,11 +35,13 @@ STEPS = 5
 ROWS = {"train": 200, "valid": 45, "test": 45}  # training spans more than one epoch; no evaluation batch is full
 SCORES = ("loss", "accuracy", "auroc", "ece", "examples")
 CONCAT = {"fusion": "concat", "model.encoders.text.tokens": "mean"}
+PARTLY = {**CONCAT, "steps": 4, "partly": True}
 BATCH_NORM = {**CONCAT, "model.encoders.image.norm": "batch"}
 LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.max_bad_fraction": 0.5}
 # Differences from one device with `pmap` and one step per call: config changes, and
 #   scanned: loops are compiled as scans;
 #   attempts: (devices, last step) of each attempt, which resumes the previous one;
+#   partly: two tasks, of which rows have both labels, one, or none;
 #   blended: gradient blending with one head per modality;
 #   failing: number of checkpoint saves that fail;
 #   spoiled: updates whose weights are NaN on the first host at the first read;
@@ -55,6 +57,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "concat four a call scanned": {**CONCAT, "steps": 4, "parallel.steps_per_call": 4, "scanned": True},
     "weighted": {**CONCAT, "steps": 4, "data.weight_feature": "importance"},
     "weighted accumulated": {**CONCAT, "steps": 4, "data.weight_feature": "importance", "optim.accumulate": 2},
+    "partly labelled": PARTLY,
+    "partly labelled accumulated": {**PARTLY, "optim.accumulate": 4},
     "batch norm": BATCH_NORM,
     "batch norm jit": {**BATCH_NORM, "parallel.mode": "jit"},
     "loop": LOOP,
@@ -84,8 +88,11 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
     fusion, scanned = changes.pop("fusion", "cross_attention"), changes.pop("scanned", False)
     blended, attempts = changes.pop("blended", False), changes.pop("attempts", ((0, STEPS),))
     failing, bucket = changes.pop("failing", 0), changes.pop("bucket", False)
+    partly = changes.pop("partly", False)
     updates = {step for step in changes.pop("spoiled", ()) if jax.process_index() == 0}
     config = synthetic.config(changes, fusion)
+    if partly:
+        partly_labelled(config)
     if blended:
         with config.unlocked():
             config.objectives.gradient_blending = defaults.objective("gradient_blending")
@@ -98,6 +105,14 @@ def run(way: str, folder: Path) -> dict[str, np.ndarray]:
             with saves, batches:
                 return _loop(config, dataset, epath.Path("gs://bucket" if bucket else folder) / way, attempts)
         return _steps(config, dataset, build_setup(config, dataset))
+
+
+def partly_labelled(config: ConfigDict) -> ConfigDict:
+    """Returns a config of `synthetic` with two tasks, of which its rows have both labels, one, or none."""
+    with config.unlocked():
+        config.data.targets.label.feature = "sparse"
+        config.data.targets.amount = defaults.target("regression", "amount", weight=0.5)
+    return config
 
 
 def _steps(config: ConfigDict, dataset: Dataset, setup: TrainSetup) -> dict[str, np.ndarray]:
@@ -114,6 +129,7 @@ def _steps(config: ConfigDict, dataset: Dataset, setup: TrainSetup) -> dict[str,
     result = {jax.tree_util.keystr(path): setup.partitioner.to_host(x) for path, x in leaves}
     rows = collect(setup.compile_eval_step(), state, dataset.splits["test"], setup, batch_size=config.batch_size)
     scores = score(rows, setup.tasks)
+    scores = {name.removeprefix("label/"): value for name, value in scores.items()}
     return result | {
         "held": np.array([initial_share, share(state)]),
         "losses": np.array(losses),

@@ -185,11 +185,11 @@ def features(dataset: Dataset, task: str, seed: int, max_rows: int) -> tuple[dic
 
 
 def _read(split: Split, positions: np.ndarray, task: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Returns each modality's (described rows, present) and the targets, without unreadable rows."""
+    """Returns each modality's (described rows, present) and the targets, of the readable rows with a label."""
     chunks, targets = {m: ([], []) for m in split.reader.modalities}, []
     for start in range(0, len(positions), CHUNK):
         batch = split.take(positions[start : start + CHUNK])
-        readable = batch.weight > 0
+        readable = batch.metric_weight(task) > 0
         for m, options in split.reader.modalities.items():
             chunks[m][0].append(FEATURES[options["kind"]][0](batch.inputs[m], batch.mask[m], options)[readable])
             chunks[m][1].append(batch.present[m][readable])

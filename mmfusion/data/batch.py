@@ -19,6 +19,8 @@ class Batch(flax.struct.PyTreeNode):
       targets: per task: class `[B]` int32, multi-label `[B, C]` float32, or regression `[B]` float32.
       weight: `[B]` float32; 0 on padding rows and unreadable rows.
       id: `[B]` int32, the row's index in its source; -1 on padding rows.
+      labelled: per task `[B]` bool, which rows have a label of it; others have the target 0. All have one of a task
+        that is left out.
       row_weight: `[B]` float32, each row's weight in the tasks' losses, but not in metrics; None: all 1.
       mix: if rows are mixed in pairs, the share `[B]` of a row's own `targets` and of its own `features`.
     """
@@ -30,12 +32,17 @@ class Batch(flax.struct.PyTreeNode):
     weight: jax.Array
     id: jax.Array
     mix: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+    labelled: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     row_weight: jax.Array | None = None
 
-    @property
-    def loss_weight(self) -> jax.Array:
-        """The weight `[B]` float32 of each row in the tasks' losses."""
-        return self.weight if self.row_weight is None else self.weight * self.row_weight
+    def metric_weight(self, task: str) -> jax.Array:
+        """Returns the weight `[B]` float32 of each row in a task's metrics: 0 without a label of it."""
+        return self.weight * self.labelled[task] if task in self.labelled else self.weight
+
+    def loss_weight(self, task: str) -> jax.Array:
+        """Returns the weight `[B]` float32 of each row in a task's loss: 0 without a label of it."""
+        weight = self.metric_weight(task)
+        return weight if self.row_weight is None else weight * self.row_weight
 
     @property
     def partner(self) -> jax.Array:

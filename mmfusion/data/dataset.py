@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.data import features, fitting, leakage, sources, summary, targets
+from mmfusion.data import features, fitting, labels, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
 from mmfusion.data.cache import Cache, open_cache, source_key
 from mmfusion.data.decoded import decode
@@ -119,9 +119,12 @@ def load(
     row_keys = {split: source_key(source, modalities) if cache.folder else None for split, source in opened.items()}
     ids, division_notes = _split_ids(config, opened, row_keys, cache)
 
-    def labels(task: str) -> np.ndarray:
-        key = ["labels", row_keys["train"], _digest(ids["train"].tolist()), tasks[task], class_names[task]]
-        return np.array(cache.remember(key, lambda: _labels(task, tasks[task], opened, ids, class_names).tolist()))
+    def class_labels(task: str, rows: np.ndarray) -> np.ndarray:
+        count = len(class_names[task])
+        key = ["labels", row_keys["train"], _digest(rows.tolist()), tasks[task], class_names[task]]
+        return np.array(
+            cache.remember(key, lambda: labels.class_labels(task, tasks[task], opened["train"], rows, count).tolist())
+        )
 
     if saved:
         class_names = {task: tuple(names) for task, names in saved["class_names"].items()}
@@ -136,11 +139,11 @@ def load(
         key = ["fitted", row_keys["train"], _digest(ids["train"].tolist()), modalities, tasks]
         fitted, scales = cache.remember(key, lambda: fitting.fit(modalities, tasks, opened["train"], ids["train"]))
         scales = {task: targets.Scale(**scale) for task, scale in scales.items()}
-        class_weights = {
-            task: targets.balanced_weights(labels(task), len(class_names[task]))
-            for task, options in tasks.items()
-            if targets.is_balanced(options)
-        }
+        class_weights = {}
+        for task, options in tasks.items():
+            if targets.is_balanced(options):
+                classes = class_labels(task, ids["train"])
+                class_weights[task] = targets.balanced_weights(classes[classes >= 0], len(class_names[task]))
     reader = Reader(
         modalities=modalities,
         targets={task: _with_encoding(task, options, opened, class_names) for task, options in tasks.items()},
@@ -149,23 +152,29 @@ def load(
         class_names=feature_classes,
         scales=scales,
         weight_feature=config.weight_feature,
+        unknown_class=labels.unknown_classes(tasks, next(iter(opened.values()))) if opened else {},
     )
     described_rows = [
         {split: opened[split].version for split in sorted(needed)},
         {split: _digest(ids[split].tolist()) for split in sorted(needed)},
     ]
-    read = {
-        split: Split(split, ids[split], uncached(opened[split].rows), reader, None, {}, _missing(config, split))
-        for split in splits
-    }
+    read = {}
+    for split in splits:
+        unlabelled = labels.unlabelled_tasks(tasks, opened[split].rows, ids[split], split)
+        own = dataclasses.replace(reader, unlabelled=unlabelled)
+        read[split] = Split(split, ids[split], uncached(opened[split].rows), own, None, {}, _missing(config, split))
     keys = {split: _decoded_key(read[split], row_keys[split], fitted) for split in splits}
     decoded, digests = decode(read, keys, {split: opened[split].rows for split in splits}, config, cache)
     if config.sampler == targets.BALANCED and "train" in decoded:
         task = next(task for task, options in tasks.items() if options["kind"] == "classification")
-        decoded["train"] = dataclasses.replace(decoded["train"], classes=rows_by_class(labels(task)))
+        classes = rows_by_class(class_labels(task, decoded["train"].ids))
+        decoded["train"] = dataclasses.replace(decoded["train"], classes=classes)
+    about_labels = labels.notes(decoded, {split: len(numbers) for split, numbers in ids.items()})
     return Dataset(
         splits=decoded,
-        notes=() if saved else opened["train"].notes + division_notes + summary.notes(config, decoded, digests, reader),
+        notes=()
+        if saved
+        else (*opened["train"].notes, *division_notes, *about_labels, *summary.notes(config, decoded, digests, reader)),
         rejected=_rejected(opened, decoded),
         class_weights=class_weights,
         reader=reader,
@@ -318,20 +327,8 @@ def _decoded_key(split: Split, row_key: Any, fitted: Mapping[str, str]) -> list[
     }
     scales = {task: dataclasses.asdict(scale) for task, scale in reader.scales.items()}
     described = [modalities, reader.targets, reader.outputs, fitted, reader.class_names, scales, reader.weight_feature]
+    described += [reader.unknown_class, sorted(reader.unlabelled)]
     return ["decoded", row_key, split.name, _digest(split.ids.tolist()), split.missing, described]
-
-
-def _labels(
-    task: str,
-    options: Options,
-    opened: Mapping[str, Source],
-    ids: Mapping[str, np.ndarray],
-    class_names: Mapping[str, Sequence[str]],
-) -> np.ndarray:
-    """Returns the class `[n]` of every training row, also of those that cannot be read."""
-    rows, feature = opened["train"].rows, options["feature"]
-    values = (row[feature] for row in row_sequences.iterate(rows, ids["train"]))
-    return targets.read_labels(values, options, len(class_names[task]), f"config.data.targets.{task}")
 
 
 def _check_classes(

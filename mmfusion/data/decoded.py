@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from mmfusion.data import decoded_files
+from mmfusion.data import decoded_files, labels
 from mmfusion.data.cache import Cache
 from mmfusion.data.decode_worker import decode_chunks
 from mmfusion.data.decoded_files import Chunk
@@ -65,14 +65,15 @@ def decode(
             source = DigestedRows(rows[name], split.reader.modalities)
             arrays = dataclasses.replace(split, source=source).decode(np.arange(len(split)))
             split, digests[name] = dataclasses.replace(split, arrays=arrays), source.digests(split.ids)
+        if split.arrays is not None:
+            split, digests[name] = labels.drop_unlabelled(split, digests[name])
+            _check(split, config)
         result[name] = split
-        _check(split, config)
     return result, digests
 
 
 def _check(split: Split, config: "DataConfig") -> None:
-    if split.arrays is None:
-        return
+    assert split.arrays is not None
     check_bad(split, split.bad, config.max_bad_fraction)
     if split.arrays.row_weight is not None and not split.arrays.row_weight.any():
         message = f"is 0 in every row of split {split.name!r}"

@@ -10,7 +10,7 @@ import numpy as np
 from mmfusion.data.batch import Batch
 from mmfusion.data.modalities import modality_type, raw_value
 from mmfusion.data.modality_type import Options
-from mmfusion.data.targets import Scale
+from mmfusion.data.targets import Scale, is_unlabelled
 from mmfusion.data.targets import decode as decode_target
 from mmfusion.errors import UserError
 
@@ -35,6 +35,8 @@ class Reader:
       class_names: per class feature, the names of its classes.
       scales: per regression task its scale.
       weight_feature: the feature with each row's weight in the tasks' losses; empty: all weigh the same.
+      unknown_class: per task the class that stands for a missing label, -1 of TFDS's class features.
+      unlabelled: tasks that no row has a label of, whose targets are not read.
     """
 
     modalities: Mapping[str, Options]
@@ -44,6 +46,8 @@ class Reader:
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scales: Mapping[str, Scale] = dataclasses.field(default_factory=dict)
     weight_feature: str = ""
+    unknown_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unlabelled: frozenset[str] = frozenset()
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Returns per modality the shape of one input, its dtype, and its number of positions."""
@@ -72,7 +76,7 @@ class Reader:
         return weight
 
     def read(self, row: Mapping[str, Any], row_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns `{modality: (input, mask), or None if absent}` and `{task: target}`.
+        """Returns `{modality: (input, mask), or None if absent}` and `{task: target, or None without a label}`.
 
         Raises:
           BadRow: the row cannot be read.
@@ -87,8 +91,13 @@ class Reader:
                 raise BadRow(f"row {row_id}, {name}: {error}") from error
         targets = {}
         for task, options in self.targets.items():
+            if task in self.unlabelled:
+                continue
+            value = row[options["feature"]]
+            if is_unlabelled(value, self.unknown_class.get(task)):
+                targets[task] = None
+                continue
             try:
-                value = row[options["feature"]]
                 targets[task] = decode_target(value, options, self.outputs[task], self.scales.get(task))
             except ValueError as error:
                 raise BadTarget(f"row {row_id}, target {task!r}: {error}") from error
@@ -112,26 +121,31 @@ def empty_batch(reader: Reader, size: int) -> Batch:
         },
         "weight": np.zeros(size, np.float32),
         "id": np.full(size, -1, np.int32),
+        "labelled": {task: np.zeros(size, bool) for task in reader.targets},
         "row_weight": np.zeros(size, np.float32) if reader.weight_feature else None,
     }
     return Batch(**arrays)
 
 
 def fill_row(batch: Batch, position: int, row: Mapping[str, Any], row_id: int, reader: Reader) -> None:
-    """Decodes `row` into a position of a batch of `empty_batch`, in place.
+    """Decodes `row` into a position of a batch of `empty_batch`, in place; without any label it remains padding.
 
     Raises:
       BadRow: the row cannot be read; the position remains padding.
       BadTarget: a target is not one of its classes, or not finite.
     """
     values, targets = reader.read(row, row_id)
+    if targets and all(target is None for target in targets.values()):
+        return
     row_weight = reader.row_weight(row, row_id) if reader.weight_feature else 1.0
     for modality, value in values.items():
         if value is not None:
             batch.inputs[modality][position], batch.mask[modality][position] = value
             batch.present[modality][position] = True
     for task, target in targets.items():
-        batch.targets[task][position] = target
+        if target is not None:
+            batch.targets[task][position] = target
+            batch.labelled[task][position] = True
     batch.weight[position] = 1
     if batch.row_weight is not None:
         batch.row_weight[position] = row_weight

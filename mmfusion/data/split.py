@@ -62,6 +62,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether a row has a label."""
+        return bool(self.reader.targets.keys() - self.reader.unlabelled)
+
     def take(self, positions: np.ndarray) -> Batch:
         """Returns the batch of the rows at `positions` `[B]`; -1 gives a padding row with weight 0."""
         if self.arrays is not None:
@@ -75,7 +80,10 @@ class Split:
         return dataclasses.replace(self, ids=self.ids[positions], arrays=arrays, classes=None)
 
     def decode(self, positions: np.ndarray) -> Batch:
-        """Returns the decoded rows at `positions` `[B]`; an unreadable row is added to `bad` and has weight 0."""
+        """Returns the decoded rows at `positions` `[B]`; an unreadable row is added to `bad` and has weight 0.
+
+        A row without a label is padding, unless no row of the split has one.
+        """
         batch = empty_batch(self.reader, len(positions))
         real = np.flatnonzero(positions >= 0)
         ids = self.ids[positions[real]]

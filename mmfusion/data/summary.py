@@ -58,7 +58,7 @@ def _without_rows(config: "DataConfig", splits: Mapping[str, Split], names: Sequ
     """Yields how many classes of each task have no row in a split, of those that train, valid or test has."""
     for task, target in config.targets.items():
         arrays = {name: split.arrays for name, split in splits.items() if split.arrays is not None}
-        labels = {name: np.unique(batch.targets[task][batch.weight > 0]) for name, batch in arrays.items()}
+        labels = {name: np.unique(batch.targets[task][batch.metric_weight(task) > 0]) for name, batch in arrays.items()}
         if target.kind != "classification" or not labels:
             continue
         every = np.unique(np.concatenate(list(labels.values())))

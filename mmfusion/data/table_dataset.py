@@ -12,16 +12,18 @@ import numpy as np
 import xxhash
 
 from mmfusion import files
+from mmfusion.data.features import Feature
 from mmfusion.data.holdout import holdout_split, makes_test
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.sources import Source
 from mmfusion.data.table import canonical
 from mmfusion.data.table_file import FORMATS, open_table
 from mmfusion.data.table_schema import is_missing, parse_list
+from mmfusion.data.targets import is_missing as is_missing_label
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
-    from mmfusion.config.fields import DataConfig
+    from mmfusion.config.fields import DataConfig, TargetConfig
 
 FILE_KINDS = ("image", "images", "audio", "video")  # modality types whose strings are paths of files
 SPLIT_NAMES = {
@@ -130,7 +132,8 @@ def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[s
       class_names: per task the classes of a run; None: the values of the labels in the training rows.
 
     Raises:
-      UserError: the table cannot be read, too many of its rows cannot, or its column `split` has another value.
+      UserError: the table cannot be read, too many of its rows cannot, none has a label, or its column `split` has
+        another value.
     """
     for split in ("train", "valid", "test"):
         if getattr(config, split) not in ("", split):
@@ -149,10 +152,15 @@ def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[s
     labelled = _labelled(table, config)
     members = _members(table, labelled, config)
     if class_names is None:
+        if not labelled.any():
+            features = "+".join(target.feature for target in config.targets.values())
+            raise UserError("has no label in any row", path=str(table.path), value=features)
         names = _class_names(table, members["train"], config)
     else:
         names = {
-            target.feature: tuple(class_names[task]) for task, target in config.targets.items() if class_names[task]
+            target.feature: tuple(class_names[task])
+            for task, target in config.targets.items()
+            if class_names[task] and _has_names(table, target)
         }
     readers = {
         name: functools.partial(_read_files if section.kind == "images" else _read_file, str(table.path.parent))
@@ -169,25 +177,32 @@ def open_table_source(config: "DataConfig", class_names: Mapping[str, Sequence[s
         TableRows(table.rows, {**readers, **labels}),
         names,
         f"{table.path.name}:{table.digest}",
+        {  # numbers of classes even where there is one for each class
+            target.feature: Feature("classes", class_names=names[target.feature])
+            for target in config.targets.values()
+            if target.kind == "multilabel" and target.feature in names
+        },
         members=members,
         rejected=table.rejected,
-        notes=_notes(table, labelled) + _split_notes(table, members, config),
+        notes=_notes(table, sum(map(len, members.values()))) + _split_notes(table, members, config),
         describe_files=functools.partial(_describe_files, table, readers),
     )
 
 
 def _labelled(table: TableFile, config: "DataConfig") -> np.ndarray:
-    """Returns the mask `[n]` of the rows that can be read and have all labels."""
+    """Returns the mask `[n]` of the rows that can be read and have a label."""
     features = [target.feature for target in config.targets.values() if target.feature in table.columns]
-    labelled = np.array([not any(is_missing(row[name]) for name in features) for row in table.rows], bool)
+    labelled = np.array([any(not is_missing_label(row[name]) for name in features) for row in table.rows], bool)
+    if not features:  # an error of its own
+        labelled[:] = True
     labelled[list(table.rejected)] = False
     return labelled
 
 
-def _notes(table: TableFile, labelled: np.ndarray) -> tuple[str, ...]:
+def _notes(table: TableFile, kept: int) -> tuple[str, ...]:
     notes = []
-    if unlabelled := int((~labelled).sum()) - len(table.rejected):
-        notes.append(f"{unlabelled:,} of {len(labelled):,} rows have no label and are left out")
+    if unlabelled := len(table.rows) - len(table.rejected) - kept:
+        notes.append(f"{unlabelled:,} of {len(table.rows):,} rows have no label and are left out")
     for number, reason in itertools.islice(table.rejected.items(), 1):
         notes.append(f"{len(table.rejected):,} rows cannot be read and are left out; the first: row {number}: {reason}")
     return tuple(notes)
@@ -210,10 +225,14 @@ def _split_notes(table: TableFile, members: Mapping[str, np.ndarray], config: "D
 def _members(table: TableFile, labelled: np.ndarray, config: "DataConfig") -> dict[str, np.ndarray]:
     """Returns the ids of each split: of the column `split`, or a test split made of groups and stratified.
 
-    Where the test split is made of rows of train, all rows without a column `split` are train.
+    Where the test split is made of rows of train, all rows without a column `split` are train. Rows without a label are
+    in none, unless no row of the test split has one.
     """
-    ids = np.flatnonzero(labelled)
+    readable = np.ones(len(labelled), bool)
+    readable[list(table.rejected)] = False
+    ids = np.flatnonzero(labelled if labelled.any() else readable)
     if SPLIT_COLUMN in table.columns:
+        ids = np.flatnonzero(readable)
         names = [canonical(table.rows[i][SPLIT_COLUMN]).lower() for i in ids]
         unknown = set(names) - set(SPLIT_NAMES)
         if unknown:
@@ -228,7 +247,9 @@ def _members(table: TableFile, labelled: np.ndarray, config: "DataConfig") -> di
         if "valid" in splits and not config.valid:
             message = "must be 'valid', as the column split of the table has such rows"
             raise UserError(message, path="config.data.valid", value=config.valid)
-        return {split: ids[splits == split] for split in ("train", "valid", "test")}
+        members = {split: ids[splits == split] for split in ("train", "valid", "test")}
+        kept = {split: own[labelled[own]] for split, own in members.items()}
+        return kept if len(kept["test"]) else {**kept, "test": members["test"]}
     if makes_test(config):
         return {"train": ids, "valid": ids[:0], "test": ids[:0]}
     groups = [canonical(table.rows[i][config.group]) for i in ids] if config.group else [str(i) for i in ids]
@@ -243,16 +264,22 @@ def _class_names(table: TableFile, train: np.ndarray, config: "DataConfig") -> d
     """Returns the classes of each label column in the training rows: numbers in order, then strings in order."""
     result = {}
     for target in config.targets.values():
-        if target.kind == "regression" or target.feature not in table.columns:
+        if target.kind == "regression" or not _has_names(table, target):
             continue
         values = [table.rows[i][target.feature] for i in train]
+        values = [value for value in values if not is_missing_label(value)]
         if target.kind == "multilabel":
-            lists = [parse_list(value) for value in values]
-            if not all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in lists):
-                continue  # numbers
-            values = [item for value in lists for item in value]
+            values = [item for value in values for item in parse_list(value)]
         result[target.feature] = tuple(sorted({canonical(value) for value in values}, key=_class_order))
     return result
+
+
+def _has_names(table: TableFile, target: "TargetConfig") -> bool:
+    """Returns whether a table has a column of labels that are names of classes, and no lists of numbers."""
+    if target.feature not in table.columns or target.kind != "multilabel":
+        return target.feature in table.columns
+    lists = (parse_list(row[target.feature]) for row in table.rows if not is_missing_label(row[target.feature]))
+    return all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in lists)
 
 
 def _class_order(name: str) -> tuple[bool, float, str]:
@@ -299,10 +326,14 @@ def _labeller(kind: str, names: tuple[str, ...]) -> Callable[[Any], Any]:
 
 
 def _read_label(index: Mapping[str, int], value: Any) -> Any:
-    # -1, a class that train does not have, is refused as it is read.
-    return index.get(canonical(value), -1) if index else canonical(value)
+    if is_missing_label(value):
+        return None
+    name = canonical(value)
+    return index.get(name, -1 if name == "-1" else name) if index else name  # another class is refused later
 
 
 def _read_labels(index: Mapping[str, int], value: Any) -> Any:
+    if is_missing_label(value):
+        return None
     values = parse_list(value)
     return [_read_label(index, item) for item in values] if index else np.asarray(values)

@@ -20,7 +20,7 @@ FILE_SUFFIXES = {
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au"),
     "video": (".gif", ".apng"),
 }
-IDENTIFIER = re.compile(r"(.*[_ ])?(id|key|row|index|no|number|filename|file)", re.IGNORECASE)
+IDENTIFIER = re.compile(r"(.*[_ /])?(id|key|row|index|no|number|filename|file)", re.IGNORECASE)
 DATE = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?")
 EXACT = 0.995  # share of rows whose label a column gives away, from which it is left out of the inputs
 WORDS = 2.5  # mean number of words from which strings are text
@@ -194,7 +194,8 @@ def gives_away(rows: Sequence[Mapping[str, Any]], column: Column, label: str) ->
         return False
     by_value: dict[str, Counter] = {}
     for row in rows:
-        by_value.setdefault(canonical(row[column.name]), Counter())[canonical(row[label])] += 1
+        if not is_missing(row[label]):
+            by_value.setdefault(canonical(row[column.name]), Counter())[canonical(row[label])] += 1
     labels = {label for counts in by_value.values() for label in counts}
     correct = sum(max(counts.values()) for counts in by_value.values())
-    return len(labels) > 1 and correct >= EXACT * len(rows)
+    return len(labels) > 1 and correct >= EXACT * sum(counts.total() for counts in by_value.values())

@@ -83,20 +83,43 @@ def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     return tuple(np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0).tolist())
 
 
-def read_labels(values: Iterable[Any], options: Options, classes: int, path: str) -> np.ndarray:
-    """Returns the classes `[n]` of the raw values of a classification target.
+def is_missing(value: Any) -> bool:
+    """Returns whether a label stands for none in a table: None, NaN or only NaN, an empty text; [] is no class."""
+    if value is None or isinstance(value, (str, bytes)):
+        return not value or not value.strip()
+    numbers = np.asarray(value) if isinstance(value, (float, np.floating, np.ndarray)) else np.zeros(0)
+    return bool(numbers.size and numbers.dtype.kind == "f" and np.isnan(numbers).all())
+
+
+def is_unlabelled(value: Any, unknown: int | None = None) -> bool:
+    """Returns whether a raw value of a dataset is no label: None, or the number of an unknown class."""
+    return value is None or (unknown is not None and np.ndim(value) == 0 and value == unknown)
+
+
+def is_placeholder(value: Any, kind: str) -> bool:
+    """Returns whether a raw value stands for no label where every row of a split has it, as also a class -1 does."""
+    return is_missing(value) or (kind == "classification" and np.ndim(value) == 0 and value == -1)
+
+
+def read_labels(
+    values: Iterable[Any], options: Options, classes: int, path: str, unknown: int | None = None
+) -> np.ndarray:
+    """Returns the classes `[n]` of the raw values of a classification target, -1 for a missing label.
 
     Args:
       values: the raw values.
       options: the target's options.
       classes: the number of classes.
       path: the target's config key, for error messages.
+      unknown: see `is_unlabelled`.
 
     Raises:
       UserError: a value is not one of the classes.
     """
     try:
-        return np.array([_class(value, options, classes, None) for value in values], np.int64)
+        return np.array([
+            -1 if is_unlabelled(value, unknown) else _class(value, options, classes, None) for value in values
+        ], np.int64)  # fmt: skip
     except ValueError as error:
         raise UserError(f"{error}; correct the data or the target", path=path) from error
 
@@ -177,8 +200,12 @@ def decode(value: Any, options: Options, outputs: int, scale: Scale | None) -> n
 
 def _class(value: Any, options: Options, classes: int, scale: Scale | None) -> np.ndarray:
     label = np.asarray(value)
+    if isinstance(value, str):  # of a table
+        raise ValueError(f"{value!r} is none of the {classes} classes of the training rows")
     if label.ndim or label.dtype.kind not in "biu":
         raise ValueError(f"a class must be one integer, got {value!r}")
+    if label == -1:
+        raise ValueError(f"class -1 is outside 0 to {classes - 1}; it stands for no label only where all rows have it")
     if not 0 <= label < classes:
         raise ValueError(f"class {int(label)} is outside 0 to {classes - 1}")
     return label.astype(np.int32)

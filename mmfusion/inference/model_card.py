@@ -73,7 +73,7 @@ def _scores(run: Run, result: Mapping[str, Any] | None) -> str:
         return "Not tested: the run has not finished."
     lines = ["| metric | valid | test | 95 % interval on test |", "|---|---|---|---|"]
     for name, value in result["test"].items():
-        if isinstance(value, int | float) and name != "examples":
+        if isinstance(value, int | float) and name.rpartition("/")[2] != "examples":
             valid = result["valid"].get(name)
             shown = f"{valid:.4g}" if isinstance(valid, int | float) else ""
             lines.append(f"| {name} | {shown} | {value:.4g} | {_interval(run, name, value, result['test'])} |")
@@ -88,7 +88,7 @@ def _interval(run: Run, name: str, value: float, scores: Mapping[str, Any]) -> s
     tasks = run.setup.tasks
     task, _, metric = name.rpartition("/")
     kind = tasks[task or next(iter(tasks))].kind if task or len(tasks) == 1 else ""
-    examples = scores["examples"]
+    examples = scores[f"{task}/examples" if task else "examples"]
     if metric != "accuracy" or kind != "classification" or not examples:
         return ""
     found = stats.binomtest(round(value * examples), examples).proportion_ci(method="wilson")

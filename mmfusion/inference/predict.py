@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from mmfusion.data.summary import describe_unknown
+from mmfusion.data.table import canonical
 from mmfusion.data.table_file import Table, open_table
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin
@@ -20,7 +21,7 @@ from mmfusion.inference.columns import Columns, bind, names_read, read_row
 from mmfusion.inference.predictions import Predictions, TaskPredictions
 from mmfusion.inference.rows import Row
 from mmfusion.inference.trained_model import TrainedModel
-from mmfusion.training.restore import open_run
+from mmfusion.training.restore import Run, open_run
 
 EXPLAIN_ROWS = 32  # a row takes about a hundred gradients
 REPORTED = 10  # rows with an error that are returned; the output has all of them
@@ -51,7 +52,8 @@ def predict(
         task's label (or value) and class probabilities, what `options` request, and `error`: why the row could not be
         predicted.
       allow_missing: whether the table may lack columns of the run, which then count as absent.
-      report: given lines about words and categories that training did not have; None: not reported.
+      report: given lines about words and categories that training did not have, and columns of labels without any;
+        None: not reported.
       explain: called when the output is written, with the model, the first predicted rows by number, the folder of
         their files, and the number of predicted rows.
       explain_rows: the number of rows that `explain` is given at most.
@@ -72,8 +74,7 @@ def predict(
         raise UserError("is the input, which would be lost", path=f"--output={target}")
     run = open_run(workdir, [])
     bound = bind(run.dataset.reader, table.columns, label, allow_missing=allow_missing)
-    for _ in table:  # a file that is damaged further down is refused before hours of predictions
-        pass
+    unlabelled = _unlabelled_columns(run, table)  # reads it: damage further down is refused before hours of predictions
     model = TrainedModel(run)
     header = _header(model.predict([], **options))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -90,6 +91,8 @@ def predict(
     finally:
         temporary.unlink(missing_ok=True)
     if report:
+        for name in unlabelled:
+            report(f"{source}: no row has a label in column {name!r}; all are predicted")
         for modality, what in sorted({key[:2] for key in unknown}):
             if line := describe_unknown(modality, what, unknown[modality, what, 0], unknown[modality, what, 1]):
                 report(line)
@@ -108,6 +111,19 @@ def _keep_first(
         if len(kept) < limit and not cells["error"]:
             kept[number] = read_row(bound, row)
         yield number, row, cells
+
+
+def _unlabelled_columns(run: Run, table: Table) -> list[str]:
+    """Returns the columns of targets in which no row has a label; -1 is none where it is no class."""
+    empty = {}
+    for task, options in run.dataset.reader.targets.items():
+        if options["feature"] in table.columns:
+            numbered = options["kind"] == "classification" and "-1" not in run.dataset.class_names[task]
+            empty[options["feature"]] = ("", "-1") if numbered else ("",)
+    for _, row, _ in table:
+        if row is not None:
+            empty = {name: none for name, none in empty.items() if canonical(row[name]) in none}
+    return list(empty)
 
 
 def _predicted_rows(

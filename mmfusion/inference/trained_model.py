@@ -125,7 +125,8 @@ class TrainedModel:
           metrics of `result.json`: `accuracy`, `loss`, ...
 
         Raises:
-          UserError: no such split or modality, the dataset cannot be opened or has other classes, or no row counts.
+          UserError: no such split or modality, the dataset cannot be opened or has other classes, the split has no
+            labels, or no row counts.
         """
         config, setup = self._run.config, self._run.setup
         check_request(config.data.modalities, split if not data else SPLITS[0], modalities)
@@ -134,10 +135,14 @@ class TrainedModel:
         elif split not in self._splits:
             dataset = datasets.load(config.data, seed=config.seed, splits=(split,), saved=self._run.dataset.saved())
             self._splits |= dataset.splits
+        rows = rows if data else self._splits[split]
+        if not rows.has_labels:
+            message = f"has no label in any row of {data or config.data.name!r}; it can be predicted, not evaluated"
+            raise UserError(message, path="split", value=split)
         collected = collect(
             self._eval_step,
             self._run.state,
-            rows if data else self._splits[split],
+            rows,
             setup,
             batch_size=config.batch_size,
             workers=config.data.workers,

@@ -23,7 +23,7 @@ class UnimodalScore(Term):
     model: FusionModel
 
     def count(self, batch: Batch) -> jax.Array:
-        return jnp.sum(batch.weight * self.model.presence(batch)[self.head])
+        return jnp.sum(batch.metric_weight(self.task) * self.model.presence(batch)[self.head])
 
     def total(self, context: Context) -> jax.Array:
         logits = context.outputs.unimodal[self.task][self.head]
@@ -33,7 +33,7 @@ class UnimodalScore(Term):
             probabilities = jax.nn.softmax(logits.astype(jnp.float32))
             return jnp.take_along_axis(probabilities, targets[:, None], axis=1)[:, 0]
 
-        return context.target_sum(self.task, context.batch.weight * present, probability)
+        return context.target_sum(self.task, context.batch.metric_weight(self.task) * present, probability)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ def task_weight(target: jax.Array, weight: jax.Array, spec: Task) -> jax.Array:
 
     Args:
       target: class `[B]` int32, labels `[B, C]`, or regression `[B]`.
-      weight: `[B]` float32, 0 on padding, see `Batch.loss_weight`.
+      weight: `[B]` float32, 0 on padding and without a label, see `Batch.loss_weight`.
       spec: the task.
     """
     weight = weight.astype(jnp.float32)
@@ -152,10 +152,10 @@ class TaskLoss(Term):
     spec: Task
 
     def count(self, batch: Batch) -> jax.Array:
-        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight, self.spec))
+        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight(self.task), self.spec))
 
     def total(self, context: Context) -> jax.Array:
-        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight, self.spec)
+        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight(self.task), self.spec)
         logits = context.outputs.logits[self.task]
         return context.target_sum(self.task, weight, lambda targets: task_loss(logits, targets, self.spec))
 
@@ -165,11 +165,12 @@ class Accuracy(Term):
     """The share of rows whose class is predicted, a measure."""
 
     def count(self, batch: Batch) -> jax.Array:
-        return jnp.sum(batch.weight)
+        return jnp.sum(batch.metric_weight(self.task))
 
     def total(self, context: Context) -> jax.Array:
         predicted = context.outputs.logits[self.task].argmax(axis=-1)
-        return context.target_sum(self.task, context.batch.weight, lambda targets: predicted == targets)
+        weight = context.batch.metric_weight(self.task)
+        return context.target_sum(self.task, weight, lambda targets: predicted == targets)
 
 
 def task_terms(tasks: Mapping[str, Task], log_losses: bool) -> list[Term]:

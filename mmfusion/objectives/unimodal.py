@@ -35,11 +35,11 @@ class UnimodalLoss(Term):
     probe: bool
 
     def count(self, batch: Batch) -> jax.Array:
-        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight, self.spec))
+        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight(self.task), self.spec))
 
     def total(self, context: Context) -> jax.Array:
         logits, present = context.outputs.unimodal[self.task][self.head], context.outputs.present[self.head]
-        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight, self.spec)
+        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight(self.task), self.spec)
 
         def loss(targets: jax.Array) -> jax.Array:
             return jnp.where(present, task_loss(logits, targets, self.spec), 0.0)

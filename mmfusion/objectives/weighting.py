@@ -27,7 +27,7 @@ class HalfLogVariance(Term):
     spec: Task
 
     def count(self, batch: Batch) -> jax.Array:
-        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight, self.spec))
+        return jnp.sum(task_weight(batch.targets[self.task], batch.loss_weight(self.task), self.spec))
 
     def total(self, context: Context) -> jax.Array:
         return self.count(context.batch) * context.params[LOG_VARIANCE + self.task] / 2
@@ -78,7 +78,7 @@ class HeadSlope(Term):
 
     def total(self, context: Context) -> jax.Array:
         kernel = context.params[f"heads_{self.task}"]["kernel"]
-        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight, self.spec)
+        weight = task_weight(context.batch.targets[self.task], context.batch.loss_weight(self.task), self.spec)
         weight = weight / jnp.maximum(context.counts[f"task/{self.task}"], 1e-9)
 
         def loss(logits: jax.Array) -> jax.Array:
@@ -143,7 +143,9 @@ class GradNorm(Objective):
             slope = jnp.sign(norm - wanted) * norm / before[task]  # of |G_i - wanted|, with `wanted` constant
             after[task] = jnp.maximum(before[task] - self.rate * slope, 1e-2)
         total = sum(after.values())
-        return {"tasks": {task: weight * len(after) / total for task, weight in after.items()}, "first": first}
+        complete = jnp.stack(list(losses.values())).all()  # without a label of some task there is nothing to balance
+        after = {task: jnp.where(complete, weight * len(after) / total, before[task]) for task, weight in after.items()}
+        return {"tasks": after, "first": first}
 
     def logged_weights(self, weights: Mapping[str, Any], params: Any, terms: Sequence[Term]) -> Scalars:
         return dict(weights["tasks"])

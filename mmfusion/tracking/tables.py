@@ -34,7 +34,8 @@ def results_table(metrics: Mapping[str, Mapping]) -> Table:
     """Returns a table with a row per metric and a column per split, without nested metrics (per class, confusion).
 
     Args:
-      metrics: metrics by name, by split; `examples`, those that count, are shown as a share of the `rows`.
+      metrics: metrics by name, by split; `examples`, those that count, are shown as a share of the `rows`; a split of 0
+        rows was not evaluated, as it has no labels.
     """
     names = dict.fromkeys(n for s in metrics.values() for n, v in s.items() if v is None or np.isscalar(v))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -44,8 +45,12 @@ def results_table(metrics: Mapping[str, Mapping]) -> Table:
     for name in names:
         if name == "rows":
             continue
-        if name == "examples" and "rows" in names:
-            table.add_row(name, *(f"{values[name]:,} of {values['rows']:,}" for values in metrics.values()))
+        if name.rpartition("/")[2] == "examples" and "rows" in names:
+            table.add_row(Text(name), *(_share(values[name], values["rows"]) for values in metrics.values()))
             continue
         table.add_row(Text(name), *(format_metric(to_builtin(values.get(name))) for values in metrics.values()))
     return table
+
+
+def _share(examples: int, rows: int) -> str:
+    return f"{examples:,} of {rows:,}" if rows else "no labels"

@@ -28,17 +28,18 @@ def eval_step(
 ) -> dict[str, Any]:
     """Returns the outputs of every row of all devices, `[B, ...]`.
 
-    They are `logits`, `targets`, `loss` and `loss_weight` per task, `weight`, `id`, and `any_present`: whether a row
-    has a modality. With `heads`, also the losses of each modality's own head: `unimodal` per task and modality, and
-    `present`.
+    They are `logits`, `targets`, `loss`, `loss_weight` and `metric_weight` per task, `weight`, `id`, and `any_present`:
+    whether a row has a modality. With `heads`, also the losses of each modality's own head: `unimodal` per task and
+    modality, and `present`.
     """
     outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(batch, None), train=False)
     result = {
         "logits": outputs.logits,
         "loss": {task: task_loss(outputs.logits[task], batch.targets[task], spec) for task, spec in tasks.items()},
         "loss_weight": {
-            task: task_weight(batch.targets[task], batch.loss_weight, spec) for task, spec in tasks.items()
+            task: task_weight(batch.targets[task], batch.loss_weight(task), spec) for task, spec in tasks.items()
         },
+        "metric_weight": {task: batch.metric_weight(task) for task in tasks},
         "targets": batch.targets,
         "weight": batch.weight,
         "any_present": jnp.stack(list(batch.present.values())).any(axis=0),

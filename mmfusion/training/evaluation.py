@@ -41,8 +41,8 @@ def collect(
       max_bad_fraction: share of rows that may be unreadable.
 
     Returns:
-      `logits`, `targets`, `loss` and `loss_weight` per task, `weight`, `any_present` and `id`, all `[n, ...]` of every
-      host's rows, padding and unreadable rows left out.
+      `logits`, `targets`, `loss`, `loss_weight` and `metric_weight` per task, `weight`, `any_present` and `id`, all
+      `[n, ...]` of every host's rows, padding and unreadable rows left out.
 
     Raises:
       UserError: too many rows cannot be read.
@@ -71,6 +71,9 @@ def without(batch: Batch, modalities: Collection[str] | None) -> Batch:
 def score(collected: Mapping[str, Any], tasks: Mapping[str, Task], *, skip_empty: bool = False) -> dict[str, Any]:
     """Returns the metrics of what `collect` returned: of the one task, or `TASK/metric` of each, and `loss` of all.
 
+    A task's metrics are over the rows that have a label of it, `examples` of them; without any they are None, and its
+    loss does not count in that of all.
+
     Args:
       collected: the outputs.
       tasks: of the run.
@@ -81,17 +84,19 @@ def score(collected: Mapping[str, Any], tasks: Mapping[str, Task], *, skip_empty
     if skip_empty:
         scores["rows"] = len(collected["weight"])
         collected = jax.tree.map(lambda x: x[collected["any_present"]], collected)
-    scores |= {"loss": 0.0, "examples": int(collected["weight"].sum())}
+    scores |= {"loss": None, "examples": int(collected["weight"].sum())}
     for task, spec in tasks.items():
         logits, targets = collected["logits"][task], collected["targets"][task]
         if spec.kind == "regression":
             logits, targets = spec.scale.invert(logits[:, 0]), spec.scale.invert(targets)
-        weight = collected["loss_weight"][task]
-        loss = float(np.sum(weight * collected["loss"][task], dtype=np.float64) / max(weight.sum(), 1e-9))
-        own = {**SCORES[spec.kind](logits, targets, collected["weight"]), "loss": loss}
+        labelled, weight = collected["metric_weight"][task], collected["loss_weight"][task]
+        loss = None
+        if labelled.any():
+            loss = float(np.sum(weight * collected["loss"][task], dtype=np.float64) / max(weight.sum(), 1e-9))
+            scores["loss"] = (scores["loss"] or 0.0) + spec.weight * loss
+        own = {"examples": int(labelled.sum()), **SCORES[spec.kind](logits, targets, labelled), "loss": loss}
         for group in spec.metrics:
-            own |= metrics.REGRESSION_SCORES[group](logits, targets, collected["weight"])
-        scores["loss"] += spec.weight * loss
+            own |= metrics.REGRESSION_SCORES[group](logits, targets, labelled)
         if len(tasks) == 1:
             scores |= own
         else:

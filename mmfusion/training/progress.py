@@ -134,8 +134,8 @@ class Meter:
         self._bad_steps = [*self._bad_steps, {"step": step, "wrong": reason, **recorded}] if reason else []
         if counts["consecutive"] >= section.max_consecutive_bad_steps:
             raise recovery.TooManyBadSteps(self._bad_steps, counts["first"], progress.rollbacks, counts)
-        if not batch.weight.all():  # training batches have no padding: these rows could not be read
-            self._unreadable |= set(batch.id[batch.weight == 0].tolist())
+        if not batch.weight.all():  # rows that could not be read, or padding in place of rows without a label
+            self._unreadable |= set(batch.id[(batch.weight == 0) & (batch.id >= 0)].tolist())
             check_bad(self._split, self._unreadable, self._config.data.max_bad_fraction)
 
 

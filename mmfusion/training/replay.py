@@ -137,7 +137,8 @@ def record_gradients(
 
 def _losses(setup: TrainSetup, state: Any, batch: Batch) -> dict[int, float]:
     rows = jax.device_get(setup.compile_eval_step()(state.params, state.batch_stats, batch))
-    total = np.sum([spec.weight * rows["loss"][task] for task, spec in setup.tasks.items()], axis=0)
+    labelled = {task: weight > 0 for task, weight in rows["metric_weight"].items()}
+    total = np.sum([spec.weight * labelled[t] * rows["loss"][t] for t, spec in setup.tasks.items()], axis=0)
     return {int(i): float(x) for i, x, weight in zip(rows["id"], total, rows["weight"], strict=True) if weight > 0}
 
 

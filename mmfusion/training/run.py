@@ -157,7 +157,9 @@ class TrainRun:
         assert restored is not None  # the last step was saved
         host_state, chosen = restored
         self.state = setup.partitioner.put_state(host_state)
-        rows = {split: self._evaluate(split) for split in ("valid", "test")}
+        rows = {"valid": self._evaluate("valid")}
+        test_labels = self.dataset.splits["test"].has_labels  # without any, all metrics are None
+        rows["test"] = self._evaluate("test") if test_labels else jax.tree.map(lambda x: x[:0], rows["valid"])
         scores = {split: score(rows[split], setup.tasks, skip_empty=True) for split in rows}
         scores["valid"] = without_class_lists(scores["valid"])
         self.log.log(chosen["step"], without_class_lists(scores["test"]), "test")

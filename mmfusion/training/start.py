@@ -144,9 +144,7 @@ def introduce(
         if split.bad:
             examples = "; ".join(itertools.islice(split.bad.values(), 3))
             log.print(f"data   {len(split.bad)} rows of {split.name} cannot be read and have weight 0: {examples}")
-    for line in dataset.notes:
-        log.print(f"data   {line}")
-    for line in notes:
+    for line in (*(f"data   {line}" for line in dataset.notes), *notes):
         log.print(line)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     shapes = jax.eval_shape(lambda batch: setup.preprocess(batch, None), setup.example)

@@ -108,7 +108,7 @@ def test_row_weights_are_read_and_do_not_mark_a_row_as_unreadable(monkeypatch, g
     batch = split.take(np.array([0, 1, 5, -1]))
     np.testing.assert_array_equal(batch.row_weight, [*(split.ids[[0, 1, 5]] / 4), 0])
     np.testing.assert_array_equal(batch.weight, [1, 1, 1, 0])
-    np.testing.assert_array_equal(batch.loss_weight, batch.row_weight)
+    np.testing.assert_array_equal(batch.loss_weight("label"), batch.row_weight)
     assert load(monkeypatch, rows).splits["train"].take(np.array([0])).row_weight is None
 
 

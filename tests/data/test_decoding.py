@@ -94,7 +94,7 @@ def test_fill_row_reports_an_unreadable_row_and_leaves_padding(changes, message)
     ("changes", "message"),
     [
         ({"label": 2}, "row 100, target 'label': class 2 is outside 0 to 1"),
-        ({"label": -1}, "class -1 is outside"),
+        ({"label": -1}, "class -1 is outside 0 to 1; it stands for no label only where all rows have it"),
         ({"label": 0.5}, "one integer"),
         ({"label": [1]}, "one integer"),
         ({"tags": [0, 3]}, r"row 100, target 'tags': classes \[0, 3\] are outside 0 to 2"),

@@ -155,7 +155,7 @@ def test_table_dataset_refuses_a_class_that_train_does_not_have(table, tmp_path)
     for i, row in enumerate(table):
         row["split"] = "test" if i >= 50 else "train"
     table[55]["label"] = "neither"
-    with rejects("config.data.targets", says="class -1"):
+    with rejects("config.data.targets", says="'neither' is none of the 2 classes"):
         load(write(tmp_path / "t.csv", table))
 
 

@@ -90,6 +90,12 @@ CASES = {
     "frame_cnn-attention": ("frame_cnn", {**TINY_FRAMES, "over_time": "attention", "norm": "batch"}, VIDEO, 4),
     "cnn3d": ("cnn3d", {"channels": (4, 4), "time_strides": (2, 1), "strides": (2, 2)}, VIDEO, 8),
     "table_mlp": ("table_mlp", {"categories": (0, 3, 0), "hidden": (8,)}, TABLE, 1),
+    "ft_transformer-keys": (
+        "ft_transformer",
+        {"categories": (0, 3, 0), "keys": 2, "hidden": 8, "heads": 2, "layers": 1},
+        TABLE,
+        4,
+    ),
     "ft_transformer": ("ft_transformer", {"categories": (0, 3, 0), "hidden": 8, "heads": 2, "layers": 1}, TABLE, 4),
     "mlp-embedding": ("mlp", {"hidden": (8,)}, EMBEDDING, 1),
     "mlp-sequence": ("mlp", {"hidden": ()}, SEQUENCE, 6),

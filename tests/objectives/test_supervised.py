@@ -5,7 +5,11 @@ import pytest
 from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import log_loss
 
+from mmfusion.data.batch import Batch
+from mmfusion.models.model import Outputs
 from mmfusion.objectives import Task, task_loss, task_weight
+from mmfusion.objectives.base import Context
+from mmfusion.objectives.supervised import Accuracy, TaskLoss
 from tests.errors import rejects
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -167,3 +171,42 @@ def test_task_rejects_a_loss_of_another_kind(kind, loss):
     assert error.value.choices and loss not in error.value.choices
     with rejects("gamma", -1):
         Task("classification", 2, loss="focal", gamma=-1)
+
+
+def masked_mean(term, logits, batch):
+    """Returns the mean of a term as the step computes it."""
+    outputs = Outputs({"t": logits}, jnp.zeros((6, 1)), {}, {}, {}, {})
+    count = term.count(batch)
+    return term.total(Context(batch, outputs, {}, {term.name: count})) / jnp.maximum(count, 1e-9)
+
+
+def labelled_batch(labelled, row_weight=None):
+    weight = np.array([1, 1, 1, 1, 1, 0], np.float32)  # the last row is padding
+    targets = {"t": np.where(labelled, TARGET, 0)}
+    ids = np.arange(6)
+    return Batch({}, {}, {}, targets, weight, ids, labelled={"t": np.array(labelled)}, row_weight=row_weight)
+
+
+def test_task_loss_is_the_mean_over_rows_with_a_label():
+    labelled = np.array([True, False, True, True, False, True])
+    row_weight = np.array([2, 9, 1, 0.5, 9, 9], np.float32)
+    class_weights = (1.0, 2.0, 3.0, 4.0)
+    spec = Task("classification", 4, class_weights=class_weights)
+    term = TaskLoss(name="task/t", weight=1.0, task="t", spec=spec)
+    rows = [0, 2, 3]
+    losses = -log_softmax(LOGITS.astype(np.float64), axis=1)[rows, TARGET[rows]]
+    weights = row_weight[rows] * np.array(class_weights)[TARGET[rows]]
+    mean = masked_mean(term, jnp.asarray(LOGITS), labelled_batch(labelled, row_weight))
+    np.testing.assert_allclose(mean, np.average(losses, weights=weights), rtol=1e-5)
+    accuracy = masked_mean(Accuracy(name="accuracy", task="t"), jnp.asarray(LOGITS), labelled_batch(labelled))
+    np.testing.assert_allclose(accuracy, np.mean(LOGITS.argmax(1)[rows] == TARGET[rows]), rtol=1e-6)
+
+
+def test_task_loss_without_any_label_is_zero_with_zero_gradient():
+    term = TaskLoss(name="task/t", weight=1.0, task="t", spec=Task("classification", 4))
+    batch = labelled_batch(np.zeros(6, bool))
+    loss, slope = jax.value_and_grad(lambda logits: masked_mean(term, logits, batch))(jnp.asarray(LOGITS))
+    assert loss == 0 and not slope.any()
+    some = labelled_batch(np.array([True, False, False, False, False, False]))
+    slope = jax.grad(lambda logits: masked_mean(term, logits, some))(jnp.asarray(LOGITS))
+    assert slope[0].all() and not slope[1:].any()

@@ -19,8 +19,8 @@ from tests.processes import Started
 
 Result = dict[str, np.ndarray]
 EIGHT = (
-    "pmap", "jit", "concat accumulated scanned", "weighted accumulated", "batch norm", "batch norm jit", "mesh",
-    "loop 1 2 1",
+    "pmap", "jit", "concat accumulated scanned", "weighted accumulated", "partly labelled accumulated", "batch norm",
+    "batch norm jit", "mesh", "loop 1 2 1",
 )  # fmt: skip
 HOSTS = ("pmap", "jit", "loop", "loop failing", "loop going back", "loop in a bucket", "loop blended fsdp")
 FLAGS = os.environ.get("XLA_FLAGS", "")
@@ -125,12 +125,26 @@ def test_weights_of_rows_change_the_loss_alike_in_micro_batches(one: Callable[[s
     assert one("weighted")["scores"][examples] == one("concat")["scores"][examples]  # also rows of weight 0
 
 
+@pytest.mark.loop
+def test_labels_that_rows_lack_are_masked_alike_in_micro_batches(one: Callable[[str], Result]):
+    agree(one("partly labelled accumulated"), one("partly labelled"))
+    config = ways.partly_labelled(ways.synthetic.config({}))
+    train = ways.synthetic.dataset(config, ways.ROWS).splits["train"].arrays
+    ids = one("partly labelled")["ids"]  # [steps, B], -1 without any label
+    assert 0 < (ids < 0).mean() < 0.3
+    for task in ("label", "amount"):
+        counts = (
+            np.where(ids < 0, 0, train.metric_weight(task)[ids]).reshape(len(ids), 8, -1).sum(2)
+        )  # [steps, devices]
+        assert (counts.min(1) < counts.max(1)).all()
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("way", "alone"),
     [
         ("pmap", "pmap"), ("jit", "pmap"), ("concat accumulated scanned", "concat"),
-        ("weighted accumulated", "weighted"),
+        ("weighted accumulated", "weighted"), ("partly labelled accumulated", "partly labelled"),
     ],
 )  # fmt: skip
 def test_eight_devices(eight: dict[str, Result], one: Callable[[str], Result], way: str, alone: str):

@@ -78,7 +78,7 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
         "severities": SEVERITIES,
         "corruption": _corruptions(probe, raw),
         "calibration": {
-            task: _calibration(*((full[s]["logits"][task], full[s]["targets"][task]) for s in ("valid", "test")))
+            task: _calibration(*(_labelled(full[split], task) for split in ("valid", "test")))
             for task, spec in run.setup.tasks.items()
             if spec.kind == "classification"
         },
@@ -263,6 +263,12 @@ def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
         m: {name: [at(m, name, s) for s in SEVERITIES] for name in corruption.CORRUPTIONS[options["kind"]]}
         for m, options in sorted(reader.modalities.items())
     }
+
+
+def _labelled(collected: Mapping[str, Any], task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the logits and targets of the rows that have a label of the task."""
+    kept = collected["metric_weight"][task] > 0
+    return collected["logits"][task][kept], collected["targets"][task][kept]
 
 
 def _calibration(valid: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
