@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmfusion.analysis.probing.attention import DISPLAY, without_padding
-from mmfusion.analysis.report.example_views import data_url, grid, waveform_path
+from mmfusion.analysis.report.example_views import WAVE_SIZE, data_url, grid, waveform_path
 from mmfusion.inference.explanations import Attribution, Explanation
 
 SUPPORTS, OPPOSES, ATTENDED = (209, 73, 47), (22, 104, 168), (126, 78, 178)
@@ -50,10 +50,11 @@ class Bar(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """A waveform as an SVG path, and (left, width, share) of segments."""
+    """A waveform as an SVG path, and (left, width, share) of segments: attributions, or attention if `attended`."""
 
     path: str
     spans: tuple[tuple[float, float, float], ...]
+    attended: bool
 
 
 class Panel(NamedTuple):
@@ -239,14 +240,23 @@ def _audio(shown: Shown) -> Panel:
     path = waveform_path(shown.x[shown.mask])
     if shown.spectrogram is None:
         parts = [part.sum() for part in np.array_split(shown.share[shown.mask], WAVE_SEGMENTS)]
-        left = np.linspace(0, 240, WAVE_SEGMENTS + 1)[:-1].tolist()
-        shares = words([""] * len(parts), np.array(parts))
-        spans = tuple((x, 240 / WAVE_SEGMENTS, word.share) for x, word in zip(left, shares, strict=True))
-        return Panel("", wave=Wave(path, spans))
-    frames = max(1, math.ceil(shown.mask.mean() * len(shown.spectrogram)))
+        return Panel("", wave=Wave(path, _spans(np.array(parts)), False))
+    real = shown.mask.mean()  # tokens and frames also cover the padding, which is not shown
+    tokens = np.zeros(0) if shown.attention is None else shown.attention[: math.ceil(real * len(shown.attention))]
+    frames = math.ceil(real * len(shown.spectrogram))
     values, share = shown.spectrogram[:frames].T[::-1], shown.share[:frames].T[::-1]  # [F, T], high frequencies on top
     caption = f"spectrogram, {seconds:.2f} s, up to {shown.options['rate'] / 2000:g} kHz"
-    return Panel("", pictures=(_wide(caption, values, share),), wave=Wave(path, ()))
+    attributed = _wide("attribution", values, share)
+    return Panel(
+        "", pictures=(Picture(caption, attributed.image, "", True), attributed), wave=Wave(path, _spans(tokens), True)
+    )
+
+
+def _spans(values: np.ndarray) -> tuple[tuple[float, float, float], ...]:
+    """Returns (left, width, share) of equal segments, relative to the value of the largest magnitude."""
+    shares = values / max(float(np.abs(values).max(initial=0)), 1e-12)
+    width = WAVE_SIZE[0] / max(len(values), 1)
+    return tuple((k * width, width, share) for k, share in enumerate(shares.tolist()))
 
 
 def _other(shown: Shown) -> Panel:
