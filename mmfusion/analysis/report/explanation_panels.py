@@ -82,6 +82,11 @@ class Panel(NamedTuple):
     wave: Wave | None = None
     note: str = ""
 
+    @property
+    def shows_attention(self) -> bool:
+        in_wave = self.wave is not None and self.wave.attended and self.wave.spans
+        return bool(self.attended or self.maps or in_wave or "attention" in [p.caption for p in self.pictures])
+
 
 class Shown(NamedTuple):
     """What a panel is made of: a modality's input, mask, attributions, received attention, options and fitted state."""
@@ -118,7 +123,7 @@ def panel(
     )  # fmt: skip
     made = PANELS.get(options["kind"], _other)(shown)
     maps = word_maps(explanation, modality, options, fitted) if options["kind"] == "text" else ()
-    return made._replace(modality=modality, total=f"{attribution.total(modality):+.3g}", maps=maps)
+    return made._replace(modality=modality, total=number(attribution.total(modality), "+"), maps=maps)
 
 
 def received_attention(explanation: Explanation, modality: str) -> np.ndarray | None:
@@ -191,7 +196,7 @@ def bars(labels: Sequence[str], values: Sequence[float], texts: Sequence[str] | 
     if rest:
         rows.append((f"{len(rest)} others", float(sum(values[k] for k in rest))))
     largest = max([abs(x) for _, x in rows] + [1e-12])
-    return tuple(Bar(label, x / largest, f"{x:+.3g}") for label, x in rows)
+    return tuple(Bar(label, x / largest, number(x, "+")) for label, x in rows)
 
 
 def _table(shown: Shown) -> Panel:
@@ -214,7 +219,7 @@ def _cell(column: Mapping[str, Any], x: np.ndarray) -> str:
     if "date" in column:
         day = datetime.datetime(1970, 1, 1) + datetime.timedelta(days=float(np.clip(values[0], -719_000, 2_900_000)))
         return day.date().isoformat()
-    return f"{values[0]:.5g}" if len(values) == 1 else f"vector of {len(values)}"
+    return number(values[0], digits=5) if len(values) == 1 else f"vector of {len(values)}"
 
 
 def _embedding(shown: Shown) -> Panel:
@@ -305,6 +310,12 @@ def _cells(share: np.ndarray) -> np.ndarray:
 def _scale(values: np.ndarray) -> float:
     magnitudes = np.abs(values[values != 0])
     return max(float(np.quantile(magnitudes, CONTRAST)), 1e-12) if magnitudes.size else 1.0
+
+
+def number(x: float, sign: str = "", digits: int = 3) -> str:
+    """Returns a number with some significant digits; with `sign="+"` it always has a sign, and large ones commas."""
+    rounded = float(f"{x:.{digits}g}")
+    return f"{rounded:{sign},.0f}" if 1000 <= abs(rounded) < 1e12 else f"{rounded:{sign}.{digits}g}"
 
 
 def _plain(word: str) -> str:
