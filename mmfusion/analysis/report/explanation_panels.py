@@ -315,7 +315,7 @@ def _scale(values: np.ndarray) -> float:
 def number(x: float, sign: str = "", digits: int = 3) -> str:
     """Returns a number with some significant digits; with `sign="+"` it always has a sign, and large ones commas."""
     rounded = float(f"{x:.{digits}g}")
-    return f"{rounded:{sign},.0f}" if 1000 <= abs(rounded) < 1e12 else f"{rounded:{sign}.{digits}g}"
+    return f"{rounded:{sign},.0f}" if 1000 <= abs(rounded) < 1e12 else f"{rounded:{sign}.{max(digits, 4)}g}"
 
 
 def _plain(word: str) -> str:

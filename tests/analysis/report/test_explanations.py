@@ -320,6 +320,7 @@ def test_numbers_are_rounded_with_commas_and_signs():
     found = [explanation_panels.number(x, "+") for x in (0.0, -0.01234, 1.5, 999.6, -40449.0, 2e15)]
     assert found == ["+0", "-0.0123", "+1.5", "+1,000", "-40,400", "+2e+15"]
     assert explanation_panels.number(259_623.4, digits=5) == "259,620"
+    assert [explanation_panels.number(x, digits=1) for x in (11.0, 0.0068)] == ["10", "0.007"]
 
 
 def test_panels_say_what_is_absent_or_not_attributed():
