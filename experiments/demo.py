@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
                 f"warning: --host={HOST.value}: everyone who reaches this address can use the page, without a password"
             )
         print(f"http://{HOST.value}:{PORT.value} shows {WORKDIR.value} until Ctrl-C", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that uploads are removed
         page.block_thread()
 
 

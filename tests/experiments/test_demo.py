@@ -45,7 +45,7 @@ def page_url(tiny_config, tmp_path):
         except OSError:
             time.sleep(0.5)
     yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert "Traceback" not in process.communicate(60)[0] and process.poll() is not None
 
 

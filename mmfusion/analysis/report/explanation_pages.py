@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from mmfusion.analysis.report.explanation_panels import Bar, Panel, panel
+from mmfusion.analysis.report.explanation_panels import Bar, Panel, number, panel
 from mmfusion.data.decoding import Reader
 from mmfusion.files import write_json
 from mmfusion.inference.contributions import MAX_SHAPLEY
@@ -131,11 +131,11 @@ def _with_attribution(shown: TaskCard, explanation: Explanation, reader: Reader)
     return shown._replace(
         output=f"log odds of {attribution.output}" if shown.probabilities else attribution.output,
         terms=(
-            Term("baseline", f"{attribution.baseline:.3g}", 0.0),
-            *(Term(m, f"{value:+.3g}", value) for m, value in totals.items()),
+            Term("baseline", number(attribution.baseline), 0.0),
+            *(Term(m, number(value, "+"), value) for m, value in totals.items()),
         ),
-        value=f"{attribution.value:.3g}",
-        gap=f"{attribution.gap:.1g}",
+        value=number(attribution.value),
+        gap=number(attribution.gap, digits=1),
         panels=tuple(
             panel(explanation, attribution, m, options, reader.fitted.get(m))
             for m, options in reader.modalities.items()
@@ -145,7 +145,7 @@ def _with_attribution(shown: TaskCard, explanation: Explanation, reader: Reader)
 
 def _predicted(found: TaskPredictions, i: int) -> str:
     if found.values is not None:
-        return f"{found.values[i]:.5g}"
+        return number(found.values[i], digits=5)
     label = found.labels[i]
     return label if isinstance(label, str) else ", ".join(label) or "no label"
 
@@ -166,7 +166,7 @@ def _contributions(found: TaskPredictions, i: int) -> tuple[Bar, ...]:
     values = {m: float(x[i]) for m, x in (found.contributions or {}).items()}
     largest = max([abs(x) for x in values.values()] + [1e-12])
     scale = largest if found.type == "regression" else max(largest, 0.25)  # of probabilities, small ones look small
-    return tuple(Bar(m, x / scale, f"{x:+.3g}") for m, x in values.items())
+    return tuple(Bar(m, x / scale, number(x, "+")) for m, x in values.items())
 
 
 def _contributed_to(found: TaskPredictions, i: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmfusion.analysis.probing.attention import DISPLAY, without_padding
-from mmfusion.analysis.report.example_views import data_url, grid, waveform_path
+from mmfusion.analysis.report.example_views import WAVE_SIZE, data_url, grid, waveform_path
 from mmfusion.inference.explanations import Attribution, Explanation
 
 SUPPORTS, OPPOSES, ATTENDED = (209, 73, 47), (22, 104, 168), (126, 78, 178)
@@ -50,10 +50,11 @@ class Bar(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """A waveform as an SVG path, and (left, width, share) of segments."""
+    """A waveform as an SVG path, and (left, width, share) of segments: attributions, or attention if `attended`."""
 
     path: str
     spans: tuple[tuple[float, float, float], ...]
+    attended: bool
 
 
 class Panel(NamedTuple):
@@ -80,6 +81,11 @@ class Panel(NamedTuple):
     bars: tuple[Bar, ...] = ()
     wave: Wave | None = None
     note: str = ""
+
+    @property
+    def shows_attention(self) -> bool:
+        in_wave = self.wave is not None and self.wave.attended and self.wave.spans
+        return bool(self.attended or self.maps or in_wave or "attention" in [p.caption for p in self.pictures])
 
 
 class Shown(NamedTuple):
@@ -117,7 +123,7 @@ def panel(
     )  # fmt: skip
     made = PANELS.get(options["kind"], _other)(shown)
     maps = word_maps(explanation, modality, options, fitted) if options["kind"] == "text" else ()
-    return made._replace(modality=modality, total=f"{attribution.total(modality):+.3g}", maps=maps)
+    return made._replace(modality=modality, total=number(attribution.total(modality), "+"), maps=maps)
 
 
 def received_attention(explanation: Explanation, modality: str) -> np.ndarray | None:
@@ -190,7 +196,7 @@ def bars(labels: Sequence[str], values: Sequence[float], texts: Sequence[str] | 
     if rest:
         rows.append((f"{len(rest)} others", float(sum(values[k] for k in rest))))
     largest = max([abs(x) for _, x in rows] + [1e-12])
-    return tuple(Bar(label, x / largest, f"{x:+.3g}") for label, x in rows)
+    return tuple(Bar(label, x / largest, number(x, "+")) for label, x in rows)
 
 
 def _table(shown: Shown) -> Panel:
@@ -213,7 +219,7 @@ def _cell(column: Mapping[str, Any], x: np.ndarray) -> str:
     if "date" in column:
         day = datetime.datetime(1970, 1, 1) + datetime.timedelta(days=float(np.clip(values[0], -719_000, 2_900_000)))
         return day.date().isoformat()
-    return f"{values[0]:.5g}" if len(values) == 1 else f"vector of {len(values)}"
+    return number(values[0], digits=5) if len(values) == 1 else f"vector of {len(values)}"
 
 
 def _embedding(shown: Shown) -> Panel:
@@ -239,14 +245,23 @@ def _audio(shown: Shown) -> Panel:
     path = waveform_path(shown.x[shown.mask])
     if shown.spectrogram is None:
         parts = [part.sum() for part in np.array_split(shown.share[shown.mask], WAVE_SEGMENTS)]
-        left = np.linspace(0, 240, WAVE_SEGMENTS + 1)[:-1].tolist()
-        shares = words([""] * len(parts), np.array(parts))
-        spans = tuple((x, 240 / WAVE_SEGMENTS, word.share) for x, word in zip(left, shares, strict=True))
-        return Panel("", wave=Wave(path, spans))
-    frames = max(1, math.ceil(shown.mask.mean() * len(shown.spectrogram)))
+        return Panel("", wave=Wave(path, _spans(np.array(parts)), False))
+    real = shown.mask.mean()  # tokens and frames also cover the padding, which is not shown
+    tokens = np.zeros(0) if shown.attention is None else shown.attention[: math.ceil(real * len(shown.attention))]
+    frames = math.ceil(real * len(shown.spectrogram))
     values, share = shown.spectrogram[:frames].T[::-1], shown.share[:frames].T[::-1]  # [F, T], high frequencies on top
     caption = f"spectrogram, {seconds:.2f} s, up to {shown.options['rate'] / 2000:g} kHz"
-    return Panel("", pictures=(_wide(caption, values, share),), wave=Wave(path, ()))
+    attributed = _wide("attribution", values, share)
+    return Panel(
+        "", pictures=(Picture(caption, attributed.image, "", True), attributed), wave=Wave(path, _spans(tokens), True)
+    )
+
+
+def _spans(values: np.ndarray) -> tuple[tuple[float, float, float], ...]:
+    """Returns (left, width, share) of equal segments, relative to the value of the largest magnitude."""
+    shares = values / max(float(np.abs(values).max(initial=0)), 1e-12)
+    width = WAVE_SIZE[0] / max(len(values), 1)
+    return tuple((k * width, width, share) for k, share in enumerate(shares.tolist()))
 
 
 def _other(shown: Shown) -> Panel:
@@ -295,6 +310,12 @@ def _cells(share: np.ndarray) -> np.ndarray:
 def _scale(values: np.ndarray) -> float:
     magnitudes = np.abs(values[values != 0])
     return max(float(np.quantile(magnitudes, CONTRAST)), 1e-12) if magnitudes.size else 1.0
+
+
+def number(x: float, sign: str = "", digits: int = 3) -> str:
+    """Returns a number with some significant digits; with `sign="+"` it always has a sign, and large ones commas."""
+    rounded = float(f"{x:.{digits}g}")
+    return f"{rounded:{sign},.0f}" if 1000 <= abs(rounded) < 1e12 else f"{rounded:{sign}.{max(digits, 4)}g}"
 
 
 def _plain(word: str) -> str:

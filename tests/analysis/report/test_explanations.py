@@ -281,6 +281,7 @@ def test_panels_colour_pixels_and_words_by_sign_and_show_attention():
     assert panel.words == (("red", 1.0, 1.0), ("dot", -0.5, -0.5)) and panel.total == "+0.5"
     first, second = (decoded(picture.overlay)[..., 3] for picture in panel.maps)
     assert [picture.caption for picture in panel.maps] == ["red", "dot"]
+    assert panel.shows_attention and not explanation_panels.Panel("x").shows_attention
     assert first[3, 2:4].max() == first.max() and second[0, 2:4].max() == second.max()
 
 
@@ -313,6 +314,13 @@ def test_bars_beyond_the_largest_are_summed():
     bars = explanation_panels.bars([str(k) for k in range(30)], [1.0] * 29 + [5.0])
     assert len(bars) == explanation_panels.MAX_BARS and bars[0].label == "29"
     assert bars[-1].label == "15 others" and bars[-1].text == "+15"
+
+
+def test_numbers_are_rounded_with_commas_and_signs():
+    found = [explanation_panels.number(x, "+") for x in (0.0, -0.01234, 1.5, 999.6, -40449.0, 2e15)]
+    assert found == ["+0", "-0.0123", "+1.5", "+1,000", "-40,400", "+2e+15"]
+    assert explanation_panels.number(259_623.4, digits=5) == "259,620"
+    assert [explanation_panels.number(x, digits=1) for x in (11.0, 0.0068)] == ["10", "0.007"]
 
 
 def test_panels_say_what_is_absent_or_not_attributed():
