@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mmfusion import config as configs
-from mmfusion.data import dataset, folds
+from mmfusion.data import dataset, folds, leakage
+from mmfusion.data.sources import Source
 from tests import planted
 from tests.data.test_table_dataset import load as load_table
 from tests.data.test_table_dataset import table, write  # noqa: F401 (fixture)
@@ -34,6 +35,11 @@ def test_equal_folds_keep_groups_together_and_balance_their_rows():
     assert sorted(Counter(fold.tolist()).values()) == [10, 11, 11]  # a, b and c apart, then the smaller ones
     order = np.random.default_rng(0).permutation(len(groups))
     np.testing.assert_array_equal(folds.equal_folds([groups[i] for i in order], 3), fold[order])
+    *small, large = sorted("abcdefg", key=folds.hash_order)
+    assert np.bincount(folds.equal_folds([*small, *[large] * 6], 2)).tolist() == [6, 6]  # the largest first
+    # Each class is balanced by itself: a large group, and three of the six single rows in each of the other folds.
+    fold = folds.equal_folds([*["x"] * 6, *range(6), *["y"] * 6, *range(6, 12)], 3, ["a"] * 12 + ["b"] * 12)
+    assert [sorted(np.bincount(part)) for part in (fold[:12], fold[12:])] == [[3, 3, 6], [3, 3, 6]]
     with rejects("config.data.folds", 8, says="at most 7"):
         folds.equal_folds(groups, 8)
 
@@ -109,6 +115,14 @@ def test_folds_of_a_dataset_keep_its_validation_split_and_fit_on_train_only(monk
         seed=0, splits=("test",), saved=data.saved(),
     )  # fmt: skip
     np.testing.assert_array_equal(restored.splits["test"].ids, data.splits["test"].ids)
+
+
+def test_folds_may_share_the_stored_rows_of_train():
+    source = Source([planted.row(0)], {}, "d", slices=(("d:train", 0, 10),))
+    opened = dict.fromkeys(("train", "valid", "test"), source)
+    leakage.check(configs.read(planted.config("text", data__folds=3)).data, opened)
+    with rejects("config.data.test", "test", says="10 rows in common"):
+        leakage.check(configs.read(planted.config("text")).data, opened)
 
 
 def test_leave_one_group_out_of_a_dataset(monkeypatch):

@@ -132,6 +132,8 @@ def test_claims_over_folds_need_three_of_them():
     rows = [row("gmu", [0.9, 0.91]), row("image alone", [0.1, 0.12], unimodal_baseline=True)]
     made = claims(rows, [], {}, {}, "accuracy", higher=True)
     assert made.none == "No claims: gmu has a score in 2 folds, and a difference needs at least 3."
+    (difference,) = selection.differences([(rows[0], rows[1])], higher=True)
+    assert difference.comparison is None and difference.verdict == "inconclusive"
     one_seed = [
         dataclasses.replace(each, seeds=(0,) * 3, folds=(0, 1, 2), trials=each.trials[:3], test=test, valid=test)
         for each, test in zip(rows, ((0.9, 0.91, 0.89), (0.1, 0.12, 0.11)), strict=True)
