@@ -256,6 +256,8 @@ def test_nested_features_are_inputs_labels_groups_and_identifiers(tmp_path, suff
     assert sections["qtext"] == ("text", "q/text") and "q/deep/size" in sections["table"][1]
     assert "meta/id" not in str(sections)
     assert config.data.targets.answerlabel.feature == "answer/label"
+    with rejects("config.data.group", "meta/patien", suggests="meta/patient"):
+        load(tmp_path / f"t{suffix}", "answer/label", group="meta/patien")
     groups = [set((split.ids // 4).tolist()) for split in data.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 15
     for split in data.splits.values():
