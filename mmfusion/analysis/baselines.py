@@ -169,6 +169,9 @@ def features(dataset: Dataset, task: str, seed: int, max_rows: int) -> tuple[dic
     positions = {name: np.arange(len(dataset.splits[name])) for name in ("train", "valid", "test")}
     # Sampled before any row is read, so that a streamed split gives the same rows.
     positions["train"] = np.sort(np.random.default_rng(seed).permutation(positions["train"])[:max_rows])
+    for name, split in dataset.splits.items():
+        if task in split.reader.unlabelled:
+            raise UserError(f"no row has a label of {task!r}, which comparisons need", path=f"split {name}")
     read = {name: _read(dataset.splits[name], rows, task) for name, rows in positions.items()}
     tables = {}
     for m, options in dataset.reader.modalities.items():

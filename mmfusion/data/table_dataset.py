@@ -250,6 +250,8 @@ def _members(table: TableFile, labelled: np.ndarray, config: "DataConfig") -> di
         members = {split: ids[splits == split] for split in ("train", "valid", "test")}
         kept = {split: own[labelled[own]] for split, own in members.items()}
         return kept if len(kept["test"]) else {**kept, "test": members["test"]}
+    if config.group and config.group not in table.columns:
+        raise UserError("no such column", path="config.data.group", value=config.group, choices=table.columns)
     if makes_test(config):
         return {"train": ids, "valid": ids[:0], "test": ids[:0]}
     groups = [canonical(table.rows[i][config.group]) for i in ids] if config.group else [str(i) for i in ids]

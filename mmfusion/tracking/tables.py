@@ -37,7 +37,8 @@ def results_table(metrics: Mapping[str, Mapping]) -> Table:
       metrics: metrics by name, by split; `examples`, those that count, are shown as a share of the `rows`; a split of 0
         rows was not evaluated, as it has no labels.
     """
-    names = dict.fromkeys(n for s in metrics.values() for n, v in s.items() if v is None or np.isscalar(v))
+    nested = {n for s in metrics.values() for n, v in s.items() if not (v is None or np.isscalar(v))}
+    names = dict.fromkeys(n for s in metrics.values() for n in s if n not in nested)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for split in metrics:

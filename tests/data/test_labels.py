@@ -11,6 +11,7 @@ from mmfusion.config import defaults
 from mmfusion.config.from_table import propose
 from mmfusion.data import dataset, sources, targets
 from mmfusion.data.features import Feature
+from mmfusion.data.rows import PreparedRows
 from tests import planted, tiny
 from tests.errors import rejects
 
@@ -256,7 +257,38 @@ def test_nested_features_are_inputs_labels_groups_and_identifiers(tmp_path, suff
     assert sections["qtext"] == ("text", "q/text") and "q/deep/size" in sections["table"][1]
     assert "meta/id" not in str(sections)
     assert config.data.targets.answerlabel.feature == "answer/label"
+    with rejects("config.data.group", "meta/patien", suggests="meta/patient"):
+        load(tmp_path / f"t{suffix}", "answer/label", group="meta/patien")
     groups = [set((split.ids // 4).tolist()) for split in data.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 15
     for split in data.splits.values():
         np.testing.assert_array_equal(split.arrays.targets["answerlabel"], split.ids % 2)
+
+
+def test_nested_features_of_a_prepared_dataset_are_a_target_with_its_classes(monkeypatch):
+    """As TFDS gives them: nested rows, whose features have the names `OUTER/INNER`."""
+    features = {
+        "q/text": Feature("text"), "answer/label": Feature("class", class_names=("no", "yes")),
+        "meta/patient": Feature("text"),
+    }  # fmt: skip
+    nested = [
+        {"q": {"text": f"word{i}"}, "answer": {"label": i % 2 if i % 5 else -1}, "meta": {"patient": f"p{i // 4}"}}
+        for i in range(60)
+    ]
+
+    def open_source(name, split, **_):
+        stored = PreparedRows(nested[:40] if split == "train" else nested[40:], "folder", features)
+        return sources.Source(stored, {"answer/label": ("no", "yes")}, f"planted:{split}", features)
+
+    monkeypatch.setattr(sources, "open_source", open_source)
+    config = planted.config(
+        "text", data__modalities__text__feature="q/text", data__targets__label__feature="answer/label",
+        data__group="meta/patient",
+    )  # fmt: skip
+    data = dataset.load(configs.read(config).data, seed=0)
+    assert data.class_names == {"label": ("no", "yes")}
+    train, valid = data.splits["train"], data.splits["valid"]
+    assert not set((train.ids // 4).tolist()) & set((valid.ids // 4).tolist())
+    for split in (train, valid):
+        assert (split.ids % 5 > 0).all()
+        np.testing.assert_array_equal(split.arrays.targets["label"], split.ids % 2)

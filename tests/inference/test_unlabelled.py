@@ -68,10 +68,8 @@ def test_predict_takes_rows_without_labels_and_says_so(run):
     (folder / "new.csv").write_text("\n".join([lines[0], *lines[61:]]))
     reported = []
     assert predict(folder / "run", folder / "new.csv", folder / "out.csv", report=reported.append) == (20, 20, [])
-    assert [line.partition(": ")[2] for line in reported] == [
-        "no row has a label in column 'kind'; all are predicted",
-        "no row has a label in column 'price'; all are predicted",
-    ]
+    said = [line.partition(": ")[2] for line in reported]
+    assert said == [f"no row has a label in column {name!r}; all are predicted" for name in ("kind", "price")]
     reported.clear()
     predict(folder / "run", folder / "t.csv", folder / "out.csv", report=reported.append)
     assert not reported
