@@ -48,26 +48,16 @@ class DataConfig:
     valid: str = key("", "TFDS split expression of the validation split; empty: held out from train")
     test: str = key("test", "TFDS split expression of the test split")
     valid_fraction: float = key(0.1, "share of train's groups that is held out for validation", below=1)
-    test_fraction: float = key(
-        0.2, "of a table without a column `split`: share of its groups that are the test split", below=1
-    )
+    test_fraction: float = key(0.2, "share of the test split in a table without a column `split`", below=1)
     group: str = key(
         "",
         "rows with the same value of this feature are all in train or all in the held-out valid split; empty: each row "
         "by itself, of a pair those with the same second row together",
     )
-    memory_gb: float = key(
-        4.0,
-        "a split that `cache` does not keep and that takes more memory once decoded is streamed",
-        unit="GB",
-        resume="resource",
-    )
+    memory_gb: float = key(4.0, "a larger split is streamed, unless it is in `cache`", unit="GB", resume="resource")
     workers: int = key(0, "processes that read a streamed split; 0: threads", resume="resource")
     cache: str = key(
-        "auto",
-        "folder that keeps rows which take more than 5 s to decode, memory-mapped, for 30 days after their last use; "
-        "auto: ~/.cache/mmfusion/rows; off: none",
-        resume="resource",
+        "auto", "keeps what takes over 5 s to decode; auto: in ~/.cache/mmfusion/rows; off: nowhere", resume="resource"
     )
     max_bad_fraction: float = key(0.01, "share of unreadable rows that is tolerated; they get weight 0", below=1)
     allow_leakage: bool = key(False, "accept a target among the inputs, and splits that have rows in common")

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmfusion.data import features, fitting, leakage, sources, summary, targets
 from mmfusion.data import rows as row_sequences
-from mmfusion.data.cache import open_cache, source_key
+from mmfusion.data.cache import Cache, open_cache, source_key
 from mmfusion.data.decoded import decode
 from mmfusion.data.decoding import Reader
 from mmfusion.data.holdout import split_ids
@@ -119,13 +119,7 @@ def load(
     leakage.check(config, opened)
     cache = open_cache(config.cache)
     row_keys = {split: source_key(source, modalities) if cache.folder else None for split, source in opened.items()}
-    ids = {
-        split: np.array(numbers)
-        for split, numbers in cache.remember(
-            ["ids", *row_keys.values(), _split_options(config, opened)],
-            lambda: {split: numbers.tolist() for split, numbers in split_ids(config, opened).items()},
-        ).items()
-    }
+    ids = _split_ids(config, opened, cache, row_keys)
 
     def labels(task: str) -> np.ndarray:
         key = ["labels", row_keys["train"], _digest(ids["train"].tolist()), tasks[task], class_names[task]]
@@ -274,14 +268,21 @@ def _class_names(
     return class_names
 
 
-def _split_options(config: "DataConfig", opened: Mapping[str, Source]) -> list[Any]:
-    """Returns what the ids of splits depend on beside the rows."""
+def _split_ids(
+    config: "DataConfig", opened: Mapping[str, Source], cache: Cache, row_keys: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Returns the ids of each split, see `holdout.split_ids`."""
     members = {
-        split: source.members and _digest({k: v.tolist() for k, v in source.members.items()})
+        split: source.members and _digest({name: ids.tolist() for name, ids in source.members.items()})
         for split, source in opened.items()
     }
     classes = [target.feature for target in config.targets.values() if target.kind == "classification"]
-    return [list(opened), members, config.valid, config.valid_fraction, config.group, classes]
+    options = [members, config.valid, config.valid_fraction, config.group, classes]
+    ids = cache.remember(
+        ["ids", *row_keys.values(), list(opened), options],
+        lambda: {split: ids.tolist() for split, ids in split_ids(config, opened).items()},
+    )
+    return {split: np.array(numbers) for split, numbers in ids.items()}
 
 
 def _missing(config: "DataConfig", split: str) -> float:
