@@ -58,15 +58,10 @@ class DataConfig:
     fold_by: str = key("", "a feature whose values are the folds: `fold`, or to leave one group out `group`")
     fold: int = key(0, "the fold that is the test split: its number from 0 on, or its whole-number value in `fold_by`")
     time: str = key("", "a feature, dates or numbers: the latest rows of train are the test split, those before valid")
-    memory_gb: float = key(
-        4.0, "a split not kept by `cache` that takes more once decoded is streamed", unit="GB", resume="resource"
-    )
+    memory_gb: float = key(4.0, "a larger split is streamed, unless it is in `cache`", unit="GB", resume="resource")
     workers: int = key(0, "processes that read a streamed split; 0: threads", resume="resource")
     cache: str = key(
-        "auto",
-        "folder that keeps rows which take more than 5 s to decode, memory-mapped, for 30 days after their last use; "
-        "auto: ~/.cache/mmfusion/rows; off: none",
-        resume="resource",
+        "auto", "keeps what takes over 5 s to decode; auto: in ~/.cache/mmfusion/rows; off: nowhere", resume="resource"
     )
     max_bad_fraction: float = key(0.01, "share of unreadable rows that is tolerated; they get weight 0", below=1)
     allow_leakage: bool = key(False, "accept a target among the inputs, and splits that have rows in common")

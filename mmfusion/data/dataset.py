@@ -299,7 +299,7 @@ def _split_ids(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Returns what `split_ids` does, from the cache if it is there."""
     members = {
-        split: source.members and _digest({k: v.tolist() for k, v in source.members.items()})
+        split: source.members and _digest({name: ids.tolist() for name, ids in source.members.items()})
         for split, source in opened.items()
     }
     classes = [target.feature for target in config.targets.values() if target.kind == "classification"]

@@ -113,6 +113,8 @@ def _tiff_tags(image: Image.Image) -> Mapping:
 def upright(image: Image.Image) -> None:
     """Loads an image, and rotates or flips it in place as its metadata say (EXIF or XMP orientation)."""
     image.load()
+    if image.format == "PNG" and not image.info:
+        return  # it has no metadata, and looking for them takes longer than a small image
     with contextlib.suppress(Exception):  # metadata that cannot be read say nothing of the orientation
         ImageOps.exif_transpose(image, in_place=True)
 

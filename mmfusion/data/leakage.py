@@ -87,7 +87,8 @@ def _digest(values: Sequence[Any]) -> int:
         return 0
     digest = xxhash.xxh3_64()
     for part in content(values):
-        digest.update(f"{len(part)} ".encode() + part)
+        digest.update(f"{len(part)} ".encode())
+        digest.update(part)
     return digest.intdigest()
 
 

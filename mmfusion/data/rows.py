@@ -143,6 +143,9 @@ def checksum(rows: Rows) -> str:
 
 def content(value: Any) -> Iterator[bytes]:
     """Yields the content of a raw value as bytes: sorted keys, arrays with dtype and shape, strings."""
+    if type(value) is bytes:  # first, as every file is; NumPy has a subclass
+        yield value
+        return
     if isinstance(value, np.ndarray) and value.dtype == np.dtype(object):
         value = value.ravel().tolist()
     if isinstance(value, Mapping):

@@ -91,8 +91,8 @@ class TableRow(Mapping):
         return iter(self._values)
 
     def __getitem__(self, name: str) -> Any:
-        value = self._values[name]
-        return self._convert[name](value) if name in self._convert else value
+        convert = self._convert.get(name)
+        return self._values[name] if convert is None else convert(self._values[name])
 
 
 class TableRows(Sequence):
