@@ -5,12 +5,15 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags
+from etils import epy
 
 from mmfusion.data.batch import Batch
 from mmfusion.data.split import Classes, Split
+
+with epy.lazy_imports():
+    import grain
 
 BALANCED_STREAM = 1  # keeps these random numbers apart from those of other uses of (seed, step)
 
