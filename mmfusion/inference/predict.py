@@ -67,7 +67,7 @@ def predict(
     bound = bind(run.dataset.reader, table.columns, label, allow_missing=allow_missing)
     for _ in table:  # a file that is damaged further down is refused before hours of predictions
         pass
-    model = TrainedModel(run)
+    model = TrainedModel(run, small_batch=0)  # one program, for the last rows of the table, too
     header = _header(model.predict([], **options))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
