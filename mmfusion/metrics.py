@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from scipy.special import expit, log_softmax
+from etils import epy
 
 from mmfusion.files import to_builtin
+
+with epy.lazy_imports():  # a second that training needs only as it evaluates
+    from scipy import special, stats
 
 # Metrics that may choose the best checkpoint, and whether higher is better.
 METRICS = {
@@ -81,7 +83,7 @@ def classification(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) 
         raise ValueError(f"targets from {targets.min()} to {targets.max()}, outside the {classes} classes")
     if not len(targets) or not np.isfinite(logits).all():
         return {**_undefined("classification"), "per_class": None, "confusion": None}
-    log_probabilities = log_softmax(logits, axis=1)  # [n, C]
+    log_probabilities = special.log_softmax(logits, axis=1)  # [n, C]
     probabilities, one_hot = np.exp(log_probabilities), np.eye(classes)[targets]  # [n, C]
     predictions = logits.argmax(axis=1)  # [n]
     labels = np.arange(classes)
@@ -133,7 +135,7 @@ def multilabel(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> d
         raise ValueError("multi-label targets must be in [0, 1]")
     if not len(targets) or not np.isfinite(logits).all():
         return {**_undefined("multilabel"), "per_class": None}
-    probabilities = expit(logits)  # [n, C]
+    probabilities = special.expit(logits)  # [n, C]
     nll = np.mean(np.logaddexp(0, logits) - targets * logits)
     brier = np.mean((probabilities - targets) ** 2)
     targets, predictions = (targets >= 0.5).astype(int), (logits > 0).astype(int)  # [n, C]

@@ -69,6 +69,17 @@ def test_import_does_not_import_jax():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.process
+def test_train_command_imports_late_what_its_first_step_may_not_need():
+    late = [
+        "grain", "matplotlib", "orbax.checkpoint", "pandas", "scipy", "sklearn", "tensorflow", "tensorflow_datasets",
+        "torch",
+    ]  # fmt: skip
+    code = f"import sys, experiments.train, mmfusion.training.train; print(*({set(late)} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert result.stdout.split() == []
+
+
 @pytest.mark.loop
 def test_train_accepts_a_config_and_leaves_it_as_it_was(config_file, tmp_path, trained):
     config = mmfusion.load_config(f"{config_file}:fusion=cross_attention")

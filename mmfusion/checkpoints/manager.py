@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
+from etils import epath, epy
 
 from mmfusion import files
 from mmfusion.checkpoints.checksums import checksums, describe, differences, flatten, with_checksum
-from mmfusion.checkpoints.retention import DELETED, Manager, open_manager, rank, score_or_worst
 from mmfusion.checkpoints.verify import (
     META,
     CorruptCheckpoint,
@@ -28,6 +26,11 @@ from mmfusion.checkpoints.verify import (
 )
 from mmfusion.distributed import hosts
 from mmfusion.errors import UserError
+
+with epy.lazy_imports():  # a third of a second
+    import orbax.checkpoint as ocp
+
+    from mmfusion.checkpoints import retention
 
 STATE = "state"  # the item saved beside META
 TEMPORARY = "orbax-checkpoint-tmp"  # in the names of folders that are not written completely
@@ -57,7 +60,7 @@ class Checkpoints:
         self._corrupt: set[int] = set()  # readonly: those that are skipped
         self._saving: int | None = None  # step of a save whose result is not known yet
         self._rolled_back = False  # whether `delete_from` has deleted all
-        self._orbax: Manager | None = None
+        self._orbax: retention.Manager | None = None
         if not self.readonly:
             self._directory.mkdir(parents=True, exist_ok=True)
         for name in self._names():
@@ -65,23 +68,26 @@ class Checkpoints:
                 continue  # in a bucket, an incomplete one has its final name already; Orbax deletes it
             if error := validation_error(self._directory / name):
                 self._quarantine(int(name), f"checkpoint {self._directory}/{name} is damaged: {error}")
-        self._orbax = open_manager(self._directory, self.readonly)
-        if not self.readonly:
-            self._delete_files()
+        if self._names():  # otherwise Orbax is imported and opened by the first save
+            self._orbax = retention.open_manager(self._directory, self.readonly)
+            if not self.readonly:
+                self._delete_files()
 
     @property
-    def _manager(self) -> Manager:
-        """Orbax's manager, opened again after a failed save."""
+    def _manager(self) -> "retention.Manager":
+        """Orbax's manager, opened by the first save, and again after a failed one."""
         if self._orbax is None:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                self._orbax = open_manager(self._directory, self.readonly)
+                self._orbax = retention.open_manager(self._directory, self.readonly)
             except Exception as error:  # any exception of the storage's client library
                 raise UserError(f"cannot be opened: {_reason(error)}", path=str(self._directory)) from error
         return self._orbax
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, in order."""
+        if self._orbax is None and not self._names():
+            return []
         return sorted(set(self._manager.all_steps()) - self._corrupt)
 
     def newest(self) -> int | None:
@@ -91,8 +97,8 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns the step with the best finite validation score, the newest one if none has a score, or None."""
         metas = {step: self.meta(step) for step in self.steps()}  # Orbax's own copy of the score has no checksum
-        scored = [step for step, meta in metas.items() if score_or_worst(meta) > -math.inf]
-        return max(scored, key=lambda step: rank(metas[step]), default=self.newest())
+        scored = [step for step, meta in metas.items() if retention.score_or_worst(meta) > -math.inf]
+        return max(scored, key=lambda step: retention.rank(metas[step]), default=self.newest())
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], score: float | None) -> None:
         """Starts to save a step that is not saved yet; it is written in the background, see `outcome`.
@@ -157,8 +163,8 @@ class Checkpoints:
 
     def _delete_files(self) -> None:
         """Deletes the files of checkpoints that are no longer kept."""
-        if (self._directory / DELETED).exists():
-            (self._directory / DELETED).rmtree(missing_ok=True)
+        if (self._directory / retention.DELETED).exists():
+            (self._directory / retention.DELETED).rmtree(missing_ok=True)
 
     def _save_error(self, error: Exception) -> UserError:
         """Returns the error of a failed save as one line, after ending its writers and deleting its files."""

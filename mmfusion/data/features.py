@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+from etils import epy
 
 from mmfusion.data.modality_type import ModalityType
 from mmfusion.errors import UserError
+
+with epy.lazy_imports():
+    import tensorflow_datasets as tfds
 
 DESCRIPTIONS = {
     "image": "an image", "audio": "audio", "bytes": "bytes", "classes": "a list of classes", "texts": "a list of texts",
@@ -45,7 +48,7 @@ class Feature:
         return DESCRIPTIONS.get(self.form, f"a {self.form}")
 
 
-def from_tfds(features: tfds.features.FeaturesDict) -> dict[str, Feature]:
+def from_tfds(features: "tfds.features.FeaturesDict") -> dict[str, Feature]:
     """Returns what the features of a TFDS dataset hold; nested features are named `OUTER/INNER`."""
     result: dict[str, Feature] = {}
     for name, feature in features.items():

@@ -5,12 +5,15 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags
+from etils import epy
 
 from mmfusion.data.batch import Batch
 from mmfusion.data.split import Classes, Split
+
+with epy.lazy_imports():
+    import grain
 
 BALANCED_STREAM = 1  # keeps these random numbers apart from those of other uses of (seed, step)
 
@@ -71,7 +74,7 @@ def train_batches(
     def batch(step: int) -> Batch:
         return split.take(host_share(batch_positions(split, seed, step, batch_size), host, hosts))
 
-    return _prefetch(batch, first, last, workers if split.arrays is None else 0)
+    return _prefetch(batch, first, last, workers) if split.arrays is None else map(batch, range(first, last))
 
 
 def eval_batches(split: Split, *, batch_size: int, host: int = 0, hosts: int = 1, workers: int = 0) -> Iterator[Batch]:
@@ -80,7 +83,8 @@ def eval_batches(split: Split, *, batch_size: int, host: int = 0, hosts: int = 1
     def batch(step: int) -> Batch:
         return split.take(host_share(eval_positions(step, size=len(split), batch_size=batch_size), host, hosts))
 
-    return _prefetch(batch, 0, -(-len(split) // batch_size), workers if split.arrays is None else 0)
+    count = -(-len(split) // batch_size)
+    return _prefetch(batch, 0, count, workers) if split.arrays is None else map(batch, range(count))
 
 
 def _prefetch(batch: Callable[[int], Batch], first: int, last: int, workers: int) -> Iterator[Batch]:

@@ -7,16 +7,17 @@ import re
 import sys
 import urllib.error
 
-import requests
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import download_manager, downloader
+from etils import epy
 
-from mmfusion.data import builders
 from mmfusion.errors import UserError, one_line, warn_renamed
 from mmfusion.registry import lookup
 
-# Without a network, TFDS's default of ten retries takes more than three minutes.
-downloader.MAX_RETRIES = 5
+with epy.lazy_imports():
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import download_manager, downloader
+
+    from mmfusion.data import builders
 
 # `package.module:Class[/variant]`; a TFDS version or namespace (`mnist:3.0.1`, `huggingface:name`) is lower case.
 CLASS = re.compile(r"(?P<builder>[A-Za-z_][\w.]*:[A-Z]\w*)(/(?P<variant>.+))?$")
@@ -37,7 +38,7 @@ def current_name(name: str) -> str:
     return new
 
 
-def builder_class(name: str) -> tuple[type[tfds.core.DatasetBuilder] | None, str]:
+def builder_class(name: str) -> "tuple[type[tfds.core.DatasetBuilder] | None, str]":
     """Returns the builder class of this package or of `package.module:Class`, None for TFDS's own, and the variant.
 
     Raises:
@@ -53,7 +54,7 @@ def builder_class(name: str) -> tuple[type[tfds.core.DatasetBuilder] | None, str
     return builders.BUILDERS.get(base), variant
 
 
-def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def make_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":
     """Returns the TFDS builder of a dataset.
 
     Raises:
@@ -69,7 +70,7 @@ def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise UserError(f"cannot be opened: {one_line(error)}", path="config.data.name", value=name) from error
 
 
-def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
+def prepared_builder(name: str, data_dir: str, manual_dir: str) -> "tfds.core.DatasetBuilder":
     """Returns the TFDS builder of a dataset, and prepares the dataset if needed.
 
     Raises:
@@ -80,6 +81,7 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str) -> tfds.core.Dat
         return builder
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    downloader.MAX_RETRIES = 5  # without a network, TFDS's default of ten takes more than three minutes
     print(f"data   preparing {name} under {builder.data_dir}", flush=True)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # hides TFDS's warning about unknown sizes

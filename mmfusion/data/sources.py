@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import tensorflow_datasets as tfds
 import xxhash
-from etils import epath
+from etils import epath, epy
 
 from mmfusion import files
-from mmfusion.data import builders
 from mmfusion.data.features import Feature, from_tfds
 from mmfusion.data.preparation import builder_class, current_name, make_builder, prepared_builder
 from mmfusion.data.rows import CachedRows, PairedRows, PreparedRows, Rows
 from mmfusion.errors import UserError, storage_errors
+
+with epy.lazy_imports():  # half a second that tables and arrays do not need
+    import tensorflow_datasets as tfds
+
+    from mmfusion.data import builders
 
 T = TypeVar("T")
 PAIR = re.compile(r"pair:(?P<first>[^+]+)\+(?P<second>[^+]+):by=(?P<by>label|index)$")
@@ -85,7 +88,7 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
         prefix = re.split("[/:]", match["second"])[0]
         return _pair(first, second, by=match["by"], prefix=prefix, seed=seed)
     builder = prepared_builder(name, data_dir, manual_dir)
-    stored = cast(tfds.features.FeaturesDict, builder.info.features)
+    stored = cast("tfds.features.FeaturesDict", builder.info.features)
     try:
         decoders = _keep_images_encoded(stored)
         rows = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue] (TFDS's decorator)
@@ -201,7 +204,7 @@ def known_names() -> list[str]:
     ]
 
 
-def _keep_images_encoded(features: tfds.features.FeaturesDict) -> dict[str, Any]:
+def _keep_images_encoded(features: "tfds.features.FeaturesDict") -> dict[str, Any]:
     """Returns decoders that keep images encoded, as `image.decode` checks their size and reports corrupt ones."""
     decoders: dict[str, Any] = {}
     for name, feature in features.items():

@@ -64,19 +64,19 @@ class Partitioner:
 
     def put_batch(self, batch: Batch) -> Batch:
         """Starts the transfer of this host's rows `[B / hosts, ...]` to its devices."""
-        rows_sharding = NamedSharding(self.mesh, self._rows)
         local = self.num_devices // self.num_hosts
-
-        def put(x: np.ndarray) -> jax.Array:
-            rows = x.reshape(local, -1, *x.shape[1:]) if self.mode == "pmap" else x  # pmap: [devices, B / devices, ...]
-            return jax.make_array_from_process_local_data(rows_sharding, rows)
-
-        return jax.tree.map(put, batch)
+        if self.mode == "pmap":
+            batch = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)  # [devices, B / devices, ...]
+        return self._put(batch, NamedSharding(self.mesh, self._rows))
 
     def replicate(self, tree: Any) -> Any:
         """Copies a tree of host values to every device."""
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated, np.asarray(x)), tree)
+        return self._put(jax.tree.map(np.asarray, tree), NamedSharding(self.mesh, PartitionSpec()))
+
+    def _put(self, tree: Any, target: NamedSharding) -> Any:
+        if self.num_hosts == 1:
+            return jax.device_put(tree, target)  # all arrays at once, in half the time of one after the other
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(target, x), tree)
 
     def put_state(self, state: Any) -> Any:
         """Copies a state of host values, complete on every host, to the devices with the state's sharding."""

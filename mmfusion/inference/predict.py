@@ -75,7 +75,7 @@ def predict(
     run = open_run(workdir, [])
     bound = bind(run.dataset.reader, table.columns, label, allow_missing=allow_missing)
     unlabelled = _unlabelled_columns(run, table)  # reads it: damage further down is refused before hours of predictions
-    model = TrainedModel(run)
+    model = TrainedModel(run, small_batch=0)  # one program, for the last rows of the table, too
     header = _header(model.predict([], **options))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     kept: dict[int, Row] = {}

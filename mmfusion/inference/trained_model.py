@@ -36,6 +36,7 @@ from mmfusion.training.evaluation import collect, score, without
 from mmfusion.training.restore import Run, open_run
 
 SPLITS = ("train", "valid", "test")
+SMALL_BATCH = 8  # rows; on CPU, programs for fewer round in another way than those of larger batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +77,14 @@ class TrainedModel:
     (uint8 pixels `[H, W, C]`, samples `[S]`, a vector, ...), encoded bytes, a file path (images, audio, video), a list
     of paths (several images) or text. A modality without a value is absent; other keys are ignored. An unreadable row
     has an entry in `errors` and does not affect other rows.
+
+    Args:
+      run: the opened run.
+      small_batch: size to which a call of fewer rows is padded, by a program of its own; 0: to the config's batch size.
     """
 
-    def __init__(self, run: Run):
-        self._run = run
+    def __init__(self, run: Run, small_batch: int = SMALL_BATCH):
+        self._run, self._small_batch = run, small_batch
         self._splits: dict[str, Split] = dict(run.dataset.splits)
 
     @property
@@ -260,7 +265,7 @@ class TrainedModel:
         """
         run, errors = self._run, []
         outputs: list[list[dict[str, Any]]] = [[] for _ in subsets]
-        reader, size = run.dataset.reader, run.config.batch_size
+        reader, size = run.dataset.reader, self._batch_size(len(rows))
         # Without rows, a batch of padding gives the shapes of the outputs.
         batches = input_rows.batches(reader, rows, size, folder) if rows else [(empty_batch(reader, size), [])]
         for batch, bad in batches:
@@ -271,11 +276,15 @@ class TrainedModel:
             for results, kept in zip(outputs, subsets, strict=True):
                 device_batch = run.setup.partitioner.put_batch(without(batch, kept))
                 output = step(run.state.params, run.state.batch_stats, device_batch)
-                results.append(
-                    jax.tree.map(lambda x, n=count: np.asarray(x)[:n], {name: output[name] for name in keep})
-                )
+                kept_outputs = {name: output[name] for name in keep}
+                results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], kept_outputs))
             errors += bad
         return [jax.tree.map(lambda *parts: np.concatenate(parts), *results) for results in outputs], errors
+
+    def _batch_size(self, rows: int) -> int:
+        devices, largest = self._run.setup.partitioner.num_devices, self._run.config.batch_size
+        small = -(-self._small_batch // devices) * devices  # each device has a row
+        return small if 0 < rows <= small < largest else largest
 
     def _uncertainties(self, calibrated: bool, intervals: float | None, sets: float | None) -> dict[str, Uncertainty]:
         tasks = self._run.setup.tasks

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from etils import epy
 
 from mmfusion.objectives import Task
 from mmfusion.training import uncertainty
+
+with epy.lazy_imports():
+    from scipy import special
 
 FILE = "calibration.json"
 MAX_EXAMPLES = 10_000  # validation examples that it is fitted to at most, evenly spaced
@@ -57,7 +60,7 @@ def _fit_task(logits: np.ndarray, targets: np.ndarray, kind: str) -> Calibration
         temperature = 1.0
     if kind == "multilabel":
         return Calibration(temperature, np.zeros(0))
-    return Calibration(temperature, np.sort(1 - softmax(logits, axis=1)[np.arange(len(targets)), targets]))
+    return Calibration(temperature, np.sort(1 - special.softmax(logits, axis=1)[np.arange(len(targets)), targets]))
 
 
 def to_json(calibration: Mapping[str, Calibration], step: int) -> dict[str, Any]:

@@ -6,8 +6,10 @@ n examples · C classes
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from etils import epy
+
+with epy.lazy_imports():
+    from scipy import optimize, special
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
@@ -24,7 +26,7 @@ def nll(logits: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> fl
     scaled = np.asarray(logits, np.float64) / temperature
     if np.ndim(targets) == 2:
         return float(np.mean(np.logaddexp(0, scaled) - targets * scaled))
-    return float(-log_softmax(scaled, axis=1)[np.arange(len(targets)), targets].mean())
+    return float(-special.log_softmax(scaled, axis=1)[np.arange(len(targets)), targets].mean())
 
 
 def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -34,7 +36,7 @@ def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
       logits: `[n, C]` of the validation split.
       targets: see `nll`.
     """
-    found = minimize_scalar(
+    found = optimize.minimize_scalar(
         lambda log: nll(logits, targets, np.exp(log)), method="bounded",
         bounds=np.log([MIN_TEMPERATURE, MAX_TEMPERATURE]),
         options={"xatol": 1e-6},

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from mmfusion.inference.predict import predict
+from mmfusion.inference.trained_model import SMALL_BATCH, TrainedModel
 from mmfusion.training.evaluation import collect
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
@@ -72,6 +73,17 @@ def test_predict_keeps_order_and_equals_evaluation(run, table, tmp_path):
     np.testing.assert_allclose(probabilities(rows, names).sum(axis=1), 1, atol=2e-6)
     assert [row["label"] for row in rows] == [names[i] for i in expected[None].argmax(axis=1)]
     assert not any(row["error"] for row in rows)
+
+
+@pytest.mark.loop
+def test_predict_of_few_rows_equals_that_of_the_same_rows_among_many(run):
+    opened = open_run(run[0], [])
+    rows = [{"image": row["image"], "text": row["sentence"].decode()} for row in run[1]]
+    many = TrainedModel(opened).predict(rows).probabilities
+    for model in (TrainedModel(opened), TrainedModel(opened, small_batch=0)):
+        np.testing.assert_array_equal(model.predict(rows[:3]).probabilities, many[:3])
+    sizes = [TrainedModel(opened)._batch_size(count) for count in (0, 1, SMALL_BATCH, SMALL_BATCH + 1)]
+    assert sizes == [16, SMALL_BATCH, SMALL_BATCH, 16]
 
 
 @pytest.mark.loop

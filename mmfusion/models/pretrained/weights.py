@@ -18,12 +18,15 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
-import requests
+from etils import epy
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mmfusion.errors import UserError
 from mmfusion.models.pretrained.layouts import FAMILIES, Tensors
+
+with epy.lazy_imports():
+    import requests
 
 HUB = "https://huggingface.co/{name}/resolve/main/model.safetensors"
 FILE = "model.safetensors"
