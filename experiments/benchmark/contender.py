@@ -8,6 +8,7 @@ library, so that any interpreter can run it.
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -194,6 +195,27 @@ def timed(run: Callable[[], Any], seconds: float) -> Callable[[], float]:
         for _ in range(count):
             run()
         return (time.perf_counter() - start) / count
+
+    return one_round
+
+
+def timed_items(items: Iterator[Any], count: int, prefetched: int = 32, pause: float = 0.5) -> Callable[[], float]:
+    """Returns a round of an endless iterator: the seconds of one of `count` items.
+
+    What the iterator had prefetched while others were measured does not count; after a round it has the time to
+    prefetch again, so that it does not run beside the next contender.
+    """
+    next(items)
+
+    def one_round() -> float:
+        for _ in itertools.islice(items, prefetched):
+            pass
+        start = time.perf_counter()
+        for _ in itertools.islice(items, count):
+            pass
+        seconds = (time.perf_counter() - start) / count
+        time.sleep(pause)
+        return seconds
 
     return one_round
 

@@ -1,5 +1,6 @@
 """How time and memory grow: with tokens, modalities, streamed examples, devices and processes."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmark import networks
+from experiments.benchmark import networks, plan
 from experiments.benchmark.contender import Contender, Options, timed
 from experiments.benchmark.rows import Goal, median, row, run_contenders
 
@@ -47,17 +48,45 @@ def measured(options: Options, folder: Path) -> Iterator[dict[str, Any]]:
         lambda n: {"JAX_PLATFORMS": "cpu"},  # with which JAX has collectives between processes
     )  # fmt: skip
 
+    counts = (1, 2, 4, 8) if not options.quick else (1, 2)
+    once, cell = (
+        dataclasses.replace(options, rounds=1),
+        {"steps": options.size(100, 2), "rows": options.size(4000, 300)},
+    )
+    yield from _series(
+        "plan of one strategy, seeds", counts, once,
+        lambda n: ("plan:whole_plan", {"fusions": plan.FUSIONS[:1], "seeds": n, **cell}), unit="s",
+    )  # fmt: skip
+    yield from _series(
+        "plan of one seed, strategies", counts, once,
+        lambda n: ("plan:whole_plan", {"fusions": plan.FUSIONS[:n], "seeds": 1, **cell}), unit="s",
+    )  # fmt: skip
 
-def _series(name: str, sizes: Sequence[int], options: Options, of: Any, environment: Any = None) -> Iterator[dict]:
-    """Yields rows of milliseconds and of megabytes of temporary arrays, if the contenders tell them."""
+
+def _series(
+    name: str, sizes: Sequence[int], options: Options, of: Any, environment: Any = None, unit: str = "ms"
+) -> Iterator[dict[str, Any]]:
+    """Yields a row of times, and one of megabytes of temporary arrays if the contenders tell them.
+
+    Args:
+      name: of the row; after the comma, what the sizes count.
+      sizes: the columns.
+      options: how to measure.
+      of: size -> the contender's function, in this module or `module:function` of another, and its arguments.
+      environment: size -> variables of its process.
+      unit: `ms` or `s`.
+    """
     contenders = []
     for size in sizes:
         function, arguments = of(size)
         changes = environment(size) if environment else {}
-        arguments = {**arguments, "seconds": options.seconds / 4}
-        contenders.append(Contender(str(size), f"{__name__}:{function}", arguments, environment=changes))
-    results = run_contenders(contenders, options, scale=1e3)
-    yield series(name, "ms", results)
+        if ":" in function:
+            target = f"experiments.benchmark.{function}"
+        else:
+            target, arguments = f"{__name__}:{function}", {**arguments, "seconds": options.seconds / 4}
+        contenders.append(Contender(str(size), target, arguments, environment=changes))
+    results = run_contenders(contenders, options, scale=1e3 if unit == "ms" else 1.0)
+    yield series(name, unit, results)
     memory = {
         size: {"values": [result["facts"]["temporary_mb"]]}
         for size, result in results.items() if "temporary_mb" in result.get("facts", {})
@@ -107,7 +136,7 @@ def fuse(fusion: str, tokens: int, modalities: int, seconds: float) -> tuple[dic
 
 def _streamed(counts: Sequence[int], options: Options) -> Iterator[dict[str, Any]]:
     """Yields the time a row and the peak memory of one pass over so many rows that are not kept."""
-    one_pass = Options(options.cores, rounds=1, quick=options.quick)
+    one_pass = dataclasses.replace(options, rounds=1)
     contenders = [Contender(str(n), f"{__name__}:stream", {"examples": n}) for n in counts]
     results = run_contenders(contenders, one_pass, scale=1e6)
     yield series("streamed examples, one pass", "µs a row", results)

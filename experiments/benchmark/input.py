@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmark.contender import Contender, Options
+from experiments.benchmark.contender import Contender, Options, timed_items
 from experiments.benchmark.rows import OURS, Comparison, Goal
 
 BATCH, BATCHES, CHUNK = 64, 100, 256
@@ -94,15 +94,8 @@ def batches_of(split: Any, workers: int, count: int) -> Any:
     from mmfusion.data import pipeline
 
     endless = pipeline.train_batches(split, seed=0, batch_size=BATCH, first=0, last=10**9, workers=workers)
-    next(endless)
-
-    def one_round() -> float:
-        start = time.perf_counter()
-        for _ in itertools.islice(endless, count):
-            pass
-        return (time.perf_counter() - start) / (count * BATCH)
-
-    return one_round
+    one_batch = timed_items(endless, count)
+    return lambda: one_batch() / BATCH
 
 
 def gather(folder: str, rows: int, batches: int) -> tuple[dict[str, Any], Any]:

@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+
+from experiments.benchmark.contender import timed_items
 
 BATCH, LENGTH = 64, 12
 
@@ -64,13 +65,5 @@ def streamed(folder: str, rows: int, batches: int, workers: int) -> tuple[dict[s
 
 def _rounds(data: Dataset, workers: int, count: int) -> Any:
     loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
-    endless = itertools.chain.from_iterable(itertools.repeat(loader))
-    next(endless)
-
-    def one_round() -> float:
-        start = time.perf_counter()
-        for _ in itertools.islice(endless, count):
-            pass
-        return (time.perf_counter() - start) / (count * BATCH)
-
-    return one_round
+    one_batch = timed_items(itertools.chain.from_iterable(itertools.repeat(loader)), count)
+    return lambda: one_batch() / BATCH
