@@ -139,9 +139,9 @@ def _streamed(counts: Sequence[int], options: Options) -> Iterator[dict[str, Any
     one_pass = dataclasses.replace(options, rounds=1)
     contenders = [Contender(str(n), f"{__name__}:stream", {"examples": n}) for n in counts]
     results = run_contenders(contenders, one_pass, scale=1e6)
-    yield series("streamed examples, one pass", "µs a row", results)
+    yield series("one pass, streamed examples", "µs a row", results)
     yield series(
-        "peak memory, streamed examples, one pass",
+        "peak memory of one pass, streamed examples",
         "MB",
         {n: {"values": [result["peak_mb"]]} for n, result in results.items() if "peak_mb" in result},
     )

@@ -51,7 +51,7 @@ def group_text(name: str, group: Mapping[str, Any]) -> str:
     if compared:
         heads = ("row", "unit", OURS, "best other", "ratio", "limit", "goal", "")
         parts += [table(heads, [summary(row) for row in compared]), "Every contender:"]
-        parts.append(table(("row", "contender", "value", "losses of the first steps"), details(compared)))
+        parts.append(table(("row", "contender", "value", "first and last loss of the same steps"), details(compared)))
     for unit in dict.fromkeys(row["unit"] for row in grown):
         parts.append(growth_table([row for row in grown if row["unit"] == unit], unit))
     return "\n\n".join(parts)
@@ -141,8 +141,9 @@ def plot_ratios(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set(xscale="log", xlabel="other's value / ours (right of the line: ours is ahead)", yticks=range(len(shown)))
     axes.set_yticklabels([row["name"] for row in shown], fontsize=8)
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
@@ -160,7 +161,7 @@ def plot_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     across = 3
     down = -(-len(groups) // across)
     figure = Figure(figsize=(4 * across, 3 * down), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).flat
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
     for each in axes:
         each.set_visible(False)
     for each, ((what, unit), members) in zip(axes, groups.items(), strict=False):
@@ -172,6 +173,8 @@ def plot_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label += f" (exponent {row['exponent']['all']:.2f})"
             each.plot(*zip(*points, strict=True), "o-", label=label)
         each.set(xscale="log", yscale="log", xlabel=what, ylabel=unit)
+        each.set_xticks([float(size) for size in members[0]["columns"]], members[0]["columns"], fontsize=7)
+        each.set_xticks([], minor=True)
         each.grid(alpha=0.3)
         each.legend(fontsize=6)
     figure.savefig(path, dpi=100)
