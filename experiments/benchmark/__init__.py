@@ -1,1 +1,1 @@
-"""Benchmarks, as ratios of measurements in one process: `python -m experiments.benchmark [NAME ...]`."""
+"""Benchmarks, each contender in a process of its own: `python -m experiments.benchmark`."""
