@@ -186,13 +186,15 @@ def head_width(width: int, heads: int) -> int:
     return width // heads
 
 
-def attention_implementation(query: jax.Array, key: jax.Array) -> Literal["cudnn", "xla"]:
-    """Returns `cudnn` if its flash attention supports `query [B, Nq, h, d]` and `key [B, Nk, h, d]`, else `xla`.
+def attention_implementation(query: jax.Array, key: jax.Array) -> Literal["cudnn", "xla", "heads_first"]:
+    """Returns which attention suits `query [B, Nq, h, d]` and `key [B, Nk, h, d]`.
 
-    It requires a CUDA GPU of compute capability 8.0 or above, half precision, a head width that is a multiple of 8 and
-    at most 128, and even sequence lengths (with a mask).
+    `cudnn` requires a CUDA GPU of compute capability 8.0 or above, half precision, a head width that is a multiple of 8
+    and at most 128, and even sequence lengths (with a mask). `heads_first` is for float32 on CPU.
     """
     device = jax.devices()[0]
+    if device.platform == "cpu" and query.dtype == jnp.float32:
+        return "heads_first"
     capability = getattr(device, "compute_capability", "")  # "9.0" with CUDA, "gfx90a" with ROCm
     if device.platform != "gpu" or not capability[:1].isdigit() or float(capability) < 8:
         return "xla"
@@ -200,6 +202,26 @@ def attention_implementation(query: jax.Array, key: jax.Array) -> Literal["cudnn
     width_supported = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
     lengths_supported = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
     return "cudnn" if dtype_supported and width_supported and lengths_supported else "xla"
+
+
+def heads_first_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the attention `[B, Nq, h, d]` to the keys where `mask [B, Nk]` is True; finite if there are none.
+
+    Its matrix products have the heads before the tokens, and the weights are normalised after the product with the
+    values. On CPU, `jax.nn.dot_product_attention` takes 1.4 to 3 times as long with its gradient.
+
+    Args:
+      query: `[B, Nq, h, d]` float32.
+      key, value: `[B, Nk, h, d]` float32.
+      mask: the keys to attend to.
+    """
+    query = query / math.sqrt(query.shape[-1])
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # [B, h, N, d]
+    # Added rather than selected: its gradient is the identity.
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) + jnp.where(mask, 0.0, -1e30)[:, None, None, :]
+    exponents = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    attended = jnp.einsum("bhqk,bhkd->bhqd", exponents, value) / exponents.sum(axis=-1, keepdims=True)
+    return jnp.swapaxes(attended, 1, 2)
 
 
 def normalised_tokens(tokens: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
@@ -248,11 +270,12 @@ class Attention(nn.Module):
         # Masked keys are zeroed before the projections: 0 · NaN in the backward pass would be NaN.
         kv_tokens = zero_masked(kv_tokens, kv_mask)
         query, key, value = split(q_tokens, "query"), split(kv_tokens, "key"), split(kv_tokens, "value")
-        attended = jax.nn.dot_product_attention(
-            query, key, value,
-            mask=jnp.broadcast_to(kv_mask[:, None, None, :], (query.shape[0], 1, query.shape[1], key.shape[1])),
-            implementation=attention_implementation(query, key),
-        )  # fmt: skip
+        implementation = attention_implementation(query, key)
+        if implementation == "heads_first":
+            attended = heads_first_attention(query, key, value, kv_mask)
+        else:
+            mask = jnp.broadcast_to(kv_mask[:, None, None, :], (query.shape[0], 1, query.shape[1], key.shape[1]))
+            attended = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
         out = nn.Dense(self.width, dtype=self.dtype, name="out")(attended.reshape(*q_tokens.shape[:2], -1))
         # A fused attention kernel returns no weights, so they are computed separately.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)

@@ -203,6 +203,31 @@ def test_attention_to_masked_keys_is_zero_without_gradient():
     assert np.abs(gradients[2][mask]).min() > 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_heads_first_attention_equals_dot_product_attention(scale):
+    """Scores of some hundreds would overflow without their maximum subtracted."""
+    query, key, value = scale * normal(3, 4, 2, 8), scale * normal(3, 5, 2, 8), normal(3, 5, 2, 8)
+    mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 0], [1, 0, 0, 0, 0]], bool)
+    weights = normal(3, 4, 2, 8)
+
+    def plain(*tokens):
+        pairs = jnp.broadcast_to(mask[:, None, None], (3, 1, 4, 5))
+        return jax.nn.dot_product_attention(*tokens, mask=pairs, implementation="xla")
+
+    def heads_first(*tokens):
+        return layers.heads_first_attention(*tokens, mask)
+
+    results = []
+    for attention in (plain, heads_first):
+        out, gradients = jax.vjp(attention, query, key, value)
+        results.append((out, *gradients(weights)))
+    for expected, actual in zip(*results, strict=True):
+        assert np.isfinite(actual).all()
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * scale)
+    for gradient in results[1][2:]:  # of the keys and values
+        np.testing.assert_array_equal(gradient[~mask], 0.0)
+
+
 def test_attention_rejects_heads_that_do_not_divide_the_width():
     with rejects("heads", 3, says="width=8"):
         layers.Attention(heads=3, width=8).init(jax.random.key(0), TOKENS, TOKENS, MASK)
@@ -227,6 +252,7 @@ class Device:
         (Device("gpu", "9.0"), jnp.bfloat16, 16, 3, 6, "xla"),
         (Device("gpu", "9.0"), jnp.bfloat16, 16, 4, 5, "xla"),
         (Device("cpu", ""), jnp.bfloat16, 16, 4, 6, "xla"),
+        (Device("cpu", ""), jnp.float32, 16, 4, 6, "heads_first"),
     ],
 )
 def test_attention_kernel_depends_on_device_and_shape(monkeypatch, device, dtype, head_dim, queries, keys, expected):
@@ -237,6 +263,12 @@ def test_attention_kernel_depends_on_device_and_shape(monkeypatch, device, dtype
         implementations.append(implementation)
         return attention(*args, implementation="xla", **kwargs)
 
+    def heads_first(*args):
+        implementations.append("heads_first")
+        return heads_first_attention(*args)
+
+    heads_first_attention = layers.heads_first_attention
+    monkeypatch.setattr(layers, "heads_first_attention", heads_first)
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     monkeypatch.setattr(jax, "devices", lambda: [device])
     module = layers.Attention(heads=2, width=2 * head_dim, dtype=dtype)

@@ -14,6 +14,7 @@ import numpy as np
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.layers import Dropout, Norm, normalised_tokens, row_keys, zero_masked
+from mmfusion.models.pooling import max_pool
 
 
 def mel_filters(rate: int, fft: int, mels: int) -> np.ndarray:
@@ -213,6 +214,6 @@ class WaveformCNN(nn.Module):
             x = zero_masked(nn.relu(Norm(self.norm, self.axis_name, self.dtype)(x, mask, train=train)), mask)
             if layer < len(self.channels) - 1:
                 x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 4), (0, 0), (0, 0)))
-                x, mask = nn.max_pool(x, (4, 1), (4, 1)), mask[:, ::4]  # masked positions are 0, the minimum after ReLU
+                x, mask = max_pool(x, (4, 1), (4, 1)), mask[:, ::4]  # masked positions are 0, the minimum after ReLU
         x = Dropout(self.dropout)(x[:, :, 0], train=train)  # [B, N, C]
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(x), mask, self.dtype), mask

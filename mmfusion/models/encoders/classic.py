@@ -15,6 +15,7 @@ from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.encoders.image import Positions
 from mmfusion.models.layers import Dropout, Norm, normalised_tokens, zero_masked
+from mmfusion.models.pooling import max_pool
 
 # Input maps, of six, of each of the sixteen maps of LeNet's second convolution (LeCun et al. 1998, table I).
 LENET_TABLE = (
@@ -43,8 +44,7 @@ def pool(x: jax.Array, kernel: int, stride: int, name: str, *, padding: int = 0)
         raise UserError(
             f"the images are too small: a feature map of {x.shape[1]}×{x.shape[2]} cannot be pooled", path=name
         )
-    pads = [(padding, padding)] * 2
-    return nn.max_pool(x, (kernel, kernel), (stride, stride), padding=pads)  # pyright: ignore[reportArgumentType]
+    return max_pool(x, (kernel, kernel), (stride, stride), padding)
 
 
 class PooledCNN(nn.Module):

@@ -13,6 +13,7 @@ from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.encoders.image import Positions
 from mmfusion.models.layers import Dropout, Norm, zero_masked
+from mmfusion.models.pooling import max_pool
 
 
 class ResidualBlock(nn.Module):
@@ -87,7 +88,7 @@ class ResNet18(nn.Module):
         x = conv(self.channels, kernel, stride, self.dtype, bias=False, name="conv_stem")(x)  # [B, H', W', C]
         x = nn.relu(Norm(self.norm, self.axis_name, self.dtype, name="norm_stem")(x, present, train=train))
         if imagenet:
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
+            x = max_pool(x, (3, 3), (2, 2), padding=1)
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 x = ResidualBlock(
