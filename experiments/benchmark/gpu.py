@@ -73,25 +73,6 @@ def main() -> None:
             Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """Returns the section of `BENCHMARK.md`; what was not measured says so."""
-    from experiments.benchmark.report import table
-
-    rows, errors = results.get("rows", {}), results.get("errors", {})
-    where = f"{results['device']}, jax {results['jax']}" if results else NOT_MEASURED
-    cells = []
-    for key, title in ROWS.items():
-        default = errors.get(key.partition("/")[0], NOT_MEASURED)
-        cells.append([title, _shown(rows[key]) if key in rows else default])
-    return f"## Accelerator\n\n{where}; `experiments/benchmark/gpu.sh`\n\n" + table(("row", "value"), cells)
-
-
-def _shown(found: Any) -> str:
-    if isinstance(found, Mapping):
-        return ", ".join(f"{name} {_shown(value)}" for name, value in found.items())
-    return f"{found:.4g}" if isinstance(found, float) else str(found)
-
-
 def seconds_a_call(run: Callable[[], Any], tiny: bool) -> float:
     """Returns the median seconds of a call over five rounds of about a fifth of a second."""
     import jax

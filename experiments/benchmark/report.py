@@ -38,7 +38,7 @@ def write(measured: Mapping[str, Any], folder: Path) -> None:
         plot_growth(rows, pictures / "growth.png")
         plots.append("![Growth](benchmark/growth.png)")
     accelerator = folder / "BENCHMARK_GPU.json"
-    on_accelerator = gpu.markdown(json.loads(accelerator.read_text()) if accelerator.exists() else {})
+    on_accelerator = accelerator_text(json.loads(accelerator.read_text()) if accelerator.exists() else {})
     parts = [INTRO, *plots, *(group_text(name, group) for name, group in measured.items()), on_accelerator]
     write_text(folder / "BENCHMARK.md", "\n\n".join(part.strip() for part in parts) + "\n")
 
@@ -55,6 +55,23 @@ def group_text(name: str, group: Mapping[str, Any]) -> str:
     for unit in dict.fromkeys(row["unit"] for row in grown):
         parts.append(growth_table([row for row in grown if row["unit"] == unit], unit))
     return "\n\n".join(parts)
+
+
+def accelerator_text(results: Mapping[str, Any]) -> str:
+    """Returns the section on what `gpu.sh` measured; what was not measured says so."""
+    rows, errors = results.get("rows", {}), results.get("errors", {})
+    where = f"{results['device']}, jax {results['jax']}" if results else NOT_MEASURED
+    cells = []
+    for key, title in gpu.ROWS.items():
+        default = errors.get(key.partition("/")[0], NOT_MEASURED)
+        cells.append([title, _shown(rows[key]) if key in rows else default])
+    return f"## Accelerator\n\n{where}; `experiments/benchmark/gpu.sh`\n\n" + table(("row", "value"), cells)
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return ", ".join(f"{name} {_shown(value)}" for name, value in found.items())
+    return f"{found:.4g}" if isinstance(found, float) else str(found)
 
 
 def made_with(group: Mapping[str, Any]) -> str:

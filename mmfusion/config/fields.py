@@ -70,13 +70,11 @@ class DataConfig:
     )
     sampler: str = key(
         "uniform",
-        "how training rows are drawn; uniform: each once an epoch; balanced: each batch has equally many rows of every "
-        "class, drawn with replacement",
+        "how training rows are drawn; balanced: equally many of every class in a batch, with replacement",
         choices=("uniform", "balanced"),
     )
     weight_feature: str = key(
-        "",
-        "a numeric feature, each row's weight in the tasks' losses, at least 0; no metric but `loss` uses it; empty: 1",
+        "", "a numeric feature: each row's weight in the losses, and in no other metric; empty: 1"
     )
     modalities: Mapping[str, ModalityConfig] = entries("the modalities, by name", ModalityConfig, of="modality")
     targets: Mapping[str, TargetConfig] = entries("the tasks, by name", TargetConfig, of="task")

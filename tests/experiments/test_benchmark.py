@@ -119,7 +119,7 @@ def test_float64_references_agree_with_the_layers(layer):
 def test_gpu_table_shows_what_was_measured():
     results = {"device": "a GPU", "jax": "1", "rows": {"peak": 700.0, "mfu": {"ms": 9.0, "stated": 0.5}},
                "errors": {"replicas": "RuntimeError: no memory"}}  # fmt: skip
-    text = gpu.markdown(results)
+    text = report.accelerator_text(results)
     assert "TFLOP/s | 700 |" in text and "| ms 9, stated 0.5 |" in text and "| RuntimeError: no memory |" in text
     assert f"article step, batch 128, float32, 1 a call, ms | {NOT_MEASURED} |" in text
 
