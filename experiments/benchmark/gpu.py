@@ -8,7 +8,7 @@ file as part of `BENCHMARK.md`.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
