@@ -27,7 +27,7 @@ from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
 from mmfusion.config import defaults
 from mmfusion.config.files import load_file, set_values
-from mmfusion.data.dataset import fold_numbers
+from mmfusion.data.opening import fold_numbers
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import fusion_classes
 

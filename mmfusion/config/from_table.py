@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmfusion.config import defaults
 from mmfusion.config.fields import read
-from mmfusion.data.dataset import fold_numbers
+from mmfusion.data.opening import fold_numbers
 from mmfusion.data.table import canonical
 from mmfusion.data.table_dataset import SPLIT_COLUMN, SPLIT_NAMES, TableFile, read_table
 from mmfusion.data.table_schema import Column, describe, gives_away, is_missing, parse_list, target_kind

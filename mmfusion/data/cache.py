@@ -69,6 +69,11 @@ class Cache:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def digest(description: Any) -> str:
+    """Returns a digest of JSON values."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def auto_folder() -> Path:
     """Returns the folder of `config.data.cache=auto`; raises RuntimeError without a home directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmfusion" / "rows"

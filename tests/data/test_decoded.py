@@ -13,7 +13,17 @@ import pytest
 
 from mmfusion import config as configs
 from mmfusion.config import defaults
-from mmfusion.data import cache, dataset, decode_worker, decoded, decoded_files, fitting, sources, table_dataset
+from mmfusion.data import (
+    cache,
+    dataset,
+    decode_worker,
+    decoded,
+    decoded_files,
+    fitting,
+    opening,
+    sources,
+    table_dataset,
+)
 from mmfusion.data.split import Split
 from tests import planted
 from tests.errors import rejects
@@ -100,8 +110,8 @@ def no_decoding(monkeypatch):
         raise AssertionError("rows are read again")
 
     monkeypatch.setattr(Split, "decode", fail)
-    monkeypatch.setattr(dataset, "split_ids", fail)
-    monkeypatch.setattr(fitting, "fit", fail)
+    monkeypatch.setattr(opening, "split_ids", fail)
+    monkeypatch.setattr(fitting, "_states_and_scales", fail)
 
 
 @pytest.mark.process

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmfusion import config as configs
-from mmfusion.data import dataset, folds, leakage
+from mmfusion.data import dataset, folds, leakage, opening
 from mmfusion.data.sources import Source
 from tests import planted
 from tests.data.test_table_dataset import load as load_table
@@ -100,7 +100,7 @@ def test_folds_of_a_dataset_test_every_row_once(monkeypatch):
         assert f"test is {len(ids['test'])} rows of train, fold {fold} of 5, stratified by class, " in data.notes[0]
         tested += ids["test"].tolist()
     assert sorted(tested) == list(range(61))
-    assert dataset.fold_numbers(configs.read(planted.config(data__folds=3)).data) == [0, 1, 2]
+    assert opening.fold_numbers(configs.read(planted.config(data__folds=3)).data) == [0, 1, 2]
 
 
 def test_folds_of_a_dataset_keep_its_validation_split_and_fit_on_train_only(monkeypatch):
@@ -131,7 +131,7 @@ def test_leave_one_group_out_of_a_dataset(monkeypatch):
     data = load(data__fold_by="group", data__fold=1)
     assert data.splits["test"].ids.tolist() == list(range(1, 30, 3))
     assert data.notes[0].startswith("test is 10 rows of train, with 'group' 'bob', fold 1 of 3; a test split ")
-    assert dataset.fold_numbers(configs.read(planted.config(data__fold_by="group")).data) == [0, 1, 2]
+    assert opening.fold_numbers(configs.read(planted.config(data__fold_by="group")).data) == [0, 1, 2]
     with rejects("config.data.fold", 3, "2"):
         load(data__fold_by="group", data__fold=3)
     with rejects("config.data.fold_by", "grop", "group"):
@@ -163,7 +163,7 @@ def test_table_takes_folds_from_a_column(table, tmp_path):  # noqa: F811
     assert data.splits["test"].ids.tolist() == list(range(0, 60, 4))
     data, _ = load_table(path, fold=3)
     assert data.splits["test"].ids.tolist() == list(range(2, 60, 4))
-    assert dataset.fold_numbers(configs.read(config).data) == [1, 2, 3, 4]
+    assert opening.fold_numbers(configs.read(config).data) == [1, 2, 3, 4]
     with rejects("config.data.fold", 0, says="no such fold"):
         load_table(path, fold=0)
     _, config = load_table(path, columns=("fold",))  # as an input
