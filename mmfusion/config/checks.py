@@ -10,7 +10,7 @@ from mmfusion.config.keys import key_of, section_of
 from mmfusion.errors import UserError
 
 # Options that are declared by modules, without a range:
-NAMES = ("categorical", "metrics")  # tuples that are empty by default and hold names
+NAMES = ("categorical", "dates", "metrics")  # tuples that are empty by default and hold names
 FRACTIONS = ("dropout", "drop", "label_smoothing")  # must be below 1
 MAY_BE_NEGATIVE = ("range",)
 WORDS = {"class_weights": ("balanced",)}  # strings that an option of another type may be

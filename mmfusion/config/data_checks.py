@@ -145,8 +145,9 @@ def _check_sequence(modality: ModalityConfig, path: str) -> None:
 
 
 def _check_table(modality: ModalityConfig, path: str) -> None:
-    for column in modality.options["categorical"]:
-        check_member(column, feature_names(modality.to_dict()), f"{path}.categorical", "column")
+    for key in ("categorical", "dates"):
+        for column in modality.options[key]:
+            check_member(column, feature_names(modality.to_dict()), f"{path}.{key}", "column")
 
 
 def _check_graph(modality: ModalityConfig, path: str) -> None:
