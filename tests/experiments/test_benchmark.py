@@ -64,7 +64,8 @@ def test_report_marks_what_falls_short_and_what_was_not_measured(tmp_path):
     columns = {"49": {"values": [1.0]}, "98": {"values": [4.0]}, "196": {"values": [16.0]}}
     group = {
         "rows": [short, unmeasured, fast, growth.series("merged, tokens", "ms", columns)], "cores": [0, 1],
-        "seconds": 9.0, "peers": {"torch": "2.13.0"}, "command": "python -m experiments.benchmark", "processor": "a processor",
+        "seconds": 9.0, "peers": {"torch": "2.13.0"},
+        "command": "python -m experiments.benchmark", "processor": "a processor",
         "environment": {
             "versions": dict.fromkeys(("python", "jax", "flax", "optax", "numpy"), "1.0"),
             "commit": {"id": "0123456789abcdef", "dirty": True},
