@@ -277,11 +277,16 @@ def large(tiny: bool) -> tuple[Any, Any, tuple, Any]:
 
 def replicas(tiny: bool) -> Iterator[tuple[str, Any]]:
     """Yields how much faster runs of several seeds are as one vmapped program, and how much a loss differs."""
-    from mmfusion.training.replicas import compile_step
+    from mmfusion.models.convolution import as_patches
 
     count, size = (2, 4) if tiny else (SEEDS, 64)
     setup, _, batches, rates = make_step("article" if tiny else "quickstart", size, "float32")
-    single, together = setup.compile_train_step(), compile_step(setup, count)
+
+    def step(*args: Any) -> Any:  # as `training.replicas`, whose imports a plain image lacks
+        with as_patches():
+            return setup.step(*args)
+
+    single, together = setup.compile_train_step(), setup.partitioner.compile_train(step, replicas=count)
     alone, states = ([setup.init_state(seed) for seed in range(count)] for _ in range(2))  # a step donates its state
     expected, found = [], []
     for _ in range(3):

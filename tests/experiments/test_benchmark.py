@@ -60,10 +60,12 @@ def test_goals_are_judged_against_the_fastest_of_those_named():
 
 def test_report_marks_what_falls_short_and_what_was_not_measured(tmp_path):
     short, unmeasured = row([2.0, 3.0], one=[3.0], absent=[9.0]), rows.row("b", "s", {OURS: {"values": []}}, (Goal(1),))
+    fast = rows.row("c", "s", {OURS: {"values": [1.0]}}, (Goal(2.0),))
     columns = {"49": {"values": [1.0]}, "98": {"values": [4.0]}, "196": {"values": [16.0]}}
     group = {
-        "rows": [short, unmeasured, growth.series("merged, tokens", "ms", columns)], "cores": [0, 1], "seconds": 9.0,
-        "peers": {"torch": "2.13.0"}, "command": "python -m experiments.benchmark", "processor": "a processor",
+        "rows": [short, unmeasured, fast, growth.series("merged, tokens", "ms", columns)], "cores": [0, 1],
+        "seconds": 9.0, "peers": {"torch": "2.13.0"},
+        "command": "python -m experiments.benchmark", "processor": "a processor",
         "environment": {
             "versions": dict.fromkeys(("python", "jax", "flax", "optax", "numpy"), "1.0"),
             "commit": {"id": "0123456789abcdef", "dirty": True},
@@ -71,7 +73,8 @@ def test_report_marks_what_falls_short_and_what_was_not_measured(tmp_path):
     }  # fmt: skip
     report.write({"steps": group}, tmp_path)
     text = (tmp_path / "BENCHMARK.md").read_text()
-    assert "| a step | ms a step | 2.5 ± 20% | 3 (one) | 1.20 | 20% |" in text and "| **short** |" in text
+    assert "| a step | ms a step | 2.5 ± 20% | 3 (one) | 1.20 | 20% |" in text and text.count("| **short** |") == 1
+    assert "| c | s | 1 |  |  |  | ≤ 2 s |  |" in text
     assert f"| b | s | {NOT_MEASURED} |  |  |  | ≤ 1 s | {NOT_MEASURED} |" in text
     assert "| merged, tokens | 1 | 4 | 16 | 2.00 | 2.00 |" in text
     assert "cores 0, 1; python 1.0" in text and "torch 2.13.0; commit 0123456789ab with changes." in text
