@@ -34,6 +34,17 @@ def test_from_arrays_reads_back_what_was_given(tmp_path):
         np.testing.assert_array_equal(split.arrays.targets["label"], split.ids % 2)
 
 
+def test_config_of_a_table_with_dates_and_categories_is_valid(tmp_path):
+    rows = [f"2024-01-{1 + i % 28:02d},{('red', 'blue')[i % 2]},{i}.5" for i in range(60)]
+    (tmp_path / "own.csv").write_text("\n".join(["sold,colour,price", *rows]))
+    config = load_file(f"configs/table.py:data={tmp_path}/own.csv,label=price")
+    configs.check(config, devices=1)
+    assert config.data.modalities.table.dates == ("sold",)
+    config.data.modalities.table.dates = ("bought",)
+    with rejects("config.data.modalities.table.dates", "bought", "sold"):
+        configs.check(config, devices=1)
+
+
 @pytest.mark.loop
 def test_from_arrays_is_trained_evaluated_and_predicted(tmp_path):
     arrays = {name: ARRAYS[name] for name in ("photo", "features", "label")}
