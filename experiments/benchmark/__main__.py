@@ -29,7 +29,7 @@ OUTPUT = flags.DEFINE_string("output", "experiments/results", "the folder of BEN
 QUICK = flags.DEFINE_bool("quick", False, "small sizes, to check that everything runs; the numbers mean nothing")
 
 GROUPS = ("steps", "input", "start", "loop", "predict", "plan", "gate", "growth")
-LONG = {"gate": 1, "plan": 2}  # rounds of groups that take many minutes
+LONG = {"gate": 1, "plan": 1}  # rounds of groups that take many minutes
 PACKAGES = ("torch", "keras", "tensorflow-cpu", "onnxruntime")
 
 
