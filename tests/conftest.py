@@ -25,6 +25,9 @@ from tests.processes import Started
 # Before anything imports JAX. Programs compiled for another platform would test something else than CI does.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# The threads of several workers wait for each other in busy loops: boosting took 30 times as long on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Most of a test's time is compiling programs that run a few steps: half the work of XLA halves it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Half of what is left; an XLA that does not know a flag would abort.

@@ -136,7 +136,10 @@ def uninterrupted(short: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("step", [4, 5, 8], ids=["at validation", "between", "last"])
+@pytest.mark.parametrize(
+    "step", [pytest.param(4, marks=pytest.mark.thorough), 5, pytest.param(8, marks=pytest.mark.thorough)],
+    ids=["at validation", "between", "last"],
+)  # fmt: skip
 def test_resume_after_sigterm_at_a_step_is_bit_identical(
     short: Any, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ):
