@@ -154,7 +154,10 @@ def test_torch_peer_computes_the_same_losses(network, tmp_path):
     arguments = {"network": network, "size": 8, "parameters": str(tmp_path / "parameters.npz"), "seconds": 0.0}
     ours, _ = steps.step(**arguments)
     theirs, _ = torch_peer.step(**arguments, variant="eager")
-    np.testing.assert_allclose(theirs["losses"][:3], ours["losses"][:3], rtol=1e-4)
+    if network == "article":
+        np.testing.assert_allclose(theirs["losses"], ours["losses"], rtol=1e-5)
+    # AdamW's first step hardly depends on a gradient's size, so that rounding of those near 0 grows from there.
+    np.testing.assert_allclose(theirs["losses"][:2], ours["losses"][:2], rtol=3e-5)
 
 
 @pytest.mark.thorough
