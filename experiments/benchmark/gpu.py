@@ -75,7 +75,7 @@ def main() -> None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Returns the section of `BENCHMARK.md`; what was not measured says so."""
-    from experiments.benchmark.report import table
+    from experiments.benchmark.rows import table
 
     rows, errors = results.get("rows", {}), results.get("errors", {})
     where = f"{results['device']}, jax {results['jax']}" if results else NOT_MEASURED
