@@ -133,10 +133,15 @@ class _Process:
         else:
             command = [python, "-m", one.target, *one.arguments["argv"]]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `stop`)
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env=environment(options, one.environment), preexec_fn=lambda: os.sched_setaffinity(0, options.cores),
-        )  # fmt: skip
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, options.cores)  # the process inherits it from this thread
+        try:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+                env=environment(options, one.environment),
+            )  # fmt: skip
+        finally:
+            os.sched_setaffinity(0, before)
         assert self._process.stdin and self._process.stdout
         self._input: TextIO = self._process.stdin
         self._output: TextIO = self._process.stdout

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.benchmark import gpu
 from experiments.benchmark.contender import NOT_MEASURED
-from experiments.benchmark.rows import OURS, best, median, ratio, spread
+from experiments.benchmark.rows import OURS, best, median, ratio, spread, table
 
 INTRO = """# Benchmark
 
@@ -87,12 +87,6 @@ def made_with(group: Mapping[str, Any]) -> str:
         f"`{group['command']}`: {group['seconds']:.0f} s on {group['processor']}, cores {cores}; {shown}; commit "
         f"{commit['id'][:12]}{dirty}."
     )
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def summary(row: Mapping[str, Any]) -> list[str]:

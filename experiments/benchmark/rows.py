@@ -125,3 +125,9 @@ def reached(goal: Goal, columns: Mapping[str, Any]) -> bool | str:
         return NOT_MEASURED if ours is None else ours <= goal.bound
     found = ratio(columns, best(columns, goal.against))
     return NOT_MEASURED if found is None else found >= goal.bound
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,6 +1,7 @@
 """The benchmark: contenders in processes, rows and their goals, growth, the report. No time is asserted."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -19,7 +20,7 @@ def counting(start):
     """A contender whose rounds are start, start + 1, ..., and that prints what is no part of the protocol."""
     print("a library's greeting")
     numbers = iter(range(start, start + 9))
-    return {"losses": [0.5, 0.25]}, lambda: float(next(numbers))
+    return {"losses": [0.5, 0.25], "cores": sorted(os.sched_getaffinity(0))}, lambda: float(next(numbers))
 
 
 def failing():
@@ -35,7 +36,7 @@ def test_contenders_take_turns_in_processes_and_a_failure_stops_no_other():
         Contender("fresh", f"{HERE}:counting", {"start": 0}, fresh=True),
     ]
     found = measure(contenders, OPTIONS)
-    assert found[OURS]["values"] == [3, 4, 5] and found[OURS]["facts"] == {"losses": [0.5, 0.25]}
+    assert found[OURS]["values"] == [3, 4, 5] and found[OURS]["facts"] == {"losses": [0.5, 0.25], "cores": [0]}
     assert found[OURS]["peak_mb"] > 5
     assert found["peer"] == {"values": [], "error": NOT_MEASURED}
     assert found["broken"]["error"] == "status 1: ValueError: no such network" and not found["broken"]["values"]
@@ -130,7 +131,6 @@ def test_gpu_table_shows_what_was_measured():
 @pytest.mark.thorough
 @pytest.mark.process
 def test_gpu_script_runs_on_a_cpu_with_tiny_sizes(tmp_path):
-    import os
     import subprocess
 
     from tests.processes import ROOT
@@ -154,7 +154,10 @@ def test_torch_peer_computes_the_same_losses(network, tmp_path):
     arguments = {"network": network, "size": 8, "parameters": str(tmp_path / "parameters.npz"), "seconds": 0.0}
     ours, _ = steps.step(**arguments)
     theirs, _ = torch_peer.step(**arguments, variant="eager")
-    np.testing.assert_allclose(theirs["losses"][:3], ours["losses"][:3], rtol=1e-4)
+    if network == "article":
+        np.testing.assert_allclose(theirs["losses"], ours["losses"], rtol=1e-5)
+    # AdamW's first step hardly depends on a gradient's size, so that rounding of those near 0 grows from there.
+    np.testing.assert_allclose(theirs["losses"][:2], ours["losses"][:2], rtol=3e-5)
 
 
 @pytest.mark.thorough
