@@ -73,9 +73,7 @@ class DataConfig:
         "how training rows are drawn; balanced: equally many of every class in a batch, with replacement",
         choices=("uniform", "balanced"),
     )
-    weight_feature: str = key(
-        "", "a numeric feature: each row's weight in the losses, and in no other metric; empty: 1"
-    )
+    weight_feature: str = key("", "a numeric feature: each row's weight in the losses, in no other metric; empty: 1")
     modalities: Mapping[str, ModalityConfig] = entries("the modalities, by name", ModalityConfig, of="modality")
     targets: Mapping[str, TargetConfig] = entries("the tasks, by name", TargetConfig, of="task")
 
