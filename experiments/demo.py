@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmfusion.analysis.report.prediction_form import Field
     from mmfusion.inference.trained_model import TrainedModel
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
+WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "the address to listen on; 0.0.0.0 lets other machines use the page")
 PORT = flags.DEFINE_integer("port", 7860, "the port to listen on", lower_bound=1, upper_bound=65535)
 DATA_DIR = flags.DEFINE_string("data_dir", "", "the folder of the run's prepared dataset on this machine")
@@ -32,6 +32,8 @@ CSS = "footer { display: none !important; }"
 
 def main(argv: Sequence[str]) -> None:
     cli.parse(argv)
+    if not WORKDIR.value:
+        raise UserError("is required: give the run's directory", path="--workdir")
     cli.enable_compilation_cache()
     gradio = import_gradio()
 

@@ -100,7 +100,7 @@ def batches_of(split: Any, workers: int, count: int) -> Any:
 
 def gather(folder: str, rows: int, batches: int) -> tuple[dict[str, Any], Any]:
     """A contender: the rows of a permutation taken from the same arrays, and nothing else."""
-    with np.load(Path(folder) / "arrays.npz") as file:
+    with np.load(Path(folder) / "arrays.npz", allow_pickle=False) as file:
         arrays = dict(file)
     positions = np.random.default_rng(0).permutation(len(arrays["label"]))
 
@@ -116,7 +116,10 @@ def gather(folder: str, rows: int, batches: int) -> tuple[dict[str, Any], Any]:
 
 def decode(folder: str, rows: int, batches: int) -> tuple[dict[str, Any], Any]:
     """A contender: PNG images in memory decoded into arrays, and nothing else."""
-    content, offsets = (Path(folder) / "records.bin").read_bytes(), np.load(Path(folder) / "offsets.npy")
+    content, offsets = (
+        (Path(folder) / "records.bin").read_bytes(),
+        np.load(Path(folder) / "offsets.npy", allow_pickle=False),
+    )
     images = [content[a:b] for a, b in itertools.pairwise(offsets[: BATCH * 8 + 1].tolist())]
 
     def one_round() -> float:

@@ -114,7 +114,7 @@ def load(folder: Path, reader: Reader) -> tuple[Batch, dict[str, np.ndarray], di
 
 def _load(folder: Path, reader: Reader) -> tuple[Batch, dict[str, np.ndarray]]:
     leaves, structure = jax.tree.flatten(_template(reader))
-    arrays = [np.asarray(np.load(path, mmap_mode="r")) for path in _paths(folder, len(leaves))]
+    arrays = [np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in _paths(folder, len(leaves))]
     return jax.tree.unflatten(structure, arrays)
 
 

@@ -217,8 +217,8 @@ def apply_with_layers(
 ) -> tuple[Outputs, Layers]:
     """Applies a model and returns its outputs and those of the layers that stand in for inputs.
 
-    These are embeddings of token ids `[B, T, D]`, of entities `[B, N, D]` and of a categorical column `[B, D]`, and
-    standardised spectrograms `[B, T, F]`.
+    These are embeddings of token ids `[B, T, D]`, of entities `[B, N, D]`, of a categorical column `[B, D]` or of all
+    of them `[B, C, D]`, and standardised spectrograms `[B, T, F]`.
 
     Args:
       model: the model.
@@ -261,7 +261,10 @@ def _stands_in(module: nn.Module, args: Sequence[Any], kind: str, mask_shape: tu
     """Returns whether a layer's output stands in for the input: embeddings of positions, say, have other shapes."""
     if kind == "audio":
         return isinstance(module, SpecAugment)
-    return isinstance(module, nn.Embed) and args[0].shape == (mask_shape[:1] if kind == "table" else mask_shape)
+    if not isinstance(module, nn.Embed):
+        return False
+    ids = args[0]
+    return ids.shape[:1] == mask_shape[:1] and ids.ndim <= 2 if kind == "table" else ids.shape == mask_shape
 
 
 def _reduce(
@@ -272,10 +275,11 @@ def _reduce(
     own = [layers[f"{modality}/{number}"] for number in range(count)]
     if kind == "table":
         columns = [i for i, size in enumerate(category_counts(fitted)) if size]
-        if len(own) != len(columns):
+        embedded = np.concatenate([np.atleast_1d(x.sum(axis=-1)) for x in own] or [np.zeros(0)])
+        if len(embedded) != len(columns):
             return None
         share = inputs[modality].copy()
-        share[columns] += [x.sum() for x in own]
+        share[columns] += embedded
     elif kind == "audio" and own:
         share = own[0]
     elif own:

@@ -112,6 +112,7 @@ def unread_keys(config: ConfigDict, workdir: Path) -> set[str]:
     read |= {"recovery.rollbacks"}  # after a bad step: see tests/training/test_recovery.py
     read |= {"data.test_fraction"}  # of tables: see tests/data/test_table_dataset.py
     read |= {"data.fold"}  # of data with folds: see tests/data/test_folds.py
+    read |= {"tracking"}  # from the JSON values: see tests/tracking/test_sinks.py
     if config.data.valid:
         read |= {"data.group", "data.valid_fraction"}  # no split is held out
     for name, modality in config.data.modalities.items():

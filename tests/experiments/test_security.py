@@ -13,6 +13,10 @@ SOURCES = [path for folder in ("mmfusion", "experiments", "configs") for path in
 # Calls that execute their input, or write to paths taken from their input.
 CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load", "torch.load"}
 METHODS = {"extractall", "extract"}
+# Pickles that a command sends to processes that it has started.
+BETWEEN_PROCESSES = (
+    "mmfusion/data/decode_worker.py", "experiments/benchmark/predict.py", "experiments/benchmark/peers/prediction.py"
+)  # fmt: skip
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "tarfile"}
 
 
@@ -54,6 +58,7 @@ def test_unsafe_calls_are_detected(source: str):
 
 def test_sources_contain_no_unsafe_calls():
     found = [f"{path.relative_to(ROOT)}:{line}" for path in SOURCES for line in unsafe_calls(path.read_text())]
+    found = [line for line in found if not (line.startswith(BETWEEN_PROCESSES) and line.endswith("import pickle"))]
     assert len(SOURCES) > 100 and found == []
 
 

@@ -44,7 +44,7 @@ def train(fusion: str, seed: str, steps: str, path: str) -> float:
 
     torch.set_num_threads(1)
     torch.manual_seed(int(seed))
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         data = dict(file)
 
     def split(name: str) -> tuple[Any, ...]:

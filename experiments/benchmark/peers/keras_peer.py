@@ -113,7 +113,7 @@ def network(name: str) -> keras.Model:
 
 def load(model: keras.Model, path: str) -> None:
     """Copies this package's parameters into a model by the names of its layers."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     for one in model._flatten_layers():
         prefix = one.name.replace(".", "/")

@@ -20,7 +20,7 @@ class Rows(Dataset):
     """Rows of arrays in memory."""
 
     def __init__(self, folder: Path):
-        with np.load(folder / "arrays.npz") as file:
+        with np.load(folder / "arrays.npz", allow_pickle=False) as file:
             self.arrays = [torch.from_numpy(file[name]) for name in ("image", "text", "mask", "label")]
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Records(Dataset):
     """PNG images in one file, with their texts, decoded row by row."""
 
     def __init__(self, folder: Path):
-        self.path, self.offsets = folder / "records.bin", np.load(folder / "offsets.npy")
+        self.path, self.offsets = folder / "records.bin", np.load(folder / "offsets.npy", allow_pickle=False)
         described = json.loads((folder / "records.json").read_text())
         self.vocabulary, self.text, self.label = (described[key] for key in ("vocabulary", "text", "label"))
         self.file: Any = None

@@ -22,7 +22,7 @@ def network(name: str, parameters: str = "", channels_last: bool = False) -> tor
     """Returns a network, with the parameters in a file."""
     made = torch_networks.Network(name, **networks.NETWORKS[name])
     if parameters:
-        with np.load(parameters) as arrays:
+        with np.load(parameters, allow_pickle=False) as arrays:
             torch_networks.load(made, dict(arrays))
     return made.to(memory_format=torch.channels_last) if channels_last else made
 
@@ -90,7 +90,7 @@ def layer(layer: str, parameters: str, seconds: float, variant: str) -> tuple[di
     else:
         module = torch_networks.Recurrent(64, 100, 64, cell=layer)
         inputs = (ids.long(), torch.ones(ids.shape, dtype=torch.bool))
-    with np.load(parameters) as arrays:
+    with np.load(parameters, allow_pickle=False) as arrays:
         torch_networks.load(module, dict(arrays))
     forward = torch.compile(module) if variant == "compiled" else module
 

@@ -100,9 +100,12 @@ class FTTransformer(nn.Module):
         # One array for all columns: with one each, compiling a step over 512 columns takes minutes.
         sizes, is_category = np.maximum(self.categories, 1), np.array(self.categories) > 0  # [F]
         first = np.cumsum(sizes) - sizes  # of the rows of each column, a numerical one has one
-        weights = self.param("columns", init, (int(sizes.sum()), self.hidden)).astype(self.dtype)
+        embed = nn.Embed(int(sizes.sum()), self.hidden, dtype=self.dtype, embedding_init=init, name="columns")
+        weights = embed.embedding.astype(self.dtype)[first]  # [F, hidden]
         if is_category.any():
-            weights = weights[first + jnp.where(is_category, x, 0).astype(jnp.int32)]  # [B, F, hidden]
+            chosen = embed(first[is_category] + x[:, is_category].astype(jnp.int32))  # [B, categorical, hidden]
+            every_row = jnp.broadcast_to(weights, (*x.shape, self.hidden))
+            weights = every_row.at[:, np.flatnonzero(is_category)].set(chosen)
         values = jnp.where(is_category, 1, x).astype(self.dtype)
         columns = values[..., None] * weights + self.param("biases", init, (len(sizes), self.hidden)).astype(self.dtype)
         class_token = self.param("class", init, (1, self.hidden)).astype(self.dtype)

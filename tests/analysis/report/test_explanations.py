@@ -211,7 +211,7 @@ def test_form_reads_arrays_and_several_features(tmp_path):
 # of entities, and spectrograms. BERT's embeddings of positions and segments are not among them.
 LAYERS = {
     "bow-mean": [(3, 6, 8)], "textcnn-max": [(3, 6, 4)], "rnn-lstm": [(3, 6, 4)], "transformer": [(3, 6, 8)],
-    "bert-all": [(3, 6, 8)], "table_mlp": [(3, 8)], "ft_transformer": [(3, 8)],
+    "bert-all": [(3, 6, 8)], "table_mlp": [(3, 8)], "ft_transformer": [(3, 1, 8)],
     "knowledge_attention": [(3, 5, 8), (3, 5, 8)], "logmel_cnn-layer": [(3, 20, 8)], "ast": [(3, 20, 8)],
     "waveform_cnn": [], "cnn-layer": [], "rnn-sequence": [], "gcn": [],
 }  # fmt: skip

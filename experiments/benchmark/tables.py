@@ -1,6 +1,6 @@
 """Makes `results/TABLES.md`: five datasets given as plain tables, beside the configs that read the same data by name.
 
-`python -m experiments.tables --archives=DIR --workdir=DIR [--names=leaf+views] [--seeds=3]`
+`python -m experiments.benchmark.tables --archives=DIR --workdir=DIR [--names=leaf+views] [--seeds=3]`
 
 Each dataset is written as a table (`to_table`), `inspect` writes its config, and `ablate` trains it and each modality
 alone; `train` and `predict` then label the table's test rows. Nothing is edited in between. What is finished in
@@ -30,7 +30,7 @@ DATASETS = {  # name -> (the config that reads it by name, its label)
     "fashion": ("configs/fashion.py", "season"),
     "imdb": ("configs/tfds.py:name=imdb_subset,image=,text=text", "label"),
 }
-PAGE = Path(__file__).parent / "results" / "TABLES.md"
+PAGE = Path(__file__).parents[1] / "results" / "TABLES.md"
 
 
 def command(*arguments: str) -> None:
@@ -104,7 +104,7 @@ def page(measured: dict[str, dict]) -> str:
         "",
         "Test accuracy, mean ± standard deviation over seeds, of the config that `experiments.inspect` writes for a",
         "table, with no line edited, beside the config that reads the same data by name; made by",
-        "`python -m experiments.tables`. `predict` labels the test rows; its accuracy is that of the run.",
+        "`python -m experiments.benchmark.tables`. `predict` labels the test rows; its accuracy is that of the run.",
         "",
         "| dataset | lines written | as a table | by name | best single modality of the table | `predict`, run |",
         "|---|---|---|---|---|---|",
