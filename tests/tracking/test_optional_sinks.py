@@ -8,7 +8,7 @@ from mmfusion.config import check
 from mmfusion.training.loop import train
 from tests.tracking.test_logger import events
 
-pytestmark = pytest.mark.process  # W&B starts one
+pytestmark = [pytest.mark.process, pytest.mark.thorough]  # W&B starts one; see tests/README.md
 BLOCK, HEADER = 2**15, 7  # bytes of a block of W&B's file, and of its header and that of each record
 
 
