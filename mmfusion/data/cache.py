@@ -21,7 +21,7 @@ from mmfusion.errors import UserError
 
 T = TypeVar("T")
 AUTO, OFF = "auto", "off"
-DAYS = 30  # what is not used for so long is removed
+DAYS = 30  # since the last use, after which an entry is removed
 SECONDS = 0.2  # what takes less is not remembered
 NAME = re.compile(r"[0-9a-f]{32}(\.json|\.part)?")
 PACKAGES = ("numpy", "pillow", "scipy", "soundfile", "tensorflow-datasets", "tokenizers")  # that decode

@@ -130,7 +130,7 @@ class Logger:
             sync_file(self._workdir)
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends the progress bar, and closes the files and the sinks, which are told whether the run `failed`."""
+        """Closes the progress bar, the files and the sinks; `failed` marks the run as failed in the sinks."""
         if self.primary:
             if self._bar:
                 self._bar.stop()

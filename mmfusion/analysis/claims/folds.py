@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from mmfusion.analysis.claims.significance import FOLDS, LEVEL, Comparison
+from mmfusion.analysis.claims.significance import FOLDS, LEVEL, Comparison, paired_differences
 
 MIN_FOLDS = 3  # with two, the mean has one degree of freedom, and equal differences are common
 
@@ -59,10 +59,7 @@ def compare_folds(a: Sequence[float], b: Sequence[float], test_over_train: float
     Raises:
       ValueError: the lengths differ, there are fewer than two folds, or a score is not finite.
     """
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if first.shape != second.shape or first.ndim != 1 or len(first) < 2 or not np.isfinite([first, second]).all():
-        raise ValueError(f"a comparison needs two or more finite pairs, got {first.tolist()} and {second.tolist()}")
-    differences = first - second
+    differences = paired_differences(a, b)
     interval = corrected_interval(differences, test_over_train)
     return Comparison(
         difference=float(differences.mean()),
@@ -71,9 +68,9 @@ def compare_folds(a: Sequence[float], b: Sequence[float], test_over_train: float
         p=corrected_t(differences, test_over_train)[1],
         better=float(((differences > 0) + 0.5 * (differences == 0)).mean()),
         better_interval=None,
-        n=len(first),
+        n=len(differences),
         over=FOLDS,
-        variance_factor=variance_factor(len(first), test_over_train),
+        variance_factor=variance_factor(len(differences), test_over_train),
     )
 
 

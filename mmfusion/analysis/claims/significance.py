@@ -49,6 +49,14 @@ class Comparison:
     variance_factor: float | None = None
 
 
+def paired_differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    """Returns a - b `[n]`, float64; raises ValueError unless there are two or more finite pairs."""
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.shape != second.shape or first.ndim != 1 or len(first) < 2 or not np.isfinite([first, second]).all():
+        raise ValueError(f"a comparison needs two or more finite pairs, got {first.tolist()} and {second.tolist()}")
+    return first - second
+
+
 def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
     """Compares the scores of A and B, where higher is better, for the same seeds in the same order.
 
@@ -60,10 +68,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     Raises:
       ValueError: the lengths differ, there are fewer than two pairs, or a score is not finite.
     """
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if first.shape != second.shape or first.ndim != 1 or len(first) < 2 or not np.isfinite([first, second]).all():
-        raise ValueError(f"a comparison needs two or more finite pairs, got {first.tolist()} and {second.tolist()}")
-    differences = first - second
+    differences = paired_differences(a, b)
     wins = (differences > 0) + 0.5 * (differences == 0)
     return Comparison(
         difference=float(differences.mean()),
@@ -72,7 +77,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
         p=sign_flip(differences),
         better=float(wins.mean()),
         better_interval=_bootstrap(wins, "percentile", seed),
-        n=len(first),
+        n=len(differences),
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 from markupsafe import Markup, escape
 
 from mmfusion.analysis.ablation.budget import TOLERANCE
@@ -16,6 +15,7 @@ from mmfusion.analysis.report import aggregation, tables
 from mmfusion.analysis.report.context import ReportContext
 from mmfusion.analysis.report.sections import sections
 from mmfusion.analysis.report.tables import FUSED, UNIMODAL, Table, Text, escape_markdown
+from mmfusion.analysis.report.templates import template_environment
 from mmfusion.files import write_text
 
 EFFECTS = ("interaction", "modality")  # statements that test for an effect instead of comparing methods
@@ -62,13 +62,7 @@ def write(
 def html(context: ReportContext, command: str, train: Callable[[Trial], str]) -> str:
     """Returns the report as one self-contained HTML page."""
     outcome, plan = context.outcome, context.plan
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment()
     environment.filters["quoted"] = lambda text: Markup(QUOTED.sub(r"<em>\1</em>", str(escape(text))))
     return environment.get_template("page.html").render(
         title=title(context),

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from mmfusion.analysis.report.explanation_panels import Bar, Panel, number, panel
+from mmfusion.analysis.report.templates import template_environment
 from mmfusion.data.decoding import Reader
 from mmfusion.files import write_json
 from mmfusion.inference.contributions import MAX_SHAPLEY
@@ -215,12 +215,6 @@ def _name(number: int) -> str:
 
 def render(**values: Any) -> str:
     """Returns the HTML of a page: `row`, `index`, or `part`, to be placed in another page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment()
     environment.filters["name"] = _name
     return environment.get_template(TEMPLATE).render(**values)
