@@ -69,7 +69,8 @@ def _program_folder(config: pytest.Config, shared: str) -> str:
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and before tests are deselected by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "thorough" not in config.option.markexpr and not any("::" in argument for argument in config.args):
-        thorough = [item for item in items if item.get_closest_marker("thorough")]
+        _check_cases(items)
+        thorough = [item for item in items if _is_thorough(item)]
         config.hook.pytest_deselected(items=thorough)
         items[:] = [item for item in items if item not in thorough]
     for item in items:
@@ -85,6 +86,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         tiers_of.setdefault(item.path, set()).update(marker.name for marker in item.iter_markers())
     items.sort(key=lambda item: ("process" not in tiers_of[item.path], "loop" not in tiers_of[item.path]))
+
+
+def _check_cases(items: list[pytest.Item]) -> None:
+    """Refuses a `thorough(but=...)` that names a case which its test does not have."""
+    cases: dict[str, set[str]] = {}
+    for item in items:
+        if hasattr(item, "callspec"):
+            cases.setdefault(item.nodeid.partition("[")[0], set()).add(item.callspec.id)
+    for item in items:
+        named = {case for marker in item.iter_markers("thorough") for case in marker.kwargs.get("but", ())}
+        test = item.nodeid.partition("[")[0]
+        if unknown := named - cases.get(test, set()):
+            raise pytest.UsageError(f"{test} has no case {', '.join(sorted(unknown))}")
+
+
+def _is_thorough(item: pytest.Item) -> bool:
+    """Says whether a test or this case of it is thorough: `thorough(but=("a",))` leaves the case `a` in the suite."""
+    marker = item.get_closest_marker("thorough")
+    return marker is not None and not (hasattr(item, "callspec") and item.callspec.id in marker.kwargs.get("but", ()))
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

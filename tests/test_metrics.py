@@ -301,6 +301,7 @@ def test_class_lists_of_many_classes_are_left_out(classes, listed, confusion):
         assert logged[prefix + "accuracy"] == 1
 
 
+@pytest.mark.thorough(but=("100",))
 @pytest.mark.parametrize("classes", [100, 460])
 def test_result_of_many_classes_is_small(classes):
     scores = metrics.classification(RNG.normal(size=(3000, classes)), RNG.integers(0, classes, 3000), np.ones(3000))

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,26 @@ def commands(line: str) -> Iterator[tuple[str, list[str]]]:
             yield LAUNCHERS[match[1]], [argument for argument in arguments if argument.startswith("--config")]
 
 
-def wrong_commands(module: str, lines: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the errors of parsing arguments by the flags that a module defines; runs in a process of its own."""
-    import sys
-
+def all_wrong_commands(found: dict[str, list[list[str]]]) -> list[str]:
+    """Returns the errors of each module's lines, each module with its own flags only; runs in a process of its own."""
     from absl import flags
 
     sys.path.insert(0, str(ROOT))
+    others = set(flags.FLAGS)
+    errors = []
+    for module, lines in found.items():
+        errors += wrong_commands(module, lines)
+        for name in set(flags.FLAGS) - others:
+            delattr(flags.FLAGS, name)
+        for name in [name for name in sys.modules if name.startswith("experiments")]:
+            del sys.modules[name]  # the next module may import it for its flags
+    return errors
+
+
+def wrong_commands(module: str, lines: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the errors of parsing arguments by the flags that a module defines."""
+    from absl import flags
+
     from experiments import cli
     from mmfusion.errors import UserError
 
@@ -138,9 +152,8 @@ def test_commands_have_the_flags_that_they_use(monkeypatch: pytest.MonkeyPatch):
     assert {module for module in found if not exists(module)} == set()
     found.pop("experiments", None)
     found["experiments.train"].append(["--config=configs/X.py", "--wrkdir=DIR"])  # must be found
-    with concurrent.futures.ProcessPoolExecutor(2, CONTEXT, max_tasks_per_child=1) as pool:
-        results = pool.map(wrong_commands, found.keys(), found.values())
-        errors = [error for result in results for error in result]
+    with concurrent.futures.ProcessPoolExecutor(1, CONTEXT) as pool:
+        errors = pool.submit(all_wrong_commands, found).result()
     planted = [error for error in errors if "--wrkdir" in error]
     assert len(planted) == 1 and [error for error in errors if error not in planted] == []
 

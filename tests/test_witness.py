@@ -74,16 +74,8 @@ def train(command: Callable[..., Any]) -> witness.Train:
     return train
 
 
-EACH_TIME = ("micro-batches", "objectives on devices", "heads weighed")  # the others are thorough
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=() if case.name in EACH_TIME else pytest.mark.thorough)
-        for case in few_cases()
-    ],
-)
+@pytest.mark.thorough(but=("objectives on devices",))
+@pytest.mark.parametrize("case", few_cases(), ids=lambda case: case.name)
 def test_training_matches_the_golden_file(case: Case, data_dir: str, train: witness.Train, tmp_path: Path):
     record = witness.record_case(case, tmp_path, {"data.dir": data_dir}, train)
     assert record["status"] == 0, record["error"]

@@ -255,10 +255,11 @@ def test_baselines_reject_unknown_names_and_absent_modalities():
         baselines(replace_arrays(data, "train", present=absent), "label", "accuracy")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("label", "dominant"),
     [
-        pytest.param(lambda bright, word: bright, "unique_1", marks=pytest.mark.thorough),
+        (lambda bright, word: bright, "unique_1"),
         (lambda bright, word: bright ^ word, "synergy"),
     ],
     ids=["unique", "synergy"],

@@ -34,13 +34,14 @@ from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F4
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 from tests.data.test_manual_files import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
 from tests.data.test_synthetic import small_synthetic  # noqa: F401 (fixture)
+from tests.models.inputs import FIRST_OF_FAMILY
 from tests.processes import ROOT
 from tests.training.test_resume import assert_same_run
 
 RENAMED = {"three_pictures": "three_images", "sound_pictures": "audio_images"}
 NOT_CONFIGS = {"__init__", "table", *RENAMED}  # table needs one: see tests/experiments/test_inspect.py
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NOT_CONFIGS)
-TRAINED = {"quickstart", "easy_vqa", "three_images"}  # the thorough tests train the others
+TRAINED = {"quickstart"}  # the thorough tests train the others
 # Fixtures that make small archives of the same layout, by dataset.
 MINIATURES = {
     "easy_vqa": "small_easy_vqa",
@@ -137,9 +138,8 @@ def test_config_is_built_and_stepped(name: str, prepare_data: Any):
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in TRAINED else pytest.mark.thorough) for name in CONFIGS]
-)
+@pytest.mark.thorough(but=TRAINED)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_config_trains_and_reads_every_key(name: str, prepare_data: Any, tmp_path: Path):
     config = get_config(name)
     configs.check(config, devices=1)
@@ -242,6 +242,7 @@ def shapes(tiny_config: Callable[..., ConfigDict]) -> datasets.Dataset:
     return datasets.load(configs.read(tiny_config()).data, seed=0, splits=("train",))
 
 
+@pytest.mark.thorough(but=FIRST_OF_FAMILY)
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_train_step_traces_every_fusion_strategy(
     fusion: str, tiny_config: Callable[..., ConfigDict], shapes: datasets.Dataset

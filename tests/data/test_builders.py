@@ -192,6 +192,7 @@ def test_degrade_noise_has_the_documented_snr_and_depends_on_name():
     assert np.abs(loud).max() == 32767 and np.sum(np.abs(loud) == 32767) == 1
 
 
+@pytest.mark.thorough
 def test_real_easy_vqa_has_its_published_size(tmp_path):
     builder = prepare("easy_vqa", tmp_path, require_archives(easy_vqa.ARCHIVE))
     assert {s: builder.info.splits[s].num_examples for s in SPLITS} == {"train": 38_575, "test": 9_673}

@@ -96,11 +96,12 @@ def test_hosts_all_stop_on_a_signal_to_one_and_resume(tiny_flags, command, tmp_p
 
 
 @pytest.mark.process
+@pytest.mark.thorough(but=("--workdir={}/other-give all hosts a shared folder",))
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ("--config.nokey=5", "nokey"),  # found before the model is built
-        pytest.param("--workdir=/proc/none", "/proc/none", marks=pytest.mark.thorough),  # while the hosts take turns
+        ("--workdir=/proc/none", "/proc/none"),  # while the hosts take turns
         ("--workdir={}/other", "give all hosts a shared folder"),
     ],
 )
@@ -138,6 +139,7 @@ def test_hosts_initialize_rejects_other_addresses():
     hosts.initialize("")
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 @pytest.mark.spread
 def test_hosts_succeed_when_one_is_lost_after_the_shutdown_barrier():

@@ -182,6 +182,7 @@ def test_train_gives_corrupt_files_weight_0(tmp_path, monkeypatch):
     assert np.isfinite(losses[0]).all()
 
 
+@pytest.mark.thorough(but=("0.0-train", "0.0-test"))
 @pytest.mark.loop
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])

@@ -41,6 +41,7 @@ def metrics(scores):
     return {name: value for name, value in scores.items() if name in METRICS["classification"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_train_with_profile_writes_a_trace(trained):
     assert list((trained[0] / "profile").rglob("*.xplane.pb"))

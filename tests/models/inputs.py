@@ -24,6 +24,10 @@ OPTIONS = {
 }
 
 
+# The first strategy of each family, where a test of every strategy would show little more.
+FIRST_OF_FAMILY = tuple({kind.declares.family: name for name, kind in reversed(FUSIONS.items())}.values())
+
+
 def make(name, **options):
     return FUSIONS[name](width=WIDTH, **{**OPTIONS.get(name, {}), **options})
 

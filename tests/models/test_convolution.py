@@ -17,6 +17,7 @@ def outputs_and_gradients(module, variables, x, weights):
     return out, gradients
 
 
+@pytest.mark.thorough(but=("1-0-3", "2-None-1", "stride3-0-4"))
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, None), (2, None), ((2, 1), 0)])
 def test_convolution_of_a_first_layer_equals_that_of_xla(channels, stride, padding, monkeypatch):

@@ -36,12 +36,17 @@ def test_encoder_cases_cover_every_encoder():
     assert {name for name, *_ in CASES.values()} == set(ENCODERS)
 
 
-# Deep encoders whose layers other cases also have.
-THOROUGH = {"resnet101", "vit_s", "inception_v3"}
-CASE_PARAMS = [pytest.param(case, marks=pytest.mark.thorough if case in THOROUGH else ()) for case in CASES]
+# One case of each kind of network, mask and input.
+EACH_KIND = (
+    "cnn-batch", "resnet50", "cnn_rnn-attention", "pooled_cnn-mean", "vgg11", "inception_v1", "convnext_t", "vit_ti",
+    "bow-mean", "rnn-lstm", "textcnn-all", "bert-pooled", "logmel_cnn-batch", "waveform_cnn", "frame_cnn-gru",
+    "table_mlp", "ft_transformer-keys", "mlp-sequence", "rnn-sequence-last", "tcn", "cnn-images", "graph_attention",
+    "knowledge_attention",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASE_PARAMS)
+@pytest.mark.thorough(but=EACH_KIND)
+@pytest.mark.parametrize("case", CASES)
 def test_encoder_satisfies_the_contract(case):
     name, options, (x, mask), count = CASES[case]
     encoder = make(name, options)
@@ -136,6 +141,7 @@ VARIABLE_LENGTH = [
 ]
 
 
+@pytest.mark.thorough(but=("rnn-lstm", "textcnn-all", "bert-all", "logmel_cnn-layer", "tcn"))
 @pytest.mark.parametrize("case", [*VARIABLE_LENGTH, "waveform_cnn", "ast"])
 def test_encoder_tokens_are_independent_of_the_padded_length(case):
     name, options, (x, mask), _ = CASES[case]
@@ -170,6 +176,7 @@ def test_rnn_last_token_is_the_last_real_position():
     np.testing.assert_allclose(last[:, 0], all_tokens[np.arange(3), [3, 5, 0]], atol=1e-6)
 
 
+@pytest.mark.thorough(but=("last",))
 @pytest.mark.parametrize("tokens", ["all", "last"])
 def test_rnn_skips_masked_positions_of_vectors(tokens):
     options = {"vocabulary": 0, "embedding": 4, "hidden": 4, "tokens": tokens, "bidirectional": True}
@@ -181,6 +188,7 @@ def test_rnn_skips_masked_positions_of_vectors(tokens):
     np.testing.assert_allclose(found[:, mask[0]] if tokens == "all" else found, expected, atol=1e-6)
 
 
+@pytest.mark.thorough(but=("3-2-13",))
 @pytest.mark.parametrize(("kernel", "blocks", "field"), [(2, 3, 15), (3, 2, 13)])
 def test_tcn_is_causal_with_the_receptive_field_of_its_dilations(kernel, blocks, field):
     """Without ReLU's zeros, the token at t depends on exactly the positions t - field + 1 to t."""

@@ -11,13 +11,7 @@ from tests.errors import rejects
 from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, take, with_nan_padding, without
 from tests.models.random_variables import quick_jit, random_variables
 
-# Every strategy with three modalities, and the first of each family with one and two; other cases are thorough.
-FIRST_OF_FAMILY = {FUSIONS[name].declares.family: name for name in reversed(FEATURE)}.values()
-STRATEGIES_AND_COUNTS = [
-    pytest.param(name, count, marks=() if count == 3 or name in FIRST_OF_FAMILY else pytest.mark.thorough)
-    for name in FEATURE
-    for count in (1, 2, 3)
-]
+FEW_MODALITIES = [f"{name}-{count}" for name in ("concat", "cross_attention") for count in (1, 2)]
 
 
 @functools.cache
@@ -36,7 +30,9 @@ def compiled_step(name, count):
     return fusion, variables, step, step(variables, tokens, mask)
 
 
-@pytest.mark.parametrize(("name", "count"), STRATEGIES_AND_COUNTS)
+@pytest.mark.thorough(but=(*(f"{name}-3" for name in FEATURE), *FEW_MODALITIES))
+@pytest.mark.parametrize("count", (1, 2, 3))
+@pytest.mark.parametrize("name", FEATURE)
 def test_feature_fusion_satisfies_the_contract(name, count):
     tokens, mask = take(count)
     fusion, variables, step, ((gradient, to_tokens), fused) = compiled_step(name, count)

@@ -82,6 +82,17 @@ def layer_norm(x):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
 
+@pytest.mark.thorough(
+    but=(
+        "vgg-torchvision-bn",
+        "alexnet-torchvision",
+        "resnet-transformers-bottleneck",
+        "convnext-timm",
+        "vit-transformers",
+        "bert-transformers-all",
+        "bert-transformers-pooled",
+    )
+)
 @pytest.mark.parametrize("case", CASES)
 def test_pretrained_encoder_reproduces_the_published_output(case):
     x, mask = inputs_of(case)
@@ -92,6 +103,7 @@ def test_pretrained_encoder_reproduces_the_published_output(case):
     np.testing.assert_allclose(tokens[real], layer_norm(expected)[np.asarray(real)], atol=2e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("norm", "positions"),  # of the convolutions in torchvision's `features`, configuration D
     [

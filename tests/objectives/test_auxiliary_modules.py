@@ -66,6 +66,7 @@ def test_auxiliary_module_satisfies_the_contract(name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step(variables["params"], POOLED, all_absent)))
 
 
+@pytest.mark.thorough(but=("contrastive",))
 @pytest.mark.parametrize("name", ["contrastive", "cca"])
 def test_auxiliary_loss_on_two_devices_equals_one(name):
     module = make(name)
@@ -229,7 +230,9 @@ def test_frozen_critic_passes_the_gradient_to_its_input():
         assert all((np.abs(g).max() > 0) != frozen for g in jax.tree.leaves(to_params))
 
 
-@pytest.mark.parametrize("name", ["mvae", pytest.param("mmvae", marks=pytest.mark.thorough), "gan"])
+@pytest.mark.loop
+@pytest.mark.thorough(but=("gan",))
+@pytest.mark.parametrize("name", ["mvae", "mmvae", "gan"])
 def test_imputation_learns_to_predict_an_absent_modality(name):
     """Text features are a fixed rotation of the image features, which the module learns to predict."""
     rotation = np.linalg.qr(RANDOM.normal(size=(D, D)))[0].astype(np.float32)

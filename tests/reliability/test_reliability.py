@@ -80,6 +80,7 @@ def test_soak_detects_memory_growth():
     assert not faults.flat([*start, *[500.0 + 0.1 * i for i in range(350)]])  # 4 MB of 500 a tenth of the time
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 def test_differences_are_detected(locations: list[str], tmp_path: Path):
     one, other = tmp_path / "one", tmp_path / "other"

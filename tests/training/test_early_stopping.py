@@ -91,6 +91,7 @@ def test_resumed_run_stops_at_the_same_step(
     assert_same_run(tmp_path, stopped[1], 6)
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_replicas_stop_by_themselves(tiny_config: Callable[..., Any], tmp_path: Path):
     rates = {"still": 1e-30, "moving": 0.003}

@@ -6,7 +6,7 @@ from tests import initialization, synthetic, ways
 
 
 def test_initialisation_by_operation_equals_the_compiled_program():
-    config = synthetic.config({"model.dtype": "float32"}, "cross_attention")
+    config = synthetic.config({"model.dtype": "float32"}, "concat")
     setup = build_setup(config, synthetic.dataset(config, ways.ROWS))
     compiled = initialization.compiled(setup, 3)
     with initialization.by_operation():

@@ -233,6 +233,7 @@ def test_replay_of_a_good_step_equals_its_log(tiny_config: Callable[..., Any], t
             replay(tmp_path, step)
 
 
+@pytest.mark.thorough
 def test_train_command_exits_1_with_one_line_on_bad_steps(
     tiny_flags: Callable[..., list[str]], command: Callable[..., Any], tmp_path: Path
 ):

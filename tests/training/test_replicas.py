@@ -71,6 +71,7 @@ def test_replicas_match_separate_runs(config_of, tmp_path):
     assert len({result["test"]["loss"] for result in results}) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_replicas_continue_when_one_run_ends_early(config_of, tmp_path):
     finished = train(config_of("a"), tmp_path / "a")
@@ -98,6 +99,7 @@ def test_replicas_continue_when_one_run_ends_early(config_of, tmp_path):
     assert continued["test"]["loss"] == pytest.approx(separate["test"]["loss"], abs=1e-4)
 
 
+@pytest.mark.thorough(but=("3-2-2-None", "kernel5-2-1-None"))
 @pytest.mark.parametrize(
     ("kernel", "stride", "groups", "padding"),
     [(3, 1, 1, None), (3, 2, 2, None), (5, 4, 1, None), ((1, 5), 1, 4, None), (2, 2, 1, 0), ((3, 1, 2), 2, 1, None)],

@@ -4,10 +4,12 @@ import pytest
 
 from mmfusion.analysis.ablation.cost import FusionSize, fusion_cost
 from mmfusion.models.fusion import FUSIONS
+from tests.models.inputs import FIRST_OF_FAMILY
 
 SIZE = FusionSize(modalities=2, tokens=8, width=16, classes=5)
 
 
+@pytest.mark.thorough(but=FIRST_OF_FAMILY)
 @pytest.mark.parametrize("name", FUSIONS)
 def test_fusion_cost_is_positive_for_every_strategy(name):
     cost = fusion_cost(FUSIONS[name], SIZE)

@@ -73,6 +73,7 @@ def test_probe_subset_scores_equal_evaluation(trained):
         assert score(rows, run.setup.tasks)["accuracy"] == pytest.approx(value), names
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_probe_of_an_additive_strategy_has_no_interaction(trained):
     found = probe_run(trained("mean"))

@@ -102,6 +102,7 @@ def test_explanations_leave_out_absent_modalities_and_padding(explanations):
     assert set(explanations[2].tasks["amount"].modalities) == {"image", "audio"}
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_explanations_do_not_depend_on_the_batch_size(model, explanations):
     for found, alone in zip(explanations, Explainer(model._run).explain(ROWS, batch_size=2), strict=True):

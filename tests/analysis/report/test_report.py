@@ -180,6 +180,7 @@ def test_report_orders_methods_best_first(tmp_path, metric):
     assert f"<td>{max(scored) if metric == 'nll' else min(scored):.4f}</td>" in table
 
 
+@pytest.mark.thorough(but=("changes1-lines1",))
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
