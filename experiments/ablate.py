@@ -16,7 +16,7 @@ from mmfusion.analysis.ablation import remote_copy, runner
 WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's directory, local or gs://...", required=True)
 FUSIONS = flags.DEFINE_string("fusions", "all", "comma-separated names or package.module:Class, or all")
 SEEDS = flags.DEFINE_integer(
-    "seeds", 6, "seeds per method; a significant difference needs at least 6, and one of eleven comparisons 9"
+    "seeds", 6, "seeds per method; a difference needs at least 6 to be told, however many methods are compared"
 )
 MATCH = flags.DEFINE_enum(
     "match", "none", ["none", "parameters", "flops"], "choose widths at which all strategies cost the same"
@@ -25,6 +25,7 @@ VARY = flags.DEFINE_multi_string(
     "vary", [], "KEY=VALUE,VALUE: values of a config key; values of optim.* are selected on validation"
 )
 METRIC = flags.DEFINE_string("metric", "", "the metric to select and compare by (default: the config's)")
+EQUIVALENCE = flags.DEFINE_float("equivalence", 0.01, "the share of a score below which methods count as equivalent")
 JOBS = flags.DEFINE_integer(
     "jobs", 0, "number of processes on CPU, each on its own core (default: all cores)", lower_bound=0
 )
@@ -53,7 +54,9 @@ def ablate(argv: Sequence[str]) -> None:
     from mmfusion.models.fusion import fusion_classes
 
     names = list(fusion_classes(FUSIONS.value))
-    request = run_ablation.Request(make, names, SEEDS.value, vary, MATCH.value, METRIC.value, published)
+    request = run_ablation.Request(
+        make, names, SEEDS.value, vary, MATCH.value, METRIC.value, published, EQUIVALENCE.value
+    )
     cli.prepare(make(names[0], 0, ""))  # the worker processes inherit this environment
     _, again = cli.take_flag(list(argv), "shard")
     execution = run_ablation.Execution(

@@ -162,11 +162,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
       path: the file, local or in a bucket; an existing one is replaced.
       obj: dicts, lists, numbers, strings, NumPy arrays.
     """
-    text = json.dumps(to_builtin(obj), indent=2) + "\n"
-    if "://" in str(path):
-        epath.Path(path).write_text(text)  # a bucket's objects are written whole or not at all
-    else:
-        write_text(pathlib.Path(path), text)
+    write_bytes(path, (json.dumps(to_builtin(obj), indent=2) + "\n").encode())
 
 
 def append_json(path: str, entry: Any) -> None:
@@ -207,10 +203,19 @@ def to_builtin(value: Any) -> Any:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file, whole or not at all, even where several processes write it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file, local or in a bucket, whole or not at all, even where several processes write it."""
+    if "://" in str(path):
+        epath.Path(path).write_bytes(content)  # a bucket's objects are written whole or not at all
+        return
+    path = pathlib.Path(path)
     temporary = _temporary(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -12,11 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
-from mmfusion.analysis import baselines
+from mmfusion.analysis import baselines, example_scores
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.plan import Plan, Trial, code_digest, fold_of
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import Claims, claims
+from mmfusion.analysis.claims.differences import Scope
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import FOLDS, SEEDS
 from mmfusion.analysis.probing import pid
@@ -162,6 +163,7 @@ def conclude(
     classical: Sequence[MethodResult],
     information: Mapping[str, Any],
     published: Mapping[str, float],
+    equivalence: float = 0.01,
 ) -> Outcome:
     """Returns the claims that the finished trials support, and writes `runs.csv` and `claims.json`.
 
@@ -172,6 +174,7 @@ def conclude(
       classical: results of classical baselines.
       information: the decomposition that `classical_baselines` returns.
       published: name -> a published score.
+      equivalence: the share of a score below which methods count as equivalent.
 
     Raises:
       UserError: the data changed between two trials.
@@ -183,7 +186,11 @@ def conclude(
     methods = tuple(selection.method_results(plan.trials, results, metric))
     probed = {name for result in methods if not result.unimodal_baseline for name in result.trials}
     errors |= {name: f"probing: {error}" for name, error in probe_errors.items() if name in probed}
-    supported = claims(methods, classical, probes, information, metric, higher)
+    settings = {method.method: set[str]() for method in methods}
+    for trial in plan.trials:
+        settings[trial.method].add(repr(trial.hyperparameters))
+    scope = Scope(equivalence, example_scores.of_runs(plan, directory, metric), min(map(len, settings.values())))
+    supported = claims(methods, classical, probes, information, metric, higher, scope)
     _write_runs(plan, results, errors, directory / "runs.csv")
     outcome = Outcome(metric, higher, (*methods, *classical), supported, results, probes, errors, dict(published))
     content = {

@@ -71,6 +71,7 @@ class Request:
       match: the cost to equalise by choice of width, `parameters` or `flops`; `none` keeps the config's width.
       metric: the metric to select and compare by; "": the config's.
       published: name -> a published score to show in the report.
+      equivalence: the share of a score below which methods count as equivalent.
     """
 
     make: MakeConfig
@@ -80,10 +81,13 @@ class Request:
     match: str = "none"
     metric: str = ""
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    equivalence: float = 0.01
 
     def __post_init__(self):
         if self.seeds < 1:
             raise UserError("must be at least 1", path="--seeds", value=self.seeds)
+        if not 0 <= self.equivalence < 1:
+            raise UserError("must be a share of the score, in [0, 1)", path="--equivalence", value=self.equivalence)
 
 
 def _no_preparation() -> None:
@@ -138,7 +142,9 @@ def run_ablation(request: Request, execution: Execution) -> Outcome | None:
     example = request.make(request.fusions[0], 0, "")
     folds = tuple(dict.fromkeys(fold for trial in saved.trials if (fold := plan.fold_of(trial)) is not None))
     rows, information = outcomes.classical_baselines(example, metric, request.seeds, execution.directory, folds)
-    outcome = outcomes.conclude(saved, execution.directory, metric, rows, information, request.published)
+    outcome = outcomes.conclude(
+        saved, execution.directory, metric, rows, information, request.published, request.equivalence
+    )
     report.write(outcome, saved, execution.directory, execution.command, execution.train_command, execution.latex)
     shared.upload()
     return outcome
@@ -276,6 +282,7 @@ def ablate(
     vary: Mapping[str, Sequence[Any]] | None = None,
     match: str = "none",
     metric: str = "",
+    equivalence: float = 0.01,
     jobs: int = 0,
 ) -> AblationResult:
     """Compares fusion strategies over seeds; the same call resumes an interrupted ablation.
@@ -293,6 +300,7 @@ def ablate(
       vary: config key -> values, such as `{"optim.learning_rate": [1e-3, 3e-4]}`.
       match: `parameters` or `flops` chooses widths at which all strategies cost the same.
       metric: the metric to select and compare by; "": the config's.
+      equivalence: the share of a score below which methods count as equivalent.
       jobs: the number of processes on CPU; 0 runs in this process. A script that starts processes needs the usual
         `if __name__ == "__main__":` of multiprocessing.
 
@@ -302,7 +310,7 @@ def ablate(
     names = list(fusion_classes(fusions))
     given = config if isinstance(config, ConfigDict) else str(config)
     make = functools.partial(trial_config, given, dict(changes or {}))
-    request = Request(make, names, seeds, vary or {}, match, metric)
+    request = Request(make, names, seeds, vary or {}, match, metric, equivalence=equivalence)
     source = "config" if isinstance(config, ConfigDict) else repr(given)
     command = f"mmfusion.ablate({source}, fusions={names}, seeds={seeds}, workdir={str(workdir)!r})"
     execution = Execution(Path(workdir), jobs, command=command)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epy
+from etils import epath, epy
 
+from mmfusion.files import write_json
 from mmfusion.objectives import Task
 from mmfusion.training import uncertainty
 
@@ -70,6 +71,11 @@ def to_json(calibration: Mapping[str, Calibration], step: int) -> dict[str, Any]
         for task, each in calibration.items()
     }
     return {"step": step, "tasks": tasks}
+
+
+def write(folder: epath.PathLike, collected: Mapping[str, Any], tasks: Mapping[str, Task], step: int) -> None:
+    """Fits the calibration to the validation split, and writes `calibration.json`; see `fit` and `to_json`."""
+    write_json(epath.Path(folder) / FILE, to_json(fit(collected, tasks), step))
 
 
 def from_json(content: Mapping[str, Any]) -> dict[str, Calibration]:

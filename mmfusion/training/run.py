@@ -28,7 +28,7 @@ from mmfusion.metrics import without_class_lists
 from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.run_dir import RunDir
 from mmfusion.tracking.tables import results_table
-from mmfusion.training import calibration
+from mmfusion.training import calibration, outputs
 from mmfusion.training.evaluation import collect, head_losses, score, worse_than_mean
 from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.setup import TrainSetup
@@ -146,7 +146,7 @@ class TrainRun:
         self.meter.start(progress.step)
 
     def test(self, *, alone: bool = True) -> dict[str, Any]:
-        """Tests the checkpoint that validation chose, once; writes `calibration.json`, and returns `result.json`.
+        """Tests the checkpoint that validation chose, once; writes the run's last files, and returns `result.json`.
 
         Args:
           alone: whether the steps ran by themselves, so that their time is that of this run.
@@ -184,8 +184,8 @@ class TrainRun:
         }
         self.log.sync()
         if setup.partitioner.host_index == 0:
-            fitted = calibration.to_json(calibration.fit(rows["valid"], setup.tasks), chosen["step"])
-            write_json(self.directory.folder / calibration.FILE, fitted)
+            calibration.write(self.directory.folder, rows["valid"], setup.tasks, chosen["step"])
+            outputs.write(self.directory.folder, rows, setup.tasks)
             write_json(self.directory.folder / "result.json", result)
         self.log.print(results_table(scores))
         return result

@@ -6,30 +6,32 @@ from typing import Any
 
 from mmfusion.analysis.ablation.plan import REFERENCE
 from mmfusion.analysis.claims import selection
+from mmfusion.analysis.claims.differences import NO_SCOPE, Difference, Scope, differences, selected_difference
 from mmfusion.analysis.claims.folds import MIN_FOLDS
 from mmfusion.analysis.claims.probes import information_claim, modalities_of, probe_claims
-from mmfusion.analysis.claims.selection import Difference, MethodResult
-from mmfusion.analysis.claims.significance import BETTER, INCONCLUSIVE, SEEDS, WORSE, min_pairs
+from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.claims.significance import BETTER, CANNOT_TELL, EQUIVALENT, MIN_SEEDS, WORSE
 from mmfusion.analysis.claims.statement import (
-    MIN_SEEDS,
     NO_RESULT,
     Statement,
     describe_difference,
+    describe_new_data,
     enumerate_names,
-    needed_after_holm,
 )
 
 RULE = (
     "Each method's hyperparameters are selected from one search space by their mean validation {metric}; those that "
     "fail on fewer seeds rank first. The best strategy and the best unimodal baseline are also selected on validation, "
-    "and test scores are read once, afterwards. Differences are paired by seed; intervals and p values describe the "
-    "variation over training seeds on one test set. `better` requires p < 0.05 in the exact sign-flip test, a 95 % BCa "
-    "bootstrap interval of the difference above 0, and an interval of P(A>B) above 0.5 that reaches 0.75; `worse` is "
-    "the mirror image, and everything else is `inconclusive`. p values are corrected for multiple comparisons: by "
-    "Holm's method where each strategy is compared with {reference} or with the best unimodal baseline, and where each "
-    "modality or interaction is tested for an effect; by the max-T permutation method (Westfall and Young) where the "
-    "best strategy is compared with the best unimodal or classical baseline. An effect is `negligible` where its 95 % "
-    "intervals, by the bootstrap and by Student's t, lie within 1 % of the score."
+    "and test scores are read once, afterwards. Differences are paired by seed. Verdicts, 95 % Student's t intervals "
+    "and p values speak of new training runs on this test set: two methods are `equivalent` where two one-sided tests "
+    "at 0.05 place their difference within {margin} of the score of the other; otherwise `better` requires p < 0.05 in "
+    "the exact sign-flip test and an interval above 0, `worse` is the mirror image, and everything else is "
+    "`cannot tell`. p values are corrected for each family of comparisons by the max-T method (Westfall and Young): "
+    "each strategy against {reference}, each against the best unimodal baseline, each modality, each interaction, and "
+    "every pair of candidates where the best strategy is compared with the best baseline. That difference is corrected "
+    "for the selection of both by resampling the seeds. Where the {metric} is a mean over examples, each difference is "
+    "also judged for new training runs on new data: seeds and test examples are crossed random effects, and p is "
+    "corrected by Bonferroni's method."
 )
 RULE_OVER_FOLDS = (
     "Each fold is the test split once. In each fold by itself, each method's hyperparameters are selected from one "
@@ -38,12 +40,13 @@ RULE_OVER_FOLDS = (
     "differences are paired by fold. Folds have training rows in common and are not independent: intervals and p "
     "values are those of the corrected resampled t (Nadeau and Bengio 2003), in which the variance of a mean over J "
     "folds is the sample variance times 1/J + n_test/n_train. They describe the variation over training rows, test "
-    "rows and seeds of this data. `better` requires p < 0.05 after correction for multiple comparisons, `worse` is "
-    "the mirror image, and everything else is `inconclusive`. p values are corrected by Holm's method where each "
-    "strategy is compared with {reference} or with the best unimodal baseline, and where each modality or interaction "
-    "is tested for an effect; and by Bonferroni's method, for every pair of a strategy and a baseline, where the best "
-    "strategy is compared with the best unimodal or classical baseline, as validation rows of one fold are test rows "
-    "of another. An effect is `negligible` where its 95 % interval lies within 1 % of the score."
+    "rows and seeds of this data. Two methods are `equivalent` where two one-sided tests at 0.05 place their "
+    "difference within {margin} of the score of the other; otherwise `better` requires p < 0.05 after correction for "
+    "multiple comparisons, `worse` is the mirror image, and everything else is `cannot tell`. p values are corrected "
+    "by Holm's method where each strategy is compared with {reference} or with the best unimodal baseline, and where "
+    "each modality or interaction is tested for an effect; and by Bonferroni's method, for every pair of a strategy "
+    "and a baseline, where the best strategy is compared with the best unimodal or classical baseline, as validation "
+    "rows of one fold are test rows of another."
 )
 INPUT_FREE = ("majority", "mean")  # classical baselines
 
@@ -76,6 +79,7 @@ def claims(
     information: Mapping[str, Mapping[str, float]],
     metric: str,
     higher: bool,
+    scope: Scope = NO_SCOPE,
 ) -> Claims:
     """Returns the claims that the results of an ablation support.
 
@@ -86,12 +90,15 @@ def claims(
       information: the decomposition of two modalities, for `train` and for permuted labels (`chance`); may be empty.
       metric: the metric that methods are compared by.
       higher: whether a higher value is better.
+      scope: what comparisons need beside scores.
     """
     references = {method: result for method, result in selection.references(results).items() if result.test}
     names = {result.method for result in references.values()}
     over_folds = any(result.folds or result.failed_folds for result in results)
     rule = (RULE_OVER_FOLDS if over_folds else RULE).format(
-        metric=metric, reference=names.pop() if len(names) == 1 else REFERENCE
+        metric=metric,
+        reference=names.pop() if len(names) == 1 else REFERENCE,
+        margin=f"{scope.equivalence:.2g}",
     )
     fused = [result for result in results if not result.unimodal_baseline]
     best = selection.best(fused, higher)
@@ -108,27 +115,27 @@ def claims(
     statements: list[Statement] = []
     if not over_folds and len(best.seeds) < MIN_SEEDS:
         text = f"{len(best.seeds)} seeds cannot show a difference: below {MIN_SEEDS} no test reaches p < 0.05."
-        statements.append(Statement("seeds", INCONCLUSIVE, text))
+        statements.append(Statement("seeds", CANNOT_TELL, text))
     scored = [result for result in fused if result.test]
     baselines = [result for result in (*results, *classical) if result.unimodal_baseline]
     unimodal = selection.best(
         baselines, higher, fewest_failures_first=False
     )  # a baseline must not lose by failed seeds
     if unimodal:
-        statements.append(_fusion_claim(selection.selected_difference(scored, baselines, best, unimodal, higher),
-                                        best, unimodal, higher))  # fmt: skip
+        difference = selected_difference(scored, baselines, best, unimodal, higher, scope)
+        statements.append(_fusion_claim(difference, best, unimodal, higher, _scope(scored, scope), scope.equivalence))
     multimodal = [result for result in classical if not result.unimodal_baseline]
     joint = selection.best(multimodal, higher)
     if joint:
-        statements.append(_classical_claim(selection.selected_difference(scored, multimodal, best, joint, higher),
-                                           joint, higher))  # fmt: skip
-    against_unimodal = selection.differences([(result, unimodal) for result in scored], higher) if unimodal else []
+        difference = selected_difference(scored, multimodal, best, joint, higher, scope)
+        statements.append(_classical_claim(difference, joint, higher))
+    against_unimodal = differences([(result, unimodal) for result in scored], higher, scope) if unimodal else []
     pairs = [(result, references[result.method]) for result in scored if result.method in references]
-    against_reference = selection.differences(pairs, higher)
-    statements += _strategy_claims(against_reference)
+    against_reference = differences(pairs, higher, scope)
+    statements += _strategy_claims(against_reference, scope.equivalence)
     cells = zip(best.trials, best.folds or [None] * len(best.trials), strict=True)
     probed = [{**probes[name], "fold": fold} for name, fold in cells if name in probes]
-    statements += probe_claims(best, probed)
+    statements += probe_claims(best, probed, scope.equivalence)
     modalities = modalities_of(probed[0]) if probed else []
     if information and len(modalities) == 2:
         statements.append(information_claim(information, modalities))
@@ -137,47 +144,68 @@ def claims(
     return Claims(rule, "", tuple(statements), best.method, tuple(against_unimodal), tuple(against_reference))
 
 
-def _fusion_claim(difference: Difference, best: MethodResult, unimodal: MethodResult, higher: bool) -> Statement:
-    claim = {BETTER: "Fusion helps", WORSE: "Fusion hurts"}.get(difference.verdict, "Fusion is not shown to help")
+def _scope(strategies: Sequence[MethodResult], scope: Scope) -> str:
+    """Returns what the best strategy was selected from."""
+    tuned = f", each with {scope.tuned} settings" if scope.tuned > 1 else ""
+    return f"selected from {len(strategies)} strategies{tuned}" if len(strategies) > 1 or tuned else ""
+
+
+def _fusion_claim(
+    difference: Difference, best: MethodResult, unimodal: MethodResult, higher: bool, scope: str, equivalence: float
+) -> Statement:
+    claim = {
+        BETTER: "Fusion helps",
+        WORSE: "Fusion hurts",
+        EQUIVALENT: f"Fusion changes less than {equivalence:.2g} of the score",
+    }.get(difference.verdict, "Fusion is not shown to help")
     kind = "baseline without inputs" if unimodal.method in INPUT_FREE else "best unimodal baseline"
     text = (
-        f"{claim}: {best.method} scores {best.mean:.4f}, the {kind} ({unimodal.method}) {unimodal.mean:.4f}; "
-        f"{_describe(difference, higher)}."
+        f"{claim}: {best.method}{f' ({scope})' if scope else ''} scores {best.mean:.4f}, the {kind} "
+        f"({unimodal.method}) {unimodal.mean:.4f}; {_describe(difference, higher)}."
     )
     if difference.seeds_needed:
-        text += f" Detecting such a difference would take about {difference.seeds_needed} seeds."
-    return Statement("fusion", difference.verdict, text, difference.comparison)
+        text += f" About {difference.seeds_needed} seeds would tell."
+    return Statement("fusion", difference.verdict, text + describe_new_data(difference.new_data), difference.comparison)
 
 
 def _classical_claim(difference: Difference, joint: MethodResult, higher: bool) -> Statement:
-    claim = {BETTER: "outperforms", WORSE: "underperforms"}.get(difference.verdict, "is not distinguishable from")
+    claim = {BETTER: "outperforms", WORSE: "underperforms", EQUIVALENT: "is equivalent to"}.get(
+        difference.verdict, "is not distinguishable from"
+    )
     text = (
         f"{difference.method} {claim} the best classical baseline on all modalities ({joint.method}: {joint.mean:.4f});"
-        f" {_describe(difference, higher)}."
+        f" {_describe(difference, higher)}.{describe_new_data(difference.new_data)}"
     )
     return Statement("classical", difference.verdict, text, difference.comparison)
 
 
-def _strategy_claims(differences: Sequence[Difference]) -> list[Statement]:
+def _strategy_claims(found: Sequence[Difference], equivalence: float) -> list[Statement]:
     """Returns a statement for the strategies better than the reference, for those worse, and for the others."""
     statements = []
-    others = {difference.other for difference in differences}
+    others = {difference.other for difference in found}
     reference = others.pop() if len(others) == 1 else REFERENCE
-    # No number of folds is too few for Student's t.
-    pairs = [d.comparison.n for d in differences if d.comparison and d.comparison.over == SEEDS]
-    few = needed_after_holm(len(pairs), max(pairs), "comparisons") if pairs else ""
-    if few:
-        text = (
-            f"No strategy can be distinguished from {reference} after Holm's correction: {few}; give "
-            f"--seeds={min_pairs(len(pairs))}."
-        )
-        statements.append(Statement("strategies", INCONCLUSIVE, text))
-    for verdict, phrase in ((BETTER, "Better than"), (WORSE, "Worse than"), (INCONCLUSIVE, "Not distinguishable from")):
-        group = [difference for difference in differences if difference.verdict == verdict]
+    phrases = {
+        BETTER: f"Better than {reference}",
+        WORSE: f"Worse than {reference}",
+        EQUIVALENT: f"Equivalent to {reference} within {equivalence:.2g} of its score",
+        CANNOT_TELL: f"Not distinguishable from {reference}",
+    }
+    for verdict, phrase in phrases.items():
+        group = [difference for difference in found if difference.verdict == verdict]
         if group:
             names = enumerate_names([f"{difference.method}{_without_failed(difference)}" for difference in group])
-            statements.append(Statement("strategies", verdict, f"{phrase} {reference}: {names}.{_seeds_needed(group)}"))
+            text = f"{phrase}: {names}.{_also_on_new_data(group)}{_seeds_needed(group)}"
+            statements.append(Statement("strategies", verdict, text))
     return statements
+
+
+def _also_on_new_data(group: Sequence[Difference]) -> str:
+    """Returns which of the strategies that are better, or worse, are so on new data, too."""
+    judged = [(d.method, d.new_data.verdict) for d in group if d.new_data and d.verdict in (BETTER, WORSE)]
+    if not judged:
+        return ""
+    names = [method for method, verdict in judged if verdict == group[0].verdict]
+    return f" On new data, too: {enumerate_names(names)}." if names else " None of them is shown to be so on new data."
 
 
 def _seeds_needed(group: Sequence[Difference]) -> str:
@@ -189,7 +217,7 @@ def _seeds_needed(group: Sequence[Difference]) -> str:
     if not by_seeds:
         return ""
     parts = [f"{seeds} for {enumerate_names(names)}" for seeds, names in sorted(by_seeds.items())]
-    return f" Seeds needed to detect the observed differences: about {'; '.join(parts)}."
+    return f" About so many seeds would tell: {'; '.join(parts)}."
 
 
 def _without_failed(difference: Difference) -> str:
@@ -203,4 +231,5 @@ def _without_failed(difference: Difference) -> str:
 def _describe(difference: Difference, higher: bool) -> str:
     if difference.comparison is None or difference.p is None:
         return "too few seeds or folds can be paired"
-    return describe_difference(difference.comparison, difference.p, higher) + _without_failed(difference)
+    text = describe_difference(difference.comparison, difference.p, higher) + _without_failed(difference)
+    return f"{text}, less {difference.selection:+.4f} by selection" if difference.selection else text

@@ -34,10 +34,12 @@ def corrected_t(values: Sequence[float] | np.ndarray, test_over_train: float) ->
     return float(mean / error), float(2 * stats.t.sf(abs(mean) / error, len(values) - 1))
 
 
-def corrected_interval(values: Sequence[float] | np.ndarray, test_over_train: float) -> tuple[float, float]:
-    """Returns the 95 % interval of a mean over splits by the corrected resampled t; for arguments see `corrected_t`."""
+def corrected_interval(
+    values: Sequence[float] | np.ndarray, test_over_train: float, level: float = LEVEL
+) -> tuple[float, float]:
+    """Returns the interval of a mean over splits by the corrected resampled t; for arguments see `corrected_t`."""
     values = np.asarray(values, np.float64)
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * _error(values, test_over_train)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * _error(values, test_over_train)
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -60,14 +62,12 @@ def compare_folds(a: Sequence[float], b: Sequence[float], test_over_train: float
       ValueError: the lengths differ, there are fewer than two folds, or a score is not finite.
     """
     differences = paired_differences(a, b)
-    interval = corrected_interval(differences, test_over_train)
     return Comparison(
         difference=float(differences.mean()),
-        interval=interval,
-        normal_interval=interval,
+        interval=corrected_interval(differences, test_over_train),
+        narrow_interval=corrected_interval(differences, test_over_train, 2 * LEVEL - 1),
         p=corrected_t(differences, test_over_train)[1],
         better=float(((differences > 0) + 0.5 * (differences == 0)).mean()),
-        better_interval=None,
         n=len(differences),
         over=FOLDS,
         variance_factor=variance_factor(len(differences), test_over_train),

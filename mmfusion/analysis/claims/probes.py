@@ -4,26 +4,34 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmfusion.analysis.claims.folds import MIN_FOLDS, compare_folds, fold_means
 from mmfusion.analysis.claims.selection import MethodResult
-from mmfusion.analysis.claims.significance import BETTER, FOLDS, LEVEL, WORSE, Comparison, compare, holm, verdict
-from mmfusion.analysis.claims.statement import (
-    MIN_SEEDS,
-    NEGLIGIBLE,
-    NO_RESULT,
-    Statement,
-    describe_difference,
-    enumerate_names,
-    needed_after_holm,
+from mmfusion.analysis.claims.significance import (
+    BETTER,
+    EQUIVALENT,
+    FOLDS,
+    WORSE,
+    Comparison,
+    compare,
+    holm,
+    max_t,
+    verdict,
 )
-
-EQUIVALENCE = 0.01  # share of the score below which an effect is negligible
+from mmfusion.analysis.claims.statement import NO_RESULT, Statement, describe_difference, enumerate_names
 
 Probes = Sequence[Mapping[str, Any]]  # one per run of a method, with its `fold`; None without folds
 
 
-def probe_claims(best: MethodResult, probes: Probes) -> list[Statement]:
-    """Returns the claims that the probes of the best method's runs support, and a statement per undefined probe."""
+def probe_claims(best: MethodResult, probes: Probes, equivalence: float) -> list[Statement]:
+    """Returns the claims that the probes of the best method's runs support, and a statement per undefined probe.
+
+    Args:
+      best: the method.
+      probes: of its runs.
+      equivalence: the share of the score below which an effect counts as none.
+    """
     statements = []
     if len(probes) < len(best.trials):
         text = f"{len(probes)} of {len(best.trials)} runs of {best.method} were probed; the others failed."
@@ -37,7 +45,7 @@ def probe_claims(best: MethodResult, probes: Probes) -> list[Statement]:
         defined = [probe for probe in probes if probe[key] and None not in _leaves(probe[key])]
         enough = len({probe["fold"] for probe in defined}) >= MIN_FOLDS if best.folds else len(defined) > 1
         if enough:
-            statements += make(best, defined)
+            statements += make(best, defined, equivalence)
         undefined = len(probes) - len(defined)
         if undefined and multimodal:
             text = f"{quantity} is undefined for {undefined} of {len(probes)} runs of {best.method}."
@@ -67,27 +75,22 @@ def information_claim(information: Mapping[str, Mapping[str, float]], modalities
     return Statement("information", "", text)
 
 
-def _interaction(best: MethodResult, probes: Probes) -> list[Statement]:
+def _interaction(best: MethodResult, probes: Probes, equivalence: float) -> list[Statement]:
     """Returns whether the best method's score drops when its logits are projected to additive ones."""
     names, sign, metric = list(probes[0]["interaction"]), probes[0]["sign"], probes[0]["metric"]
-    scores = [
-        [[statistics.fmean(probe["interaction"][m][key]) for probe in probes] for key in ("whole", "additive")]
-        for m in names
-    ]
-    comparisons = [_compare(best, probes, whole, additive) for whole, additive in scores]
-    corrected = holm([comparison.p for comparison in comparisons])
+    scores = [_means(probes, m, "whole", "additive") for m in names]
     statements = []
-    for m, comparison, p, (whole, additive) in zip(names, comparisons, corrected, scores, strict=True):
-        found = effect_verdict(comparison, p, statistics.fmean(whole))
+    for m, (comparison, p), (whole, additive) in zip(names, _family(best, probes, scores), scores, strict=True):
+        found = verdict(comparison, p, equivalence * abs(statistics.fmean(whole)))
         claim = {
             BETTER: "relies on cross-modal interaction",
-            NEGLIGIBLE: "does not rely on cross-modal interaction",
+            EQUIVALENT: "does not rely on cross-modal interaction",
             WORSE: "scores better without cross-modal interaction",
         }.get(found, "is not shown to rely on cross-modal interaction")
         projection = "its additive projection (EMAP)"
         if len(names) > 1:
             projection = f"its additive projection over {m} and the rest (EMAP)"
-        as_well = "as well, " if found == NEGLIGIBLE else ""
+        as_well = "as well, " if found == EQUIVALENT else ""
         text = (
             f"{best.method} {claim}: {projection} scores {as_well}{sign * statistics.fmean(additive):.4f}, against "
             f"{sign * statistics.fmean(whole):.4f} of the model itself ({metric} on {probes[0]['paired']} test "
@@ -97,15 +100,19 @@ def _interaction(best: MethodResult, probes: Probes) -> list[Statement]:
     return statements
 
 
-def _modalities(best: MethodResult, probes: Probes) -> list[Statement]:
+def _means(probes: Probes, modality: str, first: str, second: str) -> tuple[list[float], list[float]]:
+    """Returns two mean scores of each run's samples, of the interaction of a modality with the others."""
+    found = [probe["interaction"][modality] for probe in probes]
+    return [statistics.fmean(each[first]) for each in found], [statistics.fmean(each[second]) for each in found]
+
+
+def _modalities(best: MethodResult, probes: Probes, equivalence: float) -> list[Statement]:
     """Returns for each modality the share of the best method's score that permuting it costs."""
     names, metric = sorted(probes[0]["perceptual"]), probes[0]["metric"]
-    none = [0.0] * len(probes)
-    comparisons = [_compare(best, probes, [probe["perceptual"][m] for probe in probes], none) for m in names]
-    corrected = holm([comparison.p for comparison in comparisons])
+    costs = [([probe["perceptual"][m] for probe in probes], [0.0] * len(probes)) for m in names]
     statements = []
-    for m, comparison, p in zip(names, comparisons, corrected, strict=True):
-        found = effect_verdict(comparison, p, 1.0)
+    for m, (comparison, p) in zip(names, _family(best, probes, costs), strict=True):
+        found = verdict(comparison, p, equivalence)
         low, high = (100 * end for end in comparison.interval)
         text = (
             f"Permuting {m} costs {best.method} {100 * comparison.difference:.1f} % of its {metric} (95 % CI {low:.1f} "
@@ -113,19 +120,29 @@ def _modalities(best: MethodResult, probes: Probes) -> list[Statement]:
         )
         text += {
             BETTER: f"{best.method} uses {m}.",
-            NEGLIGIBLE: f"{m} contributes nothing: the interval lies within ±{100 * EQUIVALENCE:.0f} %.",
+            EQUIVALENT: f"{m} contributes nothing: the 90 % interval lies within ±{100 * equivalence:g} %.",
             WORSE: f"{best.method} scores better with {m} permuted.",
-        }.get(found, _inconclusive(p, len(names), comparison))
+        }.get(found, f"The runs cannot tell whether {best.method} uses {m}.")
         statements.append(Statement("modality", found, text, comparison))
     return statements
 
 
-def _compare(best: MethodResult, probes: Probes, first: list[float], second: list[float]) -> Comparison:
-    """Compares two values of each probed run, over seeds or over the means of each fold."""
+def _family(
+    best: MethodResult, probes: Probes, values: Sequence[tuple[list[float], list[float]]]
+) -> list[tuple[Comparison, float]]:
+    """Compares pairs of values of each probed run, and corrects their p for the family of pairs.
+
+    Pairs are those of seeds, or of the means of each fold.
+    """
     if not best.folds:
-        return compare(first, second)
+        corrected = max_t(np.array([np.subtract(*pair) for pair in values]))
+        return [(compare(*pair), float(p)) for pair, p in zip(values, corrected, strict=True)]
     folds = [probe["fold"] for probe in probes]
-    return compare_folds(fold_means(first, folds), fold_means(second, folds), best.test_over_train)
+    comparisons = [
+        compare_folds(fold_means(first, folds), fold_means(second, folds), best.test_over_train)
+        for first, second in values
+    ]
+    return list(zip(comparisons, holm([comparison.p for comparison in comparisons]), strict=True))
 
 
 def _sample(probes: Probes, comparison: Comparison) -> str:
@@ -133,15 +150,9 @@ def _sample(probes: Probes, comparison: Comparison) -> str:
     return f"{probes[0]['rows']} test examples{folds}"
 
 
-def _inconclusive(p: float, modalities: int, comparison: Comparison) -> str:
-    if p < 1 - LEVEL:
-        return "Inconclusive: the bootstrap intervals do not support an effect."
-    few = needed_after_holm(modalities, comparison.n, "modalities") if comparison.over != FOLDS else ""
-    return f"Not significant after Holm's correction{f': {few}' if few else ''}."
-
-
-def _missing(best: MethodResult, probes: Probes) -> list[Statement]:
+def _missing(best: MethodResult, probes: Probes, equivalence: float) -> list[Statement]:
     """Returns the best method's score without each modality."""
+    del equivalence  # no claim is made
     scores = {kept: statistics.fmean(probe["subsets"][kept] for probe in probes) for kept in probes[0]["subsets"]}
     names, sign, metric = modalities_of(probes[0]), probes[0]["sign"], probes[0]["metric"]
     if len(names) < 2:
@@ -152,14 +163,6 @@ def _missing(best: MethodResult, probes: Probes) -> list[Statement]:
         f"{sign * scores['+'.join(names)]:.4f}, with none {sign * scores['']:.4f})."
     )
     return [Statement("missing", "", text)]
-
-
-def effect_verdict(comparison: Comparison, p: float, score: float) -> str:
-    """Returns `negligible` if both 95 % intervals lie within EQUIVALENCE of the score, otherwise the verdict."""
-    ends = (*comparison.interval, *comparison.normal_interval)
-    if (comparison.n >= MIN_SEEDS or comparison.over == FOLDS) and max(map(abs, ends)) < EQUIVALENCE * abs(score):
-        return NEGLIGIBLE
-    return verdict(comparison, p)
 
 
 def _leaves(tree: Any) -> Iterator[Any]:

@@ -1,6 +1,6 @@
-"""Selection of hyperparameters and methods on validation, and paired differences between methods on test.
+"""Selection of hyperparameters and methods on validation.
 
-Test scores are read once everything has been selected.
+Test scores are read once everything has been selected: see `differences.py`.
 """
 
 import dataclasses
@@ -13,18 +13,8 @@ import numpy as np
 
 from mmfusion import config as configs
 from mmfusion.analysis.ablation.plan import REFERENCE, Trial, fold_of
-from mmfusion.analysis.claims.folds import MIN_FOLDS, compare_folds, corrected_interval, fold_means
-from mmfusion.analysis.claims.significance import (
-    FOLDS,
-    INCONCLUSIVE,
-    Comparison,
-    compare,
-    holm,
-    mean_interval,
-    seeds_needed,
-    sign_flip_of_selected,
-    verdict,
-)
+from mmfusion.analysis.claims.folds import corrected_interval, fold_means
+from mmfusion.analysis.claims.significance import mean_interval
 from mmfusion.errors import UserError
 
 BY_FOLD = "by fold"
@@ -94,31 +84,6 @@ class MethodResult:
     def is_reference(self) -> bool:
         """Whether its strategy is the reference strategy."""
         return self.fusion == REFERENCE
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """The difference of two methods over the seeds, or the folds, that both finished.
-
-    Attributes:
-      method: the method's name.
-      other: the name of the method that it is compared with.
-      comparison: of their test scores, signed so that higher is better; None with fewer than two pairs.
-      p: p value, corrected for multiple comparisons.
-      verdict: `better`, `worse` or `inconclusive`.
-      seeds_needed: the number of seeds that would detect the observed difference; None above 1,000.
-      failed_seeds: seeds on which either method failed, which the comparison leaves out.
-      failed_folds: over folds, those in which either method failed on a seed, which the comparison leaves out.
-    """
-
-    method: str
-    other: str
-    comparison: Comparison | None
-    p: float | None
-    verdict: str
-    seeds_needed: int | None
-    failed_seeds: tuple[int, ...] = ()
-    failed_folds: tuple[int, ...] = ()
 
 
 def references(results: Sequence[MethodResult]) -> dict[str, MethodResult]:
@@ -223,59 +188,6 @@ def _defined(scores) -> list[float]:
     return [score for score in scores if score is not None]
 
 
-def differences(pairs: Sequence[tuple[MethodResult, MethodResult]], higher: bool) -> list[Difference]:
-    """Compares pairs of methods over seeds or folds; p values are corrected for the number of pairs (Holm).
-
-    Args:
-      pairs: a method and the method that it is compared with.
-      higher: whether a higher score is better.
-    """
-    comparisons = [_compare(result, other, higher) for result, other in pairs]
-    corrected = iter(holm([comparison.p for comparison in comparisons if comparison]))
-    count = sum(comparison is not None for comparison in comparisons)
-    return [
-        _difference(result, other, comparison, next(corrected) if comparison else None, count)
-        for (result, other), comparison in zip(pairs, comparisons, strict=True)
-    ]
-
-
-def selected_difference(
-    candidates: Sequence[MethodResult],
-    other_candidates: Sequence[MethodResult],
-    result: MethodResult,
-    other: MethodResult,
-    higher: bool,
-) -> Difference:
-    """Compares two methods, each selected among several candidates; p is valid for any selection.
-
-    Over folds it is corrected for every pair of candidates (Bonferroni), as signs of folds must not be flipped.
-
-    Args:
-      candidates: the methods that `result` was selected from.
-      other_candidates: the methods that `other` was selected from.
-      result: the first method.
-      other: the method that it is compared with.
-      higher: whether a higher score is better.
-    """
-    comparison = _compare(result, other, higher)
-    if comparison is None:
-        return _difference(result, other, None, None, 1)
-    if comparison.over == FOLDS:
-        count = len(candidates) * len(other_candidates)
-        return _difference(result, other, comparison, min(1.0, count * comparison.p), count)
-    pairs = [(first, second) for first in candidates for second in other_candidates]
-    seeds = sorted({seed for first, second in pairs for seed in set(first.seeds) & set(second.seeds)})
-    sign = 1.0 if higher else -1.0
-    table = np.full((len(pairs), len(seeds)), np.nan)
-    for i, pair in enumerate(pairs):
-        scores, other_scores = (dict(zip(x.seeds, x.test, strict=True)) for x in pair)
-        for j, seed in enumerate(seeds):
-            if seed in scores and seed in other_scores:
-                table[i, j] = sign * (scores[seed] - other_scores[seed])
-    (selected,) = (i for i, (first, second) in enumerate(pairs) if first is result and second is other)
-    return _difference(result, other, comparison, sign_flip_of_selected(table, selected), len(candidates))
-
-
 def best(results: Sequence[MethodResult], higher: bool, *, fewest_failures_first: bool = True) -> MethodResult | None:
     """Returns the result with the best mean validation score; None if there is none.
 
@@ -293,40 +205,3 @@ def best(results: Sequence[MethodResult], higher: bool, *, fewest_failures_first
         return finished if fewest_failures_first else 2 * finished >= most, sign * statistics.fmean(result.valid)
 
     return max((result for result in results if result.valid), key=rank, default=None)
-
-
-def _paired(result: MethodResult, other: MethodResult, higher: bool) -> tuple[list[float], list[float]]:
-    """Returns the test scores on the seeds that both finished, signed so that higher is better.
-
-    Over folds they are means of each fold over the seeds that both finished in it.
-    """
-    sign = 1.0 if higher else -1.0
-    scores, other_scores = (dict(zip(x.cells, x.test, strict=True)) for x in (result, other))
-    cells = sorted(set(scores) & set(other_scores))
-    paired = [[sign * found[cell] for cell in cells] for found in (scores, other_scores)]
-    if result.folds:
-        paired = [fold_means(values, [fold for fold, _ in cells]) for values in paired]
-    return paired[0], paired[1]
-
-
-def _compare(result: MethodResult, other: MethodResult, higher: bool) -> Comparison | None:
-    """Returns the comparison of two methods; None with fewer than two seeds or `MIN_FOLDS` folds."""
-    a, b = _paired(result, other, higher)
-    if len(a) < (MIN_FOLDS if result.folds else 2):
-        return None
-    return compare_folds(a, b, max(result.test_over_train, other.test_over_train)) if result.folds else compare(a, b)
-
-
-def _difference(
-    result: MethodResult, other: MethodResult, comparison: Comparison | None, p: float | None, count: int
-) -> Difference:
-    folds = tuple(sorted({*result.failed_folds, *other.failed_folds}))
-    failed = () if folds else tuple(sorted({*result.failed_seeds, *other.failed_seeds}))
-    if comparison is None or p is None:
-        return Difference(result.method, other.method, None, None, INCONCLUSIVE, None, failed, folds)
-    found = verdict(comparison, p)
-    if comparison.over == FOLDS:
-        return Difference(result.method, other.method, comparison, p, found, None, failed, folds)
-    a, b = _paired(result, other, higher=True)  # `seeds_needed` ignores the sign of the differences
-    needed = seeds_needed(np.subtract(a, b), count) if found == INCONCLUSIVE else None
-    return Difference(result.method, other.method, comparison, p, found, needed, failed)

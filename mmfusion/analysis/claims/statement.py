@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mmfusion.analysis.claims.significance import FOLDS, Comparison, min_pairs
+from mmfusion.analysis.claims.crossed import NewData
+from mmfusion.analysis.claims.significance import FOLDS, Comparison
 
-NEGLIGIBLE, NO_RESULT = "negligible", "no result"  # verdicts in addition to better, worse and inconclusive
-MIN_SEEDS = min_pairs(1)
+NO_RESULT = "no result"  # a verdict in addition to those of `significance.verdict`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Statement:
 
     Attributes:
       about: the topic.
-      verdict: `better`, `worse`, `inconclusive`, `negligible`, `no result`, or "" for a measurement without a test.
+      verdict: that of `significance.verdict`, `no result`, or "" for a measurement without a test.
       text: the sentence.
       evidence: the comparison that supports it, if any.
     """
@@ -42,8 +42,12 @@ def describe_difference(comparison: Comparison, p: float, higher: bool = True) -
     )
 
 
-def needed_after_holm(comparisons: int, seeds: int, what: str) -> str:
-    """Returns the reason why no comparison can be significant, or "" if the seeds suffice for Holm's correction."""
-    if seeds >= (needed := min_pairs(comparisons)):
+def describe_new_data(found: NewData | None) -> str:
+    """Returns what is known of a difference on new data, as a sentence; "" where it was not judged."""
+    if found is None:
         return ""
-    return f"with {comparisons} {what} at least {needed} seeds are needed ({seeds} were run)"
+    (low, high), claim = found.interval, found.verdict
+    return (
+        f" On new data: {claim} ({found.difference:+.4f}, 95 % CI {low:+.4f} to {high:+.4f}, p = {found.p:.3g}, over "
+        f"runs and {found.examples:,} test examples)."
+    )

@@ -202,7 +202,7 @@ def _legend(context: ReportContext) -> str:
     sign = "" if context.outcome.higher else " Differences are signed so that positive is better."
     return (
         f"Test {context.outcome.metric}: mean over {context.over} and {context.interval}; {better} first. Differences "
-        f"are paired by {context.over[:-1]}; p values are corrected by Holm's method.{sign}"
+        f"are paired by {context.over[:-1]}; p values are corrected for the family.{sign}"
     )
 
 

@@ -38,7 +38,7 @@ class ReportContext:
     @property
     def interval(self) -> str:
         """What the intervals of means are."""
-        return "95 % interval of the corrected resampled t" if self.over == FOLDS else "95 % BCa bootstrap interval"
+        return "95 % interval of the corrected resampled t" if self.over == FOLDS else "95 % Student's t interval"
 
     @property
     def fused(self) -> list[MethodResult]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mmfusion.analysis.claims.selection import Difference
+from mmfusion.analysis.claims.differences import Difference
 from mmfusion.analysis.claims.significance import Comparison
 from mmfusion.analysis.report.aggregation import Span
 from mmfusion.analysis.report.theme import (  # fmt: skip
@@ -93,7 +93,7 @@ def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]
 
 
 def _marker_style(verdict: str, colour: str) -> dict[str, Any]:
-    face = PAPER if verdict == "inconclusive" else colour
+    face = PAPER if verdict == "cannot tell" else colour
     return {"markersize": 6, "markeredgewidth": 1.3, "markerfacecolor": face, "markeredgecolor": colour}
 
 

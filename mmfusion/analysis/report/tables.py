@@ -7,14 +7,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from mmfusion.analysis.ablation.plan import REFERENCE, Plan
-from mmfusion.analysis.claims.selection import Difference, MethodResult
+from mmfusion.analysis.claims.crossed import NewData
+from mmfusion.analysis.claims.differences import Difference
+from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.outcome import Outcome
 
 NONE = "–"
 MAX_NAMED = 4  # at this number of failed seeds and above, only their number is given
 FUSED, UNIMODAL, CLASSICAL = "Fusion strategies", "Unimodal baselines", "Classical baselines"
 PUBLISHED = "Published scores"  # not measured here
-ARROWS = {"better": r"$\uparrow$", "worse": r"$\downarrow$", "inconclusive": r"$\sim$"}
+ARROWS = {"better": r"$\uparrow$", "worse": r"$\downarrow$", "equivalent": r"$\approx$", "cannot tell": "?"}
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$",
@@ -138,7 +140,8 @@ def differences(outcome: Outcome) -> Table:
         Text("Method"),
         Text("Difference", "95 % interval"),
         Text("p", "corrected"),
-        Text("P(A>B)", "95 % interval"),
+        Text("New data", "95 % interval, p"),
+        Text("P(A>B)"),
         Text("Pairs"),
         Text("Seeds needed"),
         Text("Verdict"),
@@ -152,16 +155,24 @@ def differences(outcome: Outcome) -> Table:
 
 def _difference_cells(difference: Difference) -> tuple[Text, ...]:
     comparison = difference.comparison
-    numbers = (Text(NONE),) * 4
+    numbers = (Text(NONE),) * 5
     if comparison and difference.p is not None:
         numbers = (
             score(comparison.difference, comparison.interval, "+"),
             Text(probability(difference.p)),
-            Text(f"{comparison.better:.2f}", interval=tuple(f"{end:.2f}" for end in comparison.better_interval or ())),
+            _new_data(difference.new_data),
+            Text(f"{comparison.better:.2f}"),
             Text(str(comparison.n)),
         )
     needed = Text(str(difference.seeds_needed) if difference.seeds_needed else NONE)
     return (Text(difference.method), *numbers, needed, Text(difference.verdict, verdict=difference.verdict))
+
+
+def _new_data(found: NewData | None) -> Text:
+    if found is None:
+        return Text(NONE)
+    low, high = (number(end, "+") for end in found.interval)
+    return Text(number(found.difference, "+"), f"{low} to {high}, p {probability(found.p)}")
 
 
 def _method_cells(
@@ -265,7 +276,8 @@ def latex(table: Table, caption: str) -> str:
             r"\begin{table}",
             r"  \centering",
             r"  \small",
-            rf"  \caption{{{_tex(caption)} $\uparrow$ better, $\downarrow$ worse, $\sim$ inconclusive.}}",
+            rf"  \caption{{{_tex(caption)} $\uparrow$ better, $\downarrow$ worse, $\approx$ equivalent, "
+            "? cannot tell.}",
             r"  \label{tab:ablation}",
             rf"  \begin{{tabular}}{{l{'r' * (len(kept) - 1)}}}",
             r"    \toprule",

@@ -15,14 +15,19 @@ from mmfusion.analysis.ablation.plan import REFERENCE
 
 WIDE = 10.9  # width of the page's column, inches
 INK, SOFT, GRID, STRIPE, PAPER, OTHER = "#1c242c", "#5a6570", "#dfe4e8", "#f4f6f8", "#fefefe", "#a3adb7"
-VERDICTS = {"better": ("#15714b", "^"), "worse": ("#b4392d", "v"), "inconclusive": ("#68737d", "o")}
+VERDICTS = {
+    "better": ("#15714b", "^"),
+    "worse": ("#b4392d", "v"),
+    "equivalent": ("#2f6bb0", "s"),
+    "cannot tell": ("#68737d", "o"),
+}
 PALETTE = ("#1668a8", "#d1495b", "#2b9161", "#8659b8", "#d97f06", "#12908e", "#8f5236", "#be4f97")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 PARTS = ("#44617b", "#d0a24c", "#8c5a6b", "#7fa8a0")  # colours of modalities
 # The CSS variable of each colour on the page; other colours are fixed.
 CSS_NAMES = {
     INK: "ink", SOFT: "soft", GRID: "line", STRIPE: "stripe", PAPER: "paper", OTHER: "other",
-    **{colour: verdict for verdict, (colour, _) in VERDICTS.items()},
+    **{colour: verdict.replace(" ", "-") for verdict, (colour, _) in VERDICTS.items()},
     **{colour: f"method-{i}" for i, colour in enumerate(PALETTE, 1)},
     **{colour: f"part-{i}" for i, colour in enumerate(PARTS, 1)},
 }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from mmfusion import config as configs
 from mmfusion.analysis.ablation.plan import Trial
-from mmfusion.analysis.claims import folds, probes, selection, significance
+from mmfusion.analysis.claims import differences, folds, probes, selection, significance
 from mmfusion.analysis.claims.claims import claims
 from mmfusion.analysis.claims.selection import MethodResult
 from tests import tiny
@@ -83,40 +83,40 @@ def test_claims_over_folds_keep_the_family_wise_false_positive_rate():
         names = ["concat", *(f"s{i}" for i in range(5)), *(f"m{i} alone" for i in range(3))]
         rows = [row(name, own, unimodal_baseline="alone" in name) for name, own in zip(names, scores, strict=True)]
         made = claims(rows, [], {}, {}, "accuracy", higher=True)
-        fusion_errors += made.statements[0].verdict != "inconclusive"
-        strategy_errors += any(one.verdict != "inconclusive" for one in made.against_reference)
+        fusion_errors += made.statements[0].verdict in ("better", "worse")
+        strategy_errors += any(one.verdict in ("better", "worse") for one in made.against_reference)
     allowed = (0.05 + 2 * (0.05 * 0.95 / runs) ** 0.5) * runs
     assert fusion_errors <= allowed and strategy_errors <= allowed
 
 
 def test_comparison_over_folds_uses_means_of_folds_and_no_resampling(monkeypatch):
-    for name in ("sign_flip", "sign_flip_of_selected", "mean_interval", "_bootstrap", "compare", "seeds_needed"):
-        for module in (significance, selection, probes):
+    for name in ("max_t", "mean_interval", "compare", "seeds_needed", "on_new_data", "selection_gain"):
+        for module in (significance, selection, differences, probes):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} needs independent runs"))
     scores = [0.02, 0.04, 0.06, 0.04, 0.09]
     other = row("concat", [0.8, 0.81, 0.79, 0.8, 0.8])
     own = row("gmu", [base + added for base, added in zip(other.units, scores, strict=True)])
-    (difference,) = selection.differences([(own, other)], higher=True)
+    (difference,) = differences.differences([(own, other)], higher=True)
     assert difference.comparison == significance.Comparison(
         difference=pytest.approx(0.05), interval=pytest.approx(folds.corrected_interval(scores, RATIO)),
-        normal_interval=difference.comparison.interval, p=pytest.approx(0.047968, abs=1e-5), better=1.0,
-        better_interval=None, n=FOLDS, over="folds", variance_factor=pytest.approx(0.45),
+        narrow_interval=pytest.approx(folds.corrected_interval(scores, RATIO, 0.9)),
+        p=pytest.approx(0.047968, abs=1e-5), better=1.0, n=FOLDS, over="folds", variance_factor=pytest.approx(0.45),
     )  # fmt: skip
     assert (difference.verdict, difference.seeds_needed) == ("better", None)
-    (worse,) = selection.differences([(own, other)], higher=False)
+    (worse,) = differences.differences([(own, other)], higher=False)
     assert worse.verdict == "worse"
-    first, second = selection.differences([(own, other), (own, other)], higher=True)
-    assert first.verdict == second.verdict == "inconclusive" and first.p == pytest.approx(2 * 0.047968, abs=1e-5)
+    first, second = differences.differences([(own, other), (own, other)], higher=True)
+    assert first.verdict == second.verdict == "cannot tell" and first.p == pytest.approx(2 * 0.047968, abs=1e-5)
     # One of two candidates against one of three: six pairs.
-    chosen = selection.selected_difference([own, other], [other, own, own], own, other, higher=True)
-    assert chosen.p == pytest.approx(6 * 0.047968, abs=1e-4) and chosen.verdict == "inconclusive"
+    chosen = differences.selected_difference([own, other], [other, own, own], own, other, higher=True)
+    assert chosen.p == pytest.approx(6 * 0.047968, abs=1e-4) and chosen.verdict == "cannot tell"
     assert own.interval == pytest.approx(folds.corrected_interval(own.units, RATIO))
     alone = row("image alone", [0.1, 0.12, 0.09, 0.1, 0.11], unimodal_baseline=True)
     found = make_probes("gmu", additive=0.5, permuted={"image": 0.4, "text": 0.0}, seeds=FOLDS * SEEDS)
     made = claims([own, other, alone], [], found, {}, "accuracy", higher=True)
     assert texts(made, "fusion")[0].startswith(
-        "Fusion helps: gmu scores 0.8500, the best unimodal baseline (image alone)"
+        "Fusion helps: gmu (selected from 2 strategies) scores 0.8500, the best unimodal baseline (image alone)"
     )
     assert "over 5 folds (95 % CI " in texts(made, "fusion")[0] and "corrected resampled t" in texts(made, "fusion")[0]
     assert "Nadeau and Bengio 2003" in made.rule
@@ -132,8 +132,8 @@ def test_claims_over_folds_need_three_of_them():
     rows = [row("gmu", [0.9, 0.91]), row("image alone", [0.1, 0.12], unimodal_baseline=True)]
     made = claims(rows, [], {}, {}, "accuracy", higher=True)
     assert made.none == "No claims: gmu has a score in 2 folds, and a difference needs at least 3."
-    (difference,) = selection.differences([(rows[0], rows[1])], higher=True)
-    assert difference.comparison is None and difference.verdict == "inconclusive"
+    (difference,) = differences.differences([(rows[0], rows[1])], higher=True)
+    assert difference.comparison is None and difference.verdict == "cannot tell"
     one_seed = [
         dataclasses.replace(each, seeds=(0,) * 3, folds=(0, 1, 2), trials=each.trials[:3], test=test, valid=test)
         for each, test in zip(rows, ((0.9, 0.91, 0.89), (0.1, 0.12, 0.11)), strict=True)
@@ -150,7 +150,7 @@ def test_comparison_over_folds_leaves_out_failed_runs():
         **{name: tuple(getattr(own, name)[i] for i in kept) for name in ("trials", "seeds", "folds", "test", "valid")},
         failed_seeds=(0, 0, 1), failed_folds=(1, 2, 2),
     )  # fmt: skip
-    (difference,) = selection.differences([(failing, other)], higher=True)
+    (difference,) = differences.differences([(failing, other)], higher=True)
     expected = np.array([0.4, 0.39, 0.37, 0.39])  # in fold 1 of seed 1 in both
     assert difference.comparison.n == 4 and difference.comparison.difference == pytest.approx(expected.mean())
     assert (difference.failed_folds, difference.failed_seeds) == ((1, 2), ())
