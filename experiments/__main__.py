@@ -20,6 +20,7 @@ COMMANDS = (
     "compare",
     "baselines",
     "gate",
+    "belief",
     "list_fusions",
     "checkpoints",
     "reproduce",

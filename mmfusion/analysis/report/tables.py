@@ -10,6 +10,7 @@ from mmfusion.analysis.ablation.plan import REFERENCE, Plan
 from mmfusion.analysis.claims.crossed import NewData
 from mmfusion.analysis.claims.differences import Difference
 from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.claims.significance import interquartile_mean
 from mmfusion.analysis.outcome import Outcome
 
 NONE = "–"
@@ -121,6 +122,7 @@ def methods(outcome: Outcome, plan: Plan, groups: Mapping[str, Sequence[Line]], 
     heads = [
         Text("Method"),
         Text(f"Test {outcome.metric}", "mean, 95 % interval"),
+        Text("Middle half", "mean"),
         Text("Worst", "run"),
         Text("Valid", "mean"),
         Text("Selected"),
@@ -187,11 +189,25 @@ def _method_cells(
     valid = number(statistics.fmean(result.valid) if result.valid else None)
     cells = [Text(result.method, roles.get(result.method, "")), score(result.mean, line.interval)]
     if group in (CLASSICAL, PUBLISHED):  # they have no seeds
-        cells += [Text(""), Text(valid if result.valid else ""), Text(first, ", ".join(rest)), Text(""), Text("")]
+        cells += [
+            Text(""),
+            Text(""),
+            Text(valid if result.valid else ""),
+            Text(first, ", ".join(rest)),
+            Text(""),
+            Text(""),
+        ]
     else:
         worst = (min if outcome.higher else max)(result.test, default=None)
         parameters = NONE if result.parameters is None else f"{result.parameters:,}"
-        cells += [Text(number(worst)), Text(valid), Text(first, ", ".join(rest)), Text(parameters)]
+        middle = interquartile_mean(result.units) if result.test else None
+        cells += [
+            Text(number(middle)),
+            Text(number(worst)),
+            Text(valid),
+            Text(first, ", ".join(rest)),
+            Text(parameters),
+        ]
         cells.append(Text(str(len(result.seeds)), _failed(result)))
     for other in others:
         cells += _comparison_cells(line.against.get(other))
