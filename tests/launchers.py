@@ -10,6 +10,12 @@ from pathlib import Path
 from tests.processes import ROOT
 
 FOLDER = ROOT / "experiments" / "launch"
+API = {"ZONE": "us-central1-a", "TYPE": "v5litepod-8"}  # the Cloud TPU API
+ENGINE = {"ZONE": "us-central1-a", "TYPE": "ct6e-standard-4t", "TOPOLOGY": "2x4"}  # Compute Engine
+DELETE = {  # what ends the cost, by type
+    "v5litepod-8": "gcloud compute tpus queued-resources delete t --zone=us-central1-a --force --quiet",
+    "ct6e-standard-4t": "gcloud compute instance-groups managed delete t --zone=us-central1-a --quiet",
+}
 SETTINGS = (
     "SPOT", "PROJECT", "VERSION", "ZONE", "TYPE", "TOPOLOGY", "EVERY", "QUEUE", "IMAGE", "TPU", "HOSTS", "CHIPS",
     "XDG_STATE_HOME",

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launchers import FOLDER, environment, fake, lines, pasted, script
+from tests.launchers import API, FOLDER, environment, fake, lines, pasted, script
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.process  # each test runs a script
 
 SCRIPTS = [*ROOT.glob("experiments/*/*.sh"), ROOT / ".ci" / "run"]
-TPU = {"ZONE": "us-central1-a", "TYPE": "v5litepod-8"}
 GKE = {"IMAGE": "registry/image:1", "TPU": "tpu-v6e-slice", "TOPOLOGY": "4x4", "HOSTS": "4", "CHIPS": "4"}
 SLURM = {
     "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "4",
@@ -24,8 +23,8 @@ SLURM = {
 # Flags that are code, markup or another number of words to a shell, to YAML or to Kubernetes.
 HOSTILE = [
     "--config=c.py", "--workdir=gs://b/d e", "--a=$(touch PWNED) `touch PWNED` $HOME $(JOB_COMPLETION_INDEX) $$",
-    "--b=it's \"x\" \\n \\", "--c=one\ntwo: three\n---\n- four", "--d={a, b}: [c] # d", "--e=MANIFEST\nEND", "--f=é*?~!",
-    "", "--g=\ttab; touch PWNED & x > PWNED",
+    "--b=it's \"x\" \\n \\", "--c=one\ntwo: three\n---\n- four", "--d={a, b}: [c] # d", "--e=MANIFEST\nEND",
+    "--f=é*?~!", "", "--g=\ttab; touch PWNED & x > PWNED",
 ]  # fmt: skip
 
 
@@ -41,8 +40,8 @@ def test_scripts_pass_shellcheck(path: Path):
     ("name", "setting", "settings"),
     [
         *(("train_gke.sh", setting, GKE) for setting in ("HOSTS", "CHIPS", "TOPOLOGY", "TPU", "IMAGE", "QUEUE")),
-        *(("train_tpu.sh", setting, {**TPU, "TYPE": "ct6e-standard-4t"}) for setting in ("TOPOLOGY", "ZONE", "EVERY")),
-        *(("train_tpu.sh", "TYPE", {**TPU, "TYPE": kind}) for kind in ("ct6e-standard-{}t", "v6e-{}", "{}")),
+        *(("train_tpu.sh", setting, {**API, "TYPE": "ct6e-standard-4t"}) for setting in ("TOPOLOGY", "ZONE", "EVERY")),
+        *(("train_tpu.sh", "TYPE", {**API, "TYPE": kind}) for kind in ("ct6e-standard-{}t", "v6e-{}", "{}")),
         *(("ablate_slurm.sh", setting, SLURM) for setting in list(SLURM)[:4]),
     ],
 )
@@ -68,7 +67,7 @@ def test_train_gke_reads_no_octal_numbers(setting: str):
 
 
 @pytest.mark.parametrize("name", ["true: x", "a\nb", "-f", "UPPER", "a" * 41, "$(touch PWNED)", ""])
-@pytest.mark.parametrize(("launcher", "settings"), [("train_gke.sh", GKE), ("train_tpu.sh", TPU)])
+@pytest.mark.parametrize(("launcher", "settings"), [("train_gke.sh", GKE), ("train_tpu.sh", API)])
 def test_names_are_labels(name: str, launcher: str, settings: dict[str, str]):
     process = script(launcher, *(["run"] if launcher == "train_tpu.sh" else []), name, "--config=c.py", **settings)
     assert process.returncode == 2 and "lower-case letters, digits and hyphens" in process.stderr
@@ -121,7 +120,9 @@ def test_train_gke_passes_flags_unchanged():
 def test_train_slurm_dry_run_can_be_pasted(tmp_path: Path):
     printed = lines("train_slurm.sh", *HOSTILE)
     (call,) = pasted("\n".join(printed), ["srun"], tmp_path)
-    assert call == ["srun", "--kill-on-bad-exit=1", *"python -m experiments.train --distributed=auto".split(), *HOSTILE]
+    assert call == [
+        "srun", "--kill-on-bad-exit=1", "python", "-m", "experiments.train", "--distributed=auto", *HOSTILE,
+    ]  # fmt: skip
     assert printed[-1] == "# after exit status 75, 134, 137 or 143, at most 100 times: scontrol requeue JOB"
     assert script("train_slurm.sh").returncode == 2
 
@@ -132,18 +133,18 @@ def test_ablate_slurm_dry_run_can_be_pasted(tmp_path: Path):
 
 
 def test_ablate_tpu_dry_run_can_be_pasted(tmp_path: Path):
-    text = "\n".join(lines("ablate_tpu.sh", "one two", *HOSTILE, **TPU))
+    text = "\n".join(lines("ablate_tpu.sh", "one two", *HOSTILE, **API))
     calls = pasted(text, ["gcloud"], tmp_path)
     assert [call[5] for call in calls] == ["one", "two"]
     for i, call in enumerate(calls):
         assert remote_arguments(call[-1], tmp_path / str(i)) == ["-m", "experiments.ablate", f"--shard={i}/2", *HOSTILE]
-    assert script("ablate_tpu.sh", "one", **TPU).returncode == 2
-    assert script("ablate_tpu.sh", "one -two", "--seeds=6", **TPU).returncode == 2
+    assert script("ablate_tpu.sh", "one", **API).returncode == 2
+    assert script("ablate_tpu.sh", "one -two", "--seeds=6", **API).returncode == 2
 
 
 @pytest.mark.parametrize("kind", ["v5litepod-8", "ct6e-standard-8t"])
 def test_train_tpu_run_passes_flags_unchanged(kind: str, tmp_path: Path):
-    (line,) = lines("train_tpu.sh", "run", "t", *HOSTILE, **{**TPU, "TYPE": kind})
+    (line,) = lines("train_tpu.sh", "run", "t", *HOSTILE, **{**API, "TYPE": kind})
     *_, call = pasted(line, ["gcloud"], tmp_path)
     assert remote_arguments(call[-1], tmp_path / "host") == [
         "-m", "experiments.train", "--distributed=auto", *HOSTILE,
