@@ -37,8 +37,9 @@ def environment(**settings: str) -> dict[str, str]:
 def script(name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
     """Runs a launcher to its end."""
     return subprocess.run(
-        [FOLDER / name, *arguments], cwd=ROOT, env=environment(**settings), capture_output=True, text=True, check=False
-    )
+        [FOLDER / name, *arguments], cwd=ROOT, env=environment(**settings), capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
 
 
 def lines(name: str, *arguments: str, **settings: str) -> list[str]:
