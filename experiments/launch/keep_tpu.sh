@@ -37,7 +37,10 @@ claim_name() {
   (
     set -o noclobber # in one step, so that two of this command cannot share a name
     printf '#!/usr/bin/env bash\n# Deletes the TPU %s; then remove this file.\n' "$name" > "$delete_file"
-  ) 2> /dev/null || refuse "$delete_file exists: another keep of $name is running; if none is, remove that file"
+  ) 2> /dev/null || {
+    [ -e "$delete_file" ] || refuse "$delete_file cannot be written: it would delete the TPU"
+    refuse "$delete_file exists: another keep of $name is running; if none is, remove that file"
+  }
   delete_commands >> "$delete_file"
 }
 

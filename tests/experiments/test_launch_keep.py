@@ -252,6 +252,12 @@ def test_keep_requests_nothing_when_it_cannot_look_up_the_name(tmp_path: Path):
     assert (keep.end(), keep.steps()) == (1, []) and "could not be looked up" in keep.errors
 
 
+def test_keep_requests_nothing_when_it_cannot_leave_the_command(tmp_path: Path):
+    (tmp_path / ".local").write_text("not a folder")
+    keep = Keep(tmp_path, API)
+    assert (keep.end(), keep.steps()) == (2, []) and "no folder" in keep.errors
+
+
 def test_keep_requires_a_bucket(tmp_path: Path):
     keep = Keep(tmp_path, API, "--config=c.py", "--workdir=/mnt/d")
     assert (keep.end(), keep.steps()) == (2, [])
