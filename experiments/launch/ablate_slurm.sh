@@ -1,20 +1,53 @@
 #!/usr/bin/env bash
 # Runs one ablation as a Slurm array: each task runs its share of the plan, and the last one writes the report.
-#   sbatch --array=0-7 experiments/launch/ablate_slurm.sh --config=configs/easy_vqa.py --fusions=all --seeds=6 --workdir=/shared/DIR
+#   sbatch --array=0-31%8 experiments/launch/ablate_slurm.sh [--dry-run] --config=configs/easy_vqa.py --fusions=all --seeds=6 \
+#     --workdir=/shared/DIR
+# %8: at most eight tasks run at once. Without Slurm a dry run prints the command of an array of one task.
 #SBATCH --job-name=mmfusion-ablation
 #SBATCH --cpus-per-task=4
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
 set -uo pipefail
 
-python -m experiments.ablate --shard="$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT" "$@" &
+refuse() {
+  echo "ablate_slurm.sh: $*" >&2
+  exit 2
+}
+
+dry=""
+if [ "${1:-}" = "--dry-run" ]; then
+  dry=1
+  shift
+fi
+if [ "$#" -eq 0 ]; then
+  echo 'usage: sbatch --array=0-31%8 ablate_slurm.sh [--dry-run] FLAG ...' >&2
+  exit 2
+fi
+task=${SLURM_ARRAY_TASK_ID:-} first=${SLURM_ARRAY_TASK_MIN:-0} last=${SLURM_ARRAY_TASK_MAX:-0} count=${SLURM_ARRAY_TASK_COUNT:-1}
+if [ -n "$dry" ] && [ -z "$task" ]; then
+  task=0
+fi
+for number in "$task" "$first" "$last" "$count"; do # checked before arithmetic, which would run the commands in them
+  [[ "$number" =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "not a task of an array: submit it with sbatch --array=0-31%8"
+done
+[ "$((last - first + 1))" -eq "$count" ] || refuse "tasks $first to $last are $count: give an array without gaps, as 0-31"
+
+command=(python -m experiments.ablate "--shard=$((task - first))/$count" "$@")
+if [ -n "$dry" ]; then
+  printf -v line '%q ' "${command[@]}"
+  echo "${line% }"
+  echo "# after exit status 75, at most 100 times: scontrol requeue JOB_TASK"
+  exit 0
+fi
+"${command[@]}" &
 ablation=$!
-trap 'kill -TERM "$ablation"' TERM  # Slurm warns this shell; running trials save a checkpoint
+trap 'kill -TERM "$ablation"' TERM # Slurm warns this shell; running trials save a checkpoint
 wait "$ablation" # also returns when the signal arrives
 wait "$ablation"
 status=$?
-if [ "$status" -eq 75 ]; then
+if [ "$status" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 fi
 exit "$status"

@@ -5,14 +5,16 @@
 #SBATCH --job-name=mmfusion
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
 set -uo pipefail
 
 command=(srun --kill-on-bad-exit=1 python -m experiments.train --distributed=auto)
 if [ "${1:-}" = "--dry-run" ]; then
   shift
-  echo "${command[@]}" "$@"
-  echo "scontrol requeue JOB # after exit 75, 134, 137 or 143, at most 100 times"
+  printf -v line '%q ' "${command[@]}" "$@"
+  echo "${line% }"
+  echo "# after exit status 75, 134, 137 or 143, at most 100 times: scontrol requeue JOB"
   exit 0
 fi
 if [ "$#" -eq 0 ]; then
