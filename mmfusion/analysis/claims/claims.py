@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmfusion.analysis.ablation.plan import REFERENCE
-from mmfusion.analysis.claims import selection
+from mmfusion.analysis.claims import collapse, selection
 from mmfusion.analysis.claims.differences import NO_SCOPE, Difference, Scope, differences, selected_difference
 from mmfusion.analysis.claims.folds import MIN_FOLDS
 from mmfusion.analysis.claims.probes import information_claim, modalities_of, probe_claims
@@ -92,6 +92,9 @@ def claims(
       higher: whether a higher value is better.
       scope: what comparisons need beside scores.
     """
+    chance = collapse.chance_score(classical, INPUT_FREE, higher)
+    if chance is not None:
+        results = [collapse.set_apart(result, chance, higher) for result in results]
     references = {method: result for method, result in selection.references(results).items() if result.test}
     names = {result.method for result in references.values()}
     over_folds = any(result.folds or result.failed_folds for result in results)
@@ -139,6 +142,9 @@ def claims(
     modalities = modalities_of(probed[0]) if probed else []
     if information and len(modalities) == 2:
         statements.append(information_claim(information, modalities))
+    reference = next((row for row in references.values()), None)
+    if statement := collapse.rate_statement(fused, reference):
+        statements.append(statement)
     if failed := [result.method for result in results if not result.test]:
         statements.append(Statement("failed", NO_RESULT, f"Failed on every seed: {enumerate_names(failed)}."))
     return Claims(rule, "", tuple(statements), best.method, tuple(against_unimodal), tuple(against_reference))
@@ -225,7 +231,7 @@ def _without_failed(difference: Difference) -> str:
         folds = enumerate_names([str(fold) for fold in difference.failed_folds])
         return f" (without the seeds of fold {folds} where one of the two failed)"
     seeds = enumerate_names([str(seed) for seed in difference.failed_seeds]) if difference.failed_seeds else ""
-    return f" (without seed {seeds}, where one of the two failed)" if seeds else ""
+    return f" (without seed {seeds}, where one of the two failed or collapsed)" if seeds else ""
 
 
 def _describe(difference: Difference, higher: bool) -> str:

@@ -53,7 +53,7 @@ class Difference:
       p: p value, corrected for multiple comparisons.
       verdict: `better`, `worse`, `equivalent` or `cannot tell`, over new training runs on this test set.
       seeds_needed: the number of seeds at which this verdict would tell; None above 1,000, or over folds.
-      failed_seeds: seeds on which either method failed, which the comparison leaves out.
+      failed_seeds: seeds on which either method failed or collapsed, which the comparison leaves out.
       failed_folds: over folds, those in which either method failed on a seed, which the comparison leaves out.
       selection: what the selection of the two methods added to the difference, by which it is corrected.
       new_data: the difference for new training runs on new data; None where it is unknown.
@@ -227,7 +227,8 @@ def _difference(
 ) -> Difference:
     result, other = pair
     folds = tuple(sorted({*result.failed_folds, *other.failed_folds}))
-    failed = () if folds else tuple(sorted({*result.failed_seeds, *other.failed_seeds}))
+    left_out = {seed for row in pair for seed in (*row.failed_seeds, *row.collapsed_seeds)}
+    failed = () if folds else tuple(sorted(left_out))
     if comparison is None or p is None:
         return Difference(result.method, other.method, None, None, CANNOT_TELL, None, failed, folds)
     margin = scope.equivalence * abs(other.mean)

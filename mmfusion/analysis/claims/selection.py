@@ -39,6 +39,7 @@ class MethodResult:
       folds: the folds of `trials`; empty without folds.
       failed_folds: the folds of `failed_seeds`.
       test_over_train: over folds, the mean number of test rows divided by that of training rows.
+      collapsed_seeds: seeds of runs at chance, which are not in `seeds`; see `collapse.py`.
     """
 
     method: str
@@ -55,6 +56,7 @@ class MethodResult:
     folds: tuple[int, ...] = ()
     failed_folds: tuple[int, ...] = ()
     test_over_train: float = 0.0
+    collapsed_seeds: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:

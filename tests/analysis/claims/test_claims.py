@@ -134,6 +134,22 @@ def test_fusion_claim_speaks_of_new_data_as_well():
         assert "(selected from 1 strategies, each with 8 settings)" in text
 
 
+def test_collapsed_runs_are_counted_and_left_out_of_means():
+    scores = around(0.9)
+    broken = [*scores[:6], 0.51, 0.5]
+    rows = [row("concat", scores), row("gmu", broken), row("image alone", around(0.7), unimodal_baseline=True)]
+    classical = [row("majority", [0.5] * SEEDS, unimodal_baseline=True)]
+    made = claims(rows, classical, {}, {}, "accuracy", higher=True)
+    (text,) = texts(made, "collapsed")
+    assert text.startswith(
+        "Runs at chance while other seeds of their method learned, left out of all means: 2 of 8 of gmu."
+    )
+    assert "no strategy is shown to differ from concat" in text
+    (strategies,) = texts(made, "strategies")
+    assert strategies.startswith("Equivalent to concat within 0.01 of its score: gmu (without seed 6 and 7, where one ")
+    assert not texts(claims(rows, [], {}, {}, "accuracy", higher=True), "collapsed")  # chance is unknown
+
+
 def test_equal_methods_are_equivalent_within_the_margin():
     rows = [
         row("concat", around(0.8)),
@@ -231,7 +247,7 @@ def test_unimodal_baseline_is_used_despite_a_failed_seed():
     rows = [row("gmu", around(0.9)), image, row("text alone", around(0.6), unimodal_baseline=True)]
     text = texts(claims(rows, [], {}, {}, "accuracy", higher=True), "fusion")[0]
     assert text.startswith("Fusion hurts: gmu scores 0.9000, the best unimodal baseline (image alone) 0.95")
-    assert "(without seed 0, where one of the two failed)" in text
+    assert "(without seed 0, where one of the two failed or collapsed)" in text
 
 
 def test_reference_is_concat_of_the_same_variation():
