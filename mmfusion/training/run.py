@@ -184,8 +184,8 @@ class TrainRun:
         }
         self.log.sync()
         if setup.partitioner.host_index == 0:
-            fitted = calibration.to_json(calibration.fit(rows["valid"], setup.tasks), chosen["step"])
-            write_json(self.directory.folder / calibration.FILE, fitted)
+            fitted = calibration.fit(rows["valid"], setup.tasks)
+            write_json(self.directory.folder / calibration.FILE, calibration.to_json(fitted, chosen))
             write_json(self.directory.folder / "result.json", result)
         self.log.print(results_table(scores))
         return result
