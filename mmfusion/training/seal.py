@@ -31,7 +31,7 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     write_json(folder / FILE, with_checksum(to_builtin(values)))
 
 
-def read_config(folder: epath.PathLike, checkpoints: epath.PathLike) -> dict[str, Any]:
+def read_config(folder: epath.Path | Path, checkpoints: epath.Path) -> dict[str, Any]:
     """Returns the config of a run directory as JSON values, where `config.json` is what was written.
 
     Args:
@@ -77,8 +77,8 @@ def check_config(values: Mapping[str, Any], path: str, saved: Mapping[str, Any],
     """
     if not _differences(values, saved, CHANGEABLE):
         return
-    filled = [configs.to_json(configs.from_json(each)) for each in (values, saved)]  # keys that are newer
-    if found := _differences(*filled, CHANGEABLE):
+    mine, theirs = (configs.to_json(configs.from_json(each)) for each in (values, saved))  # with keys that are newer
+    if found := _differences(mine, theirs, CHANGEABLE):
         raise UserError(
             f"{_text(found, writer)}: they are of different runs; restore the config or the checkpoints, whichever "
             "does not belong here",
@@ -109,8 +109,9 @@ def _differences(
 ) -> list[tuple[str, str, str]]:
     """Returns each key in which two configs differ, with both values as text."""
     mine, theirs = (configs.flat(to_builtin(each)) for each in (values, saved))
-    texts = [{key: repr(value) for key, value in each.items()} for each in (mine, theirs)]
-    rows = [(key, *(each.get(key, "absent") for each in texts)) for key in sorted({*mine, *theirs} - {*ignored})]
+    mine, theirs = ({key: repr(value) for key, value in each.items()} for each in (mine, theirs))
+    keys = sorted({*mine, *theirs} - {*ignored})
+    rows = [(key, mine.get(key, "absent"), theirs.get(key, "absent")) for key in keys]
     return [row for row in rows if row[1] != row[2]]
 
 
@@ -120,9 +121,9 @@ def _text(differences: list[tuple[str, str, str]], writer: str = "the checkpoint
     return "; ".join([*lines, *more])
 
 
-def _newest_config(checkpoints: epath.PathLike) -> dict[str, Any]:
+def _newest_config(checkpoints: epath.Path) -> dict[str, Any]:
     """Returns the config of the newest checkpoint as JSON values; empty where none can be read."""
-    if not epath.Path(checkpoints).is_dir():
+    if not checkpoints.is_dir():
         return {}
     opened = Checkpoints(checkpoints, readonly=True)
     newest = opened.newest()
