@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
 
 
+OUTSIDE = np.iinfo(np.int32).max  # in place of a number that no class has, so that no class of the run has it either
+
+
 @dataclasses.dataclass(frozen=True)
 class RenumberedRows:
     """Rows whose classes have other numbers.
@@ -43,8 +46,9 @@ class RenumberedRows:
 
 def _renumber(value: Any, numbers: np.ndarray) -> Any:
     classes = np.asarray(value, np.int64)
-    known = (classes >= 0) & (classes < len(numbers))  # others are errors or unknown, as they are stored
-    renumbered = np.where(known, numbers[np.where(known, classes, 0)], classes)
+    known = (classes >= 0) & (classes < len(numbers))
+    others = np.where(classes < 0, classes, OUTSIDE)
+    renumbered = np.where(known, numbers[np.where(known, classes, 0)], others)
     return renumbered if renumbered.ndim else renumbered[()]
 
 

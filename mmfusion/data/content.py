@@ -6,7 +6,7 @@ others are kept in the cache of `config.data.cache`.
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,24 +51,28 @@ def _hexdigest(hasher: Any, rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _kept(split: str, source: Source, cache: Cache) -> str:
     rows = uncached(source.rows)
-    if isinstance(rows, PreparedRows) and (described := _describe(rows.folder)):
-        return _kept_beside(source, epath.Path(rows.folder) / KEPT, described)
     ids = np.arange(len(rows)) if source.members is None else source.members[split]
     key = ["content", source.version, source.file_digest or None, digest(ids.tolist())]
-    return cache.remember(key, lambda: checksum(source.rows, ids))
+
+    def compute() -> str:
+        return cache.remember(key, lambda: checksum(source.rows, ids))
+
+    if isinstance(rows, PreparedRows) and (described := _describe(rows.folder)):
+        return _kept_beside(epath.Path(rows.folder) / KEPT, described, source.version, compute)
+    return compute()
 
 
-def _kept_beside(source: Source, path: epath.Path, described: str) -> str:
+def _kept_beside(path: epath.Path, described: str, version: str, compute: Callable[[], str]) -> str:
     """Returns the checksum in the folder of a prepared dataset; otherwise computes it, and keeps it there if it can."""
     splits: dict[str, str] = {}
     with contextlib.suppress(Exception):  # any of a bucket's client library, or of a file that is not ours
         kept = json.loads(path.read_text())
         splits = dict(kept["splits"]) if kept["files"] == described else {}
-    if source.version not in splits:
-        splits[source.version] = checksum(source.rows, np.arange(len(source.rows)))
+    if version not in splits:
+        splits[version] = compute()
         with contextlib.suppress(Exception):  # it may be read-only
             files.write_json(str(path), {"files": described, "splits": splits})
-    return splits[source.version]
+    return splits[version]
 
 
 def _describe(folder: str) -> str:

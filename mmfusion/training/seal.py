@@ -109,10 +109,15 @@ def _differences(
 ) -> list[tuple[str, str, str]]:
     """Returns each key in which two configs differ, with both values as text."""
     mine, theirs = (configs.flat(to_builtin(each)) for each in (values, saved))
-    mine, theirs = ({key: repr(value) for key, value in each.items()} for each in (mine, theirs))
-    keys = sorted({*mine, *theirs} - {*ignored})
-    rows = [(key, mine.get(key, "absent"), theirs.get(key, "absent")) for key in keys]
-    return [row for row in rows if row[1] != row[2]]
+
+    def text(each: dict[str, Any], key: str) -> str:
+        return repr(each[key]) if key in each else "absent"
+
+    return [
+        (key, text(mine, key), text(theirs, key))
+        for key in sorted({*mine, *theirs} - {*ignored})
+        if key not in mine or key not in theirs or mine[key] != theirs[key]  # 1 is 1.0
+    ]
 
 
 def _text(differences: list[tuple[str, str, str]], writer: str = "the checkpoint") -> str:

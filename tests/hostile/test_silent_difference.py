@@ -90,6 +90,16 @@ def test_classes_that_a_run_does_not_know_are_refused(task: str, tmp_path: Path,
         signs(tmp_path / "again", task, splits=("test",), saved={**first.saved(), "name": SIGNS})
 
 
+def test_class_number_outside_the_classes_of_another_order_is_refused(monkeypatch: pytest.MonkeyPatch):
+    rows = [planted.row(i) for i in range(40)]
+    planted.plant(monkeypatch, train=rows, test=rows[:9])
+    data = configs.read(planted.config("text")).data
+    saved = dataset.load(data, seed=0).saved()
+    planted.plant(monkeypatch, {"label": ("yes",)}, test=rows[:9])  # with rows of class 1
+    with rejects("config.data.targets", says="row 1, target 'label'"):
+        dataset.load(data, seed=0, splits=("test",), saved=saved)
+
+
 def test_classes_of_a_list_without_names_are_those_of_an_older_run(tmp_path: Path):
     found = signs(tmp_path, "tags")
     saved = {**found.saved(), "class_names": {"tags": ["0", "1", "2"]}}

@@ -206,12 +206,21 @@ def test_evaluate_reads_another_dataset_as_the_runs_own(planted_run, monkeypatch
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("names", [("yes", "no"), ("no", "yes", "maybe"), ("no",)])
+@pytest.mark.parametrize("names", [("No", "Yes"), ("no", "yes", "maybe")])
 def test_evaluate_rejects_other_classes(names, planted_run, monkeypatch):
     planted.plant(monkeypatch, {"label": names}, train=PLANTED, test=SPARSE, other=SPARSE)
     for split, data in (("other", "planted"), ("test", "")):  # another dataset, and the run's own prepared again
         with rejects("config.data.name", "planted", says=f"has the classes {', '.join(names)} of the target 'label'"):
             evaluate(planted_run[0], split, data=data)
+
+
+@pytest.mark.loop
+def test_evaluate_matches_classes_in_another_order_by_name(planted_run, monkeypatch):
+    workdir, result = planted_run
+    swapped = [{**row, "label": 1 - row["label"]} for row in SPARSE]
+    planted.plant(monkeypatch, {"label": ("yes", "no")}, train=PLANTED, test=swapped, other=swapped)
+    for split, data in (("other", "planted"), ("test", "")):  # another dataset, and the run's own prepared again
+        assert metrics(evaluate(workdir, split, data=data)) == pytest.approx(metrics(result["test"]), rel=1e-6)
 
 
 @pytest.mark.loop
