@@ -77,6 +77,8 @@ def list_steps(folder: epath.Path, steps: Sequence[str]) -> bool:
     for step in steps:
         try:
             arrays, meta = verified(folder, step)
+            if str(meta["step"]) != step:
+                raise UserError(f"{step} is the checkpoint of step {meta['step']}")
             score = "" if meta["score"] is None else f"{meta['score']:.5g}"
             size = sum(x.nbytes for x in arrays.values()) / 1e6
             lines.append((step, score, f"{len(arrays)}", f"{size:.1f}", "valid"))

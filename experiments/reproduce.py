@@ -73,7 +73,11 @@ def differences(first: epath.Path, again: epath.Path, result: dict[str, Any], re
         ("rows", lambda r: r["data"]["content"]),
         ("best step", lambda r: r["best_step"]),
     )
+    from mmfusion.data.content import WHOLE
+
     lines = [f"{name}: {of(result)} and {of(repeated)}" for name, of in compared if of(result) != of(repeated)]
+    if not all(kept.startswith(WHOLE) for kept in result["data"]["content"].values()):  # by an older version
+        lines = [line for line in lines if not line.startswith("rows: ")]
     if len(steps(first)) != len(steps(again)):
         lines.append(f"logged lines: {len(steps(first))} and {len(steps(again))}")
     for a, b in zip(steps(first), steps(again), strict=False):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.errors import UserError
+from mmfusion.training import seal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,15 @@ def read(directory: epath.PathLike) -> Run:
     """Returns a finished run.
 
     Raises:
-      UserError: the directory has no finished run.
+      UserError: the directory has no finished run, or its config is damaged or not that of its result.
     """
     directory = epath.Path(directory)
     for name in ("config.json", "result.json"):
         if not (directory / name).is_file():
             raise UserError(f"has no finished run: {name} is missing", path=str(directory))
-    config, result = (configs.read_json(directory / name) for name in ("config.json", "result.json"))
+    config = seal.read_config(directory, directory / "checkpoints")
+    result = configs.read_json(directory / "result.json")
+    seal.check_config(config, str(directory / seal.FILE), result.get("config", config), "result.json")
     return Run(directory, configs.from_json(config), result)
 
 

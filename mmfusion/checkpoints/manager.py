@@ -48,13 +48,21 @@ class Checkpoints:
     Args:
       directory: local or in a bucket, created if missing.
       readonly: whether nothing is written, moved or cleaned up; corrupt checkpoints are skipped.
+      check: given the metadata of each checkpoint; raises UserError for one that is of another run.
 
     Raises:
-      UserError: a checkpoint may not be read, or a corrupt one cannot be moved.
+      UserError: a checkpoint may not be read, has the name of another step, or as `check` does; or a corrupt one cannot
+        be moved.
       Unreachable: a checkpoint cannot be read for now.
     """
 
-    def __init__(self, directory: str | epath.Path, *, readonly: bool = False):
+    def __init__(
+        self,
+        directory: str | epath.Path,
+        *,
+        readonly: bool = False,
+        check: Callable[[Mapping[str, Any]], None] = lambda meta: None,
+    ):
         self._directory = _absolute(directory)
         self.readonly = readonly or jax.process_index() > 0
         self._corrupt: set[int] = set()  # readonly: those that are skipped
@@ -68,6 +76,12 @@ class Checkpoints:
                 continue  # in a bucket, an incomplete one has its final name already; Orbax deletes it
             if error := validation_error(self._directory / name):
                 self._quarantine(int(name), f"checkpoint {self._directory}/{name} is damaged: {error}")
+                continue
+            meta = self.meta(int(name))
+            if str(meta["step"]) != name:
+                message = f"is the checkpoint of step {meta['step']}: rename the folder to {meta['step']}"
+                raise UserError(message, path=f"{self._directory}/{name}")
+            check(meta)
         if self._names():  # otherwise Orbax is imported and opened by the first save
             self._orbax = retention.open_manager(self._directory, self.readonly)
             if not self.readonly:

@@ -18,6 +18,10 @@ class Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         return False
 
+    def metrics(self, step: int) -> Any:
+        """Returns None where readonly: a damaged file of a step that is skipped must not end a reader."""
+        return None if self._options.read_only else super().metrics(step)
+
 
 def open_manager(directory: epath.Path, readonly: bool) -> Manager:
     """Returns a manager that keeps the newest two, the best one, and the newest one before a series of bad steps.

@@ -7,6 +7,7 @@ from typing import Literal
 
 # Formats whose truncation is detected: by `complete`, or for FLAC and MP3 as they are read.
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+OPEN = "the header leaves open how many samples follow: convert it to WAV or FLAC"
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 
 
@@ -46,13 +47,14 @@ CHUNKS = {
 def complete(data: bytes) -> bytes:
     """Returns an audio file without what follows its samples where libsndfile would read that as samples, too.
 
-    Sizes that streams leave open are accepted.
+    Of WAV, which programs write to pipes, sizes that are left open are accepted.
 
     Args:
       data: the file's bytes.
 
     Raises:
-      ValueError: the file is shorter than its header says, or declares no samples and has some.
+      ValueError: the file is shorter than its header says, declares no samples and has some, or leaves their number
+        open.
     """
     if not data:
         raise ValueError("empty file")
@@ -63,7 +65,9 @@ def complete(data: bytes) -> bytes:
         order: Literal["little", "big"] = "big" if data[:4] == b".snd" else "little"
         offset, size = (int.from_bytes(data[i : i + 4], order) for i in (4, 8))
         start = max(offset, 24)
-        _check_end(data, start + (0 if size == 2**32 - 1 else size))
+        if size == 2**32 - 1:
+            raise ValueError(OPEN)
+        _check_end(data, start + size)
         if size == 0:
             _check_nothing_follows(data, start)
     elif data[:8] == b"NIST_1A\n":
@@ -108,14 +112,30 @@ def _samples_end(data: bytes, layout: Chunks) -> int | None:
     if size == unknown and data[:4] == b"RF64":
         size = long_size
     if size == unknown:
-        return None
+        if data[:4] in (b"RIFF", b"RIFX"):
+            return None
+        raise ValueError(OPEN)
     if size == 0:
         if data[:4] != b"FORM":  # in AIFF, libsndfile reads what follows, and else nothing
             _check_nothing_follows(data, max(position + header, file_end))
-        return None
+            return None
+        size = 8 + _aiff_bytes(data)  # offset and block size before the samples
     end = position + size + (0 if layout.size_counts_header else header)
     _check_end(data, end)
     return end
+
+
+def _aiff_bytes(data: bytes) -> int:
+    """Returns the bytes of the samples of an AIFF file by its chunk COMM: channels, frames, and bits of a sample.
+
+    Raises:
+      ValueError: it has none before the samples, or they are compressed.
+    """
+    found = re.search(rb"COMM\0\0\0\x12(..)(....)(..)", data[: data.index(b"SSND")], re.DOTALL)
+    if found is None or data[8:12] != b"AIFF":
+        raise ValueError(OPEN)
+    channels, frames, bits = (int.from_bytes(field) for field in found.groups())
+    return channels * frames * -(-bits // 8)
 
 
 def _check_ogg(data: bytes) -> None:

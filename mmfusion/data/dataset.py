@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.data import fitting, labels, leakage, summary, targets
-from mmfusion.data import rows as row_sequences
+from mmfusion.data import class_order, content, fitting, labels, leakage, summary, targets
 from mmfusion.data.cache import digest, open_cache, source_key
 from mmfusion.data.decoded import decode
 from mmfusion.data.decoding import Reader
@@ -34,7 +33,7 @@ class Dataset:
       fitted: per modality its state fitted to the training rows, as a string: a tokenizer, or the columns of a table.
       fingerprint: digest of the sources, their splits, and the options of modalities and targets.
       rows: digest of the sources and their splits.
-      content: per split, a checksum of some of its source's rows as stored.
+      content: per split, a checksum of its source's rows as stored.
       name: the dataset in use: the config's `name` or `fallback_name`.
       class_weights: per task with `class_weights="balanced"` the weight of each class.
       notes: lines about the data that a new run prints: how rows were held out, copies in several splits, unknown
@@ -65,14 +64,27 @@ class Dataset:
     def check_unchanged(self, saved: dict[str, Any], workdir: str) -> None:
         """Raises UserError if the data differs from that of the run in `workdir`, whose description is `saved`."""
         now, before = self.saved(), saved["content"]
-        description_changed = any(saved[key] != now[key] for key in now if key in saved and key != "content")
-        # Test rows may change, as no state depends on them.
-        if description_changed or any(before[split] != self.content[split] for split in before if split != "test"):
+        now["class_names"] |= {  # older versions had numbers in place of the names of a list of classes
+            task: names for task, names in saved["class_names"].items() if self._is_unnamed(task, names)
+        }
+        changed = [key for key in now if key in saved and key != "content" and saved[key] != now[key]]
+        changed += [
+            f"rows of {split}"
+            for split in before
+            if split != "test"  # its rows may change, as no state depends on them
+            and not content.matches(before[split], self.content[split], self.splits[split].source)
+        ]
+        if changed:
             raise UserError(
-                f"the data has changed since it was started (fingerprint {saved['fingerprint']}, now "
-                f"{self.fingerprint}; rows {before}, now {self.content}): restore the data, or give another --workdir",
+                f"the data has changed since it was started: {', '.join(changed)} (fingerprint {saved['fingerprint']}, "
+                f"now {self.fingerprint}; rows {before}, now {self.content}): restore the data, or give another "
+                "--workdir",
                 path=workdir,
             )
+
+    def _is_unnamed(self, task: str, names: Sequence[str]) -> bool:
+        kind = self.reader.targets[task]["kind"] if task in self.reader.targets else ""
+        return kind == "multilabel" and class_order.is_unnamed(names) and len(names) == len(self.class_names[task])
 
     def saved(self) -> dict[str, Any]:
         """Returns the description that a run saves of its data, as JSON values; see `saved` of `load`."""
@@ -85,6 +97,16 @@ class Dataset:
             "feature_classes": {name: list(names) for name, names in self.reader.class_names.items()},
             "class_weights": {task: list(weights) for task, weights in self.class_weights.items()},
             "scales": {task: dataclasses.asdict(scale) for task, scale in self.reader.scales.items()},
+        }
+
+    def identity(self) -> dict[str, str]:
+        """Returns a text for each thing that all hosts of a run must share: its rows, classes and fitted states."""
+        saved = self.saved()
+        return {
+            "data": f"{self.name}, fingerprint {self.fingerprint}",
+            **{f"rows of {split}": checksum for split, checksum in self.content.items()},
+            **{f"vocabulary or columns of {m}": digest(state) for m, state in self.fitted.items()},
+            **{key: digest(saved[key]) for key in ("class_names", "feature_classes", "class_weights", "scales")},
         }
 
 
@@ -110,14 +132,14 @@ def load(
     tasks = {task: section.to_dict() for task, section in config.targets.items()}
     name = (saved or {}).get("name") or available_name(config)
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
-    opened = open_splits(config, name, needed, seed, saved["class_names"] if saved else None)
-    leakage.check(config, opened)
+    stored = open_splits(config, name, needed, seed, saved["class_names"] if saved else None)
+    leakage.check(config, stored)
+    opened = class_order.match(config, tasks, stored, fitting.restore(saved)) if saved else stored
     cache = open_cache(config.cache)
     row_keys = {split: source_key(source, modalities) if cache.folder else None for split, source in opened.items()}
     ids, division_notes = ids_of_splits(config, opened, row_keys, cache)
     if saved:
         fitted = fitting.restore(saved)
-        fitting.check_classes(config, tasks, opened, fitted)
     else:
         fitted = fitting.fit(modalities, tasks, opened["train"], ids["train"], cache, row_keys["train"])
     reader = Reader(
@@ -159,7 +181,7 @@ def load(
         fitted=fitted.states,
         fingerprint=digest([*described_rows, reader.modalities, reader.targets]),
         rows=digest(described_rows),
-        content={split: row_sequences.checksum(uncached(opened[split].rows)) for split in sorted(needed)},
+        content=content.checksums({split: stored[split] for split in sorted(needed)}, cache),
         name=name,
     )
 

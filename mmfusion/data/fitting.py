@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from mmfusion.data.modalities import feature_names, modality_type, raw_value
 from mmfusion.data.modality_type import Options
 from mmfusion.data.sources import Source
 from mmfusion.errors import UserError
-
-if TYPE_CHECKING:
-    from mmfusion.config.fields import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +66,8 @@ def fit(
     Raises:
       UserError: the classes are not known, or a label cannot be read.
     """
-    class_names = _class_names(tasks, source.class_names)
+    lists = {name: each.class_names for name, each in source.features.items() if each.class_names}  # of classes, too
+    class_names = _class_names(tasks, {**lists, **source.class_names})
     key = ["fitted", row_key, digest(train.tolist()), modalities, tasks]
     states, scales = cache.remember(key, lambda: _states_and_scales(modalities, tasks, source, train))
     class_weights = {}
@@ -159,30 +157,3 @@ def _class_names(
             names = names or tuple(str(i) for i in range(count))
         class_names[task] = names
     return class_names
-
-
-def check_classes(
-    config: "DataConfig",
-    tasks: Mapping[str, Options],
-    opened: Mapping[str, Source],
-    fitted: Fitted,
-) -> None:
-    """Raises UserError where a source's classes have other names, or another order, than those of the saved run."""
-    for source in opened.values():
-        expected = {name: (f"the feature {name!r}", names) for name, names in fitted.feature_classes.items()}
-        for task, names in fitted.class_names.items():
-            if names:  # no regression
-                expected[tasks[task]["feature"]] = (f"the target {task!r}", names)
-        for feature, (owner, names) in expected.items():
-            found = source.class_names.get(feature, names)
-            if tuple(found) != tuple(names):
-                raise UserError(
-                    f"{source.version} has the classes {_shortened(found)} of {owner}, and the run was trained on "
-                    f"{_shortened(names)}; prepare it with the same classes in the same order",
-                    path="config.data.name",
-                    value=config.name,
-                )
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

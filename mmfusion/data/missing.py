@@ -1,4 +1,4 @@
-"""Drops modalities at a fixed rate, as a function of the example id that is the same for every strategy and run.
+"""Absent modalities: dropped at a fixed rate by example id, the same for every strategy and run; rows without any.
 
 B rows · M modalities
 """
@@ -35,6 +35,14 @@ def drop_modalities(batch: Batch, rate: float) -> Batch:
         return batch
     keep: Mapping[str, np.ndarray] = keep_masks(np.asarray(batch.id), list(batch.present), rate)
     return batch.replace(present={m: present & keep[m] for m, present in batch.present.items()})
+
+
+def without_empty_rows(batch: Batch) -> Batch:
+    """Returns the host batch of training with padding in place of rows without any modality, which are no examples."""
+    empty = ~np.logical_or.reduce(list(batch.present.values()))  # [B]
+    if not (empty & (batch.weight > 0)).any():
+        return batch
+    return batch.replace(weight=np.where(empty, np.float32(0), batch.weight), id=np.where(empty, -1, batch.id))
 
 
 def _uniform(ids: np.ndarray, name: str) -> np.ndarray:

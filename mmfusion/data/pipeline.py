@@ -10,6 +10,7 @@ from absl import flags
 from etils import epy
 
 from mmfusion.data.batch import Batch
+from mmfusion.data.missing import without_empty_rows
 from mmfusion.data.split import Classes, Split
 
 with epy.lazy_imports():
@@ -72,7 +73,8 @@ def train_batches(
     """Yields this host's share of the global batches of steps `first` to `last - 1`."""
 
     def batch(step: int) -> Batch:
-        return split.take(host_share(batch_positions(split, seed, step, batch_size), host, hosts))
+        positions = host_share(batch_positions(split, seed, step, batch_size), host, hosts)
+        return without_empty_rows(split.take(positions))
 
     return _prefetch(batch, first, last, workers) if split.arrays is None else map(batch, range(first, last))
 

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import xxhash
 
 from mmfusion.data.features import Feature, flatten
 from mmfusion.errors import UserError, one_line
 
 ROWS = 256  # rows per read; reading records one at a time takes ten times as long
 BYTES = 1 << 30  # size limit of `CachedRows`
-CHECKSUM_ROWS = 100
 
 
 class Rows(Protocol):
@@ -130,15 +128,6 @@ def feature_values(rows: Rows, ids: np.ndarray, name: str) -> list[Any]:
 def uncached(rows: Rows) -> Rows:
     """Returns the rows without a cache."""
     return rows.rows if isinstance(rows, CachedRows) else rows
-
-
-def checksum(rows: Rows) -> str:
-    """Returns a checksum of at most `CHECKSUM_ROWS` evenly spaced rows, as stored."""
-    digest = xxhash.xxh3_64()
-    for row in iterate(rows, np.unique(np.linspace(0, len(rows) - 1, CHECKSUM_ROWS).astype(int))):
-        for part in content(row):
-            digest.update(f"{len(part)} ".encode() + part)  # the length separates the parts
-    return digest.hexdigest()
 
 
 def content(value: Any) -> Iterator[bytes]:

@@ -26,6 +26,7 @@ with epy.lazy_imports():  # half a second that tables and arrays do not need
     from mmfusion.data import builders
 
 T = TypeVar("T")
+KEPT = "mmfusion.rows.json"  # file beside the records of a prepared dataset, see `content.py`
 PAIR = re.compile(r"pair:(?P<first>[^+]+)\+(?P<second>[^+]+):by=(?P<by>label|index)$")
 
 
@@ -127,7 +128,8 @@ def open_source(name: str, split: str, *, data_dir: str, manual_dir: str, seed: 
 
 def _describe_files(folder: str) -> list[str]:
     """Returns the name, size and times of each file of a prepared dataset."""
-    return [folder, *(f"{name}\0{files.describe(os.path.join(folder, name))}" for name in sorted(os.listdir(folder)))]
+    names = sorted(name for name in os.listdir(folder) if name != KEPT)
+    return [folder, *(f"{name}\0{files.describe(os.path.join(folder, name))}" for name in names)]
 
 
 def available_name(name: str, fallback_name: str, *, data_dir: str, manual_dir: str) -> str:

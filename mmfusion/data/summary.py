@@ -42,9 +42,18 @@ def notes(
     for first, second in itertools.combinations(decoded, 2):
         lines += _copies(first, second, len(splits[second]), leakage.duplicates(digests[first], digests[second]))
     for name, split in decoded.items():
+        lines += _empty(name, split.arrays)
         if name != "train" and split.arrays is not None:
             lines += _unknown(name, split.arrays, reader)
     return tuple(lines)
+
+
+def _empty(name: str, batch: Batch | None) -> Iterator[str]:
+    """Yields how many rows of a split have no modality."""
+    assert batch is not None
+    count = int(np.sum((batch.weight > 0) & ~np.logical_or.reduce(list(batch.present.values()))))
+    if count:
+        yield f"{count:,} of {len(batch.id):,} rows of {name} have no modality and do not count"
 
 
 def _held_out(config: "DataConfig", splits: Mapping[str, Split]) -> str:

@@ -298,7 +298,7 @@ def _read_file(folder: str, value: Any) -> Any:
         return value  # pixels or samples, of a Parquet table
     try:
         with open(os.path.join(folder, value), "rb", buffering=0) as file:
-            return file.read()
+            return file.read() or OSError(f"{value}: empty file")
     except (OSError, ValueError) as error:  # ValueError: a NUL character in a path
         return OSError(f"{value}: {getattr(error, 'strerror', None) or error}")
 

@@ -10,8 +10,9 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ LOST_HOST_STATUS = 134  # exit status where another host was lost: that of a pro
 LOST_HOST_MESSAGES = (
     "Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "oordination service", "Connection reset",
 )  # fmt: skip
+SHOWN = 5  # differences between hosts in an error
 _barrier_numbers = itertools.count()  # the same on every host
 
 
@@ -207,3 +209,26 @@ def check_same(value: str, name: str) -> None:
     digests = allgather(np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8))  # [hosts, 32]
     if different := [str(host) for host, digest in enumerate(digests) if (digest != digests[0]).any()]:
         raise UserError(f"hosts {', '.join(different)} have another {name} than host 0: give all hosts the same one")
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Raises UserError on all hosts where a fact is not the same on each of them, with what differs.
+
+    Args:
+      facts: by name, such as the version of a package; JSON values.
+    """
+    if jax.process_count() == 1:
+        return
+    text = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
+    size = int(allgather(np.array([len(text)], np.int32)).max())
+    padded = allgather(np.pad(text, (0, size - len(text))))  # [hosts, size]
+    first, *others = (json.loads(row.tobytes().rstrip(b"\0")) for row in padded)
+    lines = [
+        f"{name} is {other.get(name)} on host {host} and {first.get(name)} on host 0"
+        for host, other in enumerate(others, 1)
+        for name in sorted({*first, *other})
+        if other.get(name) != first.get(name)
+    ]
+    if lines:
+        more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        raise UserError(f"the hosts differ: {'; '.join(lines[:SHOWN])}{more}: give all hosts the same code and data")

@@ -4,6 +4,7 @@ import contextlib
 
 from etils import epath
 
+from mmfusion.checkpoints.checksums import CHECKSUM
 from mmfusion.config import read_json
 from mmfusion.data import dataset as datasets
 from mmfusion.errors import UserError
@@ -29,13 +30,15 @@ def load_calibration(run: Run) -> dict[str, Calibration]:
     content = read_json(path) if path.is_file() else {}
     try:
         if content and content["step"] == run.step:
-            saved = calibration.from_json(content)
+            saved = calibration.from_json(content, run.checkpoint)
             return {task: saved[task] for task in run.setup.tasks}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError("is damaged: remove it, and it is fitted again", path=str(path)) from error
+        raise UserError(
+            "is damaged, or of another checkpoint: remove it, and it is fitted again", path=str(path)
+        ) from error
     fitted = _fit(run)
     with contextlib.suppress(OSError):  # of a directory that is read-only it is fitted each time
-        write_json(path, calibration.to_json(fitted, run.step))
+        write_json(path, calibration.to_json(fitted, {"step": run.step, CHECKSUM: run.checkpoint}))
     return fitted
 
 

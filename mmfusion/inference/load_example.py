@@ -26,6 +26,7 @@ from jax import export
 from safetensors.numpy import load_file
 
 DAY = 86_400.0  # seconds
+MAX_AMPLITUDE = 1000.0  # floats beyond it are no waveform
 PERIODS = ((365.2425 * DAY, 0), (7 * DAY, 4 * DAY), (DAY, 0))  # year, week, day, each with its start after 1970-01-01
 
 
@@ -44,6 +45,10 @@ class Model:
         result = {}
         for task, section in self.spec["tasks"].items():
             outputs = {name: np.asarray(x) for name, x in found[task].items()}
+            for name, x in outputs.items():
+                bad = np.flatnonzero(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
+                if len(bad):
+                    raise ValueError(f"row {bad[0]}, {task}: the model's {name} are not finite")
             if section["kind"] == "regression":
                 result[task] = {"values": outputs["value"]}
                 continue
@@ -141,13 +146,18 @@ def audio(value: Any, section: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] 
     if isinstance(value, (str, os.PathLike, bytes)):
         import soundfile
 
-        waveform, source = soundfile.read(io.BytesIO(value) if isinstance(value, bytes) else value, dtype="float32")
+        try:
+            waveform, source = soundfile.read(io.BytesIO(value) if isinstance(value, bytes) else value, dtype="float32")
+        except soundfile.SoundFileError as error:
+            raise ValueError(f"not a recording: {error}") from error
         waveform = waveform.mean(axis=1) if waveform.ndim == 2 else waveform
     else:
         waveform, source = np.asarray(value), section["options"]["stored_rate"] or rate
         if waveform.ndim != 1:
             raise ValueError(f"samples are {list(waveform.shape)}, not [S]")
         waveform = waveform.astype(np.float32) / (1 if waveform.dtype.kind == "f" else 2**15)
+    if len(waveform) and not np.abs(waveform).max() <= MAX_AMPLITUDE:  # also where one is NaN
+        raise ValueError("samples are not finite, or far outside [-1, 1]")
     if source != rate and len(waveform):
         from scipy.signal import resample_poly
 

@@ -168,8 +168,21 @@ def predictions(
     found = {}
     for task, names in class_names.items():
         clean = {kept: np.where(bad[:, None], 0, each[task].astype(np.float64)) for kept, each in logits.items()}
-        found[task] = _task_predictions(clean, tasks[task], names, bad, uncertainty[task])
+        with np.errstate(over="ignore", invalid="ignore"):
+            found[task] = _task_predictions(clean, tasks[task], names, bad, uncertainty[task])
+    finite = np.logical_and.reduce([_finite(task) for task in found.values()]) | bad
+    if not finite.all():  # finite logits whose probabilities or values overflow
+        errors = [error or ("" if ok else NOT_FINITE) for error, ok in zip(errors, finite, strict=True)]
+        return predictions(logits, tasks, class_names, errors, uncertainty)
     return Predictions(found, errors)
+
+
+def _finite(task: TaskPredictions) -> np.ndarray:
+    """Returns the mask `[n]` of the rows whose probabilities or values are finite."""
+    if task.probabilities is not None:
+        return np.asarray(np.isfinite(task.probabilities).all(axis=1))
+    assert task.values is not None
+    return np.asarray(np.isfinite(task.values))
 
 
 def _task_predictions(

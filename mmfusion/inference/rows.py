@@ -140,9 +140,12 @@ def _content(value: Any, kind: str, folder: Path) -> Any:
     """Returns the bytes of a file for a path; other values as bytes, an array or frames."""
     if isinstance(value, str | os.PathLike) and str(value):
         try:
-            return (folder / value).read_bytes()
+            content = (folder / value).read_bytes()
         except OSError as error:
             raise ValueError(f"{short(value)}: {error.strerror}") from error
+        if not content:
+            raise ValueError(f"{short(value)}: empty file")
+        return content
     if kind == "audio" and isinstance(value, list | tuple):
         return np.asarray(value)  # samples
     if isinstance(value, str | bytes | list | tuple):

@@ -22,11 +22,7 @@ PACKAGES = (  # on which results may depend
 def environment() -> dict[str, Any]:
     """Returns JSON values: `versions`, `machine`, `flags` of XLA and JAX, and `commit` (None where it is unknown)."""
     return {
-        "versions": {
-            "mmfusion": __version__,
-            **{name: _version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAGS)},
         "commit": commit(Path(__file__).parents[2]),
@@ -36,6 +32,14 @@ def environment() -> dict[str, Any]:
 def code(made_with: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of `environment()` on which results may depend: versions of packages and the commit."""
     return {"versions": made_with["versions"], "commit": made_with["commit"]}
+
+
+def identity() -> dict[str, str | None]:
+    """Returns the versions of packages and a digest of this package's code, which all hosts of a run must share."""
+    digest = xxhash.xxh3_64()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return {**_versions(), "code": digest.hexdigest()}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -55,6 +59,11 @@ def _describe(found: Mapping[str, Any] | None) -> str | None:
     if found is None:
         return None
     return found["id"][:12] + (f" with changes ({found['changes']})" if found["dirty"] else "")
+
+
+def _versions() -> dict[str, str | None]:
+    found = {name: _version(name) for name in PACKAGES}
+    return {"mmfusion": __version__, **found, "python": platform.python_version()}
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath, epy
 
+from mmfusion.checkpoints.checksums import CHECKSUM, has_valid_checksum, with_checksum
 from mmfusion.files import write_json
 from mmfusion.objectives import Task
 from mmfusion.training import uncertainty
@@ -47,7 +48,8 @@ def fit(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Ca
     result = {}
     for task, spec in tasks.items():
         logits, targets = collected["logits"][task], collected["targets"][task]
-        labelled = np.flatnonzero((collected["loss_weight"][task] > 0) & np.isfinite(logits).all(axis=1))
+        counts = (collected["loss_weight"][task] > 0) & collected["any_present"]
+        labelled = np.flatnonzero(counts & np.isfinite(logits).all(axis=1))
         kept = labelled[np.linspace(0, len(labelled) - 1, min(MAX_EXAMPLES, len(labelled))).round().astype(int)]
         result[task] = _fit_task(np.asarray(logits[kept], np.float64), targets[kept], spec.kind)
     return result
@@ -64,22 +66,30 @@ def _fit_task(logits: np.ndarray, targets: np.ndarray, kind: str) -> Calibration
     return Calibration(temperature, np.sort(1 - special.softmax(logits, axis=1)[np.arange(len(targets)), targets]))
 
 
-def to_json(calibration: Mapping[str, Calibration], step: int) -> dict[str, Any]:
-    """Returns the content of `calibration.json`, fitted with the checkpoint of a step."""
+def to_json(calibration: Mapping[str, Calibration], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of `calibration.json`, fitted with the checkpoint that has this metadata."""
     tasks = {
         task: {"temperature": each.temperature, "scores": [float(f"{score:.8g}") for score in each.scores]}
         for task, each in calibration.items()
     }
-    return {"step": step, "tasks": tasks}
+    return with_checksum({"step": checkpoint["step"], "checkpoint": checkpoint[CHECKSUM], "tasks": tasks})
 
 
-def write(folder: epath.PathLike, collected: Mapping[str, Any], tasks: Mapping[str, Task], step: int) -> None:
+def write(
+    folder: epath.PathLike, collected: Mapping[str, Any], tasks: Mapping[str, Task], checkpoint: Mapping[str, Any]
+) -> None:
     """Fits the calibration to the validation split, and writes `calibration.json`; see `fit` and `to_json`."""
-    write_json(epath.Path(folder) / FILE, to_json(fit(collected, tasks), step))
+    write_json(epath.Path(folder) / FILE, to_json(fit(collected, tasks), checkpoint))
 
 
-def from_json(content: Mapping[str, Any]) -> dict[str, Calibration]:
-    """Returns the calibration of the content of `calibration.json`."""
+def from_json(content: Mapping[str, Any], checkpoint: str) -> dict[str, Calibration]:
+    """Returns the calibration of the content of `calibration.json`.
+
+    Raises:
+      ValueError: it is not what was written, or was fitted with another checkpoint.
+    """
+    if CHECKSUM in content and not (has_valid_checksum(content) and content["checkpoint"] == checkpoint):
+        raise ValueError("not what was written with this checkpoint")  # older versions wrote no checksum
     return {
         task: Calibration(float(each["temperature"]), np.array(each["scores"], np.float64))
         for task, each in content["tasks"].items()

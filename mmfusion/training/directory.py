@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmfusion import config as configs
 from mmfusion.errors import UserError
 from mmfusion.files import DISK_FULL
 from mmfusion.tracking import run_dir
+from mmfusion.training import seal
 
 
 @contextlib.contextmanager
@@ -55,15 +55,4 @@ def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         message = f"cannot be made: {parent} is no folder that you may write to"
         raise UserError(message, path="--workdir", value=str(workdir))
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    before = configs.to_json(configs.from_json(configs.read_json(path)))
-    saved, mine = (configs.flat(values) for values in (before, configs.to_json(config)))
-    for key in sorted({*saved, *mine} - {*configs.RESOURCE_KEYS, *configs.RECOVERY_KEYS}):
-        if saved.get(key) != mine.get(key):
-            raise UserError(
-                f"belongs to another run: its config.{key} is {saved.get(key)!r}, here it is {mine.get(key)!r}; "
-                "give another --workdir, or its own config",
-                path=directory.name,
-            )
+    seal.check_owner(directory, config)

@@ -125,7 +125,7 @@ def head_losses(collected: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict
     sums: dict[str, float] = {}
     for task, spec in tasks.items():
         for head, losses in {"joint": collected["loss"][task], **collected["unimodal"][task]}.items():
-            weight = collected["loss_weight"][task] * collected["present"].get(head, 1.0)
+            weight = collected["loss_weight"][task] * collected["present"].get(head, collected["any_present"])
             mean = float(np.sum(weight * losses, dtype=np.float64) / max(weight.sum(), 1e-9))
             sums[head] = sums.get(head, 0.0) + spec.weight * mean
     return sums

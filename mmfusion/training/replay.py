@@ -20,7 +20,7 @@ from mmfusion.data.dataset import Dataset
 from mmfusion.errors import UserError
 from mmfusion.training import recovery, warm_start
 from mmfusion.training.progress import Progress
-from mmfusion.training.restore import fitted_config, read_config
+from mmfusion.training.restore import fitted_config, open_checkpoints, read_config
 from mmfusion.training.setup import TrainSetup, build_setup
 
 
@@ -66,10 +66,11 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
             value=step,
         )
     recorded = next((update for update in wrong["updates"] if update["step"] == step), {})
+    checkpoints = open_checkpoints(workdir, config)
     run = fitted_config(config)
     dataset = datasets.load(run.data, seed=run.seed)
     setup = build_setup(run, dataset)
-    state, progress = _before(folder, step, run, dataset, setup)
+    state, progress = _before(checkpoints, str(workdir), step, run, dataset, setup)
     progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks
 
     partitioner, since, gradients = setup.partitioner, progress.step, {}
@@ -101,10 +102,9 @@ def _recorded(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _before(
-    workdir: epath.Path, step: int, config: RunConfig, dataset: Dataset, setup: TrainSetup
+    checkpoints: Checkpoints, workdir: str, step: int, config: RunConfig, dataset: Dataset, setup: TrainSetup
 ) -> tuple[Any, Progress]:
     """Returns the newest state, on the devices, from which training leads to the update without a validation."""
-    checkpoints = Checkpoints(workdir / "checkpoints", readonly=True)
     saved = max((kept for kept in checkpoints.steps() if kept < step), default=None)
     since = saved or 0
     # schedules and balances may change at a validation, and after each there was a checkpoint
@@ -116,7 +116,7 @@ def _before(
         drawn, _ = warm_start.begin(config.model.encoders, setup.model, setup.init_on_host(config.seed), dataset.fitted)
         return setup.partitioner.put_state(drawn), Progress()
     host_state, meta = checkpoints.restore(saved, setup.state_shapes())
-    dataset.check_unchanged(meta["data"], str(workdir))
+    dataset.check_unchanged(meta["data"], workdir)
     return setup.partitioner.put_state(host_state), Progress(**meta["progress"])
 
 

@@ -1,6 +1,7 @@
 """Opens a trained run at its best checkpoint."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, cast
@@ -9,18 +10,23 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
+from mmfusion.checkpoints.checksums import CHECKSUM
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import RunConfig
 from mmfusion.data import dataset as datasets
 from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import mesh
 from mmfusion.errors import UserError
+from mmfusion.training import seal
 from mmfusion.training.setup import TrainSetup, build_setup
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run at its best checkpoint; `workdir` and `config_dict`, its config, are as they were given."""
+    """A trained run at its best checkpoint.
+
+    `workdir` and `config_dict`, its config, are as they were given; `checkpoint` is the checksum of the metadata.
+    """
 
     workdir: str
     config: RunConfig
@@ -29,14 +35,21 @@ class Run:
     setup: TrainSetup
     state: Any
     step: int
+    checkpoint: str
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
     """Returns the config of a run directory, local or in a bucket; raises UserError where it is none."""
-    path = epath.Path(workdir) / "config.json"
-    if not path.is_file():
+    folder = epath.Path(workdir)
+    if not (folder / seal.FILE).is_file():
         raise UserError("is no run directory: it has no config.json; train into it first", path=str(workdir))
-    return configs.from_json(configs.read_json(path))
+    return configs.from_json(seal.read_config(folder, folder / "checkpoints"))
+
+
+def open_checkpoints(workdir: str | Path, config: ConfigDict) -> Checkpoints:
+    """Returns the checkpoints of a run directory, readonly; raises UserError where one is of another config."""
+    check = functools.partial(seal.check_checkpoint, configs.to_json(config), f"{workdir}/{seal.FILE}")
+    return Checkpoints(epath.Path(workdir) / "checkpoints", readonly=True, check=check)
 
 
 def fitted_config(config: ConfigDict) -> RunConfig:
@@ -60,20 +73,21 @@ def open_run(
     Raises:
       UserError: no run, no checkpoint, or a checkpoint of another architecture.
     """
-    folder, config_dict = epath.Path(workdir) / "checkpoints", read_config(workdir)
+    config_dict = read_config(workdir)
+    if not (epath.Path(workdir) / "checkpoints").is_dir():
+        raise UserError("has no checkpoints yet", path=str(workdir))
+    checkpoints = open_checkpoints(workdir, config_dict)
     if overrides:
         overrides(config_dict)
     config = fitted_config(config_dict)
-    if not folder.is_dir():
-        raise UserError("has no checkpoints yet", path=str(workdir))
-    checkpoints = Checkpoints(folder, readonly=True)
 
     def read(step: int) -> Run:
         saved = checkpoints.meta(step)["data"]
         dataset = datasets.load(config.data, seed=config.seed, splits=tuple(splits), saved=saved)
         setup = build_setup(config, dataset)
-        state, _ = checkpoints.restore(step, setup.state_shapes())
-        return Run(str(workdir), config, config_dict, dataset, setup, setup.partitioner.put_state(state), step)
+        state, meta = checkpoints.restore(step, setup.state_shapes())
+        state = setup.partitioner.put_state(state)
+        return Run(str(workdir), config, config_dict, dataset, setup, state, step, meta[CHECKSUM])
 
     run = checkpoints.first_valid(read, best=True)
     checkpoints.close()

@@ -184,7 +184,7 @@ class TrainRun:
         }
         self.log.sync()
         if setup.partitioner.host_index == 0:
-            calibration.write(self.directory.folder, rows["valid"], setup.tasks, chosen["step"])
+            calibration.write(self.directory.folder, rows["valid"], setup.tasks, chosen)
             outputs.write(self.directory.folder, rows, setup.tasks)
             write_json(self.directory.folder / "result.json", result)
         self.log.print(results_table(scores))

@@ -27,6 +27,7 @@ from mmfusion.models.model import FusionModel
 from mmfusion.objectives import Task, build_objectives, make_objectives
 from mmfusion.objectives.auxiliary import Auxiliary
 from mmfusion.optim import freezing
+from mmfusion.tracking import provenance
 from mmfusion.training.eval_step import eval_step
 from mmfusion.training.state import TrainState, init_state
 from mmfusion.training.step import StepSpec, train_step
@@ -103,6 +104,8 @@ def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
     mesh = run.parallel.mesh
     partitioner = make_partitioner(run.parallel.mode, run.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
     hosts.connect(partitioner.mesh)
+    if hosts.is_multihost():
+        hosts.check_agreement({**provenance.identity(), **dataset.identity()})
     dtype = _dtype(run.model.dtype, partitioner.platform)
     frozen = freezing.make(run.model.encoders, run.steps)
     tasks = make_tasks(run.data.targets, dataset.reader.outputs, dataset.reader.scales, dataset.class_weights)

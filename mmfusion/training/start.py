@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,13 @@ from mmfusion.checkpoints.saver import Saver
 from mmfusion.config import RunConfig
 from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import hosts, mesh, platform
-from mmfusion.files import write_json, write_text
+from mmfusion.files import write_text
 from mmfusion.models.summary import summarize
 from mmfusion.tracking import provenance
 from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.run_dir import RunDir
 from mmfusion.tracking.tables import model_table
-from mmfusion.training import recovery, warm_start
+from mmfusion.training import recovery, seal, warm_start
 from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.run import TrainRun
 from mmfusion.training.setup import TrainSetup, build_setup
@@ -60,12 +61,13 @@ def start_run(
         platform.check_determinism(setup.partitioner.platform)
     setup.state_shapes()  # a model that cannot be built is an error before anything is written
     workdir.mkdir(parents=True, exist_ok=True)
-    if primary and not (workdir / "result.json").exists():  # keys that may change take effect as the run resumes
-        write_json(workdir / "config.json", values)
+    if primary and not all((workdir / name).exists() for name in (seal.FILE, "result.json")):
+        seal.write_config(workdir, values)  # keys that may change take effect as the run resumes
         if dataset.rejected:
             write_text(workdir / "rejected.csv", rejected_csv(dataset.rejected))
     with hosts.primary_first():
-        checkpoints = Checkpoints(directory.checkpoints)
+        check = functools.partial(seal.check_checkpoint, values, f"{directory.name}/{seal.FILE}")
+        checkpoints = Checkpoints(directory.checkpoints, check=check)
         if bad_steps and primary:
             checkpoints.delete_from(bad_steps.first)
     if directory.bucket is None:

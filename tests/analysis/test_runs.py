@@ -8,6 +8,7 @@ import pytest
 from configs import quickstart
 from mmfusion import config as configs
 from mmfusion.analysis import runs
+from mmfusion.training import seal
 from tests.errors import rejects
 
 
@@ -15,7 +16,7 @@ def write_finished_run(folder: Path, arg: str = "", accuracy: float | None = 0.5
     config = quickstart.get_config(arg)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(configs.to_json(config)))
+    seal.write_config(folder, configs.to_json(config))
     scores = {"accuracy": accuracy, "loss": 1 - accuracy if accuracy is not None else None}
     result = {
         "valid": scores, "test": scores, "parameters": 1234, "seconds": 60.0, "steps": 10, "device": "1 x cpu",

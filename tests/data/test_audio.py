@@ -188,7 +188,6 @@ STREAMS = [  # files as written to a pipe, where the sizes are not known yet
     patched(patched(WAV, 4, bytes(4)), 40, UNKNOWN),
     patched(patched(AIFF, 4, bytes(4)), AIFF.index(b"SSND") + 4, bytes(4)),
     patched(AIFF, 4, UNKNOWN),
-    patched(AU, 8, UNKNOWN),
 ]
 
 

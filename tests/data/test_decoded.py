@@ -310,7 +310,7 @@ def test_cache_refuses_a_folder_that_cannot_be_written(table, tmp_path):
 def test_cache_removes_its_own_entries_that_are_not_used(table, tmp_path):
     load(table, tmp_path)
     mine = sorted(path for path in tmp_path.iterdir() if path.name != "data")
-    assert len(mine) == 5  # three splits, their ids, and the tokenizer
+    assert len(mine) == 8  # three splits, their contents, their ids, and the tokenizer
     foreign = [tmp_path / "thesis.txt", tmp_path / "abc.json"]
     for path in foreign:
         path.write_text("precious")

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from experiments import cli
+from mmfusion.data import sources
+from mmfusion.data.builders.shapes.shapes_dataset_builder import VARIANTS
 from mmfusion.distributed import hosts
 from tests.errors import rejects
 from tests.processes import Started
@@ -115,6 +117,21 @@ def test_hosts_all_stop_with_the_reason_when_one_fails(tiny_flags, tmp_path, wro
     assert statuses == [2, 2], output
     assert "error: host 1 failed, so this host stops too: " in output[0] and says in output[0] and says in output[1]
     assert "Traceback" not in output[0] + output[1]
+
+
+@pytest.mark.process
+@pytest.mark.thorough
+def test_hosts_all_stop_with_what_differs_where_one_has_other_rows(tiny_flags, tmp_path, monkeypatch):
+    variants = {n: (*how, tuple(x // 10 + 16 for x in sizes), what) for n, (*how, sizes, what) in VARIANTS.items()}
+    monkeypatch.setitem(VARIANTS, "match", variants["match"])
+    sources.open_source("shapes/match", "train", data_dir=str(tmp_path / "data"), manual_dir="", seed=0)
+    flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
+    last = [f"--config.data.dir={tmp_path / 'data'}"]
+    statuses, output = finish(start([*flags, "--config.model.fusion.name=concat"], tmp_path / "run", last=last))
+    assert statuses == [2, 2], output
+    for text in output:
+        assert "rows of train is all:" in text and "on host 1 and all:" in text and "Traceback" not in text
+    assert not (tmp_path / "run").exists()
 
 
 def test_hosts_exit_with_a_status_to_retry_when_another_is_lost(monkeypatch, capsys):

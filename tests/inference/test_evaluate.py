@@ -62,11 +62,11 @@ def test_evaluate_equals_the_result_of_training(split, trained):
 @pytest.mark.loop
 def test_evaluate_runs_an_8_device_run_on_one_device(trained, tmp_path):
     workdir, result = trained
-    shutil.copytree(workdir, tmp_path / "run")
-    config = json.loads((workdir / "config.json").read_text())
-    config["parallel"] |= {"mode": "jit", "devices": 8, "mesh": {"data": 1, "fsdp": 4, "model": 2}}
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    assert metrics(evaluate(tmp_path / "run")) == pytest.approx(metrics(result["test"]), rel=1e-6)
+
+    def use_8_devices(config):
+        config.parallel.update({"mode": "jit", "devices": 8, "mesh": {"data": 1, "fsdp": 4, "model": 2}})
+
+    assert metrics(evaluate(workdir, overrides=use_8_devices)) == pytest.approx(metrics(result["test"]), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,21 @@ def test_evaluate_reads_another_dataset_as_the_runs_own(planted_run, monkeypatch
 
 
 @pytest.mark.loop
-@pytest.mark.parametrize("names", [("yes", "no"), ("no", "yes", "maybe"), ("no",)])
+@pytest.mark.parametrize("names", [("No", "Yes"), ("no", "yes", "maybe")])
 def test_evaluate_rejects_other_classes(names, planted_run, monkeypatch):
     planted.plant(monkeypatch, {"label": names}, train=PLANTED, test=SPARSE, other=SPARSE)
     for split, data in (("other", "planted"), ("test", "")):  # another dataset, and the run's own prepared again
         with rejects("config.data.name", "planted", says=f"has the classes {', '.join(names)} of the target 'label'"):
             evaluate(planted_run[0], split, data=data)
+
+
+@pytest.mark.loop
+def test_evaluate_matches_classes_in_another_order_by_name(planted_run, monkeypatch):
+    workdir, result = planted_run
+    swapped = [{**row, "label": 1 - row["label"]} for row in SPARSE]
+    planted.plant(monkeypatch, {"label": ("yes", "no")}, train=PLANTED, test=swapped, other=swapped)
+    for split, data in (("other", "planted"), ("test", "")):  # another dataset, and the run's own prepared again
+        assert metrics(evaluate(workdir, split, data=data)) == pytest.approx(metrics(result["test"]), rel=1e-6)
 
 
 @pytest.mark.loop
@@ -231,12 +240,11 @@ def test_evaluate_rejects_a_missing_run_or_checkpoint(trained, tmp_path):
 
 @pytest.mark.loop
 def test_evaluate_rejects_another_architecture(trained, tmp_path):
-    shutil.copytree(trained[0], tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["model"]["width"] = 16
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    with rejects(next((tmp_path / "run" / "checkpoints").glob("[0-9]*")), None) as error:
-        evaluate(tmp_path / "run")
+    def widen(config):
+        config.model.width = 16
+
+    with rejects(trained[0] / "checkpoints" / str(trained[1]["best_step"]), None) as error:
+        evaluate(trained[0], overrides=widen)
     assert re.search(r"params/\S+ is \[.*16.*\].* in the model, \[.*8.*\]", error.value.message)
 
 

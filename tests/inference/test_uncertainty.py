@@ -23,7 +23,8 @@ NAMES = ("a", "b", "c")
 
 def collected(logits, targets, weight=None):
     weight = np.ones(len(targets), np.float32) if weight is None else weight
-    return {"logits": {"t": logits}, "targets": {"t": targets}, "loss_weight": {"t": weight}}
+    present = np.ones(len(logits), bool)
+    return {"logits": {"t": logits}, "targets": {"t": targets}, "loss_weight": {"t": weight}, "any_present": present}
 
 
 def labelled(random, n, scale=2.0):
@@ -104,7 +105,8 @@ def test_calibration_finds_the_temperature_and_keeps_labels():
     assert raw.labels == calibrated.labels
     np.testing.assert_allclose(raw.probabilities, softmax(3 * logits, axis=1))
     np.testing.assert_allclose(calibrated.probabilities, softmax(3 * logits / fitted["t"].temperature, axis=1))
-    assert calibration.from_json(calibration.to_json(fitted, 7))["t"].temperature == fitted["t"].temperature
+    content = calibration.to_json(fitted, {"step": 7, "checksum": "a"})
+    assert calibration.from_json(content, "a")["t"].temperature == fitted["t"].temperature
 
 
 def test_calibration_of_multilabel_tasks_finds_the_temperature():
