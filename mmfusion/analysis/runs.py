@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
+from mmfusion.data import trust
 from mmfusion.errors import UserError
 
 
@@ -55,7 +56,7 @@ def read(directory: epath.PathLike) -> Run:
         if not (directory / name).is_file():
             raise UserError(f"has no finished run: {name} is missing", path=str(directory))
     config, result = (configs.read_json(directory / name) for name in ("config.json", "result.json"))
-    return Run(directory, configs.from_json(config), result)
+    return Run(directory, configs.from_json(trust.checked(config, directory / "config.json")), result)
 
 
 def methods(runs: Sequence[Run]) -> list[Method]:

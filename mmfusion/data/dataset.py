@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.data import fitting, labels, leakage, summary, targets
+from mmfusion.data import fitting, labels, leakage, summary, targets, trust
 from mmfusion.data import rows as row_sequences
 from mmfusion.data.cache import digest, open_cache, source_key
 from mmfusion.data.decoded import decode
@@ -109,6 +109,10 @@ def load(
     modalities = {m: section.to_dict() for m, section in config.modalities.items()}
     tasks = {task: section.to_dict() for task, section in config.targets.items()}
     name = (saved or {}).get("name") or available_name(config)
+    if saved and name not in (config.name, config.fallback_name):
+        raise UserError(f"the run was trained on {name!r}, which its config does not name", path="config.data.name")
+    if saved and splits:
+        trust.check_places(vars(config))
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = open_splits(config, name, needed, seed, saved["class_names"] if saved else None)
     leakage.check(config, opened)

@@ -12,7 +12,7 @@ from mmfusion import config as configs
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import RunConfig
 from mmfusion.data import dataset as datasets
-from mmfusion.data.dataset import Dataset
+from mmfusion.data import trust
 from mmfusion.distributed import mesh
 from mmfusion.errors import UserError
 from mmfusion.training.setup import TrainSetup, build_setup
@@ -25,7 +25,7 @@ class Run:
     workdir: str
     config: RunConfig
     config_dict: ConfigDict
-    dataset: Dataset
+    dataset: datasets.Dataset
     setup: TrainSetup
     state: Any
     step: int
@@ -36,7 +36,14 @@ def read_config(workdir: str | Path) -> ConfigDict:
     path = epath.Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError("is no run directory: it has no config.json; train into it first", path=str(workdir))
-    return configs.from_json(configs.read_json(path))
+    return configs.from_json(trust.checked(configs.read_json(path), path))
+
+
+def trust_run(workdir: str | Path) -> None:
+    """Trusts the code and the places that a run's config names, now and later; see `mmfusion.data.trust`."""
+    path = epath.Path(workdir) / "config.json"
+    if path.is_file():
+        trust.remember(configs.read_json(path))
 
 
 def fitted_config(config: ConfigDict) -> RunConfig:
