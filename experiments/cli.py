@@ -181,11 +181,11 @@ def output_file(name: str) -> Path | None:
     return file_in_folder("--output", name) if name else None
 
 
-def file_in_folder(flag: str, name: str) -> Path:
+def file_in_folder(flag: str, name: str, inputs: Sequence[str] = ()) -> Path:
     """Returns the path of a flag's output file; for errors see `check_output`."""
     from mmfusion.data.regular_files import check_output
 
-    return check_output(name, flag)
+    return check_output(name, flag, inputs)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, output: Path | None) -> None:

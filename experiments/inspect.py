@@ -29,12 +29,11 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.config import defaults
     from mmfusion.config.from_table import propose
     from mmfusion.config.render import render
-    from mmfusion.data.regular_files import check_output
     from mmfusion.files import write_text
 
     for flag, path in (("--output", OUTPUT.value), ("--plot", PLOT.value)):
         if path:
-            check_output(path, flag, tables)
+            cli.file_in_folder(flag, path, tables)
     config, args = defaults.begin("", "concat")
     proposal = propose(config, tables[0], LABEL.value, COLUMNS.value.split("+") if COLUMNS.value else (), TASK.value)
     defaults.finish(config, args)

@@ -1,5 +1,6 @@
 """Reads regular files only, up to a size, and checks the files that are to be written."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -56,9 +57,10 @@ def check_output(path: str | os.PathLike, flag: str, inputs: Iterable[str | os.P
     label = f"{flag}={path}"
     try:
         target = Path(os.path.realpath(path))
-        mode = os.stat(target).st_mode if os.path.lexists(target) else stat.S_IFREG
-        is_input = any(os.path.lexists(target) and os.path.samefile(target, source) for source in inputs)
-        in_folder = target.parent.is_dir()
+        mode, is_input, in_folder = stat.S_IFREG, False, target.parent.is_dir()
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(target).st_mode
+            is_input = any(os.path.samefile(target, source) for source in inputs)
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         raise UserError(f"cannot be written: {getattr(error, 'strerror', None) or error}", path=label) from error
     if stat.S_ISDIR(mode) or not in_folder:

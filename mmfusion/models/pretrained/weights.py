@@ -272,7 +272,7 @@ def _convert(tensor: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarra
             tensor = tensor.reshape(shape) if tensor.size == math.prod(shape) and len(shape) == 2 else tensor
         elif tensor.ndim == 2:
             tensor = tensor.T
-    elif path == "positions":  # [1, N, D]
+    elif path == "positions" and tensor.ndim == 3:  # [1, N, D]
         tensor = tensor[0] if tensor[0].shape == shape else _resize_positions(tensor[0], shape[0])
     elif tensor.size == math.prod(shape):
         tensor = tensor.reshape(shape)
