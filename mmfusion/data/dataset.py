@@ -8,7 +8,7 @@ import numpy as np
 
 from mmfusion.data import fitting, labels, leakage, summary, targets, trust
 from mmfusion.data import rows as row_sequences
-from mmfusion.data.cache import digest, open_cache, source_key
+from mmfusion.data.cache import OFF, digest, open_cache, source_key
 from mmfusion.data.decoded import decode
 from mmfusion.data.decoding import Reader
 from mmfusion.data.modalities import modality_type
@@ -116,7 +116,7 @@ def load(
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = open_splits(config, name, needed, seed, saved["class_names"] if saved else None)
     leakage.check(config, opened)
-    cache = open_cache(config.cache)
+    cache = open_cache(config.cache if splits or not saved else OFF)
     row_keys = {split: source_key(source, modalities) if cache.folder else None for split, source in opened.items()}
     ids, division_notes = ids_of_splits(config, opened, row_keys, cache)
     if saved:

@@ -39,7 +39,8 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
-        train(planted.config("text", **PLACES), workdir)
+        train(planted.config("text", **PLACES, data__cache=f"{workdir}-cache"), workdir)
+    shutil.rmtree(f"{workdir}-cache")
     return workdir
 
 
@@ -59,12 +60,13 @@ def run(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.loop
-def test_evaluate_reads_no_place_that_only_the_run_names(run, forget):
+def test_evaluate_reads_no_place_that_only_the_run_names(run, trained, forget):
     model = load(run)
     for attempt in (lambda: evaluate(run), lambda: model.evaluate("valid")):
         with rejects("config.data.dir", "/elsewhere/data", says="--trust"):
             attempt()
     assert model.predict([{"text": "row"}]).errors == [""]  # reads no data
+    assert not trained.with_name("run-cache").exists()
 
 
 @pytest.mark.loop
@@ -74,14 +76,15 @@ def test_evaluate_reads_a_place_that_the_user_accepts(way, run, forget, monkeypa
         trust_run(run)
         monkeypatch.setattr(trust, "_named", set())  # another process of this user
     if way == "places given again":
-        for place in PLACES.values():
+        for _, place in trust.places(configs.to_json(read_config(run))):
             trust.name_place(place)
     assert load(run, trust=way == "trust of load").evaluate("test")["rows"] == 20
 
 
 @pytest.mark.loop
-def test_evaluate_reads_the_data_folder_that_the_user_gives(run, forget):
-    trust.name_place(PLACES["data__manual_dir"])
+def test_evaluate_reads_the_data_folder_that_the_user_gives(run, trained, forget):
+    for place in (PLACES["data__manual_dir"], f"{trained}-cache"):
+        trust.name_place(place)
     assert evaluate(run, "test", data_dir="/mine")["rows"] == 20
     assert load(run, data_dir="/mine").evaluate("test")["rows"] == 20
     with rejects("config.data.dir"):
@@ -90,7 +93,7 @@ def test_evaluate_reads_the_data_folder_that_the_user_gives(run, forget):
 
 @pytest.mark.loop
 def test_evaluate_reads_the_data_of_runs_of_this_user(run, forget, monkeypatch):
-    train(planted.config("text", **PLACES), run)  # it had finished: nothing but the directory is checked
+    train(read_config(run), run)  # it had finished: nothing but the directory is checked
     monkeypatch.setattr(trust, "_named", set())
     assert evaluate(run, "test")["rows"] == 20
 
@@ -101,7 +104,7 @@ def test_replay_and_reproduce_read_no_place_that_only_the_run_names(run, forget)
         replay.replay(run, 1)
     with rejects("config.data.manual_dir"):
         reproduce.relocated(read_config(run), ["--config.data.dir=/mine"])
-    given = ["--config.data.dir=/mine", "--config.data.manual_dir=/mine"]
+    given = ["--config.data.dir=/mine", "--config.data.manual_dir=/mine", "--config.data.cache=off"]
     assert reproduce.relocated(read_config(run), given).data.dir == "/mine"
 
 
