@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STEP = flags.DEFINE_integer(
     "step", 0, "the step to repeat, counted from 1 (default: the first bad step)", lower_bound=0
 )
-TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP)
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 SHOWN = 5  # number of examples and parameters listed
 
 

@@ -16,7 +16,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=T
 SPLIT = flags.DEFINE_string("split", "test", "train, valid or test; of another dataset a split expression, test[:50%]")
 DATA = flags.DEFINE_string("data", "", "another prepared dataset with the same features and classes (default: its own)")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "where the dataset is prepared (default: where the run's own was)")
-TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP)
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 flags.DEFINE_string("distributed", "", "multi-host evaluation, see experiments.train")
 MODALITIES = flags.DEFINE_list("modalities", [], "modalities to keep; the others count as absent (default: all)")
 

@@ -10,7 +10,7 @@ from absl import flags
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
-TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP)
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 OUTPUT = flags.DEFINE_string("output", None, "the folder to write, which must not exist or be empty", required=True)
 
 

@@ -29,7 +29,7 @@ INTERVALS = flags.DEFINE_float("intervals", None, "add intervals of this coverag
 SETS = flags.DEFINE_float("sets", None, "add sets of classes of this coverage, such as 0.9, for classification tasks")
 EXPLAIN = flags.DEFINE_string("explain", "", "the folder to write explanations to: a page per row, and their numbers")
 EXPLAIN_ROWS = flags.DEFINE_integer("explain_rows", 32, "rows to explain at most, the first ones", lower_bound=1)
-TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP)
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 CONTRIBUTIONS = flags.DEFINE_bool("contributions", False, "add each modality's contribution to each prediction")
 
 

@@ -19,7 +19,7 @@ from experiments import cli
 from mmfusion.errors import UserError
 
 OUTPUT = flags.DEFINE_string("again", "", "the second run's directory (default: WORKDIR-again)")
-TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP)
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 TIMES = ("seconds", "examples_per_second", "waiting")  # name prefixes of timing metrics
 
 

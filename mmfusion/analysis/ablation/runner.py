@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.analysis.ablation.plan import Trial
-from mmfusion.data import trust
 from mmfusion.data.dataset import Dataset, load
 from mmfusion.errors import Preempted
 from mmfusion.files import write_json
@@ -207,7 +206,6 @@ def _serve(
 def run_stage(trial: Trial, directory: Path, stage: Stage) -> str | Preempted:
     """Runs a stage for a trial; returns "", its error (also written to `failed.json`), or Preempted after SIGTERM."""
     folder = trial_directory(directory, trial)
-    trust.remember(trial.config)  # of the plan, which is the user's
     with locked(folder), (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
             stage.function(trial, folder)
