@@ -111,7 +111,10 @@ def load(
     name = (saved or {}).get("name") or available_name(config)
     if saved and name not in (config.name, config.fallback_name):
         raise UserError(f"the run was trained on {name!r}, which its config does not name", path="config.data.name")
-    if saved and splits:
+    if saved is None:  # a config of the user
+        for _, place in trust.places(vars(config)):
+            trust.name_place(place)
+    elif splits:
         trust.check_places(vars(config))
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     opened = open_splits(config, name, needed, seed, saved["class_names"] if saved else None)
