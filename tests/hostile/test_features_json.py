@@ -95,11 +95,9 @@ def test_open_source_checks_the_version_that_tfds_reads(how, tmp_path, code):
 
 def test_open_source_refuses_a_name_that_moves_the_data(tmp_path, code):
     name, mark = code
-    prepared(tmp_path / "hostile", FORMS["proto"](name))
-    with rejects("config.data.name"):
-        sources.open_source(
-            f"planted/data_dir={tmp_path}/hostile", "train", data_dir=str(tmp_path), manual_dir="", seed=0
-        )
+    prepared(tmp_path, FORMS["proto"](name))
+    with rejects("config.data.name"):  # TFDS takes arguments of a builder from the name
+        sources.open_source(f"planted/data_dir={tmp_path}", "train", data_dir="", manual_dir="", seed=0)
     assert not mark.exists()
 
 
