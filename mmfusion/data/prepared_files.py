@@ -35,9 +35,7 @@ def check_prepared(name: str, data_dir: str, package: str = "") -> None:
       UserError: a file is too large or no regular file, or names a class of features that is not TFDS's.
       ValueError: no name of a dataset.
     """
-    dataset, options = naming.parse_builder_name_kwargs(name)
-    if unknown := sorted(options.keys() - {"config", "version"}):
-        raise UserError(f"must be a name without options such as {unknown[0]}=", path="config.data.name", value=name)
+    dataset, _ = naming.parse_builder_name_kwargs(name)  # TFDS refuses a second data_dir, in the name
     for folder in file_utils.list_data_dirs(data_dir or None):
         with storage_errors(f"config.data.dir={folder}"):
             versions = list(_versions(epath.Path(folder).expanduser() / dataset.name, LEVELS))
