@@ -1,6 +1,8 @@
 """Shared by all commands: parses flags to a config, and maps errors to one line and an exit status."""
 
+import functools
 import logging
+import operator
 import os
 import re
 import sys
@@ -20,6 +22,7 @@ from mmfusion.distributed import hosts, platform
 from mmfusion.errors import Preempted, Unreachable, UserError
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
+TRUST_HELP = "accept the code and the places that the run's config names, now and later (see SECURITY.md)"
 DONE, FAILED, USER_ERROR, TRY_AGAIN = 0, 1, 2, 75  # exit statuses
 
 
@@ -174,15 +177,15 @@ def prepare_worker() -> None:
 
 
 def output_file(name: str) -> Path | None:
-    """Returns the path of `--output`, None if it is empty; raises UserError if its folder does not exist."""
+    """Returns the path of `--output`, None if it is empty; for errors see `check_output`."""
     return file_in_folder("--output", name) if name else None
 
 
-def file_in_folder(flag: str, name: str) -> Path:
-    """Returns the path of a flag's output file; raises UserError if its folder does not exist."""
-    if not Path(name).parent.is_dir():
-        raise UserError(f"there is no folder {Path(name).parent}", path=flag, value=name)
-    return Path(name)
+def file_in_folder(flag: str, name: str, inputs: Sequence[str] = ()) -> Path:
+    """Returns the path of a flag's output file; for errors see `check_output`."""
+    from mmfusion.data.regular_files import check_output
+
+    return check_output(name, flag, inputs)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, output: Path | None) -> None:
@@ -193,7 +196,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: s
     table = Table(*columns, caption=caption)
     for cells in rows:
         table.add_row(*cells)
-    Console(width=None if Console().is_terminal else 120).print(table)
+    Console(width=None if Console().is_terminal else 120, markup=False, emoji=False).print(table)
     if output:
         lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
         output.write_text("\n".join([*lines, "", caption, ""]), encoding="utf-8")
@@ -239,6 +242,12 @@ def _choose(config: ConfigDict, argv: list[str]) -> list[str]:
 
 
 def _check_paths(config: ConfigDict, argv: Sequence[str]) -> None:
+    given: set[str] = set()
     for item in argv:
         if match := OVERRIDE.match(item):
-            config_files.check_path(config, match["path"], is_section=(match["value"] or "").startswith("{"))
+            path = match["path"]
+            config_files.check_path(config, path, is_section=(match["value"] or "").startswith("{"))
+            value = functools.reduce(operator.getitem, path.split("."), config)
+            if isinstance(value, tuple) and path in given:  # absl would append the second to the first
+                raise UserError("a tuple is given twice; leave one of them out", path=f"--config.{path}")
+            given.add(path)

@@ -1,6 +1,6 @@
 """Repeats one training step of a run and shows its losses, gradients and non-finite inputs.
 
-`python -m experiments.debug_step WORKDIR [--step=N]`
+`python -m experiments.debug_step WORKDIR [--step=N] [--trust]`
 
 The default is the first bad step of `wrong.json`, which a run writes when it stops because of divergence.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STEP = flags.DEFINE_integer(
     "step", 0, "the step to repeat, counted from 1 (default: the first bad step)", lower_bound=0
 )
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 SHOWN = 5  # number of examples and parameters listed
 
 
@@ -29,8 +30,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give the directory of a run: python -m experiments.debug_step WORKDIR")
 
     from mmfusion.training.replay import replay
-    from mmfusion.training.restore import read_config
+    from mmfusion.training.restore import read_config, trust_run
 
+    if TRUST.value:
+        trust_run(directories[0])
     cli.prepare(read_config(directories[0]))
     print("\n".join(describe(replay(directories[0], STEP.value))))
 

@@ -24,6 +24,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "the address to listen on; 0.0.0.0 lets other machines use the page")
 PORT = flags.DEFINE_integer("port", 7860, "the port to listen on", lower_bound=1, upper_bound=65535)
 DATA_DIR = flags.DEFINE_string("data_dir", "", "the folder of the run's prepared dataset on this machine")
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_UPLOAD = "100mb"
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
     from mmfusion.inference.trained_model import load
 
-    model = load(WORKDIR.value, data_dir=DATA_DIR.value or None)
+    model = load(WORKDIR.value, data_dir=DATA_DIR.value or None, trust=TRUST.value)
     with tempfile.TemporaryDirectory(prefix="mmfusion-demo-") as uploads:  # removed with everything uploaded to it
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build(gradio, model)

@@ -10,6 +10,7 @@ from absl import flags
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 OUTPUT = flags.DEFINE_string("output", None, "the folder to write, which must not exist or be empty", required=True)
 
 
@@ -18,7 +19,10 @@ def main(argv: Sequence[str]) -> None:
     cli.enable_compilation_cache()
 
     from mmfusion.inference.export import export
+    from mmfusion.training.restore import trust_run
 
+    if TRUST.value:
+        trust_run(WORKDIR.value)
     platforms = export(WORKDIR.value, OUTPUT.value)
     print(f"{OUTPUT.value}: a program for {', '.join(platforms)}; README.md says how to load it")
 

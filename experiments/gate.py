@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.analysis.gate.gate import Size
 
     start = time.perf_counter()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     heads = header()
     console.print(HOW)
     console.print(Text(line(heads), style="bold"))

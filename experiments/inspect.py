@@ -32,12 +32,12 @@ def main(argv: Sequence[str]) -> None:
     from mmfusion.files import write_text
 
     for flag, path in (("--output", OUTPUT.value), ("--plot", PLOT.value)):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise UserError("must be in an existing folder", path=f"{flag}={path}")
+        if path:
+            cli.file_in_folder(flag, path, tables)
     config, args = defaults.begin("", "concat")
     proposal = propose(config, tables[0], LABEL.value, COLUMNS.value.split("+") if COLUMNS.value else (), TASK.value)
     defaults.finish(config, args)
-    Console().print(columns_table(proposal))
+    Console(markup=False, emoji=False).print(columns_table(proposal))
     for line in summary_lines(proposal, config):
         print(line)
     if PLOT.value:

@@ -31,7 +31,6 @@ def main(argv: Sequence[str]) -> None:
 
     import jax
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from mmfusion.analysis.ablation.cost import FusionSize, fusion_cost
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 
     fusions = fusion_classes(FUSIONS.value)
     base = FusionSize(width=WIDTH.value)
-    console = Console(width=None if Console().is_terminal else 170)
+    console = Console(width=None if Console().is_terminal else 170, markup=False, emoji=False)
     strategies = Table(
         "name", "family", "level", "description", "paper", "declares",
         title="Strategies (add: additive, syn: synergy, sym: symmetric, any: any modalities, tok: reads tokens, "
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     for name, kind in fusions.items():
         declared = " ".join(short for field, short in DECLARED if getattr(kind.declares, field))
         line = " ".join(kind.__doc__.split("\n\n")[0].split())
-        strategies.add_row(name, kind.declares.family, kind.declares.level, escape(line), kind.declares.paper, declared)
+        strategies.add_row(name, kind.declares.family, kind.declares.level, line, kind.declares.paper, declared)
     console.print(strategies)
 
     def flops(kind: type, **changes: int) -> str:

@@ -29,6 +29,7 @@ INTERVALS = flags.DEFINE_float("intervals", None, "add intervals of this coverag
 SETS = flags.DEFINE_float("sets", None, "add sets of classes of this coverage, such as 0.9, for classification tasks")
 EXPLAIN = flags.DEFINE_string("explain", "", "the folder to write explanations to: a page per row, and their numbers")
 EXPLAIN_ROWS = flags.DEFINE_integer("explain_rows", 32, "rows to explain at most, the first ones", lower_bound=1)
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 CONTRIBUTIONS = flags.DEFINE_bool("contributions", False, "add each modality's contribution to each prediction")
 
 
@@ -38,7 +39,10 @@ def main(argv: Sequence[str]) -> None:
 
     from mmfusion.inference.output_folder import check_new
     from mmfusion.inference.predict import predict
+    from mmfusion.training.restore import trust_run
 
+    if TRUST.value:
+        trust_run(WORKDIR.value)
     if EXPLAIN.value:
         check_new(Path(EXPLAIN.value), f"--explain={EXPLAIN.value}")
     predicted, total, errors = predict(

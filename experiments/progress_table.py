@@ -37,7 +37,7 @@ def show(
     """
     if not trials:
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     board = _Board(title, trials, directory, stage)
     if not console.is_terminal:
         for trial, error in events:
@@ -169,12 +169,12 @@ def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:
         off = match.cost / target - 1
         style = "yellow" if abs(off) > TOLERANCE else ""
         table.add_row(name, str(match.width), f"{match.cost:,}", Text(f"{off:+.1%}", style=style))
-    Console(width=None if Console().is_terminal else 100).print(table)
+    Console(width=None if Console().is_terminal else 100, markup=False, emoji=False).print(table)
 
 
 def conclusion(outcome: Outcome, directory: Path | str) -> None:
     """Prints the claims and the path of the report."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print()
     if outcome.claims.none:
         console.print(Text(outcome.claims.none, style="yellow"))

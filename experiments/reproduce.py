@@ -1,6 +1,6 @@
 """Repeats a finished run from its own config in another directory and compares every step and score.
 
-`python -m experiments.reproduce WORKDIR [--again=DIR] [--config.data.dir=DIR ...]`
+`python -m experiments.reproduce WORKDIR [--again=DIR] [--config.data.dir=DIR ...] [--trust]`
 
 Exit status 1 if any bit differs. Only the location of the data and the number of devices may be changed.
 """
@@ -19,16 +19,20 @@ from experiments import cli
 from mmfusion.errors import UserError
 
 OUTPUT = flags.DEFINE_string("again", "", "the second run's directory (default: WORKDIR-again)")
+TRUST = flags.DEFINE_bool("trust", False, cli.TRUST_HELP, allow_override=True)
 TIMES = ("seconds", "examples_per_second", "waiting")  # name prefixes of timing metrics
 
 
 def main(argv: Sequence[str]) -> None:
     from mmfusion.analysis.runs import read
+    from mmfusion.training.restore import trust_run
 
     overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
     directories = cli.parse([arg for arg in argv if arg not in overrides], positional=True)
     if len(directories) != 1:
         raise UserError("give one finished run: python -m experiments.reproduce WORKDIR")
+    if TRUST.value:
+        trust_run(directories[0])
     first = read(directories[0])
     output = epath.Path(OUTPUT.value or f"{first.directory}-again")
     config = relocated(first.config, overrides)
@@ -53,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
 def relocated(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Returns the config with overridden locations; raises UserError for an override that affects the computation."""
     from mmfusion import config as configs
+    from mmfusion.data import trust
 
     for item in overrides:
         key = item.removeprefix("--config.").partition("=")[0]
@@ -63,6 +68,8 @@ def relocated(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=["", *overrides])
     cli.parse(["", *overrides], flag_values)
+    given = [item.removeprefix("--config.").partition("=")[0] for item in overrides]
+    trust.check_places(configs.to_json(config), given)
     return config
 
 

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -18,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse_config(argv)
     if not OUTPUT.value:
         raise UserError("is required: give the table to write, such as --output=my.csv", path="--output")
-    cli.output_file(OUTPUT.value)
+    output = cli.file_in_folder("--output", OUTPUT.value)
     cli.prepare(config)
 
     from mmfusion import config as configs
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         )
         for split, expression in expressions.items()
     }
-    count = write_table(opened, {name: rates.get(name, 0) for name in columns}, Path(OUTPUT.value))
+    count = write_table(opened, {name: rates.get(name, 0) for name in columns}, output)
     print(f"{OUTPUT.value}: {count:,} rows of {', '.join(dict.fromkeys(columns))}")
 
 

@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     shared = tempfile.mkdtemp(prefix="mmfusion-tests-")  # mode 0700: it holds code
     config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
     os.environ[SHARED] = shared
+    os.environ["XDG_STATE_HOME"] = f"{shared}/state"  # what tests train with is not trusted later
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _program_folder(config, shared))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

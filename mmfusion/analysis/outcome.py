@@ -21,6 +21,7 @@ from mmfusion.analysis.claims.differences import Scope
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import FOLDS, SEEDS
 from mmfusion.analysis.probing import pid
+from mmfusion.data import trust
 from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin, write_json, write_text
@@ -214,7 +215,7 @@ def probing_stage(metric: str) -> runner.Stage:
 def _probe_trial(trial: Trial, folder: Path, metric: str, output: str) -> None:
     from mmfusion.analysis.probing.probe import probe_run
 
-    del trial
+    trust.remember(trial.config)  # the plan's, which is the user's; the run was maybe trained by another process
     write_json(folder / output, to_builtin(probe_run(folder, metric)))
 
 

@@ -27,6 +27,7 @@ from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
 from mmfusion.config import defaults
 from mmfusion.config.files import load_file, set_values
+from mmfusion.data import trust
 from mmfusion.data.opening import fold_numbers
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import fusion_classes
@@ -136,6 +137,8 @@ def run_ablation(request: Request, execution: Execution) -> Outcome | None:
     shared = RemoteCopy(execution.remote, execution.directory)
     shared.fetch(planned.trials)
     saved = plan.save(planned, execution.directory)
+    for trial in saved.trials:
+        trust.remember(trial.config)
     shared.upload()
     if not _run_trials(saved, own, metric, shared, execution):
         return None

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
+from mmfusion.data import trust
 from mmfusion.errors import UserError
 from mmfusion.training import seal
 
@@ -55,10 +56,10 @@ def read(directory: epath.PathLike) -> Run:
     for name in ("config.json", "result.json"):
         if not (directory / name).is_file():
             raise UserError(f"has no finished run: {name} is missing", path=str(directory))
-    config = seal.read_config(directory, directory / "checkpoints")
+    values = seal.read_config(directory, directory / "checkpoints")
     result = configs.read_json(directory / "result.json")
-    seal.check_config(config, str(directory / seal.FILE), result.get("config", config), "result.json")
-    return Run(directory, configs.from_json(config), result)
+    seal.check_config(values, str(directory / seal.FILE), result.get("config", values), "result.json")
+    return Run(directory, configs.from_json(trust.checked(values, directory / seal.FILE)), result)
 
 
 def methods(runs: Sequence[Run]) -> list[Method]:

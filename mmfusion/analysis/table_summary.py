@@ -20,6 +20,7 @@ from mmfusion.analysis.report.theme import INK, PALETTE, RC_PARAMS
 from mmfusion.config.from_table import Proposal
 from mmfusion.data import audio, image
 from mmfusion.data import dataset as datasets
+from mmfusion.data.regular_files import read_file
 from mmfusion.data.table import canonical
 from mmfusion.data.table_schema import is_missing
 
@@ -76,7 +77,10 @@ def sample_figure(proposal: Proposal, config: ConfigDict) -> Figure:
         axes = figure.subplots(len(sample), len(modalities) + 1, squeeze=False)
         for row_axes, row in zip(axes, sample, strict=True):
             for axis, section in zip(row_axes, modalities.values(), strict=False):
-                _draw(axis, section, row, proposal.table.path.parent)
+                try:
+                    _draw(axis, section, row, proposal.table.path.parent)
+                except (OSError, ValueError) as error:
+                    _write(axis, f"cannot be read: {getattr(error, 'strerror', None) or error}")
             labels = [f"{target.feature}\n{canonical(row[target.feature])}" for target in config.data.targets.values()]
             _write(row_axes[-1], "\n".join(labels), weight="bold")
         for axis, name in zip(axes[0], [*modalities, "label"], strict=True):
@@ -93,7 +97,7 @@ def _draw(axis: Axes, section: Any, row: dict[str, Any], folder: Path) -> None:
     elif is_missing(value):
         _write(axis, "absent")
     elif section.kind == "image":
-        data = value if isinstance(value, np.ndarray) else Path(folder, value).read_bytes()
+        data = value if isinstance(value, np.ndarray) else read_file(Path(folder, value))
         pixels = image.decode(data, tuple(section.size), section.channels)  # [H, W, C]
         axis.imshow(pixels[:, :, :3] if section.channels >= 3 else pixels[:, :, 0], cmap="gray")
         axis.set_anchor("NW")

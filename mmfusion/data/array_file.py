@@ -1,6 +1,8 @@
 """Reads tables from NumPy archives (.npz) without pickles: an array per column, with the row on axis 0."""
 
+import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,15 @@ def open_npz(path: Path, label: str) -> tuple[list[str], Callable[[], Iterator[d
       UserError: it is no archive of arrays, has Python objects, or arrays with another number of rows.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            size = sum(member.file_size for member in file.infolist())
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory:
+            raise UserError(f"has arrays of {size:,} bytes, and this machine has {memory:,} of memory", path=label)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    # MemoryError: a header that declares a larger array than there is memory
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot be read: {one_line(error)}", path=label) from error
     sizes = {name: len(array) if array.ndim else 1 for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:

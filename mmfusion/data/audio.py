@@ -7,7 +7,6 @@ import contextlib
 import io
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import soundfile
 
 from mmfusion.data.audio_files import FORMATS, complete, mp3_samples
 from mmfusion.data.modality_type import Decoded, ModalityType, Options, is_missing
+from mmfusion.data.regular_files import read_file
 
 RATES = (1_000, 384_000)  # Hz, the lowest and highest sampling rate of a file
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's number of frames of a FLAC stream
@@ -111,7 +111,7 @@ def _check_amplitude(samples: np.ndarray) -> None:
 
 def _from_file(data: bytes | str | os.PathLike, max_samples: int) -> tuple[np.ndarray, int]:
     try:
-        data = complete(data if isinstance(data, bytes) else pathlib.Path(data).read_bytes())
+        data = complete(data if isinstance(data, bytes) else read_file(data))
         with soundfile.SoundFile(_Seekable(data)) as file:
             if file.format not in FORMATS or not file.seekable():
                 raise ValueError(f"{file.format} {file.subtype} is not supported: convert it to WAV or FLAC")

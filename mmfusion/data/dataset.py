@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.data import class_order, content, fitting, labels, leakage, summary, targets
-from mmfusion.data.cache import digest, open_cache, source_key
+from mmfusion.data import class_order, content, fitting, labels, leakage, summary, targets, trust
+from mmfusion.data.cache import OFF, digest, open_cache, source_key
 from mmfusion.data.decoded import decode
 from mmfusion.data.decoding import Reader
 from mmfusion.data.modalities import modality_type
@@ -131,11 +131,18 @@ def load(
     modalities = {m: section.to_dict() for m, section in config.modalities.items()}
     tasks = {task: section.to_dict() for task, section in config.targets.items()}
     name = (saved or {}).get("name") or available_name(config)
+    if saved and name not in (config.name, config.fallback_name):
+        raise UserError(f"the run was trained on {name!r}, which its config does not name", path="config.data.name")
+    if saved is None:  # a config of the user
+        for _, place in trust.places(vars(config)):
+            trust.name_place(place)
+    elif splits:
+        trust.check_places(vars(config))
     needed = list(dict.fromkeys([*splits, *(() if saved else ("train",))]))
     stored = open_splits(config, name, needed, seed, saved["class_names"] if saved else None)
     leakage.check(config, stored)
     opened = class_order.match(config, tasks, stored, fitting.restore(saved)) if saved else stored
-    cache = open_cache(config.cache)
+    cache = open_cache(config.cache if splits or not saved else OFF)
     row_keys = {split: source_key(source, modalities) if cache.folder else None for split, source in opened.items()}
     ids, division_notes = ids_of_splits(config, opened, row_keys, cache)
     if saved:

@@ -16,14 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
+from mmfusion.data.regular_files import read_text
 from mmfusion.data.text import as_string
 from mmfusion.errors import UserError
 
 CO_OCCURS = "with"  # the relation of co-occurring words
 MIN_COUNT = 3  # minimum number of rows in which related words co-occur
+TRIPLES_BYTES = 1 << 30
 OPTIONS = {
     "triples": "",  # a file with lines head TAB relation TAB tail; empty: co-occurrences in the training rows
     "entities": 500,  # without a file, the maximum number of entities
@@ -118,9 +119,10 @@ def from_triples(path: str) -> Graph:
       UserError: the file cannot be read, or a line is not a triple.
     """
     try:
-        lines = epath.Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the triples cannot be read: {error}", path=path) from error
+        lines = read_text(path, TRIPLES_BYTES).splitlines()
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the triples cannot be read: {reason}", path=path) from error
     entities: dict[str, int] = {}
     relations: dict[str, int] = {}
     triples = []

@@ -9,6 +9,7 @@ import urllib.error
 
 from etils import epy
 
+from mmfusion.data.prepared_files import check_prepared
 from mmfusion.errors import UserError, one_line, warn_renamed
 from mmfusion.registry import lookup
 
@@ -58,14 +59,19 @@ def make_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":
     """Returns the TFDS builder of a dataset.
 
     Raises:
-      UserError: no such dataset, variant or version, or a package that it needs is missing.
+      UserError: no such dataset, variant or version, a package that it needs is missing, or a file of the prepared
+        dataset names code that TFDS would import.
     """
     name = current_name(name)
     own, variant = builder_class(name)
     try:
         if own is not None:
+            check_prepared(own.name, data_dir, own.__module__.partition(".")[0])
             return own(data_dir=data_dir or None, config=variant or None)
+        check_prepared(name, data_dir)
         return tfds.builder(name, data_dir=data_dir or None)
+    except UserError:
+        raise
     except Exception as error:  # builders may raise any exception
         raise UserError(f"cannot be opened: {one_line(error)}", path="config.data.name", value=name) from error
 

@@ -15,6 +15,7 @@ from mmfusion import files
 from mmfusion.data.features import Feature
 from mmfusion.data.holdout import holdout_split, makes_test
 from mmfusion.data.modalities import feature_names
+from mmfusion.data.regular_files import read_file
 from mmfusion.data.sources import Source
 from mmfusion.data.table import canonical
 from mmfusion.data.table_file import FORMATS, open_table
@@ -63,8 +64,8 @@ def read_table(path: str | os.PathLike) -> TableFile:
     path = Path(path).absolute()
     try:
         stat = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", path=str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise UserError(f"cannot be read: {getattr(error, 'strerror', None) or error}", path=str(path)) from error
     return _read_table(path, stat.st_mtime_ns, stat.st_size)
 
 
@@ -297,8 +298,7 @@ def _read_file(folder: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value  # pixels or samples, of a Parquet table
     try:
-        with open(os.path.join(folder, value), "rb", buffering=0) as file:
-            return file.read() or OSError(f"{value}: empty file")
+        return read_file(os.path.join(folder, value)) or OSError(f"{value}: empty file")
     except (OSError, ValueError) as error:  # ValueError: a NUL character in a path
         return OSError(f"{value}: {getattr(error, 'strerror', None) or error}")
 

@@ -27,7 +27,8 @@ from mmfusion.data.array_file import open_npz
 from mmfusion.data.parquet_file import open_parquet
 from mmfusion.errors import UserError, one_line
 
-CELL_CHARACTERS = 2**31 - 1  # limit of a cell of CSV; the csv module's default is 128 KiB
+CELL_CHARACTERS = 1 << 28  # limit of a cell of CSV, and of a line; the csv module's default is 128 KiB
+JSON_CHARACTERS = 1 << 30  # limit of a JSON list, which is read whole
 HEADER_ROWS = 1000  # rows of JSON Lines whose keys are the columns
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -148,6 +149,16 @@ def _open_text(path: Path, label: str, newline: str) -> Iterator[IO[str]]:
                 raise UserError(f"{where}; save it as UTF-8", path=label) from error
 
 
+def _lines(file: IO[str], label: str) -> Iterator[str]:
+    """Yields the lines of a file; raises UserError for one beyond the limit, such as gigabytes that were compressed."""
+    number = 0
+    while line := file.readline(CELL_CHARACTERS):
+        number += 1
+        if len(line) == CELL_CHARACTERS:
+            raise UserError(f"line {number} is longer than {CELL_CHARACTERS:,} characters", path=label)
+        yield line
+
+
 def _first_bad_byte(path: Path) -> str:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
@@ -163,7 +174,7 @@ def _first_bad_byte(path: Path) -> str:
 
 def _open_csv(path: Path, label: str) -> Opened:
     with _open_text(path, label, newline="") as file:
-        first = file.readline()
+        first = next(_lines(file, label), "")
     delimiter = next((d for d in (",", ";", "\t") if d in first), ",")
     return _open_delimited(path, label, delimiter)
 
@@ -188,7 +199,7 @@ def _cells(path: Path, label: str, delimiter: str) -> Iterator[tuple[int, list[s
     csv.field_size_limit(CELL_CHARACTERS)
     line = 1
     with _open_text(path, label, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_lines(file, label), delimiter=delimiter, strict=True)
         try:
             for cells in reader:
                 yield line, cells
@@ -213,7 +224,7 @@ def _open_json_lines(path: Path, label: str) -> Opened:
 
 def _json_lines(path: Path, label: str) -> Iterator[Record]:
     with _open_text(path, label, newline="\n") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, label), start=1):
             try:
                 yield _flatten(_parse(line)) if line.strip() else None
             except (ValueError, RecursionError) as error:
@@ -222,7 +233,9 @@ def _json_lines(path: Path, label: str) -> Iterator[Record]:
 
 def _open_json(path: Path, label: str) -> Opened:
     with _open_text(path, label, newline="") as file:
-        text = file.read()
+        text = file.read(JSON_CHARACTERS + 1)
+    if len(text) > JSON_CHARACTERS:
+        raise UserError(f"is longer than {JSON_CHARACTERS:,} characters; save it as JSON Lines (.jsonl)", path=label)
     try:
         items = _parse(text)
     except (ValueError, RecursionError) as error:

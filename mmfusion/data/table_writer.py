@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def write_table(sources: Mapping[str, Source], columns: Mapping[str, int], path:
     if path.suffix != ".csv":
         raise UserError("must end in .csv", path="--output", value=str(path))
     for existing in (path, folder):
-        if existing.exists():
+        if os.path.lexists(existing):
             raise UserError("exists already", path="--output", value=str(existing))
     if SPLIT in columns:
         raise UserError("a feature of this name would be read as the split", path="--config", value=SPLIT)

@@ -12,13 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from mmfusion.data.modality_type import Decoded, ModalityType, Options
-from mmfusion.errors import UserError
+from mmfusion.data.regular_files import read_text
+from mmfusion.data.tokenizer_files import CHARACTERS, id_count, open_tokenizer
+from mmfusion.errors import UserError, one_line
 
 PAD, OOV = 0, 1
+TEXT_CHARACTERS = 1 << 20  # of one text
 SPECIAL = ["[PAD]", "[OOV]"]
 FILES = (".json", ".txt")  # suffixes of a tokenizer's file
 OPTIONS = {
@@ -121,7 +123,7 @@ def encode(
     mask = np.zeros((len(texts), length), bool)  # [n, T]
     stripped = [text.strip() for text in texts]  # byte-level BPE has tokens for white space
     special = special and tokenizer.post_processor is not None
-    for row, encoding in enumerate(tokenizer.encode_batch_fast(stripped, add_special_tokens=special)):
+    for row, encoding in enumerate(_encodings(tokenizer, stripped, special)):
         if not stripped[row]:  # a published tokenizer returns its special tokens for an empty text
             continue
         tokens = encoding.ids[:length]
@@ -130,6 +132,17 @@ def encode(
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return ids, mask
+
+
+def _encodings(tokenizer: Tokenizer, texts: list[str], special: bool) -> list[Encoding]:
+    """Returns the library's encodings; raises ValueError for a text that is too long or that the tokenizer refuses."""
+    longest = max(map(len, texts), default=0)
+    if longest > TEXT_CHARACTERS:
+        raise ValueError(f"a text of {longest:,} characters, more than {TEXT_CHARACTERS:,}")
+    try:
+        return tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+    except Exception as error:  # the Rust library raises a bare Exception
+        raise ValueError(f"the tokenizer refuses it: {one_line(error)}") from error
 
 
 def from_file(path: str) -> Tokenizer:
@@ -143,14 +156,12 @@ def from_file(path: str) -> Tokenizer:
       UserError: the file cannot be read, or has another format.
     """
     try:
-        content = epath.Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the tokenizer cannot be read: {error}", path=path) from error
+        content = read_text(path, CHARACTERS)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the tokenizer cannot be read: {reason}", path=path) from error
     if path.endswith(".json"):
-        tokenizer = from_json(content, path)
-        tokenizer.no_padding()  # `encode` pads and truncates
-        tokenizer.no_truncation()
-        return tokenizer
+        return from_json(content, path)
     tokens = content.removesuffix("\n").split("\n")  # other line separators may be tokens
     ids = {token: i for i, token in enumerate(tokens)}
     if missing := {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(ids):
@@ -173,24 +184,14 @@ def augment(ids: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> ja
     return jnp.where(dropped, OOV, ids)
 
 
-def id_count(tokenizer: Tokenizer) -> int:
-    """Returns the size of the embedding table that the tokenizer needs: its highest id plus one."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
 def to_json(tokenizer: Tokenizer) -> str:
     """Returns the tokenizer as a JSON string."""
     return tokenizer.to_str()
 
 
 def from_json(text: str, path: str = "") -> Tokenizer:
-    """Returns the tokenizer of a JSON string, which was read from `path`; raises UserError for another format."""
-    try:
-        return Tokenizer.from_str(text)
-    # The Rust library raises a bare Exception.
-    except Exception as error:
-        message = f"the tokenizer cannot be read ({error}); it must be JSON of the tokenizers library"
-        raise UserError(message, path=path) from error
+    """Returns the tokenizer of a JSON string, which was read from `path`; for errors see `open_tokenizer`."""
+    return open_tokenizer(text, path)
 
 
 def _shape(options: Options, _: Tokenizer) -> tuple[tuple[int, ...], Any, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmfusion.data.trust import name_place
 from mmfusion.inference.trained_model import SPLITS, TrainedModel, check_request
 from mmfusion.training.restore import open_run, read_config
 
@@ -23,13 +24,22 @@ def evaluate(
 
     Args:
       workdir: the run's directory.
-      split, modalities, data, data_dir: see `TrainedModel.evaluate`.
-      overrides: modifies the config in place, such as `data.dir`.
+      split, modalities, data: see `TrainedModel.evaluate`.
+      overrides: modifies the config in place.
+      data_dir: where the dataset is prepared, the run's own or `data`; empty: where the run's own was.
 
     Raises:
       UserError: no such run, split or modality, or as `TrainedModel.evaluate` does.
     """
+
+    def relocate(config: ConfigDict) -> None:
+        if overrides:
+            overrides(config)
+        if data_dir and not data:
+            config.data.dir = str(data_dir)
+            name_place(str(data_dir))
+
     known = read_config(workdir).data.modalities
     check_request(known, split if not data else SPLITS[0], modalities)
-    model = TrainedModel(open_run(workdir, [] if data else [split], overrides))
+    model = TrainedModel(open_run(workdir, [] if data else [split], relocate))
     return model.evaluate(split, modalities, data=data, data_dir=data_dir)

@@ -19,7 +19,7 @@ def check_new(target: Path, label: str) -> None:
     Raises:
       UserError: it exists and is not empty, or its parent does not exist.
     """
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
         raise UserError("exists; give a folder that does not, or is empty", path=label)
     if not target.absolute().parent.is_dir():
         raise UserError(f"there is no folder {target.parent}", path=label)

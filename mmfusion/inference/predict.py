@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mmfusion.data.regular_files import check_output
 from mmfusion.data.summary import describe_unknown
 from mmfusion.data.table import canonical
 from mmfusion.data.table_file import Table, open_table
@@ -66,26 +67,24 @@ def predict(
       UserError: no such run or file, a damaged file, a missing column, or an option that the run cannot give; or no row
         could be predicted, in which case the output has the reasons.
     """
-    source, target, label = Path(source), Path(target), f"--input={source}"
-    if target.is_dir() or not target.parent.is_dir():
-        raise UserError("must be a file in an existing folder", path=f"--output={target}")
+    source, label = Path(source), f"--input={source}"
     table = open_table(source, label)
-    if target.exists() and target.samefile(source):
-        raise UserError("is the input, which would be lost", path=f"--output={target}")
+    output = check_output(target, "--output", [source])
     run = open_run(workdir, [])
     bound = bind(run.dataset.reader, table.columns, label, allow_missing=allow_missing)
     unlabelled = _unlabelled_columns(run, table)  # reads it: damage further down is refused before hours of predictions
     model = TrainedModel(run, small_batch=0)  # one program, for the last rows of the table, too
     header = _header(model.predict([], **options))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     kept: dict[int, Row] = {}
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", newline="", encoding="utf-8") as file:  # and follows no link
             unknown: Counter = Counter()
             rows = _predicted_rows(model, table, bound, run.config.batch_size, options, unknown)
             rows = _keep_first(rows, bound, explain_rows if explain else 0, kept)
             predicted, total, errors = _write(file, rows, table.columns, names_read(bound), header)
-        temporary.replace(target)
+        temporary.replace(output)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", path=f"--output={target}") from error
     finally:

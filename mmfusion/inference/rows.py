@@ -15,6 +15,7 @@ from mmfusion.data.decoding import BadRow, Reader, empty_batch, fill_row
 from mmfusion.data.modalities import feature_names
 from mmfusion.data.modality_type import Options
 from mmfusion.data.numeric import short
+from mmfusion.data.regular_files import read_file
 from mmfusion.errors import UserError, one_line
 
 FILE_TYPES = ("image", "audio", "video")  # modality types whose string values are file paths
@@ -140,7 +141,7 @@ def _content(value: Any, kind: str, folder: Path) -> Any:
     """Returns the bytes of a file for a path; other values as bytes, an array or frames."""
     if isinstance(value, str | os.PathLike) and str(value):
         try:
-            content = (folder / value).read_bytes()
+            content = read_file(folder / value)
         except OSError as error:
             raise ValueError(f"{short(value)}: {error.strerror}") from error
         if not content:

@@ -23,6 +23,7 @@ from mmfusion.data.decoding import Reader, empty_batch
 from mmfusion.data.split import Split
 from mmfusion.data.summary import count_unknown
 from mmfusion.data.table_dataset import is_table
+from mmfusion.data.trust import name_place
 from mmfusion.errors import UserError
 from mmfusion.inference import rows as input_rows
 from mmfusion.inference.calibration import load_calibration
@@ -33,7 +34,7 @@ from mmfusion.inference.rows import Row
 from mmfusion.models.layers import masked_mean
 from mmfusion.training.calibration import Calibration
 from mmfusion.training.evaluation import collect, score, without
-from mmfusion.training.restore import Run, open_run
+from mmfusion.training.restore import Run, open_run, trust_run
 
 SPLITS = ("train", "valid", "test")
 SMALL_BATCH = 8  # rows; on CPU, programs for fewer round in another way than those of larger batches
@@ -164,6 +165,8 @@ class TrainedModel:
     def _other_split(self, name: str, data_dir: str, expression: str) -> Split:
         """Returns a split of another dataset, read as the run's own."""
         config = self._run.config
+        for place in filter(None, (data_dir, name if is_table(name) else "")):
+            name_place(place)
         data = dataclasses.replace(
             config.data,
             name=name,
@@ -321,21 +324,27 @@ class TrainedModel:
         return setup.partitioner.compile_eval(step)
 
 
-def load(workdir: str | Path, *, data_dir: str | Path | None = None) -> TrainedModel:
+def load(workdir: str | Path, *, data_dir: str | Path | None = None, trust: bool = False) -> TrainedModel:
     """Opens a trained run at its best checkpoint.
+
+    A run of someone else may name code to import and places to read data from; see `trust`.
 
     Args:
       workdir: the run's directory, local or in a bucket (`gs://...`).
       data_dir: the folder of its prepared dataset on this machine; None: the run's own. It is only read by `evaluate`,
         and for models whose vocabularies are files.
+      trust: accept the code and the places that its config names, also later. Those of your own runs are accepted.
 
     Raises:
-      UserError: no run, no checkpoint, or a checkpoint of another architecture.
+      UserError: no run, no checkpoint, a checkpoint of another architecture, or code that is not trusted.
     """
+    if trust:
+        trust_run(workdir)
 
     def set_data_dir(config: ConfigDict) -> None:
         if data_dir is not None:
             config.data.dir = str(data_dir)
+            name_place(str(data_dir))
 
     return TrainedModel(open_run(workdir, (), set_data_dir))
 

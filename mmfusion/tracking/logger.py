@@ -51,7 +51,7 @@ class Logger:
         self._workdir = pathlib.Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._total_steps, self._plain_every = total_steps, plain_every
-        self._console = console or Console()
+        self._console = console or Console(markup=False, emoji=False)
         self._calls = 0
         self._start: tuple[int, float] | None = None
         path = self._workdir / "metrics.jsonl"
@@ -118,7 +118,9 @@ class Logger:
         """Prints text or a table, above the progress bar if there is one."""
         if self.primary:
             try:
-                self._console.print(renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False)
+                self._console.print(
+                    renderable, soft_wrap=isinstance(renderable, str), highlight=False, markup=False, emoji=False
+                )
             except OSError as error:
                 if error.errno not in DISK_FULL:  # standard output may be a file on a full disk
                     raise

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmfusion import config as configs
+from mmfusion.data import trust
 from mmfusion.errors import UserError
 from mmfusion.files import DISK_FULL
 from mmfusion.tracking import run_dir
-from mmfusion.training import seal
+from mmfusion.training import seal, warm_start
 
 
 @contextlib.contextmanager
@@ -44,10 +46,7 @@ def run_directory(workdir: str | Path, config: ConfigDict) -> Iterator[run_dir.R
 
 
 def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
-    """Raises UserError unless a run may be here: a directory belongs to the config that began it.
-
-    Only where things are may change, and what is done about failures.
-    """
+    """Raises UserError unless the directory is new, or its config differs in where things are and failures only."""
     workdir = directory.folder
     if workdir.exists() and not workdir.is_dir():
         raise UserError("is a file; give a directory", path="--workdir", value=str(workdir))
@@ -55,4 +54,7 @@ def check_owner(directory: run_dir.RunDir, config: ConfigDict) -> None:
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         message = f"cannot be made: {parent} is no folder that you may write to"
         raise UserError(message, path="--workdir", value=str(workdir))
+    trust.remember(configs.to_json(config))
+    if not (workdir / seal.FILE).exists():
+        warm_start.check_sources(configs.read(config).model.encoders)
     seal.check_owner(directory, config)

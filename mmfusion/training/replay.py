@@ -14,7 +14,7 @@ from mmfusion import config as configs
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import RunConfig
 from mmfusion.data import dataset as datasets
-from mmfusion.data import pipeline
+from mmfusion.data import pipeline, trust
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.errors import UserError
@@ -57,6 +57,7 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
       UserError: no such run or update, other data, or no checkpoint is left from before it.
     """
     config, folder = read_config(workdir), epath.Path(workdir)
+    trust.check_places(configs.to_json(config))
     wrong = _recorded(folder)
     step = step or wrong["first"]
     if not 0 < step <= configs.read(config).steps:

@@ -14,7 +14,7 @@ from mmfusion.checkpoints.checksums import CHECKSUM
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.config import RunConfig
 from mmfusion.data import dataset as datasets
-from mmfusion.data.dataset import Dataset
+from mmfusion.data import trust
 from mmfusion.distributed import mesh
 from mmfusion.errors import UserError
 from mmfusion.training import seal
@@ -31,7 +31,7 @@ class Run:
     workdir: str
     config: RunConfig
     config_dict: ConfigDict
-    dataset: Dataset
+    dataset: datasets.Dataset
     setup: TrainSetup
     state: Any
     step: int
@@ -43,13 +43,20 @@ def read_config(workdir: str | Path) -> ConfigDict:
     folder = epath.Path(workdir)
     if not (folder / seal.FILE).is_file():
         raise UserError("is no run directory: it has no config.json; train into it first", path=str(workdir))
-    return configs.from_json(seal.read_config(folder, folder / "checkpoints"))
+    return configs.from_json(trust.checked(seal.read_config(folder, folder / "checkpoints"), folder / seal.FILE))
 
 
 def open_checkpoints(workdir: str | Path, config: ConfigDict) -> Checkpoints:
     """Returns the checkpoints of a run directory, readonly; raises UserError where one is of another config."""
     check = functools.partial(seal.check_checkpoint, configs.to_json(config), f"{workdir}/{seal.FILE}")
     return Checkpoints(epath.Path(workdir) / "checkpoints", readonly=True, check=check)
+
+
+def trust_run(workdir: str | Path) -> None:
+    """Trusts the code and the places that a run's config names, now and later; see `mmfusion.data.trust`."""
+    path = epath.Path(workdir) / seal.FILE
+    if path.is_file():
+        trust.remember(configs.read_json(path))
 
 
 def fitted_config(config: ConfigDict) -> RunConfig:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from mmfusion import config as configs
 from mmfusion.checkpoints.checksums import CHECKSUM, has_valid_checksum, with_checksum
 from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.data import trust
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin, write_json
 from mmfusion.tracking.run_dir import RunDir
@@ -77,7 +78,8 @@ def check_config(values: Mapping[str, Any], path: str, saved: Mapping[str, Any],
     """
     if not _differences(values, saved, CHANGEABLE):
         return
-    mine, theirs = (configs.to_json(configs.from_json(each)) for each in (values, saved))  # with keys that are newer
+    both = (trust.checked(each, path) for each in (values, saved))
+    mine, theirs = (configs.to_json(configs.from_json(each)) for each in both)  # with keys that are newer
     if found := _differences(mine, theirs, CHANGEABLE):
         raise UserError(
             f"{_text(found, writer)}: they are of different runs; restore the config or the checkpoints, whichever "
@@ -94,7 +96,8 @@ def check_owner(directory: RunDir, config: ConfigDict) -> None:
             check = functools.partial(check_checkpoint, mine, directory.name)
             Checkpoints(directory.checkpoints, readonly=True, check=check).close()
         return
-    before = configs.from_json(read_config(directory.folder, directory.checkpoints))
+    values = read_config(directory.folder, directory.checkpoints)
+    before = configs.from_json(trust.checked(values, directory.folder / FILE))
     if found := _differences(mine, configs.to_json(before), CHANGEABLE):
         key, value, saved = found[0]
         raise UserError(

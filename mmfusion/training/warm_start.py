@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from mmfusion.errors import UserError, nearest
 from mmfusion.models.encoders.images import PerImage
@@ -60,6 +61,17 @@ def begin(
             batch_stats={**state.batch_stats, name: batch_stats} if batch_stats else state.batch_stats,
         )
     return state, said
+
+
+def check_sources(encoders: Mapping[str, Any]) -> None:
+    """Raises UserError where an encoder of a new run starts from a run or from weights that are not there."""
+    for m, options in encoders.items():
+        run = epath.Path(options.init.removeprefix(weights.RUN), "config.json")
+        path = f"config.model.encoders.{m}.init"
+        if weights.from_run(options.init) and (options.init == weights.RUN or not run.is_file()):
+            raise UserError("is no run directory: it has no config.json", path=path, value=options.init)
+        if options.init and not weights.from_run(options.init):
+            weights.find(options.init, path)
 
 
 def _of_run(source: str, modality: str, state: TrainState, fitted: str | None) -> tuple[Any, Any, Any, str]:

@@ -22,14 +22,18 @@ from etils import epy
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from mmfusion.errors import UserError
+from mmfusion.data.regular_files import read_file
+from mmfusion.errors import UserError, one_line
+from mmfusion.models.pretrained.header import check_header
 from mmfusion.models.pretrained.layouts import FAMILIES, Tensors
 
 with epy.lazy_imports():
     import requests
 
 HUB = "https://huggingface.co/{name}/resolve/main/model.safetensors"
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # no part is . or .., which would lead out of the cache
 FILE = "model.safetensors"
+INDEX_BYTES = 64 << 20
 RUN = "run:"  # prefix of `init` values that name another run
 # Published tensor names -> our parameter names; norms converted from TensorFlow have gamma and beta.
 LEAVES = {
@@ -62,29 +66,25 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file does not exist, cannot be downloaded, or is not safetensors.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        index = path / f"{FILE}.index.json"
-        files = [path / FILE]
-        if index.exists():
-            files = [path / name for name in _shards(index, source)]
-    elif path.exists():
-        files = [path]
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    path = find(source)
+    if path is None:
         files = [_fetch(source, Path(cache))]
+    elif path.is_dir():
+        index = path / f"{FILE}.index.json"
+        files = [path / name for name in _shards(index, source)] if index.exists() else [path / FILE]
     else:
-        raise UserError(
-            "no such file or folder, and not the owner/name of a model on the hub", path="init", value=source
-        )
+        files = [path]
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         if file.suffix != ".safetensors":
             message = f"{file.name} is not a .safetensors file; pickles are not supported"
             raise UserError(message, path="init", value=source)
         try:
+            check_header(file)
             shard = load_file(file)
-        except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy does not have
-            raise UserError(f"{file} cannot be read as safetensors: {error}", path="init", value=source) from error
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise UserError(f"{file} cannot be read as safetensors: {reason}", path="init", value=source) from error
         if duplicates := sorted(tensors.keys() & shard.keys()):
             raise UserError(
                 f"{file.name} has {duplicates[0]!r}, which another file also has", path="init", value=source
@@ -93,13 +93,28 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def find(source: str, key: str = "init") -> Path | None:
+    """Returns the file or folder of published weights, None for a model on the hub; raises UserError for neither.
+
+    Args:
+      source: see `read`.
+      key: the config key, for the error.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if HUB_NAME.fullmatch(source):
+        return None
+    raise UserError("no such file or folder, and not the owner/name of a model on the hub", path=key, value=source)
+
+
 def _shards(index: Path, source: str) -> list[str]:
     """Returns the names of the files listed in an index, which are in the same folder."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(read_file(index, INDEX_BYTES))["weight_map"].values()))
         if any(name != Path(name).name for name in names):
             raise ValueError("a listed file is not in the folder of the index")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index.name} lists no files ({error!r})", path="init", value=source) from error
     return names
 
@@ -173,11 +188,12 @@ def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Ten
     for name, tensor in tensors.items():
         targets = _matching_paths(name, patterns, variables)
         if targets:
-            pieces = np.split(tensor, len(targets)) if len(targets) > 1 else [tensor]
+            divides = tensor.ndim and len(tensor) % len(targets) == 0
+            pieces = np.split(tensor, len(targets)) if divides else [tensor] * len(targets)
             for (collection, path), piece in zip(targets, pieces, strict=True):
                 if (collection, path) in filled:
                     raise UserError(f"{name!r} is a second tensor for {path}", path="init", value=source)
-                filled[collection, path] = _convert(piece, variables[collection][path], path, name, source)
+                filled[collection, path] = _fitted(piece, variables[collection][path], path, name, source)
         elif re.fullmatch(rf"(\w+\.)?({droppable})(\..*)?|(.*\.)?(num_batches_tracked|position_ids)", name):
             left_out.append(name)
         else:
@@ -221,13 +237,31 @@ def _matching_paths(
     return []
 
 
-def _convert(tensor: np.ndarray, parameter: Any, path: str, name: str, source: str) -> np.ndarray:
-    """Returns a published tensor in the shape and layout of our parameter."""
-    shape, given = np.shape(parameter), tensor.shape
+def _fitted(tensor: np.ndarray, parameter: Any, path: str, name: str, source: str) -> np.ndarray:
+    """Returns a published tensor as our parameter; raises UserError if its shape differs, or it is not finite."""
+    shape = np.shape(parameter)
+    if tensor.dtype.kind != "f":
+        raise UserError(f"{name} is of {tensor.dtype}, not floats", path="init", value=source)
+    try:
+        converted = _convert(tensor, shape, path)
+    except (ValueError, IndexError):  # of a rank or a size that is not that of any layout
+        converted = tensor
+    if converted.shape != shape:
+        message = f"{name} of shape {list(tensor.shape)} does not fit {path} of shape {list(shape)}"
+        raise UserError(message, path="init", value=source)
+    with np.errstate(over="ignore"):
+        converted = converted.astype(np.float32)
+    if not np.isfinite(converted).all():
+        raise UserError(f"{name} has values that are not finite in float32", path="init", value=source)
+    return converted
+
+
+def _convert(tensor: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
+    """Returns a published tensor in the layout of our parameter, and in its shape if it fits."""
     if path.endswith("kernel"):
         if tensor.ndim == 2 and "/fc6/" in f"/{path}":  # flattened channels-first, ours channels-last
             side = 6 if shape[0] % 36 == 0 and shape[0] % 49 else 7
-            tensor = tensor.reshape(given[0], -1, side, side)
+            tensor = tensor.reshape(len(tensor), -1, side, side)
         if tensor.ndim == 4:
             tensor = tensor.transpose(2, 3, 1, 0)  # [h, w, I, O]
             if len(shape) == 4 and shape[2] != 3 and tensor.shape[2] == 3 and path.startswith(INPUT_LAYERS):
@@ -238,14 +272,11 @@ def _convert(tensor: np.ndarray, parameter: Any, path: str, name: str, source: s
             tensor = tensor.reshape(shape) if tensor.size == math.prod(shape) and len(shape) == 2 else tensor
         elif tensor.ndim == 2:
             tensor = tensor.T
-    elif path == "positions":  # [1, N, D]
+    elif path == "positions" and tensor.ndim == 3:  # [1, N, D]
         tensor = tensor[0] if tensor[0].shape == shape else _resize_positions(tensor[0], shape[0])
     elif tensor.size == math.prod(shape):
         tensor = tensor.reshape(shape)
-    if tensor.shape != shape:
-        message = f"{name} of shape {list(given)} does not fit {path} of shape {list(shape)}"
-        raise UserError(message, path="init", value=source)
-    return tensor.astype(np.float32)
+    return tensor
 
 
 def _resize_positions(positions: np.ndarray, count: int) -> np.ndarray:
