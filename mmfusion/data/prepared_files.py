@@ -41,7 +41,7 @@ def check_prepared(name: str, data_dir: str, package: str = "") -> None:
             versions = list(_versions(epath.Path(folder).expanduser() / dataset.name, LEVELS))
         for version in versions:
             for path in version.iterdir():
-                if path.suffix in SUFFIXES:
+                if path.suffix in SUFFIXES and not path.is_dir():
                     _check_file(path)
             if (version / FEATURES).exists():
                 check_features(version / FEATURES, package)

@@ -14,7 +14,7 @@ import soundfile
 import tensorflow_datasets as tfds
 
 from mmfusion import config as configs
-from mmfusion.data import audio, content, dataset, missing, sources
+from mmfusion.data import audio, content, dataset, missing, sources, trust
 from mmfusion.data.batch import Batch
 from mmfusion.distributed import hosts
 from mmfusion.inference import load_example
@@ -75,6 +75,7 @@ def test_classes_in_another_order_are_matched_by_name(task: str, tmp_path: Path,
     first = signs(tmp_path / "first", task)
     assert first.class_names[task] == Signs.NAMES
     monkeypatch.setattr(Signs, "NAMES", ("plus", "minus", "none"))
+    trust.name_place(str(tmp_path / "again"))
     again = signs(tmp_path / "again", task, splits=("test",), saved=first.saved())
     assert again.class_names[task] == ("minus", "none", "plus")
     assert named_targets(again, task) == named_targets(first, task)
@@ -86,6 +87,7 @@ def test_classes_in_another_order_are_matched_by_name(task: str, tmp_path: Path,
 def test_classes_that_a_run_does_not_know_are_refused(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = signs(tmp_path / "first", task)
     monkeypatch.setattr(Signs, "NAMES", ("plus", "minus", "none", "other"))
+    trust.name_place(str(tmp_path / "again"))
     with rejects("config.data.name", SIGNS, says="it does not know other"):
         signs(tmp_path / "again", task, splits=("test",), saved={**first.saved(), "name": SIGNS})
 
