@@ -46,5 +46,5 @@ def read(folder: epath.PathLike) -> dict[str, np.ndarray]:
     path = epath.Path(folder) / FILE
     if not path.exists():
         return {}
-    with path.open("rb") as file, np.load(file) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)

@@ -82,7 +82,7 @@ def test_compare_command_sorts_best_first_and_writes_a_table(tmp_path, command):
         ([], "give directories of finished runs"),
         (["{}/a", "{}/other"], "the runs used different data: shapes/match abc, shapes/match def"),
         (["{}/a", "{}/none"], "/none: has no finished run"),
-        (["{}/a", "--output={}/none/table.md"], "there is no folder"),
+        (["{}/a", "--output={}/none/table.md"], "must be a file in an existing folder"),
     ],
 )
 def test_compare_command_reports_bad_input_in_one_line(tmp_path, command, flags, message):
