@@ -18,6 +18,7 @@ from mmfusion.checkpoints.checksums import checksums, describe, differences, fla
 from mmfusion.checkpoints.verify import (
     META,
     CorruptCheckpoint,
+    is_step,
     read_errors,
     read_meta,
     retention_metrics,
@@ -50,7 +51,7 @@ class Checkpoints:
       readonly: whether nothing is written, moved or cleaned up; corrupt checkpoints are skipped.
 
     Raises:
-      UserError: a checkpoint may not be read, or a corrupt one cannot be moved.
+      UserError: a checkpoint may not be read, or a corrupt one cannot be moved, or a folder is named like none.
       Unreachable: a checkpoint cannot be read for now.
     """
 
@@ -64,7 +65,7 @@ class Checkpoints:
         if not self.readonly:
             self._directory.mkdir(parents=True, exist_ok=True)
         for name in self._names():
-            if not name.isdigit() or not ocp.utils.is_checkpoint_finalized(self._directory / name):
+            if not is_step(self._directory / name) or not ocp.utils.is_checkpoint_finalized(self._directory / name):
                 continue  # in a bucket, an incomplete one has its final name already; Orbax deletes it
             if error := validation_error(self._directory / name):
                 self._quarantine(int(name), f"checkpoint {self._directory}/{name} is damaged: {error}")

@@ -8,6 +8,7 @@ O I output and input channels · h w kernel · N positions · D width
 
 import json
 import math
+import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file does not exist, cannot be downloaded, or is not safetensors.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         index = path / f"{FILE}.index.json"
         files = [path / FILE]
@@ -115,7 +116,7 @@ def unpublished(params: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _fetch(name: str, cache: Path) -> Path:
-    target = cache / name / FILE
+    target = cache.expanduser() / name / FILE
     if target.exists():
         return target
     url = HUB.format(name=name)
