@@ -135,7 +135,7 @@ def _gather(place: Place) -> None:
 def _admit(place: Place, connection: socket.socket, present: dict[int, socket.socket]) -> int:
     """Answers a process that has come; returns its index, 0 of one that is refused."""
     match = re.fullmatch(rf"{HELLO} (\d{{1,9}}) of (\d{{1,9}})\n", _line(connection).decode(errors="replace"))
-    if match is None:  # something else on the network
+    if match is None or int(match[1]) >= int(match[2]):  # something else on the network
         connection.close()
         return 0
     index, processes = int(match[1]), int(match[2])

@@ -110,10 +110,10 @@ def _watch(stop: Stop, reading: int) -> None:
             os._exit(TRY_AGAIN)
         if byte[0] in (signal.SIGTERM, signal.SIGINT):
             if asked and byte[0] == signal.SIGINT:
-                _exit(INTERRUPTED, "interrupted: ended at once, nothing was saved")
+                _exit(INTERRUPTED, "interrupted: ended at once; the newest checkpoint is kept")
             if not asked and not stop.stepping:
                 deadline = time.monotonic() + GRACE
-                hosts.tell_others(TRY_AGAIN, EARLY)
+                threading.Thread(target=hosts.tell_others, args=(TRY_AGAIN, EARLY), daemon=True).start()
             asked = True
     _exit(TRY_AGAIN, f"preempted: {EARLY}")
 

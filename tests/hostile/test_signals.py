@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmfusion.analysis.ablation import runner
 from mmfusion.checkpoints.manager import Checkpoints
 from mmfusion.distributed import signals
 from mmfusion.distributed.preemption import stop_on_signal
@@ -50,6 +51,18 @@ def test_signal_that_is_ignored_stays_ignored():
             assert not stop.is_set()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@BOTH
+def test_signal_ends_an_ablation_once_and_a_second_ctrl_c_kills_it(number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Preempted, match="the running trials were saved"), runner.preempted_by_signal():
+        try:
+            signal.raise_signal(number)
+        finally:
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def ended(process: Started, started: Path, sent: list[int]) -> tuple[int | None, str, float]:
