@@ -7,6 +7,7 @@
 import functools
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -35,7 +36,7 @@ PUBLISHED = flags.DEFINE_multi_string("published", [], "NAME=SCORE: a published 
 
 
 def main(argv: Sequence[str]) -> None:
-    with runner.preempted_by_sigterm():
+    with runner.preempted_by_signal():
         ablate(argv)
 
 
@@ -44,7 +45,8 @@ def ablate(argv: Sequence[str]) -> None:
     source, rest = cli.take_config(argv)
     overrides = tuple(arg for arg in rest[1:] if arg.startswith(("--config.", "--noconfig.")))
     cli.parse([arg for arg in rest if arg not in overrides])
-    directory, remote = remote_copy.local_directory(WORKDIR.value, cli.cache_folder() / "ablations")
+    copies = cli.cache_folder() / "ablations" if "://" in WORKDIR.value else Path()
+    directory, remote = remote_copy.local_directory(WORKDIR.value, copies)
     make = functools.partial(trial_config.config, source, overrides)
     vary = dict(trial_config.values(item) for item in VARY.value)
     published = dict(trial_config.score(item) for item in PUBLISHED.value)

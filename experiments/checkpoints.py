@@ -12,6 +12,7 @@ from absl import flags
 from etils import epath
 
 from experiments import cli
+from mmfusion.checkpoints.verify import is_step
 from mmfusion.errors import UserError
 
 TREE = flags.DEFINE_string("tree", "", "list the arrays of this step")
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     folder = epath.Path(directories[0])
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     paths = folder.iterdir() if folder.is_dir() else ()
-    steps = sorted((path.name for path in paths if path.name.isdigit()), key=int)
+    steps = sorted((path.name for path in paths if is_step(path)), key=int)
     if not steps:
         raise UserError("has no checkpoints", path=str(folder))
     if COPY.value and (not TO.value or epath.Path(TO.value).exists()):

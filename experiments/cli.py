@@ -1,5 +1,7 @@
 """Shared by all commands: parses flags to a config, and maps errors to one line and an exit status."""
 
+import contextlib
+import errno
 import functools
 import logging
 import operator
@@ -8,7 +10,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +20,49 @@ from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
 from mmfusion.config import files as config_files
-from mmfusion.distributed import hosts, platform
-from mmfusion.errors import Preempted, Unreachable, UserError
+from mmfusion.distributed import hosts, platform, signals
+from mmfusion.errors import Preempted, StoppedEarly, Unreachable, UserError
 
 OVERRIDE = re.compile(r"--(?:no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
 TRUST_HELP = "accept the code and the places that the run's config names, now and later (see SECURITY.md)"
-DONE, FAILED, USER_ERROR, TRY_AGAIN = 0, 1, 2, 75  # exit statuses
+DONE, FAILED, USER_ERROR, TRY_AGAIN, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
+# Errors of the system that are those of a path or a disk that a person gave.
+SYSTEM_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command and exits with its status.
 
     0: done. 2: invalid user input. 75: preempted after saving, or storage is temporarily unreachable; the same command
-    continues. 134: another host was lost. 1: any other error. User errors and divergence (FloatingPointError) are
-    printed as one line; other errors keep their traceback.
+    continues. 130: interrupted (Ctrl-C) where nothing can be saved. 134: another host was lost. 1: any other error.
+    User errors and divergence (FloatingPointError) are printed as one line; other errors keep their traceback.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text())
         return
     _configure_process()
+    signals.may_exit.set()
     try:
-        main(sys.argv)
+        with system_errors():
+            main(sys.argv)
         hosts.shutdown_barrier()
     except Preempted as stop:
         print(f"preempted: {stop}", file=sys.stderr)
+        if isinstance(stop, StoppedEarly):  # of this host alone
+            hosts.abort_all(TRY_AGAIN, str(stop))
         sys.exit(TRY_AGAIN)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        hosts.abort_all(INTERRUPTED, "interrupted")
+        sys.exit(INTERRUPTED)
     except (UserError, Unreachable, FloatingPointError) as error:
         status = exit_status(error)
         print(f"error: {error}", file=sys.stderr)
         hosts.abort_all(status, str(error))
         sys.exit(status)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         if hosts.is_lost_host_error(error):
             message = f"another host was lost: run the same command again on all hosts ({one_line(error)[:200]})"
             print(f"error: {message}", file=sys.stderr)
@@ -57,6 +71,23 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             traceback.print_exc()
             hosts.abort_all(FAILED, repr(error))
         raise
+    finally:
+        signals.may_exit.clear()
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns errors of the machine that a person can put right, such as a full disk, into UserErrors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        raise UserError(error.strerror or one_line(error), path=os.fsdecode(error.filename or "")) from error
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        raise UserError("this user has no home directory: set the environment variable HOME") from error
 
 
 def help_text() -> str:
@@ -156,24 +187,25 @@ def enable_compilation_cache() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        folder = cache_folder() / "jax"
         try:
+            folder = cache_folder() / "jax"
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
-        except OSError:
+        except (OSError, RuntimeError):
             return  # without a writable home directory there is no cache
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def cache_folder() -> Path:
-    """Returns the folder for files that can be regenerated."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfusion"
+    """Returns the folder for files that can be regenerated; raises RuntimeError without a home directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmfusion"
 
 
 def prepare_worker() -> None:
     """Configures a worker process like the main process of a command."""
     _configure_process()
     enable_compilation_cache()
+    signals.may_exit.set()
 
 
 def output_file(name: str) -> Path | None:

@@ -22,14 +22,23 @@ class UserError(Exception):
 
     def __init__(self, message: str, *, path: str = "", value: Any = None, choices: Iterable[str] = ()):
         self.message, self.path, self.value, self.choices = message, path, value, sorted(choices)
-        where = path if value is None else f"{path}={value!r}"
+        where = shortened(path if value is None else f"{path}={value!r}")
         text = f"{where}: {message}" if where else message
         given = path.rpartition(".")[2] if value is None else value  # of a key that is wrong itself, its last part
         super().__init__(f"{text}; {nearest(given, self.choices)}" if self.choices else text)
 
 
+def shortened(text: str, limit: int = 500) -> str:
+    """Returns a text that fits a line: a path may have thousands of characters."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
 class Preempted(Exception):
     """The run was asked to stop and has been saved; the same command continues it (exit status 75)."""
+
+
+class StoppedEarly(Preempted):
+    """The run was asked to stop before it took a step, so that there is nothing to save (exit status 75)."""
 
 
 class Unreachable(Exception):

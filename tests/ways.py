@@ -47,7 +47,7 @@ LOOP = {**CONCAT, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "data.
 #   spoiled: updates whose weights are NaN on the first host at the first read;
 #   bucket: the run is in a bucket, and the newest checkpoint is corrupted before each further attempt.
 WAYS: dict[str, dict[str, Any]] = {
-    "pmap": {},
+    "pmap": {"parallel.mode": "pmap"},
     "jit": {"parallel.mode": "jit"},
     "mesh": {"parallel.mode": "jit", "parallel.mesh.fsdp": 2, "parallel.mesh.model": 2},
     "concat accumulated scanned": {**CONCAT, "steps": 4, "optim.accumulate": 4, "scanned": True},

@@ -18,6 +18,7 @@ from mmfusion.checkpoints.checksums import checksums, describe, differences, fla
 from mmfusion.checkpoints.verify import (
     META,
     CorruptCheckpoint,
+    is_step,
     read_errors,
     read_meta,
     retention_metrics,
@@ -51,8 +52,8 @@ class Checkpoints:
       check: given the metadata of each checkpoint; raises UserError for one that is of another run.
 
     Raises:
-      UserError: a checkpoint may not be read, has the name of another step, or as `check` does; or a corrupt one cannot
-        be moved.
+      UserError: a checkpoint may not be read, has the name of another step or of none, or as `check` does; or a corrupt
+        one cannot be moved.
       Unreachable: a checkpoint cannot be read for now.
     """
 
@@ -72,7 +73,7 @@ class Checkpoints:
         if not self.readonly:
             self._directory.mkdir(parents=True, exist_ok=True)
         for name in self._names():
-            if not name.isdigit() or not ocp.utils.is_checkpoint_finalized(self._directory / name):
+            if not is_step(self._directory / name) or not ocp.utils.is_checkpoint_finalized(self._directory / name):
                 continue  # in a bucket, an incomplete one has its final name already; Orbax deletes it
             if error := validation_error(self._directory / name):
                 self._quarantine(int(name), f"checkpoint {self._directory}/{name} is damaged: {error}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmfusion.checkpoints.checksums import checksums, has_valid_checksum
 from mmfusion.errors import Unreachable, UserError
 
 META = "meta"  # the item saved beside the state
+STEP = re.compile("0|[1-9][0-9]*")  # name of a checkpoint's folder
 # Parts of TensorStore's messages for errors that may pass.
 TRANSIENT = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Too many open files")
 
@@ -26,6 +28,17 @@ class CorruptCheckpoint(UserError):
     def __init__(self, message: str, step: int = 0):
         super().__init__(message)
         self.step = step
+
+
+def is_step(folder: epath.Path) -> bool:
+    """Returns whether a folder has the name of a checkpoint.
+
+    Raises:
+      UserError: its name is of other digits, such as ² or 007, which Orbax would take for another step or fail on.
+    """
+    if folder.name.isdigit() and not STEP.fullmatch(folder.name):
+        raise UserError("is not named like a checkpoint: move it away", path=str(folder))
+    return folder.name.isdigit()
 
 
 def validation_error(folder: epath.Path) -> str:
@@ -106,4 +119,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _step(folder: epath.Path) -> int:
-    return int(folder.name) if folder.name.isdigit() else 0  # a copy may have any name
+    return int(folder.name) if STEP.fullmatch(folder.name) else 0  # a copy may have any name

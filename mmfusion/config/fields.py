@@ -14,6 +14,7 @@ from typing import Any, cast
 from ml_collections import ConfigDict
 
 from mmfusion.config.keys import Choice, Options, entries, key, key_of, options, section, section_of
+from mmfusion.distributed.mesh import MODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ class MeshConfig:
 class ParallelConfig:
     """How a step is spread over devices."""
 
-    mode: str = key("pmap", "how the step is compiled", choices=("pmap", "jit"))
+    mode: str = key("auto", "pmap, jit, or auto: pmap on one host and jit on several", choices=MODES, resume="recovery")
     devices: int = key(0, "use the first so many devices; 0: all", resume="resource")
     mesh: MeshConfig = section(MeshConfig, "the mesh of mode jit")
     steps_per_call: int = key(0, "steps of one compiled call; 0: 1 on a CPU, up to 8 on accelerators", unit="steps")

@@ -19,7 +19,7 @@ class Key:
       above, below: bounds that are themselves not allowed.
       choices: the allowed strings; empty: any.
       resume: why a run may continue with another value: "resource" (where things are and how fast) or "recovery" (what
-        is done about failures); empty: it may not.
+        is done about failures, and how the step is compiled, on which all hosts must agree); empty: it may not.
     """
 
     doc: str

@@ -8,6 +8,7 @@ from mmfusion.config.data_checks import check_data
 from mmfusion.config.encoder_checks import check_encoders
 from mmfusion.config.fields import RunConfig, read
 from mmfusion.config.keys import declared_keys, key_of
+from mmfusion.distributed.mesh import resolved_mode
 from mmfusion.errors import UserError
 from mmfusion.metrics import METRICS, REGRESSION_GROUPS
 from mmfusion.objectives import check_objectives, group_size
@@ -20,7 +21,7 @@ def _resumable(reason: str) -> tuple[str, ...]:
 
 # Keys that may differ when a run is continued or repeated: where things are and how fast, never what is computed.
 RESOURCE_KEYS = _resumable("resource")
-# Keys that may differ when a run is continued: what it does about failures.
+# Keys that may differ when a run is continued: what it does about failures, and how its step is compiled.
 RECOVERY_KEYS = _resumable("recovery")
 LAST = "last"  # the value of `select` that is no metric: the newest checkpoint is tested
 
@@ -85,7 +86,7 @@ def _check_devices(run: RunConfig, group: int, devices: int, hosts: int) -> None
         message = f"must divide the {devices // hosts} devices of each host, since a host's devices share its examples"
         raise UserError(message, path="config.parallel.mesh.model", value=mesh.model)
     state_parts = mesh.fsdp * mesh.model
-    if state_parts > 1 and run.parallel.mode != "jit":
+    if state_parts > 1 and resolved_mode(run.parallel.mode, hosts) != "jit":
         message = "fsdp and model divide the state, which needs --config.parallel.mode=jit"
         raise UserError(message, path="config.parallel.mesh")
     if used % state_parts or mesh.data not in (-1, used // state_parts):

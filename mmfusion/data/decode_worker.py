@@ -6,10 +6,12 @@ daemonic process, such as that of an ablation's trial, must not start.
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from typing import IO, Any
 from mmfusion.data.decoded_files import Chunk
 
 DONE, FAILED = b"\1", b"\0"  # a worker's answers
+PR_SET_PDEATHSIG = 1
 THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 
 
@@ -110,7 +113,9 @@ def _send(chunk: Chunk, stream: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """Decodes the chunks that standard input has, and answers with a byte for each."""
+    """Decodes the chunks that standard input has, and answers with a byte for each; ends with its parent process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print is no answer
     loads = functools.lru_cache(maxsize=8)(pickle.loads)

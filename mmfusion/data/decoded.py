@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mmfusion.data.leakage import DigestedRows
 from mmfusion.data.rows import Rows
 from mmfusion.data.split import Split, check_bad
 from mmfusion.errors import UserError, one_line
+from mmfusion.files import DISK_FULL
 
 if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
@@ -122,6 +123,7 @@ def _decode_into(splits: Mapping[Path, Split]) -> None:
     """Decodes splits into their folders; chunks that a killed process has finished are kept."""
     with contextlib.ExitStack() as stack:
         parts = {folder: part for folder in sorted(splits) if (part := _claim(folder, stack))}
+        stack.enter_context(_removed_from_full_disk(parts.values()))
         chunks = []
         for folder, part in parts.items():
             split = splits[folder]
@@ -136,6 +138,18 @@ def _decode_into(splits: Mapping[Path, Split]) -> None:
             decode_chunks(chunks, processes, advance)
         for folder, part in parts.items():
             decoded_files.finish(part, splits[folder], folder)
+
+
+@contextlib.contextmanager
+def _removed_from_full_disk(folders: Iterable[Path]) -> Iterator[None]:
+    """Removes folders that a full disk cannot hold: what is in them would leave no space for the run itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _claim(folder: Path, stack: contextlib.ExitStack) -> Path | None:

@@ -1,8 +1,11 @@
 """Batches as a function of (seed, step): the order of examples, each host's share of a batch, and prefetching."""
 
 import collections
+import errno
 import functools
-from collections.abc import Callable, Iterator
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,12 @@ from etils import epy
 from mmfusion.data.batch import Batch
 from mmfusion.data.missing import without_empty_rows
 from mmfusion.data.split import Classes, Split
+from mmfusion.errors import UserError
 
 with epy.lazy_imports():
     import grain
 
+SHARED_MEMORY = "/dev/shm"
 BALANCED_STREAM = 1  # keeps these random numbers apart from those of other uses of (seed, step)
 
 
@@ -97,7 +102,28 @@ def _prefetch(batch: Callable[[int], Batch], first: int, last: int, workers: int
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only commands parse
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return _from_processes(dataset, workers)
     return iter(dataset)
+
+
+def _from_processes(dataset: Iterable[Batch], workers: int) -> Iterator[Batch]:
+    """Yields what processes read, which pass it on through shared memory.
+
+    Raises:
+      UserError: the shared memory is full, as that of a container often is.
+    """
+    try:
+        yield from dataset
+    except (OSError, RuntimeError) as error:
+        # A process that writes to full shared memory is killed; the errors name no file.
+        if getattr(error, "errno", None) != errno.ENOSPC and f"exit code {-signal.SIGBUS:d}" not in str(error):
+            raise
+        size = shutil.disk_usage(SHARED_MEMORY)
+        message = (
+            f"{SHARED_MEMORY}, through which processes pass batches, is full ({size.free / 1e6:.1f} of "
+            f"{size.total / 1e6:.1f} MB are free): give it more (docker run --shm-size=8g), or take fewer workers, or 0"
+        )
+        raise UserError(message, path="config.data.workers", value=workers) from error
 
 
 def to_device(batches: Iterator[Batch], put: Callable[[Batch], Any], ahead: int = 2) -> Iterator[tuple[Batch, Any]]:

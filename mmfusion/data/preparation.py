@@ -1,8 +1,8 @@
 """Finds TFDS builders by name, and prepares their datasets on first use."""
 
 import contextlib
-import errno
 import io
+import os
 import re
 import sys
 import urllib.error
@@ -11,6 +11,7 @@ from etils import epy
 
 from mmfusion.data.prepared_files import check_prepared
 from mmfusion.errors import UserError, one_line, warn_renamed
+from mmfusion.files import DISK_FULL
 from mmfusion.registry import lookup
 
 with epy.lazy_imports():
@@ -59,9 +60,11 @@ def make_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":
     """Returns the TFDS builder of a dataset.
 
     Raises:
-      UserError: no such dataset, variant or version, a package that it needs is missing, or a file of the prepared
-        dataset names code that TFDS would import.
+      UserError: no such dataset, variant or version, a package that it needs is missing, there is no home directory, or
+        a file of the prepared dataset names code that TFDS would import.
     """
+    if not data_dir and "TFDS_DATA_DIR" not in os.environ and os.path.expanduser("~") == "~":
+        raise UserError("there is no home directory for datasets: give a folder", path="config.data.dir")
     name = current_name(name)
     own, variant = builder_class(name)
     try:
@@ -126,7 +129,9 @@ def _explain_cause(data_dir: str, cause: BaseException) -> str:
         )
     if isinstance(cause, download_manager.NonMatchingChecksumError):
         return f"a file is corrupt or not the known one; remove it and start again ({summary})"
-    if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in summary:
+    # Errors of ArrayRecord have a text alone.
+    full = getattr(cause, "errno", None) in DISK_FULL or any(os.strerror(number) in summary for number in DISK_FULL)
+    if full or "Not enough disk space" in summary:
         return f"no space left to prepare it under {folder} ({summary})"
     if isinstance(cause, (PermissionError, NotADirectoryError)):
         return f"cannot write {cause.filename or data_dir}: set --config.data.dir to a folder of yours"

@@ -7,11 +7,15 @@ All of them are attributes of `jax._src.distributed.global_state`, which have no
 - `client.wait_at_barrier`: a barrier with a timeout that needs no devices. `multihost_utils.sync_global_devices` sums
   over all devices, and Gloo gives up on a host that is 30 seconds late.
 - `client.key_value_set`, `client.key_value_try_get`: tell other hosts why one of them failed, whatever they are doing.
+- `initialize_preemption_sync_manager`: lets JAX take over SIGTERM only once a run has taken a step.
 """
 
 from typing import Any
 
+import jax
 from jax._src import distributed
+
+_SERVICE = "jax_enable_preemption_service"
 
 
 def num_hosts() -> int:
@@ -22,6 +26,19 @@ def num_hosts() -> int:
 def host_index() -> int:
     """Returns the index of this host, 0 on the primary one."""
     return distributed.global_state.process_id
+
+
+def start_preemption_service() -> None:
+    """Has JAX handle SIGTERM from now on, and tell all hosts; `connect` leaves that out."""
+    jax.config.update(_SERVICE, True)
+    if distributed.global_state.preemption_sync_manager is None:  # a process may train several times
+        distributed.global_state.initialize_preemption_sync_manager()
+
+
+def connect(**arguments: Any) -> None:
+    """Connects this process to the others as `jax.distributed.initialize` does, but leaves SIGTERM alone."""
+    jax.config.update(_SERVICE, False)
+    jax.distributed.initialize(**arguments)
 
 
 def wait_at_barrier(name: str, timeout_seconds: float) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmfusion.distributed import coordination
+from mmfusion.distributed import coordination, rendezvous
 from mmfusion.errors import UserError
 
 FAILURE_KEY = "mmfusion/failed"  # key of the first failure in the coordination service
@@ -45,26 +46,27 @@ def initialize(distributed: str) -> None:
         address of process 0, the index of this process, and their number), or empty for a single host.
 
     Raises:
-      UserError: it is none of these, or the other hosts do not connect.
+      UserError: it is none of these, or the other hosts do not connect; see `rendezvous.meet`.
     """
     if not distributed:
         return
     arguments = {}
     if distributed != "auto":
-        try:
-            address, process, processes = distributed.split(",")
-            int(address.rpartition(":")[2])
-            arguments = {"coordinator_address": address, "process_id": int(process), "num_processes": int(processes)}
-        except ValueError:
-            raise UserError(
-                "expected auto or HOST:PORT,PROCESS,PROCESSES", path="--distributed", value=distributed
-            ) from None
+        place = rendezvous.parse(distributed)
+        rendezvous.meet(place)
+        arguments = {
+            "coordinator_address": f"{place.host}:{place.port}", "process_id": place.process,
+            "num_processes": place.processes,
+        }  # fmt: skip
     if jax.config.values["jax_platforms"] == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would wait for this native call
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+        coordination.connect(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise UserError(" ".join(str(error).split())[:300], path="--distributed", value=distributed) from error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     stop = threading.Event()
     watcher = threading.Thread(target=_abort_with_others, args=(stop,), daemon=True)
     watcher.start()
@@ -89,11 +91,16 @@ def is_lost_host_error(error: BaseException) -> bool:
 
 def abort_all(status: int, message: str) -> None:
     """Ends this process after a failure and has all other hosts end with its message; returns on a single host."""
-    if not is_multihost():
-        return
-    with contextlib.suppress(Exception):  # another host failed first, or the service is gone
-        coordination.set_once(FAILURE_KEY, json.dumps([coordination.host_index(), status, message]))
-    _exit(status)
+    if is_multihost():
+        tell_others(status, message)
+        _exit(status)
+
+
+def tell_others(status: int, message: str) -> None:
+    """Has all other hosts, if any, end with a message and an exit status."""
+    if is_multihost():
+        with contextlib.suppress(Exception):  # another host failed first, or the service is gone
+            coordination.set_once(FAILURE_KEY, json.dumps([coordination.host_index(), status, message]))
 
 
 def _abort_with_others(stop: threading.Event) -> None:

@@ -1,9 +1,8 @@
-"""Devices and meshes: data-parallel `pmap` by default, `jit` over a mesh with `config.parallel.mode=jit`."""
+"""Devices and meshes: data-parallel `pmap` by default on one host, and `jit` over a mesh on several."""
 
 import dataclasses
 import functools
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmfusion.data.batch import Batch
 from mmfusion.distributed import sharding
+from mmfusion.distributed.signals import Stop
 from mmfusion.errors import UserError
 
 AXIS = sharding.DATA
-MODES = ("pmap", "jit")
+MODES = ("auto", "pmap", "jit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Partitioner:
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
-    def should_stop(self, stop: threading.Event, step: int, k: int) -> bool:
+    def should_stop(self, stop: Stop, step: int, k: int) -> bool:
         """Returns whether to stop after `step`, the last of a call of `k`; the answer is the same on all hosts."""
+        stop.after_step()
         if self.num_hosts == 1:
             return stop.is_set()
         # JAX agrees on the number of one step: each step of a call has to be asked for, whatever the answers before.
@@ -148,15 +149,22 @@ class Partitioner:
         return None if self.num_devices == jax.device_count() else list(self.mesh.devices.flat)
 
 
+def resolved_mode(mode: str, hosts: int) -> str:
+    """Returns `pmap` or `jit` for `config.parallel.mode`, `auto` resolved for a number of hosts."""
+    if mode != "auto":
+        return mode
+    return "pmap" if hosts == 1 else "jit"
+
+
 def make_partitioner(mode: str, devices: int = 0, axes: tuple[int, int, int] = (-1, 1, 1)) -> Partitioner:
     """Returns a partitioner over the first devices.
 
     Args:
-      mode: `pmap` or `jit`.
+      mode: `pmap`, `jit`, or `auto`, see `resolved_mode`.
       devices: number of devices; 0 for all of them.
       axes: sizes of the data, fsdp and model axes of the mesh under `jit`; -1 for the remaining devices.
     """
-    used = np.array(jax.devices()[: devices or None])
+    mode, used = resolved_mode(mode, jax.process_count()), np.array(jax.devices()[: devices or None])
     if mode == "pmap":
         return Partitioner(mode, Mesh(used, (AXIS,)))
     return Partitioner(mode, Mesh(used.reshape(axes), sharding.AXES))

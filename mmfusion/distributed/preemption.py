@@ -1,23 +1,21 @@
-"""Stops a run on SIGTERM, which clusters send before they take a machine away."""
+"""Stops a run on SIGTERM, which clusters send before they take a machine away, and on Ctrl-C."""
 
 import contextlib
-import signal
 import threading
 from collections.abc import Iterator
 
-import jax
+from mmfusion.distributed import signals
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets, so that the current step ends and the run is saved."""
-    stop = threading.Event()
-    # With several hosts JAX handles the signal and tells all of them, see `Partitioner.should_stop`.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+def stop_on_signal() -> Iterator[signals.Stop]:
+    """Yields an event that a signal sets, so that the current step ends and the run is saved.
+
+    Raises:
+      StoppedEarly: the signal came before the first step.
+      KeyboardInterrupt: a second Ctrl-C.
+    """
+    stop = signals.Stop()
+    handled = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+    with signals.handled(stop) if handled else contextlib.nullcontext():
         yield stop
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, previous)

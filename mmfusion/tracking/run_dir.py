@@ -16,6 +16,7 @@ from etils import epath
 
 from mmfusion.errors import storage_errors
 from mmfusion.files import RemoteFolder
+from mmfusion.tracking.lock import locked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,14 @@ class RunDir:
     folder: Path
     checkpoints: epath.Path
     bucket: epath.Path | None = None
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which no other command is let in; only on the primary host, and not in a bucket.
+
+        Raises:
+          UserError: another command is in it.
+        """
+        return contextlib.nullcontext() if self.bucket or jax.process_index() else locked(self.folder)
 
     def upload(self) -> None:
         """Copies the folder's files to the bucket, on the primary host, `result.json` last.

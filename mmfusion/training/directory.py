@@ -21,11 +21,12 @@ def run_directory(workdir: str | Path, config: ConfigDict) -> Iterator[run_dir.R
     """Yields the directory of a run, and uploads what is left in it at the end, whatever that is.
 
     Raises:
-      UserError: the directory belongs to another run, or cannot be written.
+      UserError: the directory belongs to another run, another command is in it, or it cannot be written.
     """
-    with run_dir.open_run_dir(workdir) as directory:
+    with run_dir.open_run_dir(workdir) as directory, contextlib.ExitStack() as stack:
         check_owner(directory, config)
         try:
+            stack.enter_context(directory.locked())
             yield directory
         except OSError as error:
             path = Path(error.filename or "").absolute()

@@ -35,10 +35,10 @@ def train(
     Raises:
       UserError: the data, the directory or a checkpoint is not what the config needs.
       FloatingPointError: too many steps in a row were bad; `wrong.json` in the directory names them.
-      Preempted: SIGTERM came; the run is saved, and the same command continues it.
+      Preempted: SIGTERM or Ctrl-C came; the run is saved, and the same command continues it.
     """
     started, bad_steps = time.monotonic(), None  # the bad steps before which the next attempt starts
-    with preemption.stop_on_sigterm() as stop, run_directory(workdir, config) as directory:
+    with preemption.stop_on_signal() as stop, run_directory(workdir, config) as directory:
         run_config = fields.read(config)
         dataset = dataset or datasets.load(run_config.data, seed=run_config.seed)
         while True:  # once, and once more after each roll-back

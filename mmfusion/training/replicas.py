@@ -4,7 +4,6 @@ R runs
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from mmfusion import config as configs
 from mmfusion.data import dataset as datasets
 from mmfusion.data.dataset import Dataset
+from mmfusion.distributed.signals import Stop
 from mmfusion.models.convolution import as_patches
 from mmfusion.training import recovery
 from mmfusion.training.directory import run_directory
@@ -27,7 +27,7 @@ Result = dict[str, Any] | Exception
 Replica = Generator[tuple[TrainRun, Call], tuple[Any, Any], dict[str, Any]]
 
 
-def replica(config: ConfigDict, workdir: str | Path, stop: threading.Event, dataset: Dataset | None = None) -> Replica:
+def replica(config: ConfigDict, workdir: str | Path, stop: Stop, dataset: Dataset | None = None) -> Replica:
     """Yields the run and each call whose steps are due, receives the state and the metrics, and returns the result.
 
     It is what `mmfusion.training.loop.train` does, but for the steps, and raises what that does.

@@ -5,7 +5,6 @@ The loops in `loop` and `replicas` take the steps; everything else that a run do
 
 import dataclasses
 import itertools
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.data.split import Split
 from mmfusion.distributed import hosts
+from mmfusion.distributed.signals import Stop
 from mmfusion.errors import Preempted
 from mmfusion.files import write_json
 from mmfusion.metrics import without_class_lists
@@ -121,7 +121,7 @@ class TrainRun:
                 self.progress.seconds_to_first_step = time.monotonic() - self.started
             self.meter.start(self.progress.step)
 
-    def validate_and_save_if_due(self, stop: threading.Event) -> None:
+    def validate_and_save_if_due(self, stop: Stop) -> None:
         """Validates and saves where the step is due for it, or where the run is asked to stop.
 
         Raises:

@@ -33,7 +33,8 @@ def train(
     Raises:
       UserError: the config, the data or the directory is wrong; the message says what would be right.
       FloatingPointError: too many consecutive steps diverged.
-      Preempted: SIGTERM arrived; the run saved a checkpoint.
+      Preempted: SIGTERM or Ctrl-C arrived; the run saved a checkpoint, unless it had not taken a step.
+      KeyboardInterrupt: a second Ctrl-C arrived.
     """
     result = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load_file(config)
     set_values(result, changes or {})

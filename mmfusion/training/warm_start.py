@@ -49,7 +49,7 @@ def begin(
                 encoder.encoder if isinstance(encoder, PerImage) else encoder,
                 params,
                 batch_stats,
-                weights.read(source, CACHE.expanduser()),
+                weights.read(source, CACHE),
                 source,
             )
             params, batch_stats = found.params, found.batch_stats

@@ -287,6 +287,7 @@ def test_decoding_goes_on_where_the_disk_is_full(table, tmp_path, monkeypatch, c
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert_equal(load(table, tmp_path / "cache"), load(table, "off"))
     assert "data   decoded rows are not kept in" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").glob("*.part"))  # they would take the space that is left
     monkeypatch.undo()
     monkeypatch.setattr(decoded, "SECONDS", 0)
     monkeypatch.setattr(decoded, "DISK_SHARE", 0)

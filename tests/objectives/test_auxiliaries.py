@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from mmfusion.config import defaults
 from mmfusion.data import dataset as datasets
 from mmfusion.data.batch import Batch
 from mmfusion.distributed import preemption
+from mmfusion.distributed.signals import Stop
 from mmfusion.errors import Preempted
 from mmfusion.inference.evaluate import evaluate
 from mmfusion.objectives import OBJECTIVES, Task, mixing, task_loss
@@ -251,13 +251,13 @@ def test_gradient_blending_reweights_heads_and_resumes_identically(rows, tmp_pat
     np.testing.assert_allclose(np.sum(weights, axis=1), 3, rtol=1e-5)
 
     def stop_immediately():
-        stop = threading.Event()
+        stop = Stop()
         stop.set()
         return contextlib.nullcontext(stop)
 
     for _ in range(4):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Preempted):
-            patch.setattr(preemption, "stop_on_sigterm", stop_immediately)
+            patch.setattr(preemption, "stop_on_signal", stop_immediately)
             train(run_config, tmp_path / "preempted")
     resumed = train(run_config, tmp_path / "preempted")
     assert resumed["test"] == uninterrupted["test"]

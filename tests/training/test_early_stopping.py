@@ -2,7 +2,6 @@
 
 import json
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from mmfusion import config as configs
+from mmfusion.distributed.signals import Stop
 from mmfusion.errors import Preempted
 from mmfusion.training import progress
 from mmfusion.training.loop import train
@@ -98,9 +98,7 @@ def test_replicas_stop_by_themselves(tiny_config: Callable[..., Any], tmp_path: 
     run_configs = {
         name: tiny_config("fusion=concat", {**STOPPED, "optim.learning_rate": rate}) for name, rate in rates.items()
     }
-    results = train_replicas(
-        [replica(config, tmp_path / name, threading.Event()) for name, config in run_configs.items()]
-    )
+    results = train_replicas([replica(config, tmp_path / name, Stop()) for name, config in run_configs.items()])
     assert [(result["steps"], bool(result["stopped"])) for result in results] == [(6, True), (8, False)]
     assert results[0]["best_step"] == 2
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import threading
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from mmfusion import config as configs
 from mmfusion.checkpoints.manager import Checkpoints
+from mmfusion.distributed.signals import Stop
 from mmfusion.errors import UserError
 from mmfusion.models.convolution import as_patches, conv
 from mmfusion.training.loop import train
@@ -55,9 +55,7 @@ def test_replicas_match_separate_runs(config_of, tmp_path):
         with config.unlocked():
             configs.choose(config, "model.encoders.text", "rnn")
             config.model.encoders.text.update(embedding=8, hidden=8, dropout=0.1)
-    results = train_replicas(
-        [replica(config, tmp_path / name, threading.Event()) for name, config in run_configs.items()]
-    )
+    results = train_replicas([replica(config, tmp_path / name, Stop()) for name, config in run_configs.items()])
     for (name, config), result in zip(run_configs.items(), results, strict=True):
         separate = train(config, tmp_path / f"{name} separate")
         assert result["test"]["loss"] == pytest.approx(separate["test"]["loss"], abs=1e-4)
@@ -82,10 +80,10 @@ def test_replicas_continue_when_one_run_ends_early(config_of, tmp_path):
         calls.append(index)
         yield
 
-    conflicting = replica(config_of("c"), tmp_path / "a", threading.Event())
-    stop = threading.Event()
+    conflicting = replica(config_of("c"), tmp_path / "a", Stop())
+    stop = Stop()
     repeated, other, stopped = (replica(config_of(n), tmp_path / d, s) for n, d, s in (
-        ("a", "a", threading.Event()), ("b", "b", threading.Event()), ("c", "c", stop),
+        ("a", "a", Stop()), ("b", "b", Stop()), ("c", "c", stop),
     ))  # fmt: skip
     stop.set()
     results = train_replicas([conflicting, repeated, other, stopped], around)

@@ -19,7 +19,6 @@ from mmfusion.errors import Preempted, UserError
 from mmfusion.tracking import provenance
 from mmfusion.training import progress, run
 from mmfusion.training.loop import train
-from mmfusion.training.setup import TrainSetup
 from tests.errors import rejects
 from tests.processes import Started
 from tests.reliability.runs import newest_state
@@ -185,7 +184,6 @@ def stop_in(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (TrainSetup, "compile_train_step", 1),  # during compilation
         (run, "score", 4),  # validation
         (Checkpoints, "save", 3),
     ],

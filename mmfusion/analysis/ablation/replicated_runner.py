@@ -5,7 +5,6 @@ The trials of a group differ in seed and learning rate only. On CPU `runner` is 
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from mmfusion import config as configs
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.analysis.ablation.runner import Stage
-from mmfusion.distributed.preemption import stop_on_sigterm
+from mmfusion.distributed.preemption import stop_on_signal
+from mmfusion.distributed.signals import Stop
 from mmfusion.errors import Preempted
 from mmfusion.training.replicas import Replica, replica, train_replicas
 
@@ -27,7 +27,7 @@ def run(directory: Path, trials: Sequence[Trial], stage: Stage = runner.TRAINING
     trial at a time.
 
     Raises:
-      Preempted: SIGTERM was received; the running trials saved a checkpoint.
+      Preempted: SIGTERM or Ctrl-C was received; the running trials saved a checkpoint.
     """
     waiting = [trial for trial in trials if not runner.is_done(directory, trial, stage.output)]
     if stage is not runner.TRAINING:
@@ -56,7 +56,7 @@ def _train(trials: list[Trial], directory: Path) -> Iterator[tuple[Trial, str]]:
     with contextlib.ExitStack() as stack:
         for folder in folders:
             stack.enter_context(runner.locked(folder))
-        stop = stack.enter_context(stop_on_sigterm())
+        stop = stack.enter_context(stop_on_signal())
         logs = [stack.enter_context((folder / runner.LOG).open("a")) for folder in folders]
         runs = [_run(trial, folder, stop) for trial, folder in zip(trials, folders, strict=True)]
         try:
@@ -74,10 +74,10 @@ def _train(trials: list[Trial], directory: Path) -> Iterator[tuple[Trial, str]]:
     for result in results:
         if isinstance(result, Preempted):
             raise result
-    if stop.is_set():  # SIGTERM after the last checkpoint
-        raise Preempted("SIGTERM; run the same command again")
+    if stop.is_set():  # after the last checkpoint
+        raise Preempted("stopped by a signal; run the same command again")
 
 
-def _run(trial: Trial, folder: Path, stop: threading.Event) -> Replica:
+def _run(trial: Trial, folder: Path, stop: Stop) -> Replica:
     config = configs.from_json(trial.config)
     return (yield from replica(config, folder, stop, runner.dataset_for(trial, config)))

@@ -172,18 +172,25 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def preempted_by_sigterm() -> Iterator[None]:
-    """Raises Preempted on the first SIGTERM; leaving a pool then lets its processes save their trials."""
+def preempted_by_signal() -> Iterator[None]:
+    """Raises Preempted on the first SIGTERM or Ctrl-C; leaving a pool then lets its processes save their trials.
+
+    A second SIGTERM is ignored, and a second Ctrl-C ends the process, and its processes with it.
+    """
 
     def preempt(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Preempted("SIGTERM; the running trials were saved; run the same command again")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+        raise Preempted(f"{name}; the running trials were saved; run the same command again")
 
-    before = signal.signal(signal.SIGTERM, preempt)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, preempt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(

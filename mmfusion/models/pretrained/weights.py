@@ -8,6 +8,7 @@ O I output and input channels · h w kernel · N positions · D width
 
 import json
 import math
+import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -100,7 +101,7 @@ def find(source: str, key: str = "init") -> Path | None:
       source: see `read`.
       key: the config key, for the error.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # which takes ~ as a name where there is no home directory
     if path.exists():
         return path
     if HUB_NAME.fullmatch(source):
@@ -130,7 +131,7 @@ def unpublished(params: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _fetch(name: str, cache: Path) -> Path:
-    target = cache / name / FILE
+    target = cache.expanduser() / name / FILE
     if target.exists():
         return target
     url = HUB.format(name=name)
