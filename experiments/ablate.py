@@ -28,7 +28,9 @@ METRIC = flags.DEFINE_string("metric", "", "the metric to select and compare by 
 JOBS = flags.DEFINE_integer(
     "jobs", 0, "number of processes on CPU, each on its own core (default: all cores)", lower_bound=0
 )
-SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run every n-th trial from the i-th on; other machines run the rest")
+SHARD = flags.DEFINE_string(
+    "shard", "", "i/n: run every n-th trial from the i-th on (default: every trial that no other machine runs)"
+)
 LATEX = flags.DEFINE_bool("latex", False, "also write the table as table.tex")
 PUBLISHED = flags.DEFINE_multi_string("published", [], "NAME=SCORE: a published score to show in the report")
 

@@ -307,8 +307,9 @@ def test_pool_forwards_sigterm_to_running_trials(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(Preempted), runner.preempted_by_sigterm(), runner.Pool(tmp_path, 2, do_nothing) as pool:
-        list(pool.run(trials, runner.Stage(wait_for_sigterm, "result.json")))
+    stage = runner.Stage(wait_for_sigterm, "result.json")
+    with pytest.raises(Preempted), runner.preempted_by_sigterm():
+        list(runner.run(trials, tmp_path, 2, do_nothing, stage))
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert signal.getsignal(signal.SIGTERM) is before
 
