@@ -100,7 +100,9 @@ class Execution:
 
     Attributes:
       directory: the directory of the trials and the report.
-      jobs: the number of processes on CPU; 0: this process.
+      jobs: the number of processes on CPU; 0: this process. Of tasks of a cluster; 0: as many as it has room for.
+      engine: `ray` or `ray:ADDRESS` runs the trials on a cluster; "": on this machine.
+      resources: what a task of a cluster needs, such as `{"CPU": 1, "GPU": 0.5}`.
       shard: `i/n`, the share of the trials to run here; "": every trial that no other worker holds a lease of.
       remote: the bucket directory of which `directory` is a copy; "": none.
       prepare_worker: called first in each process; importable by name.
@@ -112,6 +114,8 @@ class Execution:
 
     directory: Path
     jobs: int = 0
+    engine: str = ""
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
     shard: str = ""
     remote: str = ""
     prepare_worker: Callable[[], None] = _no_preparation
@@ -216,12 +220,25 @@ def _run_trials(
 
 
 def _executor(execution: Execution) -> contextlib.AbstractContextManager[Executor]:
-    """Returns what runs the trials: processes on CPU, and on an accelerator programs of several trials."""
+    """Returns what runs the trials: a cluster, processes on CPU, or on an accelerator programs of several trials."""
+    directory, prepare = execution.directory, execution.prepare_worker
+    if execution.engine:
+        _, _, address = execution.engine.partition(":")
+        return _ray_tasks()(directory, address, execution.resources, execution.jobs, prepare, execution.remote)
     if jax.default_backend() != "cpu":
-        return contextlib.nullcontext(Replicas(execution.directory))
+        return contextlib.nullcontext(Replicas(directory))
     if not execution.jobs:
-        return contextlib.nullcontext(runner.InProcess(execution.directory))
-    return runner.Pool(execution.directory, execution.jobs, execution.prepare_worker)
+        return contextlib.nullcontext(runner.InProcess(directory))
+    return runner.Pool(directory, execution.jobs, prepare)
+
+
+def _ray_tasks() -> Callable[..., contextlib.AbstractContextManager[Executor]]:
+    """Returns the executor of Ray, which is imported only where it is asked for."""
+    try:
+        from mmfusion.analysis.ablation.ray_tasks import RayTasks
+    except ImportError as error:
+        raise UserError(f"needs `pip install 'mmfusion[ray]'` ({error})", path="--engine", value="ray") from error
+    return RayTasks
 
 
 def cores() -> int:

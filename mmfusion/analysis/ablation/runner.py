@@ -25,7 +25,7 @@ from mmfusion import config as configs
 from mmfusion.analysis.ablation.leases import POLL, LeaseLost
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.data.dataset import Dataset, load
-from mmfusion.errors import Preempted
+from mmfusion.errors import Preempted, UserError
 from mmfusion.files import write_json
 
 FAILED, LOG, LOCK, RESULT = "failed.json", "log.txt", "lock", "result.json"
@@ -55,11 +55,11 @@ def shard(trials: Sequence[Trial], part: str) -> list[Trial]:
     """Returns the share `i/n` of the trials: every n-th from the i-th on.
 
     Raises:
-      ValueError: `part` is not of the form i/n with 0 <= i < n.
+      UserError: `part` is not of the form i/n with 0 <= i < n.
     """
     index, _, count = part.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError("must be i/n with i from 0 to n - 1, such as 0/4")
+        raise UserError("must be i/n with i from 0 to n - 1, such as 0/4", path="--shard", value=part)
     return list(trials[int(index) :: int(count)])
 
 
@@ -199,7 +199,7 @@ class _Worker:
         except (EOFError, ConnectionResetError):
             self._process.join()
             outcome = f"its process ended with status {self._process.exitcode}"
-            _write_failure(trial_directory(self._directory, trial), outcome)
+            write_failure(trial_directory(self._directory, trial), outcome)
             self._start()
         if isinstance(outcome, Preempted):
             raise outcome
@@ -276,7 +276,7 @@ def record(folder: Path, error: Exception | None) -> str:
         (folder / FAILED).unlink(missing_ok=True)
         return ""
     message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    _write_failure(folder, message)
+    write_failure(folder, message)
     return message
 
 
@@ -308,7 +308,8 @@ def dataset_for(trial: Trial, config: ConfigDict) -> Dataset:
     return _open_datasets[key]
 
 
-def _write_failure(folder: Path, message: str) -> None:
+def write_failure(folder: Path, message: str) -> None:
+    """Writes an error of a trial to `failed.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FAILED, {"error": message})
 

@@ -232,7 +232,7 @@ def test_shards_partition_the_trials():
     assert sorted(trial for shard in shards for trial in shard) == trials
     assert runner.shard(trials, "0/1") == trials
     for invalid in ("3/3", "1", "a/b", "-1/2", "0/0"):
-        with pytest.raises(ValueError, match="must be i/n"):
+        with rejects("--shard", invalid, says="must be i/n"):
             runner.shard(trials, invalid)
 
 
