@@ -176,10 +176,14 @@ class Leases:
     def _is_free(self, path: str) -> bool:
         """Returns whether a lease was not renewed in time, or its worker ran on this machine and has ended."""
         try:
-            age = time.monotonic() + self._clock - self._files.modified(path).timestamp()
+            age = self._now() - self._files.modified(path).timestamp()
             return age > STALE or _has_ended(self._read(path).decode(errors="replace"))
         except FileNotFoundError:  # renewed or released meanwhile
             return False
+
+    def _now(self) -> float:
+        """Returns the time of the file system's clock."""
+        return time.monotonic() + self._clock
 
     def _create_lease(self, key: str, number: int) -> bool:
         """Creates the next file of a lease; returns whether it did, and no other is ahead."""

@@ -4,11 +4,14 @@ Only `--engine=ray` imports this module: `pip install 'mmfusion[ray]'`. Every no
 version, the data, and the ablation's directory: a folder that all nodes mount, or a bucket.
 """
 
+import contextlib
 import os
 import platform
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,8 +77,9 @@ class RayTasks:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for task in self._running:  # they continue from their last checkpoint
-            ray.cancel(task, force=True)
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone
+            for task in self._running:  # they continue from their last checkpoint
+                ray.cancel(task, force=True)
         ray.shutdown()
 
     def batches(self, trials: Sequence[Trial], stage: Stage) -> list[list[Trial]]:
@@ -158,6 +162,7 @@ def connect(address: str, variables: Mapping[str, str]) -> None:
             message = f"no Ray cluster answers ({error}); give ray:HOST:PORT or ray:ray://HOST:PORT"
             raise UserError(message, path="--engine", value=f"ray:{address}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "auto",
@@ -168,6 +173,9 @@ def connect(address: str, variables: Mapping[str, str]) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         message = f"cannot connect to a Ray cluster, which `ray start --head` starts: {one_line(error)}"
         raise UserError(message, path="--engine", value=f"ray:{address}" if address else "ray") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray replaces it
 
 
 def task_environment(environment: Mapping[str, str], resources: Mapping[str, float]) -> dict[str, str]:

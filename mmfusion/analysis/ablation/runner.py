@@ -222,7 +222,7 @@ def preempted_by_sigterm() -> Iterator[None]:
 
     def preempt(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Preempted("SIGTERM; the running trials were saved; run the same command again")
+        raise Preempted("SIGTERM; run the same command again, which continues the running trials")
 
     before = signal.signal(signal.SIGTERM, preempt)
     try:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -22,11 +23,23 @@ def storage() -> Iterator[None]:
         yield
 
 
+def empty_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empties the file system in memory, and makes its exclusive creation safe for threads."""
+    lock, pipe_file = threading.Lock(), MemoryFileSystem.pipe_file
+
+    def locked(self: MemoryFileSystem, *args: Any, **options: Any) -> None:
+        with lock:
+            pipe_file(self, *args, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", locked)
+
+
 @pytest.fixture(params=["folder", "memory", "gs"])
 def place(request: pytest.FixtureRequest, storage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An ablation's directory: in a folder, or in a bucket."""
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
-    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    empty_memory(monkeypatch)
     bucket = f"bucket/{tmp_path.name}"
     return str(tmp_path / "ab l#1") if request.param == "folder" else f"{request.param}://{bucket}"
 
@@ -67,15 +80,12 @@ def test_leases_are_held_by_one_worker(place, start):
     assert files(first) == []
 
 
-def test_leases_that_are_not_renewed_are_taken_over(place, start, monkeypatch):
+def test_leases_that_are_not_renewed_are_taken_over(place, start):
     paused, other, third = start(place), start(place), start(place)
     assert paused.take([["a"], ["b"]]) == ["a"]
-    monkeypatch.setattr(leases, "STALE", 0.2)
-    time.sleep(0.1)
-    paused.renew()
-    time.sleep(0.15)
-    assert other.take([["a"]]) == []  # renewed 0.15 s ago
-    time.sleep(0.15)
+    other._clock += leases.STALE - 10  # as if that time had passed
+    assert other.take([["a"]]) == []
+    other._clock += 20
     assert other.take([["a"]]) == ["a"]
     assert third.take([["a"]]) == []  # a lease that was taken over is as good as new
     paused.check()  # not noticed yet
@@ -85,7 +95,17 @@ def test_leases_that_are_not_renewed_are_taken_over(place, start, monkeypatch):
     paused.release(["a"])  # it has none
     other.renew()
     other.check()
-    assert files(other) == ["a.4"]
+    assert files(other) == ["a.3"]
+
+
+def test_renewed_lease_is_as_good_as_new(place, start):
+    holder, other = start(place), start(place)
+    assert holder.take([["a"]])
+    before = other._files.modified(f"{other._root}/a.1")
+    time.sleep(0.02)
+    holder.renew()
+    assert other._files.modified(f"{other._root}/a.2") > before
+    assert other._now() - before.timestamp() < leases.GIVE_UP  # by the clock of the place, not of the time zone
 
 
 def test_lease_is_lost_though_its_next_holder_released_it(place, start, monkeypatch):
@@ -177,7 +197,7 @@ def test_leases_are_renewed_by_a_thread(tmp_path, monkeypatch):
 
 def test_leases_have_names_of_any_length(tmp_path, start):
     worker = start(str(tmp_path))
-    names = ["x" * 250 + end for end in ("a", "b")]
+    names = ["x" * 253 + end for end in ("a", "b")]
     assert [worker.take([[name]]) for name in names] == [[name] for name in names]
     assert max(len(name) for name in os.listdir(tmp_path / leases.FOLDER)) < 255
 

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -82,7 +83,7 @@ class Ray(types.ModuleType):
         for _ in range(tries - lost):
             try:
                 return task.function(*task.args)
-            except Preempted:  # one of task.options["retry_exceptions"]
+            except tuple(task.options["retry_exceptions"]):
                 continue
         raise RayError("The worker died\nunexpectedly")
 
@@ -231,6 +232,16 @@ def test_ray_tasks_get_the_settings_of_jax(ray, tasks, monkeypatch):
     assert on_cpu["XLA_FLAGS"] == on_gpu["XLA_FLAGS"] == "--xla_a"
     assert on_cpu["JAX_PLATFORMS"] == "cpu" and "JAX_PLATFORMS" not in on_gpu
     assert (on_cpu["PJRT_NPROC"], on_gpu["PJRT_NPROC"]) == ("2", "1") and "WANDB_API_KEY" not in on_cpu
+
+
+def test_ray_tasks_leave_sigterm_to_the_command(ray, tasks, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    with runner.preempted_by_sigterm():
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(Preempted), tasks():
+            assert signal.getsignal(signal.SIGTERM) is before
+            signal.raise_signal(signal.SIGTERM)
+    assert ray.calls == [("shutdown", {})]
 
 
 def test_ray_tasks_reject_clusters_that_do_not_answer(ray, tasks, monkeypatch):

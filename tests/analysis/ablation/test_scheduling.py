@@ -16,6 +16,7 @@ from mmfusion.analysis.ablation.leases import LeaseLost, Leases, Unshared
 from mmfusion.analysis.ablation.remote_copy import RemoteCopy
 from mmfusion.analysis.ablation.runner import InProcess, Stage
 from tests.analysis.ablation.test_ablation import do_nothing, make, result
+from tests.analysis.ablation.test_leases import empty_memory
 
 
 class Died(BaseException):
@@ -24,9 +25,9 @@ class Died(BaseException):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leases that are renewed, and become free, in fractions of a second; also on this machine by their age alone."""
-    for name, seconds in {"RENEW": 0.05, "STALE": 0.6, "POLL": 0.02}.items():
-        monkeypatch.setattr(leases, name, seconds)
+    """Leases that are renewed in fractions of a second, and are free by their age alone, also on this machine."""
+    monkeypatch.setattr(leases, "RENEW", 0.05)
+    monkeypatch.setattr(leases, "POLL", 0.02)
     monkeypatch.setattr(leases, "_has_ended", lambda worker: False)
 
 
@@ -53,9 +54,11 @@ def stage(ran, **options):
     return Stage(functools.partial(write_result, ran=ran, **options), runner.RESULT)
 
 
-def work(trials, directory, stage, taking, url=""):
-    """Runs a stage as a worker does, and returns its events."""
-    return dict_of(scheduling.run(trials, stage, directory, InProcess(directory), taking, RemoteCopy(url, directory)))
+def work(trials, directory, stage, taking, url="", begin=do_nothing):
+    """Runs a stage as a worker does, once `begin` has returned, and returns its events."""
+    events = scheduling.run(trials, stage, directory, InProcess(directory), taking, RemoteCopy(url, directory))
+    begin()
+    return dict_of(events)
 
 
 def dict_of(events):
@@ -76,14 +79,14 @@ def alone(planned, tmp_path):
 
 @pytest.mark.parametrize("in_bucket", [False, True])
 def test_two_workers_run_each_trial_once(in_bucket, planned, alone, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    empty_memory(monkeypatch)
     url = "memory://bucket/ablation" if in_bucket else ""
     folders = [tmp_path / ("one" if in_bucket and i else "both") for i in range(2)]
-    ran, events = [[], []], [{}, {}]
+    ran, events, barrier = [[], []], [{}, {}], threading.Barrier(2)
 
     def worker(i: int) -> None:
         with Leases(url or folders[i]) as own:
-            events[i] = work(planned.trials, folders[i], stage(ran[i]), own, url)
+            events[i] = work(planned.trials, folders[i], stage(ran[i]), own, url, barrier.wait)
 
     threads = [threading.Thread(target=worker, args=(i,)) for i in range(2)]
     for thread in threads:
@@ -100,7 +103,7 @@ def test_two_workers_run_each_trial_once(in_bucket, planned, alone, quick, tmp_p
                                        for name in (runner.RESULT, runner.LOG))  # fmt: skip
 
 
-def test_a_worker_that_dies_costs_its_trial(planned, alone, quick, tmp_path):
+def test_a_worker_that_dies_costs_its_trial(planned, alone, quick, tmp_path, monkeypatch):
     lost = planned.trials[2].name
     dead = Leases(tmp_path).__enter__()
     ran_by_dead, ran = [], []
@@ -108,11 +111,16 @@ def test_a_worker_that_dies_costs_its_trial(planned, alone, quick, tmp_path):
         work(planned.trials, tmp_path, stage(ran_by_dead, dies_at=lost), dead)
     dead._ended.set()
     dead._thread.join()
+    waits = []
     with Leases(tmp_path) as alive:
-        assert alive.take([[lost]]) == []  # still held
-        start = time.monotonic()
+
+        def wait(seconds):
+            waits.append(len(ran))
+            alive._clock += 40  # as if it had waited that long
+
+        monkeypatch.setattr(scheduling, "time", types.SimpleNamespace(sleep=wait))
         events = work(planned.trials, tmp_path, stage(ran), alive)
-        assert time.monotonic() - start > 0.3  # it waited for the lease
+    assert waits == [len(planned.trials) - 3] * 3  # after all others it waited until the lease was 90 s old
     assert ran_by_dead == [trial.name for trial in planned.trials[:3]]
     assert ran == [trial.name for trial in planned.trials[3:]] + [lost]
     assert set(events) == {trial.name for trial in planned.trials[2:]}
@@ -128,14 +136,26 @@ def test_a_worker_that_loses_its_lease_stops(planned, quick, tmp_path):
         def take_over(trial, folder):
             paused._ended.set()  # as if its machine were suspended
             paused._thread.join()
-            while not taker.take([[trial.name]]):
-                time.sleep(0.02)
+            taker._clock += 2 * leases.STALE
+            assert taker.take([[trial.name]])
             paused.renew()
             (folder / runner.RESULT).write_text("{}")
 
         with pytest.raises(LeaseLost, match=first.name):
             work([first, other], tmp_path, Stage(take_over, runner.RESULT), paused)
     assert not runner.trial_directory(tmp_path, other).exists()
+
+
+def test_trials_that_end_elsewhere_are_shown_meanwhile(planned, tmp_path):
+    first, second, third = planned.trials[:3]
+
+    def end_two(trial, folder):
+        for ended in (trial, third):
+            runner.trial_directory(tmp_path, ended).mkdir(parents=True, exist_ok=True)
+            (runner.trial_directory(tmp_path, ended) / runner.RESULT).touch()
+
+    events = work([first, second, third], tmp_path, Stage(end_two, runner.RESULT), Unshared())
+    assert list(events) == [first.name, third.name, second.name]
 
 
 def test_failed_trials_are_run_again_once_by_each_worker_that_starts_later(planned, quick, tmp_path):
