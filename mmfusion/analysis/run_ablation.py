@@ -23,9 +23,7 @@ from mmfusion.analysis.ablation import budget, plan, runner, scheduling
 from mmfusion.analysis.ablation.leases import Leases, Taking, Unshared
 from mmfusion.analysis.ablation.plan import MakeConfig, Plan, Trial, trial_source
 from mmfusion.analysis.ablation.remote_copy import RemoteCopy
-from mmfusion.analysis.ablation.replicated_runner import Replicas
 from mmfusion.analysis.ablation.runner import Events, Stage
-from mmfusion.analysis.ablation.scheduling import Executor
 from mmfusion.analysis.claims.claims import Claims
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
@@ -196,7 +194,9 @@ def _run_trials(
     """Trains and probes the trials of this shard; returns whether the trials of all shards are finished."""
     directory, probing = execution.directory, outcomes.probing_stage(metric)
 
-    with _executor(execution) as executor:
+    with scheduling.executor(
+        directory, execution.jobs, execution.prepare_worker, execution.engine, execution.resources, execution.remote
+    ) as executor:
 
         def show(title: str, trials: Sequence[Trial], stage: Stage) -> None:
             events = scheduling.run(trials, stage, directory, executor, taking, shared)
@@ -217,28 +217,6 @@ def _run_trials(
             return False
         probe(saved.trials)
         return True
-
-
-def _executor(execution: Execution) -> contextlib.AbstractContextManager[Executor]:
-    """Returns what runs the trials: a cluster, processes on CPU, or on an accelerator programs of several trials."""
-    directory, prepare = execution.directory, execution.prepare_worker
-    if execution.engine:
-        _, _, address = execution.engine.partition(":")
-        return _ray_tasks()(directory, address, execution.resources, execution.jobs, prepare, execution.remote)
-    if jax.default_backend() != "cpu":
-        return contextlib.nullcontext(Replicas(directory))
-    if not execution.jobs:
-        return contextlib.nullcontext(runner.InProcess(directory))
-    return runner.Pool(directory, execution.jobs, prepare)
-
-
-def _ray_tasks() -> Callable[..., contextlib.AbstractContextManager[Executor]]:
-    """Returns the executor of Ray, which is imported only where it is asked for."""
-    try:
-        from mmfusion.analysis.ablation.ray_tasks import RayTasks
-    except ImportError as error:
-        raise UserError(f"needs `pip install 'mmfusion[ray]'` ({error})", path="--engine", value="ray") from error
-    return RayTasks
 
 
 def cores() -> int:

@@ -1,16 +1,21 @@
 """Gives the trials of a stage to an executor, while other workers on other machines may take the others."""
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import jax
 
 from mmfusion.analysis.ablation import leases, runner
 from mmfusion.analysis.ablation.leases import Taking
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.analysis.ablation.remote_copy import RemoteCopy
+from mmfusion.analysis.ablation.replicated_runner import Replicas
 from mmfusion.analysis.ablation.runner import Events, Stage, Take
+from mmfusion.errors import UserError
 from mmfusion.files import describe
 
 
@@ -39,6 +44,38 @@ class Executor(Protocol):
           Preempted: SIGTERM was received; the running trials saved a checkpoint.
         """
         ...
+
+
+def executor(
+    directory: Path,
+    jobs: int,
+    prepare: Callable[[], None],
+    engine: str = "",
+    resources: Mapping[str, float] | None = None,
+    remote: str = "",
+) -> contextlib.AbstractContextManager[Executor]:
+    """Returns what runs the trials: a cluster, processes on CPU, or on an accelerator programs of several trials.
+
+    Args:
+      directory: the ablation's directory.
+      jobs: the number of processes, or of tasks of a cluster; 0: this process, or as many tasks as there is room for.
+      prepare: called first in each process; importable by name.
+      engine: `ray`, `ray:ADDRESS`, or "" for this machine.
+      resources: what a task of a cluster needs.
+      remote: the bucket directory of which `directory` is a copy; "": none.
+
+    Raises:
+      UserError: Ray is not installed.
+    """
+    if engine:
+        try:
+            from mmfusion.analysis.ablation.ray_tasks import RayTasks
+        except ImportError as error:
+            raise UserError(f"needs `pip install 'mmfusion[ray]'` ({error})", path="--engine", value="ray") from error
+        return RayTasks(directory, engine.partition(":")[2], resources or {}, jobs, prepare, remote)
+    if jax.default_backend() != "cpu":
+        return contextlib.nullcontext(Replicas(directory))
+    return runner.Pool(directory, jobs, prepare) if jobs else contextlib.nullcontext(runner.InProcess(directory))
 
 
 def run(

@@ -264,7 +264,7 @@ def test_ablation_rejects_an_engine_that_is_not_installed(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "mmfusion.analysis.ablation.ray_tasks", raising=False)
     with rejects("--engine", "ray", says="pip install 'mmfusion[ray]'"):
-        run_ablation._executor(Execution(tmp_path, engine="ray"))
+        scheduling.executor(tmp_path, 0, do_nothing, "ray")
 
 
 def note_start():
