@@ -1,7 +1,8 @@
 """Compares fusion strategies over seeds and writes a report of claims with their evidence.
 
 `python -m experiments.ablate --config=configs/X.py --fusions=all|a,b --seeds=N --workdir=DIR [--match=parameters|flops]
-[--vary=optim.learning_rate=1e-3,3e-4] [--jobs=N] [--shard=i/n] [--config.key=value ...]`
+[--vary=optim.learning_rate=1e-3,3e-4] [--jobs=N] [--engine=ray[:ADDRESS]] [--shard=i/n] [--config.key=value ...]`
+The same command on several machines with one shared DIR runs one ablation.
 """
 
 import functools
@@ -28,9 +29,15 @@ VARY = flags.DEFINE_multi_string(
 METRIC = flags.DEFINE_string("metric", "", "the metric to select and compare by (default: the config's)")
 EQUIVALENCE = flags.DEFINE_float("equivalence", 0.01, "the share of a score below which methods count as equivalent")
 JOBS = flags.DEFINE_integer(
-    "jobs", 0, "number of processes on CPU, each on its own core (default: all cores)", lower_bound=0
+    "jobs", 0, "number of processes on CPU, each on its own core (default: all cores); of Ray: of tasks", lower_bound=0
 )
-SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run every n-th trial from the i-th on; other machines run the rest")
+ENGINE = flags.DEFINE_string("engine", "", "ray[:ADDRESS]: run the trials on a Ray cluster (default: on this machine)")
+RESOURCES = flags.DEFINE_string(
+    "resources", "", "what a trial needs of the cluster, by Ray's names: CPU=1,GPU=0.5 or TPU=4 (default: CPU=1)"
+)
+SHARD = flags.DEFINE_string(
+    "shard", "", "i/n: run every n-th trial from the i-th on (default: every trial that no other machine runs)"
+)
 LATEX = flags.DEFINE_bool("latex", False, "also write the table as table.tex")
 PUBLISHED = flags.DEFINE_multi_string("published", [], "NAME=SCORE: a published score to show in the report")
 
@@ -50,6 +57,7 @@ def ablate(argv: Sequence[str]) -> None:
     make = functools.partial(trial_config.config, source, overrides)
     vary = dict(trial_config.values(item) for item in VARY.value)
     published = dict(trial_config.score(item) for item in PUBLISHED.value)
+    engine, resources = trial_config.engine(ENGINE.value), trial_config.resources(RESOURCES.value)
 
     from experiments import progress_table
     from mmfusion.analysis import run_ablation
@@ -63,7 +71,9 @@ def ablate(argv: Sequence[str]) -> None:
     _, again = cli.take_flag(list(argv), "shard")
     execution = run_ablation.Execution(
         directory,
-        JOBS.value or run_ablation.cores(),
+        JOBS.value if engine else JOBS.value or run_ablation.cores(),
+        engine,
+        resources,
         SHARD.value,
         remote,
         prepare_worker=cli.prepare_worker,

@@ -70,7 +70,7 @@ class _Board:
 
     def finished(self, trial: Trial, error: str) -> Text:
         """Marks a trial as finished and returns a line about it."""
-        del self._waiting[trial.name]
+        self._waiting.pop(trial.name, None)  # another worker may have finished it before this table began
         number = f"{len(self._trials) - len(self._waiting)}/{len(self._trials)}"
         line = Text(f"{self._title:<8} {number:>8}  {trial.name}")
         if error:

@@ -90,3 +90,27 @@ def _literal(value: str) -> Any:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return value
+
+
+def engine(value: str) -> str:
+    """Returns the value of `--engine`, `ray` or `ray:ADDRESS`; raises UserError for another engine."""
+    kind, _, _ = value.partition(":")
+    if value and kind != "ray":
+        raise UserError("no such engine", path="--engine", value=value, choices=["ray"])
+    return value
+
+
+def resources(text: str) -> dict[str, float]:
+    """Returns the amounts by name of `NAME=AMOUNT,NAME=AMOUNT`; raises UserError for another format."""
+    found = {}
+    for item in filter(None, text.split(",")):
+        name, _, amount = item.partition("=")
+        try:
+            found[name] = float(amount)
+        except ValueError:
+            found[name] = math.nan
+        if not name or not 0 <= found[name] < math.inf or (found[name] > 1 and found[name] % 1):
+            raise UserError(
+                "must be NAME=AMOUNT, a whole number or a share of one, such as GPU=0.5", path="--resources", value=item
+            )
+    return found

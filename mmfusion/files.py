@@ -60,10 +60,11 @@ class RemoteFolder:
         with storage_errors(url):
             self._fs, self._root = fsspec.url_to_fs(url.rstrip("/"))
 
-    def names(self, *, recursive: bool = True) -> list[str]:
-        """Returns the files that are in the bucket now, by their paths below the folder."""
+    def names(self, under: str = "", *, recursive: bool = True) -> list[str]:
+        """Returns the files that are in the bucket now, or in a folder below it, by their paths below the root."""
         self._fs.invalidate_cache()  # other machines write there
-        found = self._fs.find(self._root, maxdepth=None if recursive else 1) if self._fs.exists(self._root) else []
+        top = f"{self._root}/{under}".rstrip("/")
+        found = self._fs.find(top, maxdepth=None if recursive else 1) if self._fs.exists(top) else []
         return [path.removeprefix(self._root).lstrip("/") for path in found]
 
     def read(self, name: str) -> bytes:

@@ -1,13 +1,15 @@
 """A local emulator of Google Cloud Storage: the part of its JSON API that gcsfs and TensorStore use.
 
-Every object has a generation, and a request for another generation fails, as in the real service.
+Every object has a generation, which is its time in microseconds, and a request for another generation fails, as in the
+real service.
 """
 
-import itertools
+import datetime
 import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +30,11 @@ class _Storage(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[tuple[str, str], tuple[int, bytes]] = {}  # (bucket, name) -> generation, content
-        self.generations, self.lock = itertools.count(1), threading.Lock()
+        self.generation, self.lock = 0, threading.Lock()
+
+    def write(self, key: tuple[str, str], content: bytes) -> None:
+        self.generation = max(self.generation + 1, time.time_ns() // 1000)
+        self.objects[key] = self.generation, content
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -73,11 +79,11 @@ class _Handler(BaseHTTPRequestHandler):
                 elif status := self._precondition_status(key, query):
                     self._respond(status)
                 else:
-                    self.server.objects[key] = next(self.server.generations), content
+                    self.server.write(key, content)
                     self._respond(200, self._metadata(key))
             elif match := REWRITE.fullmatch(path):
                 source, key = (match[1], unquote(match[2])), (match[3], unquote(match[4]))
-                self.server.objects[key] = next(self.server.generations), self.server.objects[source][1]
+                self.server.write(key, self.server.objects[source][1])
                 self._respond(200, {"done": True, "resource": self._metadata(key)})
             elif path.startswith("/batch"):
                 self._batch(body)
@@ -108,10 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _metadata(self, key: tuple[str, str]) -> dict[str, object]:
         generation, content = self.server.objects[key]
         link = f"{self._address()}/download/storage/v1/b/{key[0]}/o/{quote(key[1], safe='')}?alt=media"
+        written = datetime.datetime.fromtimestamp(generation / 1e6, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return {
             "kind": "storage#object", "bucket": key[0], "name": key[1], "size": str(len(content)),
             "generation": str(generation), "metageneration": "1", "mediaLink": link,
-            "timeCreated": "2020-01-01T00:00:00Z", "updated": "2020-01-01T00:00:00Z",
+            "timeCreated": written, "updated": written,
         }  # fmt: skip
 
     def _listing(self, bucket: str, query: dict[str, str]) -> dict[str, object]:

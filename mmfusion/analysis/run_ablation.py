@@ -3,12 +3,13 @@
 `ablate` is the public function; the command `ablate` and it share `run_ablation`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,11 @@ from ml_collections import ConfigDict
 from mmfusion import config as configs
 from mmfusion.analysis import outcome as outcomes
 from mmfusion.analysis import report
-from mmfusion.analysis.ablation import budget, plan, replicated_runner, runner
+from mmfusion.analysis.ablation import budget, plan, runner, scheduling
+from mmfusion.analysis.ablation.leases import Leases, Taking, Unshared
 from mmfusion.analysis.ablation.plan import MakeConfig, Plan, Trial, trial_source
 from mmfusion.analysis.ablation.remote_copy import RemoteCopy
-from mmfusion.analysis.ablation.runner import Stage
+from mmfusion.analysis.ablation.runner import Events, Stage
 from mmfusion.analysis.claims.claims import Claims
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
@@ -32,7 +34,7 @@ from mmfusion.data.opening import fold_numbers
 from mmfusion.errors import UserError
 from mmfusion.models.fusion import fusion_classes
 
-Events = Iterator[tuple[Trial, str]]  # each finished trial, with "" or its error
+REPORT = "report"  # the lease of the tables and the report
 
 
 class Progress(Protocol):
@@ -101,8 +103,10 @@ class Execution:
 
     Attributes:
       directory: the directory of the trials and the report.
-      jobs: the number of processes on CPU; 0: this process.
-      shard: `i/n`, the share of the trials to run here.
+      jobs: the number of processes on CPU; 0: this process. Of tasks of a cluster; 0: as many as it has room for.
+      engine: `ray` or `ray:ADDRESS` runs the trials on a cluster; "": on this machine.
+      resources: what a task of a cluster needs, such as `{"CPU": 1, "GPU": 0.5}`.
+      shard: `i/n`, the share of the trials to run here; "": every trial that no other worker holds a lease of.
       remote: the bucket directory of which `directory` is a copy; "": none.
       prepare_worker: called first in each process; importable by name.
       progress: receives the finished trials.
@@ -113,7 +117,9 @@ class Execution:
 
     directory: Path
     jobs: int = 0
-    shard: str = "0/1"
+    engine: str = ""
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    shard: str = ""
     remote: str = ""
     prepare_worker: Callable[[], None] = _no_preparation
     progress: Progress = dataclasses.field(default_factory=Silent)
@@ -123,25 +129,34 @@ class Execution:
 
 
 def run_ablation(request: Request, execution: Execution) -> Outcome | None:
-    """Runs or resumes an ablation.
+    """Runs or resumes an ablation, together with any others that run the same one in the same directory.
 
     Returns:
       The outcome; None while other shards have unfinished trials.
 
     Raises:
       UserError: nothing to run, an invalid key, or a directory of another ablation.
-      Preempted: SIGTERM was received; running trials saved a checkpoint.
+      Preempted: SIGTERM was received, and running trials saved a checkpoint; or another worker took over a trial.
     """
     planned, metric = make_plan(request, execution.progress)
-    own = runner.shard(planned.trials, execution.shard)
+    own = runner.shard(planned.trials, execution.shard or "0/1")
     shared = RemoteCopy(execution.remote, execution.directory)
     shared.fetch(planned.trials)
     saved = plan.save(planned, execution.directory)
     for trial in saved.trials:
         trust.remember(trial.config)
     shared.upload()
-    if not _run_trials(saved, own, metric, shared, execution):
-        return None
+    leases = Leases(execution.remote or execution.directory)
+    with contextlib.nullcontext(Unshared()) if execution.shard else leases as taking:
+        if not _run_trials(saved, own, metric, shared, execution, taking):
+            return None
+        with taking.holding(REPORT):  # what takes long there is read from files by the other workers
+            shared.fetch(saved.trials)
+            return _conclude(saved, metric, shared, request, execution)
+
+
+def _conclude(saved: Plan, metric: str, shared: RemoteCopy, request: Request, execution: Execution) -> Outcome:
+    """Writes the tables and the report of the finished trials."""
     example = request.make(request.fusions[0], 0, "")
     folds = tuple(dict.fromkeys(fold for trial in saved.trials if (fold := plan.fold_of(trial)) is not None))
     rows, information = outcomes.classical_baselines(example, metric, request.seeds, execution.directory, folds)
@@ -182,19 +197,19 @@ def _folds(example: ConfigDict) -> list[int]:
     return folds
 
 
-def _run_trials(saved: Plan, own: Sequence[Trial], metric: str, shared: RemoteCopy, execution: Execution) -> bool:
+def _run_trials(
+    saved: Plan, own: Sequence[Trial], metric: str, shared: RemoteCopy, execution: Execution, taking: Taking
+) -> bool:
     """Trains and probes the trials of this shard; returns whether the trials of all shards are finished."""
     directory, probing = execution.directory, outcomes.probing_stage(metric)
 
-    with runner.Pool(directory, execution.jobs, execution.prepare_worker) as pool:
-        run_stage: Callable[[Sequence[Trial], Stage], Events] = pool.run
-        if jax.default_backend() != "cpu":
-            run_stage = functools.partial(replicated_runner.run, directory)
-        elif not execution.jobs:
-            run_stage = functools.partial(_run_here, directory)
+    with scheduling.executor(
+        directory, execution.jobs, execution.prepare_worker, execution.engine, execution.resources, execution.remote
+    ) as executor:
 
         def show(title: str, trials: Sequence[Trial], stage: Stage) -> None:
-            execution.progress.show(title, trials, directory, shared.uploading(run_stage(trials, stage)), stage)
+            events = scheduling.run(trials, stage, directory, executor, taking, shared)
+            execution.progress.show(title, trials, directory, events, stage)
 
         def probe(trials: Sequence[Trial]) -> None:
             names = {trial.name for trial in trials}
@@ -211,16 +226,6 @@ def _run_trials(saved: Plan, own: Sequence[Trial], metric: str, shared: RemoteCo
             return False
         probe(saved.trials)
         return True
-
-
-def _run_here(directory: Path, trials: Sequence[Trial], stage: Stage) -> Events:
-    """Runs a stage for the trials in this process, with the results of `runner.Pool.run`."""
-    for trial in trials:
-        if not runner.is_done(directory, trial, stage.output):
-            result = runner.run_stage(trial, directory, stage)
-            if isinstance(result, Exception):
-                raise result
-            yield trial, result
 
 
 def cores() -> int:

@@ -66,6 +66,26 @@ def test_ablate_command_gives_the_same_tables_after_a_kill(start, tmp_path):
         assert statement["text"] in page
 
 
+@pytest.mark.process
+@pytest.mark.thorough
+@pytest.mark.spread
+def test_ablate_commands_that_share_a_folder_give_the_same_tables_when_one_is_killed(start, tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    start(alone).communicate(timeout=600)
+    killed, other = start(both), start(both)
+    deadline = time.monotonic() + 300
+    while not list(both.glob("trials/*/result.json")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert killed.poll() is None
+    held = {path.name.rpartition(".")[0] for path in (both / "leases").iterdir()}
+    killed.kill()
+    output, _ = other.communicate(timeout=600)
+    assert other.returncode == 0 and len(held) == 2 and "train    6 of 6 trials" in output, output
+    for name in ("runs.csv", "claims.json"):
+        assert (both / name).read_bytes() == (alone / name).read_bytes(), output
+    assert list((both / "leases").iterdir()) == []
+
+
 def test_trial_config_sets_strategy_seed_and_modalities(monkeypatch):
     monkeypatch.chdir(ROOT)
     overrides = ("--config.model.encoders.text.hidden=8", "--config.model.fusion.layers=1")
@@ -116,6 +136,19 @@ def test_trial_values_are_parsed():
     for invalid in ("lr", "lr=", "=1"):
         with rejects("--vary", invalid):
             trial_config.values(invalid)
+
+
+def test_engine_and_resources_are_parsed():
+    assert trial_config.engine("") == "" and trial_config.engine("ray:ray://a:1") == "ray:ray://a:1"
+    assert trial_config.resources("") == {}
+    assert trial_config.resources("CPU=4,GPU=0.5,TPU=8,accelerator_type:A100=0.001") == {
+        "CPU": 4, "GPU": 0.5, "TPU": 8, "accelerator_type:A100": 0.001,
+    }  # fmt: skip
+    with rejects("--engine", "rya:1", "ray"):
+        trial_config.engine("rya:1")
+    for invalid in ("GPU", "GPU=a", "=1", "GPU=1.5", "CPU=-1", "CPU=inf", "CPU=nan"):
+        with rejects("--resources", invalid):
+            trial_config.resources(invalid)
 
 
 def test_published_scores_are_parsed():

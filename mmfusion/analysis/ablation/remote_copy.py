@@ -7,7 +7,7 @@ A trial that was running when its machine was lost is restarted.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmfusion.analysis.ablation import runner
@@ -54,33 +54,40 @@ class RemoteCopy:
         self._drop_other_plan(names)
         self._remote.download([name for name in names if "/" not in name])
         for trial in trials:
-            folder = runner.trial_directory(self._local, trial)
-            done = (folder / runner.RESULT).exists()
-            prefix = self._name(folder) + "/"
-            remote = [name for name in names if name.startswith(prefix)]
-            if prefix + runner.RESULT in remote:
-                self._remote.download([name for name in remote if not done or not (self._local / name).exists()])
-            elif done:
-                self._upload_trial(folder)
-            elif prefix + runner.FAILED in remote and not (folder / runner.FAILED).exists():
-                self._remote.download(remote)
+            self._fetch_trial(trial, names)
+
+    def fetch_trial(self, trial: Trial) -> None:
+        """Downloads a trial, if another machine has finished it."""
+        if self._remote is not None:
+            self._fetch_trial(trial, self._remote.names(self._name(runner.trial_directory(self._local, trial))))
 
     def upload(self) -> None:
         """Uploads the ablation's own files: the plan, the tables and the report."""
         if self._remote is not None:
             self._remote.upload(self._local.iterdir())
 
-    def uploading(self, done: Iterator[tuple[Trial, str]]) -> Iterator[tuple[Trial, str]]:
-        """Yields the trials of `Pool.run`, each after it has been uploaded."""
-        for trial, error in done:
-            if self._remote is not None:
-                folder = runner.trial_directory(self._local, trial)
-                self._upload_trial(folder)
-                if not error:
-                    self._remote.remove(self._name(folder / runner.FAILED))
-            yield trial, error
+    def upload_trial(self, trial: Trial, error: str) -> None:
+        """Uploads the files of a trial that ended, with "" or its error."""
+        if self._remote is not None:
+            folder = runner.trial_directory(self._local, trial)
+            self._upload(folder)
+            if not error:
+                self._remote.remove(self._name(folder / runner.FAILED))
 
-    def _upload_trial(self, folder: Path) -> None:
+    def _fetch_trial(self, trial: Trial, names: Sequence[str]) -> None:
+        assert self._remote is not None
+        folder = runner.trial_directory(self._local, trial)
+        done = (folder / runner.RESULT).exists()
+        prefix = self._name(folder) + "/"
+        remote = [name for name in names if name.startswith(prefix)]
+        if prefix + runner.RESULT in remote:
+            self._remote.download([name for name in remote if not done or not (self._local / name).exists()])
+        elif done:
+            self._upload(folder)
+        elif prefix + runner.FAILED in remote and not (folder / runner.FAILED).exists():
+            self._remote.download(remote)
+
+    def _upload(self, folder: Path) -> None:
         assert self._remote is not None
         self._remote.upload(path for path in folder.rglob("*") if path.name != runner.LOCK)
 

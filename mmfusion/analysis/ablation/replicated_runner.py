@@ -5,13 +5,13 @@ The trials of a group differ in seed and learning rate only. On CPU `runner` is 
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmfusion import config as configs
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.plan import Trial
-from mmfusion.analysis.ablation.runner import Stage
+from mmfusion.analysis.ablation.runner import Events, Stage, Take
 from mmfusion.distributed.preemption import stop_on_signal
 from mmfusion.distributed.signals import Stop
 from mmfusion.errors import Preempted
@@ -20,8 +20,26 @@ from mmfusion.training.replicas import Replica, replica, train_replicas
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in XLA's error message
 
 
-def run(directory: Path, trials: Sequence[Trial], stage: Stage = runner.TRAINING) -> Iterator[tuple[Trial, str]]:
-    """Runs the stage for the trials that lack its output, and yields each with "" or its error, as `runner.Pool` does.
+class Replicas:
+    """An `Executor` that trains the trials of a group at once, in this process."""
+
+    uploads = False
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def batches(self, trials: Sequence[Trial], stage: Stage) -> list[list[Trial]]:
+        """Returns the groups of the trials; for stages other than training, each trial by itself."""
+        return groups(trials) if stage is runner.TRAINING else [[trial] for trial in trials]
+
+    def run(self, take: Take, stage: Stage, check: Callable[[], None] = runner.no_check) -> Events:
+        """See `Executor.run`; there is no process to watch meanwhile, so that `check` is not called."""
+        while batch := take():
+            yield from run(self._directory, batch, stage)
+
+
+def run(directory: Path, trials: Sequence[Trial], stage: Stage = runner.TRAINING) -> Events:
+    """Runs the stage for the trials that lack its output, and yields each with "" or its error.
 
     All trials of a group are trained at once; the group is halved when device memory runs out. Other stages process one
     trial at a time.
@@ -51,7 +69,7 @@ def groups(trials: Sequence[Trial]) -> list[list[Trial]]:
     return list(by_config.values())
 
 
-def _train(trials: list[Trial], directory: Path) -> Iterator[tuple[Trial, str]]:
+def _train(trials: list[Trial], directory: Path) -> Events:
     folders = [runner.trial_directory(directory, trial) for trial in trials]
     with contextlib.ExitStack() as stack:
         for folder in folders:

@@ -22,9 +22,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
+from mmfusion.analysis.ablation.leases import POLL, LeaseLost
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.data.dataset import Dataset, load
-from mmfusion.errors import Preempted
+from mmfusion.errors import Preempted, UserError
 from mmfusion.files import write_json
 
 FAILED, LOG, LOCK, RESULT = "failed.json", "log.txt", "lock", "result.json"
@@ -32,6 +33,9 @@ PR_SET_PDEATHSIG = 1
 MAX_MEMORY_MAPS = 30_000  # Linux limits a process to 65,530 memory maps
 MAX_OPEN_DATASETS = 2  # per process
 _open_datasets: collections.OrderedDict[str, Dataset] = collections.OrderedDict()
+
+Events = Iterator[tuple[Trial, str]]  # each finished trial, with "" or its error
+Take = Callable[[], Sequence[Trial]]  # the next trials to run as one; none: there is nothing to run now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +55,11 @@ def shard(trials: Sequence[Trial], part: str) -> list[Trial]:
     """Returns the share `i/n` of the trials: every n-th from the i-th on.
 
     Raises:
-      ValueError: `part` is not of the form i/n with 0 <= i < n.
+      UserError: `part` is not of the form i/n with 0 <= i < n.
     """
     index, _, count = part.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError("must be i/n with i from 0 to n - 1, such as 0/4")
+        raise UserError("must be i/n with i from 0 to n - 1, such as 0/4", path="--shard", value=part)
     return list(trials[int(index) :: int(count)])
 
 
@@ -71,20 +75,50 @@ def is_done(directory: Path, trial: Trial, output: str = RESULT) -> bool:
 
 def run(
     trials: Sequence[Trial], directory: Path, jobs: int, prepare: Callable[[], None], stage: Stage | None = None
-) -> Iterator[tuple[Trial, str]]:
-    """Runs one stage (default: training) in a pool of its own; see `Pool`."""
+) -> Events:
+    """Runs one stage (default: training) for the trials that lack its output, in a pool of its own; see `Pool`."""
+    stage = stage or TRAINING
     with Pool(directory, jobs, prepare) as pool:
-        yield from pool.run(trials, stage or TRAINING)
+        batches = iter([[trial] for trial in trials if not is_done(directory, trial, stage.output)])
+        yield from pool.run(lambda: next(batches, []), stage)
+
+
+def no_check() -> None:
+    """Does nothing."""
+
+
+class InProcess:
+    """An `Executor` that runs trials in this process, one after another."""
+
+    uploads = False
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def batches(self, trials: Sequence[Trial], stage: Stage) -> list[list[Trial]]:
+        """Returns each trial by itself."""
+        return [[trial] for trial in trials]
+
+    def run(self, take: Take, stage: Stage, check: Callable[[], None] = no_check) -> Events:
+        """See `Executor.run`; there is no process to watch meanwhile, so that `check` is not called."""
+        while batch := take():
+            for trial in batch:
+                outcome = run_stage(trial, self._directory, stage)
+                if isinstance(outcome, Preempted):
+                    raise outcome
+                yield trial, outcome
 
 
 class Pool:
-    """A pool of worker processes that runs several stages.
+    """An `Executor` with worker processes, which run several stages.
 
     Args:
       directory: the ablation's directory; trials are below `trials/`.
       jobs: the maximum number of processes; each is pinned to a core of its own if there are enough.
       prepare: called first in each process; importable by name.
     """
+
+    uploads = False
 
     def __init__(self, directory: Path, jobs: int, prepare: Callable[[], None]):
         self._directory, self._jobs, self._prepare = directory, jobs, prepare
@@ -94,31 +128,42 @@ class Pool:
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         for worker in self._workers:
-            worker.stop()
+            worker.stop(kill=kind is not None and issubclass(kind, LeaseLost))
         for worker in self._workers:
             worker.join()
 
-    def run(self, trials: Sequence[Trial], stage: Stage) -> Iterator[tuple[Trial, str]]:
-        """Runs the stage for the trials that lack its output, and yields each with "" or its error as it finishes.
+    def batches(self, trials: Sequence[Trial], stage: Stage) -> list[list[Trial]]:
+        """Returns each trial by itself."""
+        return [[trial] for trial in trials]
 
-        Raises:
-          Preempted: SIGTERM was received; the running trials saved a checkpoint.
-        """
-        waiting = [trial for trial in trials if not is_done(self._directory, trial, stage.output)][::-1]
-        for i in range(len(self._workers), min(self._jobs, len(waiting))):
-            processor = self._processors[i] if i < len(self._processors) else None
-            self._workers.append(_Worker(self._directory, processor, self._prepare))
-        for worker in self._workers[: len(waiting)]:
-            worker.submit(waiting.pop(), stage)
-        while busy := [worker for worker in self._workers if worker.trial]:
-            ready = wait([worker.connection for worker in busy])
+    def run(self, take: Take, stage: Stage, check: Callable[[], None] = no_check) -> Events:
+        """See `Executor.run`."""
+        while True:
+            check()
+            while len(busy := self._busy()) < self._jobs and (batch := take()):
+                for trial in batch:
+                    self._idle_worker().submit(trial, stage)
+            if not busy:
+                return
+            ready = wait([worker.connection for worker in busy], POLL)
             for worker in busy:
                 if worker.connection in ready:
                     yield worker.collect()
-                    if waiting:
-                        worker.submit(waiting.pop(), stage)
+
+    def _busy(self) -> "list[_Worker]":
+        return [worker for worker in self._workers if worker.trial]
+
+    def _idle_worker(self) -> "_Worker":
+        """Returns a worker without a trial, a new one if there is none."""
+        for worker in self._workers:
+            if not worker.trial:
+                return worker
+        i = len(self._workers)
+        processor = self._processors[i] if i < len(self._processors) else None
+        self._workers.append(_Worker(self._directory, processor, self._prepare))
+        return self._workers[-1]
 
 
 class _Worker:
@@ -154,17 +199,17 @@ class _Worker:
         except (EOFError, ConnectionResetError):
             self._process.join()
             outcome = f"its process ended with status {self._process.exitcode}"
-            _write_failure(trial_directory(self._directory, trial), outcome)
+            write_failure(trial_directory(self._directory, trial), outcome)
             self._start()
         if isinstance(outcome, Preempted):
             raise outcome
         return trial, outcome
 
-    def stop(self) -> None:
-        """Terminates the process; a running trial saves a checkpoint first."""
+    def stop(self, *, kill: bool = False) -> None:
+        """Terminates the process; a running trial saves a checkpoint first, unless the process is to be killed."""
         self.connection.close()
         if self.trial:
-            self._process.terminate()
+            self._process.kill() if kill else self._process.terminate()
 
     def join(self) -> None:
         """Waits until the process has ended."""
@@ -182,7 +227,7 @@ def preempted_by_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
-        raise Preempted(f"{name}; the running trials were saved; run the same command again")
+        raise Preempted(f"{name}; run the same command again, which continues the running trials")
 
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, preempt) for number in numbers}
@@ -238,7 +283,7 @@ def record(folder: Path, error: Exception | None) -> str:
         (folder / FAILED).unlink(missing_ok=True)
         return ""
     message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    _write_failure(folder, message)
+    write_failure(folder, message)
     return message
 
 
@@ -270,7 +315,8 @@ def dataset_for(trial: Trial, config: ConfigDict) -> Dataset:
     return _open_datasets[key]
 
 
-def _write_failure(folder: Path, message: str) -> None:
+def write_failure(folder: Path, message: str) -> None:
+    """Writes an error of a trial to `failed.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FAILED, {"error": message})
 

@@ -232,7 +232,7 @@ def test_shards_partition_the_trials():
     assert sorted(trial for shard in shards for trial in shard) == trials
     assert runner.shard(trials, "0/1") == trials
     for invalid in ("3/3", "1", "a/b", "-1/2", "0/0"):
-        with pytest.raises(ValueError, match="must be i/n"):
+        with rejects("--shard", invalid, says="must be i/n"):
             runner.shard(trials, invalid)
 
 
@@ -307,8 +307,9 @@ def test_pool_forwards_sigterm_to_running_trials(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(Preempted), runner.preempted_by_signal(), runner.Pool(tmp_path, 2, do_nothing) as pool:
-        list(pool.run(trials, runner.Stage(wait_for_sigterm, "result.json")))
+    stage = runner.Stage(wait_for_sigterm, "result.json")
+    with pytest.raises(Preempted), runner.preempted_by_signal():
+        list(runner.run(trials, tmp_path, 2, do_nothing, stage))
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -54,11 +54,11 @@ def test_remote_copy_shares_finished_trials(uploads, tmp_path):
     assert (two / "plan.json").read_text() == PLAN
 
     finish(one, b)  # running
-    uploaded = first.uploading(iter([finish(one, a, result={"loss": 1.0})]))
-    assert list(uploaded) == [(a, "")]
+    first.upload_trial(*finish(one, a, result={"loss": 1.0}))
     assert len(uploads) == 4 and uploads[-1].endswith("a_seed=0/result.json")  # the result comes last, after its files
-    list(second.uploading(iter([finish(two, c, result={"loss": 2.0})])))
-    second.fetch(plan)
+    second.upload_trial(*finish(two, c, result={"loss": 2.0}))
+    second.fetch_trial(b)  # not finished
+    second.fetch_trial(a)
     assert runner.is_done(two, a) and not runner.trial_directory(two, b).exists()
     copied = runner.trial_directory(two, a)
     assert (copied / "checkpoints" / "4" / "array").read_bytes() == b"\0values"
@@ -98,7 +98,7 @@ def test_remote_copy_discards_results_of_another_plan(uploads, tmp_path):
 def test_remote_copy_keeps_local_results(uploads, tmp_path):
     (trial,) = plan = trials("a_seed=0")
     one, two = tmp_path / "one", tmp_path / "two"
-    list(RemoteCopy(BUCKET, one).uploading(iter([(finish(one, trial, failed={"error": "no data"})[0], "no data")])))
+    RemoteCopy(BUCKET, one).upload_trial(finish(one, trial, failed={"error": "no data"})[0], "no data")
     finish(two, trial, result={"loss": 1.0})
     RemoteCopy(BUCKET, two).fetch(plan)
     assert not (runner.trial_directory(two, trial) / runner.FAILED).exists()
@@ -109,12 +109,12 @@ def test_remote_copy_shares_failures_until_the_trial_succeeds(uploads, tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     first, second = RemoteCopy(BUCKET, one), RemoteCopy(BUCKET, two)
     finish(one, trial, failed={"error": "no data"})
-    list(first.uploading(iter([(trial, "no data")])))
+    first.upload_trial(trial, "no data")
     second.fetch(plan)
     assert json.loads((runner.trial_directory(two, trial) / runner.FAILED).read_text()) == {"error": "no data"}
 
     (runner.trial_directory(one, trial) / runner.FAILED).unlink()
-    list(first.uploading(iter([finish(one, trial, result={"loss": 1.0})])))
+    first.upload_trial(*finish(one, trial, result={"loss": 1.0}))
     assert not MemoryFileSystem().exists(f"{BUCKET}/trials/{trial.name}/{runner.FAILED}")
     second.fetch(plan)
     assert runner.is_done(two, trial)
@@ -124,9 +124,13 @@ def test_remote_copy_of_a_local_directory_does_nothing(tmp_path):
     assert local_directory(str(tmp_path), tmp_path / "copies") == (tmp_path, "")
     (trial,) = plan = trials("a_seed=0")
     copy = RemoteCopy("", tmp_path)
+    finish(tmp_path, trial, result={})
+    before = sorted(tmp_path.rglob("*"))
     copy.fetch(plan)
+    copy.fetch_trial(trial)
     copy.upload()
-    assert list(copy.uploading(iter([finish(tmp_path, trial, result={})]))) == [(trial, "")]
+    copy.upload_trial(trial, "")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_local_directory_is_unique_per_bucket(tmp_path):
