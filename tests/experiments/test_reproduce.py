@@ -7,11 +7,11 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import reproduce
-from mmfusion import config as configs
 from mmfusion.distributed import platform
 from mmfusion.errors import UserError
 from mmfusion.tracking import provenance
 from mmfusion.training.loop import train
+from mmfusion.training.restore import read_config
 from tests.errors import rejects
 
 
@@ -63,7 +63,7 @@ def test_reproduce_accepts_changes_of_data_locations_only(finished_run):
             reproduce.main(["reproduce", str(finished_run), f"--again={finished_run}"])
         with rejects(finished_run.parent, says="config.json"):
             reproduce.main(["reproduce", str(finished_run.parent)])
-    config = configs.from_json(configs.read_json(finished_run / "config.json"))
+    config = read_config(finished_run)
     assert reproduce.relocated(config, ["--config.data.dir=/else"]).data.dir == "/else"
 
 

@@ -56,7 +56,7 @@ def test_signal_that_is_ignored_stays_ignored():
 @BOTH
 def test_signal_ends_an_ablation_once_and_a_second_ctrl_c_kills_it(number):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(Preempted, match="the running trials were saved"), runner.preempted_by_signal():
+    with pytest.raises(Preempted, match="which continues the running trials"), runner.preempted_by_signal():
         try:
             signal.raise_signal(number)
         finally:

@@ -16,6 +16,7 @@ from mmfusion.models.fusion import FUSIONS
 from mmfusion.optim import layerwise_lr_decay
 from mmfusion.registry import lookup
 from mmfusion.training.loop import train
+from mmfusion.training.restore import read_config
 from tests.errors import rejects
 
 FOLDER = Path(mmfusion.models.__path__[0])
@@ -71,7 +72,7 @@ def test_out_of_tree_classes_can_be_trained(config, tmp_path):
     configs.check(config, devices=1)
     result = train(config, tmp_path)
     assert np.isfinite(result["test"]["loss"])
-    assert configs.from_json(configs.read_json(tmp_path / "config.json")) == config
+    assert read_config(tmp_path) == config
 
 
 def test_out_of_tree_encoder_has_a_layer_order(config):
