@@ -223,7 +223,7 @@ def _seeds_needed(group: Sequence[Difference]) -> str:
     if not by_seeds:
         return ""
     parts = [f"{seeds} for {enumerate_names(names)}" for seeds, names in sorted(by_seeds.items())]
-    return f" About so many seeds would tell: {'; '.join(parts)}."
+    return f" Seeds that would tell: about {'; '.join(parts)}."
 
 
 def _without_failed(difference: Difference) -> str:
@@ -238,4 +238,5 @@ def _describe(difference: Difference, higher: bool) -> str:
     if difference.comparison is None or difference.p is None:
         return "too few seeds or folds can be paired"
     text = describe_difference(difference.comparison, difference.p, higher) + _without_failed(difference)
-    return f"{text}, less {difference.selection:+.4f} by selection" if difference.selection else text
+    shown = abs(difference.selection) >= 0.00005
+    return f"{text}, corrected by {-difference.selection:+.4f} for the selection" if shown else text

@@ -88,7 +88,7 @@ def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]
         Line2D([], [], color=colour, marker=mark, lw=1.6, label=verdict, **_marker_style(verdict, colour))
         for verdict, (colour, mark) in VERDICTS.items()
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     return svg(figure, "Paired differences with 95 % intervals")
 
 
