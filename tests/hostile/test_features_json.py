@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -14,18 +13,8 @@ from tests.hostile.limits import within
 
 TEXT = "tensorflow_datasets.core.features.text_feature.Text"
 DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+CODE = "planted_code.Feature"
 INFO = {"name": "planted", "version": "1.0.0", "fileFormat": "array_record"}
-
-
-@pytest.fixture
-def code(tmp_path, monkeypatch):
-    """Returns the name of a module on the path, and the file that it writes as it is imported."""
-    folder, mark = tmp_path / "code", tmp_path / "imported"
-    folder.mkdir()
-    (folder / "planted_code.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
-    monkeypatch.syspath_prepend(str(folder))
-    yield "planted_code.Feature", mark
-    sys.modules.pop("planted_code", None)
 
 
 def prepared(folder, features, version="planted/1.0.0"):
@@ -67,7 +56,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_open_source_imports_no_code_that_a_dataset_names(form, tmp_path, code):
-    name, mark = code
+    name, mark = CODE, code
     path = prepared(tmp_path, FORMS[form](name))
     with rejects(path, None, says=name):
         sources.open_source("planted", "train", data_dir=str(tmp_path), manual_dir="", seed=0)
@@ -76,7 +65,7 @@ def test_open_source_imports_no_code_that_a_dataset_names(form, tmp_path, code):
 
 @pytest.mark.parametrize("how", ["variant", "link", "dotted variant", "camel case", "version"])
 def test_open_source_checks_the_version_that_tfds_reads(how, tmp_path, code):
-    name, mark = code
+    name, mark = CODE, code
     features = FORMS["proto"](name)
     if how == "link":
         path = prepared(tmp_path / "elsewhere", features)
@@ -94,7 +83,7 @@ def test_open_source_checks_the_version_that_tfds_reads(how, tmp_path, code):
 
 
 def test_open_source_refuses_a_name_that_moves_the_data(tmp_path, code):
-    name, mark = code
+    name, mark = CODE, code
     prepared(tmp_path, FORMS["proto"](name))
     with rejects("config.data.name"):  # TFDS takes arguments of a builder from the name
         sources.open_source(f"planted/data_dir={tmp_path}", "train", data_dir="", manual_dir="", seed=0)

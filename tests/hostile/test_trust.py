@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 
@@ -168,17 +167,6 @@ def test_load_reads_no_dataset_that_only_the_checkpoint_names(run, monkeypatch):
 
 
 # --- Code ---
-
-
-@pytest.fixture
-def code(tmp_path, monkeypatch):
-    """Returns the file that the module `planted_code` writes as it is imported."""
-    folder, mark = tmp_path / "code", tmp_path / "imported"
-    folder.mkdir()
-    (folder / "planted_code.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
-    monkeypatch.syspath_prepend(str(folder))
-    yield mark
-    sys.modules.pop("planted_code", None)
 
 
 def hostile(folder, key, name="planted_code:Class"):

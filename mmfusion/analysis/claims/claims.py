@@ -153,7 +153,8 @@ def claims(
 def _scope(strategies: Sequence[MethodResult], scope: Scope) -> str:
     """Returns what the best strategy was selected from."""
     tuned = f", each with {scope.tuned} settings" if scope.tuned > 1 else ""
-    return f"selected from {len(strategies)} strategies{tuned}" if len(strategies) > 1 or tuned else ""
+    number = f"{len(strategies)} strateg{'y' if len(strategies) == 1 else 'ies'}"
+    return f"selected from {number}{tuned}" if len(strategies) > 1 or tuned else ""
 
 
 def _fusion_claim(

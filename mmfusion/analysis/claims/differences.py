@@ -140,7 +140,7 @@ def selection_gain(candidates: Sequence[MethodResult], other_candidates: Sequenc
     if len(seeds) < 2 or len(candidates) == len(other_candidates) == 1:
         return 0.0
     draws = np.random.default_rng(0).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), SELECTION_DRAWS)
-    draws[(draws > 0).sum(axis=1) < 2] = 1  # one seed alone tells nothing
+    draws[(draws > 0).sum(axis=1) < 2] = 1  # a draw of one seed only has no difference to compare
     gained = [_gain(group, seeds, draws, higher) for group in (candidates, other_candidates)]
     return float((gained[0] - gained[1]).mean()) * math.sqrt(len(seeds) / (len(seeds) - 1))
 

@@ -155,7 +155,7 @@ def verdict(comparison: Comparison, p: float, margin: float = 0.0) -> str:
 
     The two are `equivalent` where the 90 % interval lies within the margin: two one-sided tests at 0.05 (Schuirmann
     1987). Otherwise `better` requires a corrected p below 0.05 and a 95 % interval above 0, `worse` the mirror image.
-    With more seeds each difference other than the margin itself is told with more power.
+    More seeds give more power, unless the true difference equals the margin.
 
     Args:
       comparison: of the two.

@@ -131,7 +131,7 @@ def test_fusion_claim_speaks_of_new_data_as_well():
         text = texts(made, "fusion")[0]
         assert made.statements[0].verdict == "better"  # on this test set
         assert f"On new data: {expected} (" in text and f"over runs and {examples:,} test examples)" in text
-        assert "(selected from 1 strategies, each with 8 settings)" in text
+        assert "(selected from 1 strategy, each with 8 settings)" in text
 
 
 def test_collapsed_runs_are_counted_and_left_out_of_means():
