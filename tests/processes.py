@@ -1,5 +1,6 @@
 """Commands in processes that have already imported JAX, because the import dominates a short command."""
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -61,4 +62,7 @@ def _run(module: str, argv: list[str], texts: list[Path], environment: dict[str,
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     sys.argv = [module, *argv]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # or JAX does not shut down, and the first host to end aborts the others

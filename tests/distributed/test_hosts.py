@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -160,12 +158,11 @@ def test_hosts_initialize_rejects_other_addresses():
 @pytest.mark.process
 @pytest.mark.spread
 def test_hosts_succeed_when_one_is_lost_after_the_shutdown_barrier():
-    port = free_port()  # not `Started`, whose processes exit without JAX's shutdown
-    two = [
-        subprocess.Popen([sys.executable, "-m", "tests.distributed.lose_host", str(port), str(host)])
-        for host in range(2)
-    ]
-    assert [host.wait(100) for host in two] == [0, -signal.SIGKILL]
+    port = free_port()
+    two = [Started("tests.distributed.lose_host", [str(port), str(host)]) for host in range(2)]
+    for host in two:
+        host.communicate(100)
+    assert [host.poll() for host in two] == [0, -signal.SIGKILL]
 
 
 @pytest.mark.process
