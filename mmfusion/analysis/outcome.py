@@ -26,7 +26,9 @@ from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin, write_json, write_text
 
-PROBE_MODULES = tuple(f"probing/{name}" for name in ("probe", "calibration", "attribution", "corruption", "emap"))
+PROBE_MODULES = tuple(
+    f"probing/{name}" for name in ("probe", "calibration", "attribution", "confidence", "corruption", "emap")
+)
 
 
 @dataclasses.dataclass(frozen=True)

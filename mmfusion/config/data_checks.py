@@ -43,6 +43,8 @@ def _check_dataset(data: DataConfig) -> None:
         message = "has an effect on tables only; give a slice as config.data.test"
         raise UserError(message, path="config.data.test_fraction", value=data.test_fraction)
     _check_division(data)
+    for name in filter(None, data.missing_in.split("+")):
+        check_member(name, data.modalities, "data.missing_in", "modality")
     for section, noun in (("modalities", "modality"), ("targets", "target")):
         if not getattr(data, section):
             raise UserError(f"must have at least one {noun}", path=f"config.data.{section}")

@@ -155,6 +155,7 @@ def keep_modalities(config: ConfigDict, names: str) -> None:
     with config.unlocked():
         for name in [m for m in config.data.modalities if m not in kept]:
             del config.data.modalities[name]
+        config.data.missing_in = "+".join(m for m in config.data.missing_in.split("+") if m in kept)
         encoders = {name: section.copy_and_resolve_references() for name, section in config.model.encoders.items()}
         config.model.encoders = ConfigDict()
         owner = {}  # encoder -> the modality whose section it is now

@@ -69,6 +69,7 @@ class DataConfig:
     missing: float = key(
         0.0, "probability that a training row loses each modality, fixed by its id; one modality always stays", below=1
     )
+    missing_in: str = key("", "the modalities that `missing` is about, joined by +; empty: all")
     sampler: str = key(
         "uniform",
         "how training rows are drawn; balanced: equally many of every class in a batch, with replacement",

@@ -164,7 +164,7 @@ def load(
         {split: digest(ids[split].tolist()) for split in sorted(needed)},
     ]
     read = {
-        split: _undecoded(split, ids[split], opened[split].rows, reader, config.missing if split == "train" else 0.0)
+        split: _undecoded(split, ids[split], opened[split].rows, reader, config if split == "train" else None)
         for split in splits
     }
     keys = {split: _decoded_key(read[split], row_keys[split], fitted.states) for split in splits}
@@ -213,10 +213,15 @@ def _with_encoding(
     return {**options, "encoding": targets.encoding(stored, options, len(class_names[task]), path)}
 
 
-def _undecoded(name: str, ids: np.ndarray, rows: Rows, reader: Reader, missing: float) -> Split:
+def _undecoded(name: str, ids: np.ndarray, rows: Rows, reader: Reader, missing: "DataConfig | None") -> Split:
+    """Returns a split to be decoded; with `missing`, modalities of its rows are dropped as this config says."""
     unlabelled = labels.unlabelled_tasks(reader.targets, rows, ids, name)
     reader = dataclasses.replace(reader, unlabelled=unlabelled)
-    return Split(name, ids, uncached(rows), reader, None, {}, missing)
+    split = Split(name, ids, uncached(rows), reader, None, {})
+    if missing is None:
+        return split
+    names = tuple(filter(None, missing.missing_in.split("+")))
+    return dataclasses.replace(split, missing=missing.missing, missing_in=names)
 
 
 def _decoded_key(split: Split, row_key: Any, fitted: Mapping[str, str]) -> list[Any]:
@@ -229,4 +234,12 @@ def _decoded_key(split: Split, row_key: Any, fitted: Mapping[str, str]) -> list[
     scales = {task: dataclasses.asdict(scale) for task, scale in reader.scales.items()}
     described = [modalities, reader.targets, reader.outputs, fitted, reader.class_names, scales, reader.weight_feature]
     described += [reader.unknown_class, sorted(reader.unlabelled)]
-    return ["decoded", row_key, split.name, digest(split.ids.tolist()), split.missing, described]
+    return [
+        "decoded",
+        row_key,
+        split.name,
+        digest(split.ids.tolist()),
+        split.missing,
+        split.missing_in,
+        described,
+    ]

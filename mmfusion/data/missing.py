@@ -4,14 +4,16 @@ B rows · M modalities
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from mmfusion.data.batch import Batch
 
 
-def keep_masks(ids: np.ndarray, modalities: Sequence[str], rate: float) -> dict[str, np.ndarray]:
+def keep_masks(
+    ids: np.ndarray, modalities: Sequence[str], rate: float, only: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """Returns per modality the mask `[B]` of the rows that keep it; every row keeps at least one modality.
 
     Each modality of a row is dropped independently at `rate`. A modality that is dropped at one rate is also dropped at
@@ -21,19 +23,23 @@ def keep_masks(ids: np.ndarray, modalities: Sequence[str], rate: float) -> dict[
       ids: example ids `[B]`.
       modalities: names of the modalities, in any order.
       rate: from 0 to 1.
+      only: the modalities that are dropped; empty: all.
     """
     names = sorted(modalities)
     draws = np.stack([_uniform(ids, name) for name in names])  # [M, B]
     keep = draws >= rate
-    keep[draws.argmax(axis=0), np.arange(len(ids))] = True
+    if only:
+        keep[[name not in only for name in names]] = True
+    empty = np.flatnonzero(~keep.any(axis=0))
+    keep[draws.argmax(axis=0)[empty], empty] = True
     return dict(zip(names, keep, strict=True))
 
 
-def drop_modalities(batch: Batch, rate: float) -> Batch:
-    """Returns the host batch with modalities dropped at `rate`, in addition to those that are absent."""
+def drop_modalities(batch: Batch, rate: float, only: Collection[str] = ()) -> Batch:
+    """Returns the host batch with modalities (of `only`, if given) dropped at `rate`, beside those that are absent."""
     if not rate:
         return batch
-    keep: Mapping[str, np.ndarray] = keep_masks(np.asarray(batch.id), list(batch.present), rate)
+    keep: Mapping[str, np.ndarray] = keep_masks(np.asarray(batch.id), list(batch.present), rate, only)
     return batch.replace(present={m: present & keep[m] for m, present in batch.present.items()})
 
 

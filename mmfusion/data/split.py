@@ -47,6 +47,7 @@ class Split:
       arrays: all rows decoded, in the order of `ids`, if the split fits in memory; otherwise None.
       bad: id -> reason, for unreadable rows; they keep their position, with weight 0.
       missing: rate at which each modality of a row is dropped.
+      missing_in: the modalities that are dropped; empty: all.
       classes: the rows of each class, where batches are to be balanced; None: every row is read once an epoch.
     """
 
@@ -57,6 +58,7 @@ class Split:
     arrays: Batch | None
     bad: dict[int, str]
     missing: float = 0.0
+    missing_in: tuple[str, ...] = ()
     classes: Classes | None = None
 
     def __len__(self) -> int:
@@ -97,7 +99,7 @@ class Split:
             except BadTarget as error:
                 message = f"split {self.name!r}, {error}; correct the data or the target"
                 raise UserError(message, path="config.data.targets") from error
-        return drop_modalities(batch, self.missing)
+        return drop_modalities(batch, self.missing, self.missing_in)
 
 
 def check_bad(split: Split, unreadable: Collection[int], max_fraction: float) -> None:

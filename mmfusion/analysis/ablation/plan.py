@@ -23,7 +23,7 @@ REFERENCE = "concat"  # the strategy that the others are compared with
 SEARCH_PREFIX = "optim."  # values of these keys are selected on validation; any other key defines further methods
 MODALITIES = "modalities"  # not a config key; values such as image+text
 OBJECTIVES = "objectives"  # not a config key; values such as mvae+unimodal, or none
-FUSION_KEYS = (MODALITIES, OBJECTIVES, "model.fusion.")  # they do not apply to a unimodal baseline
+FUSION_KEYS = (MODALITIES, OBJECTIVES, "model.fusion.", "data.missing_in")  # they do not apply to a unimodal baseline
 TEST_SET_KEYS = (  # of config.data
     "name", "train", "valid", "test", "valid_fraction", "test_fraction", "group", "folds", "fold_by", "fold", "time",
     "targets",

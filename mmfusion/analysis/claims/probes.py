@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from mmfusion.analysis import incomplete
 from mmfusion.analysis.claims.folds import MIN_FOLDS, compare_folds, fold_means
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import (
     BETTER,
+    CANNOT_TELL,
     EQUIVALENT,
     FOLDS,
     WORSE,
@@ -41,13 +43,14 @@ def probe_claims(best: MethodResult, probes: Probes, equivalence: float) -> list
         ("interaction", "The score of the additive projection", _interaction),
         ("perceptual", "The cost of permuting a modality", _modalities),
         ("subsets", "The score without a modality", _missing),
+        ("subsets", "", _additions),
     ):
         defined = [probe for probe in probes if probe[key] and None not in _leaves(probe[key])]
         enough = len({probe["fold"] for probe in defined}) >= MIN_FOLDS if best.folds else len(defined) > 1
         if enough:
             statements += make(best, defined, equivalence)
         undefined = len(probes) - len(defined)
-        if undefined and multimodal:
+        if undefined and multimodal and quantity:
             text = f"{quantity} is undefined for {undefined} of {len(probes)} runs of {best.method}."
             statements.append(Statement(key, NO_RESULT, text))
     return statements
@@ -163,6 +166,34 @@ def _missing(best: MethodResult, probes: Probes, equivalence: float) -> list[Sta
         f"{sign * scores['+'.join(names)]:.4f}, with none {sign * scores['']:.4f})."
     )
     return [Statement("missing", "", text)]
+
+
+def _additions(best: MethodResult, probes: Probes, equivalence: float) -> list[Statement]:
+    """Returns whether adding a modality ever lowers the best method's score, the most harmful addition by name."""
+    del equivalence  # a fall of any size counts
+    names, metric = modalities_of(probes[0]), probes[0]["metric"]
+    if len(names) < 2:
+        return []
+    cases = list(incomplete.additions(probes[0]["subsets"]))
+    gains = [[incomplete.additions(probe["subsets"])[case] for probe in probes] for case in cases]
+    tested = _family(best, probes, [(values, [0.0] * len(values)) for values in gains])
+    falls = sum(comparison.difference < 0 for comparison, _ in tested)
+    worst = min(range(len(cases)), key=lambda i: tested[i][0].difference)
+    (comparison, p), (kept, m) = tested[worst], cases[worst]
+    added = f"adding {m} to {kept or 'nothing'}"
+    if not falls:
+        text = (
+            f"No addition of a modality lowers {best.method}'s score on average ({len(cases)} additions); the least "
+            f"gain is {comparison.difference:.4f} {metric}, from {added}."
+        )
+        return [Statement("monotonicity", "", text, comparison)]
+    found = verdict(comparison, p, 0.0)
+    shown = "is shown" if found == WORSE else "may be chance"
+    text = (
+        f"{falls} of {len(cases)} additions of a modality lower {best.method}'s score on average, most {added}, by "
+        f"{-comparison.difference:.4f} {metric}, which {shown} ({describe_difference(comparison, p)})."
+    )
+    return [Statement("monotonicity", found if found == WORSE else CANNOT_TELL, text, comparison)]
 
 
 def _leaves(tree: Any) -> Iterator[Any]:

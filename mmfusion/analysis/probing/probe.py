@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.analysis.gate.token_model import Given
-from mmfusion.analysis.probing import attribution, calibration, corruption, emap
+from mmfusion.analysis.probing import attribution, calibration, confidence, corruption, emap
 from mmfusion.data.batch import Batch
 from mmfusion.data.missing import drop_modalities
 from mmfusion.data.split import Split
@@ -31,6 +31,7 @@ ROWS, CORRUPTED = 2048, 512  # test examples to permute, and to corrupt; the sam
 PAIRED, DRAWS = 256, 3  # examples of one additive projection, and the number of samples of them
 PERMUTATIONS = 5
 RATES = (0.0, 0.25, 0.5, 0.75)  # of missing modalities
+IMBALANCED = 0.75  # the rate at which one modality is missing, and the others never
 SEVERITIES = tuple(round(0.1 * i, 1) for i in range(11))
 CHUNK = 64  # rows per call of a compiled function
 
@@ -49,10 +50,14 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
       `subsets`: the metric with only these modalities present, on the full split; `shapley`: their Shapley values.
       `rows`, `paired`, `corrupted`: the number of examples that are permuted or masked, paired, and corrupted.
       `missing`: rate of missing modalities -> the metric.
+      `imbalanced`: modality -> the metric where it alone is missing, at a rate of 0.75.
       `perceptual`: see `attribution.perceptual`; empty if the metric is not above 0.
       `interaction`: modality -> the metric of the model and of its additive projection, one value per sample.
       `severities`, and `corruption`: modality -> name -> the metric at each severity.
-      `calibration`: of single-label tasks, before and after scaling by the temperature fitted on validation.
+      `detection`: modality -> name -> the AUROC of telling examples corrupted at severity 1 by their confidence, for
+        the task of the metric; empty if that is no single-label task.
+      `calibration`: of single-label tasks, before and after scaling by the temperature fitted on validation, and
+        `selective`, the error rate among the most confident predictions.
       `cost`: see `step_cost`.
     """
     run = open_run(workdir, ["valid", "test"])
@@ -64,6 +69,7 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
     names = sorted(encoded.inputs)
     subsets = {kept: probe.value(scored) for kept, scored in _subsets(probe, run_eval, full["test"])}
     missing = {rate: probe.value(probe.fuse(drop_modalities(encoded, rate))) for rate in RATES}
+    corruptions, detections = _corruptions(probe, raw)
     return {
         "metric": probe.metric,
         "sign": probe.sign,
@@ -73,10 +79,12 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
         "paired": min(PAIRED, len(encoded.id)),
         "corrupted": len(raw.id),
         "missing": {str(rate): value for rate, value in missing.items()},
+        "imbalanced": {m: probe.value(probe.fuse(drop_modalities(encoded, IMBALANCED, [m]))) for m in names},
         "perceptual": _perceptual(probe, encoded, names),
         "interaction": _interactions(probe, encoded, names),
         "severities": SEVERITIES,
-        "corruption": _corruptions(probe, raw),
+        "corruption": corruptions,
+        "detection": detections,
         "calibration": {
             task: _calibration(*(_labelled(full[split], task) for split in ("valid", "test")))
             for task, spec in run.setup.tasks.items()
@@ -249,19 +257,32 @@ def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[st
     return result
 
 
-def _corruptions(probe: Probe, raw: Batch) -> dict[str, dict[str, list[float]]]:
+def _corruptions(probe: Probe, raw: Batch) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, float]]]:
+    """Returns the metric at each severity, and how well confidence tells the examples of the greatest one."""
     reader, encoded = probe.run.dataset.reader, probe.encode(raw)
     joined_to = {other: m for m, others in probe.run.setup.model.joins.items() for other in others}
 
-    def at(m: str, name: str, severity: float) -> float:
+    def at(m: str, name: str, severity: float) -> dict[str, Any]:
         corrupted = corruption.corrupt(
             raw, m, reader.modalities[m]["kind"], name, severity, seed=0, fitted=reader.fitted.get(m)
         )
-        return probe.value(probe.fuse(_update(encoded, probe.encode(corrupted, [joined_to.get(m, m)]))))
+        return probe.fuse(_update(encoded, probe.encode(corrupted, [joined_to.get(m, m)])))
 
-    return {
+    outputs = {
         m: {name: [at(m, name, s) for s in SEVERITIES] for name in corruption.CORRUPTIONS[options["kind"]]}
         for m, options in sorted(reader.modalities.items())
+    }
+    scores = {
+        m: {name: [probe.value(each) for each in found] for name, found in kinds.items()}
+        for m, kinds in outputs.items()
+    }
+    task = probe.metric.rpartition("/")[0] or next(iter(probe.run.setup.tasks))
+    if probe.run.setup.tasks[task].kind != "classification":
+        return scores, {}
+    clean = probe.fuse(encoded)["logits"][task]
+    return scores, {
+        m: {name: confidence.detection(clean, found[-1]["logits"][task]) for name, found in kinds.items()}
+        for m, kinds in outputs.items()
     }
 
 
@@ -274,7 +295,8 @@ def _labelled(collected: Mapping[str, Any], task: str) -> tuple[np.ndarray, np.n
 def _calibration(valid: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
     """Returns the temperature fitted on validation logits `[n, C]` and targets `[n]`, and the calibration on test."""
     temperature = uncertainty.temperature(*valid)
-    result: dict[str, Any] = {"temperature": temperature}
+    selective = confidence.risk_coverage(*test)
+    result: dict[str, Any] = {"temperature": temperature, "selective": dataclasses.asdict(selective)}
     for when, logits in (("before", test[0]), ("after", test[0] / temperature)):
         bins = calibration.reliability(logits, test[1])
         result[when] = {

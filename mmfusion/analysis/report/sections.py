@@ -9,7 +9,7 @@ from mmfusion.analysis.ablation.plan import REFERENCE
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.probing import attention
 from mmfusion.analysis.probing.attention import ExampleView
-from mmfusion.analysis.report import aggregation, curves, plots
+from mmfusion.analysis.report import aggregation, confidence, curves, missing_table, plots
 from mmfusion.analysis.report.context import MAX_PLOTTED, ReportContext
 from mmfusion.analysis.report.example_views import ExampleCard, example_card
 from mmfusion.analysis.report.tables import FUSED, Table, Text, comparisons, differences, large, number
@@ -126,6 +126,7 @@ def _missing(context: ReportContext) -> Section:
         method: {f"{100 * float(rate):.0f} %": value for rate, value in found.items()}
         for method, found in aggregation.absences(context.fused, context.outcome, "missing").items()
     }
+    alone = aggregation.absences(context.fused, context.outcome, "imbalanced")
     panels = {"only these present": present}
     caption = (
         f"Test {metric} with modalities missing, mean over runs: with only the modalities of a column present in all "
@@ -134,8 +135,12 @@ def _missing(context: ReportContext) -> Section:
     if missing:
         panels["each missing at this rate"] = missing
         caption += f"; and with each modality missing at random at the given rate, on {probe['rows']:,} of them"
+    if alone:
+        panels["only this missing, at 75 %"] = alone
+        caption += "; and with one modality missing in 75 % of these, and the others never"
     caption += ". Darker is better; the shades run from the worst to the best."
-    return Section(plots.heat_maps(panels, metric, sign > 0), caption)
+    figure, expanded = plots.heat_maps(panels, metric, sign > 0), len(context.fused) <= MAX_OPEN_ROWS
+    return Section(figure, caption, missing_table.table(context), missing_table.title(context), expanded)
 
 
 def _contribution(context: ReportContext) -> Section:
@@ -241,6 +246,26 @@ def _calibration_cells(result: MethodResult, runs: Sequence[Mapping[str, Any]]) 
     return Text(result.method), *(Text(number(aggregation.span(value).mean)) for value in values)
 
 
+def _confidence(context: ReportContext) -> Section:
+    tasks = list(_require_probes(context)["calibration"])
+    if not tasks:
+        raise SectionUnavailable("no target is a single label")
+    task = tasks[0] if len(tasks) == 1 else context.outcome.metric.rpartition("/")[0]
+    if task not in tasks:
+        raise SectionUnavailable(f"the target of {context.outcome.metric} is no single label")
+    caption = (
+        "Selective prediction: the error rate on test if only this share of the examples is predicted, those with the "
+        f"greatest probability of a class; mean over runs. A lower curve is better.{context.plotted_note}"
+    )
+    title = (
+        "AURC, the mean error rate over all shares (lower is better), and the AUROC of telling test examples that are "
+        "corrupted at severity 1 from the others by their confidence (0.5 is chance); mean over runs"
+    )
+    figure = confidence.curves(confidence.risks(context.plotted, context.outcome, task), context.styles)
+    expanded = len(context.fused) <= MAX_OPEN_ROWS
+    return Section(figure, caption, confidence.table(context, task), title, expanded)
+
+
 def _examples(context: ReportContext) -> Section:
     if not context.ranked:
         raise SectionUnavailable("no fusion strategy has a score")
@@ -319,6 +344,7 @@ SECTIONS = {
     "Interaction": _interaction,
     "Corruption": _corruption,
     "Calibration": _calibration,
+    "Confidence": _confidence,
     "Examples": _examples,
     "Training": _training,
 }

@@ -320,3 +320,24 @@ def test_claims_of_five_seeds_cannot_tell():
     few = make_probes("gmu", additive=0.9, permuted={"image": 0.4, "text": 0.0}, seeds=5)
     made = claims(rows, [], few, {}, "accuracy", higher=True)
     assert "The runs cannot tell" in texts(made, "modality")[1]
+
+
+def test_monotonicity_statement_names_the_most_harmful_addition():
+    probes = make_probes("gmu", additive=0.9, permuted={"image": 0.3, "text": 0.3})
+    made = claims([row("gmu", around(0.9))], [], probes, {}, "accuracy", higher=True)
+    assert texts(made, "monotonicity") == [
+        "No addition of a modality lowers gmu's score on average (4 additions); the least gain is 0.1000 accuracy, "
+        "from adding image to nothing."
+    ]
+    for i in range(SEEDS):
+        probes[f"gmu {i}"]["subsets"]["image+text"] = 0.65 + 0.001 * i  # the image harms the text
+    made = claims([row("gmu", around(0.9))], [], probes, {}, "accuracy", higher=True)
+    (statement,) = [each for each in made.statements if each.about == "monotonicity"]
+    assert statement.verdict == "worse"
+    assert statement.text.startswith(
+        "1 of 4 additions of a modality lower gmu's score on average, most adding image to"
+    )
+    probes["gmu 0"]["subsets"]["image+text"] = 0.9  # not on every seed
+    made = claims([row("gmu", around(0.9))], [], probes, {}, "accuracy", higher=True)
+    (statement,) = [each for each in made.statements if each.about == "monotonicity"]
+    assert statement.verdict == "cannot tell" and "which may be chance" in statement.text

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mmfusion.analysis.probing import attribution, calibration, emap, pid
+from mmfusion.analysis import incomplete
+from mmfusion.analysis.probing import attribution, calibration, confidence, emap, pid
 from mmfusion.inference import shapley
 from mmfusion.training import uncertainty
 
@@ -139,3 +140,48 @@ def test_calibration_error_equals_the_ece_metric():
     scores = metrics.classification(logits, targets, np.ones(500))
     assert calibration.reliability(logits, targets).error == pytest.approx(scores["ece"])
     assert uncertainty.nll(logits, targets) == pytest.approx(scores["nll"])
+
+
+def test_additions_are_gains_of_a_modality_over_every_set_of_others():
+    found = incomplete.additions({"": 0.1, "a": 0.4, "b": 0.6, "a+b": 0.5})
+    assert found == pytest.approx({("", "a"): 0.3, ("", "b"): 0.5, ("a", "b"): 0.1, ("b", "a"): -0.1})
+    three = {"+".join(kept): float(len(kept) ** 2) for kept in shapley.subsets("abc")}
+    gains = incomplete.additions(three)
+    assert len(gains) == 12 and gains["a+c", "b"] == 5.0 and gains["", "c"] == 1.0
+
+
+def test_evenness_is_0_of_one_modality_and_1_of_equal_ones():
+    assert incomplete.evenness({"a": 0.2, "b": 0.2, "c": 0.2}) == pytest.approx(1.0)
+    assert incomplete.evenness({"a": 0.2, "b": -0.1}) == 0.0
+    assert incomplete.evenness({"a": 3.0, "b": 1.0}) == pytest.approx(0.8113, abs=1e-4)  # the entropy of 1/4 in bits
+    assert np.isnan(incomplete.evenness({"a": 0.0, "b": 0.0})) and np.isnan(incomplete.evenness({"a": 1.0}))
+
+
+def test_protection_is_the_gain_within_and_beyond_the_trained_rate():
+    plain = {0.0: 0.9, 0.25: 0.8, 0.5: 0.7, 0.75: 0.5}
+    grid = {0.0: plain, 0.5: {0.0: 0.88, 0.25: 0.85, 0.5: 0.8, 0.75: 0.49}, 0.75: dict.fromkeys(plain, 0.9)}
+    found = incomplete.protection(grid)
+    assert found[0.5] == pytest.approx((0.075, -0.01))
+    assert found[0.75][0] == pytest.approx((0.1 + 0.2 + 0.4) / 3) and np.isnan(found[0.75][1])
+
+
+def test_risk_coverage_of_perfect_useless_and_reversed_confidence():
+    wrong = np.repeat([0, 1], [80, 20])  # 100 examples of two classes, of which the last 20 are misclassified
+    order = {"perfect": np.linspace(3, 1, 100), "useless": np.ones(100), "reversed": np.linspace(1, 3, 100)}
+    found = {
+        name: confidence.risk_coverage(np.stack([margin, np.zeros(100)], axis=1), wrong)
+        for name, margin in order.items()
+    }
+    assert found["perfect"].risks[15] == 0.0 and found["perfect"].risks[-1] == pytest.approx(0.2)
+    expected = np.mean(np.cumsum(wrong) / np.arange(1, 101))
+    assert found["perfect"].area == pytest.approx(expected)
+    assert found["useless"].risks == pytest.approx([0.2] * 20) and found["useless"].area == pytest.approx(0.2)
+    assert found["reversed"].area > 0.5
+
+
+def test_detection_is_the_probability_that_the_unlike_input_is_less_confident():
+    sure, unsure = np.array([[4.0, 0], [5.0, 0]]), np.array([[0.0, 0], [0.0, 4.5]])
+    assert confidence.detection(sure, np.zeros((3, 2))) == 1.0
+    assert confidence.detection(np.zeros((3, 2)), sure) == 0.0
+    assert confidence.detection(sure, unsure) == 0.75  # 4.5 lies between 4 and 5
+    assert confidence.detection(sure, sure) == 0.5

@@ -19,7 +19,7 @@ from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing import attention, calibration
 from mmfusion.analysis.probing.attention import ExampleView
-from mmfusion.analysis.report import aggregation, example_views, plots, tables
+from mmfusion.analysis.report import aggregation, example_views, missing_table, plots, tables
 from mmfusion.analysis.report.context import ReportContext
 from mmfusion.analysis.report.sections import SECTIONS
 from mmfusion.errors import UserError
@@ -30,6 +30,7 @@ SEEDS = 8  # the fewest seeds that distinguish three strategies from a fourth
 LEVELS = {"gmu": 0.92, "concat": 0.85, "film": 0.855, "mean": 0.6, "image alone": 0.55, "text alone": 0.5}
 COMMAND = "python -m experiments.ablate --config=configs/quickstart.py --match=parameters --workdir=/runs/a_b"
 NAMES = ["image", "text"]
+RISKS = {"area": 0.031, "risks": [0.01 * i for i in range(20)]}
 SETTINGS = dict(matplotlib.rcParams)  # before any plot
 
 
@@ -48,11 +49,13 @@ def probe_result(level, sign, seed, names=NAMES):
         "subsets": {"+".join(kept): value for kept, value in subsets.items()},
         "shapley": shapley.shapley(subsets),
         "missing": {"0.0": sign * level, "0.5": sign * level / 2},
+        "imbalanced": dict.fromkeys(names, sign * level * 0.7),
+        "detection": {"image": {"blur": 0.75}},
         "perceptual": dict.fromkeys(names, 0.2 + 0.01 * seed) if sign > 0 else {},
         "interaction": {"image": pair} if len(names) > 1 else {},
         "corruption": {"image": {"blur": [sign * level, sign * 0.9 * level, sign * 0.5 * level]}},
         "cost": {"flops": 2.5e6, "memory": None},
-        "calibration": {"label": {"temperature": 1.5, "before": half, "after": half}},
+        "calibration": {"label": {"temperature": 1.5, "before": half, "after": half, "selective": RISKS}},
     }  # fmt: skip
 
 
@@ -211,7 +214,7 @@ def test_report_is_written_without_finished_runs(tmp_path, monkeypatch):
     )
     report.write(without_runs, plan, tmp_path, COMMAND, latex=True)
     page = visible_text(read(tmp_path))
-    assert "no run of a fusion strategy has a score" in page and page.count("Not available") == 9
+    assert "no run of a fusion strategy has a score" in page and page.count("Not available") == 10
     monkeypatch.setattr(attention, "examples", raise_user_error)
     report.write(outcome, plan, tmp_path, COMMAND)
     assert "Not available: no run could be opened (it has no checkpoints)." in visible_text(read(tmp_path))
@@ -300,3 +303,19 @@ def test_example_card_crops_audio_padding():
 
 def test_report_leaves_matplotlib_settings_unchanged(report_files):
     assert report_files and dict(matplotlib.rcParams) == SETTINGS
+
+
+def test_missing_table_has_gains_where_the_rate_in_training_varies(tmp_path):
+    outcome, plan = ablation(tmp_path, rename={"gmu": "film data.missing=0.5", "film": "film data.missing=0.0"})
+    found = missing_table.table(ReportContext(outcome, plan, tmp_path, tables.lines(outcome, plan)))
+    assert [head.main for head in found.heads][-2:] == ["Gain", "Gain beyond"]
+    (rows,) = found.groups.values()
+    gains = {row[0].main: [cell.main for cell in row[1:]] for row in rows}
+    gain = (LEVELS["gmu"] - LEVELS["film"]) / 2  # the score at the test rate 0.5
+    assert gains["film data.missing=0.5"] == ["0 of 32", "0.0000", "1.0000", f"+{gain:.4f}", "–"]
+    assert gains["film data.missing=0.0"][3:] == ["–", "–"]
+    outcome, plan = ablation(tmp_path / "one rate")
+    assert (
+        len(missing_table.table(ReportContext(outcome, plan, tmp_path / "one rate", tables.lines(outcome, plan))).heads)
+        == 4
+    )
