@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs one ablation as a Slurm array: each task runs its share of the plan, and the last one writes the report.
+# Runs one ablation as a Slurm array: each task takes the next trial that no other holds, until all have ended.
 #   sbatch --array=0-31%8 experiments/launch/ablate_slurm.sh [--dry-run] --config=configs/easy_vqa.py --fusions=all --seeds=6 \
 #     --workdir=/shared/DIR
-# %8: at most eight tasks run at once. Without Slurm a dry run prints the command of an array of one task.
+# %8: at most eight tasks run at once; what is left for the later ones is what these did not finish in their time.
 #SBATCH --job-name=mmfusion-ablation
 #SBATCH --cpus-per-task=4
 #SBATCH --time=24:00:00
@@ -25,16 +25,11 @@ if [ "$#" -eq 0 ]; then
   echo 'usage: sbatch --array=0-31%8 ablate_slurm.sh [--dry-run] FLAG ...' >&2
   exit 2
 fi
-task=${SLURM_ARRAY_TASK_ID:-} first=${SLURM_ARRAY_TASK_MIN:-0} last=${SLURM_ARRAY_TASK_MAX:-0} count=${SLURM_ARRAY_TASK_COUNT:-1}
-if [ -n "$dry" ] && [ -z "$task" ]; then
-  task=0
+if [ -z "$dry" ] && [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  refuse "not a task of an array: submit it with sbatch --array=0-31%8"
 fi
-for number in "$task" "$first" "$last" "$count"; do # checked before arithmetic, which would run the commands in them
-  [[ "$number" =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "not a task of an array: submit it with sbatch --array=0-31%8"
-done
-[ "$((last - first + 1))" -eq "$count" ] || refuse "tasks $first to $last are $count: give an array without gaps, as 0-31"
 
-command=(python -m experiments.ablate "--shard=$((task - first))/$count" "$@")
+command=(python -m experiments.ablate "$@")
 if [ -n "$dry" ]; then
   printf -v line '%q ' "${command[@]}"
   echo "${line% }"

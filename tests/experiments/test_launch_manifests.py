@@ -153,8 +153,6 @@ def test_ablation_job_has_fields_of_the_api():
     assert job["metadata"]["labels"].keys() == {"kueue.x-k8s.io/queue-name"}
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}  # what Kueue counts
-    # Kubernetes sets JOB_COMPLETION_INDEX in the containers of an indexed job.
-    assert container["args"][0] == f"--shard=$(JOB_COMPLETION_INDEX)/{job['spec']['completions']}"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +217,7 @@ def test_sky_jobs_fit_their_pool():
     ("name", "expected"),
     [
         ("train_sky.yaml", ["-m", "experiments.train"]),
-        ("ablate_sky.yaml", ["-m", "experiments.ablate", "--shard=3/16", "--seeds=6"]),
+        ("ablate_sky.yaml", ["-m", "experiments.ablate", "--seeds=6"]),
     ],
 )
 def test_sky_jobs_pass_their_variables_unchanged(name: str, expected: list[str], tmp_path: Path):
@@ -228,7 +226,7 @@ def test_sky_jobs_pass_their_variables_unchanged(name: str, expected: list[str],
     values = {"CONFIG": "c.py:a=$(touch PWNED) 'x\n*", "WORKDIR": "gs://b/d e"}
     task = load(name)
     assert task["envs"] == dict.fromkeys(values)  # required
-    settings = environment(**values, SKYPILOT_JOB_RANK="3", SKYPILOT_NUM_JOBS="16")
+    settings = environment(**values)
     run = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=settings, capture_output=True, check=True)
     arguments = run.stdout.decode().split("\0")[:-1]
     assert arguments == [*expected, f"--config={values['CONFIG']}", f"--workdir={values['WORKDIR']}"]
@@ -240,7 +238,7 @@ def test_manifests_give_flags_that_exist():
         r"--([a-z]+)[= ]", (FOLDER / "ablate_kubernetes.yaml").read_text() + load("ablate_sky.yaml")["run"]
     )
     defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / "experiments" / "ablate.py").read_text())
-    assert {"shard", "workdir", "seeds"} <= set(found) <= {*defined, "config"}
+    assert {"workdir", "seeds"} <= set(found) <= {*defined, "config"}
 
 
 @pytest.mark.thorough
