@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmfusion.models.build import module_options
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.tensor import _count_sketch
 from tests.errors import rejects
@@ -78,6 +79,36 @@ def test_feature_fusion_satisfies_the_contract(name, count):
     # Evaluation returns the same shapes and dtypes.
     evaluated = jax.eval_shape(lambda *args: fusion.apply(*args, train=False), variables, tokens, mask)
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), evaluated, fused)
+
+
+@pytest.mark.parametrize("name", ["low_rank_tensor", "mlb", "mfb", "mfh", "mutan", "block"])
+def test_every_element_of_a_bilinear_strategy_learns(name):
+    """No rank, factor, chunk or block is frozen: they share arrays, whose gradient is elsewhere not zero."""
+    *_, ((gradient, _), _) = compiled_step(name, 3)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.abs(leaf).min() > 0, jax.tree_util.keystr(path)
+
+
+WITH_DROPOUT = [name for name in FEATURE if "dropout" in module_options(FUSIONS[name])]
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_fusion_drops_features_and_hidden_units_in_training_only(name):
+    tokens, mask = take(2)
+    rate = 0.25
+    fusion = make(name, dropout=rate)
+    variables = random_variables(fusion, tokens, mask, train=False)
+    trained, evaluated = quick_jit(
+        lambda v: (
+            fusion.apply({**v, **ROWS}, tokens, mask, train=True, rngs=RNGS).features,
+            fusion.apply(v, tokens, mask, train=False).features,
+        )
+    )(variables)
+    kept = trained != 0
+    assert 0.5 < kept.mean() < 1  # 0.75 expected, of 24 features
+    assert (evaluated != 0).all()
+    # Scaled by 1 / (1 - rate), the features that are kept equal those of evaluation only if nothing before is dropped.
+    assert not np.isclose(trained * (1 - rate), evaluated, rtol=1e-3)[kept].all()
 
 
 def test_fusion_is_independent_of_the_dictionary_order():
@@ -275,6 +306,19 @@ def test_embracenet_samples_each_feature_from_one_modality():
     selected = [np.isclose(sampled, x, atol=1e-6) for x in docked]
     assert np.logical_or.reduce(selected).all()
     assert all(one.any() for one in selected) and not any(one.all() for one in selected)
+
+
+def test_qmf_passes_no_gradient_through_its_confidence():
+    """Of Σ_m c_m l_m · a the gradient of l_m is c_m a: the confidence is a constant."""
+    random = np.random.default_rng(0)
+    logits = {m: random.normal(size=(2, 3)).astype(np.float32) for m in "ab"}
+    direction = random.normal(size=3).astype(np.float32)
+    present = {m: np.ones(2, bool) for m in "ab"}
+    fuse = lambda x: FUSIONS["qmf"]().apply({}, x, present, train=True)  # noqa: E731
+    gradient = jax.grad(lambda x: (fuse(x) @ direction).sum())(logits)
+    for m in "ab":
+        confidence = fuse({name: logits[m] if name == m else np.zeros((2, 3), np.float32) for name in "ab"}) / logits[m]
+        np.testing.assert_allclose(gradient[m], confidence * direction, rtol=1e-5)
 
 
 def test_moe_with_top_1_gate_selects_one_expert():
