@@ -33,12 +33,14 @@ class Context:
       outputs: of the model.
       params: of the model.
       counts: of every term, over the whole batch and all devices.
+      step: updates done.
     """
 
     batch: Batch
     outputs: Outputs
     params: Any
     counts: Scalars
+    step: jax.Array | int = 0
 
     def target_sum(self, task: str, weight: jax.Array, values: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Returns Σ weight · values(targets) over rows; a mixed row counts its own target and its partner's."""

@@ -102,10 +102,18 @@ class TMC(nn.Module):
 
     Evidence e_m = softplus(l_m) defines Dirichlet parameters α_m = 1 + e_m. The reduced rule, applied to one modality
     after another, has the closed form α = 1 + C (Π_m (1 + e_m / C) - 1); an absent modality has e = 0. The returned
-    logits are log α, whose softmax is the mean of the Dirichlet. With cross-entropy the loss is -log E[p_y] (type II
-    maximum likelihood, Sensoy et al. 2018, arXiv:1806.01768), for each modality and for the fusion. The paper's digamma
-    loss and annealed KL term are not used.
+    logits are log α, whose softmax is the mean of the Dirichlet. The loss, of each modality and of the fusion, is the
+    expected cross-entropy ψ(Σα) - ψ(α_y), and a divergence that penalises evidence for wrong classes and whose weight
+    rises during training, see `objectives/evidence.py`.
+
+    Attributes:
+      loss: `digamma`, the paper's; or `task`, the task's own on log α: of cross-entropy -log E[p_y] (type II maximum
+        likelihood, Sensoy et al. 2018, arXiv:1806.01768), without the divergence.
+      anneal: steps over which the weight of the divergence rises from 0 to 1 (the authors: 50 of 500 epochs); 0: none.
     """
+
+    loss: str = "digamma"
+    anneal: int = 500
 
     declares: ClassVar[Declaration] = Declaration(
         family="decision", paper="arXiv:2102.02051", level="decision", synergy=False, symmetric=True,
@@ -122,12 +130,16 @@ class TMC(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into log α `[B, C]`.
 
         Raises:
-          UserError: the task has a single output and is not a classification.
+          UserError: the task has a single output and is not a classification, or an option is out of range.
         """
         del train
         stacked, mask = stack(logits, present)
         classes = stacked.shape[-1]
         _needs_classes("tmc", classes)
+        if self.loss not in (choices := ("digamma", "task")):
+            raise UserError("unknown value", path="tmc.loss", value=self.loss, choices=choices)
+        if self.anneal < 0:
+            raise UserError("must not be negative", path="tmc.anneal", value=self.anneal)
         evidence = zero_masked(nn.softplus(stacked), mask)  # [B, M, C]
         return jnp.log1p(classes * jnp.expm1(jnp.log1p(evidence / classes).sum(axis=1)))
 
