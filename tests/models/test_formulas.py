@@ -60,7 +60,8 @@ def test_film_with_3x3_kernel_matches_its_reference():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in decision_renderings.DECISION), ("qmf", {"temperature": 3.0})]
+    ("name", "options"),
+    [*((name, {}) for name in decision_renderings.DECISION), ("qmf", {"temperature": 3.0, "centred": False})],
 )
 def test_decision_fusion_matches_its_reference_implementation(name, options, count):
     width = {"width": WIDTH} if FUSIONS[name].declares.level == "mixed" else {}

@@ -250,6 +250,8 @@ def test_main_must_be_a_modality_of_the_model(name):
         ("tmc", {}, 1, "tmc", None, ""),
         ("qmf", {}, 1, "qmf", None, ""),
         ("qmf", {"temperature": 0.0}, 2, "qmf.temperature", 0.0, ""),
+        ("qmf", {"ranking": -1.0}, 2, "qmf.ranking", -1.0, ""),
+        ("qmf", {"history": 0}, 2, "qmf.history", 0, ""),
         ("moe", {"width": WIDTH, "gate": "hard"}, 2, "moe.gate", "hard", "top1"),
     ],
 )
