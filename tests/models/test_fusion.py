@@ -221,6 +221,7 @@ def test_co_attention_rejects_invalid_options(options, path):
         ("multiplicative", {"budget": 100}, "multiplicative.budget", 100, "512 elements"),
         ("block", {"chunks": 3}, "block.chunks", 3, "width=8"),
         ("mcb", {"sketch": 1}, "mcb.sketch", 1, "at least 2"),
+        ("embracenet", {"evaluation": "max"}, "embracenet.evaluation", "max", "unknown"),
         ("film", {"kernel": 2}, "film.kernel", 2, "odd"),
         ("central", {"layers": 0}, "central.layers", 0, "at least 1"),
         ("bottleneck", {"fuse_from": 2}, "bottleneck.fuse_from", 2, "layers - 1 = 1"),
@@ -295,11 +296,12 @@ def test_count_sketch_depends_on_the_name_and_skips_bucket_0():
     assert [int(row @ np.arange(32)) for row in first[:4]] == [22, -31, -17, -25]
 
 
-def test_embracenet_samples_each_feature_from_one_modality():
+@pytest.mark.parametrize("train", [True, False])
+def test_embracenet_samples_each_feature_from_one_modality(train):
     tokens, mask = take(3)
     fusion = make("embracenet")
     variables = random_variables(fusion, tokens, mask, train=False)
-    sampled = fusion.apply({**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS).features
+    sampled = fusion.apply({**variables, **ROWS}, tokens, mask, train=train, rngs=RNGS).features
     # Docked features of each modality.
     docked = [
         fusion.apply(variables, tokens, {m: mask[m] & (m == only) for m in mask}, train=False).features
@@ -308,6 +310,27 @@ def test_embracenet_samples_each_feature_from_one_modality():
     selected = [np.isclose(sampled, x, atol=1e-6) for x in docked]
     assert np.logical_or.reduce(selected).all()
     assert all(one.any() for one in selected) and not any(one.all() for one in selected)
+
+
+def test_embracenet_samples_uniformly_and_once_for_all_in_evaluation():
+    tokens, mask = take(3)
+    fusion = FUSIONS["embracenet"](width=3000)
+    shapes = jax.eval_shape(lambda: fusion.init(jax.random.key(0), tokens, mask, train=False))
+    docks = {f"project_{m}": i + 1.0 for i, m in enumerate(tokens)}  # the docked features of each are a constant
+    params = {
+        name: {"kernel": np.zeros(layer["kernel"].shape), "bias": np.full(3000, docks[name], np.float32)}
+        for name, layer in shapes["params"].items()
+    }
+    absent = without(mask, "image", 1)  # docked as 3
+    out = fusion.apply({"params": params}, tokens, absent, train=False).features
+    np.testing.assert_array_equal(out[0], out[2])  # the same for every example with the same modalities
+    np.testing.assert_array_equal(out[1:2], fusion.apply(  # wherever it is in a batch
+        {"params": params}, *({m: x[m][1:2] for m in x} for x in (tokens, absent)), train=False
+    ).features)  # fmt: skip
+    for row, shares in ((0, (1 / 3, 1 / 3, 1 / 3)), (1, (1 / 2, 1 / 2, 0))):
+        found = [np.mean(out[row] == value) for value in (1, 2, 3)]
+        np.testing.assert_allclose(found, shares, atol=0.03)
+        assert sum(found) == pytest.approx(1)
 
 
 def test_qmf_passes_no_gradient_through_its_confidence():
