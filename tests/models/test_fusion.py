@@ -9,6 +9,7 @@ from mmfusion.models.build import module_options
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.tensor import _count_sketch
 from tests.errors import rejects
+from tests.models import renderings
 from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, take, with_nan_padding, without
 from tests.models.random_variables import quick_jit, random_variables
 
@@ -89,7 +90,8 @@ def test_every_element_of_a_bilinear_strategy_learns(name):
         assert np.abs(leaf).min() > 0, jax.tree_util.keystr(path)
 
 
-WITH_DROPOUT = [name for name in FEATURE if "dropout" in module_options(FUSIONS[name])]
+OF_PRODUCTS = ("mfb", "mfh")  # drop products, not features
+WITH_DROPOUT = [n for n in FEATURE if "dropout" in module_options(FUSIONS[n]) and n not in OF_PRODUCTS]
 
 
 @pytest.mark.parametrize("name", WITH_DROPOUT)
@@ -109,6 +111,30 @@ def test_fusion_drops_features_and_hidden_units_in_training_only(name):
     assert (evaluated != 0).all()
     # Scaled by 1 / (1 - rate), the features that are kept equal those of evaluation only if nothing before is dropped.
     assert not np.isclose(trained * (1 - rate), evaluated, rtol=1e-3)[kept].all()
+
+
+@pytest.mark.parametrize("name", OF_PRODUCTS)
+def test_mfb_and_mfh_drop_products_before_they_are_summed(name):
+    """With one factor, a dropped product is a feature of 0, and the others are doubled in each block."""
+    tokens, mask = take(2)
+    fusion = make(name, factors=1, dropout=0.5)
+    variables = random_variables(fusion, tokens, mask, train=False)
+    _, state = fusion.apply(
+        {**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS, capture_intermediates=True, mutable="intermediates"
+    )
+    calls = state["intermediates"]
+    prefixes = ("project",) if name == "mfb" else ("block0", "block1")
+    factors = [[calls[f"{prefix}_{m}"]["__call__"][0] for m in tokens] for prefix in prefixes]
+    dropped = [calls[f"Dropout_{i}"]["__call__"][0] for i in range(len(factors))]  # [B, D, 1]
+    products = np.float64(1.0)
+    for block, found in zip(factors, dropped, strict=True):
+        products = np.float64(products) * np.prod(block, axis=0)
+        products = np.where(np.asarray(found) == 0, 0.0, 2 * products)
+        np.testing.assert_allclose(found, products, rtol=1e-5)
+    assert 0.2 < np.mean(np.asarray(dropped[0]) == 0) < 0.8
+    if name == "mfb":
+        expected = renderings.signed_sqrt_normalised(products.sum(axis=-1))
+        np.testing.assert_allclose(calls["__call__"][0].features, expected, atol=1e-5)
 
 
 def test_fusion_is_independent_of_the_dictionary_order():
