@@ -70,7 +70,7 @@ class FusionModel(nn.Module):
       frozen: modalities whose encoders run in evaluation mode.
       auxiliaries: modules of auxiliary objectives; at most one of them imputes the features of absent modalities.
       unimodal: `heads` adds a head per modality and task; `probes` adds heads behind a stop-gradient, which train no
-        encoder (a decision-level strategy uses its own heads); empty adds none.
+        encoder (a decision-level strategy uses its own heads, and one with branches heads of these); empty adds none.
       scalars: names of scalar parameters, initialised to 0, that objectives read.
     """
 
@@ -93,13 +93,17 @@ class FusionModel(nn.Module):
     def has_unimodal_losses(self) -> bool:
         """Whether the loss includes unimodal losses; the probes of a decision-level strategy are its own heads."""
         if self._is_feature_level:
-            return bool(self.unimodal)
+            return bool(self.unimodal) or self._has_branches
         return self.unimodal == "heads" or self.fusion.declares.unimodal_loss
 
     @property
     def uses_probes(self) -> bool:
         """Whether the unimodal losses train only probes and are excluded from a task's loss."""
-        return self.unimodal == "probes" and self._is_feature_level
+        return self.unimodal == "probes" and self._is_feature_level and not self._has_branches
+
+    @property
+    def _has_branches(self) -> bool:
+        return getattr(self.fusion, "branch_losses", False)
 
     @property
     def _is_feature_level(self) -> bool:
@@ -166,7 +170,8 @@ class FusionModel(nn.Module):
             fused = self.fusion(tokens, mask, train=train)
             features, attention = self._mix_rows(fused.features.astype(jnp.float32), train=train), fused.attention
             logits = {task: self._head(num_outputs, task)(features) for task, num_outputs in self.tasks}
-            unimodal = self._unimodal_heads(pooled) if self.unimodal else {}
+            branches = {m: self._mix_rows(x.astype(jnp.float32), train=train) for m, x in fused.branches.items()}
+            unimodal = self._unimodal_heads(branches or pooled) if self.has_unimodal_losses else {}
         else:
             logits, unimodal = self._fuse_decisions(pooled, present, train=train)
             stacked, stacked_mask = (jnp.stack(list(values.values()), axis=1) for values in (pooled, present))
@@ -176,7 +181,7 @@ class FusionModel(nn.Module):
     def _unimodal_heads(self, pooled: Tokens) -> dict[str, dict[str, jax.Array]]:
         """Returns the logits `[B, C]` per task and modality of a feature-level strategy's additional heads."""
         prefix = "unimodal"
-        if self.unimodal == "probes":
+        if self.uses_probes:
             prefix, pooled = "probes", jax.lax.stop_gradient(pooled)
         return {
             task: {m: nn.Dense(num_outputs, name=f"{prefix}_{task}_{m}")(x) for m, x in pooled.items()}

@@ -33,12 +33,16 @@ class Context:
       outputs: of the model.
       params: of the model.
       counts: of every term, over the whole batch and all devices.
+      step: updates done.
+      loss_weights: state of the objectives, see `Objective.init_weights`.
     """
 
     batch: Batch
     outputs: Outputs
     params: Any
     counts: Scalars
+    step: jax.Array | int = 0
+    loss_weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def target_sum(self, task: str, weight: jax.Array, values: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Returns Σ weight · values(targets) over rows; a mixed row counts its own target and its partner's."""

@@ -12,9 +12,10 @@ import jax
 from mmfusion.data.batch import Batch
 from mmfusion.models.model import FusionModel
 from mmfusion.objectives.base import Objective, Scalars, Term
+from mmfusion.objectives.of_strategy import strategy_objectives
 from mmfusion.objectives.registry import OBJECTIVES, objective_class
 from mmfusion.objectives.supervised import Task, task_terms
-from mmfusion.objectives.unimodal import Unimodal, unimodal_terms
+from mmfusion.objectives.unimodal import unimodal_terms
 
 LossWeights = dict[str, dict[str, Any]]  # state of the loss weights, by objective
 
@@ -123,9 +124,9 @@ def weighted_sum(coefficients: Mapping[str, Any], means: Scalars) -> jax.Array:
 def build_objectives(
     model: FusionModel, tasks: Mapping[str, Task], by_name: Mapping[str, Objective] = MappingProxyType({})
 ) -> Objectives:
-    """Returns the objectives of a run: those of its tasks, of heads of single modalities, and `by_name`."""
-    unimodal = by_name.get("unimodal")
-    own = unimodal_terms(model, tasks, unimodal.weight if isinstance(unimodal, Unimodal) else 1.0)
+    """Returns the objectives of a run: those of its tasks, heads of single modalities and strategy, and `by_name`."""
+    by_name = {**by_name, **strategy_objectives(model.fusion)}
+    own = unimodal_terms(model, tasks, by_name)
     more = [term for name, objective in by_name.items() for term in objective.terms(name, model, tasks)]
     several = len(tasks) > 1 or bool(own) or bool(model.auxiliaries)
     return Objectives((*task_terms(tasks, log_losses=several), *own, *more), by_name)

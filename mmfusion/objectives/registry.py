@@ -16,6 +16,7 @@ from mmfusion.objectives.gradient_modulation import OGMGE
 from mmfusion.objectives.imputation import GAN, MMVAE, MVAE
 from mmfusion.objectives.mixing import CutMix, MixUp
 from mmfusion.objectives.modality_dropout import ModalityDropout
+from mmfusion.objectives.of_strategy import strategy_group
 from mmfusion.objectives.unimodal import Unimodal
 from mmfusion.objectives.weighting import GradientBlending, GradNorm, Uncertainty
 from mmfusion.registry import lookup
@@ -94,4 +95,5 @@ def check_objectives(config: "RunConfig") -> None:
 
 def group_size(config: "RunConfig") -> int:
     """Returns how many rows in sequence must stay in one micro-batch."""
-    return max((objective_class(*item).requires.group for item in config.objectives.items()), default=1)
+    groups = [objective_class(*item).requires.group for item in config.objectives.items()]
+    return max(*groups, strategy_group(config.model.fusion.to_dict()), 1)

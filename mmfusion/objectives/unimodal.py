@@ -47,10 +47,12 @@ class UnimodalLoss(Term):
         return context.target_sum(self.task, weight, loss)
 
 
-def unimodal_terms(model: FusionModel, tasks: Mapping[str, Task], weight: float) -> Sequence[Term]:
-    """Returns a term for each task and modality that the model scores alone."""
+def unimodal_terms(model: FusionModel, tasks: Mapping[str, Task], by_name: Mapping[str, Objective]) -> Sequence[Term]:
+    """Returns a term for each task and modality that the model scores alone, weighted by the objective `unimodal`."""
     if not model.has_unimodal_losses:
         return ()
+    unimodal = by_name.get("unimodal")
+    weight = unimodal.weight if isinstance(unimodal, Unimodal) else 1.0
     return [
         UnimodalLoss(
             name=f"unimodal/{task}/{m}", weight=spec.weight * weight, task=task, head=m, spec=spec,

@@ -81,7 +81,7 @@ def train_step(
             "rows": {"id": rows.id, **mixed},  # what dropout and the mixing of features depend on
         }
         outputs, updated = spec.model.apply(variables, rows, train=True, rngs=rngs, mutable=["batch_stats"])
-        context = Context(rows, outputs, params, counts)
+        context = Context(rows, outputs, params, counts, state.step, state.loss_weights)
         # These rows' share of each mean; a term without a count is a sum. A batch without weight has loss 0, not NaN.
         means = {t.name: t.total(context) / jnp.maximum(counts.get(t.name, 1.0), 1e-9) for t in objectives.terms}
         loss = weighted_sum(objectives.coefficients(state.loss_weights, params), means)

@@ -42,8 +42,8 @@ def tmc(p, logits, features, names):
     return np.log(belief * classes / uncertainty + 1)
 
 
-def qmf(p, logits, features, names, temperature=1.0):
-    energy = {m: temperature * np.log(np.exp((v - v.mean()) / temperature).sum()) for m, v in logits.items()}
+def qmf(p, logits, features, names, temperature=1.0, centred=True):
+    energy = {m: temperature * np.log(np.exp((v - centred * v.mean()) / temperature).sum()) for m, v in logits.items()}
     return sum(energy[m] * v for m, v in logits.items())
 
 

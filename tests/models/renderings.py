@@ -84,7 +84,8 @@ def weighted(p, x, names):
     return sum(a * v for a, v in zip(w, projected(p, x).values(), strict=True))
 
 
-def embracenet(p, x, names):
+def embracenet(p, x, names, evaluation):
+    assert evaluation == "mean"
     return sum(relu(v) for v in projected(p, x).values()) / len(x) if x else 0.0
 
 
@@ -290,7 +291,6 @@ FEATURE = {
     "max": max_,
     "product": product,
     "weighted": weighted,
-    "embracenet": embracenet,
     "concat": concat,
     "attention_pool": attention_pool,
     "gmu": gmu,

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmfusion.models.build import module_options
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.fusion.tensor import _count_sketch
 from tests.errors import rejects
+from tests.models import renderings
 from tests.models.inputs import FEATURE, RNGS, ROWS, WIDTH, make, take, with_nan_padding, without
 from tests.models.random_variables import quick_jit, random_variables
 
@@ -78,6 +80,61 @@ def test_feature_fusion_satisfies_the_contract(name, count):
     # Evaluation returns the same shapes and dtypes.
     evaluated = jax.eval_shape(lambda *args: fusion.apply(*args, train=False), variables, tokens, mask)
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), evaluated, fused)
+
+
+@pytest.mark.parametrize("name", ["low_rank_tensor", "mlb", "mfb", "mfh", "mutan", "block"])
+def test_every_element_of_a_bilinear_strategy_learns(name):
+    """No rank, factor, chunk or block is frozen: they share arrays, whose gradient is elsewhere not zero."""
+    *_, ((gradient, _), _) = compiled_step(name, 3)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.abs(leaf).min() > 0, jax.tree_util.keystr(path)
+
+
+OF_PRODUCTS = ("mfb", "mfh")  # drop products, not features
+WITH_DROPOUT = [n for n in FEATURE if "dropout" in module_options(FUSIONS[n]) and n not in OF_PRODUCTS]
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_fusion_drops_features_and_hidden_units_in_training_only(name):
+    tokens, mask = take(2)
+    rate = 0.25
+    fusion = make(name, dropout=rate)
+    variables = random_variables(fusion, tokens, mask, train=False)
+    trained, evaluated = quick_jit(
+        lambda v: (
+            fusion.apply({**v, **ROWS}, tokens, mask, train=True, rngs=RNGS).features,
+            fusion.apply(v, tokens, mask, train=False).features,
+        )
+    )(variables)
+    kept = trained != 0
+    assert 0.5 < kept.mean() < 1  # 0.75 expected, of 24 features
+    assert (evaluated != 0).all()
+    # Scaled by 1 / (1 - rate), the features that are kept equal those of evaluation only if nothing before is dropped.
+    assert not np.isclose(trained * (1 - rate), evaluated, rtol=1e-3)[kept].all()
+
+
+@pytest.mark.parametrize("name", OF_PRODUCTS)
+def test_mfb_and_mfh_drop_products_before_they_are_summed(name):
+    """With one factor, a dropped product is a feature of 0, and the others are doubled in each block."""
+    tokens, mask = take(2)
+    fusion = make(name, factors=1, dropout=0.5)
+    variables = random_variables(fusion, tokens, mask, train=False)
+    _, state = fusion.apply(
+        {**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS, capture_intermediates=True, mutable="intermediates"
+    )
+    calls = state["intermediates"]
+    prefixes = ("project",) if name == "mfb" else ("block0", "block1")
+    factors = [[calls[f"{prefix}_{m}"]["__call__"][0] for m in tokens] for prefix in prefixes]
+    dropped = [calls[f"Dropout_{i}"]["__call__"][0] for i in range(len(factors))]  # [B, D, 1]
+    products = np.float64(1.0)
+    for block, found in zip(factors, dropped, strict=True):
+        products = np.float64(products) * np.prod(block, axis=0)
+        products = np.where(np.asarray(found) == 0, 0.0, 2 * products)
+        np.testing.assert_allclose(found, products, rtol=1e-5)
+    assert 0.2 < np.mean(np.asarray(dropped[0]) == 0) < 0.8
+    if name == "mfb":
+        expected = renderings.signed_sqrt_normalised(products.sum(axis=-1))
+        np.testing.assert_allclose(calls["__call__"][0].features, expected, atol=1e-5)
 
 
 def test_fusion_is_independent_of_the_dictionary_order():
@@ -190,6 +247,7 @@ def test_co_attention_rejects_invalid_options(options, path):
         ("multiplicative", {"budget": 100}, "multiplicative.budget", 100, "512 elements"),
         ("block", {"chunks": 3}, "block.chunks", 3, "width=8"),
         ("mcb", {"sketch": 1}, "mcb.sketch", 1, "at least 2"),
+        ("embracenet", {"evaluation": "max"}, "embracenet.evaluation", "max", "unknown"),
         ("film", {"kernel": 2}, "film.kernel", 2, "odd"),
         ("central", {"layers": 0}, "central.layers", 0, "at least 1"),
         ("bottleneck", {"fuse_from": 2}, "bottleneck.fuse_from", 2, "layers - 1 = 1"),
@@ -219,6 +277,8 @@ def test_main_must_be_a_modality_of_the_model(name):
         ("tmc", {}, 1, "tmc", None, ""),
         ("qmf", {}, 1, "qmf", None, ""),
         ("qmf", {"temperature": 0.0}, 2, "qmf.temperature", 0.0, ""),
+        ("qmf", {"ranking": -1.0}, 2, "qmf.ranking", -1.0, ""),
+        ("qmf", {"history": 0}, 2, "qmf.history", 0, ""),
         ("moe", {"width": WIDTH, "gate": "hard"}, 2, "moe.gate", "hard", "top1"),
     ],
 )
@@ -262,11 +322,12 @@ def test_count_sketch_depends_on_the_name_and_skips_bucket_0():
     assert [int(row @ np.arange(32)) for row in first[:4]] == [22, -31, -17, -25]
 
 
-def test_embracenet_samples_each_feature_from_one_modality():
+@pytest.mark.parametrize("train", [True, False])
+def test_embracenet_samples_each_feature_from_one_modality(train):
     tokens, mask = take(3)
     fusion = make("embracenet")
     variables = random_variables(fusion, tokens, mask, train=False)
-    sampled = fusion.apply({**variables, **ROWS}, tokens, mask, train=True, rngs=RNGS).features
+    sampled = fusion.apply({**variables, **ROWS}, tokens, mask, train=train, rngs=RNGS).features
     # Docked features of each modality.
     docked = [
         fusion.apply(variables, tokens, {m: mask[m] & (m == only) for m in mask}, train=False).features
@@ -275,6 +336,40 @@ def test_embracenet_samples_each_feature_from_one_modality():
     selected = [np.isclose(sampled, x, atol=1e-6) for x in docked]
     assert np.logical_or.reduce(selected).all()
     assert all(one.any() for one in selected) and not any(one.all() for one in selected)
+
+
+def test_embracenet_samples_uniformly_and_once_for_all_in_evaluation():
+    tokens, mask = take(3)
+    fusion = FUSIONS["embracenet"](width=3000)
+    shapes = jax.eval_shape(lambda: fusion.init(jax.random.key(0), tokens, mask, train=False))
+    docks = {f"project_{m}": i + 1.0 for i, m in enumerate(tokens)}  # the docked features of each are a constant
+    params = {
+        name: {"kernel": np.zeros(layer["kernel"].shape), "bias": np.full(3000, docks[name], np.float32)}
+        for name, layer in shapes["params"].items()
+    }
+    absent = without(mask, "image", 1)  # docked as 3
+    out = fusion.apply({"params": params}, tokens, absent, train=False).features
+    np.testing.assert_array_equal(out[0], out[2])  # the same for every example with the same modalities
+    np.testing.assert_array_equal(out[1:2], fusion.apply(  # wherever it is in a batch
+        {"params": params}, *({m: x[m][1:2] for m in x} for x in (tokens, absent)), train=False
+    ).features)  # fmt: skip
+    for row, shares in ((0, (1 / 3, 1 / 3, 1 / 3)), (1, (1 / 2, 1 / 2, 0))):
+        found = [np.mean(out[row] == value) for value in (1, 2, 3)]
+        np.testing.assert_allclose(found, shares, atol=0.03)
+        assert sum(found) == pytest.approx(1)
+
+
+def test_qmf_passes_no_gradient_through_its_confidence():
+    """Of Σ_m c_m l_m · a the gradient of l_m is c_m a: the confidence is a constant."""
+    random = np.random.default_rng(0)
+    logits = {m: random.normal(size=(2, 3)).astype(np.float32) for m in "ab"}
+    direction = random.normal(size=3).astype(np.float32)
+    present = {m: np.ones(2, bool) for m in "ab"}
+    fuse = lambda x: FUSIONS["qmf"]().apply({}, x, present, train=True)  # noqa: E731
+    gradient = jax.grad(lambda x: (fuse(x) @ direction).sum())(logits)
+    for m in "ab":
+        confidence = fuse({name: logits[m] if name == m else np.zeros((2, 3), np.float32) for name in "ab"}) / logits[m]
+        np.testing.assert_allclose(gradient[m], confidence * direction, rtol=1e-5)
 
 
 def test_moe_with_top_1_gate_selects_one_expert():

@@ -13,6 +13,9 @@ from mmfusion.data.preprocess import make_preprocess
 from mmfusion.models.build import ENCODER_KWARGS, build, module_options
 from mmfusion.models.encoders import ENCODERS
 from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.layers import masked_mean
+from mmfusion.objectives import Task, build_objectives
+from mmfusion.objectives.unimodal import UnimodalLoss
 from tests.errors import rejects
 from tests.models.random_variables import quick_jit, random_variables
 
@@ -280,3 +283,27 @@ def test_build_passes_encoder_kwargs_to_every_module():
 def test_build_rejects_invalid_configs(changes, path, value, suggestion, fact):
     with rejects(f"config.model.{path}", value, suggestion, says=fact):
         build({**config("mean").to_dict(), **changes}, SPEC, TASKS)
+
+
+def test_central_trains_a_head_on_each_branch():
+    """The joint loss and the branches' are added; a branch is its two layers alone, in float64."""
+    model, variables = prepare("central")
+    outputs, caught = model.apply(variables, BATCH, train=False, capture_intermediates=True, mutable=["intermediates"])
+    params = jax.tree.map(np.float64, variables["params"])
+    encoders = caught["intermediates"]
+    for m in ("image", "text"):
+        tokens, mask = encoders[f"encoders_{m}"]["__call__"][0]
+        hidden = masked_mean(tokens, mask)
+        for layer in range(2):
+            dense = params["fusion"][f"branch{layer}_{m}"]
+            hidden = np.maximum(hidden @ dense["kernel"] + dense["bias"], 0)
+        for task in TASKS:
+            head = params[f"unimodal_{task}_{m}"]
+            np.testing.assert_allclose(outputs.unimodal[task][m], hidden @ head["kernel"] + head["bias"], atol=1e-5)
+    tasks = {"label": Task("classification", 3), "angle": Task("regression", 1)}
+    for options, expected in (({}, 4), ({"branch_losses": False}, 0)):
+        model, _ = prepare("central", **options)
+        terms = [term for term in build_objectives(model, tasks).terms if isinstance(term, UnimodalLoss)]
+        assert [term.weight for term in terms] == [1.0] * expected and not any(term.probe for term in terms)
+    with_probes = model.clone(unimodal="probes", fusion=FUSIONS["central"](width=8))
+    assert not with_probes.uses_probes  # the branches' heads are scored

@@ -342,3 +342,9 @@ def test_auxiliary_tests_cover_every_objective():
     assert covered == set(OBJECTIVES)
     with rejects("config.objectives.ogm_ge", None, says="classification"):
         configs.check(config("ogm_ge", tasks="amount", modalities="image+text"), 1)
+    for key, value, says in (("modulate", "kernels", ""), ("scores", "heads", ""), ("until", 3, "after start=4")):
+        invalid = config("ogm_ge")
+        with invalid.unlocked():
+            invalid.objectives.ogm_ge.update({"start": 4, key: value})
+        with rejects(f"config.objectives.ogm_ge.{key}", value, says=says):
+            configs.check(invalid, 1)

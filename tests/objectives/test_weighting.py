@@ -3,8 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmfusion.data.batch import Batch
+from mmfusion.models.build import build
+from mmfusion.models.fusion import FUSIONS
+from mmfusion.models.model import Outputs
+from mmfusion.objectives import Task
+from mmfusion.objectives.base import Context
 from mmfusion.objectives.gradient_modulation import OGMGE
 from mmfusion.objectives.weighting import GradientBlending, GradNorm
+from tests.errors import rejects
 
 KEY, ZERO = jax.random.key(0), jnp.int32(0)
 GRADS = {
@@ -39,26 +46,69 @@ def test_ogm_ge_factors_match_their_formula():
 
 
 def test_ogm_ge_scales_encoder_gradients_and_adds_noise():
-    changed = OGMGE(alpha=0.5, noise=False).modulate(GRADS, scores(0.8, 0.2), KEY, ZERO)
+    changed = OGMGE(alpha=0.5, noise=False, modulate="all").modulated(GRADS, scores(0.8, 0.2), KEY, ZERO)
     np.testing.assert_allclose(
         changed["encoders_image"]["kernel"], (1 - np.tanh(2.0)) * GRADS["encoders_image"]["kernel"], rtol=1e-5
     )
     jax.tree.map(np.testing.assert_array_equal, changed["encoders_text"], GRADS["encoders_text"])
     large = {"encoders_image": {"kernel": 3 * jax.random.normal(KEY, (200, 200))}, "heads_label": jnp.ones(3)}
-    noisy = OGMGE(noise=True).modulate(large, scores(0.5, 0.5), KEY, ZERO)
+    noisy = OGMGE(noise=True, modulate="all").modulated(large, scores(0.5, 0.5), KEY, ZERO)
     noise = noisy["encoders_image"]["kernel"] - large["encoders_image"]["kernel"]
     assert np.std(noise) == pytest.approx(3, rel=0.02)
     assert abs(np.corrcoef(noise.ravel(), large["encoders_image"]["kernel"].ravel())[0, 1]) < 0.02
     np.testing.assert_array_equal(noisy["heads_label"], 1)
 
 
-def test_ogm_ge_stops_at_until_and_ignores_a_single_modality():
-    ogm = OGMGE(until=3)
-    for step, active in ((2, True), (3, False)):
-        changed = ogm.modulate(GRADS, scores(0.8, 0.2), KEY, jnp.int32(step))
+def test_ogm_ge_modulates_convolution_kernels_only():
+    """As the authors' code: arrays of 4 dimensions, of every encoder, by k g + N(0, std(g))."""
+    kernel = 2 * jax.random.normal(KEY, (3, 3, 30, 40))
+    grads = {
+        "encoders_image": {"conv": {"kernel": kernel, "bias": jnp.ones(40)}, "dense": {"kernel": jnp.ones((4, 4))}},
+        "encoders_text": {"conv": {"kernel": kernel}, "embed": jnp.ones((5, 4))},
+        "heads_label": {"kernel": jnp.ones((1, 2, 3, 4))},
+    }
+    changed = OGMGE(alpha=0.2).modulated(grads, scores(0.8, 0.4), KEY, ZERO)
+    for m, factor in (("image", 1 - np.tanh(0.4)), ("text", 1.0)):
+        noise = np.asarray(changed[f"encoders_{m}"]["conv"].pop("kernel") - factor * kernel)
+        assert np.std(noise) == pytest.approx(np.std(kernel), rel=0.03) and abs(noise.mean()) < 0.1
+        assert abs(np.corrcoef(noise.ravel(), kernel.ravel())[0, 1]) < 0.03
+        grads[f"encoders_{m}"]["conv"].pop("kernel")
+    jax.tree.map(np.testing.assert_array_equal, changed, grads)
+    with rejects("ogm_ge.modulate", "convolutions", says="no encoder has a convolution"):
+        OGMGE().modulated(GRADS, scores(0.8, 0.2), KEY, ZERO)
+
+
+def test_ogm_ge_modulates_between_start_and_until_and_ignores_a_single_modality():
+    ogm = OGMGE(start=1, until=3, modulate="all")
+    for step, active in ((0, False), (1, True), (2, True), (3, False)):
+        changed = ogm.modulated(GRADS, scores(0.8, 0.2), KEY, jnp.int32(step))
         equal = jax.tree.map(lambda a, b: bool((a == b).all()), changed, GRADS)
         assert all(jax.tree.leaves(equal)) != active
-    assert ogm.modulate(GRADS, {"image": jnp.float32(0.9)}, KEY, ZERO) is GRADS
+    assert ogm.modulated(GRADS, {"image": jnp.float32(0.9)}, KEY, ZERO) is GRADS
+
+
+def test_ogm_ge_scores_by_the_columns_of_the_joint_head():
+    """Σ_i softmax(x_m W_m + b / 2)[y_i] over the rows that have the modality, in float64."""
+    random = np.random.default_rng(0)
+    features, kernel, bias = random.normal(size=(4, 6)), random.normal(size=(6, 3)), random.normal(size=3)
+    targets, present = np.array([0, 2, 1, 1]), {"image": np.ones(4, bool), "text": np.array([1, 1, 0, 1], bool)}
+    model = build(
+        {"width": 3, "encoders": {m: {"name": "mlp"} for m in present}, "fusion": {"name": "concat", "layers": 0}},
+        {m: {} for m in present}, {"label": 3},
+    )  # fmt: skip
+    terms = OGMGE().terms("ogm_ge", model, {"label": Task("classification", 3)})
+    batch = Batch({}, {}, present, {"label": targets}, np.ones(4, np.float32), np.arange(4))
+    outputs = Outputs({}, np.float32(features), {}, {}, present, {})
+    params = {"heads_label": {"kernel": np.float32(kernel), "bias": np.float32(bias)}}
+    for term, columns, rows in zip(terms, (slice(3), slice(3, 6)), present.values(), strict=True):
+        logits = features[:, columns] @ kernel[columns] + bias / 2
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        expected = probabilities[np.arange(4), targets][rows].sum()
+        assert term.total(Context(batch, outputs, params, {})) == pytest.approx(expected, rel=1e-5)
+        assert term.count(batch) == rows.sum()
+    for fusion, scored in (({"layers": 2}, "head"), ({"layers": 0}, "probes")):
+        other = model.clone(fusion=FUSIONS["concat"](width=3, **fusion))
+        assert not OGMGE(scores=scored).terms("ogm_ge", other, {"label": Task("classification", 3)})[0].joint
 
 
 def test_gradnorm_update_matches_its_formula():

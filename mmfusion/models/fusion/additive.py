@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion import rng
+from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration, Fused, learned_weights, pool, project_each
 from mmfusion.models.layers import row_keys, zero_masked
 
@@ -85,29 +87,40 @@ class Weighted(nn.Module):
 class EmbraceNet(nn.Module):
     """EmbraceNet: each feature is sampled from one present modality per example (Choi & Lee 2019, arXiv:1904.09078).
 
-    Docking is d_m = ReLU(W_m x_m + b_m). In training, feature i is d_m[i] with m sampled uniformly from the present
-    modalities. In evaluation it is the mean over them, the expected value, so that the output is deterministic.
+    Docking is d_m = ReLU(W_m x_m + b_m). Feature i is d_m[i] with m sampled uniformly from the present modalities: in
+    training anew for each example and step, in evaluation once for all, by a fixed key, so that equal examples have
+    equal outputs. The authors' code samples anew in evaluation, too.
 
     Attributes:
       width: width D of the features.
+      evaluation: `sample`, as the paper, or `mean`, the expected value: the mean of d_m[i] over the present modalities.
     """
 
     width: int
+    evaluation: str = "sample"
     dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(
-        family="weighted", paper="arXiv:1904.09078", additive=True, synergy=False, symmetric=True
+        family="weighted", paper="arXiv:1904.09078", additive=True, synergy=False
     )
 
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
-        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
+        """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`.
+
+        Raises:
+          UserError: `evaluation` is unknown.
+        """
+        if self.evaluation not in (choices := ("sample", "mean")):
+            raise UserError("unknown value", path="embracenet.evaluation", value=self.evaluation, choices=choices)
         pooled, present = pool(tokens, mask)
         docked = zero_masked(nn.relu(project(tokens, pooled, self.width, self.dtype)), present)  # [B, M, D]
-        probabilities = present / jnp.maximum(present.sum(axis=1, keepdims=True), 1)  # [B, M]
         keys = row_keys(self, train=train)
-        if keys is None:
+        if keys is None and self.evaluation == "mean":
+            probabilities = present / jnp.maximum(present.sum(axis=1, keepdims=True), 1)  # [B, M]
             return Fused(features=jnp.einsum("bm,bmd->bd", probabilities.astype(self.dtype), docked), attention={})
+        if keys is None:
+            keys = jnp.broadcast_to(rng.key(0, "embracenet"), present.shape[:1])
 
         def sample(key: jax.Array, row_logits: jax.Array) -> jax.Array:
             modality_index = jax.random.categorical(key, row_logits, shape=(self.width,))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mmfusion.errors import UserError
 from mmfusion.models.fusion.contract import Declaration, Fused, pool, project_each
-from mmfusion.models.layers import zero_masked
+from mmfusion.models.layers import Dropout, zero_masked
 
 
 def product(factors: list[jax.Array], present: jax.Array) -> jax.Array:
@@ -127,15 +127,17 @@ class MLB(nn.Module):
 
 
 class MFB(nn.Module):
-    """MFB: Σ_k Π_m [x_m; 1] · U_m, signed square root, l2-normalised (Yu et al. 2017, arXiv:1708.01471).
+    """MFB: Σ_k dropout(Π_m [x_m; 1] · U_m), signed square root, l2-normalised (Yu et al. 2017, arXiv:1708.01471).
 
     Attributes:
       width: width D of the features.
       factors: number k of products summed per feature.
+      dropout: dropout rate of the products.
     """
 
     width: int
     factors: int = 5
+    dropout: float = 0.1
     dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1708.01471", symmetric=True)
@@ -143,28 +145,29 @@ class MFB(nn.Module):
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
-        del train
         pooled, present = pool(tokens, mask)
-        expanded = factors_with_bias(
-            sorted(tokens), pooled, (self.width, self.factors), self.dtype
-        )  # M times [B, D, k]
-        return Fused(features=power_normalise(product(expanded, present).sum(axis=-1)), attention={})
+        factors = factors_with_bias(sorted(tokens), pooled, (self.width, self.factors), self.dtype)  # M times [B, D, k]
+        expanded = Dropout(self.dropout)(product(factors, present), train=train)
+        return Fused(features=power_normalise(expanded.sum(axis=-1)), attention={})
 
 
 class MFH(nn.Module):
     """MFH: cascaded MFB blocks, each multiplied by the previous block's products (Yu et al. 2018, arXiv:1708.03619).
 
-    The outputs of the blocks are concatenated and projected.
+    The outputs of the blocks are concatenated and projected. A block's products are dropped as those of MFB, before
+    they are summed and before they are multiplied by the next block's.
 
     Attributes:
       width: width D of the features.
       factors: number k of products summed per feature.
       order: number of cascaded blocks.
+      dropout: dropout rate of the products.
     """
 
     width: int
     factors: int = 5
     order: int = 2
+    dropout: float = 0.1
     dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="bilinear", paper="arXiv:1708.03619", symmetric=True)
@@ -172,12 +175,11 @@ class MFH(nn.Module):
     @nn.compact
     def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> Fused:
         """Fuses tokens `[B, N_m, D]` with masks `[B, N_m]` into features `[B, width]`."""
-        del train
         pooled, present = pool(tokens, mask)
         expanded, blocks = jnp.ones((), self.dtype), []
         for i in range(self.order):
             factors = factors_with_bias(sorted(tokens), pooled, (self.width, self.factors), self.dtype, f"block{i}")
-            expanded = expanded * product(factors, present)  # [B, D, k]
+            expanded = Dropout(self.dropout)(expanded * product(factors, present), train=train)  # [B, D, k]
             blocks.append(power_normalise(expanded.sum(axis=-1)))
         out = nn.Dense(self.width, dtype=self.dtype, name="out")
         return Fused(features=out(jnp.concatenate(blocks, axis=-1)), attention={})

@@ -60,10 +60,13 @@ class Fused:
       features: `[B, D]`.
       attention: attention weights `[B, heads, N_query, N_key]` by (query modality, key modality); empty without
         attention.
+      branches: by modality, features `[B, D]` of it alone that the strategy trains with a head and a loss of their own;
+        empty without any.
     """
 
     features: jax.Array
     attention: dict[tuple[str, str], jax.Array]
+    branches: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 def pool(tokens: dict[str, jax.Array], mask: dict[str, jax.Array]) -> tuple[list[jax.Array], jax.Array]:

@@ -15,16 +15,19 @@ class Central(nn.Module):
     """CentralNet: each central layer reads the previous one and every modality's layer (Vielzeuf et al. 2018).
 
     arXiv:1808.07275. h_{m,l+1} = ReLU(W_{m,l} h_{m,l}), c_{l+1} = ReLU(V_l (α_l c_l + Σ_m α_{m,l} h_{m,l})), with
-    learned scalars α, h_{m,0} = x_m, c_0 = 0. An absent modality has h = 0. The branches are dense layers on the
-    encoders' outputs, where the paper joins the networks' hidden layers, and the paper's loss on each is not added.
+    learned scalars α, h_{m,0} = x_m, c_0 = 0. An absent modality has h = 0. Each branch h_{m,L} has a head and a
+    loss, which are added. The branches are dense layers on the encoders' outputs, where the paper joins the networks'
+    hidden layers.
 
     Attributes:
       width: width D of every layer.
       layers: number of layers of the branches.
+      branch_losses: whether the branches have losses.
     """
 
     width: int
     layers: int = 2
+    branch_losses: bool = True
     dtype: Any = jnp.float32
 
     declares: ClassVar[Declaration] = Declaration(family="depth-wise", paper="arXiv:1808.07275", symmetric=True)
@@ -60,7 +63,7 @@ class Central(nn.Module):
                     )
                     for i, m in enumerate(names)
                 }
-        return Fused(features=central, attention={})
+        return Fused(features=central, attention={}, branches=branches if self.branch_losses else {})
 
 
 class DeepSets(nn.Module):

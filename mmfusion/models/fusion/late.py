@@ -102,10 +102,18 @@ class TMC(nn.Module):
 
     Evidence e_m = softplus(l_m) defines Dirichlet parameters α_m = 1 + e_m. The reduced rule, applied to one modality
     after another, has the closed form α = 1 + C (Π_m (1 + e_m / C) - 1); an absent modality has e = 0. The returned
-    logits are log α, whose softmax is the mean of the Dirichlet. With cross-entropy the loss is -log E[p_y] (type II
-    maximum likelihood, Sensoy et al. 2018, arXiv:1806.01768), for each modality and for the fusion. The paper's digamma
-    loss and annealed KL term are not used.
+    logits are log α, whose softmax is the mean of the Dirichlet. The loss, of each modality and of the fusion, is the
+    expected cross-entropy ψ(Σα) - ψ(α_y), and a divergence that penalises evidence for wrong classes and whose weight
+    rises during training, see `objectives/evidence.py`.
+
+    Attributes:
+      loss: `digamma`, the paper's; or `task`, the task's own on log α: of cross-entropy -log E[p_y] (type II maximum
+        likelihood, Sensoy et al. 2018, arXiv:1806.01768), without the divergence.
+      anneal: steps over which the weight of the divergence rises from 0 to 1 (the authors: 50 of 500 epochs); 0: none.
     """
+
+    loss: str = "digamma"
+    anneal: int = 500
 
     declares: ClassVar[Declaration] = Declaration(
         family="decision", paper="arXiv:2102.02051", level="decision", synergy=False, symmetric=True,
@@ -122,29 +130,46 @@ class TMC(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into log α `[B, C]`.
 
         Raises:
-          UserError: the task has a single output and is not a classification.
+          UserError: the task has a single output and is not a classification, or an option is out of range.
         """
         del train
         stacked, mask = stack(logits, present)
         classes = stacked.shape[-1]
         _needs_classes("tmc", classes)
+        if self.loss not in (choices := ("digamma", "task")):
+            raise UserError("unknown value", path="tmc.loss", value=self.loss, choices=choices)
+        if self.anneal < 0:
+            raise UserError("must not be negative", path="tmc.anneal", value=self.anneal)
         evidence = zero_masked(nn.softplus(stacked), mask)  # [B, M, C]
         return jnp.log1p(classes * jnp.expm1(jnp.log1p(evidence / classes).sum(axis=1)))
+
+
+def energy_confidence(logits: jax.Array, temperature: float, centred: bool) -> jax.Array:
+    """Returns the negative energy, T log Σ_k e^{l_k / T}, of logits `[..., C]`: `[..., 1]`."""
+    if centred:
+        logits = logits - logits.mean(axis=-1, keepdims=True)
+    return temperature * jax.nn.logsumexp(logits / temperature, axis=-1, keepdims=True)
 
 
 class QMF(nn.Module):
     """Σ_{m in P} c_m l_m with confidence c_m = T log Σ_k e^{l_mk / T}, the negative energy (Zhang et al. 2023).
 
-    arXiv:2306.02050. No gradient passes through c_m, and each modality has its own loss. The energy is computed from
-    logits centred at mean 0: no loss depends on a shift of all logits, which would make the confidences arbitrary, even
-    negative. The paper's regulariser, which ranks confidences by the past losses of each example, is not used: it would
-    store them for every example.
+    arXiv:2306.02050. No gradient passes through c_m, and each modality has its own loss. A regulariser ranks the
+    confidences of two examples by their past losses, see `objectives/ranking.py`. The authors' code fuses with
+    c_m / 10: the predicted class is the same, but most probabilities are close to chance.
 
     Attributes:
       temperature: temperature T, above 0.
+      ranking: weight of the regulariser; 0: none.
+      history: number of examples whose past losses are kept; two with the same row number modulo it share theirs.
+      centred: compute the energy from logits centred at mean 0. The authors' is of logits as they are: on their shift
+        no loss of a single example depends, so that confidences can be negative, which swaps the predicted classes.
     """
 
     temperature: float = 1.0
+    ranking: float = 1.0
+    history: int = 65536
+    centred: bool = True
 
     declares: ClassVar[Declaration] = Declaration(
         family="decision", paper="arXiv:2306.02050", level="decision", additive=True, synergy=False, symmetric=True,
@@ -156,13 +181,16 @@ class QMF(nn.Module):
         """Fuses logits `[B, C]` of the modalities where `present [B]` is True into logits `[B, C]`.
 
         Raises:
-          UserError: the task has a single output and is not a classification, or the temperature is not above 0.
+          UserError: the task has a single output and is not a classification, or an option is out of range.
         """
         del train
         stacked, mask = stack(logits, present)
         _needs_classes("qmf", stacked.shape[-1])
         if not self.temperature > 0:
             raise UserError("must be above 0", path="qmf.temperature", value=self.temperature)
-        centred = stacked - stacked.mean(axis=-1, keepdims=True)
-        energy = self.temperature * jax.nn.logsumexp(centred / self.temperature, axis=-1, keepdims=True)  # [B, M, 1]
-        return (zero_masked(jax.lax.stop_gradient(energy), mask) * stacked).sum(axis=1)
+        if self.ranking < 0:
+            raise UserError("must not be negative", path="qmf.ranking", value=self.ranking)
+        if self.history < 1:
+            raise UserError("must be at least 1", path="qmf.history", value=self.history)
+        confidence = energy_confidence(stacked, self.temperature, self.centred)  # [B, M, 1]
+        return (zero_masked(jax.lax.stop_gradient(confidence), mask) * stacked).sum(axis=1)
