@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     results = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known, trials=TRIALS.value)
 
     caption = (
-        f"{metric} of {task!r}, {dataset.name} {dataset.rows}, each model at the best of {TRIALS.value} settings, fitted "
+        f"{metric} of {task!r}, {dataset.name} {dataset.rows}, each at the best of {TRIALS.value} settings, fitted "
         f"on at most {baselines.MAX_ROWS:,} training rows (rbf_svm: {baselines.SVM_ROWS:,})"
     )
     rows = [

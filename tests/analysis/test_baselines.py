@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn import linear_model
 from threadpoolctl import threadpool_limits
 
 from mmfusion.analysis import baselines as module
@@ -126,10 +127,14 @@ def test_baselines_select_in_the_direction_of_the_metric(monkeypatch, metric, be
     values = (1.0, 100.0, 10_000.0)
     per_value = []
     for value in values:
-        monkeypatch.setitem(module.MODELS, "regression", (mean, ridge._replace(space={"alpha": (value, value)})))
+        monkeypatch.setitem(
+            module.MODELS, "regression", (mean, ridge._replace(estimator=linear_model.Ridge(alpha=value)))
+        )
         per_value.append(baselines(data, "label", metric, trials=1)[-1])
     monkeypatch.setitem(module.MODELS, "regression", (mean, ridge))
-    monkeypatch.setattr(module, "draw", lambda space, trials: [{"alpha": v} for v in values[::-1]] if space else [{}])
+    monkeypatch.setattr(
+        module, "draw", lambda _, space, trials: [{"alpha": v} for v in values[::-1]] if space else [{}]
+    )
     assert len({one.valid for one in per_value}) == 3
     best_one = dataclasses.replace(best(per_value, key=lambda one: one.valid), trials=3)
     assert baselines(data, "label", metric)[-1] == best_one
@@ -278,25 +283,29 @@ def test_baselines_are_the_same_to_the_bit_with_one_thread_and_two(monkeypatch):
         np.testing.assert_array_equal(one, two)
 
 
-def test_search_space_is_covered_evenly_in_logarithms_by_any_number_of_settings():
-    space = {"C": (0.01, 100.0), "leaves": (4, 64)}
-    settings = module.draw(space, 8)
-    assert module.draw(space, 3) == settings[:3] and module.draw({}, 8) == [{}]
-    for name, low, high in (("C", 0.01, 100.0), ("leaves", 4, 64)):
+def test_settings_are_the_default_and_then_cover_the_space_evenly_in_logarithms():
+    space = {"C": (0.01, 100.0), "max_iter": (4, 64)}
+    estimator = linear_model.LogisticRegression(max_iter=7)
+    first, *settings = module.draw(estimator, space, 9)
+    assert first == {"C": 1.0, "max_iter": 7}
+    assert module.draw(estimator, space, 3) == [first, *settings[:2]] and module.draw(estimator, {}, 9) == [{}]
+    for name, (low, high) in space.items():
         positions = np.log([setting[name] / low for setting in settings]) / np.log(high / low)
-        assert sorted((positions * 2).astype(int)) == [0] * 4 + [1] * 4
         assert positions.min() >= 0 and positions.max() <= 1
-    assert all(isinstance(setting["leaves"], int) for setting in settings)
+        assert sorted((positions * 2).astype(int)) == [0] * 4 + [1] * 4
+    assert all(isinstance(setting["max_iter"], int) for setting in settings)
 
 
-def test_every_baseline_is_tuned_with_the_same_number_of_settings(monkeypatch):
-    monkeypatch.setattr(module, "SEARCH_ROWS", 0)
-    tried = []
-    monkeypatch.setattr(
-        module, "draw", lambda space, trials: tried.append(trials) or [dict.fromkeys(space, 5)] * trials
-    )
-    found = baselines(dataset(noisy), "label", "accuracy", trials=3)
-    assert set(tried) == {3} and {one.trials for one in found} == {3}
+def test_every_model_is_tuned_with_the_same_number_of_settings_in_its_space():
+    for kind, (first, *models) in module.MODELS.items():
+        assert first.space == {} and {"rbf_svm", "gradient_boosting"} < {model.name for model in models}, kind
+        for model in models:
+            settings = module.draw(model.estimator, model.space, 5)
+            assert len({tuple(setting.values()) for setting in settings}) == 5
+            for setting in settings[1:]:
+                assert all(low <= setting[name] <= high for name, (low, high) in model.space.items())
+    found = baselines(dataset(noisy), "label", "accuracy", models=["linear_svm", "naive_bayes"], trials=3)
+    assert {one.trials for one in found} == {3}
 
 
 def test_slow_baselines_compare_settings_on_fewer_rows_than_they_are_fitted_on(monkeypatch):

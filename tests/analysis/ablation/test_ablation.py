@@ -11,10 +11,11 @@ import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from mmfusion import config as configs
-from mmfusion.analysis import baselines, run_ablation
+from mmfusion.analysis import baselines, floors, run_ablation
 from mmfusion.analysis import outcome as outcomes
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
@@ -181,24 +182,35 @@ def test_outcome_over_folds_expects_the_same_data_within_a_fold(tmp_path):
         outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
 
 
+ARRAYS = (np.array([5, 2, 7]), np.eye(2)[[0, 1, 1]], np.array([1, 1, 1]))  # ids, outputs and targets
+
+
 def test_classical_baselines_are_fitted_in_each_fold(tmp_path, monkeypatch):
     fitted = []
 
-    def fit(dataset, task, metric):
+    def fit(dataset, task, metric, trials):
         fitted.append(dataset.splits["test"].ids.tolist())
         score = len(fitted) / 10
-        return [baselines.Baseline("linear_svm", ("text",), metric, {"C": score}, score, score, 0.0)]
+        one = baselines.Baseline("linear_svm", ("text",), metric, {"C": score}, score, score, 0.0, trials)
+        return [dataclasses.replace(one, **dict(zip(floors.ARRAYS, ARRAYS, strict=True)))]
 
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(30)])
     monkeypatch.setattr(baselines, "baselines", fit)
     config = planted.config("text+image", data__folds=3, select="accuracy")
-    monkeypatch.setattr(outcomes.pid, "of_dataset", lambda *_: (pid.Decomposition(0.0, 0.0, 0.0, 0.0),) * 2)
-    (found,), _ = outcomes.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    monkeypatch.setattr(floors.pid, "of_dataset", lambda *_: (pid.Decomposition(0.0, 0.0, 0.0, 0.0),) * 2)
+    ((found,), _, examples) = floors.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    assert not examples
     assert sorted(row for fold in fitted for row in fold) == list(range(30))
     assert found.test == (0.1, 0.1, 0.2, 0.2, 0.3, 0.3) and found.folds == (0, 0, 1, 1, 2, 2)
     assert found.seeds == (0, 1) * 3 and found.selected == {"C": "by fold"} and 0.5 < found.test_over_train < 0.8
-    outcomes.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    floors.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
     assert len(fitted) == 3  # read from their files
+    again = floors.classical_baselines(config, "accuracy", 2, tmp_path)
+    assert floors.classical_baselines(config, "accuracy", 2, tmp_path).examples.keys() == {"linear_svm, text"}
+    kept = again.examples["linear_svm, text"]
+    assert kept.ids.tolist() == [2, 5, 7] and kept.scores.tolist() == [1.0, 0.0, 1.0] and len(fitted) == 4
+    floors.classical_baselines(config, "accuracy", 2, tmp_path, trials=9)
+    assert len(fitted) == 5  # with another number of settings
 
 
 def test_selected_trials_exclude_strategies_with_unfinished_trials(tmp_path):
@@ -315,9 +327,6 @@ def test_pool_forwards_sigterm_to_running_trials(tmp_path):
 
 
 def test_plan_seeds_pair_initialisation_and_example_order(data_dir):
-    import jax
-    import numpy as np
-
     from mmfusion.data import dataset as datasets
     from mmfusion.data import pipeline
     from mmfusion.training.setup import build_setup
