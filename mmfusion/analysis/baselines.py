@@ -99,8 +99,8 @@ _BOOSTING = ensemble.HistGradientBoostingClassifier(early_stopping=False, max_bi
 _BOOSTING_REGRESSOR = ensemble.HistGradientBoostingRegressor(early_stopping=False, max_bins=63)  # pyright: ignore[reportArgumentType]
 _SVM = svm.SVC(gamma=1.0)  # pyright: ignore[reportArgumentType]
 _SVR = compose.TransformedTargetRegressor(svm.SVR(gamma=1.0), transformer=preprocessing.StandardScaler())  # pyright: ignore[reportArgumentType]
-_OF_KERNEL: Space = {"dense": True, "search_rows": SEARCH_ROWS, "max_rows": SVM_ROWS}
-_OF_TREES = {"dense": True, "search_rows": SEARCH_ROWS}
+_OF_KERNEL: dict[str, Any] = {"dense": True, "search_rows": SEARCH_ROWS, "max_rows": SVM_ROWS}
+_OF_TREES: dict[str, Any] = {"dense": True, "search_rows": SEARCH_ROWS}
 MODELS = {  # by kind of target; the first one reads no modality
     "classification": (
         _Model("majority", dummy.DummyClassifier(strategy="prior"), {}),
