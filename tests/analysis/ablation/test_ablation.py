@@ -19,9 +19,15 @@ from mmfusion.analysis import baselines, floors, run_ablation
 from mmfusion.analysis import outcome as outcomes
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.ensembles import MEAN, STACKED
+from mmfusion.analysis.example_scores import Examples
 from mmfusion.analysis.probing import pid
+from mmfusion.analysis.report import tables
 from mmfusion.analysis.run_ablation import Request
 from mmfusion.errors import Preempted, UserError
+from mmfusion.objectives import Task
+from mmfusion.training import outputs
 from tests import planted, tiny
 from tests.errors import rejects
 
@@ -162,6 +168,43 @@ def test_outcome_rejects_trials_on_different_data(tmp_path):
     write_trial_file(tmp_path, plan.trials[-1], "result.json", result("new"))
     with pytest.raises(UserError, match=r"the data changed .*: gmu_seed=0 and text-alone_seed=1 differ"):
         outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
+
+
+def test_outcome_judges_fusion_against_ensembles_and_baselines_on_new_data(tmp_path):
+    """The image and the text are right on other rows, and their mean is right on all; `gmu` is as good as the mean."""
+    plan = plans.build(make, ["gmu"], 6, {})
+    ids, target = np.arange(40), np.arange(40) % 2
+    sure, image = np.eye(2)[target] * 4.0, np.arange(40) < 20
+    logits = {"gmu": sure, "image alone": np.where(image[:, None], sure, 1 - sure / 4)}
+    logits["text alone"] = np.where(image[:, None], 1 - sure / 4, sure)
+    for trial in plan.trials:
+        output = logits[trial.method]
+        correct = (output.argmax(axis=1) == target).mean()
+        content = result("same") | {"valid": {"accuracy": correct}, "test": {"accuracy": correct}}
+        write_trial_file(tmp_path, trial, "result.json", content)
+        rows = {
+            "id": ids, "any_present": ids >= 0, "logits": {"label": output}, "targets": {"label": target},
+            "metric_weight": {"label": np.ones(40)},
+        }  # fmt: skip
+        folder = runner.trial_directory(tmp_path, trial)
+        outputs.write(folder, {"valid": rows, "test": rows}, {"label": Task("classification", 2)})
+    name = "rbf_svm, image"
+    classical = MethodResult(name, True, {}, (), tuple(range(6)), (), (0.5,) * 6, (0.5,) * 6, None)
+    examples = {name: Examples(ids, np.arange(40) % 2.0)}
+    made = outcomes.conclude(plan, tmp_path, "accuracy", [classical], {}, {}, examples=examples)
+    means = {row.method: row.mean for row in made.methods}
+    assert means == {"gmu": 1, "image alone": 0.5, "text alone": 0.5, MEAN: 1, STACKED: 1, name: 0.5}
+    fusion = made.claims.statements[0]
+    assert fusion.verdict == "equivalent" and "best unimodal baseline (ensemble" in fusion.text
+    assert "On new data: cannot tell" in fusion.text and "40 test examples" in fusion.text
+    groups = {group: [line.result.method for line in lines] for group, lines in tables.lines(made, plan).items()}
+    assert groups[tables.ENSEMBLES] == [MEAN, STACKED] and groups[tables.CLASSICAL] == [name]
+    saved = json.loads((tmp_path / "claims.json").read_text())["methods"]
+    assert [one["method"] for one in saved][-3:] == [MEAN, STACKED, name]
+
+    weak = dataclasses.replace(classical, valid=(1.5,) * 6, test=(0.5,) * 6)  # the best baseline on validation
+    made = outcomes.conclude(plan, tmp_path, "accuracy", [weak], {}, {}, examples=examples)
+    assert "On new data: better" in made.claims.statements[0].text
 
 
 def test_outcome_over_folds_expects_the_same_data_within_a_fold(tmp_path):
