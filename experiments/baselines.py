@@ -1,6 +1,6 @@
 """Fits classical baselines on simple features of a config's data.
 
-`python -m experiments.baselines --config=configs/X.py[:arg=value,...] [--models=linear_svm,naive_bayes]
+`python -m experiments.baselines --config=configs/X.py[:arg=value,...] [--models=linear_svm,naive_bayes] [--trials=N]
 [--output=FILE.md]`
 """
 
@@ -12,6 +12,7 @@ from experiments import cli
 from mmfusion.errors import UserError
 
 MODELS = flags.DEFINE_list("models", [], "names of models (default: all)")
+TRIALS = flags.DEFINE_integer("trials", 6, "settings that each model is tuned with on validation", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", "", "a Markdown file to write the table to")
 COLUMNS = ("model", "modalities", "selected on validation", "validation", "test", "seconds")
 
@@ -33,9 +34,12 @@ def main(argv: Sequence[str]) -> None:
         if name not in known:
             raise UserError("no such model", path="--models", value=name, choices=known)
     dataset = datasets.load(configs.read(config).data, seed=config.seed)
-    results = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known)
+    results = baselines.baselines(dataset, task, metric, config.seed, models=MODELS.value or known, trials=TRIALS.value)
 
-    caption = f"{metric} of {task!r}, {dataset.name} {dataset.rows}, at most {baselines.MAX_ROWS:,} training rows"
+    caption = (
+        f"{metric} of {task!r}, {dataset.name} {dataset.rows}, each at the best of {TRIALS.value} settings, fitted "
+        f"on at most {baselines.MAX_ROWS:,} training rows (rbf_svm: {baselines.SVM_ROWS:,})"
+    )
     rows = [
         (
             result.name,

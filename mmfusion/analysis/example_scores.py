@@ -1,7 +1,8 @@
 """The score of every test example in every run, of metrics that are means over examples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -32,15 +33,25 @@ MEANS: dict[tuple[str, str], Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def of_runs(plan: Plan, directory: Path, metric: str) -> dict[str, np.ndarray]:
-    """Returns the scores `[E]` of the test examples that all runs have, in the order of their ids, by trial.
+class Examples(NamedTuple):
+    """The score `[n]` of each example of a test split, by its id `[n]`; ids are in order."""
 
-    It is empty where the metric is no mean over examples, with folds, and without the outputs of all finished runs.
+    ids: np.ndarray
+    scores: np.ndarray
+
+
+def of_runs(
+    plan: Plan, directory: Path, metric: str, more: Mapping[str, Mapping[str, np.ndarray]] | None = None
+) -> dict[str, Examples]:
+    """Returns the scores of the test examples of each finished run that kept its outputs, by trial.
+
+    It is empty where the metric is no mean over examples.
 
     Args:
       plan: of the ablation.
       directory: its directory.
       metric: `METRIC`, or `TASK/METRIC` of several tasks.
+      more: name -> arrays as in `outputs.npz`, of what has no run of its own.
     """
     prefix, _, name = metric.rpartition("/")
     targets = plan.trials[0].config["data"]["targets"]
@@ -48,24 +59,25 @@ def of_runs(plan: Plan, directory: Path, metric: str) -> dict[str, np.ndarray]:
     score = MEANS.get((targets[task]["kind"], name))
     if score is None:
         return {}
-    ids: dict[str, np.ndarray] = {}
-    scores: dict[str, np.ndarray] = {}
-    for trial in plan.trials:
-        folder = runner.trial_directory(directory, trial)
-        arrays = outputs.read(folder) if (folder / runner.RESULT).exists() else {}
+    folders = {trial.name: runner.trial_directory(directory, trial) for trial in plan.trials}
+    every = {
+        name: outputs.read(folder) if (folder / runner.RESULT).exists() else {} for name, folder in folders.items()
+    }
+    found = {}
+    for name, arrays in {**every, **(more or {})}.items():
         if arrays:
             kept = arrays[f"test/{task}/weight"] > 0
-            ids[trial.name] = arrays["test/id"][kept]
-            scores[trial.name] = score(*(arrays[f"test/{task}/{key}"][kept] for key in ("output", "target")))
-    return _common(ids, scores)
+            scores = score(*(arrays[f"test/{task}/{key}"][kept] for key in ("output", "target")))
+            found[name] = Examples(arrays["test/id"][kept], scores)
+    return found
 
 
-def _common(ids: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the scores of the examples that all have."""
-    every: Sequence[np.ndarray] = list(ids.values())
+def common(found: Mapping[str, Examples]) -> dict[str, np.ndarray]:
+    """Returns the scores `[E]` of the examples that all have, in the order of their ids; none with folds."""
+    every = list(found.values())
     if not every:
         return {}
-    common = every[0]
+    ids = every[0].ids
     for other in every[1:]:
-        common = np.intersect1d(common, other, assume_unique=True)
-    return {name: scores[name][np.isin(ids[name], common, assume_unique=True)] for name in ids}
+        ids = np.intersect1d(ids, other.ids, assume_unique=True)
+    return {name: each.scores[np.isin(each.ids, ids, assume_unique=True)] for name, each in found.items()}

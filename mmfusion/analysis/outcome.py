@@ -4,25 +4,23 @@ import csv
 import dataclasses
 import functools
 import io
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from mmfusion import config as configs
-from mmfusion.analysis import baselines, example_scores
+from mmfusion.analysis import example_scores
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.plan import Plan, Trial, code_digest, fold_of
+from mmfusion.analysis.baselines import TRIALS
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import Claims, claims
 from mmfusion.analysis.claims.differences import Scope
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import FOLDS, SEEDS
-from mmfusion.analysis.probing import pid
+from mmfusion.analysis.ensembles import ensembles
+from mmfusion.analysis.example_scores import Examples
 from mmfusion.data import trust
-from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin, write_json, write_text
 
@@ -90,75 +88,6 @@ def read_outputs(plan: Plan, directory: Path, name: str = runner.RESULT) -> tupl
     return outputs, errors
 
 
-def classical_baselines(
-    config: ConfigDict, metric: str, seeds: int, directory: Path, folds: Sequence[int] = ()
-) -> tuple[list[MethodResult], dict[str, Any]]:
-    """Returns the results of classical baselines, and the partial information decomposition of two modalities.
-
-    Both are computed once and cached in `baselines_METRIC.json`, in each fold by itself; the decomposition is in bits,
-    and that of the first fold. A baseline's score does not depend on the seed, and is repeated for every seed.
-    Baselines that the metric cannot score are left out.
-
-    Args:
-      config: the config of a trial with all modalities.
-      metric: the metric that methods are compared by.
-      seeds: the number of seeds of the plan.
-      directory: the ablation's directory.
-      folds: the folds of the plan; empty without folds.
-    """
-    contents = [_cached_baselines(config, metric, directory, fold) for fold in folds or (None,)]
-    name = metric.rpartition("/")[2]
-    examples = [content.get("examples", {}) for content in contents]
-    ratio = statistics.fmean(each["test"] / each["train"] for each in examples) if folds else 0.0
-    results = [
-        MethodResult(
-            method=f"{rows[0]['name']}, {'+'.join(rows[0]['modalities'])}"
-            if rows[0]["modalities"]
-            else rows[0]["name"],
-            unimodal_baseline=len(rows[0]["modalities"]) < len(config.data.modalities),
-            selected=selection.common([row["selected"] for row in rows]),
-            trials=(),
-            seeds=tuple(range(seeds)) * len(rows),
-            failed_seeds=(),
-            valid=tuple(row["valid"] for row in rows for _ in range(seeds)),
-            test=tuple(row["test"] for row in rows for _ in range(seeds)),
-            parameters=None,
-            folds=tuple(fold for fold in folds for _ in range(seeds)),
-            test_over_train=ratio,
-        )
-        for rows in zip(*(content["baselines"] for content in contents), strict=True)
-        if all(row["metric"] == name and None not in (row["valid"], row["test"]) for row in rows)
-    ]
-    return results, contents[0]["information"]
-
-
-def _cached_baselines(config: ConfigDict, metric: str, directory: Path, fold: int | None) -> dict[str, Any]:
-    """Returns the baselines and the decomposition in a fold, or without folds, from their file if there is one."""
-    suffix = "" if fold is None else f"_fold={fold}"
-    path = directory / f"baselines_{metric.replace('/', '_')}{suffix}.json"
-    prefix, _, name = metric.rpartition("/")
-    task = prefix or next(iter(config.data.targets))
-    if not path.exists():
-        if fold is not None:
-            config = config.copy_and_resolve_references()
-            with config.unlocked():
-                config.data.fold = fold
-        dataset = load(configs.read(config).data, seed=0)
-        found = baselines.baselines(dataset, task, name)
-        content: dict[str, Any] = {
-            "rows": dataset.rows,
-            "fold": fold,
-            "examples": {split: len(rows) for split, rows in dataset.splits.items()},
-            "baselines": [dataclasses.asdict(baseline) for baseline in found],
-            "information": {},
-        }
-        if len(config.data.modalities) == 2 and config.data.targets[task].kind == "classification":
-            train, permuted = pid.of_dataset(dataset, task)
-            content["information"] = {"train": dataclasses.asdict(train), "chance": dataclasses.asdict(permuted)}
-        write_json(path, to_builtin(content))
-    return configs.read_json(path)
-
-
 def conclude(
     plan: Plan,
     directory: Path,
@@ -167,6 +96,8 @@ def conclude(
     information: Mapping[str, Any],
     published: Mapping[str, float],
     equivalence: float = 0.01,
+    examples: Mapping[str, Examples] | None = None,
+    trials: int = TRIALS,
 ) -> Outcome:
     """Returns the claims that the finished trials support, and writes `runs.csv` and `claims.json`.
 
@@ -175,9 +106,11 @@ def conclude(
       directory: the directory for the files.
       metric: the metric that methods are selected and compared by.
       classical: results of classical baselines.
-      information: the decomposition that `classical_baselines` returns.
+      information: the decomposition that `floors.classical_baselines` returns.
       published: name -> a published score.
       equivalence: the share of a score below which methods count as equivalent.
+      examples: classical baseline -> the scores of its test examples.
+      trials: the number of settings of an ensemble's stacking model.
 
     Raises:
       UserError: the data changed between two trials.
@@ -192,10 +125,15 @@ def conclude(
     settings = {method.method: set[str]() for method in methods}
     for trial in plan.trials:
         settings[trial.method].add(repr(trial.hyperparameters))
-    scope = Scope(equivalence, example_scores.of_runs(plan, directory, metric), min(map(len, settings.values())))
-    supported = claims(methods, classical, probes, information, metric, higher, scope)
+    found = ensembles(plan, methods, directory, metric, higher, trials)
+    scores = example_scores.of_runs(plan, directory, metric, found.outputs)
+    of_examples = example_scores.common({**scores, **(examples or {})} if scores else {})
+    scope = Scope(equivalence, of_examples, min(map(len, settings.values())))
+    supported = claims((*methods, *found.results), classical, probes, information, metric, higher, scope)
     _write_runs(plan, results, errors, directory / "runs.csv")
-    outcome = Outcome(metric, higher, (*methods, *classical), supported, results, probes, errors, dict(published))
+    outcome = Outcome(
+        metric, higher, (*methods, *found.results, *classical), supported, results, probes, errors, dict(published)
+    )
     content = {
         "metric": metric,
         "higher_is_better": higher,

@@ -17,8 +17,8 @@ import jax
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
+from mmfusion.analysis import floors, report
 from mmfusion.analysis import outcome as outcomes
-from mmfusion.analysis import report
 from mmfusion.analysis.ablation import budget, plan, runner, scheduling
 from mmfusion.analysis.ablation.leases import Leases, Taking, Unshared
 from mmfusion.analysis.ablation.plan import MakeConfig, Plan, Trial, trial_source
@@ -159,10 +159,11 @@ def _conclude(saved: Plan, metric: str, shared: RemoteCopy, request: Request, ex
     """Writes the tables and the report of the finished trials."""
     example = request.make(request.fusions[0], 0, "")
     folds = tuple(dict.fromkeys(fold for trial in saved.trials if (fold := plan.fold_of(trial)) is not None))
-    rows, information = outcomes.classical_baselines(example, metric, request.seeds, execution.directory, folds)
+    found = floors.classical_baselines(example, metric, request.seeds, execution.directory, folds)
     outcome = outcomes.conclude(
-        saved, execution.directory, metric, rows, information, request.published, request.equivalence
-    )
+        saved, execution.directory, metric, found.results, found.information, request.published, request.equivalence,
+        found.examples,
+    )  # fmt: skip
     report.write(outcome, saved, execution.directory, execution.command, execution.train_command, execution.latex)
     shared.upload()
     return outcome

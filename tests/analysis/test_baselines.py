@@ -5,9 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from sklearn import linear_model
+from threadpoolctl import threadpool_limits
 
 from mmfusion.analysis import baselines as module
+from mmfusion.analysis import features as feature_module
 from mmfusion.analysis.baselines import baselines
+from mmfusion.analysis.features import features
 from mmfusion.analysis.probing import pid
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
@@ -64,8 +68,8 @@ def noisy(bright, word):
 
 
 def test_baselines_predict_an_image_label_from_the_image_only():
-    found = baselines(dataset(lambda bright, word: bright), "label", "accuracy")
-    names = ("linear_svm", "naive_bayes", "gradient_boosting")
+    found = baselines(dataset(lambda bright, word: bright), "label", "accuracy", trials=2)
+    names = ("linear_svm", "logistic_regression", "naive_bayes", "rbf_svm", "gradient_boosting")
     subsets = (("image",), ("text",), ("image", "text"))
     assert [(b.name, b.modalities) for b in found] == [("majority", ()), *((n, s) for s in subsets for n in names)]
     for one in found[1:]:
@@ -78,11 +82,11 @@ def test_baselines_predict_an_image_label_from_the_image_only():
 
 
 def test_baselines_need_two_modalities_and_nonlinearity_for_xor():
-    found = baselines(dataset(lambda bright, word: bright ^ word), "label", "accuracy")
+    found = baselines(dataset(lambda bright, word: bright ^ word), "label", "accuracy", trials=3)
     for one in found:
-        if one.name == "gradient_boosting" and len(one.modalities) == 2:
+        if one.name in ("gradient_boosting", "rbf_svm") and len(one.modalities) == 2:
             assert one.test > 0.95, one
-        elif one.name == "linear_svm" or len(one.modalities) == 1:
+        elif one.name in ("linear_svm", "logistic_regression") or len(one.modalities) == 1:
             assert one.test == pytest.approx(0.5, abs=0.12), one
 
 
@@ -123,26 +127,37 @@ def test_baselines_select_in_the_direction_of_the_metric(monkeypatch, metric, be
     values = (1.0, 100.0, 10_000.0)
     per_value = []
     for value in values:
-        monkeypatch.setitem(module.MODELS, "regression", (mean, ridge._replace(grid={"alpha": (value,)})))
-        per_value.append(baselines(data, "label", metric)[-1])
-    monkeypatch.setitem(module.MODELS, "regression", (mean, ridge._replace(grid={"alpha": values[::-1]})))
+        monkeypatch.setitem(
+            module.MODELS, "regression", (mean, ridge._replace(estimator=linear_model.Ridge(alpha=value)))
+        )
+        per_value.append(baselines(data, "label", metric, trials=1)[-1])
+    monkeypatch.setitem(module.MODELS, "regression", (mean, ridge))
+    monkeypatch.setattr(
+        module, "draw", lambda _, space, trials: [{"alpha": v} for v in values[::-1]] if space else [{}]
+    )
     assert len({one.valid for one in per_value}) == 3
-    assert baselines(data, "label", metric)[-1] == best(per_value, key=lambda one: one.valid)
+    best_one = dataclasses.replace(best(per_value, key=lambda one: one.valid), trials=3)
+    assert baselines(data, "label", metric)[-1] == best_one
     assert per_value[0].metric == ("r2" if metric == "r2" else "rmse")
 
 
 def test_baselines_support_regression_and_multilabel_targets():
-    found = baselines(dataset(lambda bright, word: (3 * bright).astype(np.float32), "regression", 1), "label", "r2")
+    found = baselines(
+        dataset(lambda bright, word: (3 * bright).astype(np.float32), "regression", 1), "label", "r2", trials=2
+    )
     scores = {(one.name, one.modalities): one.test for one in found}
-    assert scores["ridge", ("image",)] > 0.95
+    assert scores["ridge", ("image",)] > 0.95 and scores["rbf_svm", ("image",)] > 0.95
     assert scores["gradient_boosting", ("image", "text")] > 0.95
     assert max(scores["mean", ()], scores["ridge", ("text",)]) < 0.05
     labels = dataset(lambda *both: np.stack([*both, 0 * both[0]], axis=1).astype(np.float32), "multilabel", 3)
-    scores = {(one.name, one.modalities): one.test for one in baselines(labels, "label", "accuracy")}
-    assert scores["linear_svm", ("image", "text")] > 0.97
+    scores = {(one.name, one.modalities): one.test for one in baselines(labels, "label", "accuracy", trials=2)}
+    for name in ("linear_svm", "logistic_regression", "rbf_svm", "gradient_boosting"):
+        assert scores[name, ("image", "text")] > 0.97
     assert scores["linear_svm", ("image",)] == pytest.approx(2.5 / 3, abs=0.05)
     assert scores["majority", ()] == pytest.approx(2 / 3, abs=0.05)
-    constant = baselines(dataset(lambda bright, word: bright.astype(np.float32), "regression", 1), "label", "pearson")
+    constant = baselines(
+        dataset(lambda bright, word: bright.astype(np.float32), "regression", 1), "label", "pearson", models=["mean"]
+    )
     assert math.isnan(constant[0].test)
 
 
@@ -150,16 +165,15 @@ def test_features_are_fitted_on_the_train_split_only():
     data = dataset(lambda bright, word: bright)
     test = data.splits["test"].arrays
     inputs = {"image": 255 - test.inputs["image"] // 2, "text": test.inputs["text"] + 100}
-    before, _ = module.features(data, "label", seed=0, max_rows=500)
+    before = features(data, "label", seed=0, max_rows=500).tables
     for split in ("valid", "test"):
-        after, _ = module.features(replace_arrays(data, split, inputs=inputs), "label", seed=0, max_rows=500)
+        after = features(replace_arrays(data, split, inputs=inputs), "label", seed=0, max_rows=500).tables
         for m in before:
             np.testing.assert_array_equal(before[m]["train"].toarray(), after[m]["train"].toarray())
         assert after["text"][split].nnz == 0  # tokens that do not occur in the train split
         assert np.abs((before["image"][split] - after["image"][split]).toarray()).max() > 0.1
-    copied, _ = module.features(
-        replace_arrays(data, "test", inputs=data.splits["train"].arrays.inputs), "label", 0, 500
-    )
+    same_inputs = replace_arrays(data, "test", inputs=data.splits["train"].arrays.inputs)
+    copied = features(same_inputs, "label", 0, 500).tables
     for m in before:
         np.testing.assert_array_equal(copied[m]["test"].toarray(), before[m]["train"].toarray())
 
@@ -175,9 +189,9 @@ def test_features_of_an_absent_modality_are_zero():
     modalities = {"image": IMAGE, "text": TEXT, "audio": AUDIO}
     reader = Reader(modalities, {"label": {"kind": "classification"}}, {"label": 2}, {})
     splits = {s: Split(s, np.arange(240), (), reader, batch, {}) for s in ("train", "valid", "test")}
-    tables, _ = module.features(Dataset(splits, reader, {}, {}, "absent", "absent", {}, "absent"), "label", 0, 500)
-    assert [*tables] == [*modalities]
-    for m, by_split in tables.items():
+    found = features(Dataset(splits, reader, {}, {}, "absent", "absent", {}, "absent"), "label", 0, 500)
+    assert [*found.tables] == [*modalities]
+    for m, by_split in found.tables.items():
         for table in by_split.values():
             np.testing.assert_array_equal(np.abs(table.toarray()).max(axis=1) > 0, batch.present[m])
 
@@ -185,11 +199,11 @@ def test_features_of_an_absent_modality_are_zero():
 def test_features_ignore_padding():
     audio = np.random.default_rng(0).normal(0, 0.1, (3, 800)).astype(np.float32)
     mask = np.repeat(np.arange(800)[None] < 400, 3, axis=0)
-    padded = module._describe_audio(np.where(mask, audio, np.float32(0.5)), mask, AUDIO)
-    np.testing.assert_allclose(padded, module._describe_audio(audio[:, :400], mask[:, :400], AUDIO), rtol=1e-5)
-    assert not module._describe_audio(audio, np.zeros_like(mask), AUDIO).any()
+    padded = feature_module._describe_audio(np.where(mask, audio, np.float32(0.5)), mask, AUDIO)
+    np.testing.assert_allclose(padded, feature_module._describe_audio(audio[:, :400], mask[:, :400], AUDIO), rtol=1e-5)
+    assert not feature_module._describe_audio(audio, np.zeros_like(mask), AUDIO).any()
     ids, text_mask = np.array([[5, 6, 9, 9], [7, 9, 9, 9]]), np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
-    assert module._describe_text(ids, text_mask, TEXT).tolist() == ["5 6", "7"]
+    assert feature_module._describe_text(ids, text_mask, TEXT).tolist() == ["5 6", "7"]
 
 
 def test_baselines_classify_the_pitch_of_audio(svm_only):
@@ -213,14 +227,14 @@ def test_baselines_of_streamed_splits_equal_in_memory_ones(svm_only):
     sizes = {"train": 300, "valid": 60, "test": 60}
     loaded, streamed = (synthetic.dataset(synthetic.config(), sizes, in_memory=kept) for kept in (True, False))
     for most in (100, 1000):
-        one, labels_of_one = module.features(loaded, "label", 0, most)
-        other, labels_of_other = module.features(streamed, "label", 0, most)
+        one, other = (features(data, "label", 0, most) for data in (loaded, streamed))
         for split in sizes:
-            np.testing.assert_array_equal(labels_of_one[split], labels_of_other[split])
-            for m in one:
-                np.testing.assert_array_equal(one[m][split].toarray(), other[m][split].toarray())
+            np.testing.assert_array_equal(one.targets[split], other.targets[split])
+            np.testing.assert_array_equal(one.ids[split], other.ids[split])
+            for m in one.tables:
+                np.testing.assert_array_equal(one.tables[m][split].toarray(), other.tables[m][split].toarray())
     readable = {split: int(loaded.splits[split].arrays.weight.sum()) for split in sizes}
-    assert {split: len(labels) for split, labels in labels_of_one.items()} == readable
+    assert {split: len(labels) for split, labels in one.targets.items()} == readable
     assert readable["test"] < sizes["test"]
     assert baselines(loaded, "label", "macro_f1") == baselines(streamed, "label", "macro_f1")
 
@@ -240,8 +254,91 @@ def test_baselines_sample_at_most_max_rows_by_seed(svm_only):
 
 def test_baselines_are_deterministic_given_the_seed():
     data = dataset(noisy)
-    one, other = (baselines(data, "label", "macro_recall", seed=1, max_rows=100) for _ in range(2))
+    one, other = (baselines(data, "label", "macro_recall", seed=1, max_rows=100, trials=2) for _ in range(2))
     assert one == other
+
+
+def test_baselines_are_the_same_to_the_bit_with_one_thread_and_two(monkeypatch):
+    """Two threads of BLAS sum in another order, and boosting turns the last bits of features into other trees."""
+    random = np.random.default_rng(0)
+    reader = Reader({"image": {**IMAGE, "size": (32, 32)}}, {"label": {"kind": "classification"}}, {"label": 2}, {})
+    splits = {}
+    for name, rows in (("train", 2_000), ("valid", 50), ("test", 50)):
+        images = random.integers(0, 256, (rows, 32, 32, 1)).astype(np.uint8)
+        batch = Batch(
+            inputs={"image": images}, mask={"image": np.ones((rows, 1), bool)}, present={"image": np.ones(rows, bool)},
+            targets={"label": random.integers(0, 2, rows)}, weight=np.ones(rows), id=np.arange(rows),
+        )  # fmt: skip
+        splits[name] = Split(name, np.arange(rows), (), reader, batch, {})
+    data, found = Dataset(splits, reader, {"label": ()}, {}, "noise", "noise", {}, "noise"), {}
+    trees = module.MODELS["classification"][-1]
+    monkeypatch.setitem(
+        module.MODELS, "classification", (trees._replace(space={"max_iter": (5, 5)}, search_rows=2_000),) * 2
+    )
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            table = features(data, "label", 0, 2_000).tables["image"]["train"].toarray()
+            found[threads] = table, baselines(data, "label", "accuracy", trials=1)[-1].outputs
+    for one, two in zip(found[1], found[2], strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_settings_are_the_default_and_then_cover_the_space_evenly_in_logarithms():
+    space = {"C": (0.01, 100.0), "max_iter": (4, 64)}
+    estimator = linear_model.LogisticRegression(max_iter=7)
+    first, *settings = module.draw(estimator, space, 9)
+    assert first == {"C": 1.0, "max_iter": 7}
+    assert module.draw(estimator, space, 3) == [first, *settings[:2]] and module.draw(estimator, {}, 9) == [{}]
+    for name, (low, high) in space.items():
+        positions = np.log([setting[name] / low for setting in settings]) / np.log(high / low)
+        assert positions.min() >= 0 and positions.max() <= 1
+        assert sorted((positions * 2).astype(int)) == [0] * 4 + [1] * 4
+    assert all(isinstance(setting["max_iter"], int) for setting in settings)
+
+
+def test_every_model_is_tuned_with_the_same_number_of_settings_in_its_space():
+    for kind, (first, *models) in module.MODELS.items():
+        assert first.space == {} and {"rbf_svm", "gradient_boosting"} < {model.name for model in models}, kind
+        for model in models:
+            settings = module.draw(model.estimator, model.space, 5)
+            assert len({tuple(setting.values()) for setting in settings}) == 5
+            for setting in settings[1:]:
+                assert all(low <= setting[name] <= high for name, (low, high) in model.space.items())
+    found = baselines(dataset(noisy), "label", "accuracy", models=["linear_svm", "naive_bayes"], trials=3)
+    assert {one.trials for one in found} == {3}
+
+
+def test_slow_baselines_compare_settings_on_fewer_rows_than_they_are_fitted_on(monkeypatch):
+    first, svm = (module.MODELS["classification"][i] for i in (0, 5))
+    assert svm.name == "rbf_svm" and svm.search_rows < svm.max_rows < module.MAX_ROWS
+    fitted = []
+    monkeypatch.setattr(svm.estimator.__class__, "fit", _recording(svm.estimator.__class__.fit, fitted))
+    monkeypatch.setitem(module.MODELS, "classification", (first, svm._replace(search_rows=50, max_rows=100)))
+    found = baselines(dataset(lambda bright, word: bright), "label", "accuracy", trials=2)[-1]
+    assert fitted[-3:] == [50, 50, 100] and found.rows == 100 and found.test > 0.97
+    rare = np.zeros(240, int)
+    rare[7] = 1
+    assert 7 in module._subsample(rare, 5, 0, "classification")  # a class is never lost
+
+
+def _recording(fit, rows):
+    def recorded(self, x, y):
+        rows.append(len(y))
+        return fit(self, x, y)
+
+    return recorded
+
+
+def test_baselines_keep_the_outputs_of_test_rows_with_one_of_their_modalities(svm_only):
+    present = {"image": np.arange(240) >= 100, "text": np.arange(240) >= 40}
+    data = replace_arrays(dataset(lambda bright, word: bright), "test", present=present)
+    majority, image, text, both = baselines(data, "label", "accuracy", trials=1)
+    for one, first in ((majority, 40), (image, 100), (text, 40), (both, 40)):
+        np.testing.assert_array_equal(one.ids, np.arange(first, 240))
+        assert one.test == pytest.approx((one.outputs.argmax(axis=1) == one.targets).mean())
+    nowhere = {"image": np.zeros(240, bool), "text": np.ones(240, bool)}
+    _, image, *_ = baselines(replace_arrays(data, "test", present=nowhere), "label", "accuracy", trials=1)
+    assert math.isnan(image.test) and len(image.ids) == 0
 
 
 def test_baselines_reject_unknown_names_and_absent_modalities():

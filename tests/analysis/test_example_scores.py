@@ -49,7 +49,7 @@ def test_scores_of_examples_average_to_the_metric(kind, metric, tmp_path):
         if kind == "regression":
             logits, targets = task.scale.invert(logits[:, 0]), task.scale.invert(targets)
         expected[trial.name] = ids, logits, targets
-    found = example_scores.of_runs(plan, tmp_path, metric)
+    found = example_scores.common(example_scores.of_runs(plan, tmp_path, metric))
     dropped = {int(ids[i]) for ids, *_ in expected.values() for i in (4, 7)}  # no modality, no label
     common = np.array([i for i in range(N) if i not in dropped])
     score = getattr(metrics, kind)
@@ -67,3 +67,20 @@ def test_scores_of_examples_need_a_mean_and_outputs(tmp_path):
     folder.mkdir(parents=True)
     (folder / runner.RESULT).write_text("{}")
     assert example_scores.of_runs(plan, tmp_path, "accuracy") == {}  # a run of an earlier version
+
+
+def test_common_examples_are_those_that_all_have():
+    found = {
+        "a": example_scores.Examples(np.array([1, 3, 4]), np.array([0.1, 0.3, 0.4])),
+        "b": example_scores.Examples(np.array([0, 3, 4, 9]), np.array([0.0, 3.0, 4.0, 9.0])),
+    }
+    scores = example_scores.common(found)
+    assert scores["a"].tolist() == [0.3, 0.4] and scores["b"].tolist() == [3.0, 4.0]
+    assert example_scores.common({}) == {}
+
+
+def test_outputs_that_no_run_has_are_scored_as_those_of_runs(tmp_path):
+    arrays = {"test/id": np.arange(3), "test/y/output": np.eye(3), "test/y/target": np.array([0, 2, 2]),
+              "test/y/weight": np.array([1.0, 1.0, 0.0])}  # fmt: skip
+    found = example_scores.of_runs(plan_of("classification", ["a"]), tmp_path, "accuracy", {"ensemble": arrays})
+    assert found.keys() == {"ensemble"} and found["ensemble"].scores.tolist() == [1.0, 0.0]

@@ -49,6 +49,12 @@ RULE_OVER_FOLDS = (
     "rows of one fold are test rows of another."
 )
 INPUT_FREE = ("majority", "mean")  # classical baselines
+STRONG = "late_transformer"  # tuned, does any other strategy beat late fusion by a transformer? (arXiv:2512.22991)
+FLOOR = (
+    " Unimodal baselines are each modality alone, the ensembles of these runs (`mean`: of their probabilities or "
+    "values; `stacked`: a linear model of their outputs, fitted on validation, whose validation score is that of rows "
+    "left out of the fit), and classical models of one modality."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +104,8 @@ def claims(
     references = {method: result for method, result in selection.references(results).items() if result.test}
     names = {result.method for result in references.values()}
     over_folds = any(result.folds or result.failed_folds for result in results)
-    rule = (RULE_OVER_FOLDS if over_folds else RULE).format(
+    rule = (RULE_OVER_FOLDS if over_folds else RULE) + FLOOR
+    rule = rule.format(
         metric=metric,
         reference=names.pop() if len(names) == 1 else REFERENCE,
         margin=f"{scope.equivalence:.2g}",
@@ -131,7 +138,9 @@ def claims(
     joint = selection.best(multimodal, higher)
     if joint:
         difference = selected_difference(scored, multimodal, best, joint, higher, scope)
-        statements.append(_classical_claim(difference, joint, higher))
+        noun = f"the best classical baseline on all modalities ({joint.method}: {joint.mean:.4f})"
+        statements.append(_claim_against("classical", difference, noun, higher))
+    statements += _strong_claim(scored, higher, scope)
     against_unimodal = differences([(result, unimodal) for result in scored], higher, scope) if unimodal else []
     pairs = [(result, references[result.method]) for result in scored if result.method in references]
     against_reference = differences(pairs, higher, scope)
@@ -150,10 +159,10 @@ def claims(
     return Claims(rule, "", tuple(statements), best.method, tuple(against_unimodal), tuple(against_reference))
 
 
-def _scope(strategies: Sequence[MethodResult], scope: Scope) -> str:
+def _scope(strategies: Sequence[MethodResult], scope: Scope, other: str = "") -> str:
     """Returns what the best strategy was selected from."""
     tuned = f", each with {scope.tuned} settings" if scope.tuned > 1 else ""
-    number = f"{len(strategies)} strateg{'y' if len(strategies) == 1 else 'ies'}"
+    number = f"{len(strategies)} {other}strateg{'y' if len(strategies) == 1 else 'ies'}"
     return f"selected from {number}{tuned}" if len(strategies) > 1 or tuned else ""
 
 
@@ -175,15 +184,31 @@ def _fusion_claim(
     return Statement("fusion", difference.verdict, text + describe_new_data(difference.new_data), difference.comparison)
 
 
-def _classical_claim(difference: Difference, joint: MethodResult, higher: bool) -> Statement:
+def _strong_claim(strategies: Sequence[MethodResult], higher: bool, scope: Scope) -> list[Statement]:
+    """Returns whether the best other strategy is better than late fusion by a transformer, if that is one of them."""
+    own = [result for result in strategies if result.fusion == STRONG]
+    others = [result for result in strategies if result.fusion != STRONG]
+    strong, best = selection.best(own, higher), selection.best(others, higher)
+    if strong is None or best is None:
+        return []
+    tuned = f"{scope.tuned} settings" if scope.tuned > 1 else "not tuned"
+    noun = f"the strong baseline {strong.method} ({tuned}: {strong.mean:.4f})"
+    difference = selected_difference(others, own, best, strong, higher, scope)
+    found = _scope(others, scope, "other ")
+    return [_claim_against("strong baseline", difference, noun, higher, f" ({found})" if found else "")]
+
+
+def _claim_against(about: str, difference: Difference, noun: str, higher: bool, selected: str = "") -> Statement:
+    """Returns how the best strategy compares with a baseline that uses all modalities."""
     claim = {BETTER: "outperforms", WORSE: "underperforms", EQUIVALENT: "is equivalent to"}.get(
         difference.verdict, "is not distinguishable from"
     )
+    needed = f" About {difference.seeds_needed} seeds would tell." if difference.seeds_needed else ""
     text = (
-        f"{difference.method} {claim} the best classical baseline on all modalities ({joint.method}: {joint.mean:.4f});"
-        f" {_describe(difference, higher)}.{describe_new_data(difference.new_data)}"
+        f"{difference.method}{selected} {claim} {noun}; {_describe(difference, higher)}.{needed}"
+        f"{describe_new_data(difference.new_data)}"
     )
-    return Statement("classical", difference.verdict, text, difference.comparison)
+    return Statement(about, difference.verdict, text, difference.comparison)
 
 
 def _strategy_claims(found: Sequence[Difference], equivalence: float) -> list[Statement]:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import rel_entr
 from sklearn.cluster import KMeans
 
-from mmfusion.analysis.baselines import features
+from mmfusion.analysis.features import features, one_thread
 from mmfusion.data.dataset import Dataset
 
 TINY = 1e-300
@@ -53,6 +53,7 @@ def decompose(joint: np.ndarray, tolerance: float = 1e-8, max_steps: int = 5_000
     return Decomposition(*(max(0.0, v) for v in (redundant, first - redundant, second - redundant, both - least)))
 
 
+@one_thread
 def of_dataset(
     dataset: Dataset, task: str, seed: int = 0, max_rows: int = 20_000
 ) -> tuple[Decomposition, Decomposition]:
@@ -67,16 +68,16 @@ def of_dataset(
       seed: seed of the subsample, the clusters and the permutation.
       max_rows: the maximum number of training rows.
     """
-    tables, targets = features(dataset, task, seed, max_rows)
+    found = features(dataset, task, seed, max_rows)
     first, second = (
         KMeans(
             min(CLUSTERS, own["train"].shape[0]),
             n_init=2,  # pyright: ignore[reportArgumentType]
             random_state=seed,
         ).fit_predict(own["train"])
-        for _, own in sorted(tables.items())
+        for _, own in sorted(found.tables.items())
     )
-    classes = targets["train"]
+    classes = found.targets["train"]
 
     def table(labels: np.ndarray) -> np.ndarray:
         joint = np.zeros((first.max() + 1, second.max() + 1, labels.max() + 1))

@@ -11,11 +11,13 @@ from mmfusion.analysis.claims.crossed import NewData
 from mmfusion.analysis.claims.differences import Difference
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import interquartile_mean
+from mmfusion.analysis.ensembles import MEAN, STACKED
 from mmfusion.analysis.outcome import Outcome
 
 NONE = "–"
 MAX_NAMED = 4  # at this number of failed seeds and above, only their number is given
 FUSED, UNIMODAL, CLASSICAL = "Fusion strategies", "Unimodal baselines", "Classical baselines"
+ENSEMBLES = "Ensembles of unimodal runs"
 PUBLISHED = "Published scores"  # not measured here
 ARROWS = {"better": r"$\uparrow$", "worse": r"$\downarrow$", "equivalent": r"$\approx$", "cannot tell": "?"}
 LATEX_ESCAPES = {
@@ -86,11 +88,13 @@ def lines(outcome: Outcome, plan: Plan) -> dict[str, list[Line]]:
             against.setdefault(difference.method, {})[other] = difference
     published = [MethodResult(name, False, {}, (), (), (), (), (s,), None) for name, s in outcome.published.items()]
     sign = -1 if outcome.higher else 1
-    groups: dict[str, list[Line]] = {FUSED: [], UNIMODAL: [], CLASSICAL: [], PUBLISHED: []}
+    groups: dict[str, list[Line]] = {FUSED: [], UNIMODAL: [], ENSEMBLES: [], CLASSICAL: [], PUBLISHED: []}
     for result in sorted((*outcome.methods, *published), key=lambda r: (not r.test, sign * r.mean if r.test else 0)):
         group = UNIMODAL if result.unimodal_baseline else FUSED
         if not result.seeds and not result.failed_seeds:
             group = PUBLISHED
+        elif result.method in (MEAN, STACKED):
+            group = ENSEMBLES
         elif result.method not in planned:
             group = CLASSICAL
         has_interval = group != CLASSICAL or result.folds

@@ -11,16 +11,23 @@ import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from mmfusion import config as configs
-from mmfusion.analysis import baselines, run_ablation
+from mmfusion.analysis import baselines, floors, run_ablation
 from mmfusion.analysis import outcome as outcomes
 from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.ensembles import MEAN, STACKED
+from mmfusion.analysis.example_scores import Examples
 from mmfusion.analysis.probing import pid
+from mmfusion.analysis.report import tables
 from mmfusion.analysis.run_ablation import Request
 from mmfusion.errors import Preempted, UserError
+from mmfusion.objectives import Task
+from mmfusion.training import outputs
 from tests import planted, tiny
 from tests.errors import rejects
 
@@ -163,6 +170,43 @@ def test_outcome_rejects_trials_on_different_data(tmp_path):
         outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
 
 
+def test_outcome_judges_fusion_against_ensembles_and_baselines_on_new_data(tmp_path):
+    """The image and the text are right on other rows, and their mean is right on all; `gmu` is as good as the mean."""
+    plan = plans.build(make, ["gmu"], 6, {})
+    ids, target = np.arange(40), np.arange(40) % 2
+    sure, image = np.eye(2)[target] * 4.0, np.arange(40) < 20
+    logits = {"gmu": sure, "image alone": np.where(image[:, None], sure, 1 - sure / 4)}
+    logits["text alone"] = np.where(image[:, None], 1 - sure / 4, sure)
+    for trial in plan.trials:
+        output = logits[trial.method]
+        correct = (output.argmax(axis=1) == target).mean()
+        content = result("same") | {"valid": {"accuracy": correct}, "test": {"accuracy": correct}}
+        write_trial_file(tmp_path, trial, "result.json", content)
+        rows = {
+            "id": ids, "any_present": ids >= 0, "logits": {"label": output}, "targets": {"label": target},
+            "metric_weight": {"label": np.ones(40)},
+        }  # fmt: skip
+        folder = runner.trial_directory(tmp_path, trial)
+        outputs.write(folder, {"valid": rows, "test": rows}, {"label": Task("classification", 2)})
+    name = "rbf_svm, image"
+    classical = MethodResult(name, True, {}, (), tuple(range(6)), (), (0.5,) * 6, (0.5,) * 6, None)
+    examples = {name: Examples(ids, np.arange(40) % 2.0)}
+    made = outcomes.conclude(plan, tmp_path, "accuracy", [classical], {}, {}, examples=examples)
+    means = {row.method: row.mean for row in made.methods}
+    assert means == {"gmu": 1, "image alone": 0.5, "text alone": 0.5, MEAN: 1, STACKED: 1, name: 0.5}
+    fusion = made.claims.statements[0]
+    assert fusion.verdict == "equivalent" and "best unimodal baseline (ensemble" in fusion.text
+    assert "On new data: cannot tell" in fusion.text and "40 test examples" in fusion.text
+    groups = {group: [line.result.method for line in lines] for group, lines in tables.lines(made, plan).items()}
+    assert groups[tables.ENSEMBLES] == [MEAN, STACKED] and groups[tables.CLASSICAL] == [name]
+    saved = json.loads((tmp_path / "claims.json").read_text())["methods"]
+    assert [one["method"] for one in saved][-3:] == [MEAN, STACKED, name]
+
+    weak = dataclasses.replace(classical, valid=(1.5,) * 6, test=(0.5,) * 6)  # the best baseline on validation
+    made = outcomes.conclude(plan, tmp_path, "accuracy", [weak], {}, {}, examples=examples)
+    assert "On new data: better" in made.claims.statements[0].text
+
+
 def test_outcome_over_folds_expects_the_same_data_within_a_fold(tmp_path):
     plan = plans.build(functools.partial(make, **{"data.folds": 3}), ["gmu", "concat"], 1, {}, folds=[0, 1, 2])
     for i, trial in enumerate(plan.trials):
@@ -181,24 +225,35 @@ def test_outcome_over_folds_expects_the_same_data_within_a_fold(tmp_path):
         outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
 
 
+ARRAYS = (np.array([5, 2, 7]), np.eye(2)[[0, 1, 1]], np.array([1, 1, 1]))  # ids, outputs and targets
+
+
 def test_classical_baselines_are_fitted_in_each_fold(tmp_path, monkeypatch):
     fitted = []
 
-    def fit(dataset, task, metric):
+    def fit(dataset, task, metric, trials):
         fitted.append(dataset.splits["test"].ids.tolist())
         score = len(fitted) / 10
-        return [baselines.Baseline("linear_svm", ("text",), metric, {"C": score}, score, score, 0.0)]
+        one = baselines.Baseline("linear_svm", ("text",), metric, {"C": score}, score, score, 0.0, trials)
+        return [dataclasses.replace(one, **dict(zip(floors.ARRAYS, ARRAYS, strict=True)))]
 
     planted.plant(monkeypatch, train=[planted.row(i) for i in range(30)])
     monkeypatch.setattr(baselines, "baselines", fit)
     config = planted.config("text+image", data__folds=3, select="accuracy")
-    monkeypatch.setattr(outcomes.pid, "of_dataset", lambda *_: (pid.Decomposition(0.0, 0.0, 0.0, 0.0),) * 2)
-    (found,), _ = outcomes.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    monkeypatch.setattr(floors.pid, "of_dataset", lambda *_: (pid.Decomposition(0.0, 0.0, 0.0, 0.0),) * 2)
+    ((found,), _, examples) = floors.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    assert not examples
     assert sorted(row for fold in fitted for row in fold) == list(range(30))
     assert found.test == (0.1, 0.1, 0.2, 0.2, 0.3, 0.3) and found.folds == (0, 0, 1, 1, 2, 2)
     assert found.seeds == (0, 1) * 3 and found.selected == {"C": "by fold"} and 0.5 < found.test_over_train < 0.8
-    outcomes.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
+    floors.classical_baselines(config, "accuracy", 2, tmp_path, (0, 1, 2))
     assert len(fitted) == 3  # read from their files
+    again = floors.classical_baselines(config, "accuracy", 2, tmp_path)
+    assert floors.classical_baselines(config, "accuracy", 2, tmp_path).examples.keys() == {"linear_svm, text"}
+    kept = again.examples["linear_svm, text"]
+    assert kept.ids.tolist() == [2, 5, 7] and kept.scores.tolist() == [1.0, 0.0, 1.0] and len(fitted) == 4
+    floors.classical_baselines(config, "accuracy", 2, tmp_path, trials=9)
+    assert len(fitted) == 5  # with another number of settings
 
 
 def test_selected_trials_exclude_strategies_with_unfinished_trials(tmp_path):
@@ -315,9 +370,6 @@ def test_pool_forwards_sigterm_to_running_trials(tmp_path):
 
 
 def test_plan_seeds_pair_initialisation_and_example_order(data_dir):
-    import jax
-    import numpy as np
-
     from mmfusion.data import dataset as datasets
     from mmfusion.data import pipeline
     from mmfusion.training.setup import build_setup

@@ -96,6 +96,52 @@ def test_unimodal_baseline_may_be_classical():
     assert made.best == "gmu"
 
 
+@pytest.mark.parametrize(
+    ("other", "claim"),
+    [(0.93, "outperforms"), (0.85, "underperforms"), (0.9005, "is equivalent to")],
+)
+def test_best_other_strategy_is_compared_with_late_transformer(other, claim):
+    rows = [row("late_transformer", around(0.9)), row("gmu", around(other)), row("concat", around(0.6))]
+    made = claims(rows, [], {}, {}, "accuracy", higher=True, scope=Scope(tuned=8))
+    (text,) = texts(made, "strong baseline")
+    assert text.startswith(
+        f"gmu (selected from 2 other strategies, each with 8 settings) {claim} the strong baseline late_transformer "
+        "(8 settings: 0.9000); "
+    )
+    untuned = texts(claims(rows, [], {}, {}, "accuracy", higher=True), "strong baseline")[0]
+    assert untuned.startswith(
+        f"gmu (selected from 2 other strategies) {claim} the strong baseline late_transformer (not "
+    )
+    alone = claims(rows[:1], [], {}, {}, "accuracy", higher=True)
+    assert not texts(alone, "strong baseline") + texts(
+        claims(rows[1:], [], {}, {}, "accuracy", True), "strong baseline"
+    )
+
+
+def test_comparison_with_late_transformer_is_corrected_for_the_selection_of_the_other():
+    random = np.random.default_rng(1)
+    luck = [0.9 + 0.02 * random.normal(size=SEEDS) for _ in range(9)]
+    rows = [row("late_transformer", luck[0].tolist()), *(row(f"s{i}", x.tolist()) for i, x in enumerate(luck[1:]))]
+    text = texts(claims(rows, [], {}, {}, "accuracy", higher=True), "strong baseline")[0]
+    assert "is not distinguishable from the strong baseline" in text
+    assert "for the selection. About " in text and " seeds would tell." in text
+
+
+def test_ensembles_of_single_modalities_are_unimodal_baselines():
+    rows = [
+        row("gmu", around(0.9)),
+        row("image alone", around(0.7), unimodal_baseline=True),
+        row("ensemble (mean)", around(0.92), unimodal_baseline=True),
+        row("ensemble (stacked)", around(0.8), unimodal_baseline=True),
+    ]
+    made = claims(rows, [], {}, {}, "accuracy", higher=True)
+    assert texts(made, "fusion")[0].startswith(
+        "Fusion hurts: gmu scores 0.9000, the best unimodal baseline (ensemble (mean)) 0.9200; -0.0200"
+    )
+    assert {one.other for one in made.against_unimodal} == {"ensemble (mean)"}
+    assert "the ensembles of these runs" in made.rule
+
+
 def test_strategy_claims_are_grouped_by_verdict():
     noise = np.random.default_rng(0).normal(scale=0.03, size=SEEDS)
     rows = [
