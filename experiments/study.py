@@ -1,7 +1,7 @@
 """Compares fusion strategies over several datasets: an ablation of each, and one report over all of them.
 
-`python -m experiments.study --configs=configs/X.py:arg=value,configs/Y.py --fusions=a,b --tune=N --seeds=N --workdir=DIR
-[--vary=KEY=VALUE,VALUE] [--jobs=N] [--engine=ray[:ADDRESS]] [--config.key=value ...]`
+`python -m experiments.study --configs=configs/X.py:arg=value,configs/Y.py --fusions=a,b --tune=N --seeds=N
+--workdir=DIR [--vary=KEY=VALUE,VALUE] [--jobs=N] [--engine=ray[:ADDRESS]] [--config.key=value ...]`
 A comma begins another config where FILE.py follows it. The same command continues, and may have more configs.
 """
 
@@ -81,7 +81,7 @@ def study(argv: Sequence[str]) -> None:
         )
         for name, source in sources.items()
     }
-    summary = run_study(entries, directory, shlex.join(["python", "-m", "experiments.study", *argv[1:]]))
+    summary = run_study(entries, directory, shlex.join(["python", "-m", "experiments.study", *argv[1:]]), TUNE.value)
     progress_table.study_conclusion(statements(summary), directory)
 
 

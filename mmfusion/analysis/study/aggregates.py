@@ -14,6 +14,7 @@ from scipy import stats
 
 DRAWS = 2_000
 LEVEL = 0.95
+MIN_SEEDS = 3  # of each dataset, for an interval
 TRIM = 0.25  # of the runs at each end, that an interquartile mean leaves out
 
 Tables = Sequence[np.ndarray]
@@ -21,7 +22,7 @@ Tables = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; the interval is None where a dataset has one seed only."""
+    """A value and its 95 % interval; the interval is None where a dataset has fewer than three seeds."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -38,11 +39,11 @@ def estimates(tables: Tables, statistic: Callable[[Tables], np.ndarray]) -> list
 def spans(
     tables: Tables, statistic: Callable[[Tables], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Returns a statistic `[...]` and the ends of its pointwise interval `[...]`, None with one seed of a dataset."""
+    """Returns a statistic `[...]` and the ends of its pointwise interval `[...]`, None with fewer than three seeds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # means of no runs, which are NaN
         values = statistic(tables)
-        if min(table.shape[-1] for table in tables) < 2:
+        if min(table.shape[-1] for table in tables) < MIN_SEEDS:
             return values, None, None
         ends = np.nanquantile(statistic(resampled(tables)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return values, ends[0], ends[1]

@@ -27,7 +27,11 @@ class Entry:
 
 
 def run_study(
-    entries: Mapping[str, Entry], directory: Path, command: str = "", started: Callable[[str], None] = print
+    entries: Mapping[str, Entry],
+    directory: Path,
+    command: str = "",
+    tune: int = 0,
+    started: Callable[[str], None] = print,
 ) -> Summary:
     """Runs or resumes the ablations one after another, and writes the report of those finished after each.
 
@@ -35,6 +39,7 @@ def run_study(
       entries: dataset -> its ablation.
       directory: of the study; each ablation has a directory of its name in it.
       command: the command line, for the report.
+      tune: the number of trials that the requests tune each method with.
       started: called with a line as each ablation starts.
 
     Raises:
@@ -42,7 +47,7 @@ def run_study(
       Preempted: see `run_ablation`.
     """
     for entry in entries.values():
-        planned, _ = make_plan(entry.request, Silent())
+        planned, *_ = make_plan(entry.request, Silent())
         if any(trial.config["data"]["folds"] or trial.config["data"]["fold_by"] for trial in planned.trials[:1]):
             message = "a study needs one test split per dataset: runs of folds are not independent"
             raise UserError(message, path="--config.data.folds", value=planned.trials[0].config["data"]["folds"])
@@ -53,19 +58,24 @@ def run_study(
         outcome = run_ablation(entry.request, entry.execution)
         assert outcome is not None  # None only with other shards
         outcomes[name] = outcome
-        summary = conclude(outcomes, len(entries), directory, command, entry.request)
+        summary = conclude(outcomes, len(entries), directory, command, entry.request.equivalence, tune)
     if summary is None:
         raise UserError("no run of a fusion strategy has a score on any dataset", path=str(directory))
     return summary
 
 
 def conclude(
-    outcomes: Mapping[str, Outcome], planned: int, directory: Path, command: str, request: Request
+    outcomes: Mapping[str, Outcome],
+    planned: int,
+    directory: Path,
+    command: str = "",
+    equivalence: float = 0.01,
+    tune: int = 0,
 ) -> Summary | None:
-    """Writes `study.json`, `study.md` and `study.html` of the finished ablations; None without a score."""
-    summary = summarise(outcomes, planned, request.equivalence, getattr(request, "tune", 0))
+    """Writes `study.json`, `study.md` and `study.html` of the finished ablations; see `summarise` for arguments."""
+    summary = summarise(outcomes, planned, equivalence, tune)
     if summary is not None:
-        said = [dataclasses.asdict(statement) for statement in statements(summary)]
-        write_json(directory / "study.json", {**content(summary), "statements": said})
+        found = [dataclasses.asdict(statement) for statement in statements(summary)]
+        write_json(directory / "study.json", {**content(summary), "statements": found})
         page.write(summary, directory, command)
     return summary

@@ -10,6 +10,7 @@ from mmfusion.analysis.study.datasets import BEST_CLASSICAL, BEST_UNIMODAL, ENSE
 from mmfusion.analysis.study.summary import LATE_TRANSFORMER, Row, Summary
 
 VERDICTS = (BETTER, EQUIVALENT, WORSE, CANNOT_TELL)
+MAX_LAST_STEP = 0.2  # of the runs of a method
 PHRASES = {
     BETTER: "is better than",
     EQUIVALENT: "is equivalent to",
@@ -44,6 +45,8 @@ def statements(summary: Summary) -> list[Statement]:
         found.append(where)
     if summary.test:
         found.append(_ranks(summary))
+    if undertrained := _undertrained(summary):
+        found.append(undertrained)
     if missing := _missing(summary):
         found.append(missing)
     return found
@@ -174,6 +177,15 @@ def _ranks(summary: Summary) -> Statement:
     if not apart:
         text += " So few datasets tell no two of so many methods apart by their ranks alone."
     return Statement("ranks", "", text)
+
+
+def _undertrained(summary: Summary) -> Statement | None:
+    shares = {row.method: row.last_step for row in summary.rows if row.last_step and row.last_step > MAX_LAST_STEP}
+    if not shares:
+        return None
+    names = enumerate_names([f"{method} ({share:.0%})" for method, share in shares.items()])
+    text = f"Longer training may be better: the best step is the last one in more than {MAX_LAST_STEP:.0%} of the runs"
+    return Statement("undertrained", "", f"{text} of {names}.")
 
 
 def _missing(summary: Summary) -> Statement | None:

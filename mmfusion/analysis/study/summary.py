@@ -38,6 +38,7 @@ class Row:
       improvement: reference -> P(a run of the method > one of the reference).
       parameters, step_time: geometric means over datasets of the ratio to the first reference; None if unknown.
       seconds: the sum over datasets of the mean time of a run; None if unknown.
+      last_step: the share of runs whose best step is the last of the schedule; None if unknown.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Row:
     parameters: float | None
     step_time: float | None
     seconds: float | None
+    last_step: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +195,7 @@ def _rows(
             parameters=_ratio([(_parameters(d, name), _parameters(d, base)) for d in datasets]),
             step_time=_ratio([(_speed(d, base), _speed(d, name)) for d in datasets]),
             seconds=_seconds(datasets, name),
+            last_step=_last_step(datasets, name),
         )
         for i, name in enumerate(methods)
     ]
@@ -240,6 +243,13 @@ def _seconds(datasets: Sequence[Dataset], method: str) -> float | None:
             return None
         total += statistics.fmean(found)
     return total
+
+
+def _last_step(datasets: Sequence[Dataset], method: str) -> float | None:
+    """Returns the share of runs whose best step is the last of the schedule, so that longer training may be better."""
+    runs = [dataset.outcome.results[name] for dataset in datasets for name in dataset.methods[method].trials]
+    found = [run["best_step"] == run["config"]["steps"] for run in runs if "best_step" in run and "config" in run]
+    return sum(found) / len(found) if found else None
 
 
 def content(summary: Summary) -> dict:
