@@ -35,6 +35,7 @@ from mmfusion.analysis.report.theme import (  # fmt: skip
 )
 
 ROW = 0.25  # height of a row, inches
+LOWEST = 1.8  # height of a figure of one row with titles and a legend, inches
 
 
 def method_axis(ax: Axes, methods: Sequence[str], names: bool = True) -> None:
@@ -49,7 +50,7 @@ def method_axis(ax: Axes, methods: Sequence[str], names: bool = True) -> None:
 
 
 def method_rows(methods: Sequence[str], columns: int, width: float, height: float = ROW) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, 0.8 + height * len(methods)))
+    figure = Figure(figsize=(width, max(0.8 + height * len(methods), LOWEST)))
     layout(figure).set(wspace=0.05)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 

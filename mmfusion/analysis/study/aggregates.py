@@ -45,11 +45,11 @@ def spans(
         values = statistic(tables)
         if min(table.shape[-1] for table in tables) < MIN_SEEDS:
             return values, None, None
-        ends = np.nanquantile(statistic(resampled(tables)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        ends = np.nanquantile(statistic(resampled(tables, DRAWS)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return values, ends[0], ends[1]
 
 
-def resampled(tables: Tables, draws: int = DRAWS) -> list[np.ndarray]:
+def resampled(tables: Tables, draws: int) -> list[np.ndarray]:
     """Returns tables `[B, M, S - 1]` of seeds drawn with replacement within each dataset.
 
     Datasets are the strata: an interval speaks of new training runs on these datasets. A seed is drawn for all methods

@@ -101,7 +101,6 @@ def profiles(rows: Sequence[Row], styles: Mapping[str, Style]) -> Markup:
 def improvement(rows: Sequence[Row], references: Sequence[str]) -> Markup:
     """Plots P(a run of the method > a run of the reference), a panel per reference; one half is no difference."""
     figure, axes = method_rows([row.method for row in rows], len(references), WIDE)
-    figure.set_figheight(max(figure.get_figheight(), 1.8))
     for ax, other in zip(axes, references, strict=True):
         method_axis(ax, [row.method for row in rows], names=ax is axes[0])
         ax.axvline(0.5, color=SOFT, lw=0.9, zorder=1)

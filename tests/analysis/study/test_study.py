@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmfusion.analysis.run_ablation import Execution, Request
-from mmfusion.analysis.study import page, run_study
+from mmfusion.analysis.study import aggregates, page, run_study
 from mmfusion.analysis.study.datasets import BEST_CLASSICAL, BEST_UNIMODAL, common_methods, read
 from mmfusion.analysis.study.statements import statements
 from mmfusion.analysis.study.summary import summarise
@@ -35,6 +35,13 @@ def outcomes(count, **levels):
         f"data{i}": made.outcome({name: scores(level, i, name) for name, level in {**LEVELS, **levels}.items()})
         for i in range(count)
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregates, "DRAWS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
