@@ -7,17 +7,18 @@ selected on each.
 import dataclasses
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from mmfusion.analysis import baselines
 from mmfusion.analysis.claims import selection
+from mmfusion.analysis.claims.claims import INPUT_FREE
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.outcome import Outcome
 
 BEST_UNIMODAL, BEST_CLASSICAL = "best single modality", "best classical model"
 ENSEMBLE = "ensemble"  # how the names of ensembles of single modalities begin
-INPUT_FREE = {models[0].name for models in baselines.MODELS.values()}
 CLASSICAL = {model.name for models in baselines.MODELS.values() for model in models}
 
 
@@ -38,6 +39,11 @@ class Dataset:
     methods: dict[str, MethodResult]
     strategies: tuple[str, ...]
     chance: float | None
+
+    def runs(self, method: str) -> list[dict[str, Any]]:
+        """Returns the `result.json` of each run of a method; a floor that is made of other runs has none."""
+        results = self.outcome.results
+        return [results[name] for name in self.methods[method].trials if name in results]
 
     @property
     def seeds(self) -> list[int]:

@@ -237,8 +237,7 @@ def _seconds(datasets: Sequence[Dataset], method: str) -> float | None:
     """Returns the sum over datasets of the mean time of a run; None if it is unknown for one."""
     total = 0.0
     for dataset in datasets:
-        results = dataset.outcome.results
-        found = [seconds for name in dataset.methods[method].trials if (seconds := results[name].get("seconds"))]
+        found = [seconds for run in dataset.runs(method) if (seconds := run.get("seconds"))]
         if not found:
             return None
         total += statistics.fmean(found)
@@ -247,7 +246,7 @@ def _seconds(datasets: Sequence[Dataset], method: str) -> float | None:
 
 def _last_step(datasets: Sequence[Dataset], method: str) -> float | None:
     """Returns the share of runs whose best step is the last of the schedule, so that longer training may be better."""
-    runs = [dataset.outcome.results[name] for dataset in datasets for name in dataset.methods[method].trials]
+    runs = [run for dataset in datasets for run in dataset.runs(method)]
     found = [run["best_step"] == run["config"]["steps"] for run in runs if "best_step" in run and "config" in run]
     return sum(found) / len(found) if found else None
 
