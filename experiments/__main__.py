@@ -17,6 +17,7 @@ COMMANDS = (
     "demo",
     "export",
     "ablate",
+    "study",
     "compare",
     "baselines",
     "gate",

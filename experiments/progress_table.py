@@ -17,6 +17,7 @@ from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.ablation.budget import TOLERANCE, Match
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.analysis.ablation.runner import Stage
+from mmfusion.analysis.claims.statement import Statement
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.tracking.logger import duration
 
@@ -173,16 +174,28 @@ def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:
 
 
 def conclusion(outcome: Outcome, directory: Path | str) -> None:
-    """Prints the claims and the path of the report."""
+    """Prints the claims of an ablation and the path of its report."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.print()
     if outcome.claims.none:
         console.print(Text(outcome.claims.none, style="yellow"))
-    for statement in outcome.claims.statements:
+    _print_statements(console, outcome.claims.statements)
+    for name, error in outcome.errors.items():
+        console.print(Text(f"{name} failed: {error}", style="red"))
+    console.print(f"\n{directory}/report.html", soft_wrap=True)
+
+
+def study_conclusion(found: Sequence[Statement], directory: Path) -> None:
+    """Prints what a study says and the path of its report."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print()
+    _print_statements(console, found)
+    console.print(f"\n{directory}/study.html", soft_wrap=True)
+
+
+def _print_statements(console: Console, statements: Sequence[Statement]) -> None:
+    for statement in statements:
         colour = {"better": "green", "worse": "red"}.get(statement.verdict, "")
         row = Table.grid(padding=(0, 1))
         row.add_row("•", Text(statement.text, style=colour))
         console.print(row)
-    for name, error in outcome.errors.items():
-        console.print(Text(f"{name} failed: {error}", style="red"))
-    console.print(f"\n{directory}/report.html", soft_wrap=True)

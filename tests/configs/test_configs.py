@@ -1,7 +1,9 @@
 """Every shipped config is checked, trained and resumed, and all of its keys are read."""
 
 import dataclasses
+import functools
 import importlib
+import operator
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import small
 from mmfusion import config as configs
 from mmfusion import optim
 from mmfusion.checkpoints.manager import Checkpoints
@@ -121,6 +124,16 @@ def unread_keys(config: ConfigDict, workdir: Path) -> set[str]:
             read |= {f"data.modalities.{name}.entities"}  # the file's entities
     keyword_sections = ("model.encoders.", "model.fusion.", "data.targets.")
     return {path for path in key_reads.leaves(config) if path not in read and not path.startswith(keyword_sections)}
+
+
+@pytest.mark.parametrize("task", small.TASKS)
+def test_small_tasks_have_every_key_that_makes_them_small(task: str):
+    config = get_config("small", f"task={task}")
+    configs.check(config, devices=1)
+    values = {path: functools.reduce(operator.getitem, path.split("."), config) for path in small.TASKS[task].changes}
+    assert values == small.TASKS[task].changes
+    for modality in config.data.modalities:  # as a unimodal baseline
+        configs.check(get_config("small", f"task={task},modalities={modality}"), devices=1)
 
 
 @pytest.mark.loop

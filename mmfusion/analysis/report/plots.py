@@ -35,9 +35,10 @@ from mmfusion.analysis.report.theme import (  # fmt: skip
 )
 
 ROW = 0.25  # height of a row, inches
+LOWEST = 1.8  # height of a figure of one row with titles and a legend, inches
 
 
-def _method_axis(ax: Axes, methods: Sequence[str], names: bool = True) -> None:
+def method_axis(ax: Axes, methods: Sequence[str], names: bool = True) -> None:
     """Labels the y axis with the methods, the first one on top, and shades every second row."""
     for row in range(0, len(methods), 2):
         ax.axhspan(row - 0.5, row + 0.5, color=STRIPE, lw=0, zorder=0)
@@ -48,8 +49,8 @@ def _method_axis(ax: Axes, methods: Sequence[str], names: bool = True) -> None:
     ax.spines["left"].set_visible(False)
 
 
-def _rows(methods: Sequence[str], columns: int, width: float, height: float = ROW) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, 0.8 + height * len(methods)))
+def method_rows(methods: Sequence[str], columns: int, width: float, height: float = ROW) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, max(0.8 + height * len(methods), LOWEST)))
     layout(figure).set(wspace=0.05)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
@@ -69,9 +70,9 @@ def forest(methods: Sequence[str], panels: Mapping[str, Mapping[str, Difference]
       panels: method compared with -> method -> difference.
       note: label of the x axis.
     """
-    figure, axes = _rows(methods, len(panels), WIDE)
+    figure, axes = method_rows(methods, len(panels), WIDE)
     for ax, (other, found) in zip(axes, panels.items(), strict=True):
-        _method_axis(ax, methods, names=ax is axes[0])
+        method_axis(ax, methods, names=ax is axes[0])
         known = {method: (d.comparison, d.verdict) for method, d in found.items() if d.comparison}
         limit = _limit([max(map(abs, comparison.interval)) for comparison, _ in known.values()] or [1.0])
         ax.axvline(0, color=SOFT, lw=0.9, zorder=1)
@@ -128,7 +129,7 @@ def heat_maps(panels: Mapping[str, Mapping[str, Mapping[str, float]]], metric: s
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=counts)[0]
     for ax, (title, values) in zip(axes, tables.items(), strict=True):
         shade = (values - low) / ((high - low) or 1.0)
-        _cells(ax, values, shade if higher else 1 - shade)
+        cells(ax, values, shade if higher else 1 - shade)
         ax.set_yticks(range(len(methods)), methods if ax is axes[0] else [])
         ax.set_xticks(range(values.shape[1]), columns[title])
         if len(panels) > 1:
@@ -136,7 +137,7 @@ def heat_maps(panels: Mapping[str, Mapping[str, Mapping[str, float]]], metric: s
     return svg(figure, f"Test {metric} where modalities are missing")
 
 
-def _cells(ax: Axes, values: np.ndarray, shade: np.ndarray) -> None:
+def cells(ax: Axes, values: np.ndarray, shade: np.ndarray) -> None:
     """Plots a table of values on cells shaded from 0 to 1, with column labels on top."""
     edges = [np.arange(n + 1) - 0.5 for n in values.shape[::-1]]
     ax.grid(False)
@@ -157,10 +158,10 @@ def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
     methods = list(dict.fromkeys(method for found in panels.values() for method in found))
     parts = sorted({part for found in panels.values() for shares in found.values() for part in shares})
     row_height = max(0.3, 0.1 * len(parts) + 0.1) if len(methods) <= 16 else 0.22
-    figure, axes = _rows(methods, len(panels), WIDE if len(panels) > 1 else 6.5, row_height)
+    figure, axes = method_rows(methods, len(panels), WIDE if len(panels) > 1 else 6.5, row_height)
     height = 0.72 / len(parts)
     for ax, (title, found) in zip(axes, panels.items(), strict=True):
-        _method_axis(ax, methods, names=ax is axes[0])
+        method_axis(ax, methods, names=ax is axes[0])
         ax.axvline(0, color=SOFT, lw=0.9, zorder=2)
         for k, part in enumerate(parts):
             spans = [(row, found[method][part]) for row, method in enumerate(methods) if part in found.get(method, {})]
@@ -178,9 +179,9 @@ def bars(panels: Mapping[str, Mapping[str, Mapping[str, Span]]]) -> Markup:
 def interaction(found: Mapping[str, Mapping[str, tuple[float, float]]], metric: str) -> Markup:
     """Plots the metric of the model and of its additive projection, by modality and method."""
     methods = list(dict.fromkeys(method for pairs in found.values() for method in pairs))
-    figure, axes = _rows(methods, len(found), WIDE if len(found) > 1 else 7.5)
+    figure, axes = method_rows(methods, len(found), WIDE if len(found) > 1 else 7.5)
     for ax, (m, pairs) in zip(axes, found.items(), strict=True):
-        _method_axis(ax, methods, names=ax is axes[0])
+        method_axis(ax, methods, names=ax is axes[0])
         for row, method in enumerate(methods):
             whole, additive = pairs.get(method, (math.nan, math.nan))
             ax.plot([whole, additive], [row] * 2, color=OTHER, lw=1.6)

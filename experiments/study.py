@@ -1,0 +1,117 @@
+"""Compares fusion strategies over several datasets: an ablation of each, and one report over all of them.
+
+`python -m experiments.study --configs=configs/X.py:arg=value,configs/Y.py --fusions=a,b --tune=N --seeds=N
+--workdir=DIR [--vary=KEY=VALUE,VALUE] [--jobs=N] [--engine=ray[:ADDRESS]] [--config.key=value ...]`
+A comma begins another config where FILE.py follows it. The same command continues, and may have more configs.
+"""
+
+import functools
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, trial_config
+from mmfusion.analysis.ablation import runner
+from mmfusion.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the study's directory; each ablation has one in it", required=True)
+CONFIGS = flags.DEFINE_multi_string(
+    "configs", [], "FILE.py[:key=value,...],FILE.py...: the config of each dataset; may be given several times"
+)
+FUSIONS = flags.DEFINE_string("fusions", "all", "comma-separated names or package.module:Class, or all")
+SEEDS = flags.DEFINE_integer("seeds", 6, "seeds per method and dataset")
+TUNE = flags.DEFINE_integer("tune", 0, "trials of hyperparameters per method and dataset, equal for all", lower_bound=0)
+VARY = flags.DEFINE_multi_string(
+    "vary", [], "KEY=VALUE,VALUE: values of a config key; values of optim.* are selected on validation"
+)
+EQUIVALENCE = flags.DEFINE_float("equivalence", 0.01, "the share of a score below which methods count as equivalent")
+JOBS = flags.DEFINE_integer(
+    "jobs", 0, "number of processes on CPU, each on its own core (default: all cores); of Ray: of tasks", lower_bound=0
+)
+ENGINE = flags.DEFINE_string("engine", "", "ray[:ADDRESS]: run the trials on a Ray cluster (default: on this machine)")
+RESOURCES = flags.DEFINE_string(
+    "resources", "", "what a trial needs of the cluster, by Ray's names: CPU=1,GPU=0.5 or TPU=4 (default: CPU=1)"
+)
+NEXT_CONFIG = re.compile(r",(?=[^,:=]+\.py(?:[:,]|$))")  # a value of an argument may be a file, and has = before it
+
+
+def main(argv: Sequence[str]) -> None:
+    with runner.preempted_by_signal():
+        study(argv)
+
+
+def study(argv: Sequence[str]) -> None:
+    """Runs the study defined by the flags."""
+    overrides = tuple(arg for arg in argv[1:] if arg.startswith(("--config.", "--noconfig.")))
+    cli.parse([arg for arg in argv if arg not in overrides])
+    sources = named_sources(CONFIGS.value)
+    if "://" in WORKDIR.value:
+        raise UserError("must be a local folder", path="--workdir", value=WORKDIR.value)
+    directory = Path(WORKDIR.value)
+    vary = dict(trial_config.values(item) for item in VARY.value)
+    engine, resources = trial_config.engine(ENGINE.value), trial_config.resources(RESOURCES.value)
+    make = {name: functools.partial(trial_config.config, source, overrides) for name, source in sources.items()}
+
+    from experiments import progress_table
+    from mmfusion.analysis import run_ablation
+    from mmfusion.analysis.study.run_study import Entry, run_study
+    from mmfusion.analysis.study.statements import statements
+    from mmfusion.models.fusion import fusion_classes
+
+    fusions = list(fusion_classes(FUSIONS.value))
+    for each in make.values():
+        cli.prepare(each(fusions[0], 0, ""))  # the worker processes inherit this environment
+    tune = {"tune": TUNE.value} if TUNE.value else {}
+    entries = {
+        name: Entry(
+            run_ablation.Request(make[name], fusions, SEEDS.value, vary, equivalence=EQUIVALENCE.value, **tune),
+            run_ablation.Execution(
+                directory / name,
+                JOBS.value if engine else JOBS.value or run_ablation.cores(),
+                engine,
+                resources,
+                prepare_worker=cli.prepare_worker,
+                progress=progress_table,
+                command=ablate_command(argv, source, directory / name),
+                train_command=functools.partial(trial_config.command, source, overrides),
+            ),
+        )
+        for name, source in sources.items()
+    }
+    summary = run_study(entries, directory, shlex.join(["python", "-m", "experiments.study", *argv[1:]]), TUNE.value)
+    progress_table.study_conclusion(statements(summary), directory)
+
+
+def named_sources(given: Sequence[str]) -> dict[str, str]:
+    """Returns the configs of `--configs` by the name of their dataset: the file's, and the values of its arguments.
+
+    Raises:
+      UserError: there is none, or two have the same name.
+    """
+    found: dict[str, str] = {}
+    for source in filter(None, (item for text in given for item in NEXT_CONFIG.split(text))):
+        path, _, arg = source.partition(":")
+        values = [item.partition("=")[2] for item in arg.split(",") if item]
+        name = re.sub(r"[^\w.+-]", "-", "_".join([Path(path).stem, *values]))
+        if name in found:
+            message = f"is given twice, or has the name {name!r} in common with {found[name]}"
+            raise UserError(message, path="--configs", value=source)
+        found[name] = source
+    if not found:
+        raise UserError("is required: give config files, such as configs/leaf.py,configs/fashion.py", path="--configs")
+    return found
+
+
+def ablate_command(argv: Sequence[str], source: str, directory: Path) -> str:
+    """Returns the command of the ablation of one dataset."""
+    _, rest = cli.take_flag(list(argv), "configs")
+    _, rest = cli.take_flag(rest, "workdir")
+    command = ["python", "-m", "experiments.ablate", f"--config={source}", *rest[1:], f"--workdir={directory}"]
+    return shlex.join(command)
+
+
+if __name__ == "__main__":
+    cli.run(main)
