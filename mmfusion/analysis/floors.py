@@ -17,8 +17,8 @@ from mmfusion.analysis.baselines import TRIALS, Baseline
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.example_scores import MEANS, Examples
-from mmfusion.analysis.probing import pid
-from mmfusion.data.dataset import load
+from mmfusion.analysis.probing import gaussian_pid, pid
+from mmfusion.data.dataset import Dataset, load
 from mmfusion.files import to_builtin, write_bytes, write_json
 
 ARRAYS = ("ids", "outputs", "targets")  # of a baseline; its scores of every example are kept in their place
@@ -29,7 +29,8 @@ class Classical(NamedTuple):
 
     Attributes:
       results: their results.
-      information: the partial information decomposition of two modalities; may be empty.
+      information: `estimator`, and the bits of each part of the information in training (`train`), and of permuted
+        labels (`chance`); empty with one modality, and where the target is no single label.
       examples: method -> the scores of its test examples; empty with folds, and where the metric is no mean of them.
     """
 
@@ -41,7 +42,7 @@ class Classical(NamedTuple):
 def classical_baselines(
     config: ConfigDict, metric: str, seeds: int, directory: Path, folds: Sequence[int] = (), trials: int = TRIALS
 ) -> Classical:
-    """Returns the results of classical baselines, and the partial information decomposition of two modalities.
+    """Returns the results of classical baselines, and the partial information decomposition of the modalities.
 
     Both are computed once and cached in `baselines_METRIC.json`, in each fold by itself, with the scores of every test
     example in `baselines_METRIC.npz`; the decomposition is in bits, and that of the first fold. A baseline's score does
@@ -111,12 +112,34 @@ def _cached(
             "baselines": [_without_arrays(baseline) for baseline in found],
             "information": {},
         }
-        if len(config.data.modalities) == 2 and kind == "classification":
-            train, permuted = pid.of_dataset(dataset, task)
-            content["information"] = {"train": dataclasses.asdict(train), "chance": dataclasses.asdict(permuted)}
+        if len(config.data.modalities) > 1 and kind == "classification":
+            content["information"] = _information(dataset, task)
         _write_examples(path.with_suffix(".npz"), found, kind)
         write_json(path, to_builtin(content))
     return configs.read_json(path), _read_examples(path.with_suffix(".npz"))
+
+
+def _information(dataset: Dataset, task: str) -> dict[str, Any]:
+    """Returns the decomposition by clusters of the features of two modalities, of more from Gaussian covariances."""
+    names = sorted(dataset.reader.modalities)
+    if len(names) == 2:
+        keys = ("unique_1", "unique_2")
+        found = [dataclasses.asdict(each) for each in pid.of_dataset(dataset, task)]
+        unique = [[each[key] for key in keys] for each in found]
+        estimator = "k-means features"
+    else:
+        found = [dataclasses.asdict(each) for each in gaussian_pid.of_dataset(dataset, task)]
+        unique = [[each["unique"][name] for name in names] for each in found]
+        estimator = "Gaussian features"
+    parts = [
+        {
+            "redundant": each["redundant"],
+            **{f"unique {name}": value for name, value in zip(names, values, strict=True)},
+            "synergistic": each["synergy"],
+        }
+        for each, values in zip(found, unique, strict=True)
+    ]
+    return {"estimator": estimator, "train": parts[0], "chance": parts[1]}
 
 
 def _without_arrays(baseline: Baseline) -> dict[str, Any]:

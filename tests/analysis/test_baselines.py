@@ -12,7 +12,7 @@ from mmfusion.analysis import baselines as module
 from mmfusion.analysis import features as feature_module
 from mmfusion.analysis.baselines import baselines
 from mmfusion.analysis.features import features
-from mmfusion.analysis.probing import pid
+from mmfusion.analysis.probing import gaussian_pid, pid
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.data.decoding import Reader
@@ -373,6 +373,12 @@ def test_information_decomposition_of_datasets_finds_the_dominant_part(label, do
     assert bits.pop(dominant) == pytest.approx(1.0, abs=0.05)
     assert max(bits.values()) < 0.05
     assert max(dataclasses.asdict(baseline).values()) < 0.05
+
+
+def test_gaussian_decomposition_of_a_dataset_finds_the_informative_modality():
+    found, chance = gaussian_pid.of_dataset(dataset(lambda bright, word: bright), "label")
+    assert found.unique["image"] > 10 * max(abs(found.unique["text"]), abs(found.redundant))
+    assert max(chance.unique.values()) < 0.2 < found.unique["image"]
 
 
 def test_baselines_command_fits_the_named_models(tiny_flags, command, tmp_path):

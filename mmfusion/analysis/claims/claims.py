@@ -8,7 +8,7 @@ from mmfusion.analysis.ablation.plan import REFERENCE
 from mmfusion.analysis.claims import collapse, selection
 from mmfusion.analysis.claims.differences import NO_SCOPE, Difference, Scope, differences, selected_difference
 from mmfusion.analysis.claims.folds import MIN_FOLDS
-from mmfusion.analysis.claims.probes import information_claim, modalities_of, probe_claims
+from mmfusion.analysis.claims.probes import information_claim, probe_claims
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import BETTER, CANNOT_TELL, EQUIVALENT, MIN_SEEDS, WORSE
 from mmfusion.analysis.claims.statement import (
@@ -82,7 +82,7 @@ def claims(
     results: Sequence[MethodResult],
     classical: Sequence[MethodResult],
     probes: Mapping[str, Mapping[str, Any]],
-    information: Mapping[str, Mapping[str, float]],
+    information: Mapping[str, Any],
     metric: str,
     higher: bool,
     scope: Scope = NO_SCOPE,
@@ -93,7 +93,7 @@ def claims(
       results: one result per method.
       classical: results of classical baselines; those with at most one modality are unimodal baselines, too.
       probes: trial name -> the result of `probe_run`, at least for the best method's trials.
-      information: the decomposition of two modalities, for `train` and for permuted labels (`chance`); may be empty.
+      information: that of `floors.Classical`; may be empty.
       metric: the metric that methods are compared by.
       higher: whether a higher value is better.
       scope: what comparisons need beside scores.
@@ -148,9 +148,8 @@ def claims(
     cells = zip(best.trials, best.folds or [None] * len(best.trials), strict=True)
     probed = [{**probes[name], "fold": fold} for name, fold in cells if name in probes]
     statements += probe_claims(best, probed, scope.equivalence)
-    modalities = modalities_of(probed[0]) if probed else []
-    if information and len(modalities) == 2:
-        statements.append(information_claim(information, modalities))
+    if information:
+        statements.append(information_claim(information))
     reference = next((row for row in references.values()), None)
     if statement := collapse.rate_statement(fused, reference):
         statements.append(statement)

@@ -61,19 +61,13 @@ def modalities_of(probe: Mapping[str, Any]) -> list[str]:
     return max(probe["subsets"], key=len).split("+")
 
 
-def information_claim(information: Mapping[str, Mapping[str, float]], modalities: Sequence[str]) -> Statement:
-    """Returns the partial information decomposition of two modalities, with that of permuted labels in brackets."""
-    parts = {
-        "redundant": "redundant",
-        f"unique {modalities[0]}": "unique_1",
-        f"unique {modalities[1]}": "unique_2",
-        "synergistic": "synergy",
-    }
+def information_claim(information: Mapping[str, Any]) -> Statement:
+    """Returns the partial information decomposition, with that of permuted labels in brackets."""
     train, chance = information["train"], information["chance"]
-    values = ", ".join(f"{part} {train[key]:.2f} ({chance[key]:.2f})" for part, key in parts.items())
+    values = ", ".join(f"{part} {train[part]:.2f} ({chance[part]:.2f})" for part in train)
     text = (
-        "Partial information decomposition of the training labels (bits; k-means features, permutation baseline in "
-        f"brackets): {values}."
+        f"Partial information decomposition of the training labels (bits; {information['estimator']}, permutation "
+        f"baseline in brackets): {values}."
     )
     return Statement("information", "", text)
 

@@ -387,3 +387,14 @@ def test_monotonicity_statement_names_the_most_harmful_addition():
     made = claims([row("gmu", around(0.9))], [], probes, {}, "accuracy", higher=True)
     (statement,) = [each for each in made.statements if each.about == "monotonicity"]
     assert statement.verdict == "cannot tell" and "which may be chance" in statement.text
+
+
+def test_information_statement_has_every_part_and_its_chance():
+    train = {"redundant": 0.4, "unique a": 0.01, "unique b": 0.2, "unique c": 0.0, "synergistic": 1.25}
+    information = {"estimator": "Gaussian features", "train": train, "chance": dict.fromkeys(train, 0.02)}
+    made = claims([row("gmu", around(0.9))], [], {}, information, "accuracy", higher=True)
+    assert texts(made, "information") == [
+        "Partial information decomposition of the training labels (bits; Gaussian features, permutation baseline in "
+        "brackets): redundant 0.40 (0.02), unique a 0.01 (0.02), unique b 0.20 (0.02), unique c 0.00 (0.02), "
+        "synergistic 1.25 (0.02)."
+    ]
