@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.analysis import baselines, example_scores
-from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.ablation import runner, tuning
 from mmfusion.analysis.ablation.plan import Plan, Trial, code_digest, fold_of
+from mmfusion.analysis.ablation.tuning import Search
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import Claims, claims
 from mmfusion.analysis.claims.differences import Scope
@@ -42,6 +43,7 @@ class Outcome:
       probes: trial name -> the output of the probing stage, for trials that were probed.
       errors: trial name -> its error.
       published: name -> a published score, shown in the report; no claim uses it.
+      tuning: the content of `tuning.json`; empty if methods were not tuned.
     """
 
     metric: str
@@ -52,6 +54,7 @@ class Outcome:
     probes: dict[str, dict[str, Any]]
     errors: dict[str, str]
     published: dict[str, float]
+    tuning: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def selected_trials(plan: Plan, directory: Path, metric: str) -> list[Trial]:
@@ -165,6 +168,7 @@ def conclude(
     information: Mapping[str, Any],
     published: Mapping[str, float],
     equivalence: float = 0.01,
+    search: Search | None = None,
 ) -> Outcome:
     """Returns the claims that the finished trials support, and writes `runs.csv` and `claims.json`.
 
@@ -176,17 +180,21 @@ def conclude(
       information: the decomposition that `classical_baselines` returns.
       published: name -> a published score.
       equivalence: the share of a score below which methods count as equivalent.
+      search: what the methods were tuned by; None if they were not tuned.
 
     Raises:
       UserError: the data changed between two trials.
     """
     results, errors = read_outputs(plan, directory)
-    _check_data(plan, results, directory)
+    searched, search_errors = read_outputs(search.plan, directory / tuning.FOLDER) if search else ({}, {})
+    both = (*(search.plan.trials if search else ()), *plan.trials)
+    _check_data(dataclasses.replace(plan, trials=both), {**searched, **results}, directory)
     probes, probe_errors = read_outputs(plan, directory, probing_stage(metric).output)
     higher = selection.direction(plan.trials, metric)
     methods = tuple(selection.method_results(plan.trials, results, metric))
     probed = {name for result in methods if not result.unimodal_baseline for name in result.trials}
     errors |= {name: f"probing: {error}" for name, error in probe_errors.items() if name in probed}
+    errors |= {name: f"tuning: {error}" for name, error in search_errors.items()}
     settings = {method.method: set[str]() for method in methods}
     for trial in plan.trials:
         settings[trial.method].add(repr(trial.hyperparameters))
@@ -194,11 +202,14 @@ def conclude(
     supported = claims(methods, classical, probes, information, metric, higher, scope)
     _write_runs(plan, results, errors, directory / "runs.csv")
     outcome = Outcome(metric, higher, (*methods, *classical), supported, results, probes, errors, dict(published))
+    if search:
+        outcome = dataclasses.replace(outcome, tuning=configs.read_json(directory / tuning.RECORD))
     content = {
         "metric": metric,
         "higher_is_better": higher,
         "statistics_over": FOLDS if any(fold_of(trial) is not None for trial in plan.trials) else SEEDS,
         "published": outcome.published,
+        "tuning": outcome.tuning,
         "methods": [dataclasses.asdict(result) for result in outcome.methods],
         **dataclasses.asdict(supported),
     }

@@ -85,7 +85,7 @@ def test_plan_runs_every_method_and_seed_in_every_fold():
 
 def test_ablation_tests_on_every_fold_and_takes_no_other():
     request = Request(functools.partial(make, **{"data.folds": 3, "data.test": "test"}), ["gmu"], 1)
-    planned, _ = run_ablation.make_plan(request, run_ablation.Silent())
+    planned, _, _ = run_ablation.make_plan(request, run_ablation.Silent())
     assert [plans.fold_of(trial) for trial in planned.trials] == [0] * 3 + [1] * 3 + [2] * 3
     request = Request(functools.partial(make, **{"data.folds": 3, "data.fold": 2, "data.test": "test"}), ["gmu"], 1)
     with rejects("config.data.fold", 2, says="every fold"):
