@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mmfusion import config as configs
 from mmfusion.analysis import baselines, example_scores
 from mmfusion.analysis.ablation import runner, tuning
+from mmfusion.analysis.ablation.history import validations
 from mmfusion.analysis.ablation.plan import Plan, Trial, code_digest, fold_of
 from mmfusion.analysis.ablation.tuning import Search
 from mmfusion.analysis.claims import selection
@@ -21,7 +22,9 @@ from mmfusion.analysis.claims.claims import Claims, claims
 from mmfusion.analysis.claims.differences import Scope
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import FOLDS, SEEDS
+from mmfusion.analysis.claims.undertrained import Training
 from mmfusion.analysis.probing import pid
+from mmfusion.config.schema import LAST
 from mmfusion.data import trust
 from mmfusion.data.dataset import load
 from mmfusion.errors import UserError
@@ -195,10 +198,7 @@ def conclude(
     probed = {name for result in methods if not result.unimodal_baseline for name in result.trials}
     errors |= {name: f"probing: {error}" for name, error in probe_errors.items() if name in probed}
     errors |= {name: f"tuning: {error}" for name, error in search_errors.items()}
-    settings = {method.method: set[str]() for method in methods}
-    for trial in plan.trials:
-        settings[trial.method].add(repr(trial.hyperparameters))
-    scope = Scope(equivalence, example_scores.of_runs(plan, directory, metric), min(map(len, settings.values())))
+    scope = _scope(plan, results, directory, metric, equivalence, search)
     supported = claims(methods, classical, probes, information, metric, higher, scope)
     _write_runs(plan, results, errors, directory / "runs.csv")
     outcome = Outcome(metric, higher, (*methods, *classical), supported, results, probes, errors, dict(published))
@@ -228,6 +228,42 @@ def _probe_trial(trial: Trial, folder: Path, metric: str, output: str) -> None:
 
     trust.remember(trial.config)  # the plan's, which is the user's; the run was maybe trained by another process
     write_json(folder / output, to_builtin(probe_run(folder, metric)))
+
+
+def _scope(
+    plan: Plan,
+    results: Mapping[str, Mapping[str, Any]],
+    directory: Path,
+    metric: str,
+    equivalence: float,
+    search: Search | None,
+) -> Scope:
+    """Returns what comparisons need beside scores: the examples, how methods were tuned, and how runs were trained."""
+    settings: dict[str, set[str]] = {}
+    for trial in plan.trials:
+        settings.setdefault(trial.method, set()).add(repr(trial.hyperparameters))
+    chosen = tuning.chosen(directory) if search else {}
+    finished = [trial for trial in plan.trials if trial.name in results]
+    examples = {fold_of(trial): results[trial.name]["data"].get("examples", {}) for trial in finished}
+    return Scope(
+        equivalence=equivalence,
+        examples=example_scores.of_runs(plan, directory, metric),
+        tuned=min(map(len, settings.values())),
+        trials=min((chosen[method].settings for method in settings), default=0) if search else 0,
+        untuned=tuple(tuning.untuned(chosen, list(settings))),
+        test_examples=sum(counts.get("test", 0) for counts in examples.values()),
+        training={trial.name: _training(trial, results[trial.name], directory, metric) for trial in finished},
+    )
+
+
+def _training(trial: Trial, result: Mapping[str, Any], directory: Path, metric: str) -> Training:
+    """Returns how a run was trained; where `select` is `last`, its best step is that of the compared metric."""
+    history = tuple(validations(runner.trial_directory(directory, trial), metric))
+    best_step = result["best_step"]
+    if trial.config["select"] == LAST and history:
+        sign = 1 if selection.direction([trial], metric) else -1
+        best_step = max(history, key=lambda point: sign * point[1])[0]  # the first of equal ones
+    return Training(result["steps"], best_step, history)
 
 
 def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]], directory: Path) -> None:

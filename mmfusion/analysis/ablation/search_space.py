@@ -46,7 +46,7 @@ class Range:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Values:
     """A list of values, each as likely as the others."""
 
     values: tuple[Any, ...]
@@ -59,7 +59,7 @@ class Choice:
         return self.values[int(u * len(self.values))]
 
 
-Space = Mapping[str, Range | Choice]  # by config key, or a pattern of keys
+Space = Mapping[str, Range | Values]  # by config key, or a pattern of keys
 
 
 def space(changes: Mapping[str, str]) -> Space:
@@ -77,10 +77,10 @@ def space(changes: Mapping[str, str]) -> Space:
     return {key: _dimension(key, text) for key, text in declared.items()}
 
 
-def _dimension(key: str, text: str) -> Range | Choice:
+def _dimension(key: str, text: str) -> Range | Values:
     low, dots, rest = text.partition("..")
     if not dots:
-        return Choice(tuple(_literal(value) for value in text.split(",")))
+        return Values(tuple(_literal(value) for value in text.split(",")))
     high, colon, scale = rest.partition(":")
     try:
         found = Range(float(low), float(high), log=scale == "log")

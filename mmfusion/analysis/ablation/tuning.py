@@ -14,8 +14,8 @@ from typing import Any
 
 from mmfusion import config as configs
 from mmfusion.analysis.ablation import search_space
-from mmfusion.analysis.ablation.plan import PLAN, MakeConfig, Plan, Trial, build, file_name, set_key
-from mmfusion.analysis.ablation.search_space import Space
+from mmfusion.analysis.ablation.plan import PLAN, SEARCH_PREFIX, MakeConfig, Plan, Trial, build, file_name, set_key
+from mmfusion.analysis.ablation.search_space import Space, Values
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin, write_json
 
@@ -46,15 +46,15 @@ class Search:
 
     Attributes:
       plan: its trials.
-      space: what the settings were drawn from.
-      count: the number of settings.
+      space: what was tuned: what the settings were drawn from, and the values of `--vary` that they were crossed with.
+      settings: the values by key of each setting.
       seeds: with which each setting is trained.
       metric: the validation metric to choose by.
     """
 
     plan: Plan
     space: Space
-    count: int
+    settings: tuple[dict[str, Any], ...]
     seeds: tuple[int, ...]
     metric: str
 
@@ -66,11 +66,11 @@ class Search:
     def record(self) -> dict[str, Any]:
         """Returns what `tuning.json` says before the search."""
         return {
-            "trials": self.count,
+            "trials": len(self.settings),
             "space": {key: str(found) for key, found in self.space.items()},
             "seeds": list(self.seeds),
             "metric": self.metric,
-            "settings": search_space.settings(self.space, self.count),
+            "settings": list(self.settings),
         }
 
 
@@ -115,7 +115,8 @@ def plan_search(
         if key in space and not any(key in trial.hyperparameters for trial in trials):
             raise UserError("no method has such a key", path="--space", value=key)
     seeds_used = tuple(range(FIRST_SEED, FIRST_SEED + seeds))
-    return Search(Plan(trials, planned.code), space, count, seeds_used, metric)
+    crossed = {key: Values(tuple(each)) for key, each in vary.items() if key.startswith(SEARCH_PREFIX)}
+    return Search(Plan(trials, planned.code), {**space, **crossed}, tuple(drawn), seeds_used, metric)
 
 
 def with_values(trial: Trial, values: Mapping[str, Any], label: str = "") -> Trial:

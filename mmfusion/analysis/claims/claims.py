@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmfusion.analysis.ablation.plan import REFERENCE
-from mmfusion.analysis.claims import collapse, selection
+from mmfusion.analysis.claims import collapse, selection, undertrained
 from mmfusion.analysis.claims.differences import NO_SCOPE, Difference, Scope, differences, selected_difference
 from mmfusion.analysis.claims.folds import MIN_FOLDS
 from mmfusion.analysis.claims.probes import information_claim, modalities_of, probe_claims
@@ -18,6 +18,7 @@ from mmfusion.analysis.claims.statement import (
     describe_new_data,
     enumerate_names,
 )
+from mmfusion.analysis.claims.undertrained import Undertrained
 
 RULE = (
     "Each method's hyperparameters are selected from one search space by their mean validation {metric}; those that "
@@ -48,6 +49,10 @@ RULE_OVER_FOLDS = (
     "and a baseline, where the best strategy is compared with the best unimodal or classical baseline, as validation "
     "rows of one fold are test rows of another."
 )
+RULE_OF_TRAINING = (
+    " A method is undertrained if its best step is the last one in more than a fifth of its runs, or if its validation "
+    "{metric} improves by more than {margin} of itself over the last fifth of training; no claim rests on it."
+)
 INPUT_FREE = ("majority", "mean")  # classical baselines
 
 
@@ -62,6 +67,9 @@ class Claims:
       best: the method that validation selected; "" if no method has a score.
       against_unimodal: differences of each fused method from the best unimodal baseline.
       against_reference: differences of each fused method from its reference.
+      undertrained: the methods that no claim rests on, as they were still improving.
+      scope: the number of `strategies` with a score, of tuning `trials` of each (0: none), of hyperparameter `settings`
+        that were selected from, and of `test_examples` (0: unknown).
     """
 
     rule: str
@@ -70,6 +78,8 @@ class Claims:
     best: str = ""
     against_unimodal: tuple[Difference, ...] = ()
     against_reference: tuple[Difference, ...] = ()
+    undertrained: tuple[Undertrained, ...] = ()
+    scope: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def claims(
@@ -98,7 +108,9 @@ def claims(
     references = {method: result for method, result in selection.references(results).items() if result.test}
     names = {result.method for result in references.values()}
     over_folds = any(result.folds or result.failed_folds for result in results)
-    rule = (RULE_OVER_FOLDS if over_folds else RULE).format(
+    late = undertrained.undertrained(results, scope.training, higher, scope.equivalence)
+    scope = dataclasses.replace(scope, undertrained=frozenset(one.method for one in late))
+    rule = ((RULE_OVER_FOLDS if over_folds else RULE) + RULE_OF_TRAINING).format(
         metric=metric,
         reference=names.pop() if len(names) == 1 else REFERENCE,
         margin=f"{scope.equivalence:.2g}",
@@ -110,23 +122,26 @@ def claims(
     if over_folds and len(best.units) < MIN_FOLDS:
         found = f"{best.method} has a score in {len(best.units)} folds"
         none = f"No claims: {found}, and a difference needs at least {MIN_FOLDS}."
-        return Claims(rule, none, best=best.method)
+        return Claims(rule, none, best=best.method, undertrained=late)
     if not over_folds and len(best.seeds) < 2:
         reason = f"{best.method} has a score on {len(best.seeds)} of its seeds" if best.failed_seeds else "one seed"
         none = f"No claims: {reason}; a difference needs at least {MIN_SEEDS} (--seeds={MIN_SEEDS})."
-        return Claims(rule, none, best=best.method)
+        return Claims(rule, none, best=best.method, undertrained=late)
     statements: list[Statement] = []
     if not over_folds and len(best.seeds) < MIN_SEEDS:
         text = f"{len(best.seeds)} seeds cannot show a difference: below {MIN_SEEDS} no test reaches p < 0.05."
         statements.append(Statement("seeds", CANNOT_TELL, text))
+    if late:
+        statements.append(undertrained.statement(late, metric))
     scored = [result for result in fused if result.test]
+    tried = _tried(scored, scope)
     baselines = [result for result in (*results, *classical) if result.unimodal_baseline]
     unimodal = selection.best(
         baselines, higher, fewest_failures_first=False
     )  # a baseline must not lose by failed seeds
     if unimodal:
         difference = selected_difference(scored, baselines, best, unimodal, higher, scope)
-        statements.append(_fusion_claim(difference, best, unimodal, higher, _scope(scored, scope), scope.equivalence))
+        statements.append(_fusion_claim(difference, best, unimodal, higher, _scope(tried), scope.equivalence))
     multimodal = [result for result in classical if not result.unimodal_baseline]
     joint = selection.best(multimodal, higher)
     if joint:
@@ -138,7 +153,7 @@ def claims(
     statements += _strategy_claims(against_reference, scope.equivalence)
     cells = zip(best.trials, best.folds or [None] * len(best.trials), strict=True)
     probed = [{**probes[name], "fold": fold} for name, fold in cells if name in probes]
-    statements += probe_claims(best, probed, scope.equivalence)
+    statements += [_of_trained(best, scope, one) for one in probe_claims(best, probed, scope.equivalence)]
     modalities = modalities_of(probed[0]) if probed else []
     if information and len(modalities) == 2:
         statements.append(information_claim(information, modalities))
@@ -147,14 +162,44 @@ def claims(
         statements.append(statement)
     if failed := [result.method for result in results if not result.test]:
         statements.append(Statement("failed", NO_RESULT, f"Failed on every seed: {enumerate_names(failed)}."))
-    return Claims(rule, "", tuple(statements), best.method, tuple(against_unimodal), tuple(against_reference))
+    if scope.untuned:
+        names = enumerate_names(scope.untuned)
+        text = f"Tuning failed with every setting, and the config's own values were used: {names}."
+        statements.append(Statement("untuned", NO_RESULT, text))
+    return Claims(
+        rule, "", tuple(statements), best.method, tuple(against_unimodal), tuple(against_reference), late, tried
+    )
 
 
-def _scope(strategies: Sequence[MethodResult], scope: Scope) -> str:
-    """Returns what the best strategy was selected from."""
-    tuned = f", each with {scope.tuned} settings" if scope.tuned > 1 else ""
-    number = f"{len(strategies)} strateg{'y' if len(strategies) == 1 else 'ies'}"
-    return f"selected from {number}{tuned}" if len(strategies) > 1 or tuned else ""
+def _tried(strategies: Sequence[MethodResult], scope: Scope) -> dict[str, int]:
+    """Returns the numbers that a claim about the best strategy is limited to; see `Claims.scope`."""
+    return {
+        "strategies": len(strategies),
+        "trials": scope.trials,
+        "settings": scope.tuned,
+        "test_examples": scope.test_examples,
+    }
+
+
+def _scope(tried: Mapping[str, int]) -> str:
+    """Returns what the best strategy was selected from, how it was tuned, and on how many examples it was tested."""
+    each = "each " if tried["strategies"] > 1 else ""
+    parts = [f"of the {tried['strategies']} strategies tried"] if each else []
+    if tried["trials"]:
+        parts.append(f"{each}tuned with {tried['trials']} trial{'s' if tried['trials'] > 1 else ''}")
+    elif tried["settings"] > 1:
+        parts.append(f"{each}with {tried['settings']} settings")
+    if tried["test_examples"]:
+        parts.append(f"on {tried['test_examples']:,} test examples")
+    return ", ".join(parts)
+
+
+def _of_trained(best: MethodResult, scope: Scope, one: Statement) -> Statement:
+    """Returns a statement about the best strategy, without its verdict if the strategy is undertrained."""
+    if best.method not in scope.undertrained or one.verdict in ("", NO_RESULT):
+        return one
+    text = f"Not claimed, as {undertrained.reason([best.method])}: {one.text}"
+    return dataclasses.replace(one, verdict=CANNOT_TELL, text=text)
 
 
 def _fusion_claim(
@@ -165,6 +210,8 @@ def _fusion_claim(
         WORSE: "Fusion hurts",
         EQUIVALENT: f"Fusion changes less than {equivalence:.2g} of the score",
     }.get(difference.verdict, "Fusion is not shown to help")
+    if difference.undertrained:
+        claim += f", as {undertrained.reason(difference.undertrained)}"
     kind = "baseline without inputs" if unimodal.method in INPUT_FREE else "best unimodal baseline"
     text = (
         f"{claim}: {best.method}{f' ({scope})' if scope else ''} scores {best.mean:.4f}, the {kind} "
@@ -179,6 +226,8 @@ def _classical_claim(difference: Difference, joint: MethodResult, higher: bool) 
     claim = {BETTER: "outperforms", WORSE: "underperforms", EQUIVALENT: "is equivalent to"}.get(
         difference.verdict, "is not distinguishable from"
     )
+    if difference.undertrained:
+        claim = f"is not claimed to differ, as {undertrained.reason(difference.undertrained)}, from"
     text = (
         f"{difference.method} {claim} the best classical baseline on all modalities ({joint.method}: {joint.mean:.4f});"
         f" {_describe(difference, higher)}.{describe_new_data(difference.new_data)}"
@@ -198,11 +247,15 @@ def _strategy_claims(found: Sequence[Difference], equivalence: float) -> list[St
         CANNOT_TELL: f"Not distinguishable from {reference}",
     }
     for verdict, phrase in phrases.items():
-        group = [difference for difference in found if difference.verdict == verdict]
+        group = [one for one in found if one.verdict == verdict and not one.undertrained]
         if group:
             names = enumerate_names([f"{difference.method}{_without_failed(difference)}" for difference in group])
             text = f"{phrase}: {names}.{_also_on_new_data(group)}{_seeds_needed(group)}"
             statements.append(Statement("strategies", verdict, text))
+    if late := [difference for difference in found if difference.undertrained]:
+        names = enumerate_names([difference.method for difference in late])
+        text = f"Not compared with {reference}, as one of the two is undertrained: {names}."
+        statements.append(Statement("strategies", CANNOT_TELL, text))
     return statements
 
 

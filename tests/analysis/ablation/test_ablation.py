@@ -163,6 +163,35 @@ def test_outcome_rejects_trials_on_different_data(tmp_path):
         outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
 
 
+@pytest.mark.parametrize(
+    ("select", "best_step", "scores", "expected"),
+    [
+        ("accuracy", 4, [0.4, 0.5, 0.5, 0.5, 0.5], set()),
+        ("accuracy", 10, [0.4, 0.5, 0.5, 0.5, 0.5], {"gmu"}),  # selection by another metric
+        ("accuracy", 8, [0.4, 0.45, 0.47, 0.48, 0.5], {"gmu"}),
+        ("last", 10, [0.4, 0.5, 0.5, 0.5, 0.5], set()),
+        ("last", 10, [0.4, 0.5, 0.5, 0.5, 0.501], {"gmu"}),
+    ],
+)
+def test_outcome_judges_training_by_the_validations_of_each_run(tmp_path, select, best_step, scores, expected):
+    plan = plans.build(functools.partial(make, select=select), ["gmu"], 2, {})
+    for trial in plan.trials:
+        late = trial.method == "gmu"
+        content = {**result("same"), "steps": 10, "best_step": best_step if late else 4}
+        content["data"]["examples"] = {"test": 20}
+        write_trial_file(tmp_path, trial, "result.json", content)
+        lines = [{"split": "valid", "step": 2 * (i + 1), "accuracy": score, "loss": 1.0}
+                 for i, score in enumerate(scores if late else [0.5] * 5)]  # fmt: skip
+        lines = [{"split": "train", "step": 1, "accuracy": 9.0}, *lines, {"split": "test", "step": 10, "accuracy": 9.0}]
+        path = runner.trial_directory(tmp_path, trial) / "metrics.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "sp')
+    outcome = outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
+    assert {one.method for one in outcome.claims.undertrained} == expected
+    content = json.loads((tmp_path / "claims.json").read_text())
+    assert content["scope"] == {"strategies": 1, "trials": 0, "settings": 1, "test_examples": 20}
+    assert content["tuning"] == {} and {one["method"] for one in content["undertrained"]} == expected
+
+
 def test_outcome_over_folds_expects_the_same_data_within_a_fold(tmp_path):
     plan = plans.build(functools.partial(make, **{"data.folds": 3}), ["gmu", "concat"], 1, {}, folds=[0, 1, 2])
     for i, trial in enumerate(plan.trials):

@@ -50,7 +50,7 @@ def test_search_space_is_changed_by_key():
 def test_search_gives_every_method_the_same_settings_and_seeds_of_its_own():
     found = search(count=4, seeds=2)
     assert found.methods == ["gmu", "co_attention", "image alone", "text alone"]
-    drawn = search_space.settings(found.space, 4)
+    drawn = search_space.settings(search_space.space({}), 4)
     for method in found.methods:
         trials = [trial for trial in found.plan.trials if trial.method == method]
         assert [trial.config["seed"] for trial in trials] == [1000] * 4 + [1001] * 4
@@ -78,6 +78,7 @@ def test_search_crosses_varied_values_of_the_optimizer_and_refuses_tuned_keys():
     assert "gmu model.width=8" in found.methods
     trials = [trial for trial in found.plan.trials if trial.method == "gmu model.width=16"]
     assert [trial.config["optim"]["name"] for trial in trials] == ["adamw", "adamw", "sgd", "sgd"]
+    assert found.record()["space"]["optim.name"] == "adamw, sgd" and len(found.settings) == 2
     assert len({trial.name for trial in trials}) == 4 and {trial.config["model"]["width"] for trial in trials} == {16}
     for key in (RATE, "model.fusion.dropout"):
         with rejects("--vary", key, says="--tune"):
@@ -214,6 +215,9 @@ def test_ablation_tunes_and_then_runs_the_chosen_settings_with_fresh_seeds(tmp_p
     ]
 
     trained.names, trained.failing = [], set()
+    with rejects(tmp_path, None, says="trials 4, and now 8"):
+        run_ablation.run_ablation(dataclasses.replace(request, tune=8), Execution(tmp_path))
+    assert not trained.names
     again = run_ablation.run_ablation(dataclasses.replace(request, seeds=3), Execution(tmp_path))
     assert sorted(trained.names) == ["gmu_seed=2", "image-alone_seed=2", "text-alone_seed=2"]  # nothing is tuned again
     assert again.methods[0].selected == best
