@@ -1,7 +1,8 @@
 """Compares fusion strategies over seeds and writes a report of claims with their evidence.
 
-`python -m experiments.ablate --config=configs/X.py --fusions=all|a,b --seeds=N --workdir=DIR [--match=parameters|flops]
-[--vary=optim.learning_rate=1e-3,3e-4] [--jobs=N] [--engine=ray[:ADDRESS]] [--shard=i/n] [--config.key=value ...]`
+`python -m experiments.ablate --config=configs/X.py --fusions=all|a,b --seeds=N --workdir=DIR [--tune=N]
+[--match=parameters|flops] [--vary=optim.learning_rate=1e-3,3e-4] [--jobs=N] [--engine=ray[:ADDRESS]] [--shard=i/n]
+[--config.key=value ...]`
 The same command on several machines with one shared DIR runs one ablation.
 """
 
@@ -26,6 +27,14 @@ MATCH = flags.DEFINE_enum(
 VARY = flags.DEFINE_multi_string(
     "vary", [], "KEY=VALUE,VALUE: values of a config key; values of optim.* are selected on validation"
 )
+TUNE = flags.DEFINE_integer(
+    "tune", 0, "settings of one search space that every strategy and every modality alone is tuned with; 0: none"
+)
+TUNE_SEEDS = flags.DEFINE_integer("tune_seeds", 1, "seeds of each setting, none of which is one of --seeds")
+SPACE = flags.DEFINE_multi_string(
+    "space", [], "KEY=LOW..HIGH[:log], KEY=A,B,C or KEY=none: changes the search space of --tune; model.*.dropout is "
+    "every key that it matches",
+)  # fmt: skip
 METRIC = flags.DEFINE_string("metric", "", "the metric to select and compare by (default: the config's)")
 EQUIVALENCE = flags.DEFINE_float("equivalence", 0.01, "the share of a score below which methods count as equivalent")
 JOBS = flags.DEFINE_integer(
@@ -56,6 +65,7 @@ def ablate(argv: Sequence[str]) -> None:
     directory, remote = remote_copy.local_directory(WORKDIR.value, copies)
     make = functools.partial(trial_config.config, source, overrides)
     vary = dict(trial_config.values(item) for item in VARY.value)
+    space = dict(trial_config.dimension(item) for item in SPACE.value)
     published = dict(trial_config.score(item) for item in PUBLISHED.value)
     engine, resources = trial_config.engine(ENGINE.value), trial_config.resources(RESOURCES.value)
 
@@ -65,8 +75,9 @@ def ablate(argv: Sequence[str]) -> None:
 
     names = list(fusion_classes(FUSIONS.value))
     request = run_ablation.Request(
-        make, names, SEEDS.value, vary, MATCH.value, METRIC.value, published, EQUIVALENCE.value
-    )
+        make, names, SEEDS.value, vary, MATCH.value, METRIC.value, published, EQUIVALENCE.value, TUNE.value,
+        TUNE_SEEDS.value, space,
+    )  # fmt: skip
     cli.prepare(make(names[0], 0, ""))  # the worker processes inherit this environment
     _, again = cli.take_flag(list(argv), "shard")
     execution = run_ablation.Execution(

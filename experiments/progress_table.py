@@ -30,7 +30,7 @@ def show(
     """Shows the trials as they finish, as a live table on a terminal, otherwise as one line per trial.
 
     Args:
-      title: name of the stage, `train` or `probe`.
+      title: name of the stage, `tune`, `train` or `probe`.
       trials: all trials.
       directory: the ablation's directory.
       events: each finished trial, with "" or its error.
@@ -158,9 +158,9 @@ def _step(directory: Path, trial: Trial) -> int:
         return 0
 
 
-def waiting(unfinished: int, trials: int) -> None:
-    """Prints the number of trials that other shards have not finished."""
-    print(f"{unfinished} of {trials} trials are left to other shards; the last one writes the report")
+def waiting(unfinished: int, trials: int, then: str) -> None:
+    """Prints the number of trials that other shards have not finished, and what happens then."""
+    print(f"{unfinished} of {trials} trials are left to other shards; {then}")
 
 
 def matched(matches: Mapping[str, Match], kind: str, target: int) -> None:

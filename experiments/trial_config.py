@@ -73,6 +73,14 @@ def values(item: str) -> tuple[str, list[Any]]:
     return configs.rename_key(SHORT.get(key, key)), [_literal(value) for value in listed.split(",")]
 
 
+def dimension(item: str) -> tuple[str, str]:
+    """Returns the config key and what it is tuned over, of `KEY=TEXT`; raises UserError for another format."""
+    key, _, text = item.partition("=")
+    if not (key and text):
+        raise UserError("must be KEY=LOW..HIGH[:log], KEY=A,B,C or KEY=none", path="--space", value=item)
+    return configs.rename_key(SHORT.get(key, key)), text
+
+
 def score(item: str) -> tuple[str, float]:
     """Returns the name and the score of `NAME=SCORE`; raises UserError for another format."""
     name, _, text = item.rpartition("=")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mmfusion.version import __version__
 
 if TYPE_CHECKING:
-    from mmfusion.analysis.run_ablation import AblationResult, ablate
+    from mmfusion.analysis.ablate import AblationResult, ablate
     from mmfusion.config.files import load_file as load_config
     from mmfusion.config.own_data import Dataset
     from mmfusion.data.modalities import MODALITY_TYPES
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mmfusion.training.train import train
 
 _MODULES = {  # name -> module, or module:name
-    "AblationResult": "mmfusion.analysis.run_ablation",
+    "AblationResult": "mmfusion.analysis.ablate",
     "Attention": "mmfusion.inference.trained_model",
     "Dataset": "mmfusion.config.own_data",
     "ENCODERS": "mmfusion.models.encoders",
@@ -43,7 +43,7 @@ _MODULES = {  # name -> module, or module:name
     "TaskPredictions": "mmfusion.inference.predictions",
     "TrainedModel": "mmfusion.inference.trained_model",
     "UserError": "mmfusion.errors",
-    "ablate": "mmfusion.analysis.run_ablation",
+    "ablate": "mmfusion.analysis.ablate",
     "load": "mmfusion.inference.trained_model",
     "load_config": "mmfusion.config.files:load_file",
     "train": "mmfusion.training.train",

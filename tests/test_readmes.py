@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 import mmfusion
-from mmfusion.analysis import run_ablation
+from mmfusion.analysis import ablate as ablate_module
+from mmfusion.analysis.ablate import AblationResult
 from mmfusion.analysis.claims.claims import Claims
 from mmfusion.analysis.claims.statement import Statement
 from mmfusion.analysis.outcome import Outcome
-from mmfusion.analysis.run_ablation import AblationResult
 from tests.processes import CONTEXT, ROOT
 
 PAGES = sorted(
@@ -212,7 +212,7 @@ def test_readme_from_python_runs(folder: Path, data_dir: str, monkeypatch: pytes
     ablations = []  # other tests run one
 
     def ablate(*args: Any, **options: Any) -> AblationResult:
-        ablations.append(inspect.signature(run_ablation.ablate).bind(*args, **options))
+        ablations.append(inspect.signature(ablate_module.ablate).bind(*args, **options))
         claims = Claims("", "", (Statement("fusion", "better", "Fusion helps."),))
         return AblationResult(folder, Outcome("accuracy", True, (), claims, {}, {}, {}, {}))
 

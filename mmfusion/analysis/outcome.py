@@ -10,16 +10,20 @@ from typing import Any
 
 from mmfusion import config as configs
 from mmfusion.analysis import example_scores
-from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.ablation import runner, tuning
+from mmfusion.analysis.ablation.history import validations
 from mmfusion.analysis.ablation.plan import Plan, Trial, code_digest, fold_of
+from mmfusion.analysis.ablation.tuning import Search
 from mmfusion.analysis.baselines import TRIALS
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import Claims, claims
 from mmfusion.analysis.claims.differences import Scope
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import FOLDS, SEEDS
+from mmfusion.analysis.claims.undertrained import Training
 from mmfusion.analysis.ensembles import ensembles
 from mmfusion.analysis.example_scores import Examples
+from mmfusion.config.schema import LAST
 from mmfusion.data import trust
 from mmfusion.errors import UserError
 from mmfusion.files import to_builtin, write_json, write_text
@@ -42,6 +46,7 @@ class Outcome:
       probes: trial name -> the output of the probing stage, for trials that were probed.
       errors: trial name -> its error.
       published: name -> a published score, shown in the report; no claim uses it.
+      tuning: the content of `tuning.json`; empty if methods were not tuned.
     """
 
     metric: str
@@ -52,6 +57,7 @@ class Outcome:
     probes: dict[str, dict[str, Any]]
     errors: dict[str, str]
     published: dict[str, float]
+    tuning: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def selected_trials(plan: Plan, directory: Path, metric: str) -> list[Trial]:
@@ -97,6 +103,7 @@ def conclude(
     published: Mapping[str, float],
     equivalence: float = 0.01,
     examples: Mapping[str, Examples] | None = None,
+    search: Search | None = None,
     trials: int = TRIALS,
 ) -> Outcome:
     """Returns the claims that the finished trials support, and writes `runs.csv` and `claims.json`.
@@ -110,35 +117,40 @@ def conclude(
       published: name -> a published score.
       equivalence: the share of a score below which methods count as equivalent.
       examples: classical baseline -> the scores of its test examples.
+      search: what the methods were tuned by; None if they were not tuned.
       trials: the number of settings of an ensemble's stacking model.
 
     Raises:
       UserError: the data changed between two trials.
     """
     results, errors = read_outputs(plan, directory)
-    _check_data(plan, results, directory)
+    searched, search_errors = read_outputs(search.plan, directory / tuning.FOLDER) if search else ({}, {})
+    both = (*(search.plan.trials if search else ()), *plan.trials)
+    _check_data(dataclasses.replace(plan, trials=both), {**searched, **results}, directory)
     probes, probe_errors = read_outputs(plan, directory, probing_stage(metric).output)
     higher = selection.direction(plan.trials, metric)
     methods = tuple(selection.method_results(plan.trials, results, metric))
     probed = {name for result in methods if not result.unimodal_baseline for name in result.trials}
     errors |= {name: f"probing: {error}" for name, error in probe_errors.items() if name in probed}
-    settings = {method.method: set[str]() for method in methods}
-    for trial in plan.trials:
-        settings[trial.method].add(repr(trial.hyperparameters))
+    errors |= {name: f"tuning: {error}" for name, error in search_errors.items()}
     found = ensembles(plan, methods, directory, metric, higher, trials)
     scores = example_scores.of_runs(plan, directory, metric, found.outputs)
     of_examples = example_scores.common({**scores, **(examples or {})} if scores else {})
-    scope = Scope(equivalence, of_examples, min(map(len, settings.values())))
+    scope = _scope(plan, results, directory, metric, equivalence, search)
+    scope = dataclasses.replace(scope, examples=of_examples)
     supported = claims((*methods, *found.results), classical, probes, information, metric, higher, scope)
     _write_runs(plan, results, errors, directory / "runs.csv")
+    tuned = configs.read_json(directory / tuning.RECORD) if search else {}
     outcome = Outcome(
-        metric, higher, (*methods, *found.results, *classical), supported, results, probes, errors, dict(published)
-    )
+        metric, higher, (*methods, *found.results, *classical), supported, results, probes, errors, dict(published),
+        tuned,
+    )  # fmt: skip
     content = {
         "metric": metric,
         "higher_is_better": higher,
         "statistics_over": FOLDS if any(fold_of(trial) is not None for trial in plan.trials) else SEEDS,
         "published": outcome.published,
+        "tuning": outcome.tuning,
         "methods": [dataclasses.asdict(result) for result in outcome.methods],
         **dataclasses.asdict(supported),
     }
@@ -157,6 +169,41 @@ def _probe_trial(trial: Trial, folder: Path, metric: str, output: str) -> None:
 
     trust.remember(trial.config)  # the plan's, which is the user's; the run was maybe trained by another process
     write_json(folder / output, to_builtin(probe_run(folder, metric)))
+
+
+def _scope(
+    plan: Plan,
+    results: Mapping[str, Mapping[str, Any]],
+    directory: Path,
+    metric: str,
+    equivalence: float,
+    search: Search | None,
+) -> Scope:
+    """Returns what comparisons need beside scores: the examples, how methods were tuned, and how runs were trained."""
+    settings: dict[str, set[str]] = {}
+    for trial in plan.trials:
+        settings.setdefault(trial.method, set()).add(repr(trial.hyperparameters))
+    chosen = tuning.chosen(directory) if search else {}
+    finished = [trial for trial in plan.trials if trial.name in results]
+    examples = {fold_of(trial): results[trial.name]["data"].get("examples", {}) for trial in finished}
+    return Scope(
+        equivalence=equivalence,
+        tuned=min(map(len, settings.values())),
+        trials=min((chosen[method].settings for method in settings), default=0) if search else 0,
+        untuned=tuple(tuning.untuned(chosen, list(settings))),
+        test_examples=sum(counts.get("test", 0) for counts in examples.values()),
+        training={trial.name: _training(trial, results[trial.name], directory, metric) for trial in finished},
+    )
+
+
+def _training(trial: Trial, result: Mapping[str, Any], directory: Path, metric: str) -> Training:
+    """Returns how a run was trained; where `select` is `last`, its best step is that of the compared metric."""
+    history = tuple(validations(runner.trial_directory(directory, trial), metric))
+    best_step = result["best_step"]
+    if trial.config["select"] == LAST and history:
+        sign = 1 if selection.direction([trial], metric) else -1
+        best_step = max(history, key=lambda point: sign * point[1])[0]  # the first of equal ones
+    return Training(result["steps"], best_step, history)
 
 
 def _check_data(plan: Plan, results: Mapping[str, Mapping[str, Any]], directory: Path) -> None:

@@ -1,13 +1,11 @@
-"""An ablation from its plan to its report: train every trial, probe the selected trials, make the claims.
+"""An ablation from its plan to its report: tune, train every trial, probe the selected trials, make the claims.
 
-`ablate` is the public function; the command `ablate` and it share `run_ablation`.
+The command `ablate` and `mmfusion.ablate` share `run_ablation`.
 """
 
 import contextlib
 import dataclasses
-import functools
 import os
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,22 +17,20 @@ from ml_collections import ConfigDict
 from mmfusion import config as configs
 from mmfusion.analysis import floors, report
 from mmfusion.analysis import outcome as outcomes
-from mmfusion.analysis.ablation import budget, plan, runner, scheduling
+from mmfusion.analysis.ablation import budget, plan, runner, scheduling, tuning
 from mmfusion.analysis.ablation.leases import Leases, Taking, Unshared
-from mmfusion.analysis.ablation.plan import MakeConfig, Plan, Trial, trial_source
+from mmfusion.analysis.ablation.plan import MakeConfig, Plan, Trial
 from mmfusion.analysis.ablation.remote_copy import RemoteCopy
 from mmfusion.analysis.ablation.runner import Events, Stage
-from mmfusion.analysis.claims.claims import Claims
+from mmfusion.analysis.ablation.tuning import Search
+from mmfusion.analysis.baselines import TRIALS
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
-from mmfusion.config import defaults
-from mmfusion.config.files import load_file, set_values
 from mmfusion.data import trust
 from mmfusion.data.opening import fold_numbers
 from mmfusion.errors import UserError
-from mmfusion.models.fusion import fusion_classes
 
-REPORT = "report"  # the lease of the tables and the report
+REPORT, CHOICE = "report", "choice"  # the leases of the tables and the report, and of what the search chooses
 
 
 class Progress(Protocol):
@@ -44,7 +40,7 @@ class Progress(Protocol):
 
     def show(self, title: str, trials: Sequence[Trial], directory: Path, events: Events, stage: Stage) -> None: ...
 
-    def waiting(self, unfinished: int, trials: int) -> None: ...
+    def waiting(self, unfinished: int, trials: int, then: str) -> None: ...
 
 
 class Silent:
@@ -58,7 +54,7 @@ class Silent:
         for _ in events:
             pass
 
-    def waiting(self, unfinished: int, trials: int) -> None:
+    def waiting(self, unfinished: int, trials: int, then: str) -> None:
         """Does nothing."""
 
 
@@ -75,6 +71,9 @@ class Request:
       metric: the metric to select and compare by; "": the config's.
       published: name -> a published score to show in the report.
       equivalence: the share of a score below which methods count as equivalent.
+      tune: the number of settings of the search space that each method is tuned with; 0: none is tuned.
+      tune_seeds: the number of seeds of each setting.
+      space: changes of the search space, see `search_space.space`.
     """
 
     make: MakeConfig
@@ -85,12 +84,24 @@ class Request:
     metric: str = ""
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     equivalence: float = 0.01
+    tune: int = 0
+    tune_seeds: int = 1
+    space: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.seeds < 1:
             raise UserError("must be at least 1", path="--seeds", value=self.seeds)
         if not 0 <= self.equivalence < 1:
             raise UserError("must be a share of the score, in [0, 1)", path="--equivalence", value=self.equivalence)
+        if self.tune < 0:
+            raise UserError("must be 0 or more", path="--tune", value=self.tune)
+        if self.tune_seeds < 1:
+            raise UserError("must be at least 1", path="--tune_seeds", value=self.tune_seeds)
+        if self.space and not self.tune:
+            raise UserError("needs --tune=N", path="--space", value=",".join(self.space))
+        if self.tune and self.seeds > tuning.FIRST_SEED:
+            message = f"must be at most {tuning.FIRST_SEED} with --tune, whose seeds follow"
+            raise UserError(message, path="--seeds", value=self.seeds)
 
 
 def _no_preparation() -> None:
@@ -138,51 +149,107 @@ def run_ablation(request: Request, execution: Execution) -> Outcome | None:
       UserError: nothing to run, an invalid key, or a directory of another ablation.
       Preempted: SIGTERM was received, and running trials saved a checkpoint; or another worker took over a trial.
     """
-    planned, metric = make_plan(request, execution.progress)
-    own = runner.shard(planned.trials, execution.shard or "0/1")
-    shared = RemoteCopy(execution.remote, execution.directory)
-    shared.fetch(planned.trials)
-    saved = plan.save(planned, execution.directory)
-    for trial in saved.trials:
-        trust.remember(trial.config)
-    shared.upload()
+    planned, metric, search = make_plan(request, execution.progress)
+    RemoteCopy(execution.remote, execution.directory).fetch(())
+    tuning.start(execution.directory, search)
+    saved = None if search else _save(planned, execution)  # before a lease: it may refuse the directory
     leases = Leases(execution.remote or execution.directory)
     with contextlib.nullcontext(Unshared()) if execution.shard else leases as taking:
-        if not _run_trials(saved, own, metric, shared, execution, taking):
+        if search:
+            chosen = _tune(search, execution, taking)
+            if chosen is None:
+                return None
+            planned = tuning.tuned_plan(planned, chosen)
+        shared = saved or _save(planned, execution)
+        if not _run_trials(planned, metric, shared, execution, taking):
             return None
         with taking.holding(REPORT):  # what takes long there is read from files by the other workers
-            shared.fetch(saved.trials)
-            return _conclude(saved, metric, shared, request, execution)
+            shared.fetch(planned.trials)
+            return _conclude(planned, search, metric, shared, request, execution)
 
 
-def _conclude(saved: Plan, metric: str, shared: RemoteCopy, request: Request, execution: Execution) -> Outcome:
+def _save(planned: Plan, execution: Execution) -> RemoteCopy:
+    """Saves a plan in its directory, with what other machines finished of it; returns the copy in the bucket."""
+    shared = RemoteCopy(execution.remote, execution.directory)
+    shared.fetch(planned.trials)
+    plan.save(planned, execution.directory)
+    for trial in planned.trials:
+        trust.remember(trial.config)
+    shared.upload()
+    return shared
+
+
+def _tune(search: Search, execution: Execution, taking: Taking) -> dict[str, tuning.Chosen] | None:
+    """Runs what is left of the search; returns what it chose, None while other shards have unfinished trials of it."""
+    directory, remote = execution.directory / tuning.FOLDER, execution.remote and f"{execution.remote}/{tuning.FOLDER}"
+    below = dataclasses.replace(execution, directory=directory, remote=remote)
+    shared = _save(search.plan, below)
+    known = tuning.chosen(execution.directory)  # a failed trial of these methods is not run again
+    left = [trial for trial in search.plan.trials if trial.method not in known]
+    own = [trial for trial in runner.shard(search.plan.trials, execution.shard or "0/1") if trial in left]
+    if left:
+        with _executor(below) as executor:
+            events = scheduling.run(own, runner.TRAINING, directory, executor, taking, shared)
+            execution.progress.show("tune", own, directory, events, runner.TRAINING)
+        shared.fetch(search.plan.trials)
+    if unfinished := outcomes.unfinished(dataclasses.replace(search.plan, trials=tuple(left)), directory):
+        then = "run this one again when they have ended, as the others wait for what the search chooses"
+        execution.progress.waiting(len(unfinished), len(search.plan.trials), then)
+        return None
+    copy = RemoteCopy(execution.remote, execution.directory)
+    with taking.holding(CHOICE):
+        copy.fetch(())  # another worker may have chosen meanwhile
+        results, _ = outcomes.read_outputs(search.plan, directory)
+        chosen = tuning.choose(search, execution.directory, results)
+        copy.upload()
+    return chosen
+
+
+def _conclude(
+    saved: Plan, search: Search | None, metric: str, shared: RemoteCopy, request: Request, execution: Execution
+) -> Outcome:
     """Writes the tables and the report of the finished trials."""
     example = request.make(request.fusions[0], 0, "")
     folds = tuple(dict.fromkeys(fold for trial in saved.trials if (fold := plan.fold_of(trial)) is not None))
-    found = floors.classical_baselines(example, metric, request.seeds, execution.directory, folds)
+    trials = request.tune or TRIALS
+    found = floors.classical_baselines(example, metric, request.seeds, execution.directory, folds, trials)
     outcome = outcomes.conclude(
         saved, execution.directory, metric, found.results, found.information, request.published, request.equivalence,
-        found.examples,
+        found.examples, search, trials,
     )  # fmt: skip
     report.write(outcome, saved, execution.directory, execution.command, execution.train_command, execution.latex)
     shared.upload()
     return outcome
 
 
-def make_plan(request: Request, progress: Progress) -> tuple[Plan, str]:
-    """Returns the plan of an ablation, with validated configs, and the metric that methods are compared by."""
+def make_plan(request: Request, progress: Progress) -> tuple[Plan, str, Search | None]:
+    """Returns the plan of an ablation before it is tuned, the metric that methods are compared by, and the search.
+
+    The configs of both plans are valid.
+    """
     example, make = request.make(request.fusions[0], 0, ""), request.make
     metric = request.metric or compared_metric(example)
     metrics = configs.selectable(example)
     if metric not in metrics:
         raise UserError("no such metric", path="--metric", value=metric, choices=metrics)
+    folds = _folds(example)
+    if folds and request.tune:
+        message = (
+            "cannot be combined with folds, as the validation rows of one fold are test rows of another; "
+            "--vary=optim.learning_rate=... selects in each fold"
+        )
+        raise UserError(message, path="--tune", value=request.tune)
     if request.match != "none":
         make, target, matches = budget.match_widths(make, request.fusions, request.match)
         progress.matched(matches, request.match, target)
-    planned = plan.build(make, request.fusions, request.seeds, request.vary, _folds(example))
-    for trial in planned.trials:
+    planned, search = plan.build(make, request.fusions, request.seeds, request.vary, folds), None
+    if request.tune:
+        search = tuning.plan_search(
+            make, request.fusions, request.vary, request.tune, request.tune_seeds, request.space, metric
+        )
+    for trial in (*planned.trials, *(search.plan.trials if search else ())):
         configs.check(configs.from_json(trial.config), jax.device_count())
-    return planned, metric
+    return planned, metric, search
 
 
 def _folds(example: ConfigDict) -> list[int]:
@@ -198,15 +265,19 @@ def _folds(example: ConfigDict) -> list[int]:
     return folds
 
 
-def _run_trials(
-    saved: Plan, own: Sequence[Trial], metric: str, shared: RemoteCopy, execution: Execution, taking: Taking
-) -> bool:
+def _executor(execution: Execution) -> contextlib.AbstractContextManager[scheduling.Executor]:
+    return scheduling.executor(
+        execution.directory, execution.jobs, execution.prepare_worker, execution.engine, execution.resources,
+        execution.remote,
+    )  # fmt: skip
+
+
+def _run_trials(saved: Plan, metric: str, shared: RemoteCopy, execution: Execution, taking: Taking) -> bool:
     """Trains and probes the trials of this shard; returns whether the trials of all shards are finished."""
     directory, probing = execution.directory, outcomes.probing_stage(metric)
+    own = runner.shard(saved.trials, execution.shard or "0/1")
 
-    with scheduling.executor(
-        directory, execution.jobs, execution.prepare_worker, execution.engine, execution.resources, execution.remote
-    ) as executor:
+    with _executor(execution) as executor:
 
         def show(title: str, trials: Sequence[Trial], stage: Stage) -> None:
             events = scheduling.run(trials, stage, directory, executor, taking, shared)
@@ -223,7 +294,7 @@ def _run_trials(
             probe(own)
             shared.fetch(saved.trials)  # other shards may have finished meanwhile
         if unfinished := outcomes.unfinished(saved, directory):
-            execution.progress.waiting(len(unfinished), len(saved.trials))
+            execution.progress.waiting(len(unfinished), len(saved.trials), "the last one writes the report")
             return False
         probe(saved.trials)
         return True
@@ -232,126 +303,3 @@ def _run_trials(
 def cores() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-@dataclasses.dataclass(frozen=True)
-class AblationResult:
-    """A finished ablation; `report.html` in its directory shows the figures.
-
-    Attributes:
-      directory: the ablation's directory.
-      outcome: methods, claims, results, probes and errors.
-    """
-
-    directory: Path
-    outcome: Outcome
-
-    @property
-    def claims(self) -> Claims:
-        """The claims: `statements`, each with `text`, `verdict` and evidence; `none` is the reason for having none."""
-        return self.outcome.claims
-
-    @property
-    def table(self) -> list[dict[str, Any]]:
-        """One dict per method, best mean test score first.
-
-        Keys: `method`, `mean` and `std` over seeds (None with no finished seed, or with fewer than two), `test` (a
-        score per run), `seeds`, `folds` (of each run; empty without folds), `chosen` (the values selected on
-        validation) and `parameters`. With folds, mean and std are over the means of the folds.
-        """
-        rows = [
-            {
-                "method": row.method,
-                "mean": row.mean if row.test else None,
-                "std": statistics.stdev(row.units) if len(row.units) > 1 else None,
-                "test": list(row.test),
-                "seeds": list(row.seeds),
-                "folds": list(row.folds),
-                "chosen": dict(row.selected),
-                "parameters": row.parameters,
-            }
-            for row in self.outcome.methods
-        ]
-        sign = -1 if self.outcome.higher else 1
-        return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0.0)))
-
-    @property
-    def errors(self) -> dict[str, str]:
-        """The error of each run that failed."""
-        return self.outcome.errors
-
-
-def ablate(
-    config: ConfigDict | str | Path,
-    fusions: Sequence[str] | str,
-    seeds: int,
-    workdir: str | Path,
-    *,
-    changes: Mapping[str, Any] | None = None,
-    vary: Mapping[str, Sequence[Any]] | None = None,
-    match: str = "none",
-    metric: str = "",
-    equivalence: float = 0.01,
-    jobs: int = 0,
-) -> AblationResult:
-    """Compares fusion strategies over seeds; the same call resumes an interrupted ablation.
-
-    Every strategy and each modality alone is trained with the same seeds. A varied learning rate is selected on
-    validation for each method. Fewer than six seeds support no claim. A config whose data has folds
-    (`data.folds`, `data.fold_by`) is tested on each of them with every seed, and judged over folds.
-
-    Args:
-      config: a config, or a config file, `path/to/X.py[:arg=value,...]`.
-      fusions: names of strategies, or `all`.
-      seeds: the number of seeds per method.
-      workdir: the ablation's directory.
-      changes: values by dotted path that all runs share, such as `{"steps": 100}`.
-      vary: config key -> values, such as `{"optim.learning_rate": [1e-3, 3e-4]}`.
-      match: `parameters` or `flops` chooses widths at which all strategies cost the same.
-      metric: the metric to select and compare by; "": the config's.
-      equivalence: the share of a score below which methods count as equivalent.
-      jobs: the number of processes on CPU; 0 runs in this process. A script that starts processes needs the usual
-        `if __name__ == "__main__":` of multiprocessing.
-
-    Raises:
-      UserError: an unknown strategy or key, or a directory of another ablation.
-    """
-    names = list(fusion_classes(fusions))
-    given = config if isinstance(config, ConfigDict) else str(config)
-    make = functools.partial(trial_config, given, dict(changes or {}))
-    request = Request(make, names, seeds, vary or {}, match, metric, equivalence=equivalence)
-    source = "config" if isinstance(config, ConfigDict) else repr(given)
-    command = f"mmfusion.ablate({source}, fusions={names}, seeds={seeds}, workdir={str(workdir)!r})"
-    execution = Execution(Path(workdir), jobs, command=command)
-    outcome = run_ablation(request, execution)
-    assert outcome is not None  # None only with other shards
-    return AblationResult(Path(workdir), outcome)
-
-
-def trial_config(
-    config: ConfigDict | str, changes: Mapping[str, Any], fusion: str, seed: int, modalities: str
-) -> ConfigDict:
-    """Returns the config of one run of an ablation.
-
-    Args:
-      config: a config, or `FILE[:key=value,...]`.
-      changes: values by dotted path.
-      fusion: the strategy; "": the config's own.
-      seed: the seed.
-      modalities: names joined by `+`, such as `image+text`; "": all.
-
-    Raises:
-      UserError: the source sets the strategy or the seed.
-    """
-    if isinstance(config, ConfigDict):
-        result = config.copy_and_resolve_references()
-        if fusion and result.model.fusion.name != fusion:
-            configs.choose(result, "model.fusion", fusion)
-        with result.unlocked():
-            result.seed = seed
-    else:
-        result = load_file(trial_source(config, fusion, seed))
-    # The options of the compared strategies do not apply to a unimodal baseline.
-    set_values(result, {k: v for k, v in changes.items() if fusion or not k.startswith("model.fusion.")})
-    defaults.keep_modalities(result, modalities)
-    return result.lock()

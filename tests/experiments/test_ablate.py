@@ -20,6 +20,7 @@ from tests.errors import rejects
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = "configs/quickstart.py"
+RESULTS = "trials/*/result.json"
 
 
 @pytest.fixture
@@ -40,20 +41,22 @@ def start(data_dir):
 @pytest.mark.process
 @pytest.mark.thorough
 @pytest.mark.spread
-def test_ablate_command_gives_the_same_tables_after_a_kill(start, tmp_path):
+@pytest.mark.parametrize(("flags", "pattern"), [((), RESULTS), (("--tune=2",), f"tuning/{RESULTS}")])
+def test_ablate_command_gives_the_same_tables_after_a_kill(start, tmp_path, flags, pattern):
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    output, _ = start(uninterrupted).communicate(timeout=600)
+    output, _ = start(uninterrupted, *flags).communicate(timeout=600)
+    assert ("tune     6 of 6 trials" in output) == bool(flags), output
     assert "train    6 of 6 trials" in output and "probe    2 of 2 trials" in output, output
-    assert "2 seeds cannot show a difference" in output
+    assert "2 seeds cannot show a difference" in output and "Undertrained, so that no claim rests on them" in output
 
-    process = start(killed)
+    process = start(killed, *flags)
     deadline = time.monotonic() + 300
-    while not list(killed.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(killed.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None
     process.kill()
     process.wait()
-    output, _ = start(killed).communicate(timeout=600)
+    output, _ = start(killed, *flags).communicate(timeout=600)
     for name in ("runs.csv", "claims.json"):
         assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes(), output
     lines = (uninterrupted / "runs.csv").read_text().splitlines()
@@ -136,6 +139,14 @@ def test_trial_values_are_parsed():
     for invalid in ("lr", "lr=", "=1"):
         with rejects("--vary", invalid):
             trial_config.values(invalid)
+
+
+def test_search_space_is_parsed():
+    assert trial_config.dimension("lr=1e-4..1e-2:log") == ("optim.learning_rate", "1e-4..1e-2:log")
+    assert trial_config.dimension("model.*.dropout=none") == ("model.*.dropout", "none")
+    for invalid in ("lr", "lr=", "=1"):
+        with rejects("--space", invalid):
+            trial_config.dimension(invalid)
 
 
 def test_engine_and_resources_are_parsed():

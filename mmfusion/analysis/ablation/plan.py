@@ -76,6 +76,7 @@ def build(
     seeds: int,
     vary: Mapping[str, Sequence[Any]],
     folds: Sequence[int] = (),
+    first_seed: int = 0,
 ) -> Plan:
     """Plans folds × seeds × fusions × values, and each modality alone as a unimodal baseline, fold by fold.
 
@@ -83,12 +84,13 @@ def build(
       make: returns the config for a strategy (empty: the config's own), a seed, and modalities (`image+text`; empty:
         all).
       fusions: names of strategies.
-      seeds: the number of seeds, from 0 on.
+      seeds: the number of seeds, from `first_seed` on.
       vary: config key -> values. Keys of the optimizer are a search space: validation selects one value per method.
         The key `modalities` sets the modalities of the strategies (`image+text`), `objectives` adds objectives with
         their defaults to the config's own (`mvae+unimodal`, `none`). A unimodal baseline ignores the keys that it does
         not have.
       folds: the folds, each of which is the test split of all methods and seeds; empty: without folds.
+      first_seed: the first seed.
 
     Raises:
       UserError: there is nothing to run, a key does not exist or changes the test set, or two methods have the same
@@ -107,7 +109,7 @@ def build(
         methods += [(f"{m} alone", "", m) for m in modalities]
     trials: dict[str, Trial] = {}
     for fold, seed, (title, fusion, modality), values in itertools.product(
-        folds or (None,), range(seeds), methods, itertools.product(*vary.values())
+        folds or (None,), range(first_seed, first_seed + seeds), methods, itertools.product(*vary.values())
     ):
         own = dict(zip(vary, values, strict=True))
         trial = _trial(make, title, fusion, modality, seed, own, len(modalities), fold)
@@ -140,19 +142,19 @@ def _trial(
 ) -> Trial:
     config = make(fusion, seed, modality or values.get(MODALITIES, ""))
     if fold is not None:
-        _set_key(config, "data.fold", fold)
+        set_key(config, "data.fold", fold)
     for key in sorted(values, key=lambda key: not key.endswith(".name")):  # names first, as they replace other keys
         if modality and (key.startswith(FUSION_KEYS) or not _has_key(config, key)):
             del values[key]
         elif key == OBJECTIVES:
             _add_objectives(config, values[key])
         elif key != MODALITIES:
-            _set_key(config, key, values[key])
+            set_key(config, key, values[key])
     hyperparameters = {key: value for key, value in values.items() if key.startswith(SEARCH_PREFIX)}
     variation = " ".join(f"{key}={value}" for key, value in values.items() if key not in hyperparameters)
     method = " ".join(filter(None, [title, variation]))
     cell = [f"seed={seed}"] if fold is None else [f"seed={seed}", f"fold={fold}"]
-    name = _file_name("_".join([method, *(f"{key}={value}" for key, value in hyperparameters.items()), *cell]))
+    name = file_name("_".join([method, *(f"{key}={value}" for key, value in hyperparameters.items()), *cell]))
     unimodal_baseline = len(config.data.modalities) == 1 < num_modalities
     return Trial(name, method, fusion, variation, unimodal_baseline, hyperparameters, configs.to_json(config))
 
@@ -198,7 +200,12 @@ def save(plan: Plan, directory: Path) -> Plan:
     return plan
 
 
-def _set_key(config: ConfigDict, key: str, value: Any) -> None:
+def set_key(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a key of a config in place; a `name` replaces the other keys of its section.
+
+    Raises:
+      UserError: the config has no such key.
+    """
     section, _, last = key.rpartition(".")
     if not _has_key(config, key):
         raise UserError(f"not a key of {config.model.fusion.name}", path="--vary", value=key)
@@ -231,5 +238,6 @@ def _has_key(config: ConfigDict, key: str) -> bool:
     return True
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """Returns the name of the directory of a trial that is called so."""
     return "".join(c if c.isalnum() or c in "._=-" else "-" for c in name)

@@ -22,7 +22,7 @@ import ray  # pyright: ignore[reportMissingImports]
 from mmfusion.analysis.ablation import replicated_runner, runner
 from mmfusion.analysis.ablation.leases import POLL
 from mmfusion.analysis.ablation.plan import PLAN, Trial, code_digest
-from mmfusion.analysis.ablation.remote_copy import RemoteCopy
+from mmfusion.analysis.ablation.remote_copy import RemoteCopy, local_directory
 from mmfusion.analysis.ablation.runner import Events, Stage, Take
 from mmfusion.errors import Preempted, UserError, one_line
 
@@ -200,7 +200,7 @@ def run_batch(
     if code_digest() != code:
         return f"{platform.node()} has other code ({code_digest()}, here {code}): install the same on all nodes", []
     if remote:
-        directory = Path(tempfile.gettempdir()) / f"mmfusion-{os.getuid()}" / directory.name
+        directory, _ = local_directory(remote, Path(tempfile.gettempdir()) / f"mmfusion-{os.getuid()}")
     elif not (directory / PLAN).exists():
         return f"{platform.node()} does not see {directory}: give a folder that all nodes mount, or a bucket", []
     prepare()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmfusion.analysis.ablation.plan import REFERENCE
-from mmfusion.analysis.claims import collapse, selection
+from mmfusion.analysis.claims import collapse, selection, undertrained
 from mmfusion.analysis.claims.differences import NO_SCOPE, Difference, Scope, differences, selected_difference
 from mmfusion.analysis.claims.folds import MIN_FOLDS
 from mmfusion.analysis.claims.probes import information_claim, probe_claims
@@ -18,6 +18,7 @@ from mmfusion.analysis.claims.statement import (
     describe_new_data,
     enumerate_names,
 )
+from mmfusion.analysis.claims.undertrained import Undertrained
 
 RULE = (
     "Each method's hyperparameters are selected from one search space by their mean validation {metric}; those that "
@@ -48,6 +49,10 @@ RULE_OVER_FOLDS = (
     "and a baseline, where the best strategy is compared with the best unimodal or classical baseline, as validation "
     "rows of one fold are test rows of another."
 )
+RULE_OF_TRAINING = (
+    " A method is undertrained if its best step is the last one in more than a fifth of its runs, or if its validation "
+    "{metric} improves by more than {margin} of itself over the last fifth of training; no claim rests on it."
+)
 INPUT_FREE = ("majority", "mean")  # classical baselines
 STRONG = "late_transformer"  # tuned, does any other strategy beat late fusion by a transformer? (arXiv:2512.22991)
 FLOOR = (
@@ -68,6 +73,9 @@ class Claims:
       best: the method that validation selected; "" if no method has a score.
       against_unimodal: differences of each fused method from the best unimodal baseline.
       against_reference: differences of each fused method from its reference.
+      undertrained: the methods that no claim rests on, as they were still improving.
+      scope: the number of `strategies` with a score, of tuning `trials` of each (0: none), of hyperparameter `settings`
+        that were selected from, and of `test_examples` (0: unknown).
     """
 
     rule: str
@@ -76,6 +84,8 @@ class Claims:
     best: str = ""
     against_unimodal: tuple[Difference, ...] = ()
     against_reference: tuple[Difference, ...] = ()
+    undertrained: tuple[Undertrained, ...] = ()
+    scope: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def claims(
@@ -104,7 +114,9 @@ def claims(
     references = {method: result for method, result in selection.references(results).items() if result.test}
     names = {result.method for result in references.values()}
     over_folds = any(result.folds or result.failed_folds for result in results)
-    rule = (RULE_OVER_FOLDS if over_folds else RULE) + FLOOR
+    late = undertrained.undertrained(results, scope.training, higher, scope.equivalence)
+    scope = dataclasses.replace(scope, undertrained=frozenset(one.method for one in late))
+    rule = (RULE_OVER_FOLDS if over_folds else RULE) + FLOOR + RULE_OF_TRAINING
     rule = rule.format(
         metric=metric,
         reference=names.pop() if len(names) == 1 else REFERENCE,
@@ -117,23 +129,26 @@ def claims(
     if over_folds and len(best.units) < MIN_FOLDS:
         found = f"{best.method} has a score in {len(best.units)} folds"
         none = f"No claims: {found}, and a difference needs at least {MIN_FOLDS}."
-        return Claims(rule, none, best=best.method)
+        return Claims(rule, none, best=best.method, undertrained=late)
     if not over_folds and len(best.seeds) < 2:
         reason = f"{best.method} has a score on {len(best.seeds)} of its seeds" if best.failed_seeds else "one seed"
         none = f"No claims: {reason}; a difference needs at least {MIN_SEEDS} (--seeds={MIN_SEEDS})."
-        return Claims(rule, none, best=best.method)
+        return Claims(rule, none, best=best.method, undertrained=late)
     statements: list[Statement] = []
     if not over_folds and len(best.seeds) < MIN_SEEDS:
         text = f"{len(best.seeds)} seeds cannot show a difference: below {MIN_SEEDS} no test reaches p < 0.05."
         statements.append(Statement("seeds", CANNOT_TELL, text))
+    if late:
+        statements.append(undertrained.statement(late, metric))
     scored = [result for result in fused if result.test]
+    tried = _tried(scored, scope)
     baselines = [result for result in (*results, *classical) if result.unimodal_baseline]
     unimodal = selection.best(
         baselines, higher, fewest_failures_first=False
     )  # a baseline must not lose by failed seeds
     if unimodal:
         difference = selected_difference(scored, baselines, best, unimodal, higher, scope)
-        statements.append(_fusion_claim(difference, best, unimodal, higher, _scope(scored, scope), scope.equivalence))
+        statements.append(_fusion_claim(difference, best, unimodal, higher, _scope(tried), scope.equivalence))
     multimodal = [result for result in classical if not result.unimodal_baseline]
     joint = selection.best(multimodal, higher)
     if joint:
@@ -147,7 +162,7 @@ def claims(
     statements += _strategy_claims(against_reference, scope.equivalence)
     cells = zip(best.trials, best.folds or [None] * len(best.trials), strict=True)
     probed = [{**probes[name], "fold": fold} for name, fold in cells if name in probes]
-    statements += probe_claims(best, probed, scope.equivalence)
+    statements += [_of_trained(best, scope, one) for one in probe_claims(best, probed, scope.equivalence)]
     if information:
         statements.append(information_claim(information))
     reference = next((row for row in references.values()), None)
@@ -155,14 +170,44 @@ def claims(
         statements.append(statement)
     if failed := [result.method for result in results if not result.test]:
         statements.append(Statement("failed", NO_RESULT, f"Failed on every seed: {enumerate_names(failed)}."))
-    return Claims(rule, "", tuple(statements), best.method, tuple(against_unimodal), tuple(against_reference))
+    if scope.untuned:
+        names = enumerate_names(scope.untuned)
+        text = f"Tuning failed with every setting, and the config's own values were used: {names}."
+        statements.append(Statement("untuned", NO_RESULT, text))
+    return Claims(
+        rule, "", tuple(statements), best.method, tuple(against_unimodal), tuple(against_reference), late, tried
+    )
 
 
-def _scope(strategies: Sequence[MethodResult], scope: Scope, other: str = "") -> str:
-    """Returns what the best strategy was selected from."""
-    tuned = f", each with {scope.tuned} settings" if scope.tuned > 1 else ""
-    number = f"{len(strategies)} {other}strateg{'y' if len(strategies) == 1 else 'ies'}"
-    return f"selected from {number}{tuned}" if len(strategies) > 1 or tuned else ""
+def _tried(strategies: Sequence[MethodResult], scope: Scope) -> dict[str, int]:
+    """Returns the numbers that a claim about the best strategy is limited to; see `Claims.scope`."""
+    return {
+        "strategies": len(strategies),
+        "trials": scope.trials,
+        "settings": scope.tuned,
+        "test_examples": scope.test_examples,
+    }
+
+
+def _scope(tried: Mapping[str, int], other: str = "") -> str:
+    """Returns what the best strategy was selected from, how it was tuned, and on how many examples it was tested."""
+    each = "each " if tried["strategies"] > 1 else ""
+    parts = [f"of the {tried['strategies']} {other}strategies tried"] if each else []
+    if tried["trials"]:
+        parts.append(f"{each}tuned with {tried['trials']} trial{'s' if tried['trials'] > 1 else ''}")
+    elif tried["settings"] > 1:
+        parts.append(f"{each}with {tried['settings']} settings")
+    if tried["test_examples"]:
+        parts.append(f"on {tried['test_examples']:,} test examples")
+    return ", ".join(parts)
+
+
+def _of_trained(best: MethodResult, scope: Scope, one: Statement) -> Statement:
+    """Returns a statement about the best strategy, without its verdict if the strategy is undertrained."""
+    if best.method not in scope.undertrained or one.verdict in ("", NO_RESULT):
+        return one
+    text = f"Not claimed, as {undertrained.reason([best.method])}: {one.text}"
+    return dataclasses.replace(one, verdict=CANNOT_TELL, text=text)
 
 
 def _fusion_claim(
@@ -173,6 +218,8 @@ def _fusion_claim(
         WORSE: "Fusion hurts",
         EQUIVALENT: f"Fusion changes less than {equivalence:.2g} of the score",
     }.get(difference.verdict, "Fusion is not shown to help")
+    if difference.undertrained:
+        claim += f", as {undertrained.reason(difference.undertrained)}"
     kind = "baseline without inputs" if unimodal.method in INPUT_FREE else "best unimodal baseline"
     text = (
         f"{claim}: {best.method}{f' ({scope})' if scope else ''} scores {best.mean:.4f}, the {kind} "
@@ -190,10 +237,11 @@ def _strong_claim(strategies: Sequence[MethodResult], higher: bool, scope: Scope
     strong, best = selection.best(own, higher), selection.best(others, higher)
     if strong is None or best is None:
         return []
-    tuned = f"{scope.tuned} settings" if scope.tuned > 1 else "not tuned"
+    settings = scope.trials or scope.tuned
+    tuned = f"tuned with {settings} settings" if settings > 1 else "not tuned"
     noun = f"the strong baseline {strong.method} ({tuned}: {strong.mean:.4f})"
     difference = selected_difference(others, own, best, strong, higher, scope)
-    found = _scope(others, scope, "other ")
+    found = _scope(_tried(others, scope), "other ")
     return [_claim_against("strong baseline", difference, noun, higher, f" ({found})" if found else "")]
 
 
@@ -202,6 +250,8 @@ def _claim_against(about: str, difference: Difference, noun: str, higher: bool, 
     claim = {BETTER: "outperforms", WORSE: "underperforms", EQUIVALENT: "is equivalent to"}.get(
         difference.verdict, "is not distinguishable from"
     )
+    if difference.undertrained:
+        claim = f"is not claimed to differ, as {undertrained.reason(difference.undertrained)}, from"
     needed = f" About {difference.seeds_needed} seeds would tell." if difference.seeds_needed else ""
     text = (
         f"{difference.method}{selected} {claim} {noun}; {_describe(difference, higher)}.{needed}"
@@ -222,11 +272,15 @@ def _strategy_claims(found: Sequence[Difference], equivalence: float) -> list[St
         CANNOT_TELL: f"Not distinguishable from {reference}",
     }
     for verdict, phrase in phrases.items():
-        group = [difference for difference in found if difference.verdict == verdict]
+        group = [one for one in found if one.verdict == verdict and not one.undertrained]
         if group:
             names = enumerate_names([f"{difference.method}{_without_failed(difference)}" for difference in group])
             text = f"{phrase}: {names}.{_also_on_new_data(group)}{_seeds_needed(group)}"
             statements.append(Statement("strategies", verdict, text))
+    if late := [difference for difference in found if difference.undertrained]:
+        names = enumerate_names([difference.method for difference in late])
+        text = f"Not compared with {reference}, as one of the two is undertrained: {names}."
+        statements.append(Statement("strategies", CANNOT_TELL, text))
     return statements
 
 

@@ -10,8 +10,11 @@ from mmfusion.analysis.claims.crossed import NewData, on_new_data
 from mmfusion.analysis.claims.folds import MIN_FOLDS, compare_folds, fold_means
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.claims.significance import (
+    BETTER,
     CANNOT_TELL,
+    EQUIVALENT,
     FOLDS,
+    WORSE,
     Comparison,
     compare,
     holm,
@@ -19,6 +22,7 @@ from mmfusion.analysis.claims.significance import (
     seeds_needed,
     verdict,
 )
+from mmfusion.analysis.claims.undertrained import Training
 
 SELECTION_DRAWS = 1_000
 
@@ -31,12 +35,22 @@ class Scope:
       equivalence: the margin of equivalence as a share of the score of the other method.
       examples: trial name, or name of a baseline without runs -> the scores `[E]` of the same test examples, whose
         mean is the metric; empty where the metric is no such mean.
-      tuned: the number of hyperparameter settings that each method was tuned with.
+      tuned: the number of hyperparameter settings that each method's were selected from, with the seeds of the scores.
+      trials: the number of settings that each method was tuned with, with other seeds; 0: none was tuned.
+      untuned: methods all of whose settings failed.
+      test_examples: the number of test examples.
+      training: trial name -> its training; empty: no method is judged for being undertrained.
+      undertrained: the methods that no verdict may rest on.
     """
 
     equivalence: float = 0.01
     examples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     tuned: int = 1
+    trials: int = 0
+    untuned: tuple[str, ...] = ()
+    test_examples: int = 0
+    training: Mapping[str, Training] = dataclasses.field(default_factory=dict)
+    undertrained: frozenset[str] = frozenset()
 
 
 NO_SCOPE = Scope()
@@ -57,6 +71,7 @@ class Difference:
       failed_folds: over folds, those in which either method failed on a seed, which the comparison leaves out.
       selection: what the selection of the two methods added to the difference, by which it is corrected.
       new_data: the difference for new training runs on new data; None where it is unknown.
+      undertrained: the undertrained methods that a verdict would rest on, for which it is `cannot tell`.
     """
 
     method: str
@@ -69,6 +84,7 @@ class Difference:
     failed_folds: tuple[int, ...] = ()
     selection: float = 0.0
     new_data: NewData | None = None
+    undertrained: tuple[str, ...] = ()
 
 
 def differences(
@@ -89,7 +105,7 @@ def differences(
         corrected = iter(max_t(_table(compared, higher)) if compared else [])
     judged = [_new_data(result, other, higher, scope, len(compared)) for result, other in pairs]
     return [
-        _difference(pair, comparison, next(corrected) if comparison else None, len(compared), scope, new_data)
+        _difference(pair, ([], []), comparison, next(corrected) if comparison else None, len(compared), scope, new_data)
         for pair, comparison, new_data in zip(pairs, comparisons, judged, strict=True)
     ]
 
@@ -106,7 +122,8 @@ def selected_difference(
 
     Over seeds, p is valid for any selection, and the difference and its interval are corrected by the bootstrap for
     what the selection adds to it. Over folds p is corrected for every pair of candidates (Bonferroni), as signs of
-    folds must not be flipped.
+    folds must not be flipped. That the first is better than the best of others rests on every one of these, and that it
+    is worse on every candidate: an undertrained one might be the best.
 
     Args:
       candidates: the methods that `result` was selected from.
@@ -117,16 +134,17 @@ def selected_difference(
       scope: what else the comparison needs.
     """
     comparison, pair = _compare(result, other, higher), (result, other)
+    groups = candidates, other_candidates
     pairs = [(first, second) for first in candidates for second in other_candidates]
     if comparison is None:
-        return _difference(pair, None, None, 1, scope, None)
+        return _difference(pair, groups, None, None, 1, scope, None)
     if comparison.over == FOLDS:
-        return _difference(pair, comparison, min(1.0, len(pairs) * comparison.p), len(pairs), scope, None)
+        return _difference(pair, groups, comparison, min(1.0, len(pairs) * comparison.p), len(pairs), scope, None)
     (index,) = (i for i, (first, second) in enumerate(pairs) if first is result and second is other)
     p = float(max_t(_table(pairs, higher))[index])
     gained = selection_gain(candidates, other_candidates, higher)
     new_data = _new_data(result, other, higher, scope, 1, gained)
-    return _difference(pair, comparison.moved(-gained), p, len(pairs), scope, new_data, gained)
+    return _difference(pair, groups, comparison.moved(-gained), p, len(pairs), scope, new_data, gained)
 
 
 def selection_gain(candidates: Sequence[MethodResult], other_candidates: Sequence[MethodResult], higher: bool) -> float:
@@ -218,6 +236,7 @@ def _compare(result: MethodResult, other: MethodResult, higher: bool) -> Compari
 
 def _difference(
     pair: tuple[MethodResult, MethodResult],
+    groups: tuple[Sequence[MethodResult], Sequence[MethodResult]],
     comparison: Comparison | None,
     p: float | None,
     family: int,
@@ -233,7 +252,27 @@ def _difference(
         return Difference(result.method, other.method, None, None, CANNOT_TELL, None, failed, folds)
     margin = scope.equivalence * abs(other.mean)
     found, needed = verdict(comparison, p, margin), None
-    if found == CANNOT_TELL and comparison.over != FOLDS:
+    undertrained = _rests_on_undertrained(pair, groups, found, scope)
+    if undertrained:
+        found = CANNOT_TELL
+    elif found == CANNOT_TELL and comparison.over != FOLDS:
         a, b = _paired(result, other, higher=True)  # `seeds_needed` ignores the sign of the differences
         needed = seeds_needed(np.subtract(a, b) - selection * np.sign(np.mean(np.subtract(a, b))), family, margin)
-    return Difference(result.method, other.method, comparison, p, found, needed, failed, folds, selection, new_data)
+    if new_data and _rests_on_undertrained(pair, groups, new_data.verdict, scope):
+        new_data = dataclasses.replace(new_data, verdict=CANNOT_TELL)
+    return Difference(
+        result.method, other.method, comparison, p, found, needed, failed, folds, selection, new_data, undertrained
+    )
+
+
+def _rests_on_undertrained(
+    pair: tuple[MethodResult, MethodResult],
+    groups: tuple[Sequence[MethodResult], Sequence[MethodResult]],
+    found: str,
+    scope: Scope,
+) -> tuple[str, ...]:
+    """Returns the undertrained methods that a verdict rests on: of the pair, and of those they were selected from."""
+    candidates, others = groups
+    rivals = {BETTER: others, WORSE: candidates, EQUIVALENT: (*candidates, *others)}.get(found, ())
+    names = dict.fromkeys(row.method for row in (*pair, *rivals))
+    return tuple(name for name in names if name in scope.undertrained)

@@ -1,9 +1,9 @@
 """The report of an ablation, which starts with its claims: Markdown, a self-contained HTML page and a LaTeX table."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -122,33 +122,66 @@ def facts(context: ReportContext, command: str) -> dict[str, str]:
     counts = [result["data"]["examples"] for result in outcome.results.values() if "examples" in result.get("data", {})]
     if counts:
         found["Examples"] = ", ".join(f"{count:,} {split}" for split, count in counts[0].items())
-    failed = f", {len(outcome.errors)} failed" if outcome.errors else ""
+    names = {trial.name for trial in trials}
+    number = len(outcome.errors.keys() & names) if outcome.tuning else len(outcome.errors)
+    failed = f", {number} failed" if number else ""
     plural = "s" if len(seeds) > 1 else ""
     folds = len({fold_of(trial) for trial in trials} - {None})
     cells = f", {folds} folds" if folds else ""
     found["Runs"] = f"{len(trials)} trials of {len(methods)} methods{cells} and {len(seeds)} seed{plural}{failed}"
+    found["Tuning"] = _tuning(context, len(outcome.errors) - number)
     found["Training"] = f"{config['steps']:,} steps, batch size {config['batch_size']}, {config['optim']['name']}"
     if path := _flag(command, "config"):
         found["Config"] = path
     return found
 
 
+def _tuning(context: ReportContext, number_failed: int) -> str:
+    """Returns how methods were tuned, and how many runs of the search failed."""
+    tuned = context.outcome.tuning
+    if tuned:
+        failed = f", {number_failed} failed" if number_failed else ""
+        numbers = sorted({chosen["settings"] for chosen in tuned["chosen"].values()})
+        trials = " to ".join(map(str, numbers if len(numbers) < 2 else (numbers[0], numbers[-1])))
+        return f"{trials} trials of each method, with {_seeds(tuned)}{failed}"
+    if any(trial.hyperparameters for trial in context.plan.trials):
+        return "methods were not tuned, but for the values of --vary, selected with the seeds of the scores"
+    return "methods were not tuned: each has the config's own values"
+
+
+def _seeds(tuned: Mapping[str, Any]) -> str:
+    """Returns the seeds of the search."""
+    first, *rest = tuned["seeds"]
+    return f"seeds {first} to {rest[-1]}" if rest else f"seed {first}"
+
+
 def settings(context: ReportContext, command: str) -> dict[str, str]:
     """Returns the search space, the matched budget, and the rule of comparison."""
-    search_space: dict[str, dict[str, None]] = {}
-    for trial in context.plan.trials:
-        for key, value in trial.hyperparameters.items():
-            search_space.setdefault(key, {})[tables.short(value)] = None
-    searched = "; ".join(f"{key} in {', '.join(values)}" for key, values in search_space.items())
     widths = sorted({trial.config["model"]["width"] for trial in context.plan.trials})
     counts = [result.parameters for result in context.outcome.methods if result.parameters]
     sizes = f", {min(counts):,} to {max(counts):,} parameters" if counts else ""
     width = f"widths {widths[0]} to {widths[-1]}" if len(widths) > 1 else f"width {widths[0]}"
     return {
-        "Search space": f"{searched}, selected for each method on validation" if searched else "none; one optimizer",
+        "Search space": _search_space(context),
         "Matched": f"{_matched(context.outcome, _flag(command, 'match'))}; {width}{sizes}",
         "Rule": context.outcome.claims.rule,
     }
+
+
+def _search_space(context: ReportContext) -> str:
+    if tuned := context.outcome.tuning:
+        space = "; ".join(f"`{key}` {values}" for key, values in tuned["space"].items())
+        return (
+            f"{space}. Every method was trained with the same {tuned['trials']} settings, points of a scrambled Halton "
+            f"sequence, with {_seeds(tuned)}; keys that a method does not have are ignored. The setting with the best "
+            f"mean validation {tuned['metric']} was run with the seeds of the scores"
+        )
+    search_space: dict[str, dict[str, None]] = {}
+    for trial in context.plan.trials:
+        for key, value in trial.hyperparameters.items():
+            search_space.setdefault(key, {})[tables.short(value)] = None
+    searched = "; ".join(f"{key} in {', '.join(values)}" for key, values in search_space.items())
+    return f"{searched}, selected for each method on validation" if searched else "none; one optimizer"
 
 
 def _matched(outcome: Outcome, kind: str) -> str:

@@ -4,7 +4,6 @@ Trials that were not probed and undefined values are left out of the means.
 """
 
 import collections
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmfusion.analysis.ablation import runner
+from mmfusion.analysis.ablation.history import validations
 from mmfusion.analysis.ablation.plan import Trial
 from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.outcome import Outcome
@@ -156,22 +156,10 @@ def training(result: MethodResult, trials: Mapping[str, Trial], directory: Path,
     """Returns the validation metric over a method's seeds at each validation step."""
     by_step: dict[int, list[float]] = collections.defaultdict(list)
     for name in result.trials:
-        for step, value in _validations(runner.trial_directory(directory, trials[name]) / "metrics.jsonl", metric):
+        for step, value in validations(runner.trial_directory(directory, trials[name]), metric):
             by_step[step].append(value)
     steps = sorted(by_step)
     return Curve(steps, [span(by_step[step]) for step in steps])
-
-
-def _validations(path: Path, metric: str) -> list[tuple[int, float]]:
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            values = json.loads(line)
-        except ValueError:  # an incomplete line
-            continue
-        if values.get("split") == "valid" and values.get(metric) is not None:
-            found.append((values["step"], values[metric]))
-    return found
 
 
 def speed(result: MethodResult, outcome: Outcome) -> float:

@@ -15,6 +15,7 @@ from mmfusion.analysis.ensembles import MEAN, STACKED
 from mmfusion.analysis.outcome import Outcome
 
 NONE = "–"
+LATE = "undertrained"
 MAX_NAMED = 4  # at this number of failed seeds and above, only their number is given
 FUSED, UNIMODAL, CLASSICAL = "Fusion strategies", "Unimodal baselines", "Classical baselines"
 ENSEMBLES = "Ensembles of unimodal runs"
@@ -171,7 +172,8 @@ def _difference_cells(difference: Difference) -> tuple[Text, ...]:
             Text(str(comparison.n)),
         )
     needed = Text(str(difference.seeds_needed) if difference.seeds_needed else NONE)
-    return (Text(difference.method), *numbers, needed, Text(difference.verdict, verdict=difference.verdict))
+    remark = LATE if difference.undertrained else ""
+    return (Text(difference.method), *numbers, needed, Text(difference.verdict, remark, verdict=difference.verdict))
 
 
 def _new_data(found: NewData | None) -> Text:
@@ -188,10 +190,12 @@ def _method_cells(
     roles = {difference.other: "reference" for difference in outcome.claims.against_reference}
     roles |= {difference.other: "best unimodal baseline" for difference in outcome.claims.against_unimodal}
     roles[outcome.claims.best] = "best on validation"
+    late = [LATE] * any(one.method == result.method for one in outcome.claims.undertrained)
+    remark = ", ".join([*filter(None, [roles.get(result.method)]), *late])
     selected = {**result.selected, **({"width": widths[result.method]} if result.method in widths else {})}
     first, *rest = [f"{key.rpartition('.')[2]} {short(value)}" for key, value in selected.items()] or [""]
     valid = number(statistics.fmean(result.valid) if result.valid else None)
-    cells = [Text(result.method, roles.get(result.method, "")), score(result.mean, line.interval)]
+    cells = [Text(result.method, remark), score(result.mean, line.interval)]
     if group in (CLASSICAL, PUBLISHED):  # they have no seeds
         cells += [
             Text(""),
@@ -233,7 +237,8 @@ def _comparison_cells(difference: Difference | None) -> tuple[Text, Text]:
     if difference.comparison is None or difference.p is None:
         return Text(NONE), Text(difference.verdict, "too few pairs", verdict=difference.verdict)
     size = score(difference.comparison.difference, difference.comparison.interval, "+")
-    return size, Text(difference.verdict, probability(difference.p), verdict=difference.verdict)
+    remark = LATE if difference.undertrained else probability(difference.p)
+    return size, Text(difference.verdict, remark, verdict=difference.verdict)
 
 
 def large(value: float, unit: str = "") -> str:

@@ -92,7 +92,7 @@ def test_plan_runs_every_method_and_seed_in_every_fold():
 
 def test_ablation_tests_on_every_fold_and_takes_no_other():
     request = Request(functools.partial(make, **{"data.folds": 3, "data.test": "test"}), ["gmu"], 1)
-    planned, _ = run_ablation.make_plan(request, run_ablation.Silent())
+    planned, _, _ = run_ablation.make_plan(request, run_ablation.Silent())
     assert [plans.fold_of(trial) for trial in planned.trials] == [0] * 3 + [1] * 3 + [2] * 3
     request = Request(functools.partial(make, **{"data.folds": 3, "data.fold": 2, "data.test": "test"}), ["gmu"], 1)
     with rejects("config.data.fold", 2, says="every fold"):
@@ -180,13 +180,15 @@ def test_outcome_judges_fusion_against_ensembles_and_baselines_on_new_data(tmp_p
     for trial in plan.trials:
         output = logits[trial.method]
         correct = (output.argmax(axis=1) == target).mean()
-        content = result("same") | {"valid": {"accuracy": correct}, "test": {"accuracy": correct}}
+        content = result("same") | {"valid": {"accuracy": correct}, "test": {"accuracy": correct}, "best_step": 2}
         write_trial_file(tmp_path, trial, "result.json", content)
         rows = {
             "id": ids, "any_present": ids >= 0, "logits": {"label": output}, "targets": {"label": target},
             "metric_weight": {"label": np.ones(40)},
         }  # fmt: skip
         folder = runner.trial_directory(tmp_path, trial)
+        lines = [json.dumps({"split": "valid", "step": step, "accuracy": correct}) for step in (2, 4, 6, 8)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines))  # trained out
         outputs.write(folder, {"valid": rows, "test": rows}, {"label": Task("classification", 2)})
     name = "rbf_svm, image"
     classical = MethodResult(name, True, {}, (), tuple(range(6)), (), (0.5,) * 6, (0.5,) * 6, None)
@@ -194,7 +196,7 @@ def test_outcome_judges_fusion_against_ensembles_and_baselines_on_new_data(tmp_p
     made = outcomes.conclude(plan, tmp_path, "accuracy", [classical], {}, {}, examples=examples)
     means = {row.method: row.mean for row in made.methods}
     assert means == {"gmu": 1, "image alone": 0.5, "text alone": 0.5, MEAN: 1, STACKED: 1, name: 0.5}
-    fusion = made.claims.statements[0]
+    fusion = next(one for one in made.claims.statements if one.about == "fusion")
     assert fusion.verdict == "equivalent" and "best unimodal baseline (ensemble" in fusion.text
     assert "On new data: cannot tell" in fusion.text and "40 test examples" in fusion.text
     groups = {group: [line.result.method for line in lines] for group, lines in tables.lines(made, plan).items()}
@@ -205,6 +207,35 @@ def test_outcome_judges_fusion_against_ensembles_and_baselines_on_new_data(tmp_p
     weak = dataclasses.replace(classical, valid=(1.5,) * 6, test=(0.5,) * 6)  # the best baseline on validation
     made = outcomes.conclude(plan, tmp_path, "accuracy", [weak], {}, {}, examples=examples)
     assert "On new data: better" in made.claims.statements[0].text
+
+
+@pytest.mark.parametrize(
+    ("select", "best_step", "scores", "expected"),
+    [
+        ("accuracy", 4, [0.4, 0.5, 0.5, 0.5, 0.5], set()),
+        ("accuracy", 10, [0.4, 0.5, 0.5, 0.5, 0.5], {"gmu"}),  # selection by another metric
+        ("accuracy", 8, [0.4, 0.45, 0.47, 0.48, 0.5], {"gmu"}),
+        ("last", 10, [0.4, 0.5, 0.5, 0.5, 0.5], set()),
+        ("last", 10, [0.4, 0.5, 0.5, 0.5, 0.501], {"gmu"}),
+    ],
+)
+def test_outcome_judges_training_by_the_validations_of_each_run(tmp_path, select, best_step, scores, expected):
+    plan = plans.build(functools.partial(make, select=select), ["gmu"], 2, {})
+    for trial in plan.trials:
+        late = trial.method == "gmu"
+        content = {**result("same"), "steps": 10, "best_step": best_step if late else 4}
+        content["data"]["examples"] = {"test": 20}
+        write_trial_file(tmp_path, trial, "result.json", content)
+        lines = [{"split": "valid", "step": 2 * (i + 1), "accuracy": score, "loss": 1.0}
+                 for i, score in enumerate(scores if late else [0.5] * 5)]  # fmt: skip
+        lines = [{"split": "train", "step": 1, "accuracy": 9.0}, *lines, {"split": "test", "step": 10, "accuracy": 9.0}]
+        path = runner.trial_directory(tmp_path, trial) / "metrics.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "sp')
+    outcome = outcomes.conclude(plan, tmp_path, "accuracy", [], {}, {})
+    assert {one.method for one in outcome.claims.undertrained} == expected
+    content = json.loads((tmp_path / "claims.json").read_text())
+    assert content["scope"] == {"strategies": 1, "trials": 0, "settings": 1, "test_examples": 20}
+    assert content["tuning"] == {} and {one["method"] for one in content["undertrained"]} == expected
 
 
 def test_outcome_over_folds_expects_the_same_data_within_a_fold(tmp_path):

@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from mmfusion.analysis import run_ablation
 from mmfusion.analysis.ablation import plan, runner, scheduling
 from mmfusion.analysis.ablation.leases import LeaseLost, Unshared
-from mmfusion.analysis.ablation.remote_copy import RemoteCopy
+from mmfusion.analysis.ablation.remote_copy import RemoteCopy, local_directory
 from mmfusion.analysis.ablation.runner import Stage
 from mmfusion.analysis.run_ablation import Execution, Request
 from mmfusion.errors import Preempted
@@ -209,7 +209,7 @@ def test_ray_tasks_upload_to_a_bucket_where_they_ran(ray, tasks, tmp_path, monke
     assert run(tasks(remote="memory://bucket/x"), trials("a", "broken"), stage, "memory://bucket/x") == {
         "a": "", "broken": "ValueError: no data",
     }  # fmt: skip
-    node = tmp_path / "node" / f"mmfusion-{os.getuid()}" / tmp_path.name
+    node, _ = local_directory("memory://bucket/x", tmp_path / "node" / f"mmfusion-{os.getuid()}")
     assert (node / "trials" / "a" / runner.RESULT).exists()
     assert (tmp_path / "trials" / "a" / runner.RESULT).read_text() == "{}"  # downloaded
     assert json.loads((tmp_path / "trials" / "broken" / runner.FAILED).read_text())

@@ -105,12 +105,12 @@ def test_best_other_strategy_is_compared_with_late_transformer(other, claim):
     made = claims(rows, [], {}, {}, "accuracy", higher=True, scope=Scope(tuned=8))
     (text,) = texts(made, "strong baseline")
     assert text.startswith(
-        f"gmu (selected from 2 other strategies, each with 8 settings) {claim} the strong baseline late_transformer "
-        "(8 settings: 0.9000); "
+        f"gmu (of the 2 other strategies tried, each with 8 settings) {claim} the strong baseline late_transformer "
+        "(tuned with 8 settings: 0.9000); "
     )
     untuned = texts(claims(rows, [], {}, {}, "accuracy", higher=True), "strong baseline")[0]
     assert untuned.startswith(
-        f"gmu (selected from 2 other strategies) {claim} the strong baseline late_transformer (not "
+        f"gmu (of the 2 other strategies tried) {claim} the strong baseline late_transformer (not "
     )
     alone = claims(rows[:1], [], {}, {}, "accuracy", higher=True)
     assert not texts(alone, "strong baseline") + texts(
@@ -161,7 +161,7 @@ def test_six_seeds_can_tell_every_strategy_and_modality():
     rows = [row("concat", around(0.8, seeds=6)), *(row(f"s{i}", around(0.85 + i / 100, seeds=6)) for i in range(12))]
     found = make_probes("s11", additive=0.5, permuted={"image": 0.4, "text": 0.3}, seeds=6)
     made = claims([*rows, baseline], [], found, {}, "accuracy", higher=True)
-    assert texts(made, "fusion")[0].startswith("Fusion helps: s11 (selected from 13 strategies) scores ")
+    assert texts(made, "fusion")[0].startswith("Fusion helps: s11 (of the 13 strategies tried) scores ")
     assert {one.verdict for one in made.against_reference} == {"better"}
     assert {one.verdict for one in made.against_unimodal} == {"better"}
     assert {one.verdict for one in made.statements if one.about in ("modality", "interaction")} == {"better"}
@@ -173,11 +173,14 @@ def test_fusion_claim_speaks_of_new_data_as_well():
         position = np.arange(examples) % 10
         scores = {"image alone": position < 8, "gmu": position != 4}  # each is right on examples that the other is not
         of_runs = {name: scores[name.rpartition(" ")[0]].astype(float) for each in rows for name in each.trials}
-        made = claims(rows, [], {}, {}, "accuracy", higher=True, scope=Scope(examples=of_runs, tuned=8))
+        made = claims(
+            rows, [], {}, {}, "accuracy", higher=True, scope=Scope(examples=of_runs, trials=8, test_examples=examples)
+        )
         text = texts(made, "fusion")[0]
         assert made.statements[0].verdict == "better"  # on this test set
         assert f"On new data: {expected} (" in text and f"over runs and {examples:,} test examples)" in text
-        assert "(selected from 1 strategy, each with 8 settings)" in text
+        assert f"gmu (tuned with 8 trials, on {examples:,} test examples) scores" in text
+        assert made.scope == {"strategies": 1, "trials": 8, "settings": 1, "test_examples": examples}
 
 
 def test_collapsed_runs_are_counted_and_left_out_of_means():

@@ -116,7 +116,7 @@ def test_comparison_over_folds_uses_means_of_folds_and_no_resampling(monkeypatch
     found = make_probes("gmu", additive=0.5, permuted={"image": 0.4, "text": 0.0}, seeds=FOLDS * SEEDS)
     made = claims([own, other, alone], [], found, {}, "accuracy", higher=True)
     assert texts(made, "fusion")[0].startswith(
-        "Fusion helps: gmu (selected from 2 strategies) scores 0.8500, the best unimodal baseline (image alone)"
+        "Fusion helps: gmu (of the 2 strategies tried) scores 0.8500, the best unimodal baseline (image alone)"
     )
     assert "over 5 folds (95 % CI " in texts(made, "fusion")[0] and "corrected resampled t" in texts(made, "fusion")[0]
     assert "Nadeau and Bengio 2003" in made.rule

@@ -15,7 +15,9 @@ from mmfusion.analysis.ablation import plan as plans
 from mmfusion.analysis.ablation import runner
 from mmfusion.analysis.claims import selection
 from mmfusion.analysis.claims.claims import claims
+from mmfusion.analysis.claims.differences import Scope
 from mmfusion.analysis.claims.selection import MethodResult
+from mmfusion.analysis.claims.undertrained import Training
 from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing import attention, calibration
 from mmfusion.analysis.probing.attention import ExampleView
@@ -170,6 +172,35 @@ def test_report_escapes_names_and_errors(tmp_path, report_files):
     assert r"film \<b\>\|$x$_% |" in read(tmp_path, "report.md")
     assert r"film \textless{}b\textgreater{}\textbar{}\$x\$\_\%" in read(tmp_path, "table.tex")
     assert "ValueError: a|b <script>alert(1)</script>" in visible_text(read(report_files[2]))
+
+
+def test_report_says_how_methods_were_tuned(tmp_path, report_files):
+    for name in ("report.html", "report.md"):
+        text = read(report_files[2], name)
+        assert "methods were not tuned" in text and "none; one optimizer" in text
+    outcome, plan = ablation(tmp_path, probed=False)
+    setting = {"optim.learning_rate": 0.00358, "model.*.dropout": 0.5}
+    chosen = {"values": setting, "valid": 0.9, "settings": 8, "failed": 0}
+    space = {"optim.learning_rate": "0.0003 to 0.01 (log)", "model.*.dropout": "0 to 0.5"}
+    tuned = {"trials": 8, "seeds": [1000, 1001], "space": space, "metric": "accuracy", "chosen": {"gmu": chosen}}
+    methods = tuple(dataclasses.replace(row, selected=setting) for row in outcome.methods)
+    outcome = dataclasses.replace(outcome, methods=methods, tuning=tuned, errors={"gmu_setting=0_seed=1000": "no"})
+    report.write(outcome, plan, tmp_path, COMMAND)
+    page, text = visible_text(read(tmp_path)), read(tmp_path, "report.md")
+    for part in ("8 trials of each method, with seeds 1000 to 1001, 1 failed", "learning_rate 0.00358"):
+        assert part in page and part in text, part
+    assert "`model.*.dropout` 0 to 0.5" in text and "model.*.dropout 0 to 0.5" in page
+    assert "6 methods and 8 seeds" in text and "dropout 0.5" in text
+
+
+def test_report_names_undertrained_methods(tmp_path):
+    outcome, plan = ablation(tmp_path, probed=False)
+    late = {trial.name: Training(8, 8, ((4, 0.5), (8, 0.9))) for trial in plan.trials if trial.method == "gmu"}
+    made = claims(outcome.methods[:6], [], {}, {}, "accuracy", True, Scope(training=late))
+    report.write(dataclasses.replace(outcome, claims=made), plan, tmp_path, COMMAND)
+    page, text = visible_text(read(tmp_path)), read(tmp_path, "report.md")
+    assert "| gmu, best on validation, undertrained |" in text and "best on validation, undertrained" in page
+    assert "cannot tell: undertrained" in text and "Undertrained, so that no claim rests on them: gmu (" in page
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
