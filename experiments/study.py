@@ -64,10 +64,11 @@ def study(argv: Sequence[str]) -> None:
     fusions = list(fusion_classes(FUSIONS.value))
     for each in make.values():
         cli.prepare(each(fusions[0], 0, ""))  # the worker processes inherit this environment
-    tune = {"tune": TUNE.value} if TUNE.value else {}
     entries = {
         name: Entry(
-            run_ablation.Request(make[name], fusions, SEEDS.value, vary, equivalence=EQUIVALENCE.value, **tune),
+            run_ablation.Request(
+                make[name], fusions, SEEDS.value, vary, equivalence=EQUIVALENCE.value, tune=TUNE.value
+            ),
             run_ablation.Execution(
                 directory / name,
                 JOBS.value if engine else JOBS.value or run_ablation.cores(),
