@@ -104,7 +104,7 @@ _OF_TREES: dict[str, Any] = {"dense": True, "search_rows": SEARCH_ROWS}
 MODELS = {  # by kind of target; the first one reads no modality
     "classification": (
         _Model("majority", dummy.DummyClassifier(strategy="prior"), {}),
-        _Model("linear_svm", _LINEAR, {"C": COST}),
+        _Model("linear_svm", _LINEAR, {"C": COST}, search_rows=SEARCH_ROWS),
         _Model("logistic_regression", _LOGISTIC, {"C": COST}),
         _Model("naive_bayes", naive_bayes.MultinomialNB(), {"alpha": (0.001, 10.0)}, texts=True),
         _Model("naive_bayes", naive_bayes.GaussianNB(), {"var_smoothing": (1e-9, 1.0)}, dense=True, texts=False),
@@ -113,7 +113,7 @@ MODELS = {  # by kind of target; the first one reads no modality
     ),
     "multilabel": (
         _Model("majority", dummy.DummyClassifier(strategy="most_frequent"), {}),
-        _Model("linear_svm", _each_label(_LINEAR), {"estimator__C": COST}),
+        _Model("linear_svm", _each_label(_LINEAR), {"estimator__C": COST}, search_rows=SEARCH_ROWS),
         _Model("logistic_regression", _each_label(_LOGISTIC), {"estimator__C": COST}),
         _Model("rbf_svm", _each_label(_SVM), _prefixed(KERNEL, "estimator"), **_OF_KERNEL),
         _Model("gradient_boosting", _each_label(_BOOSTING), _prefixed(TREES, "estimator"), **_OF_TREES),

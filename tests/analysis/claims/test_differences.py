@@ -88,6 +88,36 @@ def test_selected_difference_is_corrected_for_the_selection():
     assert uncorrected / count < 0.9
 
 
+def test_p_of_a_selected_difference_is_corrected_for_the_candidates_of_either_side():
+    random = np.random.default_rng(2)
+    found = rows(
+        **{name: 0.9 + 0.01 * random.normal(size=8) for name in "abcdef"}, z=0.91 + 0.01 * random.normal(size=8)
+    )
+    one, other, rest = found["z"], found["a"], [found[name] for name in "bcdef"]
+    p = {
+        sides: selected_difference([one, *sides[0] * rest], [other, *sides[1] * rest], one, other, higher=True).p
+        for sides in ((0, 0), (1, 0), (0, 1), (1, 1))
+    }
+    assert p[0, 0] < min(p[1, 0], p[0, 1]) and max(p[1, 0], p[0, 1]) < p[1, 1] <= 1
+
+
+def test_selected_difference_on_new_data_is_corrected_for_the_selection():
+    random = np.random.default_rng(6)
+    strategies, alone = equal_strategies(random)
+    named = [replace(row, trials=tuple(f"{row.method} {seed}" for seed in row.seeds)) for row in (*strategies, alone)]
+    examples = {}
+    for row in named:
+        for name, score in zip(row.trials, row.test, strict=True):
+            noise = random.normal(size=50)
+            examples[name] = score + noise - noise.mean()
+    *strategies, alone = named
+    best = max(strategies, key=lambda row: np.mean(row.valid))
+    found = selected_difference(strategies, [alone], best, alone, True, Scope(examples=examples))
+    assert found.selection > 0.001
+    assert found.new_data.difference == pytest.approx(best.mean - alone.mean - found.selection)
+    assert sum(found.new_data.interval) / 2 == pytest.approx(found.new_data.difference)
+
+
 def test_selection_gain_is_zero_without_a_choice():
     strategies, alone = equal_strategies(np.random.default_rng(5))
     assert selection_gain(strategies[:1], [alone], higher=True) == 0

@@ -33,6 +33,14 @@ def test_method_results_select_on_validation_only():
     assert (row.mean, row.seeds, row.failed_seeds, row.parameters) == (0.5, (0, 1, 2), (), 10)
 
 
+def test_method_results_are_not_selected_by_the_luckiest_seed():
+    plan = trials("gmu", 3, RATES)
+    lucky, steady = (0.99, 0.5, 0.5), (0.7, 0.7, 0.7)
+    results = {f"gmu-{i}-{s}": result(x, x) for i, scores in enumerate((lucky, steady)) for s, x in enumerate(scores)}
+    (row,) = selection.method_results(plan, results, "accuracy")
+    assert row.selected == RATES[1] and row.valid == steady
+
+
 def test_method_results_rank_failed_seeds_last():
     plan = trials("gmu", 2, RATES)
     results = {"gmu-0-0": result(0.99, 0.99), "gmu-0-1": result(None, None)}

@@ -44,6 +44,30 @@ def test_verdict_of_a_clear_difference_in_both_directions():
         assert significance.verdict(found, 0.06) == "cannot tell"  # not after correction
 
 
+@pytest.mark.parametrize(
+    ("p", "low", "expected"),
+    [
+        (0.049, 0.001, "better"),
+        (0.051, 0.001, "cannot tell"),
+        (0.25, 0.001, "cannot tell"),
+        (0.049, -0.001, "cannot tell"),
+        (0.001, -0.001, "cannot tell"),
+    ],
+)
+def test_verdict_needs_both_a_low_p_and_an_interval_off_zero(p, low, expected):
+    found = significance.Comparison(0.02, (low, 0.04), (low, 0.04), p, 0.9, 8)
+    assert significance.verdict(found, p) == expected
+    mirrored = significance.Comparison(-0.02, (-0.04, -low), (-0.04, -low), p, 0.1, 8)
+    assert significance.verdict(mirrored, p) == {"better": "worse"}.get(expected, expected)
+
+
+def test_intervals_are_those_of_student_at_95_and_90_percent():
+    found = significance.compare([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.0] * 6)
+    error = np.std([1, 2, 3, 4, 5, 6], ddof=1) / 10 / 6**0.5
+    assert np.subtract(found.interval, 0.35) == pytest.approx([-2.5706 * error, 2.5706 * error], rel=1e-4)
+    assert np.subtract(found.narrow_interval, 0.35) == pytest.approx([-2.0150 * error, 2.0150 * error], rel=1e-4)
+
+
 def test_compare_cannot_tell_for_equal_or_few_runs():
     same = significance.compare([0.5] * 6, [0.5] * 6)
     assert (same.difference, same.interval, same.p, same.better) == (0.0, (0.0, 0.0), 1.0, 0.5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmfusion.analysis import incomplete
-from mmfusion.analysis.probing import attribution, calibration, confidence, emap, pid
+from mmfusion.analysis.probing import attribution, calibration, confidence, emap, pid, probe
 from mmfusion.inference import shapley
 from mmfusion.training import uncertainty
 
@@ -131,6 +131,13 @@ def test_temperature_corrects_overconfidence():
     assert found == pytest.approx(3.0, abs=0.05)
     assert uncertainty.nll(overconfident, targets, found) < uncertainty.nll(overconfident, targets)
     assert calibration.reliability(overconfident / found, targets).error < 0.005
+
+
+def test_probed_temperature_is_fitted_on_validation():
+    (logits, targets), (others, other_targets) = (calibrated_predictions(20_000) for _ in range(2))
+    found = probe._calibration((3.0 * logits, targets), (others, other_targets))
+    assert found["temperature"] == pytest.approx(3.0, abs=0.2)  # that of test is 1
+    assert found["before"]["ece"] < 0.02 < found["after"]["ece"]
 
 
 def test_calibration_error_equals_the_ece_metric():
