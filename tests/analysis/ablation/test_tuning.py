@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import math
+import sys
+from concurrent import futures
 
 import numpy as np
 import pytest
 
 from mmfusion.analysis import floors, report, run_ablation
 from mmfusion.analysis import outcome as outcomes
+from mmfusion.analysis.ablation import leases, runner, search_space, tuning
 from mmfusion.analysis.ablation import plan as plans
-from mmfusion.analysis.ablation import runner, search_space, tuning
 from mmfusion.analysis.run_ablation import Execution, Request
 from tests.analysis.ablation.test_ablation import make
 from tests.errors import rejects
@@ -247,7 +249,22 @@ def test_shards_wait_for_the_search_and_end_in_the_same_tables(tmp_path, trained
         assert (tmp_path / "b" / name).read_text() == (tmp_path / "alone" / name).read_text()
 
 
-def test_two_workers_and_a_bucket_share_the_search(tmp_path, trained, monkeypatch):
+def test_workers_at_the_same_time_share_the_search(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(leases, "POLL", 0.05)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # threads that redirect it do not restore it in order
+    request = Request(make, ["gmu"], 2, tune=4)
+    alone = run_ablation.run_ablation(request, Execution(tmp_path / "alone"))
+    expected, trained.names = sorted(trained.names), []
+    with futures.ThreadPoolExecutor(3) as threads:
+        runs = [threads.submit(run_ablation.run_ablation, request, Execution(tmp_path / "both")) for _ in range(3)]
+        found = [run.result() for run in runs]
+    assert sorted(trained.names) == expected  # each trial once
+    assert all(outcome.methods == alone.methods for outcome in found)
+    for name in ("claims.json", "runs.csv", "tuning.json"):
+        assert (tmp_path / "both" / name).read_text() == (tmp_path / "alone" / name).read_text()
+
+
+def test_machines_share_the_search_in_a_bucket(tmp_path, trained, monkeypatch):
     from fsspec.implementations.memory import MemoryFileSystem
 
     monkeypatch.setattr(MemoryFileSystem, "store", {})
