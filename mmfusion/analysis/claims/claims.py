@@ -115,7 +115,7 @@ def claims(
     names = {result.method for result in references.values()}
     over_folds = any(result.folds or result.failed_folds for result in results)
     late = undertrained.undertrained(results, scope.training, higher, scope.equivalence)
-    scope = dataclasses.replace(scope, undertrained=frozenset(one.method for one in late))
+    scope = dataclasses.replace(scope, undertrained=undertrained.resting_on(late, results, scope.training))
     rule = (RULE_OVER_FOLDS if over_folds else RULE) + FLOOR + RULE_OF_TRAINING
     rule = rule.format(
         metric=metric,

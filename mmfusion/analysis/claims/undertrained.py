@@ -107,6 +107,22 @@ def undertrained(
     return tuple(filter(None, found))
 
 
+def resting_on(
+    found: Sequence[Undertrained], results: Sequence[MethodResult], training: Mapping[str, Training]
+) -> frozenset[str]:
+    """Returns the undertrained methods, and the ensembles of single modalities if one of these is undertrained.
+
+    Args:
+      found: the undertrained methods.
+      results: all methods; ensembles have runs that are not in `training`.
+      training: trial name -> its training.
+    """
+    names = {one.method for one in found}
+    if any(result.unimodal_baseline and result.method in names for result in results):
+        names |= {result.method for result in results if result.trials and not training.keys() & set(result.trials)}
+    return frozenset(names)
+
+
 def statement(found: Sequence[Undertrained], metric: str) -> Statement:
     """Returns which methods are undertrained, and in what."""
     names = enumerate_names([f"{one.method} ({_describe(one, metric)})" for one in found])

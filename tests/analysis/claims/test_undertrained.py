@@ -164,3 +164,15 @@ def test_methods_with_failed_tuning_are_named():
     assert texts(made((), untuned=("film",)), "untuned") == [
         "Tuning failed with every setting, and the config's own values were used: film."
     ]
+
+
+def test_ensembles_of_an_undertrained_modality_are_undertrained():
+    rows = [row("gmu", around(0.9)), row("image alone", around(0.6), unimodal_baseline=True)]
+    rows += [row("ensemble (mean)", around(0.7), unimodal_baseline=True)]
+    runs = {name: FLAT for one in rows[:2] for name in one.trials}
+    trained = claims(rows, [], {}, {}, "accuracy", True, Scope(training=runs))
+    assert {one.verdict for one in trained.against_unimodal} == {"better"}
+    runs |= dict.fromkeys(rows[1].trials, RISING)
+    made = claims(rows, [], {}, {}, "accuracy", True, Scope(training=runs))
+    (difference,) = made.against_unimodal
+    assert (difference.verdict, difference.undertrained) == ("cannot tell", ("ensemble (mean)",))
