@@ -1,10 +1,10 @@
-"""Nine tasks on real and generated data at sizes at which a study of twelve strategies takes a night on two cores.
+"""Nine tasks on real and generated data at sizes for a study of twelve strategies in a night on two cores.
 
 python -m experiments.train --config=configs/small.py:task=leaf --workdir=DIR --config.data.manual_dir=ARCHIVES
 
 Small images, narrow encoders and batches of 32; a run ends after five validations without a better one. Tasks:
 easy_vqa, av_digits_clean, av_digits_hard, fashion_season, fashion_label, leaf, digit_views, cifar_imdb,
-shapes_relations.
+shapes_relations. A step takes 4 to 46 ms on one shared x86-64 core; no score was measured.
 """
 
 from collections.abc import Callable
@@ -31,18 +31,18 @@ IMAGE = {"model.encoders.image.channels": NARROW}
 PHOTO = {**IMAGE, "data.modalities.image.size": (40, 32)}
 SOUND = {**IMAGE, "model.encoders.audio.channels": NARROW, "model.encoders.audio.hop_ms": 16.0}
 TASKS = {
-    "easy_vqa": Task(easy_vqa.get_config, "", 2000, {**IMAGE, "data.modalities.image.size": (32, 32),
+    "easy_vqa": Task(easy_vqa.get_config, "", 1500, {**IMAGE, "data.modalities.image.size": (32, 32),
                                                      "data.test": "test[:3000]"}),
     "av_digits_clean": Task(av_digits.get_config, "variant=clean", 1000, SOUND),
     "av_digits_hard": Task(av_digits.get_config, "variant=hard", 1000, SOUND),
     "fashion_season": Task(fashion.get_config, "target=season", 1000, PHOTO),
     "fashion_label": Task(fashion.get_config, "target=label", 1000, PHOTO),
-    "leaf": Task(leaf.get_config, "", 1500, {**IMAGE, "data.modalities.image.size": (32, 32), "model.width": 64}),
+    "leaf": Task(leaf.get_config, "", 1200, {**IMAGE, "data.modalities.image.size": (32, 32), "model.width": 64}),
     "digit_views": Task(digit_views.get_config, "", 2000, {}),
-    "cifar_imdb": Task(cifar_imdb.get_config, "data=archives", 1500, {**IMAGE, "data.modalities.text.length": 32,
+    "cifar_imdb": Task(cifar_imdb.get_config, "data=archives", 1200, {**IMAGE, "data.modalities.text.length": 32,
                                                                       "data.test": "test[:3000]"}),
-    "shapes_relations": Task(quickstart.get_config, "variant=relations", 2000, {"data.modalities.image.size": (24, 24),
-                                                                                 "data.test": "test[:3000]"}),
+    "shapes_relations": Task(quickstart.get_config, "variant=relations", 2000,
+                             {"data.modalities.image.size": (24, 24)}),
 }  # fmt: skip
 
 
