@@ -29,6 +29,7 @@ from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.probing.probe import compared_metric
 from mmfusion.config import defaults
 from mmfusion.config.files import load_file, set_values
+from mmfusion.config.published import adopt
 from mmfusion.data import trust
 from mmfusion.data.opening import fold_numbers
 from mmfusion.errors import UserError
@@ -352,5 +353,6 @@ def trial_config(
         result = load_file(trial_source(config, fusion, seed))
     # The options of the compared strategies do not apply to a unimodal baseline.
     set_values(result, {k: v for k, v in changes.items() if fusion or not k.startswith("model.fusion.")})
+    adopt(result)
     defaults.keep_modalities(result, modalities)
     return result.lock()
