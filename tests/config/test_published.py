@@ -151,8 +151,9 @@ def test_adopt_reads_the_keys_of_modernbert_of_transformers_4(tmp_path):
 
 @pytest.mark.loop
 def test_training_with_init_alone_uses_the_published_encoder(folder, tmp_path):
-    changes = {"model.encoders.text.init": folder, "model.encoders.text.freeze": 8, "select": "last"}
-    train(tiny.config(), tmp_path / "run", changes=changes)
+    one_step = {"steps": 1, "eval_every": 1, "checkpoint_every": 1}
+    changes = {"model.encoders.text.init": folder, "model.encoders.text.freeze": 1, **one_step}
+    train(tiny.config("modalities=text,fusion=mean"), tmp_path / "run", changes=changes)
     run = open_run(tmp_path / "run", [])
     params = run.state.params["encoders_text"]
     tensors = tensors_of("xlm-roberta")
