@@ -105,6 +105,22 @@ def test_text_tower_tokens_are_the_mean_or_the_first_of_the_real_positions(tmp_p
         np.testing.assert_allclose(out[:, 0], layer_norm(one), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("roberta", {"vocabulary": 50_265, "tokens": "pooled"}, 124_645_632),
+        ("modernbert", {"vocabulary": 50_368}, 149_014_272),
+    ],
+)
+def test_text_tower_parameter_count_matches_the_published_one(name, options, count):
+    """The counts are those of transformers for the base sizes, RoBERTa's with its pooler."""
+    encoder = ENCODERS[name](width=4, **options)
+    ids, mask = jax.ShapeDtypeStruct((1, 8), np.int32), jax.ShapeDtypeStruct((1, 8), bool)
+    params = jax.eval_shape(lambda x, m: encoder.init(jax.random.key(0), x, m, train=False), ids, mask)["params"]
+    ours = {name: layer for name, layer in params.items() if name not in ("project", "norm")}
+    assert sum(leaf.size for leaf in jax.tree.leaves(ours)) == count
+
+
 # The semantic-search example of sentence-transformers.
 QUERY = "A man is eating pasta."
 CORPUS = (
