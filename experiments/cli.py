@@ -20,6 +20,7 @@ from ml_collections.config_flags import config_flags
 
 from mmfusion import config as configs
 from mmfusion.config import files as config_files
+from mmfusion.config.published import adopt
 from mmfusion.distributed import hosts, platform, signals
 from mmfusion.errors import Preempted, StoppedEarly, Unreachable, UserError
 
@@ -143,6 +144,7 @@ def parse_config(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAG
     source, rest = take_config(argv)
     config, rest = _overridden(source, rest, flag_values)
     parse(rest, flag_values)
+    adopt(config.value)
     return config.value
 
 
@@ -159,6 +161,7 @@ def make_config(source: str, overrides: Sequence[str]) -> ConfigDict:
     flag_values = flags.FlagValues()
     config, rest = _overridden(source, ["", *overrides], flag_values)
     parse(rest, flag_values)
+    adopt(config.value)
     return config.value
 
 

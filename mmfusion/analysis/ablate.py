@@ -16,6 +16,7 @@ from mmfusion.analysis.outcome import Outcome
 from mmfusion.analysis.run_ablation import Execution, Request, run_ablation
 from mmfusion.config import defaults
 from mmfusion.config.files import load_file, set_values
+from mmfusion.config.published import adopt
 from mmfusion.models.fusion import fusion_classes
 
 
@@ -147,5 +148,6 @@ def trial_config(
         result = load_file(trial_source(config, fusion, seed))
     # The options of the compared strategies do not apply to a unimodal baseline.
     set_values(result, {k: v for k, v in changes.items() if fusion or not k.startswith("model.fusion.")})
+    adopt(result)
     defaults.keep_modalities(result, modalities)
     return result.lock()

@@ -107,7 +107,8 @@ def source_key(source: Source, modalities: Mapping[str, Options]) -> list[Any] |
     known = all(options["kind"] in MODALITY_TYPES for options in modalities.values())
     if not source.file_digest or not known or any("://" in text for text in texts):
         return None
-    read = {text: files.describe(text) for text in texts if os.path.isfile(text)}  # such as a tokenizer
+    paths = {text: os.path.expanduser(text) for text in texts}
+    read = {text: files.describe(path) for text, path in paths.items() if os.path.isfile(path)}  # such as a tokenizer
     return [source.version, source.file_digest, source.class_names, read]
 
 

@@ -5,6 +5,7 @@ B batch · T positions
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -156,7 +157,7 @@ def from_file(path: str) -> Tokenizer:
       UserError: the file cannot be read, or has another format.
     """
     try:
-        content = read_text(path, CHARACTERS)
+        content = read_text(os.path.expanduser(path), CHARACTERS)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL character in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the tokenizer cannot be read: {reason}", path=path) from error

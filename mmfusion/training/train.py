@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mmfusion import config as configs
 from mmfusion.config.files import load_file, set_values
+from mmfusion.config.published import adopt
 from mmfusion.training import loop
 
 
@@ -38,5 +39,6 @@ def train(
     """
     result = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load_file(config)
     set_values(result, changes or {})
+    adopt(result)
     configs.check(result.lock())
     return loop.train(result, workdir, profile=profile)

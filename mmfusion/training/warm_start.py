@@ -1,7 +1,6 @@
 """Where encoders begin: at published weights, or at those of another run, as `init` of their config says."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +10,9 @@ from etils import epath
 from mmfusion.errors import UserError, nearest
 from mmfusion.models.encoders.images import PerImage
 from mmfusion.models.model import FusionModel
-from mmfusion.models.pretrained import weights
+from mmfusion.models.pretrained import sources, weights
 from mmfusion.training.restore import open_run
 from mmfusion.training.state import TrainState
-
-CACHE = Path("~/.cache/mmfusion/hub")  # of weights that were fetched
 
 
 def begin(
@@ -49,7 +46,7 @@ def begin(
                 encoder.encoder if isinstance(encoder, PerImage) else encoder,
                 params,
                 batch_stats,
-                weights.read(source, CACHE),
+                weights.read(source, sources.CACHE),
                 source,
             )
             params, batch_stats = found.params, found.batch_stats
@@ -71,7 +68,7 @@ def check_sources(encoders: Mapping[str, Any]) -> None:
         if weights.from_run(options.init) and (options.init == weights.RUN or not run.is_file()):
             raise UserError("is no run directory: it has no config.json", path=path, value=options.init)
         if options.init and not weights.from_run(options.init):
-            weights.find(options.init, path)
+            sources.find(options.init, path)
 
 
 def _of_run(source: str, modality: str, state: TrainState, fitted: str | None) -> tuple[Any, Any, Any, str]:

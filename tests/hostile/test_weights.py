@@ -83,7 +83,7 @@ def test_read_stays_in_its_cache(source, tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"a": np.ones(1, np.float32)}, folder / "model.safetensors")
     monkeypatch.chdir(cache)  # where there is no folder of that name, but .. and .
-    monkeypatch.setattr(weights, "_fetch", lambda *_: pytest.fail("read from the cache"))
+    monkeypatch.setattr(weights, "fetch", lambda *_: pytest.fail("read from the cache"))
     monkeypatch.setattr(weights.Path, "exists", lambda _: False)
     monkeypatch.setattr(weights.Path, "is_dir", lambda _: False)
     with rejects("init", source):

@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmfusion import config as configs
+from mmfusion.config.published import adopt
 from mmfusion.errors import UserError
 from mmfusion.files import write_json
 
@@ -150,6 +151,7 @@ def _trial(
             _add_objectives(config, values[key])
         elif key != MODALITIES:
             set_key(config, key, values[key])
+    adopt(config)
     hyperparameters = {key: value for key, value in values.items() if key.startswith(SEARCH_PREFIX)}
     variation = " ".join(f"{key}={value}" for key, value in values.items() if key not in hyperparameters)
     method = " ".join(filter(None, [title, variation]))

@@ -8,17 +8,19 @@ from typing import Any
 import flax.linen as nn
 
 from mmfusion.models.encoders.audio import LogMelCNN, WaveformCNN
+from mmfusion.models.encoders.bert import BERT, RoBERTa
 from mmfusion.models.encoders.classic import VGG11, VGG16, AlexNet, LeNet5, PooledCNN
 from mmfusion.models.encoders.cnn_rnn import CNNRNN
 from mmfusion.models.encoders.convnext import ConvNeXtT
 from mmfusion.models.encoders.graph import GCN, GraphAttention, KnowledgeAttention
 from mmfusion.models.encoders.image import CNN
 from mmfusion.models.encoders.inception import InceptionV1, InceptionV3
+from mmfusion.models.encoders.modernbert import ModernBERT
 from mmfusion.models.encoders.resnet import ResNet18, ResNet34, ResNet50, ResNet101
 from mmfusion.models.encoders.sequence import MLP, TCN
 from mmfusion.models.encoders.table import FTTransformer, TableMLP
 from mmfusion.models.encoders.text import RNN, BagOfWords, TextCNN
-from mmfusion.models.encoders.transformer import BERT, SpectrogramTransformer, TextTransformer
+from mmfusion.models.encoders.transformer import SpectrogramTransformer, TextTransformer
 from mmfusion.models.encoders.video import CNN3D, FrameCNN
 from mmfusion.models.encoders.vit import ViTB, ViTS, ViTTi
 
@@ -45,6 +47,8 @@ ENCODERS: dict[str, type[nn.Module]] = {
     "rnn": RNN,
     "transformer": TextTransformer,
     "bert": BERT,
+    "roberta": RoBERTa,
+    "modernbert": ModernBERT,
     "logmel_cnn": LogMelCNN,
     "waveform_cnn": WaveformCNN,
     "ast": SpectrogramTransformer,

@@ -15,7 +15,7 @@ from mmfusion.errors import UserError
 from mmfusion.models.convolution import conv
 from mmfusion.models.encoders.audio import SpecAugment, log_mel, standardize
 from mmfusion.models.encoders.text import embed
-from mmfusion.models.layers import Attention, Dropout, TransformerBlock, normalised_tokens, zero_masked
+from mmfusion.models.layers import Dropout, TransformerBlock, normalised_tokens, zero_masked
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
@@ -67,92 +67,6 @@ class TextTransformer(nn.Module):
         for layer in range(self.layers):
             block = TransformerBlock(self.heads, self.hidden, 4.0, self.dropout, self.dtype, name=f"block{layer}")
             hidden, _ = block(hidden, mask, train=train)
-        return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(hidden), mask, self.dtype), mask
-
-
-class BERTBlock(nn.Module):
-    """Post-norm attention and MLP, each with a residual connection, as in published BERT weights."""
-
-    heads: int
-    mlp: int
-    dropout: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `x [B, T, hidden]` with `mask [B, T]` to the same shape."""
-        width = x.shape[-1]
-        attended, _ = Attention(self.heads, width, self.dtype, key_bias=True, name="attention")(x, x, mask)
-        x = x + Dropout(self.dropout)(attended, train=train)
-        x = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_attention")(x)
-        hidden = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_in")(x), approximate=False)
-        hidden = nn.Dense(width, dtype=self.dtype, name="mlp_out")(hidden)
-        x = x + Dropout(self.dropout)(hidden, train=train)
-        return nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_mlp")(x)
-
-
-class BERT(nn.Module):
-    """BERT, by default in the base size (Devlin et al. 2019, arXiv:1810.04805).
-
-    Attributes:
-      width: width D of the output tokens.
-      vocabulary: number of token ids.
-      layers: number of transformer blocks.
-      hidden: width of the transformer blocks.
-      heads: attention heads; divides `hidden`.
-      mlp: hidden width of each block's MLP.
-      positions: maximum number of tokens.
-      tokens: `all` outputs the T positions; `pooled` outputs one token, tanh(W x + b) of the first position.
-      dropout: dropout rate of the embeddings and the residual branches (the paper: 0.1).
-    """
-
-    width: int
-    vocabulary: int
-    layers: int = 12
-    hidden: int = 768
-    heads: int = 12
-    mlp: int = 3072
-    positions: int = 512
-    tokens: str = "all"
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
-
-    reads: ClassVar[str] = "text"
-    layer_order: ClassVar = (
-        "embed|place|segment|norm_embed",
-        r"block\d+",
-        "pooler|project|norm",
-    )
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Encodes ids `[B, T]` int32 with `mask [B, T]` (a prefix) as tokens `[B, T or 1, D]` and their mask.
-
-        All positions belong to the first segment.
-
-        Raises:
-          UserError: T is above `positions`, `heads` does not divide `hidden`, or `tokens` is unknown.
-        """
-        if self.tokens not in ("all", "pooled"):
-            raise UserError("unknown value", path="bert.tokens", value=self.tokens, choices=("all", "pooled"))
-        if x.shape[1] > self.positions:
-            raise UserError(f"texts of length={x.shape[1]} are longer", path="bert.positions", value=self.positions)
-
-        def embedding(rows: int, name: str) -> nn.Embed:
-            return nn.Embed(rows, self.hidden, dtype=self.dtype, name=name)
-
-        hidden = embedding(self.vocabulary, "embed")(jnp.where(mask, x, 0))
-        hidden = hidden + embedding(self.positions, "place")(jnp.arange(x.shape[1]))
-        hidden = hidden + embedding(2, "segment")(jnp.zeros((), jnp.int32))
-        hidden = zero_masked(nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_embed")(hidden), mask)
-        hidden = Dropout(self.dropout)(hidden, train=train)  # [B, T, hidden]
-        for layer in range(self.layers):
-            hidden = BERTBlock(self.heads, self.mlp, self.dropout, self.dtype, name=f"block{layer}")(
-                hidden, mask, train=train
-            )
-        if self.tokens == "pooled":
-            hidden, mask = hidden[:, :1], mask[:, :1]
-            hidden = nn.tanh(nn.Dense(self.hidden, dtype=self.dtype, name="pooler")(hidden))
         return normalised_tokens(nn.Dense(self.width, dtype=self.dtype, name="project")(hidden), mask, self.dtype), mask
 
 

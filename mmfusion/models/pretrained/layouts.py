@@ -9,10 +9,11 @@ from typing import Any
 
 import flax.linen as nn
 
+from mmfusion.models.encoders.bert import BERT
 from mmfusion.models.encoders.classic import VGG16, AlexNet
 from mmfusion.models.encoders.convnext import ConvNeXtT
+from mmfusion.models.encoders.modernbert import ModernBERT
 from mmfusion.models.encoders.resnet import ResNet18
-from mmfusion.models.encoders.transformer import BERT
 from mmfusion.models.encoders.vit import ViTTi
 
 Tensors = Mapping[str, Any]  # name -> array
@@ -133,7 +134,8 @@ def _vit(tensors: Tensors) -> tuple[Rules, str]:
 
 
 def _bert(tensors: Tensors) -> tuple[Rules, str]:
-    hub, layer = r"(?:bert\.)?", r"(?:bert\.)?encoder\.layer\.(\d+)"
+    hub = r"(?:bert\.|roberta\.)?"
+    layer = rf"{hub}encoder\.layer\.(\d+)"
     rules = [
         (rf"{hub}embeddings\.word_embeddings", "embed"), (rf"{hub}embeddings\.position_embeddings", "place"),
         (rf"{hub}embeddings\.token_type_embeddings", "segment"), (rf"{hub}embeddings\.LayerNorm", "norm_embed"),
@@ -143,7 +145,20 @@ def _bert(tensors: Tensors) -> tuple[Rules, str]:
         (rf"{layer}\.intermediate\.dense", r"block\1/mlp_in"), (rf"{layer}\.output\.dense", r"block\1/mlp_out"),
         (rf"{layer}\.output\.LayerNorm", r"block\1/norm_mlp"), (rf"{hub}pooler\.dense", "pooler"),
     ]  # fmt: skip
-    return rules, r"cls|classifier|pooler|qa_outputs"
+    return rules, r"cls|lm_head|classifier|pooler|qa_outputs"
+
+
+def _modernbert(tensors: Tensors) -> tuple[Rules, str]:
+    hub = r"(?:model\.)?"
+    layer = rf"{hub}layers\.(\d+)"
+    rules = [
+        (rf"{hub}embeddings\.tok_embeddings", "embed"), (rf"{hub}embeddings\.norm", "norm_embed"),
+        (rf"{layer}\.attn_norm", r"block\1/norm_attention"), (rf"{layer}\.mlp_norm", r"block\1/norm_mlp"),
+        (rf"{layer}\.attn\.Wqkv", "+".join(rf"block\1/attention/{name}" for name in ("query", "key", "value"))),
+        (rf"{layer}\.attn\.Wo", r"block\1/attention/out"), (rf"{layer}\.mlp\.Wi", r"block\1/mlp_in"),
+        (rf"{layer}\.mlp\.Wo", r"block\1/mlp_out"), (rf"{hub}final_norm", "norm_last"),
+    ]  # fmt: skip
+    return rules, r"head|decoder|classifier"
 
 
 VGG_STAGES = {8: (1, 1, 2, 2, 2), 13: (2, 2, 3, 3, 3)}  # number of convolutions -> convolutions per stage
@@ -154,4 +169,5 @@ FAMILIES: dict[type[nn.Module], Family] = {
     ConvNeXtT: _convnext,
     ViTTi: _vit,
     BERT: _bert,
+    ModernBERT: _modernbert,
 }

@@ -1,16 +1,14 @@
 """Loads published weights from safetensors files into an encoder's parameters; every tensor is accounted for.
 
 `layouts.py` has the parameter names of torchvision, timm and Hugging Face transformers, for VGG, AlexNet, ResNet,
-ConvNeXt, ViT and BERT.
+ConvNeXt, ViT, BERT, RoBERTa and ModernBERT.
 
 O I output and input channels · h w kernel · N positions · D width
 """
 
 import json
 import math
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,6 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
-from etils import epy
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -27,13 +24,8 @@ from mmfusion.data.regular_files import read_file
 from mmfusion.errors import UserError, one_line
 from mmfusion.models.pretrained.header import check_header
 from mmfusion.models.pretrained.layouts import FAMILIES, Tensors
+from mmfusion.models.pretrained.sources import WEIGHTS, fetch, find
 
-with epy.lazy_imports():
-    import requests
-
-HUB = "https://huggingface.co/{name}/resolve/main/model.safetensors"
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # no part is . or .., which would lead out of the cache
-FILE = "model.safetensors"
 INDEX_BYTES = 64 << 20
 RUN = "run:"  # prefix of `init` values that name another run
 # Published tensor names -> our parameter names; norms converted from TensorFlow have gamma and beta.
@@ -69,10 +61,13 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
     """
     path = find(source)
     if path is None:
-        files = [_fetch(source, Path(cache))]
+        downloaded = fetch(source, Path(cache))
+        if downloaded is None:
+            raise UserError(f"the model has no {WEIGHTS} on the hub", path="init", value=source)
+        files = [downloaded]
     elif path.is_dir():
-        index = path / f"{FILE}.index.json"
-        files = [path / name for name in _shards(index, source)] if index.exists() else [path / FILE]
+        index = path / f"{WEIGHTS}.index.json"
+        files = [path / name for name in _shards(index, source)] if index.exists() else [path / WEIGHTS]
     else:
         files = [path]
     tensors: dict[str, np.ndarray] = {}
@@ -94,21 +89,6 @@ def read(source: str, cache: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def find(source: str, key: str = "init") -> Path | None:
-    """Returns the file or folder of published weights, None for a model on the hub; raises UserError for neither.
-
-    Args:
-      source: see `read`.
-      key: the config key, for the error.
-    """
-    path = Path(os.path.expanduser(source))  # which takes ~ as a name where there is no home directory
-    if path.exists():
-        return path
-    if HUB_NAME.fullmatch(source):
-        return None
-    raise UserError("no such file or folder, and not the owner/name of a model on the hub", path=key, value=source)
-
-
 def _shards(index: Path, source: str) -> list[str]:
     """Returns the names of the files listed in an index, which are in the same folder."""
     try:
@@ -128,29 +108,6 @@ def from_run(source: str) -> bool:
 def unpublished(params: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the layers of an encoder that published weights lack: those that map the features to tokens."""
     return ("tokens",) if "tokens" in params else ("project", "norm")
-
-
-def _fetch(name: str, cache: Path) -> Path:
-    target = cache.expanduser() / name / FILE
-    if target.exists():
-        return target
-    url = HUB.format(name=name)
-    try:
-        with requests.get(url, stream=True, timeout=30) as response:
-            response.raise_for_status()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(f".{uuid.uuid4().hex}.part")  # unique: other processes may download it, too
-            with partial.open("wb") as file:
-                for chunk in response.iter_content(1 << 20):
-                    file.write(chunk)
-            partial.replace(target)
-    except requests.RequestException as error:
-        raise UserError(
-            f"no such local file, and {url} cannot be downloaded ({error}): download it manually and give its path",
-            path="init",
-            value=name,
-        ) from error
-    return target
 
 
 def load(encoder: nn.Module, params: Tensors, batch_stats: Tensors, tensors: Tensors, source: str) -> Loaded:
