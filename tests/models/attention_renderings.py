@@ -82,7 +82,7 @@ def co_attention(p, x, names, layers):
     return gelu(dense(p["out"], np.concatenate(pooled)))
 
 
-def mult(p, x, names, layers):
+def mult(p, x, names, layers, memory):
     pooled = []
     for m in names:
         if m not in x:
@@ -94,7 +94,9 @@ def mult(p, x, names, layers):
             for layer in range(layers if k in x else 0):
                 tokens = block(p[f"cross{layer}_{k}_to_{m}"], tokens, x[k])
             crossed.append(tokens)
-        attended = block(p[f"self_{m}"], dense(p[f"join_{m}"], np.concatenate(crossed, axis=-1)))
+        attended = dense(p[f"join_{m}"], np.concatenate(crossed, axis=-1))
+        for layer in range(memory):
+            attended = block(p[f"self{layer}_{m}"], attended)
         pooled.append(mean_max(layer_norm(p[f"norm_{m}"], attended)))
     return gelu(dense(p["out"], np.concatenate(pooled)))
 
@@ -188,7 +190,7 @@ FEATURE = {  # name -> rendering, options
     "nl_gate": (nl_gate, {}),
     "cross_attention": (cross_attention, TWO),
     "co_attention": (co_attention, TWO),
-    "mult": (mult, TWO),
+    "mult": (mult, {"layers": 2, "memory": 2}),
     "merged_attention": (merged_attention, TWO),
     "late_transformer": (late_transformer, TWO),
     "bottleneck": (bottleneck, {"layers": 3, "fuse_from": 1}),

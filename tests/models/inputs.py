@@ -22,6 +22,7 @@ OPTIONS = {
     for name, kind in FUSIONS.items()
     if "heads" in module_options(kind)
 }
+OPTIONS["mult"]["memory"] = 1
 OPTIONS |= {name: {"dropout": 0.0} for name in ("mfb", "mfh")}  # those of others are 0
 
 

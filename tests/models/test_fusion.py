@@ -248,6 +248,8 @@ def test_co_attention_rejects_invalid_options(options, path):
         ("block", {"chunks": 3}, "block.chunks", 3, "width=8"),
         ("mcb", {"sketch": 1}, "mcb.sketch", 1, "at least 2"),
         ("embracenet", {"evaluation": "max"}, "embracenet.evaluation", "max", "unknown"),
+        ("mult", {"layers": 0}, "mult.layers", 0, "at least 1"),
+        ("mult", {"memory": 0}, "mult.memory", 0, "at least 1"),
         ("film", {"kernel": 2}, "film.kernel", 2, "odd"),
         ("central", {"layers": 0}, "central.layers", 0, "at least 1"),
         ("bottleneck", {"fuse_from": 2}, "bottleneck.fuse_from", 2, "layers - 1 = 1"),
@@ -289,6 +291,15 @@ def test_decision_fusion_rejects_invalid_options(name, options, outputs, path, v
     fusion = FUSIONS[name](**options)
     with rejects(path, value, suggestion):
         jax.eval_shape(lambda: fusion.init(jax.random.key(0), logits, present, **kwargs, train=False))
+
+
+def test_mult_has_the_depth_of_its_paper():
+    tokens, mask = take(2)
+    fusion = FUSIONS["mult"](width=WIDTH, heads=2)
+    names = jax.eval_shape(lambda: fusion.init(jax.random.key(0), tokens, mask, train=False))["params"]
+    crossmodal = {f"cross{layer}_{a}_to_{b}" for layer in range(4) for a, b in (("text", "audio"), ("audio", "text"))}
+    assert {name for name in names if name.startswith("cross")} == crossmodal
+    assert {name for name in names if name.startswith("self")} == {f"self{i}_{m}" for i in range(3) for m in tokens}
 
 
 @pytest.mark.parametrize("main", [pytest.param("image", marks=pytest.mark.thorough), "text"])

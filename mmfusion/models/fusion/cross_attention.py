@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmfusion.errors import UserError
 from mmfusion.models.fusion.conditioning import choose_main
 from mmfusion.models.fusion.contract import Declaration, Fused
 from mmfusion.models.fusion.sequence import (
@@ -60,17 +61,20 @@ class CrossAttention(AttentionFusion):
 class MulT(AttentionFusion):
     """MulT: crossmodal transformers for all ordered pairs, then one per modality (Tsai et al. 2019, arXiv:1906.00295).
 
-    For each modality, the outputs of its crossmodal transformers are concatenated and projected, passed through
-    self-attention, and pooled (the paper takes the last position). A single modality attends to itself.
+    For each modality, the outputs of its crossmodal transformers are concatenated and projected (the paper keeps the
+    larger width), passed through a self-attention transformer, and pooled (the paper takes the last position). The
+    paper's convolution of each modality to a common width is the encoders'. A single modality attends to itself.
 
     Attributes:
       width: width D of tokens and features.
-      layers: number of layers of each crossmodal transformer.
+      layers: number of layers of each crossmodal transformer; the paper's default is 4.
+      memory: number of layers of each modality's self-attention transformer; the authors' code has at least 3.
       heads: attention heads; divides `width`.
       dropout: rate on residual branches and features.
     """
 
-    layers: int = 1
+    layers: int = 4
+    memory: int = 3
 
     declares: ClassVar[Declaration] = Declaration(family="attention", paper="arXiv:1906.00295", needs_tokens=True)
 
@@ -81,8 +85,11 @@ class MulT(AttentionFusion):
         The returned attention weights are the last crossmodal layer's, by ordered pair.
 
         Raises:
-          UserError: `heads` does not divide `width`.
+          UserError: `layers` or `memory` is below 1, or `heads` does not divide `width`.
         """
+        for option in ("layers", "memory"):
+            if (value := getattr(self, option)) < 1:
+                raise UserError("must be at least 1", path=f"mult.{option}", value=value)
         names = sorted(tokens)
         attention, pooled = {}, []
         for m in names:
@@ -96,7 +103,8 @@ class MulT(AttentionFusion):
                     x = jnp.where(source_present, attended, x)  # absent keys do not update the queries
                 crossmodal.append(x)
             x = nn.Dense(self.width, dtype=self.dtype, name=f"join_{m}")(jnp.concatenate(crossmodal, axis=-1))
-            self_attention = self.block(f"self_{m}")
-            x, _ = self_attention(zero_masked(x, mask[m]), mask[m], train=train)
+            x = zero_masked(x, mask[m])
+            for layer in range(self.memory):
+                x, _ = self.block(f"self{layer}_{m}")(x, mask[m], train=train)
             pooled.append(mean_max(self.layer_norm(x, f"norm_{m}"), mask[m]))
         return Fused(features=self.output(jnp.concatenate(pooled, axis=-1), train=train), attention=attention)

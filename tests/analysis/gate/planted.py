@@ -168,7 +168,10 @@ class SelfAttending(FUSIONS["mult"]):
 
     @nn.compact
     def __call__(self, tokens, mask, *, train):
-        alone = {m: FUSIONS["mult"](self.width, self.heads)({m: tokens[m]}, {m: mask[m]}, train=train) for m in tokens}
+        alone = {
+            m: FUSIONS["mult"](self.width, self.heads, layers=1, memory=1)({m: tokens[m]}, {m: mask[m]}, train=train)
+            for m in tokens
+        }
         features = jnp.stack([one.features for one in alone.values()]).sum(axis=0)
         return Fused(
             features=features, attention={pair: w for one in alone.values() for pair, w in one.attention.items()}
