@@ -6,14 +6,13 @@ A comma begins another config where FILE.py follows it. The same command continu
 """
 
 import functools
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, trial_config
+from experiments import cli, study_plan, trial_config
 from mmfusion.analysis.ablation import runner
 from mmfusion.errors import UserError
 
@@ -35,7 +34,6 @@ ENGINE = flags.DEFINE_string("engine", "", "ray[:ADDRESS]: run the trials on a R
 RESOURCES = flags.DEFINE_string(
     "resources", "", "what a trial needs of the cluster, by Ray's names: CPU=1,GPU=0.5 or TPU=4 (default: CPU=1)"
 )
-NEXT_CONFIG = re.compile(r",(?=[^,:=]+\.py(?:[:,]|$))")  # a value of an argument may be a file, and has = before it
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,7 +45,7 @@ def study(argv: Sequence[str]) -> None:
     """Runs the study defined by the flags."""
     overrides = tuple(arg for arg in argv[1:] if arg.startswith(("--config.", "--noconfig.")))
     cli.parse([arg for arg in argv if arg not in overrides])
-    sources = named_sources(CONFIGS.value)
+    sources = study_plan.named_sources(CONFIGS.value)
     if "://" in WORKDIR.value:
         raise UserError("must be a local folder", path="--workdir", value=WORKDIR.value)
     directory = Path(WORKDIR.value)
@@ -76,7 +74,7 @@ def study(argv: Sequence[str]) -> None:
                 resources,
                 prepare_worker=cli.prepare_worker,
                 progress=progress_table,
-                command=ablate_command(argv, source, directory / name),
+                command=study_plan.ablate_command(argv, source, directory / name),
                 train_command=functools.partial(trial_config.command, source, overrides),
             ),
         )
@@ -84,34 +82,6 @@ def study(argv: Sequence[str]) -> None:
     }
     summary = run_study(entries, directory, shlex.join(["python", "-m", "experiments.study", *argv[1:]]), TUNE.value)
     progress_table.study_conclusion(statements(summary), directory)
-
-
-def named_sources(given: Sequence[str]) -> dict[str, str]:
-    """Returns the configs of `--configs` by the name of their dataset: the file's, and the values of its arguments.
-
-    Raises:
-      UserError: there is none, or two have the same name.
-    """
-    found: dict[str, str] = {}
-    for source in filter(None, (item for text in given for item in NEXT_CONFIG.split(text))):
-        path, _, arg = source.partition(":")
-        values = [item.partition("=")[2] for item in arg.split(",") if item]
-        name = re.sub(r"[^\w.+-]", "-", "_".join([Path(path).stem, *values]))
-        if name in found:
-            message = f"is given twice, or has the name {name!r} in common with {found[name]}"
-            raise UserError(message, path="--configs", value=source)
-        found[name] = source
-    if not found:
-        raise UserError("is required: give config files, such as configs/leaf.py,configs/fashion.py", path="--configs")
-    return found
-
-
-def ablate_command(argv: Sequence[str], source: str, directory: Path) -> str:
-    """Returns the command of the ablation of one dataset."""
-    _, rest = cli.take_flag(list(argv), "configs")
-    _, rest = cli.take_flag(rest, "workdir")
-    command = ["python", "-m", "experiments.ablate", f"--config={source}", *rest[1:], f"--workdir={directory}"]
-    return shlex.join(command)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import study
+from experiments import study_plan
 from tests import tiny
 from tests.errors import rejects
 from tests.processes import ROOT
@@ -15,31 +15,31 @@ MATCH, RELATIONS = "configs/quickstart.py:variant=match", "configs/quickstart.py
 
 
 def test_configs_are_separated_by_commas_before_files_and_named_by_file_and_arguments():
-    assert study.named_sources(["configs/leaf.py,configs/fashion.py"]) == {
+    assert study_plan.named_sources(["configs/leaf.py,configs/fashion.py"]) == {
         "leaf": "configs/leaf.py", "fashion": "configs/fashion.py",
     }  # fmt: skip
     given = ["configs/table.py:data=my.csv,label=x,a.py:encoder=my.py,key=1", "b.py"]
-    assert study.named_sources(given) == {
+    assert study_plan.named_sources(given) == {
         "table_my.csv_x": "configs/table.py:data=my.csv,label=x", "a_my.py_1": "a.py:encoder=my.py,key=1", "b": "b.py",
     }  # fmt: skip
-    assert list(study.named_sources([f"{MATCH},{RELATIONS}"])) == ["quickstart_match", "quickstart_relations"]
-    assert list(study.named_sources(["t.py:data=/x/y z.csv"])) == ["t_-x-y-z.csv"]  # a folder's name
-    assert list(study.named_sources(["t.py:a=.."])) == ["t_.."]
+    assert list(study_plan.named_sources([f"{MATCH},{RELATIONS}"])) == ["quickstart_match", "quickstart_relations"]
+    assert list(study_plan.named_sources(["t.py:data=/x/y z.csv"])) == ["t_-x-y-z.csv"]  # a folder's name
+    assert list(study_plan.named_sources(["t.py:a=.."])) == ["t_.."]
 
 
 def test_configs_that_are_missing_or_given_twice_are_rejected():
     for given in ([], [""]):
         with rejects("--configs", None, says="is required"):
-            study.named_sources(given)
+            study_plan.named_sources(given)
     with rejects("--configs", MATCH, says="given twice"):
-        study.named_sources([f"{MATCH},{RELATIONS}", MATCH])
+        study_plan.named_sources([f"{MATCH},{RELATIONS}", MATCH])
     with rejects("--configs", "other/leaf.py", says="in common with configs/leaf.py"):
-        study.named_sources(["configs/leaf.py,other/leaf.py"])
+        study_plan.named_sources(["configs/leaf.py,other/leaf.py"])
 
 
 def test_each_ablation_has_the_command_that_runs_it_alone(tmp_path):
     argv = ["study", f"--configs={MATCH},{RELATIONS}", "--seeds=9", f"--workdir={tmp_path}", "--config.steps=4"]
-    assert study.ablate_command(argv, MATCH, tmp_path / "quickstart_match").split() == [
+    assert study_plan.ablate_command(argv, MATCH, tmp_path / "quickstart_match").split() == [
         "python", "-m", "experiments.ablate", f"--config={MATCH}", "--seeds=9", "--config.steps=4",
         f"--workdir={tmp_path}/quickstart_match",
     ]  # fmt: skip
