@@ -77,7 +77,7 @@ def streamed(folder: str, rows: int, batches: int, workers: int) -> tuple[dict[s
     from mmfusion.data import dataset
     from mmfusion.data import rows as row_sequences
 
-    split = dataset.load(config(rows, memory_gb=0.0), seed=0, splits=("train",)).splits["train"]
+    split = dataset.load(config(rows, memory_gb=0.0, cache="off"), seed=0, splits=("train",)).splits["train"]
     assert split.arrays is None
     records = list(row_sequences.iterate(split.source, split.ids))
     images = [record["image"] for record in records]
