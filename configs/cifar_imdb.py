@@ -16,7 +16,7 @@ that need more than one token read the feature map of the small network's CNN an
 the training rows for validation.
 
 `:network=deep` has four convolutions with batch normalisation for the image, trained for 15 epochs on flipped and
-shifted images, so that what the image alone can tell is told.
+shifted images, so that the image alone is a strong baseline.
 """
 
 from ml_collections import ConfigDict

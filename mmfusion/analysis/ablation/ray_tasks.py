@@ -26,7 +26,7 @@ from mmfusion.analysis.ablation.remote_copy import RemoteCopy, local_directory
 from mmfusion.analysis.ablation.runner import Events, Stage, Take
 from mmfusion.errors import Preempted, UserError, one_line
 
-RETRIES = 3  # of a task whose process or node was lost, or was told to stop
+RETRIES = 3  # of a task that was lost with its process or node, or received SIGTERM
 CONNECT_SECONDS = 10  # Ray itself tries for five minutes, and then ends the process
 VISIBLE_SECONDS = 120
 ACCELERATORS = ("GPU", "TPU")

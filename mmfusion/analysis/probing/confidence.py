@@ -20,8 +20,8 @@ class RiskCoverage:
 
     Attributes:
       risks: the error rate at each of `COVERAGES`, the share of examples that are predicted.
-      area: the mean error rate over all numbers of examples, AURC; 0 is perfect, and a confidence that tells nothing
-        has the error rate itself.
+      area: the area under the risk-coverage curve (AURC), the mean error rate over all numbers of examples. 0 is
+        perfect; for an uninformative confidence it is the error rate.
     """
 
     risks: tuple[float, ...]
