@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mmfusion.data.modalities import MODALITY_TYPES
     from mmfusion.errors import Preempted, UserError
     from mmfusion.inference.predictions import Predictions, TaskPredictions
-    from mmfusion.inference.trained_model import Attention, Features, TrainedModel, load
+    from mmfusion.inference.representations import Attention, Features
+    from mmfusion.inference.trained_model import TrainedModel, load
     from mmfusion.models.encoders import ENCODERS
     from mmfusion.models.fusion import FUSIONS
     from mmfusion.objectives import OBJECTIVES
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 
 _MODULES = {  # name -> module, or module:name
     "AblationResult": "mmfusion.analysis.ablate",
-    "Attention": "mmfusion.inference.trained_model",
+    "Attention": "mmfusion.inference.representations",
     "Dataset": "mmfusion.config.own_data",
     "ENCODERS": "mmfusion.models.encoders",
     "FUSIONS": "mmfusion.models.fusion",
-    "Features": "mmfusion.inference.trained_model",
+    "Features": "mmfusion.inference.representations",
     "MODALITY_TYPES": "mmfusion.data.modalities",
     "OBJECTIVES": "mmfusion.objectives",
     "Predictions": "mmfusion.inference.predictions",

@@ -1,7 +1,4 @@
-"""A trained model with its metrics, predictions, features and attention weights.
-
-n rows · B batch · N positions · D width
-"""
+"""A trained model with its metrics, predictions, features and attention weights."""
 
 import dataclasses
 import functools
@@ -10,15 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from mmfusion.data import dataset as datasets
 from mmfusion.data import sources
-from mmfusion.data.batch import Batch
 from mmfusion.data.decoding import Reader, empty_batch
 from mmfusion.data.split import Split
 from mmfusion.data.summary import count_unknown
@@ -30,45 +24,14 @@ from mmfusion.inference.calibration import load_calibration
 from mmfusion.inference.contributions import needed_subsets
 from mmfusion.inference.explanations import Explainer, Explanation
 from mmfusion.inference.predictions import Predictions, Uncertainty, predictions, uncertainties
+from mmfusion.inference.representations import Attention, Features, compile_inspect_step, nan_where_bad
 from mmfusion.inference.rows import Row
-from mmfusion.models.layers import masked_mean
 from mmfusion.training.calibration import Calibration
 from mmfusion.training.evaluation import collect, score, without
 from mmfusion.training.restore import Run, open_run, trust_run
 
 SPLITS = ("train", "valid", "test")
 SMALL_BATCH = 8  # rows; on CPU, programs for fewer round in another way than those of larger batches
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Features of a model before its heads; arrays are float32, NaN for a row with an error.
-
-    Attributes:
-      fused: input features of the heads `[n, D]`; for decision-level strategies the mean of the modalities' features.
-      modalities: per modality the mean of its encoder's tokens `[n, D]`; zeros if the modality is absent.
-      present: per modality the mask of the rows that have it `[n]` bool.
-      errors: per row the reason why it could not be read, "" for a readable row.
-    """
-
-    fused: np.ndarray
-    modalities: dict[str, np.ndarray]
-    present: dict[str, np.ndarray]
-    errors: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Attention:
-    """Attention weights of a fusion strategy.
-
-    Attributes:
-      weights: (query modality, key modality) -> weights `[n, heads, N_query, N_key]` float32, NaN for a row with an
-        error. Empty if the strategy has no attention.
-      errors: per row the reason why it could not be read, "" for a readable row.
-    """
-
-    weights: dict[tuple[str, str], np.ndarray]
-    errors: list[str]
 
 
 class TrainedModel:
@@ -225,8 +188,8 @@ class TrainedModel:
             self._inspect_step, self._checked(rows), folder, keep=("fused", "pooled", "present")
         )
         return Features(
-            _nan_where_bad(outputs["fused"], errors),
-            _nan_where_bad(outputs["pooled"], errors),
+            nan_where_bad(outputs["fused"], errors),
+            nan_where_bad(outputs["pooled"], errors),
             outputs["present"],
             errors,
         )
@@ -237,7 +200,7 @@ class TrainedModel:
         Weights of absent modalities and of padded positions are zero.
         """
         (outputs,), errors = self._apply(self._inspect_step, self._checked(rows), folder, keep=("attention",))
-        return Attention(_nan_where_bad(outputs["attention"], errors), errors)
+        return Attention(nan_where_bad(outputs["attention"], errors), errors)
 
     def explain(self, rows: Iterable[Row], folder: str | Path = ".") -> list[Explanation]:
         """Returns what each row's predictions are attributed to; for arguments and errors see `predict`."""
@@ -310,18 +273,7 @@ class TrainedModel:
 
     @functools.cached_property
     def _inspect_step(self) -> Callable[..., dict[str, Any]]:
-        """The compiled step that returns fused features, each modality's embedding and attention weights."""
-        setup = self._run.setup
-        axis_name = setup.partitioner.axis_name
-
-        def step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
-            variables = {"params": params, "batch_stats": batch_stats}
-            result: Any = setup.model.apply(variables, setup.preprocess(batch, None), method=_inspect)
-            if axis_name is None:
-                return result
-            return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), result)
-
-        return setup.partitioner.compile_eval(step)
+        return compile_inspect_step(self._run.setup)
 
 
 def load(workdir: str | Path, *, data_dir: str | Path | None = None, trust: bool = False) -> TrainedModel:
@@ -356,26 +308,3 @@ def check_request(known: Collection[str], split: str, modalities: Collection[str
     for m in modalities or ():
         if m not in known:
             raise UserError("the run has no such modality", path="modality", value=m, choices=known)
-
-
-def _inspect(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    tokens, mask = model.encode(batch, train=False)
-    outputs = model(batch, train=False)
-    return {
-        "fused": outputs.features.astype(jnp.float32),
-        "pooled": {m: masked_mean(tokens[m], mask[m]).astype(jnp.float32) for m in tokens},
-        "present": outputs.present,
-        "attention": {pair: weights.astype(jnp.float32) for pair, weights in outputs.attention.items()},
-    }
-
-
-def _nan_where_bad(tree: Any, errors: Sequence[str]) -> Any:
-    """Returns arrays `[n, ...]` with NaN in the rows that have an error."""
-    bad = np.array([bool(error) for error in errors], bool)
-
-    def fill(x: np.ndarray) -> np.ndarray:
-        x = np.array(x, np.float32)
-        x[bad] = np.nan
-        return x
-
-    return jax.tree.map(fill, tree)

@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from mmfusion.analysis.ablation.plan import Trial
+from mmfusion.analysis.ablation.runner import TRAINING, run_stage
 from mmfusion.config import defaults
 from mmfusion.config.from_table import propose
 from mmfusion.inference.evaluate import evaluate
@@ -59,6 +61,15 @@ def test_evaluate_refuses_a_split_without_labels(run):
     with rejects("split", "test", says="has no label in any row"):
         evaluate(folder / "run")
     assert evaluate(folder / "run", "valid")["kind/accuracy"] == result["valid"]["kind/accuracy"]
+
+
+@pytest.mark.loop
+def test_trial_of_an_ablation_is_refused_before_it_is_trained(run, tmp_path):
+    config = json.loads((run[0] / "run" / "config.json").read_text())
+    del config["checksum"]
+    trial = Trial("concat", "concat", "concat", "", False, {}, config)
+    assert "config.data.test" in run_stage(trial, tmp_path, TRAINING)
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 @pytest.mark.loop

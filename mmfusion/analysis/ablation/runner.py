@@ -297,11 +297,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def train_trial(trial: Trial, folder: Path) -> None:
-    """Trains a trial in its directory, or resumes it."""
+    """Trains a trial in its directory, or resumes it; raises UserError if its test split has no labels."""
     from mmfusion.training.loop import train
 
     config = configs.from_json(trial.config)
-    train(config, folder, dataset=dataset_for(trial, config))
+    dataset = dataset_for(trial, config)
+    test = dataset.splits.get("test")
+    if test is not None and not test.has_labels:
+        message = "has no label in any row, and methods are compared on it; `train` needs none"
+        raise UserError(message, path="config.data.test", value=config.data.test)
+    train(config, folder, dataset=dataset)
 
 
 def dataset_for(trial: Trial, config: ConfigDict) -> Dataset:
