@@ -140,11 +140,11 @@ def few_programs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def initialised_by_operation() -> Iterator[None]:
-    """Initialises parameters operation by operation: a process compiles each once, instead of one program a model."""
+def initialised_by_parameter() -> Iterator[None]:
+    """Draws parameters as the model is traced, instead of compiling a program for each model."""
     from tests import initialization
 
-    with initialization.by_operation():
+    with initialization.by_parameter():
         yield
 
 

@@ -223,6 +223,7 @@ def test_baselines_classify_the_pitch_of_audio(svm_only):
     assert found[-1].test == 1.0
 
 
+@pytest.mark.thorough
 def test_baselines_of_streamed_splits_equal_in_memory_ones(svm_only):
     sizes = {"train": 300, "valid": 60, "test": 60}
     loaded, streamed = (synthetic.dataset(synthetic.config(), sizes, in_memory=kept) for kept in (True, False))

@@ -149,6 +149,7 @@ def test_adopt_reads_the_keys_of_modernbert_of_transformers_4(tmp_path):
     assert (now.every, now.window, now.theta, now.local_theta) == (3, 6, 160000.0, 10000.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_training_with_init_alone_uses_the_published_encoder(folder, tmp_path):
     one_step = {"steps": 1, "eval_every": 1, "checkpoint_every": 1}

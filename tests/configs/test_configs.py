@@ -24,6 +24,7 @@ from mmfusion.config import defaults as base
 from mmfusion.config.files import load_file
 from mmfusion.data import dataset as datasets
 from mmfusion.data import image, modalities, preprocess, targets
+from mmfusion.data.batch import Batch
 from mmfusion.errors import warn_renamed
 from mmfusion.models.build import module_options
 from mmfusion.models.encoders import ENCODERS
@@ -45,6 +46,7 @@ RENAMED = {"three_pictures": "three_images", "sound_pictures": "audio_images"}
 NOT_CONFIGS = {"__init__", "table", *RENAMED}  # table needs one: see tests/experiments/test_inspect.py
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NOT_CONFIGS)
 TRAINED = {"quickstart"}  # the thorough tests train the others
+STEPPED = {"cifar_imdb", "leaf", "small", "three_images", "xray_ct"}  # and take a step of the others
 # Fixtures that make small archives of the same layout, by dataset.
 MINIATURES = {
     "easy_vqa": "small_easy_vqa",
@@ -136,18 +138,35 @@ def test_small_tasks_have_every_key_that_makes_them_small(task: str):
         configs.check(get_config("small", f"task={task},modalities={modality}"), devices=1)
 
 
-@pytest.mark.loop
-@pytest.mark.parametrize("name", sorted({*CONFIGS} - TRAINED))
-def test_config_is_built_and_stepped(name: str, prepare_data: Any):
-    config = prepare_data(shrink(get_config(name)))
+def setup_and_batches(config: ConfigDict) -> tuple[training_setup.TrainSetup, tuple[Batch, ...]]:
     configs.check(config, devices=1)
     run = configs.read(config)
     data = datasets.load(run.data, seed=run.seed, splits=("train",))
     setup = training_setup.build_setup(run, data)
-    state, step = setup.init_state(run.seed), setup.compile_train_step()
     _, batches = next(read_calls(data.splits["train"], run, setup, first=0, k=1))
+    return setup, batches
+
+
+@pytest.mark.loop
+@pytest.mark.thorough(but=STEPPED)
+@pytest.mark.parametrize("name", sorted({*CONFIGS} - TRAINED))
+def test_config_is_built_and_stepped(name: str, prepare_data: Any):
+    setup, batches = setup_and_batches(prepare_data(shrink(get_config(name))))
+    state, step = setup.init_state(0), setup.compile_train_step()
     state, metrics = step(state, batches, setup.partitioner.replicate(np.full(1, 1e-3, np.float32)))
     assert int(state.step) == 1 and np.isfinite(metrics["loss"]).all()
+
+
+@pytest.mark.loop
+@pytest.mark.parametrize("name", sorted({*CONFIGS} - TRAINED - STEPPED))
+def test_config_is_built_and_its_step_traced_on_its_data(name: str, prepare_data: Any):
+    config = prepare_data(shrink(get_config(name)))
+    tiny.put(config, "parallel.mode", "jit")  # `pmap` needs to compile
+    setup, (batch,) = setup_and_batches(config)
+    state = setup.state_shapes()
+    after, metrics = jax.eval_shape(setup.step, state, batch, np.float32(1e-3))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert metrics["loss"].shape == ()
 
 
 @pytest.mark.loop

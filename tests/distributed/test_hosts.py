@@ -83,16 +83,24 @@ def test_hosts_all_stop_on_a_signal_to_one_and_resume(tiny_flags, command, tmp_p
     assert len(losses(tmp_path / "two")) < STEPS
     statuses, output = finish(start(flags, tmp_path / "two"))
     assert statuses == [0, 0], output
-    statuses, output = finish(start([], tmp_path / "two", module="experiments.evaluate"))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
+
+
+@pytest.mark.process
+@pytest.mark.thorough
+def test_hosts_evaluate_a_run_together_and_refuse_different_commands(tiny_flags, command, tmp_path):
+    flags = [flag for flag in tiny_flags({"steps": 2, "eval_every": 2}) if "model.fusion" not in flag]
+    done = command("experiments.train", *flags, "--config.model.fusion.name=concat", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    statuses, output = finish(start([], tmp_path / "run", module="experiments.evaluate"))
     assert statuses == [0, 0], output
     assert "accuracy" in output[0] and "accuracy" not in output[1]
-    statuses, wrong = finish(start([], tmp_path / "two", last=["--split=valid"], module="experiments.evaluate"))
+    statuses, wrong = finish(start([], tmp_path / "run", last=["--split=valid"], module="experiments.evaluate"))
     assert statuses == [2, 2] and "hosts 1 have another command than host 0" in wrong[0], wrong
     (evaluated,), result = (
-        json.loads((tmp_path / "two" / name).read_text()) for name in ("evaluation.json", "result.json")
+        json.loads((tmp_path / "run" / name).read_text()) for name in ("evaluation.json", "result.json")
     )
-    assert evaluated["accuracy"] == result["test"]["accuracy"]
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
+    assert evaluated["accuracy"] == pytest.approx(result["test"]["accuracy"])
 
 
 @pytest.mark.process

@@ -52,6 +52,13 @@ def test_inspect_shows_columns_and_writes_a_config_and_a_picture(path, tmp_path,
                         f"--output={tmp_path / 'out.csv'}")  # fmt: skip
     assert predicted.returncode == 0, predicted.stderr
     assert "60 of 60 rows predicted" in predicted.stdout
+
+
+@pytest.mark.thorough
+def test_run_of_a_table_is_evaluated_and_predicts_on_another_one(path, tmp_path, command):
+    run = command("experiments.train", f"--config=configs/table.py:data={path}", f"--workdir={tmp_path / 'run'}",
+                  "--config.steps=2", "--config.model.width=8", "--config.eval_every=2")  # fmt: skip
+    assert run.returncode == 0, run.stderr
     other = tmp_path / "other.jsonl"  # of one class only, with a category that training did not have
     other.write_text("\n".join(json.dumps({**row, "sold": "unclear"}) for row in ROWS if row["label"] == "pos"))
     evaluated = command("experiments.evaluate", f"--workdir={tmp_path / 'run'}", f"--data={other}")

@@ -45,14 +45,15 @@ def test_each_ablation_has_the_command_that_runs_it_alone(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.thorough(but=("flags3-stepz",))
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         ((), "--configs: is required"),
         ((f"--configs={RELATIONS},seed=1",), "the ablation sets seed; give --seeds"),
+        ((f"--configs={MATCH}", "--workdir=gs://bucket/x"), "must be a local folder"),
         ((f"--configs={MATCH}", "--config.stepz=1"), "stepz"),
         ((f"--configs={MATCH},configs/laef.py",), "did you mean configs/leaf.py"),
-        ((f"--configs={MATCH}", "--workdir=gs://bucket/x"), "must be a local folder"),
     ],
 )
 def test_study_rejects_bad_flags_in_one_line(flags, says, command, tmp_path):

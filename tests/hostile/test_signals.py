@@ -81,6 +81,7 @@ def ended(process: Started, started: Path, sent: list[int]) -> tuple[int | None,
 
 
 @pytest.mark.process
+@pytest.mark.thorough(but=("SIGTERM",))
 @pytest.mark.parametrize(
     ("stepping", "sent", "status", "seconds"),
     [

@@ -96,6 +96,7 @@ def test_model_satisfies_the_contract(fusion):
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), evaluated, outputs)
 
 
+@pytest.mark.thorough
 def test_model_jit_equals_eager():
     model, variables = prepare("concat")
     eager = model.apply(variables, BATCH, train=False)

@@ -71,6 +71,7 @@ def test_objectives_log_their_losses(rows, tmp_path, names):
     assert open_run(tmp_path / "run", []).config.objectives.keys() == set(names)
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_objectives_add_their_weighted_loss_to_the_task_loss(rows, tmp_path):
     weighted = config("contrastive")
@@ -189,6 +190,7 @@ def test_uncertainty_has_its_minimum_at_the_losses_variance(kind, minimum):
     assert jax.grad(loss)(jnp.float32(minimum)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_gradnorm_weights_are_independent_of_micro_batches(rows, tmp_path):
     runs = {}
@@ -281,7 +283,7 @@ RANDOM_OBJECTIVES = ("mixup", "cutmix", "modality_dropout")
 
 
 @pytest.mark.loop
-@pytest.mark.thorough(but=("mixup-concat",))
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "fusion"),
     [

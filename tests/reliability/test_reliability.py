@@ -43,7 +43,7 @@ def test_cases_are_valid_configs(locations: list[str]):
     ("fault", "count"),
     [  # test_resume.py kills runs, test_recovery.py plants NaN, and test_saver.py lets writes fail, too
         pytest.param(faults.kills, 1, marks=pytest.mark.thorough),
-        (faults.bit_flips, 3),
+        (faults.bit_flips, 1),
         pytest.param(faults.nan_planted, 2, marks=pytest.mark.thorough),
         pytest.param(faults.failing_writes, 2, marks=pytest.mark.thorough),
     ],

@@ -125,6 +125,7 @@ def test_rollback_restores_the_last_good_step_and_counts_skipped(
     assert (result["skipped"], result["rollbacks"]) == (6, 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_rollback_to_the_start_lowers_the_learning_rate(
     tiny_config: Callable[..., Any], tmp_path: Path, inject_nan: Callable[..., None]
@@ -215,6 +216,7 @@ def test_recovery_stops_after_consecutive_spikes(tiny_config: Callable[..., Any]
     assert "recorded   the same; a spike" in describe(update)
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_replay_of_a_good_step_equals_its_log(tiny_config: Callable[..., Any], tmp_path: Path):
     train(tiny_config(SMALL, {**CHANGES, "checkpoint_every": 4}), tmp_path)

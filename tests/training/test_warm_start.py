@@ -130,6 +130,7 @@ def test_warm_start_loads_published_weights(rows, tmp_path, capsys):
         train(run_config, tmp_path / "invalid")
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_warm_start_reads_weights_once_and_resumes_without_them(rows, tmp_path, monkeypatch):
     save_file(tensors_of("vit-timm"), tmp_path / "vit.safetensors")

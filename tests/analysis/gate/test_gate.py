@@ -22,7 +22,7 @@ OPTIONS = {"moe, top 1": known_answer.VARIANTS["moe, top 1"]}  # FiLM's 3×3 blo
 
 @pytest.mark.loop
 @pytest.mark.spread
-@pytest.mark.thorough(but=("conv", "late_mean", "weighted"))
+@pytest.mark.thorough(but=("late_mean", "weighted"))
 @pytest.mark.parametrize("name", [*FUSIONS, *OPTIONS])
 def test_gate_passes_every_strategy(name):
     strategy, options = OPTIONS.get(name, (name, {}))
@@ -60,6 +60,7 @@ def test_gate_detects_a_frozen_rank():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_gate_trains_a_two_modality_strategy_with_two_modalities():
     report = gate.check(planted.Pair, size=BRIEF, modalities=(2, 3))
@@ -136,7 +137,7 @@ def test_gate_detects_a_contradictory_declaration():
     assert has_failure(without_training(Refusing), "declares any_modalities=True, but rejects M=1, 3, 4")
 
 
-@pytest.mark.thorough(but=("mean-change0", "concat-change3", "mean-change4"))
+@pytest.mark.thorough(but=("mean-change0", "concat-change3"))
 @pytest.mark.parametrize(
     ("name", "change"),
     [
