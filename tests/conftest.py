@@ -218,10 +218,7 @@ def tiny_flags(data_dir: str) -> Callable[..., list[str]]:
     """`tiny_flags({"steps": 4})` -> the flags of `python -m experiments.train` for the same, without `--workdir`."""
     from tests import tiny
 
-    return lambda changes=None: [
-        "--config=configs/quickstart.py",
-        *tiny.flags({"data.dir": data_dir, **(changes or {})}),
-    ]
+    return lambda changes=None: tiny.flags({"data.dir": data_dir, **(changes or {})})
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_train_accepts_a_config_and_leaves_it_as_it_was(config_file, tmp_path, t
         ("nowhere.py", {}, "--config", "nowhere.py"),
         ("{}", {"step": 3}, "config.step", None),
         ("{}", {"model": 3}, "config.model", None),
-        ("{}", {"model.fusion.heads": 0}, "config.model.fusion.heads", 0),
+        ("{}", {"model.fusion.layers": 0}, "config.model.fusion.layers", 0),
     ],
 )
 def test_train_names_what_is_wrong(config, changes, path, value, config_file, tmp_path):

@@ -17,7 +17,7 @@ from mmfusion.distributed import hosts
 from tests.errors import rejects
 from tests.processes import Started
 
-STEPS = 200  # seconds, so that the signal comes in between
+STEPS = 120  # seconds, so that the signal comes in between
 LOST = (hosts.LOST_HOST_STATUS, -signal.SIGABRT)  # both are 134 in a shell
 SGD = {"optim.schedule.warmup_steps": 1, "steps": STEPS, "checkpoint_every": 20, "eval_every": STEPS}
 
@@ -57,8 +57,7 @@ def losses(workdir):
 
 @pytest.mark.spread
 def test_hosts_all_stop_on_a_signal_to_one_and_resume(tiny_flags, command, tmp_path):
-    flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
-    flags += ["--config.optim.name=sgd", "--config.model.fusion.name=concat"]
+    flags = [*tiny_flags(SGD), "--config.optim.name=sgd"]
     done = command("experiments.train", *flags, f"--workdir={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
 
@@ -89,8 +88,8 @@ def test_hosts_all_stop_on_a_signal_to_one_and_resume(tiny_flags, command, tmp_p
 @pytest.mark.process
 @pytest.mark.thorough
 def test_hosts_evaluate_a_run_together_and_refuse_different_commands(tiny_flags, command, tmp_path):
-    flags = [flag for flag in tiny_flags({"steps": 2, "eval_every": 2}) if "model.fusion" not in flag]
-    done = command("experiments.train", *flags, "--config.model.fusion.name=concat", f"--workdir={tmp_path / 'run'}")
+    flags = tiny_flags({"steps": 2, "eval_every": 2})
+    done = command("experiments.train", *flags, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     statuses, output = finish(start([], tmp_path / "run", module="experiments.evaluate"))
     assert statuses == [0, 0], output
@@ -114,11 +113,8 @@ def test_hosts_evaluate_a_run_together_and_refuse_different_commands(tiny_flags,
     ],
 )
 def test_hosts_all_stop_with_the_reason_when_one_fails(tiny_flags, tmp_path, wrong, says):
-    flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
     began = time.monotonic()
-    statuses, output = finish(
-        start([*flags, "--config.model.fusion.name=concat"], tmp_path / "run", last=[wrong.format(tmp_path)])
-    )
+    statuses, output = finish(start(tiny_flags(SGD), tmp_path / "run", last=[wrong.format(tmp_path)]))
     assert time.monotonic() - began < 100  # and not the five minutes that a barrier waits
     assert statuses == [2, 2], output
     assert "error: host 1 failed, so this host stops too: " in output[0] and says in output[0] and says in output[1]
@@ -131,9 +127,8 @@ def test_hosts_all_stop_with_what_differs_where_one_has_other_rows(tiny_flags, t
     variants = {n: (*how, tuple(x // 10 + 16 for x in sizes), what) for n, (*how, sizes, what) in VARIANTS.items()}
     monkeypatch.setitem(VARIANTS, "match", variants["match"])
     sources.open_source("shapes/match", "train", data_dir=str(tmp_path / "data"), manual_dir="", seed=0)
-    flags = [flag for flag in tiny_flags(SGD) if "model.fusion" not in flag]
     last = [f"--config.data.dir={tmp_path / 'data'}"]
-    statuses, output = finish(start([*flags, "--config.model.fusion.name=concat"], tmp_path / "run", last=last))
+    statuses, output = finish(start(tiny_flags(SGD), tmp_path / "run", last=last))
     assert statuses == [2, 2], output
     for text in output:
         assert "rows of train is all:" in text and "on host 1 and all:" in text and "Traceback" not in text

@@ -28,7 +28,7 @@ def start(data_dir):
     """Returns `start(directory, *flags)`, which starts a tiny ablation of one strategy and two seeds."""
 
     def start(directory, *flags):
-        config_flags = [flag for flag in tiny.flags({"data.dir": data_dir, "steps": 4}) if "model.fusion" not in flag]
+        _, *config_flags = [f for f in tiny.flags({"data.dir": data_dir, "steps": 4}) if "model.fusion" not in f]
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.ablate", f"--config={QUICKSTART}", "--fusions=mean", "--seeds=2",
              "--jobs=1", f"--workdir={directory}", *config_flags, *flags],

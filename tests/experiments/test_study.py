@@ -68,7 +68,7 @@ def test_study_rejects_bad_flags_in_one_line(flags, says, command, tmp_path):
 def test_study_command_runs_two_ablations_and_continues_with_a_third_seed(data_dir, prepare, tmp_path):
     folder = prepare("shapes/match")
     assert prepare("shapes/relations") == folder == data_dir
-    config_flags = [flag for flag in tiny.flags({"data.dir": folder, "steps": 4}) if "model.fusion" not in flag]
+    _, *config_flags = [f for f in tiny.flags({"data.dir": folder, "steps": 4}) if "model.fusion" not in f]
 
     def run(seeds):
         argv = [sys.executable, "-m", "experiments.study", f"--configs={MATCH},{RELATIONS}", "--fusions=mean,concat",

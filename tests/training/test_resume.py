@@ -28,8 +28,6 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 STEPS = 240
 # The tiny config has dropout. With 230 rows in batches of 16, every stop is within an epoch.
 CHANGES: dict[str, Any] = {
-    "model.fusion.name": "concat",
-    "model.fusion.heads": None,
     "optim.schedule.name": "plateau",
     "optim.schedule.warmup_steps": 20,
     "optim.schedule.patience": 1,

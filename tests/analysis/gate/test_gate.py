@@ -194,6 +194,7 @@ def run_command(monkeypatch, *argv):
     known_answer.main(["known_answer", *argv])
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_gate_command_prints_the_bayes_rate_and_writes_a_table(monkeypatch, capsys, tmp_path):
     size = dataclasses.replace(SMALL, variants=gate.VARIANTS)
