@@ -9,14 +9,18 @@ from tests.lines_to_read import LOOP, STEP
 from tests.processes import ROOT
 
 FILES = lines_to_read.modules(ROOT)
-GRAPH = lines_to_read.import_graph(FILES)
 
 
-def test_import_graph_is_acyclic_with_at_most_16_packages_in_10_layers():
-    packages = lines_to_read.package_graph(GRAPH, FILES)
+@pytest.fixture(scope="module")
+def graph() -> lines_to_read.Graph:
+    return lines_to_read.import_graph(FILES)
+
+
+def test_import_graph_is_acyclic_with_at_most_16_packages_in_10_layers(graph: lines_to_read.Graph):
+    packages = lines_to_read.package_graph(graph, FILES)
     assert len(packages) <= 16
     assert len(lines_to_read.layers(packages)) <= 10
-    lines_to_read.layers(GRAPH)  # raises if imports between modules are cyclic
+    lines_to_read.layers(graph)  # raises if imports between modules are cyclic
 
 
 def test_package_root_has_at_most_six_modules():
@@ -24,8 +28,8 @@ def test_package_root_has_at_most_six_modules():
     assert len(modules) <= 6
 
 
-def test_lines_to_read_of_step_and_loop_are_at_most_1600():
-    names = lines_to_read.modules_to_read(STEP, GRAPH, FILES) | lines_to_read.modules_to_read(LOOP, GRAPH, FILES)
+def test_lines_to_read_of_step_and_loop_are_at_most_1600(graph: lines_to_read.Graph):
+    names = lines_to_read.modules_to_read(STEP, graph, FILES) | lines_to_read.modules_to_read(LOOP, graph, FILES)
     assert lines_to_read.count_lines(names, FILES) <= 1600
 
 

@@ -202,12 +202,13 @@ def test_examples_run_block_by_block(folder: Path, data_dir: str, capsys: pytest
     assert ablation.claims.none  # one seed supports no claim
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_readme_from_python_runs(folder: Path, data_dir: str, monkeypatch: pytest.MonkeyPatch):
     (block,) = blocks(ROOT / "README.md", "From Python")
     assert len(block.splitlines()) <= 13
     small = {"steps": 2, "eval_every": 2, "checkpoint_every": 2, "batch_size": 16, "data.train": "train[:128]"}
-    small |= {"data.test": "test[:32]", "data.dir": data_dir, "model.width": 8}
+    small |= {"data.test": "test[:32]", "data.dir": data_dir}
     block = block.replace('{"steps": 1000}', repr(small)).replace("/tmp/mmfusion", str(folder))
     ablations = []  # other tests run one
 
