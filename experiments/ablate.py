@@ -67,7 +67,7 @@ def ablate(argv: Sequence[str]) -> None:
     vary = dict(trial_config.values(item) for item in VARY.value)
     space = dict(trial_config.dimension(item) for item in SPACE.value)
     published = dict(trial_config.score(item) for item in PUBLISHED.value)
-    engine, resources = trial_config.engine(ENGINE.value), trial_config.resources(RESOURCES.value)
+    resources = trial_config.resources(RESOURCES.value)
 
     from experiments import progress_table
     from mmfusion.analysis import run_ablation
@@ -82,8 +82,8 @@ def ablate(argv: Sequence[str]) -> None:
     _, again = cli.take_flag(list(argv), "shard")
     execution = run_ablation.Execution(
         directory,
-        JOBS.value if engine else JOBS.value or run_ablation.cores(),
-        engine,
+        JOBS.value if ENGINE.value else JOBS.value or run_ablation.cores(),
+        ENGINE.value,
         resources,
         SHARD.value,
         remote,

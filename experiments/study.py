@@ -50,7 +50,7 @@ def study(argv: Sequence[str]) -> None:
         raise UserError("must be a local folder", path="--workdir", value=WORKDIR.value)
     directory = Path(WORKDIR.value)
     vary = dict(trial_config.values(item) for item in VARY.value)
-    engine, resources = trial_config.engine(ENGINE.value), trial_config.resources(RESOURCES.value)
+    resources = trial_config.resources(RESOURCES.value)
     make = {name: functools.partial(trial_config.config, source, overrides) for name, source in sources.items()}
 
     from experiments import progress_table
@@ -69,8 +69,8 @@ def study(argv: Sequence[str]) -> None:
             ),
             run_ablation.Execution(
                 directory / name,
-                JOBS.value if engine else JOBS.value or run_ablation.cores(),
-                engine,
+                JOBS.value if ENGINE.value else JOBS.value or run_ablation.cores(),
+                ENGINE.value,
                 resources,
                 prepare_worker=cli.prepare_worker,
                 progress=progress_table,

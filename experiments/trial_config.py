@@ -100,14 +100,6 @@ def _literal(value: str) -> Any:
         return value
 
 
-def engine(value: str) -> str:
-    """Returns the value of `--engine`, `ray` or `ray:ADDRESS`; raises UserError for another engine."""
-    kind, _, _ = value.partition(":")
-    if value and kind != "ray":
-        raise UserError("no such engine", path="--engine", value=value, choices=["ray"])
-    return value
-
-
 def resources(text: str) -> dict[str, float]:
     """Returns the amounts by name of `NAME=AMOUNT,NAME=AMOUNT`; raises UserError for another format."""
     found = {}

@@ -82,6 +82,8 @@ def ablate(
     tune_seeds: int = 1,
     space: Mapping[str, str] | None = None,
     jobs: int = 0,
+    engine: str = "",
+    resources: Mapping[str, float] | None = None,
 ) -> AblationResult:
     """Compares fusion strategies over seeds; the same call resumes an interrupted ablation.
 
@@ -105,10 +107,12 @@ def ablate(
       space: config key, or a pattern such as `model.*.dropout` -> `LOW..HIGH`, `LOW..HIGH:log`, `A,B,C` or `none`: adds
         to the search space of `tune`, or replaces a key of it.
       jobs: the number of processes on CPU; 0 runs in this process. A script that starts processes needs the usual
-        `if __name__ == "__main__":` of multiprocessing.
+        `if __name__ == "__main__":` of multiprocessing. Of tasks of a cluster; 0: as many as it has room for.
+      engine: `ray` or `ray:ADDRESS` runs the trials on a Ray cluster; "": on this machine.
+      resources: what a task of the cluster needs, by Ray's names, such as `{"CPU": 1, "GPU": 0.5}`.
 
     Raises:
-      UserError: an unknown strategy or key, or a directory of another ablation.
+      UserError: an unknown strategy, key or engine, a directory of another ablation, or no cluster.
     """
     names = list(fusion_classes(fusions))
     given = config if isinstance(config, ConfigDict) else str(config)
@@ -117,7 +121,7 @@ def ablate(
     source = "config" if isinstance(config, ConfigDict) else repr(given)
     tuned = f", tune={tune}" if tune else ""
     command = f"mmfusion.ablate({source}, fusions={names}, seeds={seeds}{tuned}, workdir={str(workdir)!r})"
-    execution = Execution(Path(workdir), jobs, command=command)
+    execution = Execution(Path(workdir), jobs, engine, resources or {}, command=command)
     outcome = run_ablation(request, execution)
     assert outcome is not None  # None only with other shards
     return AblationResult(Path(workdir), outcome)

@@ -138,6 +138,10 @@ class Execution:
     train_command: Callable[[Trial], str] = lambda trial: ""
     latex: bool = False
 
+    def __post_init__(self):
+        if self.engine and self.engine.partition(":")[0] != "ray":
+            raise UserError("no such engine", path="--engine", value=self.engine, choices=["ray"])
+
 
 def run_ablation(request: Request, execution: Execution) -> Outcome | None:
     """Runs or resumes an ablation, together with any others that run the same one in the same directory.

@@ -149,14 +149,11 @@ def test_search_space_is_parsed():
             trial_config.dimension(invalid)
 
 
-def test_engine_and_resources_are_parsed():
-    assert trial_config.engine("") == "" and trial_config.engine("ray:ray://a:1") == "ray:ray://a:1"
+def test_resources_are_parsed():
     assert trial_config.resources("") == {}
     assert trial_config.resources("CPU=4,GPU=0.5,TPU=8,accelerator_type:A100=0.001") == {
         "CPU": 4, "GPU": 0.5, "TPU": 8, "accelerator_type:A100": 0.001,
     }  # fmt: skip
-    with rejects("--engine", "rya:1", "ray"):
-        trial_config.engine("rya:1")
     for invalid in ("GPU", "GPU=a", "=1", "GPU=1.5", "CPU=-1", "CPU=inf", "CPU=nan"):
         with rejects("--resources", invalid):
             trial_config.resources(invalid)

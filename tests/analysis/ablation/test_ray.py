@@ -17,6 +17,8 @@ import types
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import mmfusion
+from mmfusion.analysis import ablate as ablate_module
 from mmfusion.analysis import run_ablation
 from mmfusion.analysis.ablation import plan, runner, scheduling
 from mmfusion.analysis.ablation.leases import LeaseLost, Unshared
@@ -258,6 +260,15 @@ def test_ray_tasks_reject_clusters_that_do_not_answer(ray, tasks, monkeypatch):
     monkeypatch.setattr(ray, "init", refuse)
     with rejects("--engine", "ray", says="ray start --head"):
         connect("", {})
+
+
+def test_ablation_rejects_an_unknown_engine_and_passes_a_known_one_on(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(ablate_module, "run_ablation", lambda request, execution: given.append(execution) or object())
+    mmfusion.ablate("configs/quickstart.py", ["mean"], 1, tmp_path, engine="ray:a:1", resources={"GPU": 0.5}, jobs=3)
+    assert (given[0].engine, given[0].resources, given[0].jobs) == ("ray:a:1", {"GPU": 0.5}, 3)
+    with rejects("--engine", "rya:1", "ray"):
+        mmfusion.ablate("configs/quickstart.py", ["mean"], 1, tmp_path, engine="rya:1")
 
 
 def test_ablation_rejects_an_engine_that_is_not_installed(tmp_path, monkeypatch):
