@@ -99,6 +99,17 @@ class Dataset:
             "scales": {task: dataclasses.asdict(scale) for task, scale in self.reader.scales.items()},
         }
 
+    def described(self) -> dict[str, Any]:
+        """Returns what `result.json` says of the data."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "rows": self.rows,
+            "content": self.content,
+            "examples": {name: len(split) for name, split in self.splits.items()},
+            "unreadable": {name: sorted(split.bad.values()) for name, split in self.splits.items()},
+        }
+
     def identity(self) -> dict[str, str]:
         """Returns a text for each thing that all hosts of a run must share: its rows, classes and fitted states."""
         saved = self.saved()

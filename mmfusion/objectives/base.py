@@ -109,6 +109,7 @@ class Objective:
     requires: ClassVar[Requirements] = Requirements()
     unimodal_heads: ClassVar[str] = ""  # `heads` or `probes`: the model also scores each modality by itself
     needs_head_losses: ClassVar[bool] = False  # `on_validation` is called after each validation
+    separates_losses: ClassVar[bool] = False  # `combine_gradients` is called
 
     @classmethod
     def validate(cls, path: str, options: Mapping[str, Any], config: "RunConfig") -> None:
@@ -125,6 +126,10 @@ class Objective:
     def transform_batch(self, batch: Batch, seed: jax.Array, step: jax.Array) -> Batch:
         """Returns the preprocessed training batch transformed, row by row, by example id and step."""
         return batch
+
+    def combine_gradients(self, grads: Mapping[str, Any]) -> Any:
+        """Returns one gradient, of those of the loss of each modality's head and, under "", of all others."""
+        raise NotImplementedError
 
     def transform_gradients(self, grads: Any, stats: Scalars, seed: jax.Array, step: jax.Array) -> Any:
         """Returns the gradients, summed over the whole batch, transformed; `stats` are the means by term."""

@@ -6,38 +6,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mmfusion.data.batch import Batch
 from mmfusion.models.model import FusionModel
 from mmfusion.objectives.base import Objective, Scalars, Term
 from mmfusion.objectives.of_strategy import strategy_objectives
-from mmfusion.objectives.registry import OBJECTIVES, objective_class
 from mmfusion.objectives.supervised import Task, task_terms
 from mmfusion.objectives.unimodal import unimodal_terms
 
 LossWeights = dict[str, dict[str, Any]]  # state of the loss weights, by objective
-
-
-def make_objectives(config: Mapping[str, Any], supplied: Mapping[str, Any]) -> dict[str, Objective]:
-    """Returns the objectives that the section `objectives` of a config describes, in the registry's order.
-
-    Those that are not in the registry come last.
-
-    Args:
-      config: options by objective.
-      supplied: `width`, `dtype`, `axis_name` and `modalities`, for modules that have such fields.
-    """
-    objectives, order = {}, list(OBJECTIVES)
-    for name in sorted(config, key=lambda name: order.index(name) if name in order else len(order)):
-        kind = objective_class(name, config[name])
-        own = {key: value for key, value in config[name].items() if key != "name"}
-        if issubclass(kind, nn.Module):
-            fields = {field.name for field in dataclasses.fields(kind)}
-            own |= {key: value for key, value in supplied.items() if key in fields}
-        objectives[name] = kind(**own)
-    return objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +41,12 @@ class Objectives:
         """Whether loss weights depend on the losses of each head at a validation."""
         return any(objective.needs_head_losses for objective in self.by_name.values())
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads whose losses have gradients of their own, "" for all but those of modalities; empty if none has."""
+        separate = any(objective.separates_losses for objective in self.by_name.values())
+        return tuple(dict.fromkeys(["", *map(_modality, self.terms)])) if separate else ()
+
     def transform_batch(self, batch: Batch, seed: jax.Array, step: jax.Array) -> Batch:
         """Returns the preprocessed batch after all batch transforms."""
         for objective in self.by_name.values():
@@ -74,7 +59,10 @@ class Objectives:
         return {name: count for name, count in counts.items() if count is not None}
 
     def transform_gradients(self, grads: Any, stats: Scalars, seed: jax.Array, step: jax.Array) -> Any:
-        """Returns the summed gradients after all gradient transforms."""
+        """Returns the summed gradients, of each of `heads` if there are any, after all gradient transforms."""
+        for objective in self.by_name.values():
+            if objective.separates_losses:
+                grads = objective.combine_gradients(dict(zip(self.heads, grads, strict=True)))
         for objective in self.by_name.values():
             grads = objective.transform_gradients(grads, stats, seed, step)
         return grads
@@ -91,6 +79,14 @@ class Objectives:
             factors = objective.coefficients(weights.get(name, {}), params, self.terms)
             result = {term: value * factors[term] if term in factors else value for term, value in result.items()}
         return result
+
+    def losses(self, coefficients: Scalars, means: Scalars) -> jax.Array:
+        """Returns Σ coefficient · mean, a scalar, or `[K]` with the sum of the terms of each of `heads`."""
+        if not self.heads:
+            return weighted_sum(coefficients, means)
+        of = {term.name: _modality(term) for term in self.terms}
+        parts = [{name: x for name, x in coefficients.items() if of[name] == head} for head in self.heads]
+        return jnp.stack([jnp.asarray(weighted_sum(part, means)) for part in parts])
 
     def update_weights(self, weights: LossWeights, stats: Scalars, coefficients: Scalars) -> LossWeights:
         """Returns the loss weights after a step with these means by term."""
@@ -114,6 +110,10 @@ class Objectives:
             logged = objective.logged_weights(weights.get(name, {}), params, self.terms)
             result |= {f"weight/{key}": value for key, value in logged.items()}
         return result
+
+
+def _modality(term: Term) -> str:
+    return term.head if term.head != "joint" else ""
 
 
 def weighted_sum(coefficients: Mapping[str, Any], means: Scalars) -> jax.Array:

@@ -17,6 +17,7 @@ from mmfusion.objectives.imputation import GAN, MMVAE, MVAE
 from mmfusion.objectives.mixing import CutMix, MixUp
 from mmfusion.objectives.modality_dropout import ModalityDropout
 from mmfusion.objectives.of_strategy import strategy_group
+from mmfusion.objectives.pareto import MMPareto
 from mmfusion.objectives.unimodal import Unimodal
 from mmfusion.objectives.weighting import GradientBlending, GradNorm, Uncertainty
 from mmfusion.registry import lookup
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "unimodal": Unimodal,
     "uncertainty": Uncertainty,
     "ogm_ge": OGMGE,
+    "mmpareto": MMPareto,
     "gradnorm": GradNorm,
     "gradient_blending": GradientBlending,
     "modality_dropout": ModalityDropout,
@@ -67,6 +69,26 @@ def objective_options(name: str) -> dict[str, Any]:
     if issubclass(objective, nn.Module):
         return named | module_options(objective)
     return named | {field.name: field.default for field in dataclasses.fields(cast(Any, objective))}
+
+
+def make_objectives(config: Mapping[str, Any], supplied: Mapping[str, Any]) -> dict[str, Objective]:
+    """Returns the objectives that the section `objectives` of a config describes, in the registry's order.
+
+    Those that are not in the registry come last.
+
+    Args:
+      config: options by objective.
+      supplied: `width`, `dtype`, `axis_name` and `modalities`, for modules that have such fields.
+    """
+    objectives, order = {}, list(OBJECTIVES)
+    for name in sorted(config, key=lambda name: order.index(name) if name in order else len(order)):
+        kind = objective_class(name, config[name])
+        own = {key: value for key, value in config[name].items() if key != "name"}
+        if issubclass(kind, nn.Module):
+            fields = {field.name for field in dataclasses.fields(kind)}
+            own |= {key: value for key, value in supplied.items() if key in fields}
+        objectives[name] = kind(**own)
+    return objectives
 
 
 def check_objectives(config: "RunConfig") -> None:

@@ -23,35 +23,44 @@ def split(batch: Any, count: int, group: int) -> Any:
     )
 
 
+def gradients(loss_fn: LossFn, params: Any, batch_stats: Any, rows: Any) -> tuple[Any, tuple[Any, Stats]]:
+    """Returns the gradient of the loss, or of each of several losses `[n]`, and what else `loss_fn` returns."""
+    losses, pullback, aux = jax.vjp(lambda params: loss_fn(params, batch_stats, rows), params, has_aux=True)
+    if losses.ndim:
+        return tuple(pullback(one)[0] for one in jnp.eye(losses.size)), aux
+    return pullback(jnp.ones_like(losses))[0], aux
+
+
 def sum_gradients(
     loss_fn: LossFn, params: Any, batch_stats: Any, batch: Any, *, count: int, group: int, unroll: bool
 ) -> tuple[Any, Any, Stats]:
     """Returns the gradients and the `stats`, added over micro-batches, and the batch statistics after the last.
 
     Args:
-      loss_fn: `(params, batch_stats, rows) -> loss, (batch_stats, stats)`, whose loss is a sum over rows.
+      loss_fn: `(params, batch_stats, rows) -> loss, (batch_stats, stats)`, whose loss is a sum over rows, or several
+        such losses `[n]`, each of which has a gradient of its own: the gradients are a tuple of trees then.
       params, batch_stats: where it is evaluated.
       batch: this device's rows under `pmap`, all rows under `jit`.
       count: K.
       group: rows in sequence that stay in one micro-batch.
       unroll: write the micro-batches out (fast on CPU, where convolutions inside a scan are slow) or scan them.
     """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if count == 1:
-        (_, (batch_stats, stats)), grads = value_and_grad(params, batch_stats, batch)
+        grads, (batch_stats, stats) = gradients(loss_fn, params, batch_stats, batch)
         return grads, batch_stats, stats
     micro_batches = split(batch, count, group)
 
     def add(carry: tuple[Any, Any, Stats], rows: Any) -> tuple[tuple[Any, Any, Stats], None]:
         grads, batch_stats, stats = carry
-        (_, (batch_stats, more_stats)), more_grads = value_and_grad(params, batch_stats, rows)
+        more_grads, (batch_stats, more_stats) = gradients(loss_fn, params, batch_stats, rows)
         return (jax.tree.map(jnp.add, grads, more_grads), batch_stats, jax.tree.map(jnp.add, stats, more_stats)), None
 
     def rows_of(k: int) -> Any:
         return jax.tree.map(lambda x: x[k], micro_batches)
 
-    shapes = jax.eval_shape(loss_fn, params, batch_stats, rows_of(0))[1][1]
-    carry = (jax.tree.map(jnp.zeros_like, params), batch_stats, jax.tree.map(jnp.zeros_like, shapes))
+    losses, (_, shapes) = jax.eval_shape(loss_fn, params, batch_stats, rows_of(0))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    carry = ((zeros,) * losses.size if losses.ndim else zeros, batch_stats, jax.tree.map(jnp.zeros_like, shapes))
     if unroll:
         for k in range(count):
             carry, _ = add(carry, rows_of(k))

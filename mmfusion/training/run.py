@@ -178,7 +178,7 @@ class TrainRun:
             "spikes": progress.bad_steps["spikes"],
             "rollbacks": progress.rollbacks,
             "select": self.config.select,
-            "data": describe_data(self.dataset),
+            "data": self.dataset.described(),
             "device": f"{setup.partitioner.num_devices} x {jax.devices()[0].device_kind}",
             **self.environment,
         }
@@ -253,15 +253,3 @@ def selection_value(scores: dict[str, Any], metric: str, higher_is_better: bool)
     if value is None:
         return float("nan")
     return value if higher_is_better else -value
-
-
-def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """Returns what `result.json` says of the data."""
-    return {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "rows": dataset.rows,
-        "content": dataset.content,
-        "examples": {name: len(split) for name, split in dataset.splits.items()},
-        "unreadable": {name: sorted(split.bad.values()) for name, split in dataset.splits.items()},
-    }

@@ -15,7 +15,7 @@ import optax
 from mmfusion import rng
 from mmfusion.data.batch import Batch, digest
 from mmfusion.objectives.base import Context
-from mmfusion.objectives.build import Objectives, weighted_sum
+from mmfusion.objectives.build import Objectives
 from mmfusion.optim import micro_batching, skip_step
 from mmfusion.optim.freezing import NOTHING, Freezing
 from mmfusion.training.state import Preprocess, TrainState
@@ -84,8 +84,8 @@ def train_step(
         context = Context(rows, outputs, params, counts, state.step, state.loss_weights)
         # These rows' share of each mean; a term without a count is a sum. A batch without weight has loss 0, not NaN.
         means = {t.name: t.total(context) / jnp.maximum(counts.get(t.name, 1.0), 1e-9) for t in objectives.terms}
-        loss = weighted_sum(objectives.coefficients(state.loss_weights, params), means)
-        return loss, (updated.get("batch_stats", {}), {"loss": loss, **means})
+        losses = objectives.losses(objectives.coefficients(state.loss_weights, params), means)
+        return losses, (updated.get("batch_stats", {}), {"loss": jnp.sum(losses), **means})
 
     grads, batch_stats, means = micro_batching.sum_gradients(
         loss_fn, state.params, state.batch_stats, batch,

@@ -340,7 +340,7 @@ def test_mixup_mixes_the_loss_of_every_head_and_micro_batch(rows):
 
 def test_auxiliary_tests_cover_every_objective():
     covered = {name for names in MODULES for name in names} | set(RANDOM_OBJECTIVES)
-    covered |= {"ogm_ge", "unimodal", "uncertainty", "gradnorm", "gradient_blending"}
+    covered |= {"ogm_ge", "unimodal", "uncertainty", "gradnorm", "gradient_blending", "mmpareto"}
     assert covered == set(OBJECTIVES)
     with rejects("config.objectives.ogm_ge", None, says="classification"):
         configs.check(config("ogm_ge", tasks="amount", modalities="image+text"), 1)
