@@ -69,7 +69,7 @@ def test_times_are_exact_and_of_one_form():
     assert second - first == 86_400 * 10**6
     for values, fact in (
         ([1, ""], "row 7 has no value"), ([1, np.nan], "row 7 has no value"),
-        (["2024-05-31", np.datetime64("NaT")], "row 7 has no value"), ([1, "x"], "row 7 has 'x'"),
+        (["2024-05-31", np.datetime64("NaT", "s")], "row 7 has no value"), ([1, "x"], "row 7 has 'x'"),
         ([1, np.inf], "row 7 has 'inf'"), ([1, "2024-05-31"], "a number in row 3 and a date in row 7"),
     ):  # fmt: skip
         with rejects("config.data.time", "t", says=fact):
