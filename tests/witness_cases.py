@@ -127,6 +127,7 @@ ON_IMAGE_AND_TEXT: dict[str, Changes] = {
     "gan": MISSING,
     "unimodal": MISSING,
     "ogm_ge": MISSING,
+    "mmpareto": MISSING,
     "gradient_blending": MISSING,
     "mixup": MISSING,
     "modality_dropout": {},
