@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -45,6 +46,9 @@ SHARED = "MMFUSION_TESTS_SHARED"  # environment variable: the folder that all pr
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Where a shell runs pytest in the background or under `nohup`, both are ignored, also by the commands under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if hasattr(config, "workerinput"):
         return  # a worker: the process that started it has made the folder
     shared = tempfile.mkdtemp(prefix="mmfusion-tests-")  # mode 0700: it holds code
