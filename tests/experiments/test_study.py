@@ -87,5 +87,5 @@ def test_study_command_runs_two_ablations_and_continues_with_a_third_seed(data_d
     content = json.loads((tmp_path / "study.json").read_text())
     assert [dataset["seeds"] for dataset in content["datasets"]] == [[0, 1], [0, 1]]
     assert {row["method"] for row in content["methods"]} == {
-        "mean", "concat", "best single modality", "best classical model"
+        "mean", "concat", "best single modality", "best classical model", "ensemble (mean)", "ensemble (stacked)"
     }  # fmt: skip
