@@ -107,7 +107,7 @@ def ablate(
       space: config key, or a pattern such as `model.*.dropout` -> `LOW..HIGH`, `LOW..HIGH:log`, `A,B,C` or `none`: adds
         to the search space of `tune`, or replaces a key of it.
       jobs: the number of processes on CPU; 0 runs in this process. A script that starts processes needs the usual
-        `if __name__ == "__main__":` of multiprocessing. Of tasks of a cluster; 0: as many as it has room for.
+        `if __name__ == "__main__":` of multiprocessing. With an engine the number of its tasks; 0: as many as fit.
       engine: `ray` or `ray:ADDRESS` runs the trials on a Ray cluster; "": on this machine.
       resources: what a task of the cluster needs, by Ray's names, such as `{"CPU": 1, "GPU": 0.5}`.
 

@@ -87,12 +87,11 @@ def test_mmpareto_takes_the_smallest_norm_where_they_conflict_and_restores_the_n
     assert flat(joint) @ flat(own) < 0
     found = MMPareto(gamma=1.5).combine_gradients(gradients(joint, own, np.ones(2)))["encoders_image"]
     shares = np.linspace(0, 1, 100_001)
-    norms = [np.linalg.norm(s * flat(joint) + (1 - s) * flat(own)) for s in shares[::100]]
-    best = shares[::100][int(np.argmin(norms))]
+    best = shares[np.linalg.norm(np.outer(shares, flat(joint)) + np.outer(1 - shares, flat(own)), axis=1).argmin()]
     for name in joint:
         new = 2 * (best * joint[name] + (1 - best) * own[name])
         scale = 1.5 * max(np.linalg.norm(joint[name] + own[name]) / np.linalg.norm(new), 1.0)
-        np.testing.assert_allclose(found[name], scale * new, atol=0.02)
+        np.testing.assert_allclose(found[name], scale * new, rtol=1e-3, atol=1e-3)
     whole = flat(found)
     assert whole @ flat(joint) > 0 and whole @ flat(own) > 0  # neither loss is raised
 
