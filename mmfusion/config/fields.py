@@ -64,6 +64,10 @@ class DataConfig:
     cache: str = key(
         "auto", "keeps what takes over 5 s to decode; auto: in ~/.cache/mmfusion/rows; off: nowhere", resume="resource"
     )
+    cache_dtype: str = key(
+        "float32", "of the features of frozen encoders in `cache`", choices=("float32", "bfloat16", "float16")
+    )
+    cache_views: int = key(0, "augmented views of a training row whose features are in `cache`; 0: none are")
     max_bad_fraction: float = key(0.01, "share of unreadable rows that is tolerated; they get weight 0", below=1)
     allow_leakage: bool = key(False, "accept a target among the inputs, and splits that have rows in common")
     missing: float = key(

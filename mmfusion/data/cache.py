@@ -21,6 +21,7 @@ from mmfusion.errors import UserError
 
 T = TypeVar("T")
 AUTO, OFF = "auto", "off"
+DISK_SHARE = 0.5  # of the free space, which an entry may take
 DAYS = 30  # since the last use, after which an entry is removed
 SECONDS = 0.2  # what takes less is not remembered
 NAME = re.compile(r"[0-9a-f]{32}(\.json|\.part)?")
@@ -59,6 +60,19 @@ class Cache:
             with contextlib.suppress(OSError):  # a full disk
                 files.write_json(path, value)
         return value
+
+    def refuse(self, size: int) -> str:
+        """Makes room for `size` bytes, or returns why they are not kept.
+
+        Raises:
+          OSError: the folder cannot be read.
+        """
+        assert self.folder is not None
+        free = shutil.disk_usage(self.folder).free
+        if size > DISK_SHARE * free:
+            return f"they need {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        self.remove_unused()
+        return ""
 
     def remove_unused(self) -> None:
         """Removes what no run has used for `DAYS`."""

@@ -36,6 +36,7 @@ class Dataset:
       content: per split, a checksum of its source's rows as stored.
       name: the dataset in use: the config's `name` or `fallback_name`.
       class_weights: per task with `class_weights="balanced"` the weight of each class.
+      keys: per split and modality what its decoded inputs follow from, see `Cache.path`.
       notes: lines about the data that a new run prints: how rows were held out, copies in several splits, unknown
         values.
       rejected: rows that cannot be read: (id, modality or empty, reason).
@@ -52,6 +53,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     rejected: tuple[tuple[int, str, str], ...] = ()
     class_weights: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    keys: dict[str, dict[str, list[Any]]] = dataclasses.field(default_factory=dict)
 
     def encoder_kwargs(self) -> dict[str, dict[str, Any]]:
         """Returns per modality the encoder arguments that depend on the data, such as `vocabulary` for text."""
@@ -199,6 +201,10 @@ def load(
         fitted=fitted.states,
         fingerprint=digest([*described_rows, reader.modalities, reader.targets]),
         rows=digest(described_rows),
+        keys={
+            name: {m: _input_key(split, m, opened[name], fitted.states.get(m)) for m in modalities}
+            for name, split in decoded.items()
+        },
         content=content.checksums({split: stored[split] for split in sorted(needed)}, cache),
         name=name,
     )
@@ -238,10 +244,7 @@ def _undecoded(name: str, ids: np.ndarray, rows: Rows, reader: Reader, missing: 
 def _decoded_key(split: Split, row_key: Any, fitted: Mapping[str, str]) -> list[Any]:
     """Returns what the decoded rows of a split depend on; augmentation is done later, on the device."""
     reader = split.reader
-    modalities = {
-        m: {name: value for name, value in options.items() if name != "augment"}
-        for m, options in reader.modalities.items()
-    }
+    modalities = {m: _decoding(options) for m, options in reader.modalities.items()}
     scales = {task: dataclasses.asdict(scale) for task, scale in reader.scales.items()}
     described = [modalities, reader.targets, reader.outputs, fitted, reader.class_names, scales, reader.weight_feature]
     described += [reader.unknown_class, sorted(reader.unlabelled)]
@@ -254,3 +257,14 @@ def _decoded_key(split: Split, row_key: Any, fitted: Mapping[str, str]) -> list[
         split.missing_in,
         described,
     ]
+
+
+def _input_key(split: Split, modality: str, source: Source, fitted: str | None) -> list[Any]:
+    """Returns what the decoded inputs of one modality of a split depend on."""
+    options = split.reader.modalities[modality]
+    rows = [source_key(source, {modality: options}), digest(split.ids.tolist()), split.missing, split.missing_in]
+    return [*rows, _decoding(options), digest(fitted)]
+
+
+def _decoding(options: Options) -> Options:
+    return {name: value for name, value in options.items() if name != "augment"}

@@ -2,35 +2,29 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from mmfusion.data import decoded_files, labels
+from mmfusion.data import array_files, decoded_files, labels
 from mmfusion.data.cache import Cache
 from mmfusion.data.decode_worker import decode_chunks
 from mmfusion.data.decoded_files import Chunk
 from mmfusion.data.leakage import DigestedRows
+from mmfusion.data.progress import progress
 from mmfusion.data.rows import Rows
 from mmfusion.data.split import Split, check_bad
 from mmfusion.errors import UserError, one_line
-from mmfusion.files import DISK_FULL
 
 if TYPE_CHECKING:
     from mmfusion.config.fields import DataConfig
 
 SECONDS = 5.0  # rows that one core decodes in less are not kept
 SAMPLE = 8  # rows of a split that are decoded for this estimate
-DISK_SHARE = 0.5  # of the free space, which decoded rows may take
-LINE_SECONDS = 30.0  # between lines of progress, without a terminal
 
 Digests = dict[str, np.ndarray]
 
@@ -94,11 +88,7 @@ def _keep(splits: Mapping[Path, Split], cache: Cache) -> None:
         return
     size = sum(len(split) * split.reader.bytes_per_row() for split in splits.values())
     try:
-        free = shutil.disk_usage(cache.folder).free  # pyright: ignore[reportArgumentType]
-        if size > DISK_SHARE * free:
-            reason = f"they need {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-        else:
-            cache.remove_unused()
+        if not (reason := cache.refuse(size)):
             _decode_into(splits)
             return
     except OSError as error:
@@ -122,8 +112,8 @@ def _seconds(split: Split) -> float:
 def _decode_into(splits: Mapping[Path, Split]) -> None:
     """Decodes splits into their folders; chunks that a killed process has finished are kept."""
     with contextlib.ExitStack() as stack:
-        parts = {folder: part for folder in sorted(splits) if (part := _claim(folder, stack))}
-        stack.enter_context(_removed_from_full_disk(parts.values()))
+        parts = {folder: part for folder in sorted(splits) if (part := array_files.claim(folder, stack))}
+        stack.enter_context(array_files.removed_from_full_disk(parts.values()))
         chunks = []
         for folder, part in parts.items():
             split = splits[folder]
@@ -134,58 +124,9 @@ def _decode_into(splits: Mapping[Path, Split]) -> None:
                     rows = dataclasses.replace(split, ids=split.ids[first : first + size])
                     chunks.append(Chunk(part, len(split), first, rows))
         processes = max(1, min(len(os.sched_getaffinity(0)), len(chunks)))
-        with _progress(sum(len(splits[folder]) for folder in parts), chunks, processes) as advance:
-            decode_chunks(chunks, processes, advance)
+        total, left = sum(len(splits[folder]) for folder in parts), sum(len(chunk.split) for chunk in chunks)
+        by = f" by {processes} processes" if processes > 1 else ""
+        with progress("decoding", f"rows{by}", total, left) as advance:
+            decode_chunks(chunks, processes, lambda chunk: advance(len(chunk.split)))
         for folder, part in parts.items():
             decoded_files.finish(part, splits[folder], folder)
-
-
-@contextlib.contextmanager
-def _removed_from_full_disk(folders: Iterable[Path]) -> Iterator[None]:
-    """Removes folders that a full disk cannot hold: what is in them would leave no space for the run itself."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _claim(folder: Path, stack: contextlib.ExitStack) -> Path | None:
-    """Returns the folder to decode into once no other process does; None if another process has finished."""
-    part = folder.with_suffix(".part")
-    while not folder.exists():
-        part.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the other process has moved it to its final name
-            handle = os.open(part, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed
-            if os.path.samestat(os.fstat(handle), os.stat(part)) and not folder.exists():
-                return part
-    with contextlib.suppress(OSError):
-        part.rmdir()  # made after the other process had moved its own
-    return None
-
-
-@contextlib.contextmanager
-def _progress(total: int, chunks: list[Chunk], processes: int) -> Iterator[Callable[[Chunk], None]]:
-    """Yields a function that shows that a chunk is done: in a bar, or without a terminal in lines."""
-    left = sum(len(chunk.split) for chunk in chunks)
-    console = Console()
-    if left:
-        by = f" by {processes} processes" if processes > 1 else ""
-        kept = f"; {total - left:,} are kept from before" if left < total else ""
-        console.print(f"data   decoding {left:,} rows{by}{kept}", highlight=False)
-    columns = (BarColumn(bar_width=None, complete_style="cyan"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as bar:
-        task, shown = bar.add_task("", total=total, completed=total - left), time.monotonic()
-
-        def advance(chunk: Chunk) -> None:
-            nonlocal shown
-            bar.advance(task, len(chunk.split))
-            if bar.disable and time.monotonic() - shown > LINE_SECONDS:
-                shown = time.monotonic()
-                console.print(f"data   decoded {bar.tasks[0].completed:,.0f} of {total:,} rows", highlight=False)
-
-        yield advance

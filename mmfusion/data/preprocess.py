@@ -1,10 +1,11 @@
 """Preprocessing on the device, inside jit: augmentation and normalisation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmfusion import rng
 from mmfusion.data.batch import Batch
@@ -12,7 +13,9 @@ from mmfusion.data.modalities import modality_type
 
 
 def make_preprocess(
-    modalities: Mapping[str, Any], owner: Mapping[str, str] = MappingProxyType({})
+    modalities: Mapping[str, Any],
+    owner: Mapping[str, str] = MappingProxyType({}),
+    computed: Collection[str] = (),
 ) -> Callable[[Batch, jax.Array | None], Batch]:
     """Returns `preprocess(batch, key)`, which augments if a key is given, and normalises.
 
@@ -20,11 +23,15 @@ def make_preprocess(
       modalities: per modality its options.
       owner: joined modality -> the modality that it is joined to, whose random keys augment both, so that they remain
         aligned.
+      computed: modalities whose inputs are features `[B, V, ...]` of V augmented views, of which one is taken.
     """
 
     def preprocess(batch: Batch, key: jax.Array | None) -> Batch:
         inputs = dict(batch.inputs)
         for name, options in modalities.items():
+            if name in computed:
+                inputs[name] = _take_view(inputs[name], key if key is None else rng.fold(key, name), batch.id)
+                continue
             kind = modality_type(options["kind"])
             if key is not None and kind.augment is not None:
                 keys = rng.row_keys(rng.fold(key, owner.get(name, name)), batch.id)
@@ -34,3 +41,11 @@ def make_preprocess(
         return batch.replace(inputs=inputs)
 
     return preprocess
+
+
+def _take_view(views: jax.Array, key: jax.Array | None, ids: jax.Array) -> jax.Array:
+    """Returns one of the views `[B, V, ...]` of each row: a random one, or without a key the first."""
+    if key is None or views.shape[1] == 1:
+        return views[:, 0]
+    chosen = jax.vmap(lambda one: jax.random.randint(one, (), 0, views.shape[1]))(rng.row_keys(key, ids))  # [B]
+    return views[jnp.arange(len(ids)), chosen]

@@ -138,11 +138,16 @@ class FusionModel(nn.Module):
         """Returns the tokens `[B, N, D]` of each modality and their masks `[B, N]`."""
         tokens, mask = {}, {}
         for m in self.modalities:
-            x, x_mask = self._encoder_input(batch, m)
-            encoder_name = self.shares.get(m, m)
-            encoded, mask[m] = self.encoders[encoder_name](x, x_mask, train=train and encoder_name not in self.frozen)
+            encoded, mask[m] = self.encode_one(batch, m, train=train)
             tokens[m] = zero_masked(encoded, mask[m])
         return tokens, mask
+
+    def encode_one(self, batch: Batch, m: str, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Returns the tokens `[B, N, D]` of one modality, of any value where masked, and their mask `[B, N]`."""
+        encoder_name = self.shares.get(m, m)
+        return self.encoders[encoder_name](
+            *self._encoder_input(batch, m), train=train and encoder_name not in self.frozen
+        )
 
     def _encoder_input(self, batch: Batch, m: str) -> tuple[jax.Array, jax.Array]:
         """Returns a modality's encoder input and its mask; the channels of an absent modality are zeros."""

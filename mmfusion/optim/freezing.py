@@ -41,8 +41,11 @@ class Freezing:
 
     def stop_gradient(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters, without a gradient where they never learn, so that none is computed."""
-        never = self._fill(params, dict.fromkeys(self.always, True))
-        return jax.tree.map(lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x, dict(params), never)
+        return jax.tree.map(lambda x, on: x if on else jax.lax.stop_gradient(x), dict(params), self.learns(params))
+
+    def learns(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns for each parameter whether it ever learns."""
+        return jax.tree.map(lambda never: not never, self._fill(params, dict.fromkeys(self.always, True)))
 
     def keep_frozen(self, old: Mapping[str, Any], new: Mapping[str, Any], step: jax.Array) -> Mapping[str, Any]:
         """Returns the new batch statistics, but the old ones of what is frozen at `step`."""

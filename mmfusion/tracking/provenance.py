@@ -22,7 +22,7 @@ PACKAGES = (  # on which results may depend
 def environment() -> dict[str, Any]:
     """Returns JSON values: `versions`, `machine`, `flags` of XLA and JAX, and `commit` (None where it is unknown)."""
     return {
-        "versions": _versions(),
+        "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAGS)},
         "commit": commit(Path(__file__).parents[2]),
@@ -36,10 +36,15 @@ def code(made_with: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity() -> dict[str, str | None]:
     """Returns the versions of packages and a digest of this package's code, which all hosts of a run must share."""
+    return {**versions(), "code": code_digest(Path(__file__).parents[1])}
+
+
+def code_digest(folder: Path) -> str:
+    """Returns a digest of the Python files in a folder."""
     digest = xxhash.xxh3_64()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
-    return {**_versions(), "code": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -61,7 +66,8 @@ def _describe(found: Mapping[str, Any] | None) -> str | None:
     return found["id"][:12] + (f" with changes ({found['changes']})" if found["dirty"] else "")
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Returns the versions of this package, of those on which results may depend, and of Python."""
     found = {name: _version(name) for name in PACKAGES}
     return {"mmfusion": __version__, **found, "python": platform.python_version()}
 

@@ -104,6 +104,14 @@ def score(collected: Mapping[str, Any], tasks: Mapping[str, Task], *, skip_empty
     return scores
 
 
+def selection_value(scores: Mapping[str, Any], metric: str, higher_is_better: bool) -> float:
+    """Returns the validation score to choose by, higher is better; NaN where it is undefined."""
+    value = scores[metric]
+    if value is None:
+        return float("nan")
+    return value if higher_is_better else -value
+
+
 def worse_than_mean(
     scores: Mapping[str, Any], tasks: Mapping[str, Task], step: int, config: RunConfig
 ) -> Iterator[str]:

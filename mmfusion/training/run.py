@@ -29,7 +29,7 @@ from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.run_dir import RunDir
 from mmfusion.tracking.tables import results_table
 from mmfusion.training import calibration, outputs
-from mmfusion.training.evaluation import collect, head_losses, score, worse_than_mean
+from mmfusion.training.evaluation import collect, head_losses, score, selection_value, worse_than_mean
 from mmfusion.training.progress import Meter, Progress, Trace
 from mmfusion.training.setup import TrainSetup
 from mmfusion.training.state import TrainState
@@ -245,11 +245,3 @@ def read_calls(
     while call := tuple(itertools.islice(pairs, k)):
         host, device = zip(*call, strict=True)
         yield host, device
-
-
-def selection_value(scores: dict[str, Any], metric: str, higher_is_better: bool) -> float:
-    """Returns the validation score to choose by, higher is better; NaN where it is undefined."""
-    value = scores[metric]
-    if value is None:
-        return float("nan")
-    return value if higher_is_better else -value

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from mmfusion.objectives.auxiliary import Auxiliary
 from mmfusion.optim import freezing
 from mmfusion.tracking import provenance
 from mmfusion.training.eval_step import eval_step
-from mmfusion.training.state import TrainState, init_state
+from mmfusion.training.state import Preprocess, TrainState, init_state
 from mmfusion.training.step import StepSpec, train_step
 
 
@@ -39,21 +39,20 @@ class TrainSetup:
 
     Attributes:
       model: encoders, fusion and heads.
-      spec: what the train step is made of: the model, optimizer, objectives and so on.
+      preprocess: `(batch, key or None) -> batch` of raw rows.
+      spec: what the train step is made of: the model, optimizer, objectives and so on. Where features of frozen
+        encoders are computed before, its model and its preprocessing read these; all else reads raw rows.
       tasks: one for each target.
       partitioner: devices and hosts.
       example: a host batch of two padding rows, for shapes.
     """
 
     model: FusionModel
+    preprocess: Preprocess
     spec: StepSpec
     tasks: dict[str, Task]
     partitioner: Partitioner
     example: Batch
-
-    @property
-    def preprocess(self) -> Callable[[Batch, jax.Array | None], Batch]:
-        return self.spec.preprocess
 
     def init_sharded(self, seed: int) -> TrainState:
         """Returns the state before the first step, sharded from the start where no device can hold all of it."""
@@ -77,7 +76,7 @@ class TrainSetup:
     def _init(self) -> Any:
         # One function, so that shapes and values are traced once.
         return self._jit(functools.partial(
-            init_state, self.model, self.spec.optimizer, preprocess=self.spec.preprocess,
+            init_state, self.model, self.spec.optimizer, preprocess=self.preprocess,
             objectives=self.spec.objectives, spike_threshold=self.spec.spike_threshold,
         ))  # fmt: skip
 
@@ -98,7 +97,7 @@ class TrainSetup:
     def compile_eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
         return self.partitioner.compile_eval(functools.partial(
-            eval_step, model=self.model, tasks=self.tasks, preprocess=self.spec.preprocess,
+            eval_step, model=cast(FusionModel, self.spec.model), tasks=self.tasks, preprocess=self.spec.preprocess,
             axis_name=self.partitioner.axis_name, heads=self.spec.objectives.need_head_losses,
         ))  # fmt: skip
 
@@ -133,19 +132,25 @@ def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
         scalars=tuple(name for objective in by_name.values() for name in objective.parameters(list(tasks))),
     )
     objectives = build_objectives(model, tasks, by_name)
-    joined = {other: m for m, section in run.model.encoders.items() for other in section.join}
+    preprocess = preprocessing(run)
     spec = StepSpec(
         model=model,
         optimizer=make_optimizer(run, frozen),
         objectives=objectives,
-        preprocess=make_preprocess({m: section.to_dict() for m, section in run.data.modalities.items()}, joined),
+        preprocess=preprocess,
         freezing=frozen,
         spike_threshold=run.recovery.spike_threshold,
         micro_batches=run.optim.accumulate,
         unroll=partitioner.platform == "cpu",
         axis_name=partitioner.axis_name,
     )
-    return TrainSetup(model, spec, tasks, partitioner, empty_batch(dataset.reader, 2))
+    return TrainSetup(model, preprocess, spec, tasks, partitioner, empty_batch(dataset.reader, 2))
+
+
+def preprocessing(run: RunConfig, computed: Collection[str] = ()) -> Preprocess:
+    """Returns what augments and normalises a batch; the inputs of `computed` modalities are features."""
+    joined = {other: m for m, section in run.model.encoders.items() for other in section.join}
+    return make_preprocess({m: section.to_dict() for m, section in run.data.modalities.items()}, joined, computed)
 
 
 def make_optimizer(run: RunConfig, frozen: freezing.Freezing) -> optax.GradientTransformationExtraArgs:
@@ -155,7 +160,9 @@ def make_optimizer(run: RunConfig, frozen: freezing.Freezing) -> optax.GradientT
         chain.append(optax.with_extra_args_support(optim.layerwise_lr_decay(run.model.encoders)))
     if frozen:
         chain.append(frozen.zero_updates())
-    return chain[0] if len(chain) == 1 else optax.chain(*chain)
+    optimizer = chain[0] if len(chain) == 1 else optax.chain(*chain)
+    # What never learns has no moments and takes no time.
+    return optax.masked(optimizer, frozen.learns) if frozen.always else optimizer
 
 
 def make_tasks(

@@ -14,6 +14,7 @@ import pytest
 from mmfusion import config as configs
 from mmfusion.config import defaults
 from mmfusion.data import (
+    array_files,
     cache,
     dataset,
     decode_worker,
@@ -211,14 +212,14 @@ def test_decoding_is_resumed_after_a_kill_and_damaged_chunks_are_decoded_again(t
     monkeypatch.setattr(decoded_files.Chunk, "decode", decode)
     with pytest.raises(KeyboardInterrupt):
         load(table, folder)
-    parts = [part for part in folder.glob("*.part") if (part / decoded_files.CHUNKS).stat().st_size]
+    parts = [part for part in folder.glob("*.part") if (part / array_files.CHUNKS).stat().st_size]
     # What a power loss may leave: a chunk whose bytes were not written, and half a line.
-    lines = (parts[0] / decoded_files.CHUNKS).read_text().splitlines(keepends=True)
+    lines = (parts[0] / array_files.CHUNKS).read_text().splitlines(keepends=True)
     first = json.loads(lines[0])["first"]
     array = np.load(parts[0] / "00.npy", mmap_mode="r+")
     array[first : first + 8] = 0
     array.flush()
-    (parts[0] / decoded_files.CHUNKS).write_text("".join(lines) + lines[0][:-20])
+    (parts[0] / array_files.CHUNKS).write_text("".join(lines) + lines[0][:-20])
     resumed = []
     monkeypatch.setattr(decoded_files.Chunk, "decode", lambda chunk: (resumed.append(chunk.first), original(chunk)))
     assert_equal(load(table, folder), expected)

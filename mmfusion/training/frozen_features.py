@@ -1,0 +1,290 @@
+"""Features of frozen encoders, computed once for each row and read by all runs that share them.
+
+They follow from the encoder's weights, the preprocessing and the rows, and are files in `config.data.cache`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+
+from mmfusion import models, rng
+from mmfusion.config.fields import RunConfig
+from mmfusion.data import array_files, pipeline
+from mmfusion.data.batch import Batch
+from mmfusion.data.cache import Cache, open_cache
+from mmfusion.data.dataset import Dataset
+from mmfusion.data.modalities import modality_type
+from mmfusion.data.preprocess import make_preprocess
+from mmfusion.data.progress import progress
+from mmfusion.data.split import Split
+from mmfusion.errors import UserError, one_line
+from mmfusion.models.encoders.images import PerImage
+from mmfusion.models.pretrained.learning_layers import LearningLayers, compute_features, learning_layers
+from mmfusion.tracking import provenance
+from mmfusion.training.setup import TrainSetup, preprocessing
+from mmfusion.training.state import TrainState
+
+CHUNK_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What computes the features of a modality.
+
+    Attributes:
+      setup: of the run.
+      modality, options: the modality.
+      layers: those that learn.
+      variables: the encoder's, on the host.
+      rows: of one call.
+      dtype: of the files.
+    """
+
+    setup: TrainSetup
+    modality: str
+    options: Mapping[str, Any]
+    layers: LearningLayers
+    variables: Mapping[str, Any]
+    rows: int
+    dtype: np.dtype
+
+    def key(self, views: int) -> list[Any]:
+        """Returns what the features follow from beside the rows, as JSON values."""
+        digest = xxhash.xxh3_128()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        augment = self.options["augment"] if views else {}
+        versions = provenance.versions()
+        code = provenance.code_digest(Path(models.__file__).parent)
+        encoder = repr(self.setup.model.encoders[self.modality])
+        device = jax.devices()[0].device_kind
+        made_by = [encoder, self.layers.layer, digest.hexdigest(), versions, code, device]
+        return ["features", made_by, augment, views, self.dtype.name, self.rows]
+
+    @property
+    def dtypes(self) -> list[np.dtype]:
+        """Those of the files: of features and of masks."""
+        return [self.dtype, np.dtype(bool)]
+
+    @functools.cached_property
+    def compute(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """`(variables, batch, view or None) -> features, mask`, compiled."""
+        preprocess = make_preprocess({self.modality: self.options})
+
+        def compute(variables: Any, batch: Batch, view: Any) -> tuple[jax.Array, jax.Array]:
+            key = None if view is None else rng.key(0, "view", view)
+            batch = preprocess(batch, key)
+            found = compute_features(self.setup.model, variables, batch, self.modality, self.layers.layer)
+            return found[0].astype(self.dtype), found[1]
+
+        return jax.jit(compute)
+
+    def template(self, views: int) -> list[np.ndarray]:
+        """Returns features `[0, V, ...]` and their mask `[0, N]`, without rows."""
+        features, mask = jax.eval_shape(self.compute, self.variables, self.inputs(self.setup.example), None)
+        return [np.zeros((0, max(1, views), *features.shape[1:]), self.dtype), np.zeros((0, *mask.shape[1:]), bool)]
+
+    def inputs(self, batch: Batch) -> Batch:
+        """Returns what is read of a batch: this modality."""
+        m = self.modality
+        return batch.replace(
+            inputs={m: batch.inputs[m]}, mask={m: batch.mask[m]}, present={m: batch.present[m]}, targets={},
+            labelled={}, row_weight=None,
+        )  # fmt: skip
+
+    def chunks(self, split: Split, first: int, last: int, views: int) -> Iterator[list[np.ndarray]]:
+        """Yields the features and the mask of the rows of each call from position `first` to `last - 1`."""
+        positions = np.arange(first, -(-last // self.rows) * self.rows)
+        positions = np.where(positions < last, positions, -1).reshape(-1, self.rows)
+        batches = (self.inputs(split.take(some)) for some in positions)
+        variables = jax.device_put(self.variables)
+        for i, (_, batch) in enumerate(pipeline.to_device(batches, jax.device_put)):
+            outputs = [self.compute(variables, batch, view) for view in (range(views) if views else [None])]
+            arrays = [jnp.stack([features for features, _ in outputs], axis=1), outputs[0][1]]
+            yield [np.asarray(array)[: last - first - i * self.rows] for array in arrays]
+
+
+def cached(
+    config: RunConfig, dataset: Dataset, setup: TrainSetup, state: TrainState
+) -> tuple[Dataset, TrainSetup, list[str]]:
+    """Replaces the inputs of frozen encoders by their features, which are computed where no run has done so.
+
+    Exact where `cache_dtype` is float32 and nothing is augmented. Encoders that run in each step as before: those
+    without `init`, that share or join, that read several images of which a layer learns, rows that are streamed, and
+    inputs that are augmented (without `cache_views`) or changed by an objective.
+
+    Args:
+      config: of the run.
+      dataset, setup: as loaded and built.
+      state: on the devices.
+
+    Returns:
+      The dataset and the setup whose steps read features, and a line that a person can read for each encoder.
+
+    Raises:
+      UserError: `cache_dtype` is not float32, and the features cannot be kept.
+    """
+    lines, views = [], config.data.cache_views
+    found: dict[str, tuple[LearningLayers, dict[str, list[np.ndarray]]]] = {}
+    cache = open_cache(config.data.cache)
+    for name in sorted(setup.spec.freezing.always):
+        m = name.removeprefix("encoders_")
+        if not config.model.encoders[m].init:
+            continue
+        reason = _reason(config, dataset, setup, m, cache)
+        if not reason:
+            encoder = _encoder(config, setup, state, m)
+            augmented = views if _is_augmented(config, m) else 0
+            try:
+                arrays, line = _arrays(encoder, dataset, cache, augmented)
+                found[m] = encoder.layers, arrays
+                lines.append(line)
+                continue
+            except OSError as error:
+                reason = one_line(error)
+        if config.data.cache_dtype != "float32":
+            message = f"features of {m!r} cannot be kept: {reason}; without them it must be 'float32'"
+            raise UserError(message, path="config.data.cache_dtype", value=config.data.cache_dtype)
+        lines.append(f"data   {m}: encoded in each step, as its features are not kept: {reason}")
+    if not found:
+        return dataset, setup, lines
+    encoders = {**setup.model.encoders, **{m: layers for m, (layers, _) in found.items()}}
+    model = setup.model.clone(encoders=flax.core.FrozenDict(encoders))
+    spec = dataclasses.replace(setup.spec, model=model, preprocess=preprocessing(config, tuple(found)))
+    splits = {}
+    for name, split in dataset.splits.items():
+        assert split.arrays is not None
+        inputs, mask = dict(split.arrays.inputs), dict(split.arrays.mask)
+        for m, (_, arrays) in found.items():
+            inputs[m], mask[m] = arrays[name]  # pyright: ignore[reportArgumentType]
+        splits[name] = dataclasses.replace(split, arrays=split.arrays.replace(inputs=inputs, mask=mask))
+    return dataclasses.replace(dataset, splits=splits), dataclasses.replace(setup, spec=spec), lines
+
+
+def _is_augmented(config: RunConfig, m: str) -> bool:
+    options = config.data.modalities[m].to_dict()
+    return modality_type(options["kind"]).augment is not None and any(options["augment"].values())
+
+
+def _reason(config: RunConfig, dataset: Dataset, setup: TrainSetup, m: str, cache: Cache) -> str:
+    """Returns why the features of a modality are not kept, or an empty string."""
+    model, joined = setup.model, {name for names in setup.model.joins.values() for name in names}
+    if cache.folder is None:
+        return f"config.data.cache is {config.data.cache!r}"
+    if m in model.shares.values() or m in model.joins or m in joined:
+        return "it shares its encoder or is joined"
+    if isinstance(model.encoders[m], PerImage) and f"encoders_{m}" in setup.spec.freezing.published:
+        return "a layer that learns reads each of several images"
+    if any(split.arrays is None for split in dataset.splits.values()):
+        return "rows are streamed; raise config.data.memory_gb"
+    if any(part is None for keys in dataset.keys.values() for part in keys[m]):
+        return "what its rows follow from is unknown"
+    if _is_augmented(config, m) and not config.data.cache_views:
+        return "its inputs are augmented; config.data.cache_views keeps as many augmented views"
+    if not _keeps_inputs(setup, m):
+        return "an objective changes its inputs"
+    return ""
+
+
+def _keeps_inputs(setup: TrainSetup, m: str) -> bool:
+    kept = []
+
+    def trace(batch: Batch, seed: Any, step: Any) -> None:
+        kept.append(setup.spec.objectives.transform_batch(batch, seed, step).inputs[m] is batch.inputs[m])
+
+    jax.eval_shape(trace, setup.example, np.uint32(0), np.int32(0))
+    return all(kept)
+
+
+def _encoder(config: RunConfig, setup: TrainSetup, state: TrainState, m: str) -> Encoder:
+    name, partitioner = f"encoders_{m}", setup.partitioner
+    frozen = {"params": state.params[name]} | (
+        {"batch_stats": state.batch_stats[name]} if name in state.batch_stats else {}
+    )
+    variables = {kind: {name: values} for kind, values in partitioner.to_host(frozen).items()}
+    layers = learning_layers(
+        setup.model.encoders[m], variables["params"][name], name not in setup.spec.freezing.published
+    )
+    if layers.layer:  # those that learn have no part in the features
+        own = variables["params"][name]
+        # The layers that learn are still called, so that they are zeros instead of absent.
+        learning = {key: jax.tree.map(np.zeros_like, own[key]) for key in ("tokens", "project", "norm") if key in own}
+        variables["params"] = {name: {**own, **learning}}
+    rows = max(1, config.batch_size // partitioner.num_devices)
+    dtype = np.dtype(jnp.dtype(config.data.cache_dtype))
+    return Encoder(setup, m, config.data.modalities[m].to_dict(), layers, variables, rows, dtype)
+
+
+def _arrays(encoder: Encoder, dataset: Dataset, cache: Cache, views: int) -> tuple[dict[str, list[np.ndarray]], str]:
+    """Returns features and masks per split, from files that are written where there are none, and a line that says so.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    made = {name: views if name == "train" else 0 for name in dataset.splits}
+    keys = {number: encoder.key(number) for number in set(made.values())}
+    folders: dict[str, Path] = {}
+    for name in dataset.splits:
+        folder = cache.path([*keys[made[name]], *dataset.keys[name][encoder.modality]])
+        assert folder is not None
+        folders[name] = folder
+    missing = {folder: (dataset.splits[name], made[name]) for name, folder in folders.items() if not folder.exists()}
+    if missing:
+        _write(encoder, missing, cache)
+    for folder in folders.values():
+        os.utime(folder)
+    arrays = {name: array_files.load(folder, encoder.dtypes) for name, folder in folders.items()}
+    shape = "×".join(map(str, next(iter(arrays.values()))[0].shape[2:]))
+    kept = f"{views} augmented views of {shape}" if views else shape
+    return arrays, f"data   {encoder.modality}: features of its frozen encoder, {kept} a row, are in {cache.folder}"
+
+
+def _write(encoder: Encoder, missing: Mapping[Path, tuple[Split, int]], cache: Cache) -> None:
+    """Computes features into their folders; chunks that a killed process has finished are kept.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    templates = {views: encoder.template(views) for views in {views for _, views in missing.values()}}
+    row = {
+        views: sum(leaf.itemsize * math.prod(leaf.shape[1:]) for leaf in leaves) for views, leaves in templates.items()
+    }
+    size = sum(len(split) * row[views] for split, views in missing.values())
+    if reason := cache.refuse(size):
+        raise OSError(reason)
+    print(f"data   features of {encoder.modality}: {size / 1e6:,.1f} MB into {cache.folder}", flush=True)
+    with contextlib.ExitStack() as stack:
+        parts = {folder: part for folder in sorted(missing) if (part := array_files.claim(folder, stack))}
+        stack.enter_context(array_files.removed_from_full_disk(parts.values()))
+        work = []
+        for folder, part in parts.items():
+            split, views = missing[folder]
+            chunk = encoder.rows * max(1, CHUNK_BYTES // (row[views] * encoder.rows))
+            array_files.create(part, templates[views], len(split))
+            done = array_files.finished(part, encoder.dtypes, chunk)
+            firsts = [first for first in range(0, len(split), chunk) if first not in done]
+            work += [(part, split, first, min(first + chunk, len(split)), views) for first in firsts]
+        total = sum(len(missing[folder][0]) for folder in parts)
+        left = sum(last - first for _, _, first, last, _ in work)
+        with progress("encoding", f"rows of {encoder.modality}", total, left) as advance:
+            for part, split, first, last, views in work:
+                pieces = []
+                for piece in encoder.chunks(split, first, last, views):
+                    pieces.append(piece)
+                    advance(len(piece[0]))
+                features, masks = zip(*pieces, strict=True)
+                array_files.write(part, len(split), first, [np.concatenate(features), np.concatenate(masks)])
+        for folder, part in parts.items():
+            array_files.move(part, folder)
