@@ -165,9 +165,9 @@ def shared_cache(shared_dir: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def traced_once() -> Iterator[None]:
     """A module that asks for it traces each config's steps once, however often its tests train it."""
-    from tests import tracing
+    from mmfusion.training.setup import shared_setups
 
-    with tracing.once():
+    with shared_setups():
         yield
 
 

@@ -27,9 +27,9 @@ from mmfusion.errors import Preempted
 from mmfusion.training import loop
 from mmfusion.training.evaluation import collect, score
 from mmfusion.training.run import read_calls
-from mmfusion.training.setup import TrainSetup, build_setup
+from mmfusion.training.setup import TrainSetup, build_setup, shared_setups
 from mmfusion.training.state import TrainState
-from tests import spoiled, storage, synthetic, tiny, tracing
+from tests import spoiled, storage, synthetic, tiny
 
 STEPS = 5
 ROWS = {"train": 200, "valid": 45, "test": 45}  # training spans more than one epoch; no evaluation batch is full
@@ -218,7 +218,7 @@ def main() -> None:
     if args.hosts:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{args.port}", args.hosts, args.host)
-    with storage.asked_by_clients(args.storage), tracing.once():
+    with storage.asked_by_clients(args.storage), shared_setups():
         results = {way: run(way, args.output.parent) for way in args.ways}
     np.savez(args.output, **{f"{way}/{name}": x for way, result in results.items() for name, x in result.items()})
 

@@ -136,7 +136,7 @@ def cached(
     Raises:
       UserError: `cache_dtype` is not float32, and the features cannot be kept.
     """
-    lines, views = [], config.data.cache_views
+    lines, views, dtype = [], config.data.cache_views, config.data.cache_dtype
     found: dict[str, tuple[LearningLayers, dict[str, list[np.ndarray]]]] = {}
     cache = open_cache(config.data.cache)
     for name in sorted(setup.spec.freezing.always):
@@ -154,15 +154,14 @@ def cached(
                 continue
             except OSError as error:
                 reason = one_line(error)
-        if config.data.cache_dtype != "float32":
+        if dtype != "float32":
             message = f"features of {m!r} cannot be kept: {reason}; without them it must be 'float32'"
-            raise UserError(message, path="config.data.cache_dtype", value=config.data.cache_dtype)
+            raise UserError(message, path="config.data.cache_dtype", value=dtype)
         lines.append(f"data   {m}: encoded in each step, as its features are not kept: {reason}")
     if not found:
         return dataset, setup, lines
-    encoders = {**setup.model.encoders, **{m: layers for m, (layers, _) in found.items()}}
-    model = setup.model.clone(encoders=flax.core.FrozenDict(encoders))
-    spec = dataclasses.replace(setup.spec, model=model, preprocess=preprocessing(config, tuple(found)))
+    layers = flax.core.FrozenDict({m: learning for m, (learning, _) in found.items()})
+    reading = setup.reading(layers, preprocessing(config, tuple(found)))
     splits = {}
     for name, split in dataset.splits.items():
         assert split.arrays is not None
@@ -170,7 +169,7 @@ def cached(
         for m, (_, arrays) in found.items():
             inputs[m], mask[m] = arrays[name]  # pyright: ignore[reportArgumentType]
         splits[name] = dataclasses.replace(split, arrays=split.arrays.replace(inputs=inputs, mask=mask))
-    return dataclasses.replace(dataset, splits=splits), dataclasses.replace(setup, spec=spec), lines
+    return dataclasses.replace(dataset, splits=splits), reading, lines
 
 
 def _is_augmented(config: RunConfig, m: str) -> bool:

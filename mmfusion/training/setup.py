@@ -1,11 +1,15 @@
 """A checked config and its dataset -> the model, the tasks and the compiled steps of a run."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
+import flax.core
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +28,7 @@ from mmfusion.distributed import hosts
 from mmfusion.distributed.mesh import Partitioner, make_partitioner
 from mmfusion.models.build import build
 from mmfusion.models.model import FusionModel
+from mmfusion.models.summary import Row, summarize
 from mmfusion.objectives import Task, build_objectives, make_objectives
 from mmfusion.objectives.auxiliary import Auxiliary
 from mmfusion.optim import freezing
@@ -31,6 +36,8 @@ from mmfusion.tracking import provenance
 from mmfusion.training.eval_step import eval_step
 from mmfusion.training.state import Preprocess, TrainState, init_state
 from mmfusion.training.step import StepSpec, train_step
+
+MAX_SHARED = 32  # about as many as an ablation has methods
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +80,12 @@ class TrainSetup:
         return jax.eval_shape(self._init, self.example, seed=np.uint32(0))
 
     @functools.cached_property
+    def summary(self) -> list[Row]:
+        """The encoders, the fusion and the heads, with their parameters and FLOPs."""
+        state, batch = self.state_shapes(), jax.eval_shape(lambda batch: self.preprocess(batch, None), self.example)
+        return summarize(self.model, {"params": state.params, "batch_stats": state.batch_stats}, batch)
+
+    @functools.cached_property
     def _init(self) -> Any:
         # One function, so that shapes and values are traced once.
         return self._jit(functools.partial(
@@ -92,19 +105,77 @@ class TrainSetup:
 
     def compile_train_step(self) -> Callable[..., Any]:
         """Returns the compiled `(state, batches, learning_rates) -> (state, metrics)`."""
-        return self.partitioner.compile_train(self.step, self.state_shapes())
+        return self._train_step
 
     def compile_eval_step(self) -> Callable[..., Any]:
         """Returns the compiled `(params, batch_stats, batch) -> results of every row`."""
+        return self._eval_step
+
+    @functools.cached_property
+    def _train_step(self) -> Callable[..., Any]:
+        return self.partitioner.compile_train(self.step, self.state_shapes())
+
+    @functools.cached_property
+    def _eval_step(self) -> Callable[..., Any]:
         return self.partitioner.compile_eval(functools.partial(
             eval_step, model=cast(FusionModel, self.spec.model), tasks=self.tasks, preprocess=self.spec.preprocess,
             axis_name=self.partitioner.axis_name, heads=self.spec.objectives.need_head_losses,
         ))  # fmt: skip
 
+    def reading(self, layers: Mapping[str, nn.Module], preprocess: Preprocess) -> "TrainSetup":
+        """Returns the setup whose steps read features of the modalities whose encoders `layers` take the place of."""
+        if layers not in self._reading:
+            model = self.model.clone(encoders=flax.core.FrozenDict({**self.model.encoders, **layers}))
+            spec = dataclasses.replace(self.spec, model=model, preprocess=preprocess)
+            self._reading[layers] = dataclasses.replace(self, spec=spec)
+        return self._reading[layers]
+
+    @functools.cached_property
+    def _reading(self) -> dict[Any, "TrainSetup"]:
+        return {}
+
+
+_shared: collections.OrderedDict[tuple[str, str], TrainSetup] | None = None
+
+
+@contextlib.contextmanager
+def shared_setups() -> Iterator[None]:
+    """Lets runs of one model in this process, such as trials of an ablation, share what is traced and compiled.
+
+    They may differ in the seed, the learning rate, and how often they validate and save.
+    """
+    global _shared  # the runs are started by functions that know nothing of each other
+    before, _shared = _shared, collections.OrderedDict() if _shared is None else _shared
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def forget_setups() -> None:
+    """Forgets the setups of `shared_setups`, with their programs."""
+    if _shared is not None:
+        _shared.clear()
+
 
 def build_setup(config: ConfigDict | RunConfig, dataset: Dataset) -> TrainSetup:
     """Returns what a run is made of; no parameter is initialised yet."""
     run = config if isinstance(config, RunConfig) else configs.read(config)
+    if _shared is None or hosts.is_multihost():
+        return _build(run, dataset)
+    recovery = dataclasses.replace(run.recovery, max_consecutive_bad_steps=0, rollbacks=0, lr_factor=1.0)
+    optimizer = dataclasses.replace(run.optim, learning_rate=1.0)  # each step is given its own
+    loop = {"seed": 0, "eval_every": 1, "checkpoint_every": 1, "recovery": recovery, "optim": optimizer}
+    key = repr(dataclasses.replace(run, **loop)), repr(dataset.saved())
+    if key not in _shared:
+        _shared[key] = _build(run, dataset)
+        if len(_shared) > MAX_SHARED:
+            _shared.popitem(last=False)
+    _shared.move_to_end(key)
+    return _shared[key]
+
+
+def _build(run: RunConfig, dataset: Dataset) -> TrainSetup:
     mesh = run.parallel.mesh
     partitioner = make_partitioner(run.parallel.mode, run.parallel.devices, (mesh.data, mesh.fsdp, mesh.model))
     hosts.connect(partitioner.mesh)

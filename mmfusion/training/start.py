@@ -18,7 +18,6 @@ from mmfusion.config import RunConfig
 from mmfusion.data.dataset import Dataset
 from mmfusion.distributed import hosts, mesh, platform
 from mmfusion.files import write_text
-from mmfusion.models.summary import summarize
 from mmfusion.tracking import provenance
 from mmfusion.tracking.logger import Logger
 from mmfusion.tracking.run_dir import RunDir
@@ -97,7 +96,7 @@ def start_run(
                     f"train  {recovery.summary(bad_steps)}: back to step {progress.step}, {rate:g} of the learning rate"
                 )
             else:
-                introduce(log, dataset, setup, state, progress.step, (*lines, *notes))
+                introduce(log, dataset, setup, progress.step, (*lines, *notes))
                 changed = provenance.changes(saved_meta["made_with"], meta["made_with"]) if saved_meta else ""
                 if changed:
                     log.print(f"train  warning: {changed} since the last checkpoint: the run may continue differently")
@@ -137,9 +136,7 @@ def restore_or_initialise(
     return state, Progress(**meta["progress"]), meta, ()
 
 
-def introduce(
-    log: Logger, dataset: Dataset, setup: TrainSetup, state: TrainState, step: int, notes: Sequence[str]
-) -> None:
+def introduce(log: Logger, dataset: Dataset, setup: TrainSetup, step: int, notes: Sequence[str]) -> None:
     """Prints what is about to run: data, rows that could not be read, where encoders start from, and the model."""
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     log.print(f"data   {dataset.name}: {sizes}")
@@ -149,8 +146,6 @@ def introduce(
             log.print(f"data   {len(split.bad)} rows of {split.name} cannot be read and have weight 0: {examples}")
     for line in (*(f"data   {line}" for line in dataset.notes), *notes):
         log.print(line)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    shapes = jax.eval_shape(lambda batch: setup.preprocess(batch, None), setup.example)
-    log.print(model_table(summarize(setup.model, variables, shapes)))
+    log.print(model_table(setup.summary))
     if step:
         log.print(f"train  continued from step {step}")

@@ -33,7 +33,7 @@ from mmfusion.objectives import Task
 from mmfusion.training import setup as training_setup
 from mmfusion.training.loop import train
 from mmfusion.training.run import read_calls
-from tests import key_reads, tiny, tracing
+from tests import key_reads, tiny
 from tests.data.test_builders import small_av_digits, small_easy_vqa  # noqa: F401 (fixtures)
 from tests.data.test_cifar_imdb import small_cifar_imdb  # noqa: F401 (fixture)
 from tests.data.test_manual_files import small_digits, small_fashion, small_leaf  # noqa: F401 (fixtures)
@@ -177,7 +177,7 @@ def test_config_trains_and_reads_every_key(name: str, prepare_data: Any, tmp_pat
     configs.check(config, devices=1)
     config = prepare_data(shrink(config))
     configs.check(config, devices=1)
-    with tracing.once():
+    with training_setup.shared_setups():
         assert unread_keys(config, tmp_path / "run") == set()
         if name == "quickstart":  # the thorough tests resume the others
             assert_resumes_bit_identically(config, tmp_path / "run", tmp_path / "resumed")
@@ -219,7 +219,7 @@ def assert_resumes_bit_identically(config: ConfigDict, uninterrupted: Path, work
 )
 def test_config_arguments_resume_bit_identically(name: str, arg: str, prepare_data: Any, tmp_path: Path):
     config = prepare_data(shrink(get_config(name, arg)))
-    with tracing.once():
+    with training_setup.shared_setups():
         train(config, tmp_path / "run")
         assert_resumes_bit_identically(config, tmp_path / "run", tmp_path / "resumed")
 

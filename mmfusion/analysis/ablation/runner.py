@@ -101,9 +101,12 @@ class InProcess:
 
     def run(self, take: Take, stage: Stage, check: Callable[[], None] = no_check) -> Events:
         """See `Executor.run`; there is no process to watch meanwhile, so that `check` is not called."""
+        from mmfusion.training.setup import shared_setups
+
         while batch := take():
             for trial in batch:
-                outcome = run_stage(trial, self._directory, stage)
+                with shared_setups():
+                    outcome = run_stage(trial, self._directory, stage)
                 if isinstance(outcome, Preempted):
                     raise outcome
                 yield trial, outcome
@@ -249,7 +252,10 @@ def _serve(
     if processor is not None:
         os.sched_setaffinity(0, {processor})
     prepare()
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed the connection
+    from mmfusion.training.setup import shared_setups
+
+    # the parent closed the connection
+    with shared_setups(), contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             trial, stage = connection.recv()
             connection.send(run_stage(trial, directory, stage))
@@ -274,6 +280,8 @@ def clear_programs(max_maps: int = MAX_MEMORY_MAPS) -> None:
     """Clears JAX's compiled programs if this process has more memory maps than `max_maps`."""
     maps = Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > max_maps:
+        if "mmfusion.training.setup" in sys.modules:
+            sys.modules["mmfusion.training.setup"].forget_setups()
         sys.modules["jax"].clear_caches()
 
 
