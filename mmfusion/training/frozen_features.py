@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,17 @@ class Encoder:
 
     def key(self, views: int) -> list[Any]:
         """Returns what the features follow from beside the rows, as JSON values."""
-        digest = xxhash.xxh3_128()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
-            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
         augment = self.options["augment"] if views else {}
         versions = provenance.versions()
         code = provenance.code_digest(Path(models.__file__).parent)
         encoder = repr(self.setup.model.encoders[self.modality])
         device = jax.devices()[0].device_kind
-        made_by = [encoder, self.layers.layer, digest.hexdigest(), versions, code, device]
+        made_by = [encoder, self.layers.layer, self._weights, versions, code, device]
         return ["features", made_by, augment, views, self.dtype.name, self.rows]
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return _digest(self.variables)
 
     @property
     def dtypes(self) -> list[np.dtype]:
@@ -116,9 +116,46 @@ class Encoder:
             yield [np.asarray(array)[: last - first - i * self.rows] for array in arrays]
 
 
-def cached(
-    config: RunConfig, dataset: Dataset, setup: TrainSetup, state: TrainState
-) -> tuple[Dataset, TrainSetup, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a run reads in place of raw rows.
+
+    Attributes:
+      dataset: with features as the inputs of frozen encoders.
+      setup: whose steps read them.
+      encoders: modality -> what computes its features; empty where all rows are raw.
+      cache: has their files.
+      notes: a line that a person can read for each frozen encoder.
+    """
+
+    dataset: Dataset
+    setup: TrainSetup
+    encoders: Mapping[str, Encoder]
+    cache: Cache
+    notes: Sequence[str]
+
+    @property
+    def example(self) -> Batch:
+        """A host batch of two padding rows, for shapes."""
+        if not self.encoders:
+            return self.setup.example
+        return next(iter(self.dataset.splits.values())).take(np.array([-1, -1]))
+
+    def read(self, batch: Batch) -> Batch:
+        """Returns a host batch of raw rows with features in place of inputs, which are kept as those of splits are."""
+        inputs, mask = dict(batch.inputs), dict(batch.mask)
+        for m, encoder in self.encoders.items():
+            rows = encoder.inputs(batch)
+            folder = self.cache.path([*encoder.key(0), _digest(rows)])
+            assert folder is not None
+            if not folder.exists():
+                split = next(iter(self.dataset.splits.values()))
+                _write(encoder, {folder: (dataclasses.replace(split, ids=batch.id, arrays=rows), 0)}, self.cache)
+            inputs[m], mask[m] = array_files.load(folder, encoder.dtypes)  # pyright: ignore[reportArgumentType]
+        return batch.replace(inputs=inputs, mask=mask)
+
+
+def cached(config: RunConfig, dataset: Dataset, setup: TrainSetup, state: TrainState) -> Reading:
     """Replaces the inputs of frozen encoders by their features, which are computed where no run has done so.
 
     Exact where `cache_dtype` is float32 and nothing is augmented. Encoders that run in each step as before: those
@@ -130,14 +167,12 @@ def cached(
       dataset, setup: as loaded and built.
       state: on the devices.
 
-    Returns:
-      The dataset and the setup whose steps read features, and a line that a person can read for each encoder.
-
     Raises:
       UserError: `cache_dtype` is not float32, and the features cannot be kept.
     """
     lines, views, dtype = [], config.data.cache_views, config.data.cache_dtype
-    found: dict[str, tuple[LearningLayers, dict[str, list[np.ndarray]]]] = {}
+    encoders: dict[str, Encoder] = {}
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     cache = open_cache(config.data.cache)
     for name in sorted(setup.spec.freezing.always):
         m = name.removeprefix("encoders_")
@@ -148,8 +183,8 @@ def cached(
             encoder = _encoder(config, setup, state, m)
             augmented = views if _is_augmented(config, m) else 0
             try:
-                arrays, line = _arrays(encoder, dataset, cache, augmented)
-                found[m] = encoder.layers, arrays
+                found[m], line = _arrays(encoder, dataset, cache, augmented)
+                encoders[m] = encoder
                 lines.append(line)
                 continue
             except OSError as error:
@@ -159,17 +194,17 @@ def cached(
             raise UserError(message, path="config.data.cache_dtype", value=dtype)
         lines.append(f"data   {m}: encoded in each step, as its features are not kept: {reason}")
     if not found:
-        return dataset, setup, lines
-    layers = flax.core.FrozenDict({m: learning for m, (learning, _) in found.items()})
+        return Reading(dataset, setup, {}, cache, lines)
+    layers = flax.core.FrozenDict({m: encoder.layers for m, encoder in encoders.items()})
     reading = setup.reading(layers, preprocessing(config, tuple(found)))
     splits = {}
     for name, split in dataset.splits.items():
         assert split.arrays is not None
         inputs, mask = dict(split.arrays.inputs), dict(split.arrays.mask)
-        for m, (_, arrays) in found.items():
+        for m, arrays in found.items():
             inputs[m], mask[m] = arrays[name]  # pyright: ignore[reportArgumentType]
         splits[name] = dataclasses.replace(split, arrays=split.arrays.replace(inputs=inputs, mask=mask))
-    return dataclasses.replace(dataset, splits=splits), reading, lines
+    return Reading(dataclasses.replace(dataset, splits=splits), reading, encoders, cache, lines)
 
 
 def _is_augmented(config: RunConfig, m: str) -> bool:
@@ -287,3 +322,11 @@ def _write(encoder: Encoder, missing: Mapping[Path, tuple[Split, int]], cache: C
                 array_files.write(part, len(split), first, [np.concatenate(features), np.concatenate(masks)])
         for folder, part in parts.items():
             array_files.move(part, folder)
+
+
+def _digest(tree: Any) -> str:
+    digest = xxhash.xxh3_128()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

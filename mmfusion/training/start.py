@@ -82,7 +82,8 @@ def start_run(
             progress.rollbacks = bad_steps.rollbacks + 1
             progress.bad_steps |= {name: bad_steps.counts[name] for name in ("skipped", "spikes")}
         boundaries = (progress.step, run.steps, run.eval_every, run.checkpoint_every)
-        dataset, setup, lines = frozen_features.cached(run, dataset, setup, state)
+        reading = frozen_features.cached(run, dataset, setup, state)
+        dataset, setup = reading.dataset, reading.setup
         k = mesh.steps_per_call(run.parallel.steps_per_call, setup.partitioner.platform, boundaries)
         meta = {"data": dataset.saved(), "config": values, "made_with": provenance.code(environment)}
         every = max(1, PLAIN_LINES // run.log_every)
@@ -96,7 +97,7 @@ def start_run(
                     f"train  {recovery.summary(bad_steps)}: back to step {progress.step}, {rate:g} of the learning rate"
                 )
             else:
-                introduce(log, dataset, setup, progress.step, (*lines, *notes))
+                introduce(log, dataset, setup, progress.step, (*reading.notes, *notes))
                 changed = provenance.changes(saved_meta["made_with"], meta["made_with"]) if saved_meta else ""
                 if changed:
                     log.print(f"train  warning: {changed} since the last checkpoint: the run may continue differently")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mmfusion.analysis.probing.probe import probe_run
 from mmfusion.config import defaults
 from mmfusion.data.batch import Batch
 from mmfusion.models.fusion import FUSIONS
@@ -113,6 +114,23 @@ def test_frozen_features_of_another_run_are_its_tokens(config, tmp_path):
     train(config(data__cache="off", **other), tmp_path / "plain")
     train(config(**other), tmp_path / "cached")
     assert_same_run(tmp_path / "plain", tmp_path / "cached")
+
+
+@pytest.mark.loop
+def test_probe_reads_frozen_features_also_of_corrupted_rows(config, tmp_path, monkeypatch):
+    probed = []
+    for name, changes in (("plain", {"data__cache": "off"}), ("first", {}), ("second", {})):
+        train(config(**changes), tmp_path / name)
+        if name == "second":
+            monkeypatch.setattr(frozen_features.Encoder, "chunks", None)  # all is kept
+        probed.append(probe_run(tmp_path / name))
+        flops = probed[-1].pop("cost")["flops"]
+        probed[-1]["cost"] = flops
+    plain, first, second = probed
+    assert str(first) == str(second)  # NaN equals itself
+    assert first.pop("cost") < plain.pop("cost") / 2
+    assert str(first) == str(plain)
+    assert len(first["corruption"]["image"]) > 1
 
 
 @pytest.mark.loop

@@ -25,6 +25,7 @@ from mmfusion.inference import shapley
 from mmfusion.training import uncertainty
 from mmfusion.training.eval_step import eval_step
 from mmfusion.training.evaluation import collect, score, without
+from mmfusion.training.frozen_features import Reading, cached
 from mmfusion.training.restore import Run, open_run
 
 ROWS, CORRUPTED = 2048, 512  # test examples to permute, and to corrupt; the same for every run
@@ -64,10 +65,9 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
     probe = Probe(run, metric)
     encoded = probe.encode(sample_rows(run.dataset.splits["test"], ROWS))
     raw = sample_rows(run.dataset.splits["test"], CORRUPTED)
-    run_eval = run.setup.compile_eval_step()
-    full = {split: _evaluate(run, run_eval, split) for split in ("valid", "test")}
+    full = {split: _evaluate(probe, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
-    subsets = {kept: probe.value(scored) for kept, scored in _subsets(probe, run_eval, full["test"])}
+    subsets = {kept: probe.value(scored) for kept, scored in _subsets(probe, full["test"])}
     missing = {rate: probe.value(probe.fuse(drop_modalities(encoded, rate))) for rate in RATES}
     corruptions, detections = _corruptions(probe, raw)
     return {
@@ -90,19 +90,20 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
             for task, spec in run.setup.tasks.items()
             if spec.kind == "classification"
         },
-        "cost": step_cost(run),
+        "cost": step_cost(run, probe.reading),
     }
 
 
-def step_cost(run: Run) -> dict[str, float | None]:
+def step_cost(run: Run, reading: Reading) -> dict[str, float | None]:
     """Returns the cost of a train step: `flops` per example, as XLA counts them before optimisation, and `memory`.
 
     `memory` is the bytes of arguments and temporaries of the program compiled for this device, whose FLOPs differ.
+    Encoders whose features were computed before cost nothing.
     """
-    batch = jax.tree.map(lambda x: np.resize(x, (run.config.batch_size, *x.shape[1:])), run.setup.example)
+    batch = jax.tree.map(lambda x: np.resize(x, (run.config.batch_size, *x.shape[1:])), reading.example)
     partitioner = run.setup.partitioner
     rates = partitioner.replicate(np.zeros(1, np.float32))
-    lowered = run.setup.compile_train_step().lower(run.state, (partitioner.put_batch(batch),), rates)
+    lowered = reading.setup.compile_train_step().lower(run.state, (partitioner.put_batch(batch),), rates)
     flops = (lowered.cost_analysis() or {}).get("flops")
     share = partitioner.num_devices if partitioner.mode == "pmap" else 1  # pmap lowers the program of one device
     memory = lowered.compile().memory_analysis()
@@ -134,18 +135,19 @@ class Probe:
     """A run split into two compiled functions: inputs to tokens, and tokens to logits."""
 
     def __init__(self, run: Run, metric: str = ""):
-        self.run = run
+        self.run, self.reading = run, cached(run.config, run.dataset, run.setup, run.state)
         self.metric = metric or compared_metric(run.config_dict)
         self.sign = 1 if configs.selectable(run.config_dict)[self.metric] else -1
         self._variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
-        model, tasks = run.setup.model, run.setup.tasks
+        model: Any = self.reading.setup.spec.model
+        preprocess, tasks = self.reading.setup.spec.preprocess, run.setup.tasks
         without_encoders = model.clone(
             encoders=flax.core.FrozenDict({m: Given() for m in model.modalities}),
             shares=flax.core.FrozenDict(), joins=flax.core.FrozenDict(),
         )  # fmt: skip
 
         def encode(variables: dict, batch: Batch, modalities: tuple[str, ...]) -> Batch:
-            tokens, mask = model.apply(variables, run.setup.preprocess(batch, None), train=False, method="encode")
+            tokens, mask = model.apply(variables, preprocess(batch, None), train=False, method="encode")
             tokens, mask = ({m: tree[m] for m in modalities} for tree in (tokens, mask))
             return batch.replace(inputs=tokens, mask=mask, present={m: real.any(axis=1) for m, real in mask.items()})
 
@@ -169,7 +171,7 @@ class Probe:
     def encode(self, raw: Batch, modalities: Sequence[str] = ()) -> Batch:
         """Returns a host batch of the given modalities (empty: all), with tokens `[n, N, D]` and masks as inputs."""
         names = tuple(modalities or self.run.setup.model.modalities)
-        return _in_chunks(lambda batch: self._encode(self._variables, batch, names), raw)
+        return _in_chunks(lambda batch: self._encode(self._variables, batch, names), self.reading.read(raw))
 
     def fuse(self, encoded: Batch) -> dict[str, Any]:
         """Returns the outputs of `evaluation.collect` for an encoded batch."""
@@ -206,24 +208,22 @@ def _update(batch: Batch, other: Batch) -> Batch:
     )
 
 
-def _evaluate(
-    run: Run, run_eval: Callable[..., Any], split: str, modalities: Sequence[str] | None = None
-) -> dict[str, Any]:
+def _evaluate(probe: Probe, split: str, modalities: Sequence[str] | None = None) -> dict[str, Any]:
+    run, setup = probe.run, probe.reading.setup
     return collect(
-        run_eval, run.state, run.dataset.splits[split], run.setup, batch_size=run.config.batch_size,
-        workers=run.config.data.workers, modalities=modalities, max_bad_fraction=run.config.data.max_bad_fraction,
+        setup.compile_eval_step(), run.state, probe.reading.dataset.splits[split], setup,
+        batch_size=run.config.batch_size, workers=run.config.data.workers, modalities=modalities,
+        max_bad_fraction=run.config.data.max_bad_fraction,
     )  # fmt: skip
 
 
-def _subsets(
-    probe: Probe, run_eval: Callable[..., Any], full: dict[str, Any]
-) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def _subsets(probe: Probe, full: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Yields each subset of the modalities and the outputs on the test split with only these modalities present."""
     run, modalities = probe.run, tuple(sorted(probe.run.dataset.reader.modalities))
     yield modalities, full
     subsets = [kept for kept in shapley.subsets(modalities) if kept != modalities]
     if run.setup.model.joins:  # joined modalities share tokens, so they must be masked before the encoder
-        yield from ((kept, _evaluate(run, run_eval, "test", kept)) for kept in subsets)
+        yield from ((kept, _evaluate(probe, "test", kept)) for kept in subsets)
         return
     outputs, split = {kept: [] for kept in subsets}, run.dataset.splits["test"]
     for start in range(0, len(split), ROWS):
