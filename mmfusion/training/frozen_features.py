@@ -36,6 +36,8 @@ from mmfusion.training.setup import TrainSetup, preprocessing
 from mmfusion.training.state import TrainState
 
 CHUNK_BYTES = 64 << 20
+# Fields of an encoder on which its features do not depend, but by its weights.
+WITHOUT_EFFECT = ("width", "dropout", "parent", "name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +66,11 @@ class Encoder:
         augment = self.options["augment"] if views else {}
         versions = provenance.versions()
         code = provenance.code_digest(Path(models.__file__).parent)
-        encoder = repr(self.setup.model.encoders[self.modality])
+        encoder = self.setup.model.encoders[self.modality]
+        names = [field.name for field in dataclasses.fields(encoder) if field.name not in WITHOUT_EFFECT]
+        made = [type(encoder).__name__, *(f"{name}={getattr(encoder, name)}" for name in names)]
         device = jax.devices()[0].device_kind
-        made_by = [encoder, self.layers.layer, self._weights, versions, code, device]
+        made_by = [made, self.layers.layer, self._weights, versions, code, device]
         return ["features", made_by, augment, views, self.dtype.name, self.rows]
 
     @functools.cached_property
