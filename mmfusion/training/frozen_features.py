@@ -28,6 +28,7 @@ from mmfusion.data.modalities import modality_type
 from mmfusion.data.preprocess import make_preprocess
 from mmfusion.data.progress import progress
 from mmfusion.data.split import Split
+from mmfusion.distributed import hosts
 from mmfusion.errors import UserError, one_line
 from mmfusion.models.encoders.images import PerImage
 from mmfusion.models.pretrained.learning_layers import LearningLayers, compute_features, learning_layers
@@ -172,7 +173,7 @@ def cached(config: RunConfig, dataset: Dataset, setup: TrainSetup, state: TrainS
       state: on the devices.
 
     Raises:
-      UserError: `cache_dtype` is not float32, and the features cannot be kept.
+      UserError: `cache_dtype` is not float32, and the features cannot be kept; or one of several hosts keeps others.
     """
     lines, views, dtype = [], config.data.cache_views, config.data.cache_dtype
     encoders: dict[str, Encoder] = {}
@@ -197,6 +198,7 @@ def cached(config: RunConfig, dataset: Dataset, setup: TrainSetup, state: TrainS
             message = f"features of {m!r} cannot be kept: {reason}; without them it must be 'float32'"
             raise UserError(message, path="config.data.cache_dtype", value=dtype)
         lines.append(f"data   {m}: encoded in each step, as its features are not kept: {reason}")
+    hosts.check_agreement({"the encoders whose features are kept": sorted(found)})  # as their steps differ
     if not found:
         return Reading(dataset, setup, {}, cache, lines)
     layers = flax.core.FrozenDict({m: encoder.layers for m, encoder in encoders.items()})
