@@ -5,6 +5,7 @@ commands that tests start find it in the environment. Compiled programs stay in 
 takes half the time.
 """
 
+import collections
 import fcntl
 import gc
 import importlib.metadata
@@ -162,12 +163,23 @@ def shared_cache(shared_dir: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def traced_once() -> Iterator[None]:
-    """A module that asks for it traces each config's steps once, however often its tests train it."""
-    from mmfusion.training.setup import shared_setups
+@pytest.fixture(scope="session")
+def setups() -> collections.OrderedDict:
+    """What the modules that ask for `traced_once` have traced so far."""
+    return collections.OrderedDict()
 
-    with shared_setups():
+
+@pytest.fixture(scope="module")
+def traced_once(setups: collections.OrderedDict) -> Iterator[None]:
+    """A module that asks for it shares traced steps with the others that do, however often its tests train a config.
+
+    Only for modules that do not patch what is traced. Tests that kill runs show that a resumed run is bit-identical
+    with steps traced by another process.
+    """
+    from mmfusion.training import setup
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "_shared", setups)
         yield
 
 

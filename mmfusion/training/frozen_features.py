@@ -64,7 +64,7 @@ class Encoder:
 
     def key(self, views: int) -> list[Any]:
         """Returns what the features follow from beside the rows, as JSON values."""
-        augment = self.options["augment"] if views else {}
+        options = {name: value for name, value in self.options.items() if views or name != "augment"}
         versions = provenance.versions()
         code = provenance.code_digest(Path(models.__file__).parent)
         encoder = self.setup.model.encoders[self.modality]
@@ -72,7 +72,7 @@ class Encoder:
         made = [type(encoder).__name__, *(f"{name}={getattr(encoder, name)}" for name in names)]
         device = jax.devices()[0].device_kind
         made_by = [made, self.layers.layer, self._weights, versions, code, device]
-        return ["features", made_by, augment, views, self.dtype.name, self.rows]
+        return ["features", made_by, options, views, self.dtype.name, self.rows]
 
     @functools.cached_property
     def _weights(self) -> str:

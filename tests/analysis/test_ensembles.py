@@ -13,6 +13,8 @@ from mmfusion.analysis.claims.selection import MethodResult
 from mmfusion.analysis.ensembles import MEAN, STACKED, ensembles
 from mmfusion.training import outputs
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 def trial(name, method, modality, *, fusion="", kind="classification"):
     config = {"data": {"targets": {"y": {"kind": kind}}, "modalities": dict.fromkeys(modality.split("+"))}}

@@ -12,6 +12,8 @@ from mmfusion.data.targets import Scale
 from mmfusion.objectives import Task
 from mmfusion.training import outputs
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 RANDOM = np.random.default_rng(0)
 N = 20
 

@@ -7,6 +7,8 @@ from mmfusion.config.files import load_file
 from mmfusion.data import dataset as datasets
 from tests.errors import rejects
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
     "photo": RANDOM.integers(0, 256, (60, 8, 10, 3), dtype=np.uint8),

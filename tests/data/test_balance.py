@@ -14,6 +14,8 @@ from tests import planted
 from tests.data.test_pipeline import assert_same_batch
 from tests.errors import rejects
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 LABELS = np.random.default_rng(0).choice([0, 1, 3], size=200, p=[0.9, 0.07, 0.03])  # class 2 has no row
 CLASSES = rows_by_class(LABELS)
 

@@ -15,6 +15,8 @@ from tests import planted
 from tests.errors import rejects
 from tests.processes import Started
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 def test_demo_without_gradio_says_how_to_install_it(monkeypatch):
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY"):

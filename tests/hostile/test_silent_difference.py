@@ -28,6 +28,8 @@ from mmfusion.training.restore import open_run
 from tests import planted
 from tests.errors import rejects
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 SIGNS = "tests.hostile.test_silent_difference:Signs"
 
 

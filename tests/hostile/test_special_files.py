@@ -25,6 +25,8 @@ from tests import planted
 from tests.errors import rejects
 from tests.hostile.limits import within
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 GOOD = "good.png"
 
 

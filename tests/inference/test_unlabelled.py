@@ -15,6 +15,8 @@ from mmfusion.training.loop import train
 from tests import tiny
 from tests.errors import rejects
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -22,6 +22,8 @@ from tests import planted, tiny
 from tests.errors import rejects
 from tests.models.test_pretrained import CASES, encoder_of, inputs_of, load, tensors_of
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 VIT = {"patch": 4, "layers": 2, "hidden": 8, "heads": 2}
 
 

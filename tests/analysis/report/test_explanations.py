@@ -29,6 +29,8 @@ from tests import planted
 from tests.errors import rejects
 from tests.models.encoder_cases import CASES, make
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 FACTS = {"colour": ["red", "green", "blue"], "size": [1.0, 20.0, 300.0]}
 
 

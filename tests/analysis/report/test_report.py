@@ -28,6 +28,8 @@ from mmfusion.errors import UserError
 from mmfusion.inference import shapley
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 SEEDS = 8  # the fewest seeds that distinguish three strategies from a fourth
 LEVELS = {"gmu": 0.92, "concat": 0.85, "film": 0.855, "mean": 0.6, "image alone": 0.55, "text alone": 0.5}
 COMMAND = "python -m experiments.ablate --config=configs/quickstart.py --match=parameters --workdir=/runs/a_b"
