@@ -291,7 +291,7 @@ def test_decoding_goes_on_where_the_disk_is_full(table, tmp_path, monkeypatch, c
     assert not list((tmp_path / "cache").glob("*.part"))  # they would take the space that is left
     monkeypatch.undo()
     monkeypatch.setattr(decoded, "SECONDS", 0)
-    monkeypatch.setattr(decoded, "DISK_SHARE", 0)
+    monkeypatch.setattr(cache, "DISK_SHARE", 0)
     load(table, tmp_path / "cache")
     assert "GB are free" in capsys.readouterr().out
 

@@ -46,6 +46,7 @@ def after_a_step(objective: str, accumulate: int = 1, **options: Any) -> Any:
     return jax.device_get(state.params), jax.device_get(metrics)
 
 
+@pytest.mark.thorough(but=("2",))
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_separate_losses_have_the_gradients_of_their_sum(accumulate):
     params, metrics = after_a_step("tests.objectives.test_pareto:Summed", accumulate)

@@ -24,6 +24,7 @@ from tests.models.test_pretrained import CASES, encoder_of, inputs_of, load, ten
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
+KEPT = ("vgg-timm-False", "convnext-timm-False", "vit-timm-False", "bert-transformers-all-False", "vit-timm-True")
 VIT = {"patch": 4, "layers": 2, "hidden": 8, "heads": 2}
 
 
@@ -76,6 +77,7 @@ def assert_same_run(first, second):
 
 
 @pytest.mark.unit
+@pytest.mark.thorough(but=KEPT)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_learning_layers_on_features_equal_the_encoder(case, whole):
@@ -118,6 +120,7 @@ def test_frozen_features_of_another_run_are_its_tokens(config, tmp_path):
     assert_same_run(tmp_path / "plain", tmp_path / "cached")
 
 
+@pytest.mark.thorough
 @pytest.mark.loop
 def test_probe_reads_frozen_features_also_of_corrupted_rows(config, tmp_path, monkeypatch):
     probed = []
