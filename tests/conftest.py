@@ -176,10 +176,9 @@ def traced_once(setups: collections.OrderedDict) -> Iterator[None]:
     Only for modules that do not patch what is traced. Tests that kill runs show that a resumed run is bit-identical
     with steps traced by another process.
     """
-    from mmfusion.training import setup
+    from mmfusion.training.setup import shared_setups
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "_shared", setups)
+    with shared_setups(setups):
         yield
 
 

@@ -23,7 +23,8 @@ def make_preprocess(
       modalities: per modality its options.
       owner: joined modality -> the modality that it is joined to, whose random keys augment both, so that they remain
         aligned.
-      computed: modalities whose inputs are features `[B, V, ...]` of V augmented views, of which one is taken.
+      computed: modalities whose inputs are features `[B, 1 + V, ...]`, not augmented and of V augmented views, of which
+        one is taken.
     """
 
     def preprocess(batch: Batch, key: jax.Array | None) -> Batch:
@@ -44,8 +45,8 @@ def make_preprocess(
 
 
 def _take_view(views: jax.Array, key: jax.Array | None, ids: jax.Array) -> jax.Array:
-    """Returns one of the views `[B, V, ...]` of each row: a random one, or without a key the first."""
+    """Returns one of the views `[B, 1 + V, ...]` of each row: the first, or with a key a random one of the others."""
     if key is None or views.shape[1] == 1:
         return views[:, 0]
-    chosen = jax.vmap(lambda one: jax.random.randint(one, (), 0, views.shape[1]))(rng.row_keys(key, ids))  # [B]
+    chosen = jax.vmap(lambda one: jax.random.randint(one, (), 1, views.shape[1]))(rng.row_keys(key, ids))  # [B]
     return views[jnp.arange(len(ids)), chosen]

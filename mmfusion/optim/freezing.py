@@ -43,9 +43,9 @@ class Freezing:
         """Returns the parameters, without a gradient where they never learn, so that none is computed."""
         return jax.tree.map(lambda x, on: x if on else jax.lax.stop_gradient(x), dict(params), self.learns(params))
 
-    def learns(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns for each parameter whether it ever learns."""
-        return jax.tree.map(lambda never: not never, self._fill(params, dict.fromkeys(self.always, True)))
+    def learns(self, params: Mapping[str, Any], *, never: bool = False) -> dict[str, Any]:
+        """Returns for each parameter whether it ever learns, or whether it never does."""
+        return jax.tree.map(lambda frozen: frozen == never, self._fill(params, dict.fromkeys(self.always, True)))
 
     def keep_frozen(self, old: Mapping[str, Any], new: Mapping[str, Any], step: jax.Array) -> Mapping[str, Any]:
         """Returns the new batch statistics, but the old ones of what is frozen at `step`."""

@@ -31,7 +31,12 @@ from mmfusion.data.split import Split
 from mmfusion.distributed import hosts
 from mmfusion.errors import UserError, one_line
 from mmfusion.models.encoders.images import PerImage
-from mmfusion.models.pretrained.learning_layers import LearningLayers, compute_features, learning_layers
+from mmfusion.models.pretrained.learning_layers import (
+    LearningLayers,
+    compute_features,
+    learning_layers,
+    without_learning,
+)
 from mmfusion.tracking import provenance
 from mmfusion.training.setup import TrainSetup, preprocessing
 from mmfusion.training.state import TrainState
@@ -97,9 +102,9 @@ class Encoder:
         return jax.jit(compute)
 
     def template(self, views: int) -> list[np.ndarray]:
-        """Returns features `[0, V, ...]` and their mask `[0, N]`, without rows."""
+        """Returns features `[0, 1 + V, ...]`, not augmented and augmented, and their mask `[0, N]`, without rows."""
         features, mask = jax.eval_shape(self.compute, self.variables, self.inputs(self.setup.example), None)
-        return [np.zeros((0, max(1, views), *features.shape[1:]), self.dtype), np.zeros((0, *mask.shape[1:]), bool)]
+        return [np.zeros((0, 1 + views, *features.shape[1:]), self.dtype), np.zeros((0, *mask.shape[1:]), bool)]
 
     def inputs(self, batch: Batch) -> Batch:
         """Returns what is read of a batch: this modality."""
@@ -116,7 +121,7 @@ class Encoder:
         batches = (self.inputs(split.take(some)) for some in positions)
         variables = jax.device_put(self.variables)
         for i, (_, batch) in enumerate(pipeline.to_device(batches, jax.device_put)):
-            outputs = [self.compute(variables, batch, view) for view in (range(views) if views else [None])]
+            outputs = [self.compute(variables, batch, view) for view in (None, *range(views))]
             arrays = [jnp.stack([features for features, _ in outputs], axis=1), outputs[0][1]]
             yield [np.asarray(array)[: last - first - i * self.rows] for array in arrays]
 
@@ -153,10 +158,16 @@ class Reading:
             rows = encoder.inputs(batch)
             folder = self.cache.path([*encoder.key(0), _digest(rows)])
             assert folder is not None
-            if not folder.exists():
-                split = next(iter(self.dataset.splits.values()))
-                _write(encoder, {folder: (dataclasses.replace(split, ids=batch.id, arrays=rows), 0)}, self.cache)
-            inputs[m], mask[m] = array_files.load(folder, encoder.dtypes)  # pyright: ignore[reportArgumentType]
+            split = dataclasses.replace(next(iter(self.dataset.splits.values())), ids=batch.id, arrays=rows)
+            try:
+                if not folder.exists():
+                    _write(encoder, {folder: (split, 0)}, self.cache)
+                os.utime(folder)
+                found = array_files.load(folder, encoder.dtypes)
+            except OSError:  # such as a full disk
+                pieces = zip(*encoder.chunks(split, 0, len(split), 0), strict=True)
+                found = [np.concatenate(leaves) for leaves in pieces]
+            inputs[m], mask[m] = found  # pyright: ignore[reportArgumentType]
         return batch.replace(inputs=inputs, mask=mask)
 
 
@@ -179,11 +190,11 @@ def cached(config: RunConfig, dataset: Dataset, setup: TrainSetup, state: TrainS
     encoders: dict[str, Encoder] = {}
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     cache = open_cache(config.data.cache)
-    for name in sorted(setup.spec.freezing.always):
-        m = name.removeprefix("encoders_")
-        if not config.model.encoders[m].init:
-            continue
-        reason = _reason(config, dataset, setup, m, cache)
+    frozen = sorted(name.removeprefix("encoders_") for name in setup.spec.freezing.always)
+    reasons = {m: _reason(config, dataset, setup, m, cache) for m in frozen if config.model.encoders[m].init}
+    # The hosts' steps must be the same, and a sharded state is gathered by all of them.
+    hosts.check_agreement({"the encoders whose features are kept": [m for m in reasons if not reasons[m]]})
+    for m, reason in reasons.items():
         if not reason:
             encoder = _encoder(config, setup, state, m)
             augmented = views if _is_augmented(config, m) else 0
@@ -198,7 +209,7 @@ def cached(config: RunConfig, dataset: Dataset, setup: TrainSetup, state: TrainS
             message = f"features of {m!r} cannot be kept: {reason}; without them it must be 'float32'"
             raise UserError(message, path="config.data.cache_dtype", value=dtype)
         lines.append(f"data   {m}: encoded in each step, as its features are not kept: {reason}")
-    hosts.check_agreement({"the encoders whose features are kept": sorted(found)})  # as their steps differ
+    hosts.check_agreement({"the encoders whose features are kept": sorted(found)})
     if not found:
         return Reading(dataset, setup, {}, cache, lines)
     layers = flax.core.FrozenDict({m: encoder.layers for m, encoder in encoders.items()})
@@ -225,8 +236,13 @@ def _reason(config: RunConfig, dataset: Dataset, setup: TrainSetup, m: str, cach
         return f"config.data.cache is {config.data.cache!r}"
     if m in model.shares.values() or m in model.joins or m in joined:
         return "it shares its encoder or is joined"
-    if isinstance(model.encoders[m], PerImage) and f"encoders_{m}" in setup.spec.freezing.published:
-        return "a layer that learns reads each of several images"
+    encoder: Any = model.encoders[m]
+    if isinstance(encoder, PerImage):
+        if f"encoders_{m}" in setup.spec.freezing.published:
+            return "a layer that learns reads each of several images"
+        encoder = encoder.encoder
+    if not type(encoder).__module__.startswith("mmfusion."):
+        return "its class is from outside, whose code is not known"
     if any(split.arrays is None for split in dataset.splits.values()):
         return "rows are streamed; raise config.data.memory_gb"
     if any(part is None for keys in dataset.keys.values() for part in keys[m]):
@@ -257,11 +273,8 @@ def _encoder(config: RunConfig, setup: TrainSetup, state: TrainState, m: str) ->
     layers = learning_layers(
         setup.model.encoders[m], variables["params"][name], name not in setup.spec.freezing.published
     )
-    if layers.layer:  # those that learn have no part in the features
-        own = variables["params"][name]
-        # The layers that learn are still called, so that they are zeros instead of absent.
-        learning = {key: jax.tree.map(np.zeros_like, own[key]) for key in ("tokens", "project", "norm") if key in own}
-        variables["params"] = {name: {**own, **learning}}
+    if layers.layer:
+        variables["params"] = {name: without_learning(variables["params"][name])}
     rows = max(1, config.batch_size // partitioner.num_devices)
     dtype = np.dtype(jnp.dtype(config.data.cache_dtype))
     return Encoder(setup, m, config.data.modalities[m].to_dict(), layers, variables, rows, dtype)
@@ -277,7 +290,11 @@ def _arrays(encoder: Encoder, dataset: Dataset, cache: Cache, views: int) -> tup
     keys = {number: encoder.key(number) for number in set(made.values())}
     folders: dict[str, Path] = {}
     for name in dataset.splits:
-        folder = cache.path([*keys[made[name]], *dataset.keys[name][encoder.modality]])
+        arrays = dataset.splits[name].arrays
+        assert arrays is not None
+        # Other modalities matter: of those that are dropped one stays, and a row with an unreadable one has none.
+        present = np.asarray(arrays.present[encoder.modality]) & (np.asarray(arrays.weight) > 0)
+        folder = cache.path([*keys[made[name]], *dataset.keys[name][encoder.modality], _digest(present)])
         assert folder is not None
         folders[name] = folder
     missing = {folder: (dataset.splits[name], made[name]) for name, folder in folders.items() if not folder.exists()}

@@ -18,7 +18,7 @@ from mmfusion.data import pipeline, trust
 from mmfusion.data.batch import Batch
 from mmfusion.data.dataset import Dataset
 from mmfusion.errors import UserError
-from mmfusion.training import recovery, warm_start
+from mmfusion.training import frozen_features, recovery, warm_start
 from mmfusion.training.progress import Progress
 from mmfusion.training.restore import fitted_config, open_checkpoints, read_config
 from mmfusion.training.setup import TrainSetup, build_setup
@@ -73,6 +73,8 @@ def replay(workdir: str | Path, step: int = 0) -> Replayed:
     setup = build_setup(run, dataset)
     state, progress = _before(checkpoints, str(workdir), step, run, dataset, setup)
     progress.rollbacks = wrong["rollbacks"] if recorded else progress.rollbacks
+    reading = frozen_features.cached(run, dataset, setup, state)
+    dataset, setup = reading.dataset, reading.setup
 
     partitioner, since, gradients = setup.partitioner, progress.step, {}
     batches = pipeline.train_batches(

@@ -135,17 +135,21 @@ class TrainSetup:
         return {}
 
 
-_shared: collections.OrderedDict[tuple[str, str], TrainSetup] | None = None
+Setups = collections.OrderedDict[tuple[str, str], TrainSetup]
+_shared: Setups | None = None
 
 
 @contextlib.contextmanager
-def shared_setups() -> Iterator[None]:
+def shared_setups(setups: Setups | None = None) -> Iterator[None]:
     """Lets runs of one model in this process, such as trials of an ablation, share what is traced and compiled.
 
     They may differ in the seed, the learning rate, and how often they validate and save.
+
+    Args:
+      setups: what runs have shared before, which is added to; None: nothing.
     """
     global _shared  # the runs are started by functions that know nothing of each other
-    before, _shared = _shared, collections.OrderedDict() if _shared is None else _shared
+    before, _shared = _shared, collections.OrderedDict() if setups is None else setups
     try:
         yield
     finally:
@@ -232,8 +236,11 @@ def make_optimizer(run: RunConfig, frozen: freezing.Freezing) -> optax.GradientT
     if frozen:
         chain.append(frozen.zero_updates())
     optimizer = chain[0] if len(chain) == 1 else optax.chain(*chain)
-    # What never learns has no moments and takes no time.
-    return optax.masked(optimizer, frozen.learns) if frozen.always else optimizer
+    if not frozen.always:
+        return optimizer
+    # What never learns has no moments and takes no time; its gradient may not be zero, as objectives change gradients.
+    never = functools.partial(frozen.learns, never=True)
+    return optax.chain(optax.masked(optimizer, frozen.learns), optax.masked(optax.set_to_zero(), never))
 
 
 def make_tasks(

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mmfusion import config as configs
 from mmfusion.analysis.probing.probe import probe_run
 from mmfusion.config import defaults
 from mmfusion.data.batch import Batch
+from mmfusion.models.encoders.images import PerImage
 from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import FusionModel
-from mmfusion.models.pretrained.learning_layers import compute_features, learning_layers
+from mmfusion.models.pretrained.learning_layers import compute_features, learning_layers, without_learning
+from mmfusion.optim import freezing
 from mmfusion.training import frozen_features
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
-from mmfusion.training.setup import preprocessing
+from mmfusion.training.setup import make_optimizer, preprocessing
 from tests import planted, tiny
 from tests.errors import rejects
 from tests.models.test_pretrained import CASES, encoder_of, inputs_of, load, tensors_of
@@ -96,6 +99,10 @@ def test_learning_layers_on_features_equal_the_encoder(case, whole):
     read = batch.replace(inputs={"m": features}, mask={"m": features_mask})
     found = reading.apply(variables, read, train=False, method="encode")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+    if not whole:
+        frozen = {**variables, "params": {"encoders_m": without_learning(loaded.params)}}
+        again = compute_features(model, frozen, batch, "m", layers.layer)
+        jax.tree.map(np.testing.assert_array_equal, again, (features, features_mask))
     assert not found[1]["m"][0].any() and found[1]["m"][1:].any(axis=1).all()
 
 
@@ -109,6 +116,33 @@ def test_frozen_features_give_the_same_run_to_the_bit(config, tmp_path, capsys, 
     monkeypatch.setattr(frozen_features.Encoder, "chunks", None)  # the second run computes nothing
     train(config(), tmp_path / "second")
     assert_same_run(tmp_path / "plain", tmp_path / "second")
+
+
+@pytest.mark.loop
+def test_frozen_features_depend_on_which_rows_lack_the_modality(config, tmp_path):
+    missing = {"data__missing": 0.6, "data__allow_leakage": True}
+    train(config(**missing), tmp_path / "both")
+    for name, cache in (("plain", "off"), ("cached", str(tmp_path / "cache"))):
+        alone = config(**missing, data__cache=cache).unlock()
+        defaults.keep_modalities(alone, "image")  # which no row loses then
+        train(alone.lock(), tmp_path / name)
+    assert_same_run(tmp_path / "plain", tmp_path / "cached")
+
+
+@pytest.mark.unit
+def test_updates_of_what_never_learns_are_zero_for_any_gradient(config):
+    run = configs.read(config(**{"optim.name": "adam"}))
+    optimizer = make_optimizer(run, freezing.make(run.model.encoders, run.steps))
+    params = {"encoders_image": {"patches": np.ones((2, 2)), "project": np.ones((2, 2))}, "fusion": np.ones(2)}
+    updates, _ = optimizer.update(params, optimizer.init(params), params, step=0)
+    assert not updates["encoders_image"]["patches"].any()
+    assert updates["encoders_image"]["project"].all() and updates["fusion"].all()
+
+
+@pytest.mark.unit
+def test_layers_of_a_wholly_frozen_encoder_of_several_images_are_none():
+    encoder, loaded = load("vit-timm")
+    assert learning_layers(PerImage(encoder), loaded.params, True).layer == ""
 
 
 @pytest.mark.loop
@@ -191,18 +225,18 @@ def test_frozen_features_of_smaller_dtypes_and_of_augmented_views(config, tmp_pa
     views = {"data__cache_views": 3, "data__modalities__image__augment__brightness": 0.5} if augmented else {}
     train(config(data__cache_dtype="bfloat16", **views), tmp_path / "run")
     features, _ = kept["train"]
-    assert features.dtype.name == "bfloat16" and features.shape == (34, 3 if augmented else 1, 5, 8)
+    assert features.dtype.name == "bfloat16" and features.shape == (34, 4 if augmented else 1, 5, 8)
     assert kept["test"][0].shape == (12, 1, 5, 8)  # rows are augmented in training only
     if augmented:
-        assert (features[:, 0] != features[:, 1]).any(axis=(1, 2)).sum() > 20
+        assert (features[:, 1] != features[:, 2]).any(axis=(1, 2)).sum() > 20
         positions = np.arange(8)
         batch = Batch({"image": features[:8], "text": np.zeros((8, 6), np.int32)}, {}, {}, {}, np.ones(8), positions)
         pick = preprocessing(open_run(tmp_path / "run", []).config, ("image",))
         drawn = [np.asarray(pick(batch, jax.random.key(k)).inputs["image"]) for k in range(20)]
         views_of = [
-            [int(np.flatnonzero((features[i] == one[i]).all(axis=(1, 2)))[0]) for i in range(8)] for one in drawn
+            [int(np.flatnonzero((features[i] == one[i]).all(axis=(1, 2)))[-1]) for i in range(8)] for one in drawn
         ]
-        assert {0, 1, 2} == {view for row in views_of for view in row}
+        assert {1, 2, 3} == {view for row in views_of for view in row}
 
 
 @pytest.mark.loop

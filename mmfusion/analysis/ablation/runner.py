@@ -94,6 +94,7 @@ class InProcess:
 
     def __init__(self, directory: Path):
         self._directory = directory
+        self._setups: Any = collections.OrderedDict()
 
     def batches(self, trials: Sequence[Trial], stage: Stage) -> list[list[Trial]]:
         """Returns each trial by itself."""
@@ -105,7 +106,7 @@ class InProcess:
 
         while batch := take():
             for trial in batch:
-                with shared_setups():
+                with shared_setups(self._setups):
                     outcome = run_stage(trial, self._directory, stage)
                 if isinstance(outcome, Preempted):
                     raise outcome

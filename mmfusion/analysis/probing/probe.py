@@ -63,7 +63,7 @@ def probe_run(workdir: Path, metric: str = "") -> dict[str, Any]:
     """
     run = open_run(workdir, ["valid", "test"])
     probe = Probe(run, metric)
-    encoded = probe.encode(sample_rows(run.dataset.splits["test"], ROWS))
+    encoded = probe.encode(sample_rows(probe.reading.dataset.splits["test"], ROWS))
     raw = sample_rows(run.dataset.splits["test"], CORRUPTED)
     full = {split: _evaluate(probe, split) for split in ("valid", "test")}
     names = sorted(encoded.inputs)
@@ -168,10 +168,13 @@ class Probe:
         self._encode = jax.jit(encode, static_argnums=2)
         self._fuse, self._pairs = jax.jit(fuse), jax.jit(pairs)
 
-    def encode(self, raw: Batch, modalities: Sequence[str] = ()) -> Batch:
-        """Returns a host batch of the given modalities (empty: all), with tokens `[n, N, D]` and masks as inputs."""
+    def encode(self, batch: Batch, modalities: Sequence[str] = ()) -> Batch:
+        """Returns a host batch of the given modalities (empty: all), with tokens `[n, N, D]` and masks as inputs.
+
+        The batch is what `reading.dataset` has, or `reading.read` returns.
+        """
         names = tuple(modalities or self.run.setup.model.modalities)
-        return _in_chunks(lambda batch: self._encode(self._variables, batch, names), self.reading.read(raw))
+        return _in_chunks(lambda rows: self._encode(self._variables, rows, names), batch)
 
     def fuse(self, encoded: Batch) -> dict[str, Any]:
         """Returns the outputs of `evaluation.collect` for an encoded batch."""
@@ -225,7 +228,7 @@ def _subsets(probe: Probe, full: dict[str, Any]) -> Iterator[tuple[tuple[str, ..
     if run.setup.model.joins:  # joined modalities share tokens, so they must be masked before the encoder
         yield from ((kept, _evaluate(probe, "test", kept)) for kept in subsets)
         return
-    outputs, split = {kept: [] for kept in subsets}, run.dataset.splits["test"]
+    outputs, split = {kept: [] for kept in subsets}, probe.reading.dataset.splits["test"]
     for start in range(0, len(split), ROWS):
         encoded = probe.encode(_readable(split.take(np.arange(start, min(start + ROWS, len(split))))))
         for kept, chunks in outputs.items():
@@ -259,14 +262,14 @@ def _interactions(probe: Probe, encoded: Batch, names: Sequence[str]) -> dict[st
 
 def _corruptions(probe: Probe, raw: Batch) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, float]]]:
     """Returns the metric at each severity, and how well confidence tells the examples of the greatest one."""
-    reader, encoded = probe.run.dataset.reader, probe.encode(raw)
+    reader, encoded = probe.run.dataset.reader, probe.encode(probe.reading.read(raw))
     joined_to = {other: m for m, others in probe.run.setup.model.joins.items() for other in others}
 
     def at(m: str, name: str, severity: float) -> dict[str, Any]:
         corrupted = corruption.corrupt(
             raw, m, reader.modalities[m]["kind"], name, severity, seed=0, fitted=reader.fitted.get(m)
         )
-        return probe.fuse(_update(encoded, probe.encode(corrupted, [joined_to.get(m, m)])))
+        return probe.fuse(_update(encoded, probe.encode(probe.reading.read(corrupted), [joined_to.get(m, m)])))
 
     outputs = {
         m: {name: [at(m, name, s) for s in SEVERITIES] for name in corruption.CORRUPTIONS[options["kind"]]}

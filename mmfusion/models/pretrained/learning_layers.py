@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmfusion.models.encoders.image import Positions
 from mmfusion.models.layers import normalised_tokens
@@ -44,8 +45,15 @@ class LearningLayers(nn.Module):
 
 def learning_layers(encoder: Any, params: Mapping[str, Any], whole: bool) -> LearningLayers:
     """Returns the layers of an encoder that learn where its published weights are frozen, or none if `whole` is."""
-    layer = "" if whole else unpublished(params)[0]
-    return LearningLayers(encoder.width, layer, getattr(encoder, "recurrent", "none"), encoder.dtype)
+    if whole:
+        return LearningLayers(0, "", dtype=encoder.dtype)
+    return LearningLayers(encoder.width, unpublished(params)[0], getattr(encoder, "recurrent", "none"), encoder.dtype)
+
+
+def without_learning(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of an encoder with zeros for those that learn, on which its features do not depend."""
+    learning = {layer: jax.tree.map(np.zeros_like, params[layer]) for layer in unpublished(params) if layer in params}
+    return {**params, **learning}
 
 
 def compute_features(
