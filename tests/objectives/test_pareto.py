@@ -36,6 +36,7 @@ class Summed(Objective):
 def after_a_step(objective: str, accumulate: int = 1, **options: Any) -> Any:
     config = synthetic.config({**SGD, "optim.accumulate": accumulate}, "concat")
     with config.unlocked():
+        del config.objectives.mvae
         config.optim = defaults.optimizer("momentum", 0.3, schedule="constant", clip_norm=0.0)
         config.optim.accumulate = accumulate
         config.objectives.tried = defaults.objective(objective, **options)
