@@ -17,7 +17,7 @@ from mmfusion.models.fusion import FUSIONS
 from mmfusion.models.model import FusionModel
 from mmfusion.models.pretrained.learning_layers import compute_features, learning_layers, without_learning
 from mmfusion.optim import freezing
-from mmfusion.training import frozen_features
+from mmfusion.training import frozen_encoder, frozen_features
 from mmfusion.training.loop import train
 from mmfusion.training.restore import open_run
 from mmfusion.training.setup import make_optimizer, preprocessing
@@ -189,7 +189,7 @@ def test_frozen_features_are_shared_by_runs_of_one_modality_and_of_other_encoder
 
 @pytest.mark.loop
 def test_frozen_features_resume_where_a_process_was_killed(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(frozen_features, "CHUNK_BYTES", 1)  # a chunk for each batch of 8 rows
+    monkeypatch.setattr(frozen_encoder, "CHUNK_BYTES", 1)  # a chunk for each batch of 8 rows
     calls, original = [], frozen_features.Encoder.chunks
 
     def chunks(self, split, first, last, views):
